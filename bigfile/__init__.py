@@ -1,0 +1,38 @@
+"""Files mapped in memory: the pager, and file backends.
+
+From the ground up: ram and pagemap, mapping, page, virtmem, pagefault (compiled, the pager);
+file_file and, over ZODB, zblk, blktab and file_zodb.
+"""
+
+from wendelin.bigfile import pagefault as _pagefault  # noqa: F401  serves faults from now on
+from wendelin.bigfile.errors import (
+    BigFileError,
+    BlockLoadError,
+    DoomedError,
+    ForkError,
+    PageMemoryError,
+)
+from wendelin.bigfile.virtmem import (
+    HOLE,
+    VMA,
+    WRITEOUT_MARKSTORED,
+    WRITEOUT_STORE,
+    BigFile,
+    BigFileH,
+    ram_reclaim,
+)
+
+__all__ = [
+    "HOLE",
+    "VMA",
+    "WRITEOUT_MARKSTORED",
+    "WRITEOUT_STORE",
+    "BigFile",
+    "BigFileError",
+    "BigFileH",
+    "BlockLoadError",
+    "DoomedError",
+    "ForkError",
+    "PageMemoryError",
+    "ram_reclaim",
+]

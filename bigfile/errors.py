@@ -1,0 +1,51 @@
+"""What can go wrong with a mapped file, as exceptions.
+
+They know nothing of the pager; it makes them, and raises them where the memory was touched.
+"""
+
+__all__ = ["BigFileError", "BlockLoadError", "DoomedError", "ForkError", "PageMemoryError"]
+
+
+class BigFileError(Exception):
+    """Something went wrong with a file that is mapped in memory: the root of the others."""
+
+
+class BlockLoadError(BigFileError):
+    """A block could not be loaded; `__cause__` says why.
+
+    It is raised in the thread that touched the memory, as soon as that thread is back in Python
+    code: see "When a load fails" in docs. Until then the memory reads as zeros, and nothing
+    computed from it can be stored: DoomedError.
+
+    Attributes
+    ----------
+    file : object
+        The file that was asked, a BigFile.
+    blk : int
+        The block [blk].
+    """
+
+    def __init__(self, message: str, file: object = None, blk: int = -1) -> None:
+        super().__init__(message)
+        self.file = file
+        self.blk = blk
+
+
+class PageMemoryError(BigFileError, MemoryError):
+    """There is no page memory for a change: commit in smaller steps.
+
+    Raised as BlockLoadError is; changes made after it went nowhere, so none of this
+    transaction's can be stored.
+    """
+
+
+class ForkError(BigFileError):
+    """A child of a fork touched an array of its parent. Open the database anew in the child."""
+
+
+class DoomedError(BigFileError):
+    """Changes are refused because a touch failed since the transaction began.
+
+    `__cause__` is the first failure. `transaction.abort()`, or BigFileH.dirty_discard(), makes
+    the file usable again.
+    """

@@ -1,0 +1,81 @@
+"""Kernel and libc declarations of the pager: pure extern, nothing of our own.
+
+Sections are in the order of the Linux manual: memory (2), files (2), signals (2), threads (3).
+"""
+
+cdef extern from *:
+    ctypedef char volatile_char "volatile char"
+
+cdef extern from "<sys/mman.h>" nogil:
+    """
+    /* Kernel 5.14; older C libraries do not name it. */
+    #ifndef MADV_POPULATE_READ
+    #define MADV_POPULATE_READ 22
+    #endif
+    """
+    void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset)
+    int munmap(void *addr, size_t length)
+    int mprotect(void *addr, size_t length, int prot)
+    int madvise(void *addr, size_t length, int advice)
+    int memfd_create(const char *name, unsigned int flags)
+    void *MAP_FAILED
+    int PROT_NONE, PROT_READ, PROT_WRITE
+    int MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_ANONYMOUS, MAP_NORESERVE
+    int MADV_DONTNEED, MADV_DONTFORK, MADV_POPULATE_READ
+    unsigned int MFD_CLOEXEC
+
+cdef extern from "<errno.h>" nogil:
+    """
+    #define wc_set_errno(e) (errno = (e))
+    """
+    int EDEADLK
+    void set_errno "wc_set_errno"(int err)
+
+cdef extern from "<fcntl.h>" nogil:
+    int fallocate(int fd, int mode, long offset, long length)
+    int fcntl(int fd, int cmd, ...)
+    int FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+    int F_DUPFD_CLOEXEC
+
+cdef extern from "<unistd.h>" nogil:
+    int close(int fd)
+    int ftruncate(int fd, long length)
+    ssize_t pwrite(int fd, const void *buf, size_t count, long offset)
+    ssize_t write(int fd, const void *buf, size_t count)
+    long sysconf(int name)
+    int _SC_PAGESIZE
+
+cdef extern from "<signal.h>" nogil:
+    ctypedef struct siginfo_t:
+        int si_code
+        void *si_addr
+    ctypedef struct sigset_t:
+        pass
+    struct sigaction_t "sigaction":
+        void (*sa_handler)(int) noexcept nogil
+        void (*sa_sigaction)(int, siginfo_t *, void *) noexcept nogil
+        sigset_t sa_mask
+        int sa_flags
+    int sigaction(int signum, const sigaction_t *act, sigaction_t *oldact)
+    int sigemptyset(sigset_t *set)
+    int sigaddset(sigset_t *set, int signum)
+    int raise_ "raise" (int sig)
+    void SIG_DFL(int) noexcept
+    void SIG_IGN(int) noexcept
+    int SIGSEGV, SA_SIGINFO, SA_NODEFER, SI_USER, SI_TKILL
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+    ctypedef struct pthread_cond_t:
+        pass
+    ctypedef unsigned long pthread_t
+    int pthread_mutex_init(pthread_mutex_t *mutex, void *attr)
+    int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
+    int pthread_cond_init(pthread_cond_t *cond, void *attr)
+    int pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex)
+    int pthread_cond_broadcast(pthread_cond_t *cond)
+    pthread_t pthread_self()
+    int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept,
+                       void (*child)() noexcept)

@@ -1,0 +1,38 @@
+"""See mapping.pyx."""
+
+from libc.stdint cimport uint8_t, uint64_t
+
+cdef enum Kind:             # what the kernel shows at one page of an area
+    NONE                    # the memfd, PROT_NONE: a touch faults
+    RO                      # the memfd, read-only
+    RW                      # the memfd, read-write
+    ZERO                    # anonymous and read-only: the kernel's zero page
+    FILE                    # a range of a file, read-only and private
+    SINK                    # scrap for writes of a doomed transaction; never stored
+
+cdef struct Area:
+    char *start             # address range [start, stop)
+    char *stop
+    uint64_t pgoffset       # first page of the file that it shows
+    uint64_t pglen          # [pages]
+    size_t blksize          # [bytes]
+    int memfd               # of the handle; borrowed
+    void *owner             # the FileH; not for this room
+    Area *prev              # neighbours in the handle's list; not for this room
+    Area *next
+    # protected by: the pager lock
+    uint8_t *kinds          # [pglen] of Kind
+    uint64_t maps           # kernel mappings it consists of, estimated from above
+    uint64_t mapped         # pages mapped since it was last reset
+    bint scrap              # some pages are SINK, or ZERO in place of a failed load
+
+cdef Area *area_map(int memfd, uint64_t pgoffset, uint64_t pglen, size_t blksize) noexcept nogil
+cdef void area_unmap(Area *area) noexcept nogil
+cdef Area *area_lookup(const char *addr) noexcept nogil
+cdef int area_show(Area *area, uint64_t page, Kind kind, int fd, long offset) noexcept nogil
+cdef int area_reset(Area *area) noexcept nogil
+cdef void areas_reset_scrap() noexcept nogil
+cdef void areas_after_fork() noexcept nogil
+cdef Area *area_inherited(const char *addr) noexcept nogil
+
+cdef uint64_t areas_maps, areas_mapped_bytes

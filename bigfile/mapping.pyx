@@ -1,0 +1,321 @@
+"""Areas: ranges of address space that show pages of a file, and what each page shows now.
+
+An Area is one mapping of a handle's memfd, cut by the kernel into as many mappings as
+neighbouring pages differ. Page by page it shows one Kind:
+
+    NONE, RO, RW    the memfd at the page's own offset: changed by mprotect
+    ZERO            a hole, or a page whose load failed: memory that costs none
+    FILE            the block's bytes where they lie in a file: the kernel's page cache
+    SINK            one block of memory that takes what a doomed transaction still writes
+
+`areas` is sorted by address, so that a fault finds its area in O(log n).
+
+*Budgets.* The kernel allows vm.max_map_count mappings a process, ours and everyone's; and page
+tables cost 0.2 % of every range that was touched, also of zero and file pages. When one of the
+two budgets is reached, the area that uses most of it is reset: shown as NONE again, in one
+mapping. Nothing is lost by that: pages stay in memory, the next touch faults and shows them.
+
+*Fork.* Areas are not inherited (MADV_DONTFORK: a child that wrote or freed shared page memory
+would change its parent's uncommitted data). In the child they are kept aside as `inherited`,
+so that a touch can be told from a wild pointer.
+
+This room knows address ranges. It knows nothing of page states or of who loads.
+
+Locking: all want the pager lock.
+"""
+
+from libc.errno cimport ENOMEM, errno
+from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memmove
+
+from wendelin.bigfile.kernel cimport (MADV_DONTFORK, MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED,
+                                      MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
+                                      PROT_NONE, PROT_READ, PROT_WRITE, madvise, mmap, mprotect,
+                                      munmap)
+from wendelin.bigfile.ram cimport ram_limit, ram_open
+
+cdef struct Table:
+    Area **areas            # sorted by address, not overlapping
+    size_t used
+    size_t size
+
+cdef Table live             # areas of this process
+cdef Table inherited        # areas of the parent, in a child made by fork
+cdef uint64_t maps_budget   # kernel mappings all areas together may use
+cdef int sink_fd = -1       # memory of SINK pages
+
+
+# ---- the table of areas ----
+
+cdef size_t table_find(Table *table, const char *addr) noexcept nogil:
+    """Return the index of the first area that ends after addr."""
+    cdef size_t lo = 0, hi = table.used, mid
+    while lo < hi:
+        mid = (lo + hi) // 2
+        if table.areas[mid].stop <= addr:
+            lo = mid + 1
+        else:
+            hi = mid
+    return lo
+
+
+cdef int table_add(Table *table, Area *area) noexcept nogil:
+    cdef size_t i, size
+    cdef Area **areas
+    if table.used == table.size:
+        size = 2 * table.size if table.size else 16
+        areas = <Area **>realloc(table.areas, size * sizeof(Area *))
+        if areas == NULL:
+            return -1
+        table.areas = areas
+        table.size = size
+    i = table_find(table, area.start)
+    memmove(table.areas + i + 1, table.areas + i, (table.used - i) * sizeof(Area *))
+    table.areas[i] = area
+    table.used += 1
+    return 0
+
+
+cdef bint table_remove(Table *table, Area *area) noexcept nogil:
+    cdef size_t i = table_find(table, area.start)
+    if i == table.used or table.areas[i] != area:
+        return False
+    table.used -= 1
+    memmove(table.areas + i, table.areas + i + 1, (table.used - i) * sizeof(Area *))
+    return True
+
+
+cdef Area *table_lookup(Table *table, const char *addr) noexcept nogil:
+    cdef size_t i = table_find(table, addr)
+    if i < table.used and table.areas[i].start <= addr:
+        return table.areas[i]
+    return NULL
+
+
+cdef Area *area_lookup(const char *addr) noexcept nogil:
+    """Return the area that holds an address, or NULL."""
+    return table_lookup(&live, addr)
+
+
+cdef Area *area_inherited(const char *addr) noexcept nogil:
+    """Return the area of the process that forked this one which held the address, or NULL."""
+    return table_lookup(&inherited, addr)
+
+
+# ---- one area ----
+
+cdef Area *area_map(int memfd, uint64_t pgoffset, uint64_t pglen, size_t blksize) noexcept nogil:
+    """Map pages [pgoffset, pgoffset + pglen), all NONE. NULL with errno when there is no room.
+
+    The caller has checked that the byte range fits into a file offset.
+    """
+    cdef Area *area = <Area *>calloc(1, sizeof(Area))
+    cdef void *addr
+    if area == NULL:
+        return NULL
+    addr = mmap(NULL, pglen, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if addr == MAP_FAILED:
+        free(area)
+        return NULL
+    area.kinds = <uint8_t *>addr
+    addr = mmap(NULL, pglen * blksize, PROT_NONE, MAP_SHARED | MAP_NORESERVE, memfd,
+                pgoffset * blksize)
+    if addr == MAP_FAILED:
+        munmap(area.kinds, pglen)
+        free(area)
+        return NULL
+    area.start = <char *>addr
+    area.stop = area.start + pglen * blksize
+    area.pgoffset = pgoffset
+    area.pglen = pglen
+    area.blksize = blksize
+    area.memfd = memfd
+    area.maps = 1
+    madvise(addr, pglen * blksize, MADV_DONTFORK)
+    if table_add(&live, area) != 0:
+        munmap(addr, pglen * blksize)
+        munmap(area.kinds, pglen)
+        free(area)
+        return NULL
+    global areas_maps
+    areas_maps += 1
+    return area
+
+
+cdef void area_unmap(Area *area) noexcept nogil:
+    """Unmap and free an area. It must not be in use."""
+    global areas_maps, areas_mapped_bytes
+    if table_remove(&live, area):
+        areas_maps -= area.maps
+        areas_mapped_bytes -= area.mapped * area.blksize
+        munmap(area.start, area.stop - area.start)
+    else:
+        # After a fork: the range was not inherited, something else may be mapped there.
+        table_remove(&inherited, area)
+    munmap(area.kinds, area.pglen)
+    free(area)
+
+
+cdef inline bint edge(Area *area, uint64_t page) noexcept nogil:
+    """Say whether the kernel has a boundary between page - 1 and page (estimated from above)."""
+    cdef uint8_t a = area.kinds[page - 1], b = area.kinds[page]
+    # neighbouring FILE and SINK pages may, but need not, be one mapping
+    return a != b or a == FILE or a == SINK
+
+
+cdef uint64_t edges(Area *area, uint64_t page) noexcept nogil:
+    cdef uint64_t n = 0
+    if page != 0:
+        n += edge(area, page)
+    if page + 1 < area.pglen:
+        n += edge(area, page + 1)
+    return n
+
+
+cdef bint is_memfd(uint8_t kind) noexcept nogil:
+    return kind == NONE or kind == RO or kind == RW
+
+
+cdef int prot_of(uint8_t kind) noexcept nogil:
+    if kind == NONE:
+        return PROT_NONE
+    return PROT_READ | PROT_WRITE if kind == RW or kind == SINK else PROT_READ
+
+
+cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, int fd, long offset) \
+        noexcept nogil:
+    """Put a mapping of a kind over a range of the area. 0 or errno."""
+    cdef int flags = MAP_FIXED | MAP_NORESERVE
+    if kind == ZERO:
+        flags |= MAP_PRIVATE | MAP_ANONYMOUS
+        fd = -1
+        offset = 0
+    elif kind == FILE:
+        flags |= MAP_PRIVATE
+    else:
+        flags |= MAP_SHARED
+        if kind == SINK:
+            fd = sink_fd
+            offset = 0
+        else:
+            fd = area.memfd
+            offset = area.pgoffset * area.blksize + (<char *>addr - area.start)
+    if mmap(addr, size, prot_of(kind), flags, fd, offset) == MAP_FAILED:
+        return errno
+    # A fresh mapping has none of the old one's advice.
+    madvise(addr, size, MADV_DONTFORK)
+    return 0
+
+
+cdef int area_show(Area *area, uint64_t page, Kind kind, int fd, long offset) noexcept nogil:
+    """Show a page [0, pglen) of the area as kind; fd and offset are for FILE. 0 or errno."""
+    global areas_maps, areas_mapped_bytes, sink_fd
+    cdef int err
+    cdef uint8_t old
+    cdef uint64_t before
+    cdef void *addr = area.start + page * area.blksize
+    if kind != NONE:
+        keep_budgets()
+        if kind == SINK and sink_fd < 0:
+            sink_fd = ram_open()
+            if sink_fd < 0:
+                return errno
+    old = area.kinds[page]
+    if old == kind and kind != FILE:
+        return 0
+    err = show_fixed(area, addr, old, kind, fd, offset)
+    if err == ENOMEM and reset_greediest(False):
+        old = area.kinds[page]
+        err = show_fixed(area, addr, old, kind, fd, offset)
+    if err != 0:
+        return err
+    before = edges(area, page)
+    area.kinds[page] = kind
+    area.maps += edges(area, page) - before
+    areas_maps += edges(area, page) - before
+    if kind != NONE:
+        area.mapped += 1
+        areas_mapped_bytes += area.blksize
+    return 0
+
+
+cdef int show_fixed(Area *area, void *addr, uint8_t old, Kind kind, int fd, long offset) \
+        noexcept nogil:
+    if is_memfd(old) and is_memfd(kind):
+        if mprotect(addr, area.blksize, prot_of(kind)) != 0:
+            return errno
+        return 0
+    return map_fixed(area, addr, area.blksize, kind, fd, offset)
+
+
+cdef int area_reset(Area *area) noexcept nogil:
+    """Show all of an area as NONE, in one mapping. 0 or errno."""
+    global areas_maps, areas_mapped_bytes
+    cdef int err = map_fixed(area, area.start, area.stop - area.start, NONE, -1, 0)
+    if err != 0:
+        return err
+    madvise(area.kinds, area.pglen, MADV_DONTNEED)      # private memory: zeros, that is NONE
+    areas_maps -= area.maps - 1
+    areas_mapped_bytes -= area.mapped * area.blksize
+    area.maps = 1
+    area.mapped = 0
+    area.scrap = False
+    return 0
+
+
+# ---- all areas ----
+
+cdef bint reset_greediest(bint by_mapped) noexcept nogil:
+    """Reset the area with the most kernel mappings (or mapped bytes); False: none helps."""
+    cdef Area *area
+    cdef Area *worst = NULL
+    cdef uint64_t cost, most = 0
+    cdef size_t i
+    for i in range(live.used):
+        area = live.areas[i]
+        cost = area.mapped * area.blksize if by_mapped else area.maps - 1
+        if cost > most:
+            worst = area
+            most = cost
+    return worst != NULL and area_reset(worst) == 0
+
+
+cdef void keep_budgets() noexcept nogil:
+    if areas_maps > maps_budget:
+        reset_greediest(False)
+    # page tables: 8 bytes for each 4096; they may take 1/32 of the memory limit
+    if areas_mapped_bytes // 16 > ram_limit:
+        reset_greediest(True)
+
+
+cdef void areas_reset_scrap() noexcept nogil:
+    """Take the scrap out of all areas, so that the next touch tries to load again."""
+    cdef size_t i
+    for i in range(live.used):
+        if live.areas[i].scrap:
+            area_reset(live.areas[i])
+
+
+cdef void areas_after_fork() noexcept nogil:
+    """In the child of a fork: put the parent's areas aside."""
+    global areas_maps, areas_mapped_bytes
+    cdef size_t i
+    for i in range(live.used):
+        table_add(&inherited, live.areas[i])    # no memory: a touch is a plain SIGSEGV then
+    live.used = 0
+    areas_maps = areas_mapped_bytes = 0
+
+
+def max_map_count() -> int:
+    """Return the kernel's limit of mappings a process."""
+    try:
+        with open("/proc/sys/vm/max_map_count") as f:
+            return int(f.read())
+    except (OSError, ValueError):
+        return 65530
+
+
+# The other half is for the program: malloc, libraries, thread stacks.
+maps_budget = max_map_count() // 2

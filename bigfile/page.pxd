@@ -1,0 +1,87 @@
+"""See page.pyx."""
+
+from libc.stdint cimport uint64_t
+
+from wendelin.bigfile.kernel cimport pthread_t
+from wendelin.bigfile.mapping cimport Area
+from wendelin.bigfile.pagemap cimport PageMap
+from wendelin.bigfile.ram cimport Resident
+
+cdef enum State:
+    LOADING
+    LOADED
+    DIRTY                   # EMPTY has no page at all
+
+cdef enum Backing:
+    NOTHING
+    ZEROS
+    FILERANGE
+    MEMFD
+
+cdef enum Failure:          # why a touch cannot be served, other than by a failed load
+    DIRTY_LIMIT             # dirty pages alone would pass the memory limit
+    NO_MEMORY               # the system gave no memory for the page
+    NO_MAPPING              # the system gave no mapping for the page
+    FORKED                  # the handle is the parent's of this process
+    WRITE_IN_WRITEOUT       # the thread that writes out changed a page
+
+cdef struct Source:         # what a loader found; see page_fill for MEMFD
+    Backing backing
+    int fd                  # FILERANGE; open for as long as the handle lives
+    long offset             # FILERANGE [bytes]
+
+cdef struct FileH
+cdef struct Page:
+    Resident res            # must be first: ram calls back with it
+    FileH *fileh
+    uint64_t blk
+    # protected by: the pager lock; changed only in page.pyx
+    State state
+    Backing backing
+    bint reload             # LOADING: what is being loaded is no longer true
+    bint stored             # DIRTY: stored since its last change
+    int fd                  # FILERANGE
+    long offset             # FILERANGE [bytes]
+    Page *dirty_prev        # DIRTY: neighbours in the handle's list
+    Page *dirty_next
+
+cdef struct FileH:
+    size_t blksize          # [bytes]
+    int memfd               # page memory: page p at p*blksize
+    int generation          # of the process that made it: see pager_generation
+    # protected by: the GIL
+    void *pyfileh           # its BigFileH, borrowed; NULL when that is gone
+    # protected by: the pager lock
+    int refs                # its BigFileH, its areas, the loads in progress
+    PageMap pages
+    Area *areas
+    Page *dirty
+    size_t ndirty
+    uint64_t zero_from      # pages from here on read as zeros, whatever the file has
+    int frozen              # write-outs in progress (nested, of one thread)
+    pthread_t writer        # the thread that writes out
+
+cdef int pager_generation   # changes in the child of a fork
+cdef bint pager_exiting     # the interpreter is going away: no Python for a fault
+
+cdef void page_set_ops(int (*load)(FileH *, uint64_t, Source *, void **) noexcept nogil,
+                       void (*fail)(FileH *, uint64_t, Failure, int) noexcept nogil,
+                       void (*wait)() noexcept nogil) noexcept nogil
+cdef void page_set_exiting() noexcept nogil
+cdef bint page_touch(const char *addr, bint write) noexcept nogil
+cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) noexcept nogil
+
+cdef FileH *fileh_new(size_t blksize) noexcept nogil
+cdef void fileh_unref(FileH *fileh) noexcept nogil
+cdef Area *fileh_map(FileH *fileh, uint64_t pgoffset, uint64_t pglen) noexcept nogil
+cdef void fileh_unmap(Area *area) noexcept nogil
+cdef int fileh_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil
+cdef void fileh_freeze(FileH *fileh) noexcept nogil
+cdef void fileh_thaw(FileH *fileh) noexcept nogil
+cdef void fileh_dirty_blocks(FileH *fileh, uint64_t *blks) noexcept nogil
+cdef void fileh_set_stored(FileH *fileh, uint64_t blk) noexcept nogil
+cdef void fileh_mark_stored(FileH *fileh) noexcept nogil
+cdef int fileh_discard(FileH *fileh) noexcept nogil
+cdef int fileh_invalidate(FileH *fileh, uint64_t blk) noexcept nogil
+cdef int fileh_truncate(FileH *fileh, uint64_t blk) noexcept nogil
+cdef void fileh_untruncate(FileH *fileh) noexcept nogil

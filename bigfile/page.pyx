@@ -1,0 +1,695 @@
+"""Pages of a handle: their states, and every way from one to another.
+
+Organization
+------------
+A FileH is one opened file: page memory (a memfd), a map of the pages that are not EMPTY, and
+the areas that show them. A Page is one block of the file. Python's classes over it are in
+virtmem, which also says how a block is loaded: page_set_ops().
+
+States
+------
+                    touch (read)             touch (write)
+   EMPTY ───────────► LOADING ─► LOADED ─────────► DIRTY
+     ▲                   │          │                 │
+     │◄── load failed ───┘          │◄── mark_stored ─┘
+     │◄── reclaim, invalidate ──────┘                 │
+     │◄── discard, invalidate, truncate ──────────────┘
+
+   EMPTY     no Page; shown as NONE
+   LOADING   one thread fills it, others wait for pager_cond. A page that is invalidated
+             meanwhile is marked `reload`, and loaded again
+   LOADED    clean. Its backing is ZEROS (a hole), FILERANGE (mapped from a file) or MEMFD
+             (copied into page memory, and in a queue of ram)
+   DIRTY     changed; backing MEMFD, never given back. `stored` while nothing changed since
+             it was stored
+
+The first write to a page of ZEROS or FILERANGE goes LOADED -> LOADING (its bytes are brought
+into the memfd) -> LOADED -> DIRTY. page_become() is the one place where a state is assigned.
+
+What an area shows of a page may always be less than it could (NONE instead of RO or RW, RO
+instead of RW): the next touch mends it. It is never more.
+
+Write-out
+---------
+From fileh_freeze() to fileh_thaw() dirty pages are read-only: a thread that writes waits until
+the end, so that no torn page is stored. The thread that writes out must not write itself
+(Failure WRITE_IN_WRITEOUT): it would wait for itself.
+
+Locking
+-------
+    GIL > pager lock        (and nothing below the pager lock but the kernel's own)
+
+The pager lock is a leaf. Its holder never waits for the GIL, for a load or for a store, calls
+no Python, and touches no memory of an area. So whoever holds the GIL may wait for it: the
+collector, which frees areas and handles in any thread at any moment, included. To wait for a
+condition is another thing: op_wait gives up the GIL first, if this thread holds it.
+
+After any wait or load everything is looked up again: the area may be gone, the page dropped.
+A FileH in use without the lock is held by `refs`.
+
+    T1 (load)                           T2 (invalidation)
+    LOADING, unlock
+      load old bytes                    lock, page.reload = True, unlock
+    lock, reload set: load again
+
+Errors
+------
+Functions return 0 or an errno. A touch cannot fail: where it cannot be served, the area shows
+scrap (zeros for a read, a SINK for a write), which is never stored, and op_fail or op_load have
+arranged for an exception.
+"""
+
+from libc.errno cimport EFAULT, ENOMEM, errno
+from libc.stdint cimport UINT64_MAX, uint64_t
+from libc.stdlib cimport abort, calloc, free
+
+from wendelin.bigfile.kernel cimport (EDEADLK, MAP_ANONYMOUS, MAP_FAILED,
+                                      MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, close,
+                                      mmap, munmap, pthread_atfork, pthread_cond_broadcast,
+                                      pthread_cond_init, pthread_self, sysconf, volatile_char,
+                                      _SC_PAGESIZE, write as write_fd)
+from wendelin.bigfile.mapping cimport (FILE, NONE, RO, RW, SINK, ZERO, Kind, area_inherited, area_lookup,
+                                       area_map, area_reset, area_show, area_unmap,
+                                       areas_after_fork)
+from wendelin.bigfile.pagemap cimport (pagemap_del, pagemap_free, pagemap_get, pagemap_next,
+                                       pagemap_set)
+from wendelin.bigfile.ram cimport (OFF, pager_cond, pager_lock, pager_unlock, ram_add,
+                                   ram_after_fork, ram_alloc, ram_forget_dirty, ram_free,
+                                   ram_make_clean, ram_make_dirty, ram_may_dirty, ram_open,
+                                   ram_remove, ram_reserve, ram_set_ops, ram_touch,
+                                   ram_unreserve, ram_write)
+
+cdef int (*op_load)(FileH *, uint64_t, Source *, void **) noexcept nogil
+cdef void (*op_fail)(FileH *, uint64_t, Failure, int) noexcept nogil
+cdef void (*op_wait)() noexcept nogil
+
+
+cdef void page_set_ops(int (*load)(FileH *, uint64_t, Source *, void **) noexcept nogil,
+                       void (*fail)(FileH *, uint64_t, Failure, int) noexcept nogil,
+                       void (*wait)() noexcept nogil) noexcept nogil:
+    """Say how to load, how to report, and how to wait.
+
+    load(fileh, blk, source, error): find the block; where it has to be copied, do it with
+        page_fill. 0, or -1: failed; the exception is in *error, or, when error is NULL, on
+        its way to the thread. Called without the pager lock.
+    fail(fileh, blk, why, errno): raise in the thread that touched. Called without the lock.
+    wait(): wait for pager_cond, with the pager lock held, the GIL given up meanwhile.
+    """
+    global op_load, op_fail, op_wait
+    op_load = load
+    op_fail = fail
+    op_wait = wait
+
+
+cdef void page_set_exiting() noexcept nogil:
+    """The interpreter is going away: from now on what is EMPTY is shown as scrap."""
+    global pager_exiting
+    pager_exiting = True
+
+
+# ---- states of one page ----
+
+cdef void page_become(Page *page, State state, Backing backing) noexcept nogil:
+    """Go to another state, and do what the arrow says about queues, lists and counts."""
+    cdef FileH *fileh = page.fileh
+    if page.state == DIRTY:
+        if page.dirty_prev != NULL:
+            page.dirty_prev.dirty_next = page.dirty_next
+        else:
+            fileh.dirty = page.dirty_next
+        if page.dirty_next != NULL:
+            page.dirty_next.dirty_prev = page.dirty_prev
+        fileh.ndirty -= 1
+        ram_make_clean(&page.res)
+    elif state == DIRTY:
+        ram_make_dirty(&page.res)
+        page.dirty_prev = NULL
+        page.dirty_next = fileh.dirty
+        if fileh.dirty != NULL:
+            fileh.dirty.dirty_prev = page
+        fileh.dirty = page
+        fileh.ndirty += 1
+    elif state == LOADED and backing == MEMFD:
+        ram_unreserve(fileh.blksize)
+        ram_add(&page.res)
+    page.state = state
+    page.backing = backing
+    page.stored = False
+    page.reload = False
+
+
+cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil:
+    """EMPTY -> LOADING. NULL: no memory."""
+    cdef Page *page = <Page *>calloc(1, sizeof(Page))
+    if page == NULL:
+        return NULL
+    page.res.queue = OFF
+    page.res.size = fileh.blksize
+    page.fileh = fileh
+    page.blk = blk
+    page.state = LOADING
+    if pagemap_set(&fileh.pages, blk, page) != 0:
+        free(page)
+        return NULL
+    return page
+
+
+cdef void page_protect(Page *page, Kind most) noexcept nogil:
+    """Let no area show more of the page than `most`: NONE or RO."""
+    cdef Area *area = page.fileh.areas
+    cdef uint64_t i
+    while area != NULL:
+        i = page.blk - area.pgoffset        # wraps to a large number when blk is below
+        if i < area.pglen and area.kinds[i] != NONE and (most == NONE or area.kinds[i] == RW):
+            if area_show(area, i, most, -1, 0) != 0 and area_reset(area) != 0:
+                fatal(b"wendelin.core: the kernel refuses to unmap a page\n")
+        area = area.next
+
+
+cdef void fatal(const char *msg) noexcept nogil:
+    # To go on would show bytes that are no longer true.
+    cdef size_t n = 0
+    while msg[n] != 0:
+        n += 1
+    write_fd(2, msg, n)
+    abort()
+
+
+cdef void page_drop(Page *page) noexcept nogil:
+    """LOADED or DIRTY -> EMPTY. A LOADING page is loaded again instead."""
+    cdef FileH *fileh = page.fileh
+    if page.state == LOADING:
+        page.reload = True
+        return
+    page_protect(page, NONE)
+    if page.state == DIRTY:
+        page_become(page, LOADED, MEMFD)
+    if page.backing == MEMFD:
+        ram_remove(&page.res)
+        ram_free(fileh.memfd, page.blk * fileh.blksize, fileh.blksize)
+    pagemap_del(&fileh.pages, page.blk)
+    free(page)
+
+
+cdef void page_cool(Resident *res) noexcept nogil:
+    page_protect(<Page *>res, NONE)
+
+
+cdef void page_evict(Resident *res) noexcept nogil:
+    page_drop(<Page *>res)
+
+
+# ---- loading ----
+
+cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) noexcept nogil:
+    """Copy a block of size <= blksize bytes into page memory; the rest is zeros. 0 or errno.
+
+    To be called by op_load, without the pager lock and the GIL, for the page that it loads:
+    the memory stays reserved until that page is LOADED. The data may be in another array.
+    """
+    cdef long offset = blk * fileh.blksize
+    cdef int err, i
+    pager_lock()
+    ram_reserve(fileh.blksize)
+    pager_unlock()
+    # The kernel does not call us for pages that are not there: it says EFAULT. Touching makes
+    # them be there, most likely still at the second look.
+    for i in range(8):
+        err = ram_write(fileh.memfd, data, size, offset)
+        if err != EFAULT:
+            break
+        touch_bytes(data, size)
+    if err == 0 and size < fileh.blksize:
+        err = ram_alloc(fileh.memfd, offset + size, fileh.blksize - size)
+    if err != 0:
+        release(fileh, blk)
+    return err
+
+
+cdef void release(FileH *fileh, uint64_t blk) noexcept nogil:
+    """Undo page_fill."""
+    ram_free(fileh.memfd, blk * fileh.blksize, fileh.blksize)
+    pager_lock()
+    ram_unreserve(fileh.blksize)
+    pager_unlock()
+
+
+cdef void touch_bytes(const char *data, size_t size) noexcept nogil:
+    cdef size_t i, step = sysconf(_SC_PAGESIZE)
+    cdef char seen = 0
+    if size == 0:
+        return
+    i = 0
+    while i < size:
+        seen ^= (<volatile_char *>data)[i]
+        i += step
+    seen ^= (<volatile_char *>data)[size - 1]
+
+
+cdef int page_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil:
+    """EMPTY -> LOADING -> LOADED; or, -1, back to EMPTY as op_load failed.
+
+    Enters and leaves with the pager lock held, gives it up while the block is loaded.
+    """
+    cdef Source source
+    cdef int err = 0
+    cdef Page *page = page_new(fileh, blk)
+    if page == NULL:
+        fail(fileh, blk, NO_MEMORY, ENOMEM)
+        return -1
+    fileh.refs += 1
+    while True:
+        page.reload = False
+        source.backing = ZEROS
+        if blk < fileh.zero_from:
+            pager_unlock()
+            err = op_load(fileh, blk, &source, error)
+            pager_lock()
+        if err != 0:
+            pagemap_del(&fileh.pages, blk)
+            free(page)
+            break
+        if not page.reload:
+            page.fd = source.fd
+            page.offset = source.offset
+            page_become(page, LOADED, source.backing)
+            break
+        if source.backing == MEMFD:
+            pager_unlock()
+            release(fileh, blk)
+            pager_lock()
+    pthread_cond_broadcast(&pager_cond)
+    fileh_release(fileh)
+    return err
+
+
+cdef int page_bring_in(Page *page) noexcept nogil:
+    """LOADED of ZEROS or FILERANGE -> LOADING -> LOADED of MEMFD. 0 or errno.
+
+    Gives up the pager lock: the page may be gone after it.
+    """
+    cdef FileH *fileh = page.fileh
+    cdef uint64_t blk = page.blk
+    cdef Backing backing = page.backing
+    cdef int err
+    cdef void *data
+    fileh.refs += 1
+    page_become(page, LOADING, backing)
+    pager_unlock()
+    if backing == ZEROS:
+        err = page_fill(fileh, blk, NULL, 0)
+    else:
+        data = mmap(NULL, fileh.blksize, PROT_READ, MAP_PRIVATE, page.fd, page.offset)
+        if data == MAP_FAILED:
+            err = errno
+        else:
+            err = page_fill(fileh, blk, <const char *>data, fileh.blksize)
+            munmap(data, fileh.blksize)
+    pager_lock()
+    if page.reload:
+        if err == 0:
+            pager_unlock()
+            release(fileh, blk)
+            pager_lock()
+        page_become(page, LOADED, backing)
+        page_drop(page)
+        err = 0                     # EMPTY now: the touch starts anew
+    elif err != 0:
+        page_become(page, LOADED, backing)
+    else:
+        page_protect(page, NONE)    # whoever shows it as ZERO or FILE looks again
+        page_become(page, LOADED, MEMFD)
+    pthread_cond_broadcast(&pager_cond)
+    fileh_release(fileh)
+    return err
+
+
+# ---- the touch ----
+
+cdef void fail(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil:
+    """Call op_fail in the middle of something that holds the pager lock."""
+    fileh.refs += 1
+    pager_unlock()
+    op_fail(fileh, blk, why, err)
+    pager_lock()
+    fileh_release(fileh)
+
+
+cdef void show_scrap(const char *addr, bint write) noexcept nogil:
+    """Let the thread go on over memory that is never stored."""
+    cdef Area *area = area_lookup(addr)
+    cdef uint64_t i
+    if area == NULL:
+        return
+    i = (addr - area.start) // area.blksize
+    area.scrap = True
+    if area_show(area, i, SINK if write else ZERO, -1, 0) != 0:
+        fatal(b"wendelin.core: no memory left to report a failure with\n")
+
+
+cdef bint page_touch(const char *addr, bint write) noexcept nogil:
+    """Make addr accessible, as the fault at it wanted. False: it is in no area.
+
+    1. find the area and the page
+    2. EMPTY: load it. LOADING: wait. Then from 1
+    3. a write: LOADED -> DIRTY, after bringing it into page memory (then from 1)
+    4. show it
+    """
+    cdef Area *area
+    cdef FileH *fileh
+    cdef Page *page
+    cdef uint64_t i, blk
+    cdef int err
+    cdef Kind kind
+    pager_lock()
+    while True:
+        area = area_lookup(addr)
+        if area == NULL:
+            pager_unlock()
+            return touch_inherited(addr)
+        fileh = <FileH *>area.owner
+        i = (addr - area.start) // area.blksize
+        blk = area.pgoffset + i
+        page = <Page *>pagemap_get(&fileh.pages, blk)
+        if pager_exiting and (page == NULL or page.state == LOADING):
+            show_scrap(addr, write)
+            break
+        if page == NULL:
+            if page_load(fileh, blk, NULL) != 0:
+                show_scrap(addr, write)
+                break
+            continue
+        if page.state == LOADING:
+            op_wait()
+            continue
+        if write:
+            if fileh.frozen != 0:
+                if fileh.writer == pthread_self():
+                    fail(fileh, blk, WRITE_IN_WRITEOUT, 0)
+                    show_scrap(addr, write)
+                    break
+                op_wait()
+                continue
+            if page.state == LOADED:
+                if not ram_may_dirty(fileh.blksize):
+                    fail(fileh, blk, DIRTY_LIMIT, 0)
+                    show_scrap(addr, write)
+                    break
+                if page.backing != MEMFD:
+                    err = page_bring_in(page)
+                    if err != 0:
+                        fail(fileh, blk, NO_MEMORY, err)
+                        show_scrap(addr, write)
+                        break
+                    continue
+                page_become(page, DIRTY, MEMFD)
+            page.stored = False
+        elif page.res.queue != OFF:
+            ram_touch(&page.res)
+        if page.state == DIRTY:
+            kind = RW if fileh.frozen == 0 and not page.stored else RO
+        else:
+            kind = ZERO if page.backing == ZEROS else FILE if page.backing == FILERANGE else RO
+        err = area_show(area, i, kind, page.fd, page.offset)
+        if err != 0:
+            fail(fileh, blk, NO_MAPPING, err)
+            show_scrap(addr, write)
+        break
+    pager_unlock()
+    return True
+
+
+# ---- handles ----
+
+cdef FileH *fileh_new(size_t blksize) noexcept nogil:
+    """Return a new handle with one reference; NULL with errno."""
+    cdef FileH *fileh = <FileH *>calloc(1, sizeof(FileH))
+    if fileh == NULL:
+        return NULL
+    fileh.memfd = ram_open()
+    if fileh.memfd < 0:
+        free(fileh)
+        return NULL
+    fileh.blksize = blksize
+    fileh.zero_from = UINT64_MAX
+    fileh.refs = 1
+    fileh.generation = pager_generation
+    return fileh
+
+
+cdef void fileh_unref(FileH *fileh) noexcept nogil:
+    """Give up one reference; with the last one everything is freed, changes too."""
+    pager_lock()
+    fileh_release(fileh)
+    pager_unlock()
+
+
+cdef void fileh_release(FileH *fileh) noexcept nogil:
+    cdef size_t cursor = 0
+    cdef Page *page
+    fileh.refs -= 1
+    if fileh.refs != 0:
+        return
+    while True:
+        page = <Page *>pagemap_next(&fileh.pages, &cursor)
+        if page == NULL:
+            break
+        if fileh.generation == pager_generation:
+            if page.state == DIRTY:
+                ram_forget_dirty(&page.res)
+            elif page.backing == MEMFD:
+                ram_remove(&page.res)
+        free(page)
+    pagemap_free(&fileh.pages)
+    close(fileh.memfd)
+    free(fileh)
+
+
+cdef Area *fileh_map(FileH *fileh, uint64_t pgoffset, uint64_t pglen) noexcept nogil:
+    """Return a new area over pages [pgoffset, pgoffset + pglen); NULL with errno."""
+    cdef Area *area
+    pager_lock()
+    area = area_map(fileh.memfd, pgoffset, pglen, fileh.blksize)
+    if area != NULL:
+        area.owner = fileh
+        area.next = fileh.areas
+        if area.next != NULL:
+            area.next.prev = area
+        fileh.areas = area
+        fileh.refs += 1
+    pager_unlock()
+    return area
+
+
+cdef void fileh_unmap(Area *area) noexcept nogil:
+    """Unmap an area and give up its reference to the handle."""
+    cdef FileH *fileh = <FileH *>area.owner
+    pager_lock()
+    if area.prev != NULL:
+        area.prev.next = area.next
+    else:
+        fileh.areas = area.next
+    if area.next != NULL:
+        area.next.prev = area.prev
+    area_unmap(area)
+    fileh_release(fileh)
+    pager_unlock()
+
+
+cdef int fileh_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil:
+    """Make sure that a page is not EMPTY. 0; -1: the load failed, see op_load."""
+    cdef Page *page
+    cdef int err = 0
+    pager_lock()
+    while True:
+        page = <Page *>pagemap_get(&fileh.pages, blk)
+        if page == NULL:
+            err = page_load(fileh, blk, error)
+            break
+        if page.state != LOADING:
+            break
+        op_wait()
+    pager_unlock()
+    return err
+
+
+# ---- write-out, discard, invalidate ----
+
+cdef int wait_thawed(FileH *fileh) noexcept nogil:
+    """Wait until no other thread writes out. EDEADLK: this one does."""
+    while fileh.frozen != 0:
+        if fileh.writer == pthread_self():
+            return EDEADLK
+        op_wait()
+    return 0
+
+
+cdef void fileh_freeze(FileH *fileh) noexcept nogil:
+    """Begin a write-out: dirty pages are read-only until fileh_thaw(). Nests."""
+    cdef Page *page
+    pager_lock()
+    if wait_thawed(fileh) == 0:
+        fileh.writer = pthread_self()
+        page = fileh.dirty
+        while page != NULL:
+            page_protect(page, RO)
+            page = page.dirty_next
+    fileh.frozen += 1
+    pager_unlock()
+
+
+cdef void fileh_thaw(FileH *fileh) noexcept nogil:
+    """End a write-out: whoever waits to write goes on."""
+    pager_lock()
+    fileh.frozen -= 1
+    if fileh.frozen == 0:
+        pthread_cond_broadcast(&pager_cond)
+    pager_unlock()
+
+
+cdef void fileh_dirty_blocks(FileH *fileh, uint64_t *blks) noexcept nogil:
+    """Write the ndirty block numbers of dirty pages into blks. The handle must be frozen."""
+    cdef Page *page
+    pager_lock()
+    page = fileh.dirty
+    while page != NULL:
+        blks[0] = page.blk
+        blks += 1
+        page = page.dirty_next
+    pager_unlock()
+
+
+cdef void fileh_set_stored(FileH *fileh, uint64_t blk) noexcept nogil:
+    """A dirty page was stored. The handle must be frozen."""
+    cdef Page *page
+    pager_lock()
+    page = <Page *>pagemap_get(&fileh.pages, blk)
+    if page != NULL and page.state == DIRTY:
+        page.stored = True
+    pager_unlock()
+
+
+cdef void fileh_mark_stored(FileH *fileh) noexcept nogil:
+    """DIRTY -> LOADED for all pages that did not change since they were stored."""
+    cdef Page *page
+    cdef Page *next
+    pager_lock()
+    page = fileh.dirty
+    while page != NULL:
+        next = page.dirty_next
+        if page.stored:
+            page_protect(page, RO)
+            page_become(page, LOADED, MEMFD)
+        page = next
+    pager_unlock()
+
+
+cdef int fileh_discard(FileH *fileh) noexcept nogil:
+    """Forget all changes, also by fileh_truncate. 0 or EDEADLK."""
+    cdef int err
+    pager_lock()
+    err = wait_thawed(fileh)
+    if err == 0:
+        while fileh.dirty != NULL:
+            page_drop(fileh.dirty)
+        drop_from(fileh, fileh.zero_from)
+        fileh.zero_from = UINT64_MAX
+    pager_unlock()
+    return err
+
+
+cdef int fileh_invalidate(FileH *fileh, uint64_t blk) noexcept nogil:
+    """Drop a page, clean or dirty: the next touch loads it. 0 or EDEADLK."""
+    cdef Page *page
+    cdef int err = 0
+    pager_lock()
+    while True:
+        page = <Page *>pagemap_get(&fileh.pages, blk)
+        if page == NULL:
+            break
+        if page.state != DIRTY or fileh.frozen == 0:
+            page_drop(page)
+            break
+        err = wait_thawed(fileh)
+        if err != 0:
+            break
+    pager_unlock()
+    return err
+
+
+cdef void drop_from(FileH *fileh, uint64_t blk) noexcept nogil:
+    """Drop all pages from a block on."""
+    cdef size_t cursor
+    cdef Page *page
+    cdef bint again = blk != UINT64_MAX
+    # Dropping changes the map, so a walk may miss some: walk until one drops none.
+    while again:
+        again = False
+        cursor = 0
+        while True:
+            page = <Page *>pagemap_next(&fileh.pages, &cursor)
+            if page == NULL:
+                break
+            if page.blk >= blk:
+                again = again or page.state != LOADING
+                page_drop(page)
+
+
+cdef int fileh_truncate(FileH *fileh, uint64_t blk) noexcept nogil:
+    """From now on pages from blk on are zeros, until they are written. 0 or EDEADLK."""
+    cdef int err
+    pager_lock()
+    err = wait_thawed(fileh)
+    if err == 0:
+        fileh.zero_from = min(fileh.zero_from, blk)
+        drop_from(fileh, blk)
+    pager_unlock()
+    return err
+
+
+cdef void fileh_untruncate(FileH *fileh) noexcept nogil:
+    """The file itself was truncated: ask it again."""
+    pager_lock()
+    fileh.zero_from = UINT64_MAX
+    pager_unlock()
+
+
+# ---- fork ----
+# The lock is held across a fork, so that the child finds everything whole. Page memory stays
+# the parent's: see mapping.pyx.
+
+cdef void before_fork() noexcept nogil:
+    pager_lock()
+
+
+cdef void after_fork_in_parent() noexcept nogil:
+    pager_unlock()
+
+
+cdef bint touch_inherited(const char *addr) noexcept nogil:
+    """Let a child of a fork go on that touched its parent's area. False: it did not."""
+    cdef Area *area = area_inherited(addr)
+    cdef void *at
+    if area == NULL:
+        return False
+    # The range was not inherited. If something else of the child is there, the fault is its own.
+    at = <void *>(addr - (addr - area.start) % area.blksize)
+    if mmap(at, area.blksize, PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
+            -1, 0) == MAP_FAILED:
+        return False
+    op_fail(<FileH *>area.owner, area.pgoffset + (addr - area.start) // area.blksize, FORKED, 0)
+    return True
+
+
+cdef void after_fork_in_child() noexcept nogil:
+    global pager_generation
+    pager_generation += 1
+    areas_after_fork()
+    ram_after_fork()
+    pthread_cond_init(&pager_cond, NULL)    # its waiters stayed in the parent
+    pager_unlock()
+
+
+ram_set_ops(page_cool, page_evict)
+pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child)

@@ -1,0 +1,138 @@
+"""The SIGSEGV entry: from a fault to the page it wanted.
+
+1. the kernel calls on_segv() on the thread's own stack, SIGSEGV not blocked: a loader that
+   touches another cold page faults again, and comes here again
+2. read or write? The error code in the context says (ESR on aarch64)
+3. page_touch() makes the address accessible; the thread goes on at the instruction
+4. an address in no area is somebody else's: whoever handled SIGSEGV before is called
+
+Staying on top
+--------------
+Others install handlers too: faulthandler (pytest enables it) before us or after us. When a
+mapping is made, keep_on_top() looks, one system call, and puts us on top again; whoever was
+there is called for what is not ours.
+
+faulthandler, when it was called, restores the handler it found and raises the signal again,
+now without an address (SI_TKILL):
+
+    enabled before us   we call it, it restores the default, raises: the process ends
+    enabled after us, and we are on top again
+                        we call it, it restores *us*, raises: we are called with SI_TKILL
+                        inside of our own call: the default action it is
+    enabled after us, on top of us
+                        it was called first, restores us, raises: SI_TKILL, nobody of ours is
+                        calling. The fault may have been ours: return, and let the instruction
+                        fault once more, with an address
+
+Only SIGSEGV is touched, in handlers and in masks.
+
+This room knows signals. It does not know pages; and nothing of it runs Python.
+"""
+
+from libc.errno cimport errno
+from libc.string cimport memset
+
+from wendelin.bigfile.kernel cimport (SA_NODEFER, SA_SIGINFO, SI_TKILL, SIG_DFL,
+                                      SIG_IGN, SIGSEGV, raise_, set_errno, sigaction, sigaction_t,
+                                      sigemptyset, siginfo_t)
+from wendelin.bigfile.page cimport page_touch
+from wendelin.bigfile.virtmem cimport virtmem_set_on_map
+
+cdef extern from *:
+    """
+    #include <ucontext.h>
+    #include <stdint.h>
+
+    /* Was the fault a write? From what the kernel leaves in the signal's context. */
+    #if defined(__x86_64__)
+    static int wc_fault_is_write(void *context) {
+        /* page fault error code, bit 1 (Intel SDM vol. 3, 4.7) */
+        return (((ucontext_t *)context)->uc_mcontext.gregs[REG_ERR] >> 1) & 1;
+    }
+    #elif defined(__aarch64__)
+    /* Records (magic, size) follow each other in __reserved; ESR has its own. */
+    static int wc_fault_is_write(void *context) {
+        unsigned char *rec = ((ucontext_t *)context)->uc_mcontext.__reserved;
+        unsigned char *end = rec + sizeof(((ucontext_t *)context)->uc_mcontext.__reserved);
+        while (rec + 16 <= end) {
+            uint32_t magic = *(uint32_t *)rec, size = *(uint32_t *)(rec + 4);
+            if (magic == 0x45535201)                    /* ESR_MAGIC */
+                return (*(uint64_t *)(rec + 8) >> 6) & 1;       /* ISS.WnR (Arm ARM D17.2) */
+            if (magic == 0 || size == 0)
+                break;
+            rec += size;
+        }
+        return 0;
+    }
+    #else
+    #error "wendelin.core runs on x86-64 and aarch64 only"
+    #endif
+
+    static __thread int wc_chaining;    /* this thread is in a handler that we called */
+    static __thread int wc_retries;     /* SI_TKILL that we returned from, without a fault since */
+    """
+    bint fault_is_write "wc_fault_is_write"(void *context) nogil
+    int chaining "wc_chaining"
+    int retries "wc_retries"
+
+cdef sigaction_t previous       # whoever handled SIGSEGV before us
+
+
+cdef void on_segv(int sig, siginfo_t *info, void *context) noexcept nogil:
+    """Handle SIGSEGV."""
+    global retries
+    cdef int saved_errno = errno
+    cdef bint served = False
+    if info.si_code > 0:        # by the kernel, for an address
+        retries = 0
+        served = page_touch(<const char *>info.si_addr, fault_is_write(context))
+    elif info.si_code == SI_TKILL and not chaining and not retries and not calls(&previous):
+        retries = 1
+        served = True
+    set_errno(saved_errno)
+    if not served:
+        call_previous(sig, info, context)
+
+
+cdef bint calls(const sigaction_t *action) noexcept nogil:
+    """Say whether an action is a function, not SIG_DFL or SIG_IGN."""
+    return action.sa_handler != SIG_DFL and action.sa_handler != SIG_IGN
+
+
+cdef void call_previous(int sig, siginfo_t *info, void *context) noexcept nogil:
+    global chaining
+    cdef sigaction_t default
+    if chaining or not calls(&previous):
+        # The default action, at the same instruction, so that a core dump shows the place. A
+        # signal that was sent, not caused, has to be raised again for that.
+        memset(&default, 0, sizeof(default))
+        default.sa_handler = SIG_DFL
+        sigaction(SIGSEGV, &default, NULL)
+        if info.si_code <= 0:
+            raise_(sig)
+        return
+    chaining += 1
+    if previous.sa_flags & SA_SIGINFO:
+        previous.sa_sigaction(sig, info, context)
+    else:
+        previous.sa_handler(sig)
+    chaining -= 1
+
+
+cdef void keep_on_top() noexcept nogil:
+    """Be the handler of SIGSEGV, and remember who was."""
+    global previous
+    cdef sigaction_t now, ours
+    sigaction(SIGSEGV, NULL, &now)
+    if now.sa_flags & SA_SIGINFO and now.sa_sigaction == on_segv:
+        return
+    previous = now
+    memset(&ours, 0, sizeof(ours))
+    ours.sa_sigaction = on_segv
+    ours.sa_flags = SA_SIGINFO | SA_NODEFER     # not SA_ONSTACK: Python runs in here
+    sigemptyset(&ours.sa_mask)
+    sigaction(SIGSEGV, &ours, NULL)
+
+
+virtmem_set_on_map(keep_on_top)
+keep_on_top()

@@ -1,0 +1,234 @@
+"""Page memory: where it comes from, how much of it is in use, and what is given back first.
+
+A handle's page memory is one sparse memfd: file page p lies at offset p*blksize, so that all
+mappings of a handle alias by construction, and a page is freed, wherever it is mapped, by
+punching a hole. Memory is allocated by fallocate or pwrite, never by touching a mapping: so
+exhaustion is an errno here, not a SIGBUS somewhere else.
+
+The limit `ram_limit` holds for clean and dirty pages together: what is loaded or dirtied pushes
+out clean pages. Dirty pages are never given back, and alone they may not pass the limit. Loads
+in progress may pass it by their own pages when nothing clean is left, so that a transaction
+which filled the limit with dirty pages can still read.
+
+What goes first is decided by a second-chance queue (Babaoglu and Joy, "Converting a swap-based
+system to do paging in an architecture lacking page-referenced bits", SOSP 1981):
+
+    loaded ─► HOT ──── memory is short: protect, see whether it is touched ───► COLD ─► freed
+               ▲                                                                 │
+               └────────────────────────── touched ──────────────────────────────┘
+
+COLD is kept at a quarter of the clean pages while memory is short, and empty when it is not.
+
+This room knows sizes and queues. What a page is, and how one is protected or dropped, it is
+told by ram_set_ops().
+
+Locking: everything but ram_open, ram_alloc and ram_write wants the pager lock.
+"""
+
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport INT64_MAX
+
+from wendelin.bigfile.kernel cimport (F_DUPFD_CLOEXEC, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE,
+                                      MFD_CLOEXEC, close, fallocate, fcntl, ftruncate,
+                                      memfd_create, pthread_cond_init, pthread_mutex_init, pwrite)
+
+from wendelin.lib.memlimit import ram_limit as configured_ram_limit
+
+cdef enum:
+    # Descriptors go above this: programs that use select() can have their first 1024.
+    FD_FLOOR = 1024
+
+cdef struct Ring:
+    Resident head           # next: the oldest; prev: the newest
+    size_t bytes            # [bytes] of what is in it
+
+cdef Ring hot, cold
+cdef void (*op_cool)(Resident *) noexcept nogil
+cdef void (*op_evict)(Resident *) noexcept nogil
+
+
+cdef void ram_set_ops(void (*cool)(Resident *) noexcept nogil,
+                      void (*evict)(Resident *) noexcept nogil) noexcept nogil:
+    """Say how a page is made inaccessible (cool), and how it is dropped (evict).
+
+    Both are called with the pager lock held. evict must end in ram_remove().
+    """
+    global op_cool, op_evict
+    op_cool = cool
+    op_evict = evict
+
+
+# ---- memory ----
+
+cdef int ram_open() noexcept nogil:
+    """Return a new sparse memfd of the largest size, or -1 with errno."""
+    cdef int high, fd = memfd_create(b"wendelin.core", MFD_CLOEXEC)
+    if fd < 0:
+        return -1
+    if ftruncate(fd, INT64_MAX) != 0:
+        close(fd)
+        return -1
+    high = fcntl(fd, F_DUPFD_CLOEXEC, <int>FD_FLOOR)
+    if high < 0:            # the descriptor limit is lower than the floor
+        return fd
+    close(fd)
+    return high
+
+
+cdef int ram_alloc(int memfd, long offset, size_t size) noexcept nogil:
+    """Allocate memory for a range; it keeps its bytes, or reads as zeros. 0 or errno."""
+    while fallocate(memfd, FALLOC_FL_KEEP_SIZE, offset, size) != 0:
+        if errno != EINTR:
+            return errno
+    return 0
+
+
+cdef int ram_write(int memfd, const char *data, size_t size, long offset) noexcept nogil:
+    """Write all the data at an offset. 0 or errno."""
+    cdef ssize_t n
+    while size != 0:
+        n = pwrite(memfd, data, size, offset)
+        if n < 0:
+            if errno == EINTR:
+                continue
+            return errno
+        data += n
+        offset += n
+        size -= n
+    return 0
+
+
+cdef void ram_free(int memfd, long offset, size_t size) noexcept nogil:
+    """Give the memory of a range back; it reads as zeros from now on."""
+    while fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size) != 0:
+        if errno != EINTR:
+            return
+
+
+# ---- what is resident ----
+
+cdef Ring *ring_of(Queue queue) noexcept nogil:
+    return &hot if queue == HOT else &cold
+
+
+cdef void push(Queue queue, Resident *res) noexcept nogil:
+    cdef Ring *ring = ring_of(queue)
+    res.queue = queue
+    res.next = &ring.head
+    res.prev = ring.head.prev
+    res.prev.next = res
+    res.next.prev = res
+    ring.bytes += res.size
+
+
+cdef void pull(Resident *res) noexcept nogil:
+    ring_of(res.queue).bytes -= res.size
+    res.prev.next = res.next
+    res.next.prev = res.prev
+    res.prev = res.next = NULL
+    res.queue = OFF
+
+
+cdef void ram_add(Resident *res) noexcept nogil:
+    """A page was loaded: it is clean, hot, and counts."""
+    global ram_clean
+    ram_clean += res.size
+    push(HOT, res)
+
+
+cdef void ram_touch(Resident *res) noexcept nogil:
+    """A clean page faulted: it is the last to go now."""
+    pull(res)
+    push(HOT, res)
+
+
+cdef void ram_remove(Resident *res) noexcept nogil:
+    """A clean page leaves memory."""
+    global ram_clean
+    pull(res)
+    ram_clean -= res.size
+
+
+cdef bint ram_may_dirty(size_t size) noexcept nogil:
+    """Say whether one more page may be dirty. The first one always may."""
+    return ram_dirty == 0 or ram_dirty + size <= ram_limit
+
+
+cdef void ram_make_dirty(Resident *res) noexcept nogil:
+    """A clean page is about to be written."""
+    global ram_dirty
+    ram_remove(res)
+    ram_dirty += res.size
+
+
+cdef void ram_make_clean(Resident *res) noexcept nogil:
+    """A dirty page was stored."""
+    global ram_dirty
+    ram_dirty -= res.size
+    ram_add(res)
+
+
+cdef void ram_forget_dirty(Resident *res) noexcept nogil:
+    """A dirty page leaves memory: its changes were discarded."""
+    global ram_dirty
+    ram_dirty -= res.size
+
+
+# ---- the limit ----
+
+cdef bint evict_one() noexcept nogil:
+    """Drop the coldest clean page; False: there is none."""
+    cdef Resident *res
+    # "<=" so that with few pages, and with none cold, there is always a step
+    while 3 * cold.bytes <= hot.bytes and hot.head.next != &hot.head:
+        res = hot.head.next
+        pull(res)
+        push(COLD, res)
+        op_cool(res)
+    if cold.head.next == &cold.head:
+        return False
+    op_evict(cold.head.next)
+    return True
+
+
+cdef void ram_reserve(size_t size) noexcept nogil:
+    """Make room for a page that is to be loaded, and count it as loading."""
+    global ram_loading
+    while ram_clean + ram_dirty + ram_loading + size > ram_limit:
+        if not evict_one():
+            break
+    ram_loading += size
+
+
+cdef void ram_unreserve(size_t size) noexcept nogil:
+    """The load ended, well or not."""
+    global ram_loading
+    ram_loading -= size
+
+
+cdef size_t ram_reclaim_all() noexcept nogil:
+    """Drop every clean page; return how many."""
+    cdef size_t n = 0
+    while evict_one():
+        n += 1
+    return n
+
+
+cdef void ram_after_fork() noexcept nogil:
+    """In the child of a fork nothing is resident: page memory is the parent's."""
+    global ram_clean, ram_dirty, ram_loading
+    ram_clean = ram_dirty = ram_loading = 0
+    ring_init(&hot)
+    ring_init(&cold)
+
+
+cdef void ring_init(Ring *ring) noexcept nogil:
+    ring.head.prev = ring.head.next = &ring.head
+    ring.bytes = 0
+
+
+ring_init(&hot)
+ring_init(&cold)
+pthread_mutex_init(&pager_mutex, NULL)
+pthread_cond_init(&pager_cond, NULL)
+ram_limit = configured_ram_limit()

@@ -1,0 +1,32 @@
+"""See virtmem.pyx."""
+
+from wendelin.bigfile.mapping cimport Area
+from wendelin.bigfile.page cimport FileH
+
+
+cdef class BigFile:
+    cdef object __weakref__
+    cdef readonly Py_ssize_t blksize
+
+
+cdef class BigFileH:
+    cdef object __weakref__
+    cdef FileH *fileh           # owned: one reference; NULL only when half built
+    cdef readonly object file   # the BigFile; lives at least as long as this
+    cdef list failures          # exceptions since the last discard; protected by: the GIL
+    cdef unsigned long owner    # thread that gets failures of threads unknown to Python
+    cdef bint truncated         # the file has yet to be told of `fileh.zero_from`
+
+    cdef int check(self) except -1
+
+
+cdef class VMA:
+    cdef object __weakref__
+    cdef Area *area             # owned; NULL only when half built
+    cdef readonly BigFileH fileh
+    cdef public object pyuser
+    cdef Py_ssize_t shape[1]    # [bytes], for buffers
+    cdef Py_ssize_t strides[1]
+
+
+cdef void virtmem_set_on_map(void (*hook)() noexcept nogil) noexcept

@@ -1,0 +1,795 @@
+"""BigFile, BigFileH and VMA: files mapped in memory, as Python sees the pager.
+
+Organization
+------------
+    VMA ───► BigFileH ───► BigFile            Python objects, strong references
+     │           │            ▲
+    Area ───► FileH ──────────┘ (borrowed, through BigFileH)      see mapping, page
+
+A VMA is held by the ndarrays over it; it holds the handle, which holds the file. The other
+way there are only borrowed pointers, cleared by __dealloc__ under the GIL. Neither class has a
+tp_clear (no_gc_clear): the collector must not take the file away from a handle whose pages may
+still be asked for. Cycles through subclasses or `pyuser` are broken at their other objects.
+
+A fault and Python
+------------------
+load_block() and report() are the only ways from a fault into Python. They are entered by any
+thread, with the GIL or without, in the middle of anything. So they save and restore the
+exception that is being raised, and the one that is being handled; errno is pagefault's.
+
+What the loader raises becomes a BlockLoadError: raise_later() sets it as asynchronous exception
+of the thread, which gets it when it is back in Python code. `failing` knows whose is on its way:
+such a thread is not made to wait for more loads, it gets scrap until it sees the exception.
+A KeyboardInterrupt, or any other exception that is not an Exception, is not the loader's: it
+goes on its way to the thread, and the block is loaded again.
+
+Locking: see page.pyx. Here, whatever may take long is done without the GIL.
+"""
+
+import atexit
+import sys
+import threading
+
+cimport cython
+from cpython.buffer cimport (PyBUF_FORMAT, PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE,
+                             PyBuffer_Release, PyObject_GetBuffer)
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from libc.errno cimport errno
+from libc.stdint cimport INT64_MAX, UINT64_MAX, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport strerror
+
+from wendelin.bigfile.kernel cimport (EDEADLK, MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE,
+                                      MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE,
+                                      _SC_PAGESIZE, madvise, mmap, munmap, pthread_cond_wait,
+                                      sysconf)
+from wendelin.bigfile.page cimport (DIRTY, DIRTY_LIMIT, FILERANGE, FORKED, MEMFD, NO_MAPPING,
+                                    NO_MEMORY, WRITE_IN_WRITEOUT, ZEROS, Failure, FileH, Page,
+                                    Source, fileh_discard, fileh_dirty_blocks, fileh_freeze,
+                                    fileh_invalidate, fileh_load, fileh_map, fileh_mark_stored,
+                                    fileh_new, fileh_set_stored, fileh_thaw, fileh_truncate,
+                                    fileh_unmap, fileh_unref, fileh_untruncate, page_fill,
+                                    page_set_exiting, page_set_ops, pager_exiting, pager_generation)
+from wendelin.bigfile.mapping cimport areas_reset_scrap
+from wendelin.bigfile.pagemap cimport pagemap_get
+from wendelin.bigfile.ram cimport (pager_cond, pager_lock, pager_mutex, pager_unlock, ram_clean,
+                                   ram_dirty, ram_limit, ram_reclaim_all)
+
+from wendelin.bigfile.errors import BlockLoadError, DoomedError, ForkError, PageMemoryError
+
+cdef extern from "Python.h" nogil:
+    """
+    /* The exception being raised, as one object: PyErr_GetRaisedException is new in 3.12. */
+    static PyObject *wc_take_raised(void) {
+    #if PY_VERSION_HEX >= 0x030C0000
+        return PyErr_GetRaisedException();
+    #else
+        PyObject *type, *value, *tb;
+        PyErr_Fetch(&type, &value, &tb);
+        if (type == NULL)
+            return NULL;
+        PyErr_NormalizeException(&type, &value, &tb);
+        if (tb != NULL)
+            PyException_SetTraceback(value, tb);
+        Py_DECREF(type);
+        Py_XDECREF(tb);
+        return value;
+    #endif
+    }
+    static void wc_put_raised(PyObject *exc) {
+    #if PY_VERSION_HEX >= 0x030C0000
+        PyErr_SetRaisedException(exc);
+    #else
+        if (exc != NULL) {
+            PyObject *type = (PyObject *)Py_TYPE(exc);
+            Py_INCREF(type);
+            PyErr_Restore(type, exc, PyException_GetTraceback(exc));
+        }
+    #endif
+    }
+    """
+    ctypedef struct PyThreadState:
+        pass
+    bint PyGILState_Check()
+    PyThreadState *PyEval_SaveThread()
+    void PyEval_RestoreThread(PyThreadState *state)
+cdef extern from "Python.h":
+    PyObject *wc_take_raised() noexcept
+    void wc_put_raised(PyObject *exc) noexcept
+    PyObject *PyErr_GetHandledException() noexcept
+    void PyErr_SetHandledException(PyObject *exc) noexcept
+    int PyThreadState_SetAsyncExc(unsigned long thread, PyObject *exc) noexcept
+    void Py_XDECREF(PyObject *obj) noexcept
+
+WRITEOUT_STORE = 1          # dirty_writeout: give dirty pages to storeblk
+WRITEOUT_MARKSTORED = 2     # dirty_writeout: what was stored is clean
+
+#: What mapblk returns for a block that reads as zeros.
+HOLE = type("Hole", (), {"__repr__": lambda self: "HOLE", "__slots__": ()})()
+
+cdef size_t os_page = sysconf(_SC_PAGESIZE)
+
+# thread ident -> the class that is on its way to it; protected by: the GIL
+cdef dict failing = {}
+
+
+# ---- buffers for loaders and storers ----
+
+@cython.final
+cdef class PageBuffer:
+    """One block of memory that a loader fills, or a storer reads.
+
+    It owns its mapping. So whoever keeps it - a traceback, a logger - keeps memory that nobody
+    else looks at (loading), or a read-only look at the page (storing): never a page that is not
+    its own any more.
+    """
+    cdef void *addr
+    cdef Py_ssize_t size
+    cdef bint readonly
+
+    def __cinit__(self):
+        self.addr = NULL
+
+    def __dealloc__(self):
+        if self.addr != NULL:
+            munmap(self.addr, self.size)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.addr, self.size, self.readonly, flags)
+
+cdef extern from "Python.h":
+    int PyBuffer_FillInfo(Py_buffer *view, object exporter, void *buf, Py_ssize_t len,
+                          bint readonly, int flags) except -1
+
+
+cdef PageBuffer scratch_buffer(size_t size):
+    """Return a writable buffer of zeros, not of any page."""
+    cdef PageBuffer buf = PageBuffer.__new__(PageBuffer)
+    cdef void *addr = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if addr == MAP_FAILED:
+        raise PageMemoryError(f"no memory for a block of {size} bytes to be loaded into")
+    buf.addr = addr
+    buf.size = size
+    return buf
+
+
+cdef PageBuffer page_buffer(FileH *fileh, uint64_t blk):
+    """Return a read-only buffer over a page in page memory."""
+    cdef PageBuffer buf = PageBuffer.__new__(PageBuffer)
+    cdef void *addr = mmap(NULL, fileh.blksize, PROT_READ, MAP_SHARED, fileh.memfd,
+                           blk * fileh.blksize)
+    if addr == MAP_FAILED:
+        raise PageMemoryError(f"no mapping for block {blk} to be stored from")
+    madvise(addr, fileh.blksize, MADV_DONTFORK)
+    buf.addr = addr
+    buf.size = fileh.blksize
+    buf.readonly = True
+    return buf
+
+
+# ---- from a fault into Python ----
+
+cdef int load_block(FileH *fileh, uint64_t blk, Source *source, void **error) noexcept nogil:
+    """page_set_ops: load. Entered without the pager lock."""
+    if pager_exiting:
+        return -1
+    with gil:
+        return load_with_gil(fileh, blk, source, error)
+
+
+cdef int load_with_gil(FileH *fileh, uint64_t blk, Source *source, void **error) noexcept:
+    cdef PyObject *raised = wc_take_raised()
+    cdef PyObject *handled = PyErr_GetHandledException()
+    cdef BigFileH pyfileh
+    cdef int result = -1
+    PyErr_SetHandledException(NULL)
+    interrupts = []
+    try:
+        if fileh.pyfileh != NULL:
+            pyfileh = <BigFileH>fileh.pyfileh
+            exc = failing_class(pyfileh) if error == NULL else None
+            while exc is None:
+                try:
+                    load_from_file(fileh, pyfileh.file, blk, source)
+                    result = 0
+                    break
+                except Exception as e:
+                    exc = BlockLoadError(f"block {blk} of {describe(pyfileh.file)} cannot be "
+                                         f"loaded: {type(e).__name__}: {e}", pyfileh.file, blk)
+                    exc.__cause__ = e
+                except BaseException as e:
+                    interrupts.append(e)
+            if result != 0:
+                if error == NULL:
+                    raise_later(pyfileh, exc)
+                else:
+                    Py_INCREF(exc)
+                    error[0] = <void *>exc
+        for e in interrupts:
+            set_async(threading.get_ident(), class_of(e, None))
+    except BaseException as e:
+        sys.unraisablehook(UnraisableArgs(e, f"loading block {blk}"))
+    finally:
+        PyErr_SetHandledException(handled)
+        Py_XDECREF(handled)
+        wc_put_raised(raised)
+    return result
+
+
+cdef int load_from_file(FileH *fileh, file, uint64_t blk, Source *source) except -1:
+    """Ask the file for a block, and put it where `source` says."""
+    cdef Py_buffer view
+    cdef int err
+    mapblk = getattr(file, "mapblk", None)
+    if mapblk is not None:
+        found = mapblk(blk)
+        if found is HOLE:
+            source.backing = ZEROS
+            return 0
+        if found is not None:
+            fd, offset = found
+            source.fd = fd
+            source.offset = offset
+            if source.fd < 0 or source.offset < 0 or source.offset % os_page != 0:
+                raise ValueError(f"mapblk returned (fd {fd}, offset {offset}): the offset must "
+                                 f"be a multiple of the OS page, {os_page} bytes")
+            source.backing = FILERANGE
+            return 0
+    buf = scratch_buffer(fileh.blksize)
+    data = file.loadblk(blk, memoryview(buf))
+    if data is None:
+        data = buf
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        if <size_t>view.len > fileh.blksize:
+            raise ValueError(f"loadblk returned {view.len} bytes, more than the block size "
+                             f"{fileh.blksize}")
+        if view.len == 0:
+            source.backing = ZEROS
+            return 0
+        with nogil:
+            err = page_fill(fileh, blk, <const char *>view.buf, view.len)
+        if err != 0:
+            raise PageMemoryError(f"no page memory for it: {strerror(err).decode()}")
+        source.backing = MEMFD
+    finally:
+        PyBuffer_Release(&view)
+    return 0
+
+
+cdef void report(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil:
+    """page_set_ops: fail. Entered without the pager lock."""
+    if pager_exiting:
+        return
+    with gil:
+        report_with_gil(fileh, blk, why, err)
+
+
+cdef void report_with_gil(FileH *fileh, uint64_t blk, Failure why, int err) noexcept:
+    cdef PyObject *raised = wc_take_raised()
+    cdef PyObject *handled = PyErr_GetHandledException()
+    PyErr_SetHandledException(NULL)
+    try:
+        if fileh.pyfileh != NULL:
+            pyfileh = <BigFileH>fileh.pyfileh
+            exc = failing_class(pyfileh)
+            if exc is None:
+                exc = failure(f"block {blk} of {describe(pyfileh.file)}", why, err)
+            raise_later(pyfileh, exc)
+    except BaseException as e:
+        sys.unraisablehook(UnraisableArgs(e, f"reporting a failure at block {blk}"))
+    finally:
+        PyErr_SetHandledException(handled)
+        Py_XDECREF(handled)
+        wc_put_raised(raised)
+
+
+cdef object failure(str what, Failure why, int err):
+    if why == DIRTY_LIMIT:
+        return PageMemoryError(
+            f"{what} cannot be changed: {ram_dirty} bytes of uncommitted changes are in memory, "
+            f"and the limit is {ram_limit}. Abort, then commit in smaller steps, or raise "
+            f"WENDELIN_CORE_RAM")
+    if why == FORKED:
+        return ForkError(f"{what} was mapped before fork(): arrays are not inherited. Open the "
+                         f"database anew in the child process")
+    if why == WRITE_IN_WRITEOUT:
+        return DoomedError(f"{what} was changed by the thread that is storing it")
+    kind = "mapping" if why == NO_MAPPING else "memory"
+    return PageMemoryError(f"the system has no {kind} for {what}: {strerror(err).decode()}")
+
+
+cdef str describe(file):
+    try:
+        return repr(file)
+    except Exception:
+        return f"<{type(file).__name__}>"
+
+
+class UnraisableArgs:
+    """What sys.unraisablehook wants, for an error in the reporting of errors."""
+
+    def __init__(self, exc, what):
+        self.exc_type = type(exc)
+        self.exc_value = exc
+        self.exc_traceback = exc.__traceback__
+        self.err_msg = f"wendelin.core: error while {what}"
+        self.object = None
+
+
+# ---- asynchronous exceptions ----
+
+def class_of(exc, ident):
+    """Return a class that gives exc when it is called.
+
+    An asynchronous exception is set as a class, and made when it is raised. So this is also
+    where we learn that the thread has seen it.
+    """
+    def __new__(cls):
+        if failing.pop(ident, None) is not None:
+            with nogil:
+                pager_lock()
+                areas_reset_scrap()
+                pager_unlock()
+        return exc
+    return type(type(exc).__name__, (type(exc),), {"__new__": __new__, "failure": exc})
+
+
+cdef object failing_class(BigFileH fileh):
+    """Return the exception that is already on its way to this thread, or None."""
+    if not failing:
+        return None
+    cls = failing.get(addressee(fileh))
+    return None if cls is None else cls.failure
+
+
+cdef unsigned long addressee(BigFileH fileh):
+    """Return the thread to raise in: this one, or the handle's if Python does not know it."""
+    ident = threading.get_ident()
+    # A thread that Python does not know has a state only now, and runs no frame.
+    return ident if ident in sys._current_frames() else fileh.owner
+
+
+cdef int raise_later(BigFileH fileh, exc) except -1:
+    """Raise exc in this thread when it is back in Python code, and refuse changes till then."""
+    ident = addressee(fileh)
+    if exc not in fileh.failures:
+        fileh.failures.append(exc)
+    cls = failing.get(ident)
+    if cls is None:
+        cls = failing[ident] = class_of(exc, ident)
+    # Again, if it was on its way already: another asynchronous exception may have replaced it.
+    set_async(ident, cls)
+    return 0
+
+
+cdef int set_async(unsigned long ident, cls) except -1:
+    if PyThreadState_SetAsyncExc(ident, <PyObject *>cls) == 0:
+        # The thread has no Python state to raise in: say it at least.
+        failing.pop(ident, None)
+        exc = cls()
+        sys.unraisablehook(UnraisableArgs(exc, "raising in a thread that is gone"))
+    return 0
+
+
+cdef void wait_without_gil() noexcept nogil:
+    """page_set_ops: wait. With the pager lock held, and the GIL or not."""
+    cdef PyThreadState *state
+    if PyGILState_Check():
+        state = PyEval_SaveThread()
+        pthread_cond_wait(&pager_cond, &pager_mutex)
+        pager_unlock()
+        PyEval_RestoreThread(state)
+        pager_lock()
+    else:
+        pthread_cond_wait(&pager_cond, &pager_mutex)
+
+
+# ---- the classes ----
+
+cdef class BigFile:
+    """A file in blocks. Subclass it and define how a block is loaded and stored.
+
+    Parameters
+    ----------
+    blksize : int
+        Block size [bytes]; a multiple of the OS page.
+
+    Methods to define
+    -----------------
+    loadblk(blk, buf)
+        Fill buf, a writable buffer of blksize zero bytes, and return None; or return a
+        bytes-like object with the block, where shorter means zeros after. Called in any
+        thread. What it raises becomes a BlockLoadError where the memory was touched.
+    storeblk(blk, buf)
+        Store a block; buf is a read-only buffer of blksize bytes.
+    mapblk(blk), optional
+        Return (fd, offset) of a file that holds all of the block, page-aligned and immutable,
+        with fd open as long as the handle lives; HOLE for a block of zeros; None: loadblk.
+    truncate(blk), optional
+        Drop this block and all after it. Without it arrays over the file cannot shrink.
+    """
+
+    def __init__(self, blksize):
+        size = blksize.__index__() if hasattr(blksize, "__index__") else None
+        if size is None:
+            raise TypeError(f"blksize must be an integer, not {type(blksize).__name__}")
+        if size <= 0 or size % os_page != 0 or size > 1 << 40:
+            raise ValueError(f"blksize is {size}: it must be a multiple of the OS page, "
+                             f"{os_page} bytes")
+        self.blksize = size
+
+    def loadblk(self, blk, buf):
+        """Load a block; see the class."""
+        raise NotImplementedError(f"{type(self).__name__} does not define loadblk")
+
+    def storeblk(self, blk, buf):
+        """Store a block; see the class."""
+        raise NotImplementedError(f"{type(self).__name__} does not define storeblk")
+
+    def fileh_open(self):
+        """Return a new handle: pages and changes of their own."""
+        return BigFileH(self)
+
+
+@cython.no_gc_clear
+cdef class BigFileH:
+    """A file opened to be mapped in memory: its pages, and changes that are not stored yet.
+
+    All VMAs of a handle show one memory. Offsets and lengths are in pages; one page is one
+    block of the file.
+
+    Parameters
+    ----------
+    file : BigFile
+    """
+
+    def __cinit__(self, file, *args, **kw):
+        if not isinstance(file, BigFile):
+            raise TypeError(f"file must be a BigFile, not {type(file).__name__}")
+        if (<BigFile>file).blksize == 0:
+            raise ValueError(f"{type(file).__name__}.__init__ did not call BigFile.__init__")
+        self.file = file
+        self.failures = []
+        self.owner = threading.get_ident()
+        self.fileh = fileh_new((<BigFile>file).blksize)
+        if self.fileh == NULL:
+            raise OSError(errno, f"no page memory for {describe(file)}: "
+                                 f"{strerror(errno).decode()}")
+        self.fileh.pyfileh = <void *>self
+
+    def __dealloc__(self):
+        cdef FileH *fileh = self.fileh
+        if fileh != NULL:
+            fileh.pyfileh = NULL
+            with nogil:
+                fileh_unref(fileh)
+
+    cdef int check(self) except -1:
+        if self.fileh.generation != pager_generation:
+            raise failure(f"a handle of {describe(self.file)}", FORKED, 0)
+        return 0
+
+    @property
+    def blksize(self):
+        """Block size [bytes]."""
+        return self.fileh.blksize
+
+    def mmap(self, pgoffset, pglen):
+        """Map pages [pgoffset, pgoffset + pglen) and return a VMA. Loads nothing.
+
+        Raises
+        ------
+        ValueError
+            An offset is negative, or a length not positive.
+        OverflowError
+            The range ends past the last byte a file can have, 2**63.
+        MemoryError
+            The address space has no room for it.
+        """
+        self.check()
+        self.owner = threading.get_ident()
+        self.check_range(pgoffset, pglen)
+        return VMA(self, pgoffset, pglen)
+
+    def check_range(self, pgoffset, pglen):
+        """Check a range of pages as mmap() and load() do."""
+        if pgoffset < 0:
+            raise ValueError(f"pgoffset is {pgoffset}: it must not be negative")
+        if pglen <= 0:
+            raise ValueError(f"pglen is {pglen}: it must be at least 1")
+        if (pgoffset + pglen) * self.blksize > INT64_MAX:
+            raise OverflowError(f"pages [{pgoffset}, {pgoffset + pglen}) of {self.blksize} bytes "
+                                f"end past the last byte a file can have, 2**63")
+
+    def load(self, pgoffset, pglen):
+        """Load pages [pgoffset, pgoffset + pglen) that are not in memory yet.
+
+        Raises
+        ------
+        BlockLoadError
+            A block cannot be loaded. Here, and not later as for a touch; so the transaction
+            is not doomed by it.
+        ValueError, OverflowError
+            As mmap().
+        """
+        cdef uint64_t blk
+        cdef void *error
+        cdef int err
+        self.check()
+        self.check_range(pgoffset, pglen)
+        for i in range(pgoffset, pgoffset + pglen):
+            blk = i
+            error = NULL
+            with nogil:
+                err = fileh_load(self.fileh, blk, &error)
+            if error != NULL:
+                exc = <object><PyObject *>error
+                Py_XDECREF(<PyObject *>error)
+                raise exc
+            if err != 0:
+                raise MemoryError
+
+    def isdirty(self):
+        """Say whether there are changes that are not stored."""
+        return self.fileh.ndirty != 0 or self.truncated
+
+    def writeout_begin(self):
+        """Write-protect all pages until writeout_end(): threads that write wait until then.
+
+        dirty_writeout() does it for its own time; a commit does it for all of its. Nests.
+        """
+        self.check()
+        with nogil:
+            fileh_freeze(self.fileh)
+
+    def writeout_end(self):
+        """Let pages be changed again."""
+        if self.fileh.frozen == 0:
+            raise RuntimeError("writeout_end() without writeout_begin()")
+        with nogil:
+            fileh_thaw(self.fileh)
+
+    def dirty_blocks(self):
+        """Return the numbers of the changed blocks, ascending."""
+        cdef uint64_t *blks
+        cdef size_t i, n
+        self.writeout_begin()
+        try:
+            n = self.fileh.ndirty
+            blks = <uint64_t *>malloc(n * sizeof(uint64_t) + 1)
+            if blks == NULL:
+                raise MemoryError
+            fileh_dirty_blocks(self.fileh, blks)
+            result = sorted([blks[i] for i in range(n)])
+            free(blks)
+            return result
+        finally:
+            self.writeout_end()
+
+    def page_buffer(self, uint64_t blk):
+        """Return a read-only memoryview of a changed block.
+
+        Raises
+        ------
+        KeyError
+            The block is not changed.
+        """
+        cdef Page *page
+        cdef bint dirty
+        self.check()
+        pager_lock()
+        page = <Page *>pagemap_get(&self.fileh.pages, blk)
+        dirty = page != NULL and page.state == DIRTY
+        pager_unlock()
+        if not dirty:
+            raise KeyError(f"block {blk} is not changed")
+        return memoryview(page_buffer(self.fileh, blk))
+
+    def dirty_writeout(self, flags):
+        """Store what is changed, mark it as stored, or both.
+
+        Parameters
+        ----------
+        flags : int
+            WRITEOUT_STORE: give every changed block to file.storeblk, in ascending order.
+            WRITEOUT_MARKSTORED: what was stored, and not changed since, is not dirty any more.
+
+        Raises
+        ------
+        DoomedError
+            A touch of this handle failed since the last dirty_discard().
+        Exception
+            What storeblk raised. That page and all that follow stay dirty.
+        """
+        cdef uint64_t blk
+        if flags not in (WRITEOUT_STORE, WRITEOUT_MARKSTORED, WRITEOUT_STORE | WRITEOUT_MARKSTORED):
+            raise ValueError(f"flags are {flags!r}: they must be WRITEOUT_STORE, "
+                             f"WRITEOUT_MARKSTORED or both")
+        self.writeout_begin()
+        try:
+            if flags & WRITEOUT_STORE:
+                self.check_failures()
+                if self.truncated:
+                    self.file.truncate(self.fileh.zero_from)
+                for blk in self.dirty_blocks():
+                    self.file.storeblk(blk, memoryview(page_buffer(self.fileh, blk)))
+                    fileh_set_stored(self.fileh, blk)
+                # storeblk may have touched what cannot be loaded
+                self.check_failures()
+            if flags & WRITEOUT_MARKSTORED:
+                fileh_mark_stored(self.fileh)
+                if self.truncated:
+                    self.truncated = False
+                    fileh_untruncate(self.fileh)
+        finally:
+            self.writeout_end()
+
+    def check_failures(self):
+        """Raise DoomedError if a touch failed since the last dirty_discard()."""
+        if self.failures:
+            raise DoomedError(f"changes of {describe(self.file)} cannot be stored, because a "
+                              f"touch of its memory failed: {self.failures[0]}. Abort, then "
+                              f"try again") from self.failures[0]
+
+    @property
+    def failed(self):
+        """The failures of touches since the last dirty_discard()."""
+        return tuple(self.failures)
+
+    def dirty_discard(self):
+        """Forget all changes, and failures of touches.
+
+        Raises
+        ------
+        RuntimeError
+            The thread that writes out discards.
+        """
+        cdef int err
+        self.check()
+        with nogil:
+            err = fileh_discard(self.fileh)
+            if err == 0:
+                pager_lock()
+                areas_reset_scrap()
+                pager_unlock()
+        self.check_deadlock(err, "dirty_discard")
+        self.truncated = False
+        self.failures.clear()
+
+    def invalidate_page(self, pgoffset):
+        """Drop a page from memory, changes included: the next touch loads it again."""
+        cdef int err
+        cdef uint64_t blk
+        self.check()
+        self.check_range(pgoffset, 1)
+        blk = pgoffset
+        with nogil:
+            err = fileh_invalidate(self.fileh, blk)
+        self.check_deadlock(err, "invalidate_page")
+
+    def truncate(self, pgoffset):
+        """From now on all pages from pgoffset on are zeros, in all views, until written.
+
+        It is a change as others are: dirty_writeout() tells the file, dirty_discard() undoes.
+
+        Raises
+        ------
+        NotImplementedError
+            The file does not define truncate(blk).
+        """
+        cdef int err
+        cdef uint64_t blk
+        self.check()
+        if not hasattr(self.file, "truncate"):
+            raise NotImplementedError(f"{type(self.file).__name__} does not define "
+                                      f"truncate(blk), so it cannot shrink")
+        self.check_range(pgoffset, 1)
+        blk = pgoffset
+        with nogil:
+            err = fileh_truncate(self.fileh, blk)
+        self.check_deadlock(err, "truncate")
+        self.truncated = True
+
+    def check_deadlock(self, err, what):
+        """Raise if err says that this thread would wait for itself."""
+        if err == EDEADLK:
+            raise RuntimeError(f"{what}() by the thread that writes out {describe(self.file)}")
+
+
+@cython.no_gc_clear
+cdef class VMA:
+    """A mapping of pages of a file: a writable buffer of bytes.
+
+    Made by BigFileH.mmap(). It is unmapped when the last object over it - ndarrays,
+    memoryviews - is gone.
+
+    Attributes
+    ----------
+    fileh : BigFileH
+    pyuser : object
+        Free for the owner.
+    """
+
+    def __cinit__(self, BigFileH fileh not None, pgoffset, pglen):
+        cdef uint64_t c_pgoffset = pgoffset, c_pglen = pglen
+        fileh.check_range(pgoffset, pglen)
+        self.fileh = fileh
+        with nogil:
+            self.area = fileh_map(fileh.fileh, c_pgoffset, c_pglen)
+        if self.area == NULL:
+            raise MemoryError(
+                f"{pglen * fileh.blksize} bytes of {describe(fileh.file)} do not fit into the "
+                f"address space ({strerror(errno).decode()}): work in smaller parts, A[i:j]")
+        on_map()
+
+    def __dealloc__(self):
+        cdef Area *area = self.area
+        if area != NULL:
+            self.area = NULL
+            with nogil:
+                fileh_unmap(area)
+
+    def filerange(self):
+        """Return (pgoffset, pglen) [pages]."""
+        return self.area.pgoffset, self.area.pglen
+
+    def pagesize(self):
+        """Return the page size [bytes]."""
+        return self.area.blksize
+
+    @property
+    def addr_start(self):
+        """Address of the first byte."""
+        return <size_t>self.area.start
+
+    @property
+    def addr_stop(self):
+        """Address after the last byte."""
+        return <size_t>self.area.stop
+
+    def __len__(self):
+        return self.area.stop - self.area.start
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.area.start, self.area.stop - self.area.start, False,
+                          flags)
+
+
+cdef void (*on_map_hook)() noexcept nogil
+
+
+cdef void virtmem_set_on_map(void (*hook)() noexcept nogil) noexcept:
+    global on_map_hook
+    on_map_hook = hook
+
+
+cdef inline void on_map() noexcept:
+    if on_map_hook != NULL:
+        on_map_hook()
+
+
+def ram_reclaim():
+    """Give back the memory of all clean pages, of all files; return how many pages."""
+    cdef size_t n
+    with nogil:
+        pager_lock()
+        n = ram_reclaim_all()
+        pager_unlock()
+    return n
+
+
+def ram_stat():
+    """Return (limit, clean, dirty): page memory of this process [bytes]."""
+    return ram_limit, ram_clean, ram_dirty
+
+
+def at_exit():
+    """From now on a fault runs no Python: what is not in memory reads as zeros."""
+    page_set_exiting()
+
+
+page_set_ops(load_block, report, wait_without_gil)
+atexit.register(at_exit)
