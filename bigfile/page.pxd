@@ -57,6 +57,9 @@ cdef struct FileH:
     Area *areas
     Page *dirty
     size_t ndirty
+    size_t nstored          # of them, pages that did not change since they were stored
+    bint announces          # op_announce wants to know of the first change
+    bint announced          # it was told
     uint64_t zero_from      # pages from here on read as zeros, whatever the file has
     int frozen              # write-outs in progress (nested, of one thread)
     pthread_t writer        # the thread that writes out
@@ -66,6 +69,7 @@ cdef bint pager_exiting     # the interpreter is going away: no Python for a fau
 
 cdef void page_set_ops(int (*load)(FileH *, uint64_t, Source *, void **) noexcept nogil,
                        void (*fail)(FileH *, uint64_t, Failure, int) noexcept nogil,
+                       int (*announce)(FileH *, uint64_t) noexcept nogil,
                        void (*wait)() noexcept nogil) noexcept nogil
 cdef void page_set_exiting() noexcept nogil
 cdef bint page_touch(const char *addr, bint write) noexcept nogil
@@ -83,5 +87,7 @@ cdef void fileh_set_stored(FileH *fileh, uint64_t blk) noexcept nogil
 cdef void fileh_mark_stored(FileH *fileh) noexcept nogil
 cdef int fileh_discard(FileH *fileh) noexcept nogil
 cdef int fileh_invalidate(FileH *fileh, uint64_t blk) noexcept nogil
+cdef void fileh_invalidate_loading(FileH *fileh) noexcept nogil
+cdef void fileh_announced(FileH *fileh, bint yes) noexcept nogil
 cdef int fileh_truncate(FileH *fileh, uint64_t blk) noexcept nogil
 cdef void fileh_untruncate(FileH *fileh) noexcept nogil

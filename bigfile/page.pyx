@@ -81,11 +81,13 @@ from wendelin.bigfile.ram cimport (OFF, pager_cond, pager_lock, pager_unlock, ra
 
 cdef int (*op_load)(FileH *, uint64_t, Source *, void **) noexcept nogil
 cdef void (*op_fail)(FileH *, uint64_t, Failure, int) noexcept nogil
+cdef int (*op_announce)(FileH *, uint64_t) noexcept nogil
 cdef void (*op_wait)() noexcept nogil
 
 
 cdef void page_set_ops(int (*load)(FileH *, uint64_t, Source *, void **) noexcept nogil,
                        void (*fail)(FileH *, uint64_t, Failure, int) noexcept nogil,
+                       int (*announce)(FileH *, uint64_t) noexcept nogil,
                        void (*wait)() noexcept nogil) noexcept nogil:
     """Say how to load, how to report, and how to wait.
 
@@ -93,11 +95,14 @@ cdef void page_set_ops(int (*load)(FileH *, uint64_t, Source *, void **) noexcep
         page_fill. 0, or -1: failed; the exception is in *error, or, when error is NULL, on
         its way to the thread. Called without the pager lock.
     fail(fileh, blk, why, errno): raise in the thread that touched. Called without the lock.
+    announce(fileh, blk): a handle that `announces` is about to be changed first. 0; -1: it
+        refused, and the exception is on its way. Called without the lock.
     wait(): wait for pager_cond, with the pager lock held, the GIL given up meanwhile.
     """
-    global op_load, op_fail, op_wait
+    global op_load, op_fail, op_announce, op_wait
     op_load = load
     op_fail = fail
+    op_announce = announce
     op_wait = wait
 
 
@@ -120,6 +125,7 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil:
         if page.dirty_next != NULL:
             page.dirty_next.dirty_prev = page.dirty_prev
         fileh.ndirty -= 1
+        page_set_stored(page, False)
         ram_make_clean(&page.res)
     elif state == DIRTY:
         ram_make_dirty(&page.res)
@@ -134,8 +140,13 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil:
         ram_add(&page.res)
     page.state = state
     page.backing = backing
-    page.stored = False
     page.reload = False
+
+
+cdef void page_set_stored(Page *page, bint stored) noexcept nogil:
+    """A DIRTY page was stored, or changed after that."""
+    page.fileh.nstored += stored - page.stored
+    page.stored = stored
 
 
 cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil:
@@ -335,6 +346,19 @@ cdef void fail(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil:
     fileh_release(fileh)
 
 
+cdef int announce(FileH *fileh, uint64_t blk) noexcept nogil:
+    """Call op_announce in the middle of something that holds the pager lock."""
+    cdef int err
+    fileh.refs += 1
+    pager_unlock()
+    err = op_announce(fileh, blk)
+    pager_lock()
+    if err == 0:
+        fileh.announced = True
+    fileh_release(fileh)
+    return err
+
+
 cdef void show_scrap(const char *addr, bint write) noexcept nogil:
     """Let the thread go on over memory that is never stored."""
     cdef Area *area = area_lookup(addr)
@@ -352,7 +376,7 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
 
     1. find the area and the page
     2. EMPTY: load it. LOADING: wait. Then from 1
-    3. a write: LOADED -> DIRTY, after bringing it into page memory (then from 1)
+    3. a write: announce it, LOADED -> DIRTY, after bringing it into page memory (then from 1)
     4. show it
     """
     cdef Area *area
@@ -390,6 +414,11 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
                     break
                 op_wait()
                 continue
+            if fileh.announces and not fileh.announced:
+                if announce(fileh, blk) != 0:
+                    show_scrap(addr, write)
+                    break
+                continue
             if page.state == LOADED:
                 if not ram_may_dirty(fileh.blksize):
                     fail(fileh, blk, DIRTY_LIMIT, 0)
@@ -403,7 +432,7 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
                         break
                     continue
                 page_become(page, DIRTY, MEMFD)
-            page.stored = False
+            page_set_stored(page, False)
         elif page.res.queue != OFF:
             ram_touch(&page.res)
         if page.state == DIRTY:
@@ -565,7 +594,7 @@ cdef void fileh_set_stored(FileH *fileh, uint64_t blk) noexcept nogil:
     pager_lock()
     page = <Page *>pagemap_get(&fileh.pages, blk)
     if page != NULL and page.state == DIRTY:
-        page.stored = True
+        page_set_stored(page, True)
     pager_unlock()
 
 
@@ -615,6 +644,27 @@ cdef int fileh_invalidate(FileH *fileh, uint64_t blk) noexcept nogil:
             break
     pager_unlock()
     return err
+
+
+cdef void fileh_invalidate_loading(FileH *fileh) noexcept nogil:
+    """What is being loaded now is loaded again: it may have been asked of an older state."""
+    cdef size_t cursor = 0
+    cdef Page *page
+    pager_lock()
+    while True:
+        page = <Page *>pagemap_next(&fileh.pages, &cursor)
+        if page == NULL:
+            break
+        if page.state == LOADING:
+            page.reload = True
+    pager_unlock()
+
+
+cdef void fileh_announced(FileH *fileh, bint yes) noexcept nogil:
+    """Say that op_announce knows of changes, or that it wants to know of the next one."""
+    pager_lock()
+    fileh.announced = yes
+    pager_unlock()
 
 
 cdef void drop_from(FileH *fileh, uint64_t blk) noexcept nogil:

@@ -46,8 +46,9 @@ from wendelin.bigfile.kernel cimport (EDEADLK, MADV_DONTFORK, MAP_ANONYMOUS, MAP
                                       sysconf)
 from wendelin.bigfile.page cimport (DIRTY, DIRTY_LIMIT, FILERANGE, FORKED, MEMFD, NO_MAPPING,
                                     NO_MEMORY, WRITE_IN_WRITEOUT, ZEROS, Failure, FileH, Page,
-                                    Source, fileh_discard, fileh_dirty_blocks, fileh_freeze,
-                                    fileh_invalidate, fileh_load, fileh_map, fileh_mark_stored,
+                                    Source, fileh_discard, fileh_announced, fileh_dirty_blocks,
+                                    fileh_freeze, fileh_invalidate, fileh_invalidate_loading,
+                                    fileh_load, fileh_map, fileh_mark_stored,
                                     fileh_new, fileh_set_stored, fileh_thaw, fileh_truncate,
                                     fileh_unmap, fileh_unref, fileh_untruncate, page_fill,
                                     page_set_exiting, page_set_ops, pager_exiting, pager_generation)
@@ -286,6 +287,39 @@ cdef void report_with_gil(FileH *fileh, uint64_t blk, Failure why, int err) noex
         wc_put_raised(raised)
 
 
+cdef int announce(FileH *fileh, uint64_t blk) noexcept nogil:
+    """page_set_ops: announce. Entered without the pager lock."""
+    if pager_exiting:
+        return 0
+    with gil:
+        return announce_with_gil(fileh, blk)
+
+
+cdef int announce_with_gil(FileH *fileh, uint64_t blk) noexcept:
+    cdef PyObject *raised = wc_take_raised()
+    cdef PyObject *handled = PyErr_GetHandledException()
+    cdef int result = -1
+    PyErr_SetHandledException(NULL)
+    try:
+        if fileh.pyfileh != NULL:
+            pyfileh = <BigFileH>fileh.pyfileh
+            try:
+                pyfileh.first_change()
+                result = 0
+            except BaseException as e:
+                exc = DoomedError(f"block {blk} of {describe(pyfileh.file)} cannot be changed: "
+                                  f"{type(e).__name__}: {e}")
+                exc.__cause__ = e
+                raise_later(pyfileh, exc)
+    except BaseException as e:
+        sys.unraisablehook(UnraisableArgs(e, f"announcing a change of block {blk}"))
+    finally:
+        PyErr_SetHandledException(handled)
+        Py_XDECREF(handled)
+        wc_put_raised(raised)
+    return result
+
+
 cdef object failure(str what, Failure why, int err):
     if why == DIRTY_LIMIT:
         return PageMemoryError(
@@ -357,6 +391,11 @@ cdef int raise_later(BigFileH fileh, exc) except -1:
     ident = addressee(fileh)
     if exc not in fileh.failures:
         fileh.failures.append(exc)
+        if fileh.fileh.announces and not isinstance(exc, DoomedError):
+            try:
+                fileh.first_change()
+            except Exception as e:
+                exc.add_note(f"(its transaction could not be told: {type(e).__name__}: {e})")
     cls = failing.get(ident)
     if cls is None:
         cls = failing[ident] = class_of(exc, ident)
@@ -441,6 +480,10 @@ cdef class BigFileH:
     All VMAs of a handle show one memory. Offsets and lengths are in pages; one page is one
     block of the file.
 
+    A subclass may define first_change(): it is called, in any thread, before the first page is
+    changed since the handle was opened or changes_stored() or dirty_discard() was called; and
+    when a touch failed. What it raises refuses the change.
+
     Parameters
     ----------
     file : BigFile
@@ -459,6 +502,7 @@ cdef class BigFileH:
             raise OSError(errno, f"no page memory for {describe(file)}: "
                                  f"{strerror(errno).decode()}")
         self.fileh.pyfileh = <void *>self
+        self.fileh.announces = hasattr(self, "first_change")
 
     def __dealloc__(self):
         cdef FileH *fileh = self.fileh
@@ -533,8 +577,8 @@ cdef class BigFileH:
                 raise MemoryError
 
     def isdirty(self):
-        """Say whether there are changes that are not stored."""
-        return self.fileh.ndirty != 0 or self.truncated
+        """Say whether there are changes since the last write-out."""
+        return self.fileh.ndirty != self.fileh.nstored or self.truncated
 
     def writeout_begin(self):
         """Write-protect all pages until writeout_end(): threads that write wait until then.
@@ -614,6 +658,7 @@ cdef class BigFileH:
                 self.check_failures()
                 if self.truncated:
                     self.file.truncate(self.fileh.zero_from)
+                    self.truncated = False
                 for blk in self.dirty_blocks():
                     self.file.storeblk(blk, memoryview(page_buffer(self.fileh, blk)))
                     fileh_set_stored(self.fileh, blk)
@@ -621,8 +666,7 @@ cdef class BigFileH:
                 self.check_failures()
             if flags & WRITEOUT_MARKSTORED:
                 fileh_mark_stored(self.fileh)
-                if self.truncated:
-                    self.truncated = False
+                if not self.truncated:
                     fileh_untruncate(self.fileh)
         finally:
             self.writeout_end()
@@ -658,6 +702,16 @@ cdef class BigFileH:
         self.check_deadlock(err, "dirty_discard")
         self.truncated = False
         self.failures.clear()
+        fileh_announced(self.fileh, False)
+
+    def changes_stored(self):
+        """Let first_change() be called for the next change: a transaction ended."""
+        fileh_announced(self.fileh, False)
+
+    def invalidate_loading(self):
+        """Load again what is being loaded in other threads: the state they ask is over."""
+        with nogil:
+            fileh_invalidate_loading(self.fileh)
 
     def invalidate_page(self, pgoffset):
         """Drop a page from memory, changes included: the next touch loads it again."""
@@ -688,6 +742,9 @@ cdef class BigFileH:
                                       f"truncate(blk), so it cannot shrink")
         self.check_range(pgoffset, 1)
         blk = pgoffset
+        if self.fileh.announces and not self.fileh.announced:
+            self.first_change()
+            fileh_announced(self.fileh, True)
         with nogil:
             err = fileh_truncate(self.fileh, blk)
         self.check_deadlock(err, "truncate")
@@ -791,5 +848,5 @@ def at_exit():
     page_set_exiting()
 
 
-page_set_ops(load_block, report, wait_without_gil)
+page_set_ops(load_block, report, announce, wait_without_gil)
 atexit.register(at_exit)

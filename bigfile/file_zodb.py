@@ -1,0 +1,322 @@
+"""ZBigFile: a file in ZODB, and its handle, which lives in the transactions of its Connection.
+
+Organization
+------------
+    ZBigFile ──► LOBTree ──► ZBlk…          persistent objects: what commits write
+    ZBigFileH ──► _ZFile ──► ZBigFile       the handle; _ZFile is the BigFile under it
+                    │
+                BlockTable, zblk            what faults read: records, not objects
+
+Pages -> database
+-----------------
+The first change of a page, in any thread, makes the handle join the transaction of its
+Connection, together with the Connection itself. From then on the transaction decides:
+
+    transaction      handle                                 Connection (sorts after it)
+    tpc_begin        pages are write-protected
+    commit           changed blocks: objects are marked     pickles them: the bytes are taken
+                     as changed                             from the pages, block by block
+    tpc_finish       pages may be written again             the transaction is in the database
+    (boundary)       stored pages are clean
+    abort, tpc_abort changes are discarded
+
+A touch that failed joins as well: the commit of that transaction is refused, with the reason.
+
+Database -> pages
+-----------------
+A boundary is when the Connection moves to a new state of the database; it asks its storage
+for what changed meanwhile, and that is where we listen (_Watch). Pages are dropped
+
+- whose block object changed,
+- whose block number is now another object, or none, or became one: looked up anew for pages in
+  memory whenever a node of the block table changed.
+
+Until the boundary that follows a commit its pages stay DIRTY to the pager, though stored: so
+they cannot be reclaimed, and be loaded again from a state which does not have them yet.
+
+Locking
+-------
+Faults run loadblk in any thread. It reads records through the Connection's storage, which is
+safe from threads (the state it reads, `_start`, only changes at boundaries); what was asked
+before a boundary and answered after it is loaded again (invalidate_loading). Everything else
+runs in the thread of the transaction.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from BTrees.LOBTree import LOBTree
+from ZODB.Connection import Connection
+from ZODB.POSException import ConnectionStateError
+
+from wendelin.bigfile.blktab import BlockTable
+from wendelin.bigfile.virtmem import (
+    WRITEOUT_MARKSTORED,
+    WRITEOUT_STORE,
+    BigFile,
+    BigFileH,
+)
+from wendelin.bigfile.zblk import ZBlk0, ZBlkBase, default_format, load_block
+from wendelin.lib.zodb import LivePersistent
+
+__all__ = ["ZBigFile", "ZBigFileH", "ZBlk", "ZBlk0"]
+
+log = logging.getLogger(__name__)
+
+ZBlk = ZBlk0  # the name in early databases
+
+_NEW = b"\0" * 8  # _p_serial of what is not in the database yet
+
+
+class ZBigFile(LivePersistent):
+    """A file in ZODB: blocks in a table, holes where there are none.
+
+    Parameters
+    ----------
+    blksize : int
+        Block size [bytes], a multiple of the OS page.
+    """
+
+    def __init__(self, blksize: int) -> None:
+        self.__setstate__((BigFile(blksize).blksize, LOBTree()))
+
+    def __getstate__(self) -> tuple[int, LOBTree]:
+        return (self.blksize, self.blktab)
+
+    def __setstate__(self, state: tuple[int, LOBTree]) -> None:
+        self.blksize, self.blktab = state
+
+    def fileh_open(self) -> ZBigFileH:
+        """Return a new handle.
+
+        Raises
+        ------
+        ConnectionStateError
+            The file does not belong to a Connection yet.
+        """
+        conn = self._p_jar
+        if conn is None:
+            raise ConnectionStateError(
+                "the file does not belong to a Connection yet: add it to the database and commit, "
+                "or conn.add() it"
+            )
+        if self.blktab._p_jar is None:
+            conn.add(self.blktab)
+        return ZBigFileH(_ZFile(self, conn))
+
+
+class _ZFile(BigFile):
+    """A ZBigFile as the pager sees it."""
+
+    def __init__(self, zfile: ZBigFile, conn: Connection) -> None:
+        super().__init__(zfile.blksize)
+        self.zfile = zfile
+        self.conn = conn
+        self.table = BlockTable(self.load_record)
+        # What pages that are, or were, in memory were made of: blk -> oid, None for a hole.
+        self.made_of: dict[int, bytes | None] = {}
+        self.handle: weakref.ref[ZBigFileH] | None = None
+
+    def __repr__(self) -> str:
+        oid = self.zfile._p_oid
+        name = self.conn.db().database_name
+        return f"<ZBigFile 0x{oid.hex() if oid else '?'} in {name!r}>"
+
+    # ---- to memory; any thread ----
+
+    def load_record(self, oid: bytes) -> bytes:
+        record, _ = self.conn._storage.load(oid)
+        return bytes(record)
+
+    def lookup(self, blk: int) -> bytes | None:
+        root = self.zfile.blktab
+        if root._p_oid is None or (root._p_changed is not None and root._p_serial == _NEW):
+            return None  # not in the database yet
+        return self.table.lookup(root._p_oid, blk)
+
+    def loadblk(self, blk: int, buf: memoryview) -> memoryview | bytes:
+        oid = self.lookup(blk)
+        self.made_of[blk] = oid
+        return b"" if oid is None else load_block(oid, self.load_record)
+
+    def drop_changed(self, oids: Iterable[bytes] | None) -> None:
+        """Drop the pages that depend on objects that changed; None: any may have."""
+        handle = self.handle() if self.handle is not None else None
+        if handle is None:
+            return
+        handle.invalidate_loading()
+        if oids is None:
+            self.table.drop()
+            stale = set(self.made_of)
+        else:
+            changed = set(oids)
+            stale = {blk for blk, oid in self.made_of.items() if oid in changed}
+            if self.table.changed(changed):
+                stale.update(self._moved(stale))
+        for blk in stale:
+            self.made_of.pop(blk, None)
+            handle.invalidate_page(blk)
+
+    def _moved(self, known: set[int]) -> Iterable[int]:
+        """Yield blocks in memory that the table has elsewhere now."""
+        for blk, oid in list(self.made_of.items()):
+            if blk not in known:
+                try:
+                    now = self.lookup(blk)
+                except Exception:
+                    # The page can be dropped, and who touches it gets the exception.
+                    log.warning("%r: block %d cannot be looked up", self, blk, exc_info=True)
+                    now = None
+                if now != oid:
+                    yield blk
+
+    # ---- to the database; the thread of the transaction ----
+
+    def storeblk(self, blk: int, buf: memoryview) -> None:
+        """Mark the object of a block as changed; its bytes are taken when it is pickled."""
+        handle = self.handle() if self.handle is not None else None
+        assert handle is not None
+        zblk: ZBlkBase | None = self.zfile.blktab.get(blk)
+        if zblk is None:
+            zblk = self.zfile.blktab[blk] = default_format()()
+        if zblk.store_from(handle, blk):
+            handle.stored[blk] = zblk
+
+    def truncate(self, blk: int) -> None:
+        blktab = self.zfile.blktab
+        for key in list(blktab.keys(min=blk)):
+            del blktab[key]
+
+    def committed(self, stored: dict[int, ZBlkBase]) -> None:
+        """Pages in memory are made of these objects now."""
+        self.table.drop()
+        for blk, zblk in stored.items():
+            self.made_of[blk] = zblk._p_oid
+            zblk._p_deactivate()
+
+
+class ZBigFileH(BigFileH):
+    """Handle of a ZBigFile: takes part in the transactions of its Connection.
+
+    It is a data manager (transaction.interfaces.IDataManager).
+    """
+
+    def __init__(self, file: _ZFile) -> None:
+        file.handle = weakref.ref(self)
+        self.zfile = file
+        self.conn = file.conn
+        #: block objects that the running commit stores
+        self.stored: dict[int, ZBlkBase] = {}
+        self._joined: Any = None
+        self._frozen = False
+        self._finished = False
+        _watch(file.conn).files.add(file)
+
+    # ---- joining ----
+
+    def first_change(self) -> None:
+        """Join the transaction; called by the pager, in any thread."""
+        conn = self.conn
+        if conn.opened is None or conn.transaction_manager is None:
+            raise ConnectionStateError("its Connection is closed")
+        txn = conn.transaction_manager.get()
+        if self._joined is not txn:
+            # a failed touch may have the transaction of a handle that changes later
+            conn._register()
+            txn.join(self)
+            self._joined = txn
+
+    def sortKey(self) -> str:
+        """Sort before the Connection, whose key is the storage's, a colon and digits."""
+        return f"{self.conn._storage.sortKey()}:  {id(self)}"
+
+    @property
+    def transaction_manager(self) -> Any:
+        """The transaction manager of the Connection; None while that is closed."""
+        return self.conn.transaction_manager
+
+    # ---- two-phase commit ----
+
+    def tpc_begin(self, txn: Any) -> None:
+        """Write-protect the pages."""
+        self.writeout_begin()
+        self._frozen = True
+        self.check_failures()
+
+    def commit(self, txn: Any) -> None:
+        """Mark the objects of changed blocks, for the Connection to store them."""
+        if self.isdirty():
+            self.dirty_writeout(WRITEOUT_STORE)
+
+    def tpc_vote(self, txn: Any) -> None:
+        """Refuse if a touch failed since."""
+        self.check_failures()
+
+    def tpc_finish(self, txn: Any) -> None:
+        """Let pages be written again. They are clean at the next boundary."""
+        self._finished = True
+        self._end()
+        self.changes_stored()
+
+    def abort(self, txn: Any) -> None:
+        """Discard all changes."""
+        self._end()
+        self.stored.clear()
+        self.dirty_discard()
+
+    def tpc_abort(self, txn: Any) -> None:
+        """Discard all changes."""
+        self.abort(txn)
+
+    def _end(self) -> None:
+        self._joined = None
+        if self._frozen:
+            self._frozen = False
+            self.writeout_end()
+
+    def boundary(self) -> None:
+        """The Connection reads a new state of the database, which has what was committed."""
+        if self._finished:
+            self._finished = False
+            self.dirty_writeout(WRITEOUT_MARKSTORED)
+            self.zfile.committed(self.stored)
+            self.stored.clear()
+
+
+# ---- boundaries ----
+
+
+class _Watch:
+    """Listens to what a Connection hears from its storage at each boundary.
+
+    A Connection asks its storage instance in one place, Connection.newTransaction(), however
+    the boundary came about: begin, the end of a transaction, sync, being opened again by
+    another thread with another transaction manager. That question is what we listen to.
+    """
+
+    def __init__(self, conn: Connection) -> None:
+        self.files: weakref.WeakSet[_ZFile] = weakref.WeakSet()
+        storage = conn._normal_storage
+        self._poll: Callable[[], list[bytes] | None] = storage.poll_invalidations
+        storage.poll_invalidations = self.poll
+
+    def poll(self) -> list[bytes] | None:
+        """Be the storage's poll_invalidations()."""
+        oids = self._poll()
+        for file in list(self.files):
+            handle = file.handle() if file.handle is not None else None
+            if handle is not None:
+                handle.boundary()
+            if oids is None or oids:
+                file.drop_changed(oids)
+        return oids
+
+
+def _watch(conn: Connection) -> _Watch:
+    """Return the watch of a Connection, one for its lifetime."""
+    poll = getattr(conn._normal_storage.poll_invalidations, "__self__", None)
+    return poll if isinstance(poll, _Watch) else _Watch(conn)

@@ -1,0 +1,162 @@
+"""Formats of blocks in ZODB: how a block of a ZBigFile is kept in objects.
+
+A format is a persistent class, registered by the name under which databases have it. It is
+used in two ways that do not meet:
+
+- to read, by any thread that faults: load_block() finds the bytes in the records of the
+  storage. No object is made, the Connection is not touched.
+- to write, by the thread that commits: the objects, in the Connection's cache, are given the
+  page that they are to be stored from; they take its bytes when they are pickled. So memory
+  holds one block more than the pages, not all of them twice.
+
+The states are fixed: see formats.md in docs. This room knows pickles and blocks; it does not
+know which block of which file it deals with.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from persistent import Persistent
+
+from wendelin.bigfile import zrecord
+
+__all__ = ["FORMATS", "ZBlk0", "ZBlkBase", "default_format", "load_block", "trimmed"]
+
+#: (oid) -> record of the state that is read
+Load = Callable[[bytes], bytes]
+
+
+class Page(Protocol):
+    """Where a block that is stored gets its bytes."""
+
+    def page_buffer(self, blk: int) -> memoryview:
+        """Return the block [blksize bytes], read-only."""
+
+
+def trimmed(buf: memoryview | bytes) -> memoryview:
+    """Return buf without its trailing zero bytes."""
+    data = np.frombuffer(buf, np.uint8)
+    stop = len(data)
+    step = 4096
+    # From the end, a little at first: most blocks end in something.
+    while stop > 0:
+        start = max(0, stop - step)
+        nonzero = np.flatnonzero(data[start:stop])
+        if len(nonzero):
+            return memoryview(buf)[: start + int(nonzero[-1]) + 1]
+        stop = start
+        step = min(2 * step, 1 << 20)
+    return memoryview(buf)[:0]
+
+
+class ZBlkBase(Persistent):  # type: ignore[misc]  # persistent has no type hints
+    """A block as a persistent object.
+
+    It has no bytes of its own but while it is stored: `_v_page` then says where they are.
+    """
+
+    name: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def load(cls, record: bytes, load: Load) -> memoryview | bytes:
+        """Return the block's bytes, as its record and others hold them.
+
+        Raises
+        ------
+        zrecord.RecordError
+            The record is not of this format.
+        """
+
+    @abstractmethod
+    def store_from(self, page: Page, blk: int) -> bool:
+        """Take the bytes of a page, when this object is pickled.
+
+        Called in the thread of the Connection, the object being in it. Marks itself, and what
+        it consists of, as changed where the bytes differ from what is stored.
+
+        Returns whether anything is to be stored.
+        """
+
+
+class ZBlk0(ZBlkBase):
+    """Format 0: the block as one object, whose state is its bytes, trailing zeros cut."""
+
+    # where databases have it
+    __module__ = "wendelin.bigfile.file_zodb"
+
+    _v_page: tuple[Page, int] | None
+    _v_data: bytes | None
+
+    @classmethod
+    def load(cls, record: bytes, load: Load) -> memoryview | bytes:
+        return zrecord.bytes_state(record)
+
+    def store_from(self, page: Page, blk: int) -> bool:
+        new = trimmed(page.page_buffer(blk))
+        if self._p_serial != b"\0" * 8 or self._p_changed is None:
+            self._p_activate()
+            old = getattr(self, "_v_data", None)
+            if old is not None and len(old) == len(new) and old == bytes(new):
+                self._p_deactivate()
+                return False
+        self._v_data = None
+        self._v_page = (page, blk)
+        self._p_changed = True
+        return True
+
+    def __getstate__(self) -> bytes:
+        source = getattr(self, "_v_page", None)
+        if source is not None:
+            page, blk = source
+            return bytes(trimmed(page.page_buffer(blk)))
+        data = getattr(self, "_v_data", None)
+        return data if data is not None else b""
+
+    def __setstate__(self, state: Any) -> None:
+        self._v_page = None
+        self._v_data = zrecord.as_bytes(state)
+
+
+#: name of the class in databases -> class; ZBlk is what ZBlk0 was called in early ones
+FORMATS: dict[str, type[ZBlkBase]] = {"ZBlk0": ZBlk0, "ZBlk": ZBlk0}
+
+
+def default_format() -> type[ZBlkBase]:
+    """Return the format in which new blocks are written.
+
+    Raises
+    ------
+    ValueError
+        WENDELIN_CORE_ZBLK_FMT names no format.
+    """
+    name = os.environ.get("WENDELIN_CORE_ZBLK_FMT", "ZBlk0")
+    if name not in FORMATS or name == "ZBlk":
+        known = ", ".join(n for n in FORMATS if n != "ZBlk")
+        raise ValueError(f"WENDELIN_CORE_ZBLK_FMT is {name!r}: it must be one of {known}")
+    return FORMATS[name]
+
+
+def load_block(oid: bytes, load: Load) -> memoryview | bytes:
+    """Return the bytes of a block object of any format.
+
+    Raises
+    ------
+    zrecord.RecordError
+        It is no block, or damaged.
+    Exception
+        What the storage raised.
+    """
+    record = load(oid)
+    name = zrecord.class_of(record)
+    cls = FORMATS.get(name.removeprefix("wendelin.bigfile.file_zodb."))
+    if cls is None:
+        known = ", ".join(FORMATS)
+        raise zrecord.RecordError(f"object {oid.hex()} is a {name}, which is no block format "
+                                   f"(known: {known})")
+    return cls.load(record, load)

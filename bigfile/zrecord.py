@@ -1,0 +1,201 @@
+"""Records of ZODB, read without a Connection.
+
+A record is two pickles: the class of the object, then its state. A fault, which comes in any
+thread at any moment, reads blocks and the block table from records; so it neither disturbs the
+Connection, which is not thread-safe, nor leaves objects in its cache. And a state that is just
+bytes - most of all data is in such - is found in the record, not copied out of it.
+
+Nothing is imported or called that a record names: classes are names here.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import pickletools
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import zodbpickle
+from zodbpickle import pickle as zpickle
+
+__all__ = ["RecordError", "Ref", "as_bytes", "bytes_state", "class_of", "state_of"]
+
+
+class RecordError(Exception):
+    """A record is damaged, or not what it should be."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """A reference to another persistent object."""
+
+    oid: bytes
+    cls: str  # "module.name", "" if the reference does not say
+
+
+# ---- pickles ----
+
+
+@dataclass(frozen=True)
+class _Global:
+    """A class or function that a pickle names."""
+
+    name: str
+
+    def __call__(self, *args: object, **kw: object) -> object:
+        if self.name in ("_codecs.encode",):  # how protocol 2 of Python 3 pickles bytes
+            return codecs.encode(*args, **kw)  # type: ignore[arg-type, call-overload]
+        raise RecordError(f"a record calls {self.name}: only plain states are read here")
+
+
+class _Unpickler(zpickle.Unpickler):  # type: ignore[misc]  # no type hints
+    def find_class(self, module: str, name: str) -> object:
+        if (module, name) == ("zodbpickle", "binary"):
+            return zodbpickle.binary
+        return _Global(f"{module}.{name}")
+
+    def persistent_load(self, ref: object) -> Ref:
+        # the forms that ZODB.serialize writes
+        if isinstance(ref, list) and len(ref) == 2:
+            kind, args = ref
+            if kind == "m":
+                raise RecordError("a reference into another database")
+            ref = args[0] if kind == "w" else None
+        cls = ""
+        if isinstance(ref, tuple) and len(ref) == 2:
+            ref, cls = ref[0], _class_name(ref[1])
+        oid = as_bytes(ref)
+        if len(oid) != 8:
+            raise RecordError(f"a reference that is none: {ref!r}")
+        return Ref(oid, cls)
+
+
+def _class_name(cls: object) -> str:
+    if isinstance(cls, _Global):
+        return cls.name
+    if isinstance(cls, tuple) and cls:
+        # (class, args), or in old databases ((module, name), args)
+        head = cls[0]
+        if isinstance(head, tuple) and len(head) == 2:
+            return f"{head[0]}.{head[1]}"
+        return _class_name(head)
+    raise RecordError(f"a record without a class: {cls!r}")
+
+
+def as_bytes(state: object) -> bytes:
+    """Return a state that should be bytes: as Python 3 has it, or as Python 2 wrote it.
+
+    Raises
+    ------
+    RecordError
+        It is something else.
+    """
+    if isinstance(state, bytes):
+        return bytes(state)
+    if isinstance(state, str):
+        # A Python 2 str that a Connection unpickled with errors="bytes" was ASCII by chance.
+        try:
+            return state.encode("ascii")
+        except UnicodeEncodeError:
+            pass
+    raise RecordError(f"bytes were expected, not {type(state).__name__}")
+
+
+def _load(file: io.BytesIO) -> object:
+    try:
+        return _Unpickler(file, encoding="bytes", errors="strict").load()
+    except RecordError:
+        raise
+    except Exception as e:
+        raise RecordError(f"damaged record: {type(e).__name__}: {e}") from e
+
+
+def _end_of_pickle(record: bytes) -> int:
+    """Return where the first pickle of a record ends."""
+    try:
+        for opcode, _, pos in pickletools.genops(record):
+            if opcode.name == "STOP":
+                return int(pos or 0) + 1
+    except Exception as e:
+        raise RecordError(f"damaged record: {e}") from e
+    raise RecordError("damaged record: no end")
+
+
+# ---- records ----
+
+# First pickles that were seen -> class: there are as many as classes and writers.
+_heads: OrderedDict[bytes, str] = OrderedDict()
+_HEADS = 64
+
+
+def _head(record: bytes) -> tuple[int, str]:
+    """Return (where the state begins, name of the class)."""
+    for head, name in _heads.items():
+        if record.startswith(head):
+            return len(head), name
+    end = _end_of_pickle(record[:4096])
+    head = record[:end]
+    name = _class_name(_load(io.BytesIO(head)))
+    _heads[head] = name
+    while len(_heads) > _HEADS:
+        _heads.popitem(last=False)
+    return end, name
+
+
+def class_of(record: bytes) -> str:
+    """Return "module.name" of the object's class."""
+    return _head(record)[1]
+
+
+def state_of(record: bytes) -> Any:
+    """Return the state: plain values, Refs in place of objects; a Python 2 str is bytes."""
+    start, _ = _head(record)
+    file = io.BytesIO(record)
+    file.seek(start)
+    return _load(file)
+
+
+# opcodes of byte strings -> size of the length that follows
+_BYTES_OPS = {ord("B"): 4, ord("C"): 1, 0x8E: 8, ord("T"): 4, ord("U"): 1}
+
+
+def bytes_state(record: bytes) -> memoryview | bytes:
+    """Return a state that is bytes, not copied where the record holds it in one piece.
+
+    Raises
+    ------
+    RecordError
+        The state is something else.
+    """
+    pos, _ = _head(record)
+    view = memoryview(record)
+    found = _plain_bytes(view, pos)
+    if found is not None:
+        return found
+    return as_bytes(state_of(record))
+
+
+def _plain_bytes(view: memoryview, pos: int) -> memoryview | None:
+    """Return the payload of `[PROTO] [FRAME] BYTES [memo] STOP`, or None if it is not that."""
+    end = len(view)
+    if end - pos > 2 and view[pos] == 0x80:
+        pos += 2
+    if end - pos > 9 and view[pos] == 0x95:
+        pos += 9
+    if end - pos < 1:
+        return None
+    size = _BYTES_OPS.get(view[pos])
+    if size is None:
+        return None
+    start = pos + 1 + size
+    stop = start + int.from_bytes(view[pos + 1 : start], "little")
+    # what follows is the memo, if any, and the end; else it is something more complicated
+    tail = bytes(view[stop : stop + 7])
+    if stop + len(tail) != end or tail[-1:] != b".":
+        return None
+    memo = tail[:-1]
+    if memo in (b"", b"\x94") or (memo[:1], len(memo)) in ((b"q", 2), (b"r", 5)):
+        return view[start:stop]
+    return None
