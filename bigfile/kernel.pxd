@@ -7,12 +7,6 @@ cdef extern from *:
     ctypedef char volatile_char "volatile char"
 
 cdef extern from "<sys/mman.h>" nogil:
-    """
-    /* Kernel 5.14; older C libraries do not name it. */
-    #ifndef MADV_POPULATE_READ
-    #define MADV_POPULATE_READ 22
-    #endif
-    """
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset)
     int munmap(void *addr, size_t length)
     int mprotect(void *addr, size_t length, int prot)
@@ -21,7 +15,7 @@ cdef extern from "<sys/mman.h>" nogil:
     void *MAP_FAILED
     int PROT_NONE, PROT_READ, PROT_WRITE
     int MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_ANONYMOUS, MAP_NORESERVE
-    int MADV_DONTNEED, MADV_DONTFORK, MADV_POPULATE_READ
+    int MADV_DONTNEED, MADV_DONTFORK, MADV_HUGEPAGE
     unsigned int MFD_CLOEXEC
 
 cdef extern from "<errno.h>" nogil:

@@ -29,11 +29,14 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memmove
 
-from wendelin.bigfile.kernel cimport (MADV_DONTFORK, MADV_DONTNEED, MAP_ANONYMOUS, MAP_FAILED,
-                                      MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
+from wendelin.bigfile.kernel cimport (MADV_DONTFORK, MADV_DONTNEED, MADV_HUGEPAGE,
+                                      MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
                                       PROT_NONE, PROT_READ, PROT_WRITE, madvise, mmap, mprotect,
                                       munmap)
 from wendelin.bigfile.ram cimport ram_limit, ram_open
+
+cdef enum:
+    HUGE = 1 << 21          # [bytes] of the kernel's huge page
 
 cdef struct Table:
     Area **areas            # sorted by address, not overlapping
@@ -105,6 +108,30 @@ cdef Area *area_inherited(const char *addr) noexcept nogil:
 
 # ---- one area ----
 
+cdef void *map_aligned(size_t size, int memfd, long offset) noexcept nogil:
+    """Map a range of the memfd, PROT_NONE, where the kernel can use huge pages for holes.
+
+    That is where address and file offset are the same modulo HUGE, if it is not too small.
+    """
+    cdef int flags = MAP_SHARED | MAP_NORESERVE
+    cdef size_t slack = HUGE if size >= <size_t>HUGE else 0
+    cdef size_t skip
+    cdef char *addr = <char *>mmap(NULL, size + slack, PROT_NONE, flags, memfd, offset)
+    if addr == <char *>MAP_FAILED or slack == 0:
+        return addr
+    skip = <size_t>(offset - <long>addr) % <size_t>HUGE
+    if skip == 0:
+        munmap(addr + size, slack)
+        return addr
+    munmap(addr + skip + size, slack - skip)
+    munmap(addr, skip)
+    addr += skip
+    if mmap(addr, size, PROT_NONE, flags | MAP_FIXED, memfd, offset) == MAP_FAILED:
+        munmap(addr, size)
+        return MAP_FAILED
+    return addr
+
+
 cdef Area *area_map(int memfd, uint64_t pgoffset, uint64_t pglen, size_t blksize) noexcept nogil:
     """Map pages [pgoffset, pgoffset + pglen), all NONE. NULL with errno when there is no room.
 
@@ -120,8 +147,7 @@ cdef Area *area_map(int memfd, uint64_t pgoffset, uint64_t pglen, size_t blksize
         free(area)
         return NULL
     area.kinds = <uint8_t *>addr
-    addr = mmap(NULL, pglen * blksize, PROT_NONE, MAP_SHARED | MAP_NORESERVE, memfd,
-                pgoffset * blksize)
+    addr = map_aligned(pglen * blksize, memfd, pgoffset * blksize)
     if addr == MAP_FAILED:
         munmap(area.kinds, pglen)
         free(area)
@@ -206,6 +232,8 @@ cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, int fd, long 
         return errno
     # A fresh mapping has none of the old one's advice.
     madvise(addr, size, MADV_DONTFORK)
+    if kind == ZERO:
+        madvise(addr, size, MADV_HUGEPAGE)      # the huge zero page: one fault in place of 512
     return 0
 
 

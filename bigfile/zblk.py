@@ -95,9 +95,11 @@ class ZBlk0(ZBlkBase):
 
     @classmethod
     def load(cls, record: bytes, load: Load) -> memoryview | bytes:
+        """See ZBlkBase."""
         return zrecord.bytes_state(record)
 
     def store_from(self, page: Page, blk: int) -> bool:
+        """See ZBlkBase."""
         new = trimmed(page.page_buffer(blk))
         if self._p_serial != b"\0" * 8 or self._p_changed is None:
             self._p_activate()
@@ -157,6 +159,7 @@ def load_block(oid: bytes, load: Load) -> memoryview | bytes:
     cls = FORMATS.get(name.removeprefix("wendelin.bigfile.file_zodb."))
     if cls is None:
         known = ", ".join(FORMATS)
-        raise zrecord.RecordError(f"object {oid.hex()} is a {name}, which is no block format "
-                                   f"(known: {known})")
+        raise zrecord.RecordError(
+            f"object {oid.hex()} is a {name}, which is no block format (known: {known})"
+        )
     return cls.load(record, load)

@@ -103,9 +103,13 @@ def as_bytes(state: object) -> bytes:
     raise RecordError(f"bytes were expected, not {type(state).__name__}")
 
 
-def _load(file: io.BytesIO) -> object:
+def _load(record: bytes, pickles: int) -> Any:
+    """Return what the last of the first `pickles` pickles holds; they share their memo."""
+    unpickler = _Unpickler(io.BytesIO(record), encoding="bytes", errors="strict")
     try:
-        return _Unpickler(file, encoding="bytes", errors="strict").load()
+        for _ in range(pickles):
+            value = unpickler.load()
+        return value
     except RecordError:
         raise
     except Exception as e:
@@ -137,7 +141,7 @@ def _head(record: bytes) -> tuple[int, str]:
             return len(head), name
     end = _end_of_pickle(record[:4096])
     head = record[:end]
-    name = _class_name(_load(io.BytesIO(head)))
+    name = _class_name(_load(head, 1))
     _heads[head] = name
     while len(_heads) > _HEADS:
         _heads.popitem(last=False)
@@ -151,10 +155,7 @@ def class_of(record: bytes) -> str:
 
 def state_of(record: bytes) -> Any:
     """Return the state: plain values, Refs in place of objects; a Python 2 str is bytes."""
-    start, _ = _head(record)
-    file = io.BytesIO(record)
-    file.seek(start)
-    return _load(file)
+    return _load(record, 2)
 
 
 # opcodes of byte strings -> size of the length that follows

@@ -1,0 +1,152 @@
+"""demo-zbigarray: write an array larger than RAM into a database; read it, and compute on it.
+
+    demo-zbigarray [--worksize=<MB>] (gen|read) <dburi>
+
+gen writes a signal, sin(0.2 t) * 15, in transactions of 32 MB, by default twice as much as the
+machine has RAM. read computes its mean and its sum: with plain NumPy functions, on one view of
+all the array.
+"""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import psutil
+import transaction
+from numpy.typing import NDArray
+from tqdm import tqdm
+from ZODB.POSException import ReadOnlyError
+
+from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.lib.zodb import dbclose, dbopen
+
+MB = 1 << 20
+STEP = 32 * MB  # of one transaction [bytes]
+NAME = "signalv"  # of the array in the root object
+
+
+class UserError(Exception):
+    """Something that the user can mend; its text says how."""
+
+
+def signal(start: int, stop: int) -> NDArray[np.float64]:
+    """Return samples [start, stop)."""
+    t = np.arange(start, stop, dtype=np.float64)
+    t *= 0.2
+    np.sin(t, out=t)
+    t *= 15
+    return t
+
+
+def gen(root: Any, worksize: int) -> None:
+    """Write `worksize` bytes of signal, in place of what is there."""
+    if NAME in root:
+        print(f"replacing {NAME!r}, which is there already")
+    root[NAME] = array = ZBigArray((0,), np.float64)
+    transaction.commit()
+    total = worksize // array.itemsize
+    step = STEP // array.itemsize
+    with tqdm(total=worksize, unit="B", unit_scale=True, unit_divisor=1024, desc="gen") as bar:
+        for start in range(0, total, step):
+            values = signal(start, min(start + step, total))
+            array.append(values)
+            transaction.commit()
+            bar.update(values.nbytes)
+
+
+def read(root: Any) -> None:
+    """Compute mean and sum of the whole array."""
+    try:
+        array = root[NAME]
+    except KeyError:
+        raise UserError(f"the database has no array {NAME!r}: write it first, with gen") from None
+    a = array[:]
+    start = perf_counter()
+    mean, total = float(np.mean(a)), float(np.sum(a))
+    seconds = perf_counter() - start
+    print(f"mean:\t{mean!r}\nsum:\t{total!r}")
+    print(f"time:\t{seconds:.2f} s for two passes over {a.nbytes / MB:.0f} MB")
+    print(f"speed:\t{2 * a.nbytes / MB / seconds:.0f} MB/s")
+    memory = psutil.Process().memory_info()
+    print(f"VIRT:\t{memory.vms // MB} MB\nRSS:\t{memory.rss // MB} MB")
+
+
+def megabytes(text: str) -> int:
+    """Return the number of bytes that --worksize says."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of MB, at least 1")
+    return int(text) * MB
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the arguments; ends the program with a usage line if they are wrong."""
+    parser = argparse.ArgumentParser(
+        "demo-zbigarray", description="Write an array larger than RAM, or compute on it."
+    )
+    parser.add_argument(
+        "--worksize",
+        metavar="<MB>",
+        type=megabytes,
+        default=2 * psutil.virtual_memory().total,
+        help="how much to write [MB] (default: twice as much as RAM)",
+    )
+    parser.add_argument("command", choices=("gen", "read"))
+    parser.add_argument(
+        "dburi", metavar="<dburi>", help="database: a path, or a URL (file://, zeo://, neo://)"
+    )
+    args = parser.parse_args(argv)
+    path = args.dburi.removeprefix("file://").partition("?")[0]
+    if args.command == "read" and ":" not in path and not os.path.isfile(path):
+        # opening it would make it
+        parser.error(f"there is no database {path!r}: write it first, with gen")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the arguments say."""
+    try:
+        root = dbopen(args.dburi)
+    except Exception as e:
+        raise UserError(f"database {args.dburi!r} cannot be opened: {e}") from e
+    try:
+        if args.command == "gen":
+            gen(root, args.worksize)
+        else:
+            read(root)
+    finally:
+        transaction.abort()
+        dbclose(root)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    args = parse(argv)
+    try:
+        run(args)
+    except UserError as e:
+        message = str(e)
+    except ReadOnlyError:
+        message = "the database is read-only"
+    except MemoryError as e:
+        message = f"not enough memory: {e}"
+    except OSError as e:
+        message = str(e)
+        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+            message += (
+                ": what was committed before is saved; make room, or use a smaller --worksize"
+            )
+    except KeyboardInterrupt:
+        message = "interrupted; what was committed before is saved"
+    else:
+        return 0
+    print(f"demo-zbigarray: error: {message}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""How much memory this process may use: the machine's, the cgroup's, the user's word.
+
+Read from /proc and /sys/fs/cgroup, both versions of cgroups: see cgroups(7), and
+Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst of the kernel.
+"""
+
+import os
+import re
+from pathlib import Path
+
+__all__ = ["memory_limit", "parse_size", "ram_limit"]
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def memory_limit(root: str = "/") -> int:
+    """Return how much memory this process may use [bytes].
+
+    The least of the machine's memory and the limits of the cgroups that the process is in, up
+    to the top. What cannot be read limits nothing.
+
+    Parameters
+    ----------
+    root : str
+        Where /proc and /sys are; for tests.
+    """
+    base = Path(root)
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for line in _read(base / "proc/self/cgroup").splitlines():
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
+        if controllers == "":
+            mounts, name = ("sys/fs/cgroup", "sys/fs/cgroup/unified"), "memory.max"
+        elif "memory" in controllers.split(","):
+            mounts, name = ("sys/fs/cgroup/memory",), "memory.limit_in_bytes"
+        else:
+            continue
+        parts = [p for p in path.split("/") if p not in ("", "..")]
+        for mount in mounts:
+            for n in range(len(parts) + 1):
+                text = _read(base.joinpath(mount, *parts[:n], name)).strip()
+                if text.isdigit():
+                    limits.append(int(text))
+    return min(limits)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def parse_size(text: str) -> int:
+    """Return a size [bytes]: '1000000', '512M', '1.5G', or a part of memory_limit(), '25%'.
+
+    Raises
+    ------
+    ValueError
+        It is none of these, or not positive.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?|%)(?:i?B)?\s*", text, re.I)
+    size = 0
+    if match:
+        number, unit = float(match[1]), match[2].upper()
+        if unit == "%" and number <= 100:
+            size = int(memory_limit() * number / 100)
+        elif unit != "%":
+            size = int(number * _UNITS[unit])
+    if size <= 0:
+        raise ValueError(
+            f"{text!r} is no size: it must be bytes as in 1000000, 512M or 2G, or a part of the "
+            f"memory as in 25%"
+        )
+    return size
+
+
+def ram_limit() -> int:
+    """Return the limit of page memory [bytes]: WENDELIN_CORE_RAM, or half of memory_limit().
+
+    Raises
+    ------
+    ValueError
+        WENDELIN_CORE_RAM is no size.
+    """
+    text = os.environ.get("WENDELIN_CORE_RAM")
+    if text is None:
+        return memory_limit() // 2
+    try:
+        return parse_size(text)
+    except ValueError as e:
+        raise ValueError(f"WENDELIN_CORE_RAM: {e}") from None

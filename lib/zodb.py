@@ -1,0 +1,164 @@
+"""ZODB: databases by path or URL, objects that never turn into ghosts, what a Connection sees."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import entry_points
+from typing import Any
+from urllib.parse import urlsplit
+
+from persistent import Persistent
+from ZODB.DB import DB
+from ZODB.FileStorage import FileStorage
+from ZODB.POSException import POSKeyError, ReadConflictError
+from ZODB.utils import p64, u64
+from zodburi import resolve_uri
+
+__all__ = [
+    "LivePersistent",
+    "dbclose",
+    "dbopen",
+    "dbstoropen",
+    "deactivate_btree",
+    "zconn_at",
+]
+
+
+# ---- databases ----
+
+
+def _schemes() -> list[str]:
+    return sorted(ep.name for ep in entry_points(group="zodburi.resolvers"))
+
+
+def _resolve(url: str) -> tuple[Callable[[], Any], dict[str, Any]]:
+    """Return (what makes the storage, arguments of DB)."""
+    scheme = urlsplit(url).scheme
+    if scheme == "":
+        return lambda: FileStorage(os.fspath(url)), {}
+    if scheme not in _schemes():
+        raise ValueError(
+            f"{url!r} is no database: it must be a path (test.fs), or a URL with one of the "
+            f"schemes {', '.join(_schemes())}"
+        )
+    try:
+        factory, arguments = resolve_uri(url)
+    except (KeyError, ValueError) as e:
+        raise ValueError(f"{url!r} is no right URL: {e}") from e
+    return factory, dict(arguments)
+
+
+def dbstoropen(url: str | os.PathLike[str]) -> Any:
+    """Return the storage of a path or URL; see dbopen()."""
+    return _resolve(os.fspath(url))[0]()
+
+
+def dbopen(url: str | os.PathLike[str]) -> Any:
+    """Open a database, and return its root object.
+
+    Parameters
+    ----------
+    url : str or path
+        A path: a FileStorage, made on first use. Or a URL of any scheme that zodburi knows:
+        file://, zeo://, demo:, memory://, and whatever resolvers are installed, such as neo://.
+
+    Returns
+    -------
+    persistent.mapping.PersistentMapping
+        The root; dbclose() closes what was opened for it.
+
+    Raises
+    ------
+    ValueError
+        The scheme is unknown, or the URL is wrong.
+    OSError
+        The file cannot be opened.
+    """
+    factory, arguments = _resolve(os.fspath(url))
+    storage = factory()
+    try:
+        return DB(storage, **arguments).open().root()
+    except BaseException:
+        storage.close()
+        raise
+
+
+def dbclose(root: Any) -> None:
+    """Close the Connection, the database and the storage of a root that dbopen() returned.
+
+    Raises
+    ------
+    ZODB.POSException.ConnectionStateError
+        There are changes: commit or abort first.
+    """
+    conn = root._p_jar
+    db = conn.db()
+    conn.close()
+    db.close()
+
+
+# ---- objects ----
+
+
+class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no type hints
+    """A persistent object that is never a ghost: it can hold things that live.
+
+    The Connection's cache may not take its state away. When it is invalidated - by abort, or as
+    others changed it - it reads its new state at once. Attributes `_v_...` stay what they were.
+    """
+
+    def _p_deactivate(self) -> None:
+        """Stay as it is: see the class. Only a ghost can be asked, and is one already."""
+
+    def _p_invalidate(self) -> None:
+        """Read the state anew, if there is a database to read it from."""
+        jar = self._p_jar
+        volatile = {k: v for k, v in self.__dict__.items() if k.startswith("_v_")}
+        super()._p_invalidate()
+        if jar is not None and self._p_oid is not None:
+            # It may be gone in the state that others made; then its next user is told.
+            with suppress(POSKeyError, ReadConflictError):
+                self._p_activate()
+        self.__dict__.update(volatile)
+
+
+def deactivate_btree(btree: Any) -> None:
+    """Turn all unchanged nodes of a BTree that are in memory into ghosts. Loads nothing."""
+    if btree._p_changed is None:
+        return
+    node = getattr(btree, "_firstbucket", None)
+    for child in _children(btree):
+        deactivate_btree(child)
+    while node is not None and node._p_changed is not None:
+        after = getattr(node, "_next", None)
+        node._p_deactivate()
+        node = after
+    btree._p_deactivate()
+
+
+def _children(btree: Any) -> list[Any]:
+    """Return the nodes under a tree's node; of a bucket, none."""
+    state = btree.__getstate__()
+    if not (isinstance(state, tuple) and len(state) == 2 and hasattr(btree, "insert")):
+        return []
+    return [c for c in state[0][0::2] if isinstance(c, Persistent)]
+
+
+# ---- Connections ----
+
+
+def zconn_at(conn: Any) -> bytes:
+    """Return the tid of the last transaction that a Connection sees.
+
+    Raises
+    ------
+    TypeError
+        The storage of the Connection does not tell.
+    """
+    storage = conn._normal_storage
+    before = getattr(storage, "_before", None) or getattr(storage, "_start", None)
+    if not isinstance(before, bytes) or len(before) != 8:
+        raise TypeError(f"{type(storage).__name__} does not tell what {conn!r} sees")
+    return bytes(p64(u64(before) - 1))

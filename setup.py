@@ -1,0 +1,55 @@
+"""Build of the compiled modules; everything else is said in pyproject.toml."""
+
+import os
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+# folder -> import name; the same as [tool.setuptools.package-dir]
+PACKAGES = {"bigfile": "wendelin.bigfile", "lib": "wendelin.lib"}
+DIRECTIVES = {
+    "language_level": 3,
+    "embedsignature": True,
+    "embedsignature.format": "clinic",
+    "auto_pickle": False,
+    "autotestdict": False,
+}
+C_FLAGS = ["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-cast-function-type"]
+
+
+def cython_path() -> str:
+    """Return a folder where sources lie under their import names, for cimport."""
+    root = Path("build/cython")
+    for folder, name in PACKAGES.items():
+        link = root.joinpath(*name.split("."))
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(folder, link.parent), target_is_directory=True)
+    return str(root)
+
+
+class cython_build_ext(build_ext):
+    """Translate Cython to C before it is compiled."""
+
+    def finalize_options(self) -> None:
+        """See Command."""
+        from Cython.Build import cythonize
+
+        self.distribution.ext_modules[:] = cythonize(
+            self.distribution.ext_modules,
+            include_path=[cython_path()],
+            compiler_directives=DIRECTIVES,
+            build_dir="build/c",
+            show_all_warnings=False,
+        )
+        super().finalize_options()
+
+
+setup(
+    ext_modules=[
+        Extension(f"wendelin.bigfile.{path.stem}", [str(path)], extra_compile_args=C_FLAGS)
+        for path in sorted(Path("bigfile").glob("*.pyx"))
+    ],
+    cmdclass={"build_ext": cython_build_ext},
+)

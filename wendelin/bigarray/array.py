@@ -1,0 +1,390 @@
+"""BigArray: an n-dimensional array over a file handle.
+
+It knows shapes, dtypes and bytes: an array is bytes [0, nbytes) of a file. What is past the
+end is zeros, in memory and in the file, before the array grows into it: that is what resize()
+keeps true, and relies on.
+
+Organization: a view A[idx] is an ndarray over a VMA, which it holds; the array itself holds no
+mapping, only a weak reference to the last one, so that views of a part of it need no other.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, Literal, SupportsIndex
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from wendelin.bigarray.indexing import BasicIndex, split_index
+from wendelin.bigfile.virtmem import VMA, BigFileH
+from wendelin.lib.calc import mul
+from wendelin.lib.utils import inttuple
+
+__all__ = ["BigArray"]
+
+Order = Literal["C", "F"]
+
+
+@cache
+def _prefetchers() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(2, "wendelin.core-prefetch")
+
+
+def _strides(shape: tuple[int, ...], itemsize: int, order: str) -> tuple[int, ...]:
+    """Return the strides of a contiguous array [bytes]; as in NumPy, 0 counts as 1."""
+    strides = []
+    stride = itemsize
+    for n in reversed(shape) if order == "C" else shape:
+        strides.append(stride)
+        stride *= n or 1
+    return tuple(reversed(strides) if order == "C" else strides)
+
+
+class BigArray:
+    """An ndarray-like array over a file handle.
+
+    Parameters
+    ----------
+    shape : int or sequence of int
+        Any size, also beyond what fits into memory, or into 2**63 bytes.
+    dtype : data-type
+        Of numbers, or structures of numbers.
+    bigfileh : BigFileH
+        Handle of the file: the array is its first bytes.
+    order : {'C', 'F'}
+        Layout. The major axis, which is the one with the largest stride, is the first in 'C'
+        and the last in 'F'; along it the array is mapped, appended to, and has its len().
+
+    Raises
+    ------
+    TypeError
+        The dtype holds objects; the shape is not made of integers.
+    ValueError
+        The shape has a negative number; the dtype has no size.
+    NotImplementedError
+        The order is another.
+    """
+
+    _dtype: np.dtype[Any]
+    _shape: tuple[int, ...]
+    _order: Order
+    _stridev: tuple[int, ...]
+    _v_fileh: BigFileH | None
+    _v_vma: weakref.ref[VMA] | None
+
+    def __init__(
+        self,
+        shape: SupportsIndex | Iterable[SupportsIndex],
+        dtype: DTypeLike,
+        bigfileh: BigFileH,
+        order: Order = "C",
+    ) -> None:
+        self._init(shape, dtype, order)
+        self._v_fileh = bigfileh
+
+    def _init(self, shape: object, dtype: DTypeLike, order: Order) -> None:
+        dtype = np.dtype(dtype)
+        if dtype.hasobject:
+            raise TypeError(f"dtype {dtype} holds objects, and an array holds bytes only")
+        if dtype.itemsize == 0:
+            raise ValueError(f"dtype {dtype} has no size: say it, as in 'S10'")
+        if order not in ("C", "F"):
+            raise NotImplementedError(f"order is {order!r}: it must be 'C' or 'F'")
+        self._dtype = dtype
+        self._order = order
+        self._set_shape(self._check_shape(shape))
+
+    @staticmethod
+    def _check_shape(shape: Any) -> tuple[int, ...]:
+        result = inttuple(shape)
+        if any(n < 0 for n in result):
+            raise ValueError(f"shape is {result}: negative dimensions are not allowed")
+        return result
+
+    def _set_shape(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self._stridev = _strides(shape, self._dtype.itemsize, self._order)
+
+    # ---- as ndarray ----
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of an element."""
+        return self._dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+        return self._shape
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Steps to the next element along the axes [bytes]."""
+        return self._stridev
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self._shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return mul(self._shape)
+
+    @property
+    def itemsize(self) -> int:
+        """Size of an element [bytes]."""
+        return self._dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the array [bytes]."""
+        return self.size * self.itemsize
+
+    @property
+    def data(self) -> Any:
+        """Not here: an array has no memory of its own. Use a view: A[i:j].data."""
+        raise TypeError("an array has no direct buffer: take that of a view, A[:].data")
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(shape={self._shape}, dtype={self._dtype}, "
+            f"order={self._order!r})"
+        )
+
+    @property
+    def _major(self) -> int:
+        return 0 if self._order == "C" else max(0, self.ndim - 1)
+
+    def __len__(self) -> int:
+        """Return the length along the major axis.
+
+        Raises
+        ------
+        TypeError
+            The array is 0-d.
+        OverflowError
+            It is 2**63 or more, which Python's len() cannot say: use shape.
+        """
+        if not self._shape:
+            raise TypeError("len() of unsized object")
+        return self._shape[self._major]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the first axis, as ndarrays do."""
+        if not self._shape:
+            raise TypeError("iteration over a 0-d array")
+        return (self[i] for i in range(self._shape[0]))
+
+    # ---- the handle ----
+
+    def _fileh(self) -> BigFileH:
+        """Return the handle of the file."""
+        assert self._v_fileh is not None
+        return self._v_fileh
+
+    def _pages(self, start: int, stop: int) -> tuple[int, int]:
+        """Return (first, number) of the pages that have bytes [start, stop), start < stop."""
+        blksize = self._fileh().blksize
+        first = start // blksize
+        return first, -(-stop // blksize) - first
+
+    def _map(self, start: int, stop: int) -> tuple[VMA, int]:
+        """Return (VMA, offset of byte `start` in it) that has bytes [start, stop) of the file."""
+        fileh = self._fileh()
+        first, n = self._pages(start, stop)
+        ref = getattr(self, "_v_vma", None)
+        vma: VMA | None = ref() if ref is not None else None
+        if vma is not None and vma.fileh is fileh:
+            have, m = vma.filerange()
+            if have <= first and first + n <= have + m:
+                return vma, start - have * fileh.blksize
+        try:
+            vma = fileh.mmap(first, n)
+        except (MemoryError, OverflowError) as e:
+            raise MemoryError(
+                f"{stop - start} bytes of {self!r} do not fit into the address space: work in "
+                f"smaller parts, as in A[i:j] ({e})"
+            ) from e
+        vma.pyuser = self
+        self._v_vma = weakref.ref(vma)
+        return vma, start - first * fileh.blksize
+
+    def _rows(self, lo: int, hi: int) -> NDArray[Any]:
+        """Return rows [lo, hi) along the major axis as an ndarray; nothing is loaded."""
+        shape = list(self._shape)
+        if shape:
+            shape[self._major] = hi - lo
+        start, stop = self._row_bytes(lo, hi)
+        try:
+            if start == stop:
+                return np.empty(shape, self._dtype, self._order)
+            vma, offset = self._map(start, stop)
+            return np.ndarray(shape, self._dtype, vma, offset, self._stridev)
+        except ValueError as e:
+            raise MemoryError(f"{self!r} has a shape that NumPy cannot have: {e}") from e
+
+    def _row_bytes(self, lo: int, hi: int) -> tuple[int, int]:
+        """Return the range of bytes of rows [lo, hi) along the major axis."""
+        if self.size == 0 or lo == hi:
+            return 0, 0
+        stride = self._stridev[self._major] if self._shape else self.itemsize
+        return lo * stride, hi * stride
+
+    # ---- indexing ----
+
+    def __getitem__(self, idx: BasicIndex) -> Any:
+        """Return A[idx] as ndarrays do: a view, nothing copied, nothing loaded; or a scalar.
+
+        Raises
+        ------
+        IndexError
+            As for ndarrays; and for advanced indexing.
+        MemoryError
+            It does not fit into the address space: work in smaller parts.
+        """
+        lo, hi, rest = split_index(idx, self._shape, self._major)
+        return self._rows(lo, hi)[rest]  # type: ignore[index]
+
+    def __setitem__(self, idx: BasicIndex, values: Any) -> None:
+        """Set A[idx] = values as ndarrays do, with broadcasting."""
+        lo, hi, rest = split_index(idx, self._shape, self._major)
+        self._rows(lo, hi)[rest] = values  # type: ignore[index]
+
+    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return all of the array as an ndarray; see numpy.asarray for dtype and copy.
+
+        Raises
+        ------
+        MemoryError
+            It does not fit into the address space: work in smaller parts.
+        ValueError
+            copy is False, and another dtype needs one.
+        """
+        view = self._rows(0, self._shape[self._major] if self._shape else 1)
+        if dtype is None or np.dtype(dtype) == self._dtype:
+            return view.copy(self._order) if copy else view
+        if copy is False:
+            raise ValueError(f"dtype {np.dtype(dtype)} needs a copy of an array of {self._dtype}")
+        return view.astype(dtype)
+
+    def read(self, idx: BasicIndex = ...) -> Any:
+        """Return a copy of A[idx], loading first what is not in memory.
+
+        So that errors of the storage are raised here, before anything was computed, and do not
+        doom the transaction; and so that nobody else's thread has to load.
+
+        Raises
+        ------
+        BlockLoadError
+            A block cannot be loaded.
+        """
+        lo, hi, rest = split_index(idx, self._shape, self._major)
+        start, stop = self._row_bytes(lo, hi)
+        if start != stop:
+            self._fileh().load(*self._pages(start, stop))
+        result = self._rows(lo, hi)[rest]  # type: ignore[index]
+        return result.copy() if isinstance(result, np.ndarray) else result
+
+    def prefetch(self, idx: BasicIndex = ...) -> None:
+        """Start loading A[idx] in the background, and do not wait.
+
+        What cannot be loaded is not said here, but to who touches it.
+        """
+        lo, hi, _ = split_index(idx, self._shape, self._major)
+        start, stop = self._row_bytes(lo, hi)
+        if start != stop:
+            first, n = self._pages(start, stop)
+            fileh = self._fileh()
+            for page in range(first, first + n):
+                _prefetchers().submit(fileh.load, page, 1)
+
+    # ---- size ----
+
+    def resize(self, shape: SupportsIndex | Iterable[SupportsIndex]) -> None:
+        """Give the array another shape, in place and in constant time.
+
+        Bytes keep their place in the file: so elements do where the minor axes stay. Grown
+        parts are zeros, also where there was data before a shrink: what is past the end is
+        dropped. Views taken before keep their size, and see zeros there.
+
+        Raises
+        ------
+        TypeError, ValueError
+            shape is none; the array stays as it was.
+        """
+        new = self._check_shape(shape)
+        end = mul(new) * self.itemsize
+        if end != self.nbytes:
+            self._drop(min(end, self.nbytes), max(end, self.nbytes))
+        self._set_shape(new)
+
+    def _drop(self, start: int, stop: int) -> None:
+        """Make the file zeros from byte `start` on; the array has, or will have, up to `stop`.
+
+        For growth, too: the existing system leaves data past the end.
+        """
+        fileh = self._fileh()
+        block = -(-start // fileh.blksize)  # first one that is all past the end
+        partial = min(block * fileh.blksize, stop)
+        truncates = hasattr(fileh.file, "truncate")
+        if start != partial:
+            fileh.load(block - 1, 1)
+            self._zero(start, partial)
+        if truncates:
+            fileh.truncate(block)
+        elif stop == self.nbytes:
+            step = 1 << 26
+            for at in range(partial, stop, step):
+                self._zero(at, min(at + step, stop))
+
+    def _zero(self, start: int, stop: int) -> None:
+        if start != stop:
+            vma, offset = self._map(start, stop)
+            part = np.ndarray((stop - start,), np.uint8, vma, offset)
+            if part.any():
+                part[:] = 0
+
+    def append(self, values: Any) -> None:
+        """Append along the major axis, in place, in time proportional to what is appended.
+
+        Parameters
+        ----------
+        values : array_like
+            The other axes as in the array; converted to its dtype as by assignment.
+
+        Raises
+        ------
+        ValueError
+            The shape does not fit, as for numpy.append. The array is as it was, as it is
+            whenever the copy fails.
+        """
+        values = np.asarray(values)
+        if not self._shape:
+            raise ValueError("a 0-d array cannot be appended to")
+        axis = self._major
+        if values.ndim != self.ndim or any(
+            i != axis and m != n
+            for i, (m, n) in enumerate(zip(values.shape, self._shape, strict=True))
+        ):
+            raise ValueError(
+                f"values of shape {values.shape} cannot be appended to an array of shape "
+                f"{self._shape} along axis {axis}: the other axes must be the same"
+            )
+        old = self._shape
+        n = values.shape[axis]
+        if n == 0:
+            return
+        new = list(old)
+        new[axis] += n
+        self.resize(new)
+        try:
+            self._rows(old[axis], new[axis])[...] = values
+        except BaseException:
+            self.resize(old)
+            raise

@@ -1,0 +1,87 @@
+"""ZBigArray: an array in ZODB.
+
+What is kept in the database is fixed: see formats.md in docs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, SupportsIndex
+
+from numpy.typing import DTypeLike
+from ZODB.POSException import ConnectionStateError
+
+from wendelin.bigarray.array import BigArray, Order
+from wendelin.bigfile.file_zodb import ZBigFile, ZBigFileH
+from wendelin.lib.zodb import LivePersistent
+
+__all__ = ["ZBigArray"]
+
+State = tuple[dict[str, Any], dict[str, Any]]
+
+
+class ZBigArray(BigArray, LivePersistent):  # type: ignore[misc]  # persistent has no type hints
+    """A persistent array: commit saves, abort discards, for its data as for any object.
+
+    Keep it in any object of a database: `root['A'] = A`. Its data can be touched once it belongs
+    to a Connection: after the first commit, or `conn.add(A)`.
+
+    Parameters
+    ----------
+    shape, dtype, order
+        See BigArray.
+    blksize : int
+        Size of a block [bytes], a multiple of the OS page. Blocks are what is loaded, changed
+        and stored as a whole.
+    """
+
+    zfile: ZBigFile
+
+    def __init__(
+        self,
+        shape: SupportsIndex | Iterable[SupportsIndex],
+        dtype: DTypeLike,
+        order: Order = "C",
+        blksize: int = 2 * 1024 * 1024,
+    ) -> None:
+        LivePersistent.__init__(self)
+        self._init(shape, dtype, order)
+        self.zfile = ZBigFile(blksize)
+
+    def __getstate__(self) -> State:
+        names = ("_dtype", "_shape", "_order", "_stridev")
+        return {name: getattr(self, name) for name in names}, {"zfile": self.zfile}
+
+    def __setstate__(self, state: State) -> None:
+        attributes, slots = state
+        self.zfile = slots["zfile"]
+        # early databases have no order
+        self._init(attributes["_shape"], attributes["_dtype"], attributes.get("_order", "C"))
+
+    def _fileh(self) -> ZBigFileH:
+        """Return the handle; opened at first use, and kept for the life of the object.
+
+        Raises
+        ------
+        ConnectionStateError
+            The array does not belong to a Connection yet.
+        """
+        conn = self._p_jar
+        if conn is None:
+            raise ConnectionStateError(
+                f"the data of {self!r} can be touched once the array belongs to a Connection: add "
+                f"it to the database and commit (root['A'] = A; transaction.commit()), or "
+                f"conn.add(A)"
+            )
+        fileh: ZBigFileH | None = getattr(self, "_v_fileh", None)
+        # an array whose creation was aborted may be added elsewhere
+        if fileh is None or fileh.conn is not conn:
+            if self.zfile._p_jar is None:
+                conn.add(self.zfile)
+            fileh = self._v_fileh = self.zfile.fileh_open()
+        return fileh
+
+    def _drop(self, start: int, stop: int) -> None:
+        # No data can have been touched before it belongs to a Connection.
+        if self._p_jar is not None:
+            super()._drop(start, stop)

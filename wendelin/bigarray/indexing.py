@@ -1,0 +1,115 @@
+"""Basic indexing, split in two: which rows have to be mapped, and what is left for NumPy.
+
+An array is mapped along its major axis, the one with the largest stride. What its index selects
+there lies in rows [lo, hi); on an ndarray of just these rows NumPy can do all the rest. So
+whatever NumPy does, this does.
+
+It knows indices and shapes; nothing of memory.
+"""
+
+from __future__ import annotations
+
+import operator
+from types import EllipsisType
+from typing import SupportsIndex
+
+import numpy as np
+
+__all__ = ["BasicIndex", "split_index"]
+
+BasicIndex = (
+    SupportsIndex
+    | slice
+    | EllipsisType
+    | None
+    | tuple[SupportsIndex | slice | EllipsisType | None, ...]
+)
+
+
+def _integer(item: object) -> int | None:
+    """Return what NumPy takes as an integer index as int; None: it is none."""
+    if isinstance(item, bool | np.bool_) or (isinstance(item, np.ndarray) and item.ndim):
+        return None
+    try:
+        return operator.index(item)  # type: ignore[arg-type]
+    except TypeError:
+        return None
+
+
+def split_index(
+    idx: object, shape: tuple[int, ...], axis: int
+) -> tuple[int, int, tuple[object, ...]]:
+    """Split an index at an axis.
+
+    Parameters
+    ----------
+    idx : int, slice, Ellipsis, None, or a tuple of these
+    shape : tuple of int
+        Of the array.
+    axis : int
+        The axis to be mapped; for a 0-d array it does not matter.
+
+    Returns
+    -------
+    lo, hi : int
+        Rows [lo, hi) of the axis have all that is selected; lo == hi: nothing is.
+    rest : tuple
+        The index that selects the same of an array of these rows.
+
+    Raises
+    ------
+    IndexError
+        An index is out of range, there are too many, or it is an advanced one.
+    """
+    items = idx if isinstance(idx, tuple) else (idx,)
+    used = 0
+    ellipses = 0
+    for item in items:
+        if item is Ellipsis:
+            ellipses += 1
+        elif isinstance(item, slice) or _integer(item) is not None:
+            used += 1
+        elif item is not None:
+            raise IndexError(
+                f"{item!r} is no basic index (integer, slice, ..., None): advanced indexing loads "
+                f"and copies what it selects; index a view for that, as in A[:][idx]"
+            )
+    if ellipses > 1:
+        raise IndexError("an index can only have a single ellipsis ('...')")
+    if used > len(shape):
+        raise IndexError(
+            f"too many indices for array: array is {len(shape)}-dimensional, but {used} were "
+            f"indexed"
+        )
+
+    lo, hi = 0, shape[axis] if shape else 1
+    rest: list[object] = []
+    at = 0
+    for item in items:
+        if item is Ellipsis:
+            at += len(shape) - used
+        elif item is not None:
+            if at == axis:
+                lo, hi, item = _rows(item, shape[axis], axis)
+            at += 1
+        rest.append(item)
+    return lo, hi, tuple(rest)
+
+
+def _rows(item: object, size: int, axis: int) -> tuple[int, int, object]:
+    """Return (lo, hi, index relative to lo) of an integer or slice in an axis."""
+    if isinstance(item, slice):
+        start, stop, step = item.indices(size)
+        rows = range(start, stop, step)
+        if not rows:
+            return 0, 0, slice(0, 0, step)
+        lo, hi = min(rows[0], rows[-1]), max(rows[0], rows[-1]) + 1
+        if step > 0:
+            return lo, hi, slice(0, hi - lo, step)
+        return lo, hi, slice(hi - lo - 1, None, step)
+    i = _integer(item)
+    assert i is not None
+    if not -size <= i < size:
+        raise IndexError(f"index {i} is out of bounds for axis {axis} with size {size}")
+    i %= size
+    return i, i + 1, 0
