@@ -22,15 +22,19 @@ def inttuple(x: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
     >>> inttuple(3), inttuple([4, 5])
     ((3,), (4, 5))
     """
-    if hasattr(x, "__index__"):
-        return (_int(x),)
+    n = _int(x)
+    if n is not None:
+        return (n,)
     if isinstance(x, Iterable) and not isinstance(x, str | bytes):
-        return tuple(_int(i) for i in x)
+        items = list(x)
+        result = [n for n in map(_int, items) if n is not None]
+        if len(result) == len(items):
+            return tuple(result)
     raise TypeError(f"{x!r} is neither an integer nor a sequence of integers")
 
 
-def _int(x: object) -> int:
+def _int(x: object) -> int | None:
     try:
-        return operator.index(x)  # type: ignore[arg-type]
+        return None if isinstance(x, bool) else operator.index(x)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{x!r} is not an integer") from None
+        return None

@@ -10,6 +10,7 @@ mapping, only a weak reference to the last one, so that views of a part of it ne
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,7 @@ from wendelin.lib.utils import inttuple
 __all__ = ["BigArray"]
 
 Order = Literal["C", "F"]
+Rows = list[tuple[int, int]]  # [lo, hi) for each axis
 
 
 @cache
@@ -35,12 +37,12 @@ def _prefetchers() -> ThreadPoolExecutor:
 
 
 def _strides(shape: tuple[int, ...], itemsize: int, order: str) -> tuple[int, ...]:
-    """Return the strides of a contiguous array [bytes]; as in NumPy, 0 counts as 1."""
+    """Return the strides of a contiguous array [bytes]."""
     strides = []
     stride = itemsize
     for n in reversed(shape) if order == "C" else shape:
         strides.append(stride)
-        stride *= n or 1
+        stride *= n
     return tuple(reversed(strides) if order == "C" else strides)
 
 
@@ -123,8 +125,8 @@ class BigArray:
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Steps to the next element along the axes [bytes]."""
-        return self._stridev
+        """Steps to the next element along the axes [bytes]; as in NumPy 0 if there is none."""
+        return self._stridev if self.size else (0,) * self.ndim
 
     @property
     def ndim(self) -> int:
@@ -215,26 +217,33 @@ class BigArray:
         self._v_vma = weakref.ref(vma)
         return vma, start - first * fileh.blksize
 
-    def _rows(self, lo: int, hi: int) -> NDArray[Any]:
-        """Return rows [lo, hi) along the major axis as an ndarray; nothing is loaded."""
-        shape = list(self._shape)
-        if shape:
-            shape[self._major] = hi - lo
-        start, stop = self._row_bytes(lo, hi)
+    def _span(self, rows: Rows) -> tuple[int, int]:
+        """Return the range of bytes that rows [lo, hi) of the axes lie in; empty: (0, 0)."""
+        if any(lo == hi for lo, hi in rows):
+            return 0, 0
+        ends = zip(rows, self._stridev, strict=True)
+        start = stop = 0
+        for (lo, hi), stride in ends:
+            start += lo * stride
+            stop += (hi - 1) * stride
+        return start, stop + self.itemsize
+
+    def _part(self, rows: Rows) -> NDArray[Any]:
+        """Return rows [lo, hi) of the axes as an ndarray; nothing is loaded."""
+        shape = [hi - lo for lo, hi in rows]
+        start, stop = self._span(rows)
         try:
             if start == stop:
                 return np.empty(shape, self._dtype, self._order)
             vma, offset = self._map(start, stop)
-            return np.ndarray(shape, self._dtype, vma, offset, self._stridev)
+            # the stride of an axis of length 1 says nothing, and may be one that NumPy cannot say
+            strides = [min(stride, sys.maxsize) for stride in self._stridev]
+            return np.ndarray(shape, self._dtype, vma, offset, strides)
         except ValueError as e:
             raise MemoryError(f"{self!r} has a shape that NumPy cannot have: {e}") from e
 
-    def _row_bytes(self, lo: int, hi: int) -> tuple[int, int]:
-        """Return the range of bytes of rows [lo, hi) along the major axis."""
-        if self.size == 0 or lo == hi:
-            return 0, 0
-        stride = self._stridev[self._major] if self._shape else self.itemsize
-        return lo * stride, hi * stride
+    def _all(self) -> Rows:
+        return [(0, n) for n in self._shape]
 
     # ---- indexing ----
 
@@ -248,13 +257,13 @@ class BigArray:
         MemoryError
             It does not fit into the address space: work in smaller parts.
         """
-        lo, hi, rest = split_index(idx, self._shape, self._major)
-        return self._rows(lo, hi)[rest]  # type: ignore[index]
+        rows, rest = split_index(idx, self._shape)
+        return self._part(rows)[rest]  # type: ignore[index]
 
     def __setitem__(self, idx: BasicIndex, values: Any) -> None:
         """Set A[idx] = values as ndarrays do, with broadcasting."""
-        lo, hi, rest = split_index(idx, self._shape, self._major)
-        self._rows(lo, hi)[rest] = values  # type: ignore[index]
+        rows, rest = split_index(idx, self._shape)
+        self._part(rows)[rest] = values  # type: ignore[index]
 
     def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
         """Return all of the array as an ndarray; see numpy.asarray for dtype and copy.
@@ -266,7 +275,7 @@ class BigArray:
         ValueError
             copy is False, and another dtype needs one.
         """
-        view = self._rows(0, self._shape[self._major] if self._shape else 1)
+        view = self._part(self._all())
         if dtype is None or np.dtype(dtype) == self._dtype:
             return view.copy(self._order) if copy else view
         if copy is False:
@@ -284,11 +293,11 @@ class BigArray:
         BlockLoadError
             A block cannot be loaded.
         """
-        lo, hi, rest = split_index(idx, self._shape, self._major)
-        start, stop = self._row_bytes(lo, hi)
+        rows, rest = split_index(idx, self._shape)
+        start, stop = self._span(rows)
         if start != stop:
             self._fileh().load(*self._pages(start, stop))
-        result = self._rows(lo, hi)[rest]  # type: ignore[index]
+        result = self._part(rows)[rest]  # type: ignore[index]
         return result.copy() if isinstance(result, np.ndarray) else result
 
     def prefetch(self, idx: BasicIndex = ...) -> None:
@@ -296,8 +305,8 @@ class BigArray:
 
         What cannot be loaded is not said here, but to who touches it.
         """
-        lo, hi, _ = split_index(idx, self._shape, self._major)
-        start, stop = self._row_bytes(lo, hi)
+        rows, _ = split_index(idx, self._shape)
+        start, stop = self._span(rows)
         if start != stop:
             first, n = self._pages(start, stop)
             fileh = self._fileh()
@@ -384,7 +393,9 @@ class BigArray:
         new[axis] += n
         self.resize(new)
         try:
-            self._rows(old[axis], new[axis])[...] = values
+            rows = self._all()
+            rows[axis] = (old[axis], new[axis])
+            self._part(rows)[...] = values
         except BaseException:
             self.resize(old)
             raise

@@ -1,8 +1,7 @@
-"""Basic indexing, split in two: which rows have to be mapped, and what is left for NumPy.
+"""Basic indexing, split in two: what has to be mapped, and what is left for NumPy.
 
-An array is mapped along its major axis, the one with the largest stride. What its index selects
-there lies in rows [lo, hi); on an ndarray of just these rows NumPy can do all the rest. So
-whatever NumPy does, this does.
+What an index selects lies, on each axis, in rows [lo, hi). On an ndarray of just these rows
+NumPy can do all the rest. So whatever NumPy does, this does.
 
 It knows indices and shapes; nothing of memory.
 """
@@ -37,22 +36,20 @@ def _integer(item: object) -> int | None:
 
 
 def split_index(
-    idx: object, shape: tuple[int, ...], axis: int
-) -> tuple[int, int, tuple[object, ...]]:
-    """Split an index at an axis.
+    idx: object, shape: tuple[int, ...]
+) -> tuple[list[tuple[int, int]], tuple[object, ...]]:
+    """Split an index.
 
     Parameters
     ----------
     idx : int, slice, Ellipsis, None, or a tuple of these
     shape : tuple of int
         Of the array.
-    axis : int
-        The axis to be mapped; for a 0-d array it does not matter.
 
     Returns
     -------
-    lo, hi : int
-        Rows [lo, hi) of the axis have all that is selected; lo == hi: nothing is.
+    rows : list of (lo, hi)
+        For each axis, rows [lo, hi) have all that is selected; lo == hi: nothing is.
     rest : tuple
         The index that selects the same of an array of these rows.
 
@@ -82,34 +79,33 @@ def split_index(
             f"indexed"
         )
 
-    lo, hi = 0, shape[axis] if shape else 1
+    rows = [(0, n) for n in shape]
     rest: list[object] = []
-    at = 0
+    axis = 0
     for item in items:
         if item is Ellipsis:
-            at += len(shape) - used
+            axis += len(shape) - used
         elif item is not None:
-            if at == axis:
-                lo, hi, item = _rows(item, shape[axis], axis)
-            at += 1
+            rows[axis], item = _rows(item, shape[axis], axis)
+            axis += 1
         rest.append(item)
-    return lo, hi, tuple(rest)
+    return rows, tuple(rest)
 
 
-def _rows(item: object, size: int, axis: int) -> tuple[int, int, object]:
-    """Return (lo, hi, index relative to lo) of an integer or slice in an axis."""
+def _rows(item: object, size: int, axis: int) -> tuple[tuple[int, int], object]:
+    """Return ((lo, hi), index relative to lo) of an integer or slice in an axis."""
     if isinstance(item, slice):
         start, stop, step = item.indices(size)
         rows = range(start, stop, step)
         if not rows:
-            return 0, 0, slice(0, 0, step)
+            return (0, 0), slice(0, 0, step)
         lo, hi = min(rows[0], rows[-1]), max(rows[0], rows[-1]) + 1
         if step > 0:
-            return lo, hi, slice(0, hi - lo, step)
-        return lo, hi, slice(hi - lo - 1, None, step)
+            return (lo, hi), slice(0, hi - lo, step)
+        return (lo, hi), slice(hi - lo - 1, None, step)
     i = _integer(item)
     assert i is not None
     if not -size <= i < size:
         raise IndexError(f"index {i} is out of bounds for axis {axis} with size {size}")
     i %= size
-    return i, i + 1, 0
+    return (i, i + 1), 0

@@ -1,0 +1,27 @@
+"""Programs in a child process with a time limit: for what can crash, hang, or take memory."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+#: for tests of what must end by itself
+TIMEOUT = 120
+
+
+def run_child(code: str, *args: str, timeout: float = TIMEOUT, **env: str):
+    """Run Python code; return the CompletedProcess, output as text."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *args],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def check_child(code: str, *args: str, **kw) -> str:
+    """Run Python code that must end well; return what it printed."""
+    done = run_child(code, *args, **kw)
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout

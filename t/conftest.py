@@ -1,0 +1,75 @@
+"""What every test has: a database of the kind that runs, and a check that nothing leaks."""
+
+import os
+import platform
+import threading
+
+import numpy as np
+import pytest
+import storages
+import transaction
+
+from wendelin.bigfile import ram_reclaim
+from wendelin.lib.zodb import dbclose, dbopen
+
+
+def pytest_report_header(config):
+    return [
+        f"wendelin.core: storage {storages.kind().describe()}",
+        f"wendelin.core: NumPy {np.__version__}, Linux {platform.release()} {platform.machine()}",
+    ]
+
+
+class TestDatabase:
+    """A database, and the roots that a test opened of it."""
+
+    __test__ = False
+
+    def __init__(self, folder):
+        self.database = storages.kind()(folder)
+        self.url = self.database.url
+        self.roots = []
+
+    def open(self):
+        """Open the database; return the root."""
+        root = dbopen(self.url)
+        self.roots.append(root)
+        return root
+
+    def close(self, root):
+        """Close what open() opened."""
+        self.roots.remove(root)
+        dbclose(root)
+
+    def stop(self):
+        """Close everything."""
+        transaction.abort()
+        while self.roots:
+            self.close(self.roots[-1])
+        self.database.stop()
+
+
+@pytest.fixture
+def testdb(tmp_path):
+    """Return a fresh database: `root = testdb.open()`."""
+    db = TestDatabase(tmp_path)
+    yield db
+    db.stop()
+
+
+def resources():
+    """Return (descriptors, threads) of this process."""
+    return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+
+@pytest.fixture
+def no_leaks():
+    """Compare descriptors and threads before and after; pages are given back for it."""
+    import gc
+
+    gc.collect()
+    before = resources()
+    yield
+    gc.collect()
+    ram_reclaim()
+    assert resources() == before

@@ -1,0 +1,26 @@
+"""A BigFile whose blocks are in a dict, for tests of what is above and below it."""
+
+from wendelin.bigfile import BigFile
+
+
+class RAMFile(BigFile):
+    """Blocks are bytes in `blocks`; what was asked is in `loads` and `stores`, in order."""
+
+    def __init__(self, blksize=4096):
+        super().__init__(blksize)
+        self.blocks = {}
+        self.loads = []
+        self.stores = []
+
+    def loadblk(self, blk, buf):
+        self.loads.append(blk)
+        data = self.blocks.get(blk, b"")
+        buf[: len(data)] = data
+
+    def storeblk(self, blk, buf):
+        self.stores.append(blk)
+        self.blocks[blk] = bytes(buf)
+
+    def truncate(self, blk):
+        for key in [key for key in self.blocks if key >= blk]:
+            del self.blocks[key]

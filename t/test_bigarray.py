@@ -1,0 +1,280 @@
+"""BigArray: what is not in the fuzzers - errors, sizes, mappings, views over time."""
+
+import gc
+import weakref
+
+import numpy as np
+import pytest
+from ramfile import RAMFile
+
+from wendelin.bigarray import BigArray
+from wendelin.bigfile import WRITEOUT_MARKSTORED, WRITEOUT_STORE, BlockLoadError
+
+
+def new(shape, dtype="u1", order="C", blksize=4096):
+    return BigArray(shape, dtype, RAMFile(blksize).fileh_open(), order)
+
+
+def test_attributes_are_those_of_an_ndarray():
+    for order in "CF":
+        for shape in ((), (5,), (3, 4, 5), (0, 3), (3, 0, 2)):
+            for dtype in ("u1", ">c16", "S7", [("a", "i2"), ("b", "f4", (2,))]):
+                A, a = new(shape, dtype, order), np.zeros(shape, dtype, order)
+                for name in ("shape", "dtype", "ndim", "size", "itemsize", "nbytes", "strides"):
+                    assert getattr(A, name) == getattr(a, name), (name, shape, dtype, order)
+                if shape:
+                    assert len(A) == (shape[0] if order == "C" else shape[-1])
+
+
+def test_sizes_are_exact_and_may_be_huge():
+    A = new((1 << 62, np.int64(1 << 62)), "f8")
+    assert A.size == 1 << 124
+    assert A.nbytes == 1 << 127
+    assert A.strides == (1 << 65, 8)
+    with pytest.raises(MemoryError, match="smaller parts"):
+        A[:]
+    with pytest.raises(MemoryError):
+        np.asarray(A)
+    # parts of it are as any other, as long as a file can have them
+    assert A[0, 5:9].tolist() == [0] * 4
+    A[0, 1 << 59] = 3
+    assert A[0, (1 << 59) - 1 : (1 << 59) + 2].tolist() == [0, 3, 0]
+    with pytest.raises(MemoryError, match="2\\*\\*63"):
+        A[-1, -1]
+
+
+def test_the_address_space_ends():
+    A = new((1 << 50,))
+    with pytest.raises(MemoryError, match="A\\[i:j\\]"):
+        np.mean(A)
+    A[-1] = 5
+    assert A[-3:].tolist() == [0, 0, 5]
+
+
+def test_bad_arguments_are_refused_by_name():
+    for shape, error, what in (
+        ((-1,), ValueError, r"\(-1,\)"),
+        (1.5, TypeError, "1.5"),
+        ("3", TypeError, "'3'"),
+        ((2, None), TypeError, "None"),
+    ):
+        with pytest.raises(error, match=what):
+            new(shape)
+        A = new((3,))
+        with pytest.raises(error, match=what):
+            A.resize(shape)
+        assert A.shape == (3,)
+    for dtype in (object, [("a", "O")], [("a", "i4"), ("b", [("c", "O", (2,))])]):
+        with pytest.raises(TypeError, match="objects"):
+            new((3,), dtype)
+    with pytest.raises(ValueError, match="no size"):
+        new((3,), "V0")
+    with pytest.raises(NotImplementedError, match="'A'"):
+        new((3,), order="A")
+    with pytest.raises(TypeError, match=r"A\[:\]\.data"):
+        _ = new((3,)).data
+
+
+def test_shape_may_be_an_integer_or_a_list():
+    assert new(3).shape == (3,)
+    assert new([np.int8(3), 4]).shape == (3, 4)
+    A = new(3)
+    A.resize([4, 5])
+    assert A.shape == (4, 5)
+
+
+def test_advanced_indexing_says_what_to_do():
+    A = new((3, 4))
+    for idx in ([0, 1], np.array([1]), True, np.array([True] * 3), ([0], [1]), 1.0, "a"):
+        with pytest.raises(IndexError, match=r"A\[:\]\[idx\]"):
+            A[idx]
+        with pytest.raises(IndexError):
+            A[idx] = 1
+
+
+def test_only_what_is_indexed_is_mapped():
+    A = new((1000, 4096))
+
+    def mapped(view):
+        while not hasattr(view, "filerange"):
+            view = view.base
+        return view.filerange()
+
+    assert mapped(A[990:7:-7]) == (10, 981)
+    assert mapped(new((1000, 3 * 4096))[5, 4096:4100]) == (16, 1)
+    assert mapped(new((4096, 1000), order="F")[:, 3]) == (3, 1)
+    assert A[5:5].size == 0
+    assert A._v_vma() is None
+
+
+def test_nothing_is_loaded_before_it_is_touched():
+    A = new((100, 4096))
+    a = A[10:20]
+    assert A._fileh().file.loads == []
+    a[3, 5]
+    assert A._fileh().file.loads == [13]
+
+
+def test_a_view_holds_its_mapping_and_others_share_it():
+    A = new((100, 4096))
+    a = A[:]
+    vma = weakref.ref(A._map(0, 1)[0])
+    for i in range(100):
+        assert np.shares_memory(A[i], a)
+    del a
+    gc.collect()
+    assert vma() is None
+    A[50] = 1
+    assert A[49:52, 0].tolist() == [0, 1, 0]
+
+
+def test_iteration_is_over_the_first_axis_and_ends():
+    for order in "CF":
+        A = new((3, 5), order=order)
+        A[...] = np.arange(15).reshape(3, 5)
+        assert [row.tolist() for row in A] == A[:].tolist()
+    with pytest.raises(TypeError):
+        iter(new(()))
+    with pytest.raises(TypeError):
+        len(new(()))
+
+
+def test_array_protocol():
+    A = new((3, 4), "i4", "F")
+    A[:] = np.arange(12).reshape(3, 4)
+    a = np.asarray(A)
+    assert np.shares_memory(a, A[:])
+    assert np.asarray(A, "f8").dtype == "f8"
+    assert not np.shares_memory(np.array(A), a)
+    assert np.array(A).flags.f_contiguous
+    with pytest.raises(ValueError, match="copy"):
+        np.asarray(A, "f8", copy=False)
+    assert np.shares_memory(np.asarray(A, "i4", copy=False), a)
+    assert np.mean(A) == 5.5
+    assert (np.ones(4) + A).sum() == 78
+
+
+def test_augmented_assignment_of_a_part():
+    A = new((10,), "i4")
+    A[2:5] += 3
+    A[7] += 1
+    assert A[:].tolist() == [0, 0, 3, 3, 3, 0, 0, 1, 0, 0]
+
+
+def test_views_keep_their_size_and_see_zeros_past_the_end():
+    A = new((3 * 4096,))
+    a = A[:]
+    a[:] = 7
+    A.resize(4096 + 10)
+    assert len(a) == 3 * 4096
+    assert a[: 4096 + 10].all()
+    assert not a[4096 + 10 :].any()
+    A.resize(3 * 4096)
+    assert A[:].sum() == 7 * (4096 + 10)
+
+
+def test_what_was_dropped_stays_dropped_after_a_write_out():
+    A = new((3 * 4096,))
+    fileh = A._fileh()
+    A[:] = 7
+    fileh.dirty_writeout(WRITEOUT_STORE | WRITEOUT_MARKSTORED)
+    A.resize(10)
+    assert fileh.isdirty()
+    fileh.dirty_writeout(WRITEOUT_STORE | WRITEOUT_MARKSTORED)
+    assert sorted(fileh.file.blocks) == [0]
+    A.resize(3 * 4096)
+    assert A[:].sum() == 70
+    # and a discard brings everything back: pages, and what the caller does with the shape
+    A.resize(5)
+    fileh.dirty_discard()
+    assert A[:].sum() == 35
+    A._set_shape((3 * 4096,))
+    assert A[:].sum() == 70
+
+
+def test_a_file_that_cannot_shrink():
+    class NoTruncate(RAMFile):
+        truncate = property()
+
+    A = BigArray((5 * 4096,), "u1", NoTruncate(4096).fileh_open())
+    A[:] = 7
+    A.resize(4096 + 1)
+    A.resize(5 * 4096)
+    assert A[:].sum() == 7 * 4097
+
+
+def test_append():
+    A = new((0, 3), "i4")
+    A.append(np.ones((2, 3)))
+    A.append([[5, 6, 7]])
+    A.append(np.zeros((0, 3)))
+    assert A[:].tolist() == [[1, 1, 1], [1, 1, 1], [5, 6, 7]]
+    F = new((3, 0), "i4", "F")
+    F.append([[1, 2], [3, 4], [5, 6]])
+    F.append([[7], [8], [9]])
+    assert F[:].tolist() == [[1, 2, 7], [3, 4, 8], [5, 6, 9]]
+    for bad in (np.ones(3), np.ones((2, 4)), np.ones((1, 2, 3)), 5):
+        with pytest.raises(ValueError, match=r"\(3, 3\)"):
+            A.append(bad)
+    with pytest.raises(ValueError, match="0-d"):
+        new(()).append(1)
+    assert A.shape == (3, 3)
+
+
+def test_an_append_that_fails_leaves_the_array_as_it_was():
+    A = new((10,), "i4")
+    A[:] = 5
+    with pytest.raises(ValueError, match="invalid literal"):
+        A.append(np.array(["1", "2", "x"]))
+    assert A.shape == (10,)
+    A.resize(20)
+    assert A[10:].tolist() == [0] * 10
+
+
+def test_append_brings_no_old_data_back():
+    """The existing system leaves data past the end when it shrinks."""
+    file = RAMFile()
+    file.blocks = {0: b"\7" * 4096, 1: b"\7" * 4096, 5: b"\7" * 4096}
+    A = BigArray((10,), "u1", file.fileh_open())
+    A.append([1, 2])
+    A.resize(6 * 4096)
+    assert A[:13].tolist() == [7] * 10 + [1, 2, 0]
+    assert A[:].sum() == 73
+
+
+class Failing(RAMFile):
+    def loadblk(self, blk, buf):
+        if blk == 2:
+            raise OSError("bad disk")
+        super().loadblk(blk, buf)
+
+
+def test_read_raises_precisely_and_dooms_nothing():
+    A = BigArray((4 * 4096,), "u1", Failing().fileh_open())
+    with pytest.raises(BlockLoadError, match="bad disk") as e:
+        A.read(slice(4096, None))
+    assert e.value.blk == 2
+    assert e.value.file is A._fileh().file
+    assert not A._fileh().failed
+    b = A.read(slice(None, 8192))
+    b[:] = 1
+    assert not A[:8192].any()
+    assert A.read(3) == 0
+    assert A.read(slice(0, 0)).shape == (0,)
+
+
+def test_prefetch_loads_and_keeps_errors_to_itself():
+    from wendelin.bigarray.array import _prefetchers
+
+    A = BigArray((4 * 4096,), "u1", Failing().fileh_open())
+    A.prefetch()
+    A.prefetch(slice(0, 0))
+    # the pool has two threads: two more jobs that wait for each other run when all is done
+    import threading
+
+    barrier = threading.Barrier(3)
+    for _ in range(2):
+        _prefetchers().submit(barrier.wait, 60)
+    barrier.wait(60)
+    assert sorted(A._fileh().file.loads) == [0, 1, 3]
+    assert not A._fileh().failed
