@@ -60,7 +60,7 @@ from wendelin.bigfile.virtmem import (
     BigFile,
     BigFileH,
 )
-from wendelin.bigfile.zblk import ZBlk0, ZBlkBase, default_format, load_block
+from wendelin.bigfile.zblk import ZBlk0, ZBlkBase, default_format, load_block, trimmed
 from wendelin.lib.zodb import LivePersistent
 
 __all__ = ["ZBigFile", "ZBigFileH", "ZBlk", "ZBlk0"]
@@ -90,6 +90,10 @@ class ZBigFile(LivePersistent):
     def __setstate__(self, state: tuple[int, LOBTree]) -> None:
         self.blksize, self.blktab = state
 
+    def lives(self) -> bool:
+        """Say whether there are handles: faults read the state, in any thread."""
+        return bool(getattr(self, "_v_handles", None))
+
     def fileh_open(self) -> ZBigFileH:
         """Return a new handle.
 
@@ -106,7 +110,11 @@ class ZBigFile(LivePersistent):
             )
         if self.blktab._p_jar is None:
             conn.add(self.blktab)
-        return ZBigFileH(_ZFile(self, conn))
+        handle = ZBigFileH(_ZFile(self, conn))
+        if getattr(self, "_v_handles", None) is None:
+            self._v_handles: weakref.WeakSet[ZBigFileH] = weakref.WeakSet()
+        self._v_handles.add(handle)
+        return handle
 
 
 class _ZFile(BigFile):
@@ -182,6 +190,8 @@ class _ZFile(BigFile):
         assert handle is not None
         zblk: ZBlkBase | None = self.zfile.blktab.get(blk)
         if zblk is None:
+            if len(trimmed(buf)) == 0:
+                return  # a hole it was, and a hole it stays
             zblk = self.zfile.blktab[blk] = default_format()()
         if zblk.store_from(handle, blk):
             handle.stored[blk] = zblk

@@ -92,8 +92,8 @@ cdef void page_set_ops(int (*load)(FileH *, uint64_t, Source *, void **) noexcep
     """Say how to load, how to report, and how to wait.
 
     load(fileh, blk, source, error): find the block; where it has to be copied, do it with
-        page_fill. 0, or -1: failed; the exception is in *error, or, when error is NULL, on
-        its way to the thread. Called without the pager lock.
+        page_fill, and say MEMFD, also if it fails after that. 0, or -1: failed; the exception
+        is in *error, or, when error is NULL, on its way to the thread. Called without the lock.
     fail(fileh, blk, why, errno): raise in the thread that touched. Called without the lock.
     announce(fileh, blk): a handle that `announces` is about to be changed first. 0; -1: it
         refused, and the exception is on its way. Called without the lock.
@@ -276,6 +276,10 @@ cdef int page_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil:
             pager_unlock()
             err = op_load(fileh, blk, &source, error)
             pager_lock()
+        if source.backing == MEMFD and (err != 0 or page.reload):
+            pager_unlock()
+            release(fileh, blk)
+            pager_lock()
         if err != 0:
             pagemap_del(&fileh.pages, blk)
             free(page)
@@ -285,10 +289,6 @@ cdef int page_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil:
             page.offset = source.offset
             page_become(page, LOADED, source.backing)
             break
-        if source.backing == MEMFD:
-            pager_unlock()
-            release(fileh, blk)
-            pager_lock()
     pthread_cond_broadcast(&pager_cond)
     fileh_release(fileh)
     return err

@@ -194,6 +194,7 @@ cdef int load_with_gil(FileH *fileh, uint64_t blk, Source *source, void **error)
             while exc is None:
                 try:
                     load_from_file(fileh, pyfileh.file, blk, source)
+                    check_nested()
                     result = 0
                     break
                 except Exception as e:
@@ -217,6 +218,19 @@ cdef int load_with_gil(FileH *fileh, uint64_t blk, Source *source, void **error)
         Py_XDECREF(handled)
         wc_put_raised(raised)
     return result
+
+
+cdef int check_nested() except -1:
+    """Raise now what is on its way to this thread: a touch by the loader failed.
+
+    The loader has gone on over scrap; what it made of it must not become a page.
+    """
+    cdef unsigned long ident = threading.get_ident()
+    cls = failing.get(ident) if failing else None
+    if cls is not None:
+        PyThreadState_SetAsyncExc(ident, NULL)
+        raise cls()
+    return 0
 
 
 cdef int load_from_file(FileH *fileh, file, uint64_t blk, Source *source) except -1:
@@ -579,6 +593,10 @@ cdef class BigFileH:
     def isdirty(self):
         """Say whether there are changes since the last write-out."""
         return self.fileh.ndirty != self.fileh.nstored or self.truncated
+
+    def isused(self):
+        """Say whether there are VMAs, or changes that are not stored: anything to keep it for."""
+        return self.fileh.areas != NULL or self.fileh.ndirty != 0 or self.truncated
 
     def writeout_begin(self):
         """Write-protect all pages until writeout_end(): threads that write wait until then.

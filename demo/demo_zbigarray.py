@@ -65,6 +65,8 @@ def read(root: Any) -> None:
         array = root[NAME]
     except KeyError:
         raise UserError(f"the database has no array {NAME!r}: write it first, with gen") from None
+    if not array.size:
+        raise UserError(f"array {NAME!r} is empty: write it first, with gen")
     a = array[:]
     start = perf_counter()
     mean, total = float(np.mean(a)), float(np.sum(a))
@@ -136,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = f"not enough memory: {e}"
     except OSError as e:
         message = str(e)
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             message += (
                 ": what was committed before is saved; make room, or use a smaller --worksize"
             )

@@ -103,24 +103,31 @@ def dbclose(root: Any) -> None:
 
 
 class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no type hints
-    """A persistent object that is never a ghost: it can hold things that live.
+    """A persistent object that holds things which live, and is no ghost as long as it does.
 
     The Connection's cache may not take its state away. When it is invalidated - by abort, or as
-    others changed it - it reads its new state at once. Attributes `_v_...` stay what they were.
+    others changed it - it reads its new state at once; attributes `_v_...` stay what they were.
     """
 
+    def lives(self) -> bool:
+        """Say whether there is anything to keep alive. Called when the object is no ghost."""
+        return True
+
     def _p_deactivate(self) -> None:
-        """Stay as it is: see the class. Only a ghost can be asked, and is one already."""
+        """Become a ghost, unless it lives."""
+        if self._p_changed is not None and not self.lives():
+            super()._p_deactivate()
 
     def _p_invalidate(self) -> None:
-        """Read the state anew, if there is a database to read it from."""
-        jar = self._p_jar
+        """Become a ghost; if it lives, read the state anew at once."""
+        if self._p_changed is None or self._p_jar is None or not self.lives():
+            super()._p_invalidate()
+            return
         volatile = {k: v for k, v in self.__dict__.items() if k.startswith("_v_")}
         super()._p_invalidate()
-        if jar is not None and self._p_oid is not None:
-            # It may be gone in the state that others made; then its next user is told.
-            with suppress(POSKeyError, ReadConflictError):
-                self._p_activate()
+        # It may be gone in the state that others made; then its next user is told.
+        with suppress(POSKeyError, ReadConflictError):
+            self._p_activate()
         self.__dict__.update(volatile)
 
 

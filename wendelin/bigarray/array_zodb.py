@@ -58,8 +58,16 @@ class ZBigArray(BigArray, LivePersistent):  # type: ignore[misc]  # persistent h
         # early databases have no order
         self._init(attributes["_shape"], attributes["_dtype"], attributes.get("_order", "C"))
 
+    def lives(self) -> bool:
+        """Say whether there are views, or changes that are not committed. See LivePersistent."""
+        fileh: ZBigFileH | None = getattr(self, "_v_fileh", None)
+        return fileh is not None and fileh.isused()
+
     def _fileh(self) -> ZBigFileH:
-        """Return the handle; opened at first use, and kept for the life of the object.
+        """Return the handle; opened at first use, and kept while it is in use.
+
+        The Connection's cache may drop it with the object when nobody looks at the array:
+        as any object's state, its pages are read again then.
 
         Raises
         ------

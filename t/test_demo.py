@@ -1,0 +1,110 @@
+"""demo-zbigarray, as the program that was installed."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PROGRAM = str(Path(sys.executable).parent / "demo-zbigarray")
+
+
+def demo(*args, cwd, **env):
+    return subprocess.run(
+        [PROGRAM, *args], cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=300
+    )
+
+
+def expected(nbytes):
+    """Return (mean, sum) of the signal, in plain NumPy, piece by piece."""
+    n = nbytes // 8
+    total = 0.0
+    for start in range(0, n, 1 << 20):
+        t = np.arange(start, min(start + (1 << 20), n), dtype=float)
+        total += np.sum(np.sin(0.2 * t) * 15)
+    return total / n, total
+
+
+@pytest.mark.parametrize("megabytes", [1, 40, 200])
+def test_gen_and_read(tmp_path, megabytes):
+    done = demo(f"--worksize={megabytes}", "gen", "x.fs", cwd=tmp_path, WENDELIN_CORE_RAM="64M")
+    assert done.returncode == 0, done.stderr
+    assert "100%" in done.stderr  # the progress bar
+    done = demo("read", "x.fs", cwd=tmp_path, WENDELIN_CORE_RAM="64M")
+    assert done.returncode == 0, done.stderr
+    found = dict(re.findall(r"^(\w+):\t(.*)$", done.stdout, re.M))
+    mean, total = expected(megabytes << 20)
+    # the sum is small next to what it is made of: compare on that scale
+    scale = 15 * (megabytes << 17)
+    assert float(found["sum"]) == pytest.approx(total, rel=1e-9, abs=1e-9 * scale)
+    assert float(found["mean"]) == pytest.approx(mean, rel=1e-9, abs=1e-9 * 15)
+    assert set(found) == {"mean", "sum", "time", "speed", "VIRT", "RSS"}
+
+
+def test_gen_again_replaces(tmp_path):
+    for megabytes in (3, 2):
+        assert demo(f"--worksize={megabytes}", "gen", "x.fs", cwd=tmp_path).returncode == 0
+    assert "over 2 MB" in demo("read", "x.fs", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        ([], 2, "arguments are required"),
+        (["gen"], 2, "<dburi>"),
+        (["make", "x.fs"], 2, "'make'"),
+        (["--worksize=0", "gen", "x.fs"], 2, "'0' must be a whole number of MB"),
+        (["--worksize=-5", "gen", "x.fs"], 2, "'-5' must be"),
+        (["--worksize=1.5", "gen", "x.fs"], 2, "'1.5' must be"),
+        (["read", "x.fs"], 2, "there is no database 'x.fs'"),
+        (["read", "file://x.fs"], 2, "there is no database 'x.fs'"),
+        (["read", "memory://"], 1, "no array 'signalv'"),
+        (["gen", "foo://x"], 1, "demo, file, memory"),
+        (["gen", "nowhere/x.fs"], 1, "No such file"),
+    ],
+)
+def test_a_mistake_is_one_line_and_no_traceback(tmp_path, args, code, message):
+    done = demo(*args, cwd=tmp_path)
+    assert done.returncode == code
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    if code == 2:
+        assert done.stderr.startswith("usage:")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_is_no_database(tmp_path):
+    (tmp_path / "x.fs").write_text("this is none, and long enough to be looked at")
+    done = demo("read", "x.fs", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "'x.fs' cannot be opened" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk(tmp_path):
+    """A file system with room for two transactions, and for the third one's temporary file."""
+    script = (
+        "mount -t tmpfs -o size=110m none . && cd $PWD &&"
+        f"{PROGRAM} --worksize=200 gen x.fs; echo exit code $?; {PROGRAM} read x.fs"
+    )
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "exit code 1" in done.stdout, done.stderr
+    assert "No space left on device: what was committed before is saved" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "over 64 MB" in done.stdout, done.stderr
+
+
+def test_a_transaction_larger_than_memory(tmp_path):
+    done = demo("--worksize=64", "gen", "x.fs", cwd=tmp_path, WENDELIN_CORE_RAM="8M")
+    assert done.returncode == 1
+    assert "commit in smaller steps" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,581 @@
+"""ZBigArray and ZBigFile: what is saved, what is discarded, what others see."""
+
+import gc
+import io
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import transaction
+from BTrees.LOBTree import LOBTree
+from ZODB.POSException import ConflictError, ConnectionStateError, ReadOnlyHistoryError
+from ZODB.utils import get_pickle_metadata, load_current
+from zodbpickle.pickle import Unpickler
+
+from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigfile import BlockLoadError, DoomedError, ram_reclaim
+from wendelin.bigfile.file_zodb import ZBigFile, ZBlk0
+from wendelin.lib.zodb import dbclose, dbopen
+
+DATA = Path(__file__).parent / "data"
+BLK = 4096  # block size of most arrays here
+
+
+@pytest.fixture
+def root(testdb):
+    return testdb.open()
+
+
+@pytest.fixture
+def A(root):
+    """Return a committed array of 20 blocks of zeros."""
+    root["A"] = A = ZBigArray((20 * BLK,), "u1", blksize=BLK)
+    transaction.commit()
+    return A
+
+
+class Client:
+    """Another Connection of the same database, with its own transactions."""
+
+    def __init__(self, root, **kw):
+        self.tm = transaction.TransactionManager()
+        self.conn = root._p_jar.db().open(self.tm, **kw)
+        self.root = self.conn.root()
+
+    def close(self):
+        self.tm.abort()
+        self.conn.close()
+
+
+@pytest.fixture
+def other(root, A):
+    client = Client(root)
+    yield client
+    client.close()
+
+
+def blocks(A):
+    """Return {block: bytes} as the database has them, past the code under test."""
+    storage = A._p_jar.db().storage
+    result = {}
+    for blk, zblk in A.zfile.blktab.items():
+        unpickler = Unpickler(io.BytesIO(load_current(storage, zblk._p_oid)[0]))
+        unpickler.load()
+        result[blk] = bytes(unpickler.load())
+    return result
+
+
+# ---- one Connection ----
+
+
+def test_commit_saves_and_abort_discards_in_all_views(root, A):
+    a, b = A[:], A[5 * BLK :]
+    a[6 * BLK] = 1
+    assert b[BLK] == 1
+    transaction.abort()
+    assert a[6 * BLK] == b[BLK] == 0
+    b[BLK] = 2
+    transaction.commit()
+    assert a[6 * BLK] == 2
+    ram_reclaim()
+    assert a[6 * BLK] == b[BLK] == 2
+    assert a.sum() == 2
+    assert blocks(A) == {6: b"\2"}
+
+
+def test_a_later_process_sees_it(testdb):
+    root = testdb.open()
+    root["A"] = A = ZBigArray((3, 1000), ">f8", "F")
+    transaction.commit()
+    A[:] = np.arange(3000).reshape(3, 1000)
+    transaction.commit()
+    A.append(np.ones((3, 5)))
+    transaction.commit()
+    testdb.close(root)
+    A = testdb.open()["A"]
+    assert A.shape == (3, 1005)
+    assert A.dtype == np.dtype(">f8")
+    assert A.strides == (8, 24)
+    assert (A[:, :1000] == np.arange(3000).reshape(3, 1000)).all()
+    assert (A[:, 1000:] == 1).all()
+
+
+def test_data_before_the_array_belongs_to_a_connection(root):
+    A = ZBigArray((10,), "u1")
+    for touch in (lambda: A[:], lambda: A.append([1]), A.read, lambda: np.mean(A)):
+        with pytest.raises(ConnectionStateError, match=r"conn\.add\(A\)"):
+            touch()
+    assert A[0:0].shape == (0,)
+    A.resize(20)
+    root._p_jar.add(A)
+    A[3] = 5
+    root["A"] = A
+    transaction.commit()
+    assert A[:5].tolist() == [0, 0, 0, 5, 0]
+    assert A.shape == (20,)
+
+
+def test_the_creation_of_an_array_is_aborted(root):
+    root["A"] = A = ZBigArray((10,), "u1")
+    root._p_jar.add(A)
+    a = A[:]
+    a[3] = 5
+    transaction.abort()
+    assert "A" not in root
+    assert a.tolist() == [0] * 10
+    with pytest.raises(ConnectionStateError):
+        A[:]
+    root["A"] = A
+    transaction.commit()
+    assert A[:].tolist() == [0] * 10
+    A[1] = 1
+    transaction.commit()
+    assert A[:2].tolist() == [0, 1]
+
+
+class Voter:
+    """A data manager that fails in one phase."""
+
+    def __init__(self, phase):
+        self.phase = phase
+
+    transaction_manager = transaction.manager
+
+    def sortKey(self):
+        return "~" if self.phase != "tpc_begin" else "\0"
+
+    def at(self, phase):
+        if phase == self.phase:
+            raise RuntimeError(f"no {phase}")
+
+    def tpc_begin(self, txn):
+        self.at("tpc_begin")
+
+    def commit(self, txn):
+        self.at("commit")
+
+    def tpc_vote(self, txn):
+        self.at("tpc_vote")
+
+    def tpc_finish(self, txn):
+        pass
+
+    def tpc_abort(self, txn):
+        pass
+
+    def abort(self, txn):
+        pass
+
+
+@pytest.mark.parametrize("phase", ["tpc_begin", "commit", "tpc_vote"])
+def test_a_commit_that_fails_leaves_nothing_behind(root, A, phase):
+    a = A[:]
+    a[0] = 1
+    transaction.commit()
+    size = os.path.getsize(root._p_jar.db().storage.getName())
+    a[:BLK] = 7
+    a[5 * BLK] = 7
+    A.append([7, 7])
+    root["x"] = 1
+    transaction.get().join(Voter(phase))
+    with pytest.raises(RuntimeError, match=phase):
+        transaction.commit()
+    transaction.abort()
+    assert a.sum() == 1
+    assert A.shape == (20 * BLK,)
+    assert "x" not in root
+    assert os.path.getsize(root._p_jar.db().storage.getName()) == size
+    # and the next one works
+    a[5 * BLK] = 8
+    transaction.commit()
+    ram_reclaim()
+    assert a.sum() == 9
+    assert blocks(A) == {0: b"\1", 5: b"\x08"}
+
+
+def test_abort_brings_back_what_resize_and_append_did(root, A):
+    a = A[:]
+    a[:] = 1
+    transaction.commit()
+    A.resize(BLK + 10)
+    assert a.sum() == BLK + 10
+    A.append(np.full(5 * BLK, 3, "u1"))
+    transaction.abort()
+    assert A.shape == (20 * BLK,)
+    assert a.sum() == A[:].sum() == 20 * BLK
+
+
+def test_shrink_and_grow(root, A):
+    a = A[:]
+    a[:] = 1
+    transaction.commit()
+    A.resize(BLK + 10)
+    A.resize(20 * BLK)
+    assert A[:].sum() == BLK + 10
+    transaction.commit()
+    ram_reclaim()
+    assert A[:].sum() == a.sum() == BLK + 10
+    assert set(blocks(A)) == {0, 1}
+    a[10 * BLK] = 1
+    transaction.commit()
+    ram_reclaim()
+    assert A[:].sum() == BLK + 11
+
+
+def test_only_what_changed_is_stored(root, A):
+    storage = root._p_jar.db().storage
+    a = A[:]
+    a[:] = 1
+    transaction.commit()
+
+    def stored():
+        """Return the classes of what the last transaction stored."""
+        tid = storage.lastTransaction()
+        transactions = storage.iterator(tid, tid)
+        last = next(transactions)
+        classes = sorted(get_pickle_metadata(record.data)[1] for record in last)
+        transactions.close()
+        return classes
+
+    a[3 * BLK] = a[7 * BLK] = 2
+    transaction.commit()
+    assert stored() == ["ZBlk0", "ZBlk0"]
+    # equal bytes are not stored again
+    tid = storage.lastTransaction()
+    a[3 * BLK] = 1
+    a[3 * BLK] = 2
+    a[7 * BLK] = 3
+    transaction.commit()
+    assert stored() == ["ZBlk0"]
+    # holes stay holes
+    A.resize(40 * BLK)
+    A[30 * BLK :] = 0
+    transaction.commit()
+    assert set(blocks(A)) == set(range(20))
+    assert storage.lastTransaction() > tid
+    # nothing changed: nothing is stored
+    tid = storage.lastTransaction()
+    transaction.commit()
+    assert storage.lastTransaction() == tid
+
+
+def test_trailing_zeros_are_cut(root, A):
+    A[: 3 * BLK] = 5
+    A[BLK + 100 : 2 * BLK] = 0
+    A[2 * BLK : 3 * BLK - 1] = 0
+    transaction.commit()
+    assert {blk: len(data) for blk, data in blocks(A).items()} == {0: BLK, 1: 100, 2: BLK}
+    A[BLK : 2 * BLK] = 0
+    transaction.commit()
+    assert blocks(A)[1] == b""
+    ram_reclaim()
+    assert A[:].sum() == 5 * BLK + 5
+
+
+def test_it_is_never_a_ghost_and_keeps_its_pages(root, A):
+    a = A[:]
+    a[0] = 1
+    root._p_jar.cacheMinimize()
+    assert A._p_changed is False
+    transaction.commit()
+    root._p_jar.cacheMinimize()
+    assert a[0] == 1
+    A[1] = 2
+    root._p_jar.cacheMinimize()
+    transaction.commit()
+    ram_reclaim()
+    assert a[:3].tolist() == [1, 2, 0]
+
+
+def test_a_dropped_view_does_not_drop_changes(root):
+    root["A"] = ZBigArray((10,), "u1")
+    transaction.commit()
+    root["A"][:] = 3
+    gc.collect()
+    root._p_jar.cacheMinimize()
+    transaction.commit()
+    ram_reclaim()
+    assert root["A"][:].sum() == 30
+
+
+def test_reads_leave_no_objects_in_the_cache(root, A):
+    A[:] = 1
+    transaction.commit()
+    conn = root._p_jar
+    a = A[:]
+    conn.cacheMinimize()
+    gc.collect()
+    ram_reclaim()
+    before = len(conn._cache)
+    assert a.sum() == 20 * BLK
+    assert len(conn._cache) == before
+
+
+def test_savepoints_do_not_keep_changes_in_silence(root, A):
+    a = A[:]
+    savepoint = transaction.savepoint()
+    a[0] = 1
+    savepoint.rollback()
+    assert a[0] == 0
+    a[0] = 1
+    with pytest.raises(TypeError, match=r"[Ss]avepoint"):
+        transaction.savepoint()
+    transaction.abort()
+    assert a[0] == 0
+
+
+def test_close_refuses_to_lose_changes(testdb):
+    root = testdb.open()
+    root["A"] = A = ZBigArray((10,), "u1")
+    transaction.commit()
+    A[0] = 1
+    with pytest.raises(ConnectionStateError):
+        dbclose(root)
+    transaction.abort()
+
+
+def test_views_outlive_the_connection(tmp_path):
+    root = dbopen(str(tmp_path / "x.fs"))
+    root["A"] = A = ZBigArray((4 * BLK,), "u1", blksize=BLK)
+    transaction.commit()
+    A[:] = 1
+    transaction.commit()
+    ram_reclaim()
+    a = A[:]
+    assert a[0] == 1
+    dbclose(root)
+    assert a[0] == 1  # in memory
+    with pytest.raises(BlockLoadError):
+        np.sum(a)
+    with pytest.raises(DoomedError, match="closed"):
+        a[0] = 2
+        for _ in range(1000):
+            pass
+    del a, A
+
+
+def test_deleting_an_array_frees_its_handle(root, no_leaks):
+    for i in range(20):
+        root["A"] = A = ZBigArray((10,), "u1")
+        transaction.commit()
+        A[:] = i
+        transaction.commit()
+        del A, root["A"]
+        transaction.commit()
+        root._p_jar.cacheMinimize()
+        gc.collect()
+
+
+# ---- several Connections ----
+
+
+def test_others_see_it_at_their_next_transaction(root, A, other):
+    a, b = A[:], other.root["A"][:]
+    assert b.sum() == 0
+    a[3 * BLK] = 1  # a hole becomes a block
+    transaction.commit()
+    assert b.sum() == 0
+    other.tm.begin()
+    assert b.sum() == 1
+    a[3 * BLK] = 2  # a block changes
+    a[4 * BLK] = 2
+    transaction.commit()
+    other.tm.begin()
+    assert b.sum() == 4
+    A.resize(4 * BLK)  # a block becomes a hole
+    transaction.commit()
+    other.tm.begin()
+    assert b.sum() == 2
+    assert other.root["A"].shape == (4 * BLK,)
+
+
+def test_pages_that_did_not_change_stay(root, A, other):
+    A[:] = 1
+    transaction.commit()
+    other.tm.begin()
+    B = other.root["A"]
+    b = B[:]
+    assert b.sum() == 20 * BLK
+    file = B._fileh().file
+    loads = []
+    loadblk = type(file).loadblk
+    file.__class__ = type(
+        "Counting",
+        (type(file),),
+        {"loadblk": lambda self, blk, buf: (loads.append(blk), loadblk(self, blk, buf))[1]},
+    )
+    A.append(np.full(BLK, 2, "u1"))
+    A[7 * BLK] = 5
+    transaction.commit()
+    other.tm.begin()
+    assert B[:].sum() == 22 * BLK + 4
+    assert loads == [7, 20]
+
+
+def test_conflicts(root, A, other):
+    a, b = A[:], other.root["A"][:]
+    a[0] = 1
+    b[0] = 2
+    b[9 * BLK] = 2
+    transaction.commit()
+    with pytest.raises(ConflictError):
+        other.tm.commit()
+    other.tm.abort()
+    assert b[0] == 1
+    assert b.sum() == 1
+    for attempt in other.tm.attempts(3):
+        with attempt:
+            b[0] += 5
+            if b[0] == 6 and a[1] == 0:
+                a[0] = a[1] = 2
+                transaction.commit()
+    transaction.begin()
+    assert a[:2].tolist() == [7, 2]
+
+
+def test_many_blocks_and_a_table_that_splits(root, other):
+    root["B"] = B = ZBigArray((3000 * BLK,), "u1", blksize=BLK)
+    transaction.commit()
+    other.tm.begin()
+    view = other.root["B"][:]
+    b = B[:]
+    rng = np.random.default_rng(3)
+    model = np.zeros(3000, "u1")
+    for _ in range(6):
+        for blk in rng.integers(0, 3000, 200).tolist():
+            model[blk] = b[blk * BLK] = rng.integers(1, 255)
+        transaction.commit()
+        other.tm.begin()
+        assert (view[::BLK] == model).all()
+        other.conn.cacheMinimize()
+
+
+def test_a_past_state_is_readable_and_not_writable(root, A):
+    A[0] = 1
+    transaction.commit()
+    at = root._p_jar.db().lastTransaction()
+    A[0] = 2
+    A[5 * BLK] = 2
+    transaction.commit()
+    old = Client(root, at=at)
+    a = old.root["A"][:]
+    assert a.sum() == 1
+    a[0] = 3
+    with pytest.raises(ReadOnlyHistoryError):
+        old.tm.commit()
+    old.tm.abort()
+    assert a.sum() == 1
+    old.close()
+
+
+# ---- what is on disk ----
+
+
+def test_records_are_as_the_existing_system_has_them(root, A):
+    A[BLK] = 1
+    transaction.commit()
+    storage = root._p_jar.db().storage
+
+    def record(obj):
+        return get_pickle_metadata(load_current(storage, obj._p_oid)[0])
+
+    assert record(A) == ("wendelin.bigarray.array_zodb", "ZBigArray")
+    assert record(A.zfile) == ("wendelin.bigfile.file_zodb", "ZBigFile")
+    assert record(A.zfile.blktab) == ("BTrees.LOBTree", "LOBTree")
+    assert record(A.zfile.blktab[1]) == ("wendelin.bigfile.file_zodb", "ZBlk0")
+    attributes, slots = A.__getstate__()
+    assert attributes == {
+        "_dtype": np.dtype("u1"),
+        "_shape": (20 * BLK,),
+        "_order": "C",
+        "_stridev": (1,),
+    }
+    assert slots == {"zfile": A.zfile}
+    assert A.zfile.__getstate__() == (BLK, A.zfile.blktab)
+    assert type(A.zfile.blktab) is LOBTree
+
+
+@pytest.mark.parametrize("name", ["py37-0.13-1", "py310-2.0a4-1"])
+def test_databases_of_the_existing_system_are_read(name, tmp_path):
+    path = shutil.copy(DATA / f"{name}.fs", tmp_path)
+    root = dbopen(path)
+    with np.load(DATA / f"{name}.npz") as expected:
+        names = [n for n in expected.files if n.endswith("ZBlk0")]
+        assert len(names) == 5
+        for n in names:
+            a = root[n][:]
+            assert a.dtype == expected[n].dtype
+            assert a.tobytes("A") == expected[n].tobytes("A")
+            assert np.array_equal(a, expected[n])
+            # and can be changed
+            flat = a.reshape(-1, order=root[n]._order)
+            flat[0] = flat[1]
+    transaction.commit()
+    dbclose(root)
+
+
+def test_a_format_that_is_not_there_is_refused_by_name(root, A, monkeypatch):
+    monkeypatch.setenv("WENDELIN_CORE_ZBLK_FMT", "ZBlk9")
+    A[0] = 1
+    with pytest.raises(ValueError, match=r"'ZBlk9'.*ZBlk0"):
+        transaction.commit()
+    transaction.abort()
+    assert A[0] == 0
+
+
+def test_a_foreign_object_in_the_block_table_is_refused_by_name(root, A):
+    from persistent.mapping import PersistentMapping
+
+    A.zfile.blktab[3] = PersistentMapping()
+    transaction.commit()
+    A._fileh().invalidate_page(3)
+    A._fileh().zfile.table.drop()
+    with pytest.raises(BlockLoadError, match=r"PersistentMapping.*no block format") as e:
+        A.read()
+    assert e.value.blk == 3
+
+
+def test_a_block_that_is_too_long_is_refused(root, A):
+    class Page:
+        def page_buffer(self, blk):
+            return memoryview(b"1" * (BLK + 1))
+
+    A.zfile.blktab[0] = zblk = ZBlk0()
+    zblk.store_from(Page(), 0)
+    transaction.commit()
+    with pytest.raises(BlockLoadError, match=f"{BLK + 1} bytes, more than the block size"):
+        A.read()
+
+
+def test_a_missing_record(root, A):
+    A[0] = 1
+    transaction.commit()
+    A._fileh().file.made_of.clear()
+    A._fileh().invalidate_page(0)
+    record = A._fileh().file.load_record
+
+    def load(oid):
+        if oid == A.zfile.blktab[0]._p_oid:
+            from ZODB.POSException import POSKeyError
+
+            raise POSKeyError(oid)
+        return record(oid)
+
+    A._fileh().file.load_record = load
+    with pytest.raises(BlockLoadError, match="POSKeyError"):
+        np.sum(A[:])
+    with pytest.raises(DoomedError, match="block 0"):
+        transaction.commit()
+    transaction.abort()
+    del A._fileh().file.load_record
+    assert A[:].sum() == 1
+
+
+def test_blksize_is_checked():
+    for bad in (0, -4096, 1000):
+        with pytest.raises(ValueError, match=str(bad)):
+            ZBigArray((3,), "u1", blksize=bad)
+    with pytest.raises(TypeError, match="str"):
+        ZBigFile("x")
