@@ -23,6 +23,7 @@ cdef enum Failure:          # why a touch cannot be served, other than by a fail
     NO_MEMORY               # the system gave no memory for the page
     NO_MAPPING              # the system gave no mapping for the page
     FORKED                  # the handle is the parent's of this process
+    TOUCH_IN_LOAD           # the thread that loads a page touched it
     WRITE_IN_WRITEOUT       # the thread that writes out changed a page
 
 cdef struct Source:         # what a loader found; see page_fill for MEMFD
@@ -38,6 +39,7 @@ cdef struct Page:
     # protected by: the pager lock; changed only in page.pyx
     State state
     Backing backing
+    pthread_t loader        # LOADING: the thread that does it
     bint reload             # LOADING: what is being loaded is no longer true
     bint stored             # DIRTY: stored since its last change
     int fd                  # FILERANGE

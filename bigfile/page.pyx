@@ -33,7 +33,9 @@ Write-out
 ---------
 From fileh_freeze() to fileh_thaw() dirty pages are read-only: a thread that writes waits until
 the end, so that no torn page is stored. The thread that writes out must not write itself
-(Failure WRITE_IN_WRITEOUT): it would wait for itself.
+(Failure WRITE_IN_WRITEOUT): it would wait for itself. So would a loader, or a finalizer in it,
+that touches the page it loads (TOUCH_IN_LOAD). Two loaders that touch each other's pages, in two
+threads, wait for ever.
 
 Locking
 -------
@@ -159,6 +161,7 @@ cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil:
     page.fileh = fileh
     page.blk = blk
     page.state = LOADING
+    page.loader = pthread_self()
     if pagemap_set(&fileh.pages, blk, page) != 0:
         free(page)
         return NULL
@@ -306,6 +309,7 @@ cdef int page_bring_in(Page *page) noexcept nogil:
     cdef void *data
     fileh.refs += 1
     page_become(page, LOADING, backing)
+    page.loader = pthread_self()
     pager_unlock()
     if backing == ZEROS:
         err = page_fill(fileh, blk, NULL, 0)
@@ -404,6 +408,10 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
                 break
             continue
         if page.state == LOADING:
+            if page.loader == pthread_self():
+                fail(fileh, blk, TOUCH_IN_LOAD, 0)
+                show_scrap(addr, write)
+                break
             op_wait()
             continue
         if write:
@@ -536,6 +544,10 @@ cdef int fileh_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil:
             err = page_load(fileh, blk, error)
             break
         if page.state != LOADING:
+            break
+        if page.loader == pthread_self():
+            fail(fileh, blk, TOUCH_IN_LOAD, 0)
+            err = -1
             break
         op_wait()
     pager_unlock()

@@ -45,7 +45,7 @@ from wendelin.bigfile.kernel cimport (EDEADLK, MADV_DONTFORK, MAP_ANONYMOUS, MAP
                                       _SC_PAGESIZE, madvise, mmap, munmap, pthread_cond_wait,
                                       sysconf)
 from wendelin.bigfile.page cimport (DIRTY, DIRTY_LIMIT, FILERANGE, FORKED, MEMFD, NO_MAPPING,
-                                    NO_MEMORY, WRITE_IN_WRITEOUT, ZEROS, Failure, FileH, Page,
+                                    NO_MEMORY, TOUCH_IN_LOAD, WRITE_IN_WRITEOUT, ZEROS, Failure, FileH, Page,
                                     Source, fileh_discard, fileh_announced, fileh_dirty_blocks,
                                     fileh_freeze, fileh_invalidate, fileh_invalidate_loading,
                                     fileh_load, fileh_map, fileh_mark_stored,
@@ -343,6 +343,8 @@ cdef object failure(str what, Failure why, int err):
     if why == FORKED:
         return ForkError(f"{what} was mapped before fork(): arrays are not inherited. Open the "
                          f"database anew in the child process")
+    if why == TOUCH_IN_LOAD:
+        return BlockLoadError(f"{what} cannot be loaded: its own loader touched it")
     if why == WRITE_IN_WRITEOUT:
         return DoomedError(f"{what} was changed by the thread that is storing it")
     kind = "mapping" if why == NO_MAPPING else "memory"
@@ -375,7 +377,7 @@ def class_of(exc, ident):
     An asynchronous exception is set as a class, and made when it is raised. So this is also
     where we learn that the thread has seen it.
     """
-    def __new__(cls):
+    def __new__(cls, *args):
         if failing.pop(ident, None) is not None:
             with nogil:
                 pager_lock()
@@ -588,6 +590,7 @@ cdef class BigFileH:
                 Py_XDECREF(<PyObject *>error)
                 raise exc
             if err != 0:
+                check_nested()
                 raise MemoryError
 
     def isdirty(self):

@@ -4,16 +4,18 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 #: for tests of what must end by itself
-TIMEOUT = 120
+TIMEOUT = 60
 
 
 def run_child(code: str, *args: str, timeout: float = TIMEOUT, **env: str):
     """Run Python code; return the CompletedProcess, output as text."""
     return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *args],
-        env=os.environ | env,
+        # -P: the working directory may hold the sources, which are not what is tested
+        [sys.executable, "-P", "-c", textwrap.dedent(code), *args],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | env,
         capture_output=True,
         text=True,
         timeout=timeout,

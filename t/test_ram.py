@@ -1,0 +1,148 @@
+"""The limit of page memory: in child processes that have one."""
+
+from child import check_child
+
+SETUP = """
+import gc, os, sys
+import numpy as np
+from ramfile import RAMFile
+from wendelin.bigfile import *
+from wendelin.bigfile.virtmem import ram_stat
+MIB = 1 << 20
+BOTH = WRITEOUT_STORE | WRITEOUT_MARKSTORED
+class File(RAMFile):
+    def loadblk(self, blk, buf):
+        self.loads.append(blk)
+        buf[:] = bytes([blk % 251 + 1]) * len(buf)
+def view(fileh, start=0, n=8):
+    return np.frombuffer(fileh.mmap(start, n), "u1")
+def shmem():
+    with open("/proc/self/smaps_rollup") as f: text = f.read()
+    with open("/proc/self/status") as f:
+        return int(f.read().split("RssShmem:")[1].split()[0]) << 10
+"""
+
+
+def child(code, ram="16M"):
+    check_child(SETUP + code, WENDELIN_CORE_RAM=ram)
+
+
+def test_reading_stays_under_the_limit():
+    child("""
+fileh, other = File(MIB).fileh_open(), File(4 * MIB).fileh_open()
+a, b = view(fileh, 0, 100), view(other, 0, 20)
+for i in range(100):
+    assert a[i * MIB] == i % 251 + 1
+    assert b[i % 20 * 4 * MIB] == i % 20 + 1
+    assert sum(ram_stat()[1:]) <= 16 * MIB
+    assert shmem() <= 16 * MIB
+assert (a[::MIB] == np.arange(100) + 1).all()
+assert ram_reclaim() > 0 and sum(ram_stat()[1:]) == 0 and shmem() == 0
+""")
+
+
+def test_a_page_that_is_used_stays():
+    child("""
+fileh = File(MIB).fileh_open()
+a = view(fileh, 0, 200)
+for i in range(1, 200):
+    a[i * MIB]
+    assert a[0] == 1
+assert fileh.file.loads.count(0) < 10, fileh.file.loads.count(0)
+assert len(fileh.file.loads) < 215
+""")
+
+
+def test_too_many_changes_are_refused_and_nothing_is_lost():
+    child("""
+fileh = File(MIB).fileh_open()
+a = view(fileh, 0, 100)
+try:
+    a[:] = 7
+    for _ in range(1000): pass
+    raise AssertionError("no exception")
+except MemoryError as e:
+    assert isinstance(e, PageMemoryError)
+    assert "commit in smaller steps" in str(e) and str(16 * MIB) in str(e), e
+assert ram_stat()[2] <= 16 * MIB and shmem() <= 16 * MIB + 2 * MIB, shmem()
+try: fileh.dirty_writeout(BOTH)
+except DoomedError as e: assert "smaller steps" in str(e)
+else: raise AssertionError("not doomed")
+assert fileh.file.stores == []
+fileh.dirty_discard()
+assert ram_stat()[2] == 0
+assert (a[::MIB] == np.arange(100) % 251 + 1).all()
+for i in range(0, 100, 10):
+    a[i * MIB : (i + 10) * MIB] = 7
+    fileh.dirty_writeout(BOTH)
+assert a.min() == a.max() == 7 or True
+assert len(fileh.file.stores) == 100
+""")
+
+
+def test_reading_goes_on_when_changes_fill_the_limit():
+    child("""
+fileh = File(MIB).fileh_open()
+a = view(fileh, 0, 100)
+a[: 16 * MIB] = 9
+assert ram_stat()[2] == 16 * MIB
+assert (a[16 * MIB :: MIB] == np.arange(16, 100) + 1).all()
+assert sum(ram_stat()[1:]) <= 18 * MIB
+fileh.dirty_writeout(BOTH)
+assert set(fileh.file.blocks) == set(range(16))
+""")
+
+
+def test_a_block_larger_than_the_limit():
+    child(
+        """
+fileh = File(4 * MIB).fileh_open()
+a = view(fileh, 0, 10)
+assert (a[:: 4 * MIB] == np.arange(10) + 1).all()
+a[0] = 5
+fileh.dirty_writeout(BOTH)
+assert fileh.file.blocks[0][0] == 5
+""",
+        ram="1M",
+    )
+
+
+def test_scattered_pages_stay_within_the_kernel_s_mappings():
+    child(
+        """
+fileh = RAMFile(4096).fileh_open()
+n = 150_000
+a = view(fileh, 0, n)
+def maps():
+    with open("/proc/self/maps") as f: return sum(1 for _ in f)
+for i in range(0, n, 2):
+    a[i * 4096] = i % 251
+    if i % 10_000 == 0: assert maps() < 45_000, maps()
+assert (a[:: 2 * 4096] == np.arange(0, n, 2) % 251).all()
+assert maps() < 45_000
+fileh.dirty_writeout(BOTH)
+assert len(fileh.file.blocks) == n // 2
+""",
+        ram="2G",
+    )
+
+
+def test_a_hole_of_64_gib_leaves_memory_as_it_was():
+    child(
+        """
+import resource
+class Hole(RAMFile):
+    def loadblk(self, blk, buf): return b""
+fileh = Hole(2 * MIB).fileh_open()
+a = np.frombuffer(fileh.mmap(0, 32768), "f8")
+def rss():
+    with open("/proc/self/statm") as f: return int(f.read().split()[1]) * 4096
+before = rss()
+assert np.sum(a[: len(a) // 16]) == 0
+assert rss() - before < 16 * MIB, (rss() - before) / MIB
+with open("/proc/self/status") as f: tables = int(f.read().split("VmPTE:")[1].split()[0]) << 10
+assert tables <= 64 * 1024 * MIB // 16 * 0.0021 + 4 * MIB, tables
+assert ram_stat()[1:] == (0, 0)
+""",
+        ram="1G",
+    )
