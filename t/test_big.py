@@ -1,0 +1,154 @@
+"""Arrays larger than the memory that there is: in a memory cgroup, and over 64 TiB."""
+
+import os
+import subprocess
+import sys
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from child import check_child
+
+MIB = 1 << 20
+
+
+def cgroup_roots():
+    """Return where memory cgroups can be made: the process's own, in v1 or v2."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            for mount in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
+                if Path(mount + path, "memory.current").exists() or path == "/":
+                    yield Path(mount + path), "memory.max"
+        elif "memory" in controllers.split(","):
+            yield Path("/sys/fs/cgroup/memory" + path), "memory.limit_in_bytes"
+
+
+@contextmanager
+def memory_cgroup(limit):
+    """Make a memory cgroup; yield its cgroup.procs. None: this machine does not let us."""
+    for root, name in cgroup_roots():
+        group = root / f"wendelin-test-{uuid.uuid4().hex[:8]}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            (group / name).write_text(str(limit))
+        except OSError:
+            group.rmdir()
+            continue
+        try:
+            yield group / "cgroup.procs"
+        finally:
+            group.rmdir()
+        return
+    yield None
+
+
+def run_limited(code, procs, cwd):
+    """Run code in a process of the cgroup; return its CompletedProcess."""
+    enter = f"import os; open({str(procs)!r}, 'w').write(str(os.getpid()))\n"
+    return subprocess.run(
+        [sys.executable, "-P", "-c", enter + code],
+        cwd=cwd,
+        env={k: v for k, v in os.environ.items() if k != "WENDELIN_CORE_RAM"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+OURS = """
+import numpy as np, transaction
+from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.lib.memlimit import ram_limit
+from wendelin.lib.zodb import dbopen, dbclose
+assert ram_limit() == 256 << 20, ram_limit()
+root = dbopen("x.fs")
+root["A"] = A = ZBigArray((0,), "f8")
+transaction.commit()
+n = (32 << 20) // 8
+for i in range(64):
+    A.append(np.full(n, i, "f8"))
+    transaction.commit()
+dbclose(root)
+root = dbopen("x.fs")
+a = root["A"][:]
+assert a.nbytes == 2 << 30
+assert np.mean(a) == 31.5
+assert np.sum(a) == 31.5 * 64 * n
+dbclose(root)
+print("done")
+"""
+
+NUMPY = """
+import numpy as np
+n = (32 << 20) // 8
+a = np.empty(64 * n)
+for i in range(64):
+    a[i * n : (i + 1) * n] = i
+print("done", np.mean(a))
+"""
+
+
+def test_a_cgroup_of_512_mib(tmp_path):
+    """What kills a program with NumPy arrays works: the memory counted is the cgroup's."""
+    with memory_cgroup(512 * MIB) as procs:
+        if procs is None:
+            pytest.skip("no memory cgroup can be made here: run as root, or delegate one")
+        done = run_limited(NUMPY, procs, tmp_path)
+        assert done.returncode == -9, (done.returncode, done.stdout)
+        done = run_limited(OURS, procs, tmp_path)
+        assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+def test_64_tib(tmp_path):
+    check_child(
+        """
+        import os, sys
+        import numpy as np, transaction
+        from wendelin.bigarray.array_zodb import ZBigArray
+        from wendelin.lib.zodb import dbopen, dbclose
+        os.chdir(sys.argv[1])
+        MIB = 1 << 20
+        BLK = 2 * MIB
+        def rss():
+            with open("/proc/self/statm") as f: return int(f.read().split()[1]) * 4096
+        root = dbopen("x.fs")
+        root["A"] = A = ZBigArray((0,), "f8")
+        transaction.commit()
+        A[0:0]; A._fileh()
+        # creating, mapping and touching: nothing but the blocks
+        before = rss()
+        root["A"] = A = ZBigArray(((64 << 40) // 8,), "f8")
+        transaction.commit()
+        a = A[:]
+        assert a.nbytes == 64 << 40
+        assert (a[0], a[-1], a[len(a) // 2]) == (0, 0, 0)
+        assert rss() - before < MIB, (rss() - before) / MIB
+        a[0] = 1
+        a[-1] = 2
+        assert rss() - before < 2 * BLK + MIB, (rss() - before) / MIB
+        transaction.commit()
+        dbclose(root)
+        del a, A
+        root = dbopen("x.fs")
+        A = root["A"]
+        assert (A[0], A[-1]) == (1, 2)
+        assert os.path.getsize("x.fs") < 3 * BLK
+        # a sum over 64 GiB of hole: page tables, 0.2 %, aside
+        a = A[(1 << 40) // 8 : ((1 << 40) + (64 << 30)) // 8]
+        def tables():
+            with open("/proc/self/status") as f:
+                return int(f.read().split("VmPTE:")[1].split()[0]) << 10
+        before, before_tables = rss(), tables()
+        assert np.sum(a) == 0
+        assert rss() - before < 16 * MIB, (rss() - before) / MIB
+        assert tables() - before_tables < 0.0021 * (64 << 30)
+        dbclose(root)
+        """,
+        str(tmp_path),
+        timeout=240,
+    )
