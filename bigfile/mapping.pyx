@@ -29,10 +29,10 @@ from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memmove
 
-from wendelin.bigfile.kernel cimport (MADV_DONTFORK, MADV_DONTNEED, MADV_HUGEPAGE,
-                                      MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
-                                      PROT_NONE, PROT_READ, PROT_WRITE, madvise, mmap, mprotect,
-                                      munmap)
+from wendelin.bigfile.kernel cimport (MADV_DONTFORK, MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS,
+                                      MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE,
+                                      MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, madvise,
+                                      mmap, mprotect, munmap)
 from wendelin.bigfile.ram cimport ram_limit, ram_open
 
 cdef enum:

@@ -65,13 +65,13 @@ from libc.errno cimport EFAULT, ENOMEM, errno
 from libc.stdint cimport UINT64_MAX, uint64_t
 from libc.stdlib cimport abort, calloc, free
 
-from wendelin.bigfile.kernel cimport (EDEADLK, MAP_ANONYMOUS, MAP_FAILED,
-                                      MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, close,
+from wendelin.bigfile.kernel cimport (EDEADLK, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED_NOREPLACE,
+                                      MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, close,
                                       mmap, munmap, pthread_atfork, pthread_cond_broadcast,
                                       pthread_cond_init, pthread_self, sysconf, volatile_char,
                                       _SC_PAGESIZE, write as write_fd)
-from wendelin.bigfile.mapping cimport (FILE, NONE, RO, RW, SINK, ZERO, Kind, area_inherited, area_lookup,
-                                       area_map, area_reset, area_show, area_unmap,
+from wendelin.bigfile.mapping cimport (FILE, NONE, RO, RW, SINK, ZERO, Kind, area_inherited,
+                                       area_lookup, area_map, area_reset, area_show, area_unmap,
                                        areas_after_fork)
 from wendelin.bigfile.pagemap cimport (pagemap_del, pagemap_free, pagemap_get, pagemap_next,
                                        pagemap_set)
@@ -222,13 +222,13 @@ cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) no
     the memory stays reserved until that page is LOADED. The data may be in another array.
     """
     cdef long offset = blk * fileh.blksize
-    cdef int err, i
+    cdef int err, _attempt
     pager_lock()
     ram_reserve(fileh.blksize)
     pager_unlock()
     # The kernel does not call us for pages that are not there: it says EFAULT. Touching makes
     # them be there, most likely still at the second look.
-    for i in range(8):
+    for _attempt in range(8):
         err = ram_write(fileh.memfd, data, size, offset)
         if err != EFAULT:
             break

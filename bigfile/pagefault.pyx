@@ -32,8 +32,8 @@ This room knows signals. It does not know pages; and nothing of it runs Python.
 from libc.errno cimport errno
 from libc.string cimport memset
 
-from wendelin.bigfile.kernel cimport (SA_NODEFER, SA_SIGINFO, SI_TKILL, SIG_DFL,
-                                      SIG_IGN, SIGSEGV, raise_, set_errno, sigaction, sigaction_t,
+from wendelin.bigfile.kernel cimport (SA_NODEFER, SA_SIGINFO, SI_TKILL, SIG_DFL, SIG_IGN,
+                                      SIGSEGV, raise_, set_errno, sigaction, sigaction_t,
                                       sigemptyset, siginfo_t)
 from wendelin.bigfile.page cimport page_touch
 from wendelin.bigfile.virtmem cimport virtmem_set_on_map

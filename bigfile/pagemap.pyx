@@ -131,7 +131,7 @@ def selftest(operations):
     pm.slots = NULL
     pm.size = pm.used = 0
     try:
-        for n, (what, key) in enumerate(operations, 1):
+        for what, key in operations:
             blk = key
             if what == "set":
                 if pagemap_set(&pm, blk, <void *><size_t>(blk + 1)) != 0:

@@ -30,7 +30,8 @@ from libc.stdint cimport INT64_MAX
 
 from wendelin.bigfile.kernel cimport (F_DUPFD_CLOEXEC, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE,
                                       MFD_CLOEXEC, close, fallocate, fcntl, ftruncate,
-                                      memfd_create, pthread_cond_init, pthread_mutex_init, pwrite)
+                                      memfd_create, pthread_cond_init, pthread_mutex_init,
+                                      pwrite)
 
 from wendelin.lib.memlimit import ram_limit as configured_ram_limit
 

@@ -25,8 +25,6 @@ cdef class VMA:
     cdef Area *area             # owned; NULL only when half built
     cdef readonly BigFileH fileh
     cdef public object pyuser
-    cdef Py_ssize_t shape[1]    # [bytes], for buffers
-    cdef Py_ssize_t strides[1]
 
 
 cdef void virtmem_set_on_map(void (*hook)() noexcept nogil) noexcept

@@ -20,6 +20,9 @@ exception that is being raised, and the one that is being handled; errno is page
 What the loader raises becomes a BlockLoadError: raise_later() sets it as asynchronous exception
 of the thread, which gets it when it is back in Python code. `failing` knows whose is on its way:
 such a thread is not made to wait for more loads, it gets scrap until it sees the exception.
+Scrap is shown by an area, not by a thread: another thread that reads the same VMA there, before
+the exception was seen, reads zeros and is told nothing but by the commit. Threads that have
+views of their own are each told.
 A KeyboardInterrupt, or any other exception that is not an Exception, is not the loader's: it
 goes on its way to the thread, and the block is loaded again.
 
@@ -31,27 +34,27 @@ import sys
 import threading
 
 cimport cython
-from cpython.buffer cimport (PyBUF_FORMAT, PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE,
-                             PyBuffer_Release, PyObject_GetBuffer)
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.errno cimport errno
-from libc.stdint cimport INT64_MAX, UINT64_MAX, uint64_t
+from libc.stdint cimport INT64_MAX, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport strerror
 
-from wendelin.bigfile.kernel cimport (EDEADLK, MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE,
-                                      MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE,
-                                      _SC_PAGESIZE, madvise, mmap, munmap, pthread_cond_wait,
-                                      sysconf)
+from wendelin.bigfile.kernel cimport (EDEADLK, MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED,
+                                      MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_READ,
+                                      PROT_WRITE, _SC_PAGESIZE, madvise, mmap, munmap,
+                                      pthread_cond_wait, sysconf)
 from wendelin.bigfile.page cimport (DIRTY, DIRTY_LIMIT, FILERANGE, FORKED, MEMFD, NO_MAPPING,
-                                    NO_MEMORY, TOUCH_IN_LOAD, WRITE_IN_WRITEOUT, ZEROS, Failure, FileH, Page,
-                                    Source, fileh_discard, fileh_announced, fileh_dirty_blocks,
-                                    fileh_freeze, fileh_invalidate, fileh_invalidate_loading,
-                                    fileh_load, fileh_map, fileh_mark_stored,
-                                    fileh_new, fileh_set_stored, fileh_thaw, fileh_truncate,
-                                    fileh_unmap, fileh_unref, fileh_untruncate, page_fill,
-                                    page_set_exiting, page_set_ops, pager_exiting, pager_generation)
+                                    TOUCH_IN_LOAD, WRITE_IN_WRITEOUT, ZEROS, Failure, FileH,
+                                    Page, Source, fileh_discard, fileh_announced,
+                                    fileh_dirty_blocks, fileh_freeze, fileh_invalidate,
+                                    fileh_invalidate_loading, fileh_load, fileh_map,
+                                    fileh_mark_stored, fileh_new, fileh_set_stored, fileh_thaw,
+                                    fileh_truncate, fileh_unmap, fileh_unref, fileh_untruncate,
+                                    page_fill, page_set_exiting, page_set_ops, pager_exiting,
+                                    pager_generation)
 from wendelin.bigfile.mapping cimport areas_reset_scrap
 from wendelin.bigfile.pagemap cimport pagemap_get
 from wendelin.bigfile.ram cimport (pager_cond, pager_lock, pager_mutex, pager_unlock, ram_clean,
@@ -102,6 +105,8 @@ cdef extern from "Python.h":
     void PyErr_SetHandledException(PyObject *exc) noexcept
     int PyThreadState_SetAsyncExc(unsigned long thread, PyObject *exc) noexcept
     void Py_XDECREF(PyObject *obj) noexcept
+    int PyBuffer_FillInfo(Py_buffer *view, object exporter, void *buf, Py_ssize_t len,
+                          bint readonly, int flags) except -1
 
 WRITEOUT_STORE = 1          # dirty_writeout: give dirty pages to storeblk
 WRITEOUT_MARKSTORED = 2     # dirty_writeout: what was stored is clean
@@ -138,11 +143,6 @@ cdef class PageBuffer:
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, self.addr, self.size, self.readonly, flags)
-
-cdef extern from "Python.h":
-    int PyBuffer_FillInfo(Py_buffer *view, object exporter, void *buf, Py_ssize_t len,
-                          bint readonly, int flags) except -1
-
 
 cdef PageBuffer scratch_buffer(size_t size):
     """Return a writable buffer of zeros, not of any page."""
@@ -210,9 +210,9 @@ cdef int load_with_gil(FileH *fileh, uint64_t blk, Source *source, void **error)
                     Py_INCREF(exc)
                     error[0] = <void *>exc
         for e in interrupts:
-            set_async(threading.get_ident(), class_of(e, None))
+            set_async(threading.get_ident(), _class_of(e, None))
     except BaseException as e:
-        sys.unraisablehook(UnraisableArgs(e, f"loading block {blk}"))
+        sys.unraisablehook(_UnraisableArgs(e, f"loading block {blk}"))
     finally:
         PyErr_SetHandledException(handled)
         Py_XDECREF(handled)
@@ -294,7 +294,7 @@ cdef void report_with_gil(FileH *fileh, uint64_t blk, Failure why, int err) noex
                 exc = failure(f"block {blk} of {describe(pyfileh.file)}", why, err)
             raise_later(pyfileh, exc)
     except BaseException as e:
-        sys.unraisablehook(UnraisableArgs(e, f"reporting a failure at block {blk}"))
+        sys.unraisablehook(_UnraisableArgs(e, f"reporting a failure at block {blk}"))
     finally:
         PyErr_SetHandledException(handled)
         Py_XDECREF(handled)
@@ -326,7 +326,7 @@ cdef int announce_with_gil(FileH *fileh, uint64_t blk) noexcept:
                 exc.__cause__ = e
                 raise_later(pyfileh, exc)
     except BaseException as e:
-        sys.unraisablehook(UnraisableArgs(e, f"announcing a change of block {blk}"))
+        sys.unraisablehook(_UnraisableArgs(e, f"announcing a change of block {blk}"))
     finally:
         PyErr_SetHandledException(handled)
         Py_XDECREF(handled)
@@ -358,7 +358,7 @@ cdef str describe(file):
         return f"<{type(file).__name__}>"
 
 
-class UnraisableArgs:
+class _UnraisableArgs:
     """What sys.unraisablehook wants, for an error in the reporting of errors."""
 
     def __init__(self, exc, what):
@@ -371,7 +371,7 @@ class UnraisableArgs:
 
 # ---- asynchronous exceptions ----
 
-def class_of(exc, ident):
+def _class_of(exc, ident):
     """Return a class that gives exc when it is called.
 
     An asynchronous exception is set as a class, and made when it is raised. So this is also
@@ -414,7 +414,7 @@ cdef int raise_later(BigFileH fileh, exc) except -1:
                 exc.add_note(f"(its transaction could not be told: {type(e).__name__}: {e})")
     cls = failing.get(ident)
     if cls is None:
-        cls = failing[ident] = class_of(exc, ident)
+        cls = failing[ident] = _class_of(exc, ident)
     # Again, if it was on its way already: another asynchronous exception may have replaced it.
     set_async(ident, cls)
     return 0
@@ -425,7 +425,7 @@ cdef int set_async(unsigned long ident, cls) except -1:
         # The thread has no Python state to raise in: say it at least.
         failing.pop(ident, None)
         exc = cls()
-        sys.unraisablehook(UnraisableArgs(exc, "raising in a thread that is gone"))
+        sys.unraisablehook(_UnraisableArgs(exc, "raising in a thread that is gone"))
     return 0
 
 
@@ -864,10 +864,10 @@ def ram_stat():
     return ram_limit, ram_clean, ram_dirty
 
 
-def at_exit():
+def _at_exit():
     """From now on a fault runs no Python: what is not in memory reads as zeros."""
     page_set_exiting()
 
 
 page_set_ops(load_block, report, announce, wait_without_gil)
-atexit.register(at_exit)
+atexit.register(_at_exit)

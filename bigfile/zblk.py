@@ -90,6 +90,7 @@ class ZBlk0(ZBlkBase):
     # where databases have it
     __module__ = "wendelin.bigfile.file_zodb"
 
+    _p_changed: Any  # by Persistent
     _v_page: tuple[Page, int] | None
     _v_data: bytes | None
 

@@ -46,7 +46,7 @@ class _Global:
 
     def __call__(self, *args: object, **kw: object) -> object:
         if self.name in ("_codecs.encode",):  # how protocol 2 of Python 3 pickles bytes
-            return codecs.encode(*args, **kw)  # type: ignore[arg-type, call-overload]
+            return codecs.encode(*args, **kw)  # type: ignore[call-overload]
         raise RecordError(f"a record calls {self.name}: only plain states are read here")
 
 
@@ -56,10 +56,10 @@ class _Unpickler(zpickle.Unpickler):  # type: ignore[misc]  # no type hints
             return zodbpickle.binary
         return _Global(f"{module}.{name}")
 
-    def persistent_load(self, ref: object) -> Ref:
+    def persistent_load(self, ref: Any) -> Ref:
         # the forms that ZODB.serialize writes
         if isinstance(ref, list) and len(ref) == 2:
-            kind, args = ref
+            kind, args = ref[0], tuple(ref[1])
             if kind == "m":
                 raise RecordError("a reference into another database")
             ref = args[0] if kind == "w" else None

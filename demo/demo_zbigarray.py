@@ -10,6 +10,7 @@ all the array.
 import argparse
 import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from time import perf_counter
@@ -20,9 +21,9 @@ import psutil
 import transaction
 from numpy.typing import NDArray
 from tqdm import tqdm
-from ZODB.POSException import ReadOnlyError
+from ZODB.POSException import POSError, ReadOnlyError
 
-from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.lib.memlimit import ram_limit
 from wendelin.lib.zodb import dbclose, dbopen
 
 MB = 1 << 20
@@ -45,8 +46,10 @@ def signal(start: int, stop: int) -> NDArray[np.float64]:
 
 def gen(root: Any, worksize: int) -> None:
     """Write `worksize` bytes of signal, in place of what is there."""
+    from wendelin.bigarray.array_zodb import ZBigArray  # late: see check()
+
     if NAME in root:
-        print(f"replacing {NAME!r}, which is there already")
+        print(f"replacing {NAME!r}, which is there already; packing frees its space")
     root[NAME] = array = ZBigArray((0,), np.float64)
     transaction.commit()
     total = worksize // array.itemsize
@@ -61,10 +64,14 @@ def gen(root: Any, worksize: int) -> None:
 
 def read(root: Any) -> None:
     """Compute mean and sum of the whole array."""
+    from wendelin.bigarray.array_zodb import ZBigArray  # late: see check()
+
     try:
         array = root[NAME]
     except KeyError:
         raise UserError(f"the database has no array {NAME!r}: write it first, with gen") from None
+    if not isinstance(array, ZBigArray):
+        raise UserError(f"{NAME!r} in the database is a {type(array).__name__}, not a ZBigArray")
     if not array.size:
         raise UserError(f"array {NAME!r} is empty: write it first, with gen")
     a = array[:]
@@ -85,8 +92,8 @@ def megabytes(text: str) -> int:
     return int(text) * MB
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Return the arguments; ends the program with a usage line if they are wrong."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the arguments."""
     parser = argparse.ArgumentParser(
         "demo-zbigarray", description="Write an array larger than RAM, or compute on it."
     )
@@ -101,12 +108,21 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "dburi", metavar="<dburi>", help="database: a path, or a URL (file://, zeo://, neo://)"
     )
-    args = parser.parse_args(argv)
-    path = args.dburi.removeprefix("file://").partition("?")[0]
-    if args.command == "read" and ":" not in path and not os.path.isfile(path):
-        # opening it would make it
-        parser.error(f"there is no database {path!r}: write it first, with gen")
-    return args
+    return parser
+
+
+def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """End the program if what it was told is wrong: before the pager, or a file, is made of it."""
+    try:
+        ram_limit()  # the pager would raise this when it is imported
+    except ValueError as e:
+        parser.error(str(e))
+    if args.command == "read":
+        is_url = re.match(r"demo:|[a-z]+://", args.dburi)
+        files = re.findall(r"file://([^?#)]*)", args.dburi) if is_url else [args.dburi]
+        for path in files:
+            if not os.path.exists(path):
+                parser.error(f"there is no database {path!r}: write it first, with gen")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -114,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
     try:
         root = dbopen(args.dburi)
     except Exception as e:
-        raise UserError(f"database {args.dburi!r} cannot be opened: {e}") from e
+        raise UserError(f"database {args.dburi!r} cannot be opened: {type(e).__name__}: {e}") from e
     try:
         if args.command == "gen":
             gen(root, args.worksize)
@@ -127,13 +143,17 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    args = parse(argv)
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    check(parser, args)
     try:
         run(args)
     except UserError as e:
         message = str(e)
     except ReadOnlyError:
-        message = "the database is read-only"
+        message = f"database {args.dburi!r} is read-only"
+    except POSError as e:
+        message = f"database {args.dburi!r}: {type(e).__name__}: {e}"
     except MemoryError as e:
         message = f"not enough memory: {e}"
     except OSError as e:
@@ -146,6 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = "interrupted; what was committed before is saved"
     else:
         return 0
+    parser.print_usage(sys.stderr)
     print(f"demo-zbigarray: error: {message}", file=sys.stderr)
     return 1
 

@@ -6,6 +6,7 @@ Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst of the kernel.
 
 import os
 import re
+from fractions import Fraction
 from pathlib import Path
 
 __all__ = ["memory_limit", "parse_size", "ram_limit"]
@@ -29,9 +30,9 @@ def memory_limit(root: str = "/") -> int:
     for line in _read(base / "proc/self/cgroup").splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers == "":
-            mounts, name = ("sys/fs/cgroup", "sys/fs/cgroup/unified"), "memory.max"
+            mounts, name = ["sys/fs/cgroup", "sys/fs/cgroup/unified"], "memory.max"
         elif "memory" in controllers.split(","):
-            mounts, name = ("sys/fs/cgroup/memory",), "memory.limit_in_bytes"
+            mounts, name = ["sys/fs/cgroup/memory"], "memory.limit_in_bytes"
         else:
             continue
         parts = [p for p in path.split("/") if p not in ("", "..")]
@@ -58,10 +59,10 @@ def parse_size(text: str) -> int:
     ValueError
         It is none of these, or not positive.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?|%)(?:i?B)?\s*", text, re.I)
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?|%)(?:i?B)?\s*", text, re.I)
     size = 0
     if match:
-        number, unit = float(match[1]), match[2].upper()
+        number, unit = Fraction(match[1]), match[2].upper()
         if unit == "%" and number <= 100:
             size = int(memory_limit() * number / 100)
         elif unit != "%":

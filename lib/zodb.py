@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Any
-from urllib.parse import urlsplit
 
 from persistent import Persistent
 from ZODB.DB import DB
 from ZODB.FileStorage import FileStorage
-from ZODB.POSException import POSKeyError, ReadConflictError
+from ZODB.POSException import ConnectionStateError
 from ZODB.utils import p64, u64
 from zodburi import resolve_uri
 
@@ -35,10 +36,10 @@ def _schemes() -> list[str]:
 
 def _resolve(url: str) -> tuple[Callable[[], Any], dict[str, Any]]:
     """Return (what makes the storage, arguments of DB)."""
-    scheme = urlsplit(url).scheme
-    if scheme == "":
-        return lambda: FileStorage(os.fspath(url)), {}
-    if scheme not in _schemes():
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?", url)
+    if match is None or (match[2] is None and match[1] not in _schemes()):
+        return lambda: _file_storage(os.path.abspath(url)), {}
+    if match[1] not in _schemes():
         raise ValueError(
             f"{url!r} is no database: it must be a path (test.fs), or a URL with one of the "
             f"schemes {', '.join(_schemes())}"
@@ -48,6 +49,19 @@ def _resolve(url: str) -> tuple[Callable[[], Any], dict[str, Any]]:
     except (KeyError, ValueError) as e:
         raise ValueError(f"{url!r} is no right URL: {e}") from e
     return factory, dict(arguments)
+
+
+def _file_storage(path: str) -> FileStorage:
+    """Return the FileStorage of an absolute path.
+
+    What cannot be one is refused first: FileStorage would leave its lock and .tmp file behind.
+    """
+    folder = os.path.dirname(path)
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
+    return FileStorage(path)
 
 
 def dbstoropen(url: str | os.PathLike[str]) -> Any:
@@ -125,8 +139,9 @@ class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no typ
             return
         volatile = {k: v for k, v in self.__dict__.items() if k.startswith("_v_")}
         super()._p_invalidate()
-        # It may be gone in the state that others made; then its next user is told.
-        with suppress(POSKeyError, ReadConflictError):
+        # It may be gone, or the database may. This is no place to raise: other objects wait to be
+        # invalidated. It stays a ghost then, and its next user is told.
+        with suppress(Exception):
             self._p_activate()
         self.__dict__.update(volatile)
 
@@ -161,9 +176,13 @@ def zconn_at(conn: Any) -> bytes:
 
     Raises
     ------
+    ConnectionStateError
+        The Connection is closed: it sees nothing.
     TypeError
         The storage of the Connection does not tell.
     """
+    if conn.opened is None:
+        raise ConnectionStateError(f"{conn!r} is closed")
     storage = conn._normal_storage
     before = getattr(storage, "_before", None) or getattr(storage, "_start", None)
     if not isinstance(before, bytes) or len(before) != 8:

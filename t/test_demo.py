@@ -8,6 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import transaction
+
+from wendelin.lib.zodb import dbclose, dbopen
 
 PROGRAM = str(Path(sys.executable).parent / "demo-zbigarray")
 
@@ -61,6 +64,8 @@ def test_gen_again_replaces(tmp_path):
         (["--worksize=1.5", "gen", "x.fs"], 2, "'1.5' must be"),
         (["read", "x.fs"], 2, "there is no database 'x.fs'"),
         (["read", "file://x.fs"], 2, "there is no database 'x.fs'"),
+        (["read", "file://x.fs?quota=1gb"], 2, "there is no database 'x.fs'"),
+        (["read", "demo:(file://x.fs)/(memory://)"], 2, "there is no database 'x.fs'"),
         (["read", "memory://"], 1, "no array 'signalv'"),
         (["gen", "foo://x"], 1, "demo, file, memory"),
         (["gen", "nowhere/x.fs"], 1, "No such file"),
@@ -71,8 +76,7 @@ def test_a_mistake_is_one_line_and_no_traceback(tmp_path, args, code, message):
     assert done.returncode == code
     assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
-    if code == 2:
-        assert done.stderr.startswith("usage:")
+    assert done.stderr.startswith("usage:")
     assert os.listdir(tmp_path) == []
 
 
@@ -107,4 +111,46 @@ def test_a_transaction_larger_than_memory(tmp_path):
     done = demo("--worksize=64", "gen", "x.fs", cwd=tmp_path, WENDELIN_CORE_RAM="8M")
     assert done.returncode == 1
     assert "commit in smaller steps" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert "usage:" in done.stderr
+
+
+def test_a_wrong_limit_of_page_memory(tmp_path):
+    done = demo("gen", "x.fs", cwd=tmp_path, WENDELIN_CORE_RAM="lots")
+    assert done.returncode == 2
+    assert "WENDELIN_CORE_RAM: 'lots'" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Return the root of x.fs, open in this process."""
+    root = dbopen(tmp_path / "x.fs")
+    yield root
+    transaction.abort()
+    dbclose(root)
+
+
+@pytest.mark.parametrize("command", ["gen", "read"])
+def test_a_database_in_use(tmp_path, root, command):
+    done = demo("--worksize=1", command, "x.fs", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "'x.fs' cannot be opened" in done.stderr.splitlines()[-1]
+    assert "lock" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_read_only_database(tmp_path, root):
+    done = demo("--worksize=1", "gen", "file://x.fs?read_only=1", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "read-only" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+
+
+def test_something_else_by_the_name(tmp_path, root):
+    root["signalv"] = [1, 2, 3]
+    transaction.commit()
+    done = demo("read", "file://x.fs?read_only=1", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "'signalv' in the database is a list" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

@@ -506,18 +506,18 @@ def test_a_write_to_a_block_that_fails_goes_nowhere():
 
 def test_each_thread_gets_its_own_failure():
     fileh = FailingFile().fileh_open()
-    a = view(fileh)
+    views = [view(fileh) for _ in range(4)]
     results = []
     barrier = threading.Barrier(4)
 
-    def work():
+    def work(a):
         barrier.wait(30)
         try:
             results.append(int(np.sum(a)))
         except BlockLoadError:
             results.append("failed")
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
+    threads = [threading.Thread(target=work, args=(a,)) for a in views]
     for t in threads:
         t.start()
     for t in threads:

@@ -238,7 +238,7 @@ class BigArray:
             vma, offset = self._map(start, stop)
             # the stride of an axis of length 1 says nothing, and may be one that NumPy cannot say
             strides = [min(stride, sys.maxsize) for stride in self._stridev]
-            return np.ndarray(shape, self._dtype, vma, offset, strides)
+            return np.ndarray(shape, self._dtype, vma, offset, strides)  # type: ignore[arg-type]
         except ValueError as e:
             raise MemoryError(f"{self!r} has a shape that NumPy cannot have: {e}") from e
 
@@ -265,7 +265,7 @@ class BigArray:
         rows, rest = split_index(idx, self._shape)
         self._part(rows)[rest] = values  # type: ignore[index]
 
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """Return all of the array as an ndarray; see numpy.asarray for dtype and copy.
 
         Raises
@@ -298,7 +298,7 @@ class BigArray:
         if start != stop:
             self._fileh().load(*self._pages(start, stop))
         result = self._part(rows)[rest]  # type: ignore[index]
-        return result.copy() if isinstance(result, np.ndarray) else result
+        return result.copy("K") if isinstance(result, np.ndarray) else result
 
     def prefetch(self, idx: BasicIndex = ...) -> None:
         """Start loading A[idx] in the background, and do not wait.
@@ -355,7 +355,7 @@ class BigArray:
     def _zero(self, start: int, stop: int) -> None:
         if start != stop:
             vma, offset = self._map(start, stop)
-            part = np.ndarray((stop - start,), np.uint8, vma, offset)
+            part = np.ndarray((stop - start,), np.uint8, vma, offset)  # type: ignore[arg-type]
             if part.any():
                 part[:] = 0
 

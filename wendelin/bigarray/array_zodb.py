@@ -20,7 +20,7 @@ __all__ = ["ZBigArray"]
 State = tuple[dict[str, Any], dict[str, Any]]
 
 
-class ZBigArray(BigArray, LivePersistent):  # type: ignore[misc]  # persistent has no type hints
+class ZBigArray(BigArray, LivePersistent):
     """A persistent array: commit saves, abort discards, for its data as for any object.
 
     Keep it in any object of a database: `root['A'] = A`. Its data can be touched once it belongs

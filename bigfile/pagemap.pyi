@@ -1,0 +1,3 @@
+from collections.abc import Sequence
+
+def selftest(operations: Sequence[tuple[str, int]]) -> int: ...

@@ -1,0 +1,142 @@
+"""lib: calc, utils, xnumpy; and what `import wendelin` says."""
+
+import math
+import subprocess
+import sys
+from importlib.metadata import version
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import wendelin
+from wendelin.lib.calc import mul
+from wendelin.lib.utils import inttuple
+from wendelin.lib.xnumpy import structured
+
+# ---- calc ----
+
+
+@given(st.lists(st.integers()), st.integers())
+def test_mul(seq, start):
+    assert mul(seq) == math.prod(seq)
+    assert mul(seq, start) == math.prod(seq, start=start)
+    assert mul(iter(seq), start=start) == math.prod(seq, start=start)
+
+
+def test_mul_is_exact():
+    assert mul([2**40, 2**40, 3]) == 3 * 2**80
+    assert mul([1.5, 2]) == 3.0
+
+
+# ---- utils ----
+
+
+@pytest.mark.parametrize(
+    ("x", "expected"),
+    [
+        (3, (3,)),
+        (np.int64(3), (3,)),
+        (np.array(3), (3,)),
+        ((), ()),
+        ([4, 5], (4, 5)),
+        ((np.uint8(4), 5), (4, 5)),
+        (np.array([4, 5]), (4, 5)),
+        (range(3), (0, 1, 2)),
+        ((2**70, -1), (2**70, -1)),
+    ],
+    ids=repr,
+)
+def test_inttuple(x, expected):
+    result = inttuple(x)
+    assert result == expected
+    assert {type(i) for i in result} <= {int}
+
+
+@pytest.mark.parametrize(
+    ("x", "bad"),
+    [
+        (2.0, "2.0"),
+        ((1, 2.5), "2.5"),
+        ("12", "'12'"),
+        ([1, "2"], "'2'"),
+        (None, "None"),
+        ([[1]], "[1]"),
+        (np.array([1.5]), "1.5"),
+    ],
+    ids=repr,
+)
+def test_no_inttuple(x, bad):
+    with pytest.raises(TypeError) as e:
+        inttuple(x)
+    assert bad in str(e.value)
+
+
+# ---- xnumpy ----
+
+PAIR = np.dtype([("a", "i4"), ("b", "i4")])
+
+
+@pytest.mark.parametrize("shape", [(2,), (5, 2), (3, 5, 2), (0, 2)])
+def test_structured(shape):
+    a = np.arange(math.prod(shape), dtype="i4").reshape(shape)
+    s = structured(a, PAIR)
+    assert s.shape == shape[:-1]
+    assert s.dtype == PAIR
+    assert np.array_equal(s["a"], a[..., 0])
+    assert np.array_equal(s["b"], a[..., 1])
+    if a.size:
+        s["b"] = 77
+        assert (a[..., 1] == 77).all()  # nothing was copied
+
+
+def test_structured_of_a_part():
+    a = np.arange(24, dtype="i4").reshape(6, 4)[::2, 1:3]
+    assert structured(a, PAIR).tolist() == [(1, 2), (9, 10), (17, 18)]
+
+
+def test_structured_of_one_column():
+    a = np.arange(6, dtype="i4").reshape(3, 2)[:, :1]
+    assert structured(a, [("a", "i4")]).tolist() == [(0,), (2,), (4,)]
+
+
+@pytest.mark.parametrize(
+    ("a", "why"),
+    [
+        (np.zeros((5, 3), "i4"), "12 bytes"),
+        (np.zeros((5, 4), "i4")[:, ::2], "not contiguous"),
+        (np.zeros((5, 2), "i4")[:, ::-1], "not contiguous"),
+        (np.zeros((5, 2), "i4", "F"), "not contiguous"),
+        (np.broadcast_to(np.zeros((1, 1), "i4"), (5, 2)), "not contiguous"),
+        (np.zeros((), "i8"), "0-d"),
+    ],
+)
+def test_not_structured(a, why):
+    with pytest.raises(ValueError, match=why):
+        structured(a, PAIR)
+
+
+# ---- the package ----
+
+
+def test_version():
+    assert wendelin.__version__ == version("wendelin.core")
+
+
+@pytest.mark.parametrize(
+    ("system", "machine"),
+    [("darwin", "arm64"), ("win32", "AMD64"), ("linux", "riscv64"), ("linux", "i686")],
+)
+def test_other_platforms_are_refused(system, machine, tmp_path):
+    program = (
+        f"import importlib.metadata, platform, sys\n"
+        f"sys.platform = {system!r}; platform.machine = lambda: {machine!r}\n"
+        f"try: import wendelin\n"
+        f"except ImportError as e: print(e)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    for word in (system, machine, "Linux", "x86-64", "aarch64"):
+        assert word in done.stdout
