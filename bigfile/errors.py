@@ -14,8 +14,8 @@ class BlockLoadError(BigFileError):
     """A block could not be loaded; `__cause__` says why.
 
     It is raised in the thread that touched the memory, as soon as that thread is back in Python
-    code: see "When a load fails" in docs. Until then the memory reads as zeros, and nothing
-    computed from it can be stored: DoomedError.
+    code: see "When a load fails" in docs/architecture.md. Until then the memory reads as zeros,
+    and nothing computed from it can be stored: DoomedError.
 
     Attributes
     ----------

@@ -9,7 +9,7 @@ used in two ways that do not meet:
   page that they are to be stored from; they take its bytes when they are pickled. So memory
   holds one block more than the pages, not all of them twice.
 
-The states are fixed: see formats.md in docs. This room knows pickles and blocks; it does not
+The states are fixed: see docs/formats.md. This room knows pickles and blocks; it does not
 know which block of which file it deals with.
 """
 

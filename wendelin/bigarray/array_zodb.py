@@ -1,6 +1,6 @@
 """ZBigArray: an array in ZODB.
 
-What is kept in the database is fixed: see formats.md in docs.
+What is kept in the database is fixed: see docs/formats.md.
 """
 
 from __future__ import annotations
