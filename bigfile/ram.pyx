@@ -6,9 +6,10 @@ punching a hole. Memory is allocated by fallocate or pwrite, never by touching a
 exhaustion is an errno here, not a SIGBUS somewhere else.
 
 The limit `ram_limit` holds for clean and dirty pages together: what is loaded or dirtied pushes
-out clean pages. Dirty pages are never given back, and alone they may not pass the limit. Loads
-in progress may pass it by their own pages when nothing clean is left, so that a transaction
-which filled the limit with dirty pages can still read.
+out clean pages, until all is below 7/8 of the limit; so the process with all that it has besides
+pages stays near the limit, too. Dirty pages are never given back, and alone they may not pass the
+limit. Loads in progress may pass it by their own pages when nothing clean is left, so that a
+transaction which filled the limit with dirty pages can still read.
 
 What goes first is decided by a second-chance queue (Babaoglu and Joy, "Converting a swap-based
 system to do paging in an architecture lacking page-referenced bits", SOSP 1981):
@@ -195,7 +196,7 @@ cdef bint evict_one() noexcept nogil:
 cdef void ram_reserve(size_t size) noexcept nogil:
     """Make room for a page that is to be loaded, and count it as loading."""
     global ram_loading
-    while ram_clean + ram_dirty + ram_loading + size > ram_limit:
+    while ram_clean + ram_dirty + ram_loading + size > ram_limit - ram_limit // 8:
         if not evict_one():
             break
     ram_loading += size

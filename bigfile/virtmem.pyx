@@ -37,7 +37,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
-from libc.errno cimport errno
+from libc.errno cimport EFBIG, errno
 from libc.stdint cimport INT64_MAX, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport strerror
@@ -515,8 +515,9 @@ cdef class BigFileH:
         self.owner = threading.get_ident()
         self.fileh = fileh_new((<BigFile>file).blksize)
         if self.fileh == NULL:
+            hint = " (page memory is a file to the kernel: see ulimit -f)" if errno == EFBIG else ""
             raise OSError(errno, f"no page memory for {describe(file)}: "
-                                 f"{strerror(errno).decode()}")
+                                 f"{strerror(errno).decode()}{hint}")
         self.fileh.pyfileh = <void *>self
         self.fileh.announces = hasattr(self, "first_change")
 

@@ -146,3 +146,13 @@ assert ram_stat()[1:] == (0, 0)
 """,
         ram="1G",
     )
+
+
+def test_a_limit_of_file_sizes_says_what_it_is():
+    child("""
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, MIB))
+try: RAMFile(4096).fileh_open()
+except OSError as e: assert "ulimit -f" in str(e), e
+else: raise AssertionError
+""")
