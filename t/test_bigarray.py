@@ -1,10 +1,12 @@
 """BigArray: what is not in the fuzzers - errors, sizes, mappings, views over time."""
 
 import gc
+import threading
 import weakref
 
 import numpy as np
 import pytest
+from child import check_child
 from ramfile import RAMFile
 
 from wendelin.bigarray import BigArray
@@ -41,6 +43,24 @@ def test_sizes_are_exact_and_may_be_huge():
     assert A[0, (1 << 59) - 1 : (1 << 59) + 2].tolist() == [0, 3, 0]
     with pytest.raises(MemoryError, match="2\\*\\*63"):
         A[-1, -1]
+
+
+def test_sizes_change_where_no_file_has_bytes():
+    for old, new_ in (
+        ((1 << 62, 1 << 62), (1 << 63, 1 << 62)),
+        (((1 << 70) + 5,), ((1 << 70) + 3,)),
+        ((2**63 - 1,), (2**63 - 3,)),
+        ((2**63 - 3,), (2**63 + 5,)),
+        ((5,), (1 << 70,)),
+        ((1 << 70,), (5,)),
+    ):
+        A = new(old)
+        A[(0,) * A.ndim] = 7
+        A.resize(new_)
+        assert A.shape == new_
+        assert A[(0,) * A.ndim] == 7
+    A.resize(10)
+    assert A[:].tolist() == [7] + [0] * 9
 
 
 def test_the_address_space_ends():
@@ -133,8 +153,11 @@ def test_iteration_is_over_the_first_axis_and_ends():
         A = new((3, 5), order=order)
         A[...] = np.arange(15).reshape(3, 5)
         assert [row.tolist() for row in A] == A[:].tolist()
+        assert [row.tolist() for row in reversed(A)] == A[::-1].tolist()
     with pytest.raises(TypeError):
         iter(new(()))
+    with pytest.raises(TypeError):
+        reversed(new(()))
     with pytest.raises(TypeError):
         len(new(()))
 
@@ -159,6 +182,24 @@ def test_augmented_assignment_of_a_part():
     A[2:5] += 3
     A[7] += 1
     assert A[:].tolist() == [0, 0, 3, 3, 3, 0, 0, 1, 0, 0]
+
+
+def test_overlapping_parts_are_assigned_as_in_one_memory():
+    """Each part has a mapping of its own, so NumPy cannot see by addresses that they overlap."""
+    rows = np.arange(10, dtype="u1")[:, np.newaxis] * np.ones(4096, "u1")
+    up, down = slice(1, None), slice(None, -1)
+    for to, of in ((up, down), (down, up), (up, slice(-2, None, -1))):
+        A, a = new((10, 4096)), rows.copy()
+        A[:] = a
+        A[to] = A[of]
+        a[to] = a[of]
+        assert A[:].tolist() == a.tolist()
+    # other bytes of the same blocks, and another file, are no reason to copy
+    from wendelin.bigarray.array import _no_alias
+
+    half, other = A[:, 2048:], new((10, 4096))[:]
+    for values in (A[0, :2048], other, rows, 5):
+        assert _no_alias(half[2:], values) is values
 
 
 def test_views_keep_their_size_and_see_zeros_past_the_end():
@@ -231,6 +272,27 @@ def test_an_append_that_fails_leaves_the_array_as_it_was():
     assert A[10:].tolist() == [0] * 10
 
 
+def test_an_append_of_what_cannot_be_loaded_leaves_the_array_as_it_was():
+    A = new((10,))
+    A[:] = 5
+    bad = BigArray((4 * 4096,), "u1", Failing().fileh_open())[:]
+    with pytest.raises(BlockLoadError, match="bad disk"):
+        A.append(bad)
+    assert A.shape == (10,)
+    A.resize(5 * 4096)
+    assert A[:].sum() == 50
+
+
+def test_an_append_of_what_is_past_the_end():
+    A = new((8 * 4096,))
+    A[:] = np.repeat(np.arange(1, 9), 4096)
+    past = A[2 * 4096 :]
+    A.resize(4 * 4096)
+    A.append(past)
+    expected = [1, 2, 3, 4, 3, 4, 0, 0, 0, 0]
+    assert A[::4096].tolist() == expected
+
+
 def test_append_brings_no_old_data_back():
     """The existing system leaves data past the end when it shrinks."""
     file = RAMFile()
@@ -263,18 +325,81 @@ def test_read_raises_precisely_and_dooms_nothing():
     assert A.read(slice(0, 0)).shape == (0,)
 
 
-def test_prefetch_loads_and_keeps_errors_to_itself():
-    from wendelin.bigarray.array import _prefetchers
+class Signalling(Failing):
+    """Says when a block was asked for."""
 
-    A = BigArray((4 * 4096,), "u1", Failing().fileh_open())
+    def __init__(self):
+        super().__init__()
+        self.asked = threading.Semaphore(0)
+
+    def loadblk(self, blk, buf):
+        try:
+            super().loadblk(blk, buf)
+        finally:
+            self.asked.release()
+
+
+def test_prefetch_loads_and_keeps_errors_to_itself():
+    file = Signalling()
+    A = BigArray((6 * 4096,), "u1", file.fileh_open())
     A.prefetch()
     A.prefetch(slice(0, 0))
-    # the pool has two threads: two more jobs that wait for each other run when all is done
-    import threading
-
-    barrier = threading.Barrier(3)
-    for _ in range(2):
-        _prefetchers().submit(barrier.wait, 60)
-    barrier.wait(60)
-    assert sorted(A._fileh().file.loads) == [0, 1, 3]
+    for _ in range(6):
+        assert file.asked.acquire(timeout=60)
+    assert sorted(file.loads) == [0, 1, 3, 4, 5]
     assert not A._fileh().failed
+
+
+def test_prefetch_of_any_size_returns_at_once_and_ends_with_the_array():
+    from wendelin.bigarray.array import _prefetchers
+
+    file = Signalling()
+    A = BigArray((1 << 50,), "u1", file.fileh_open())
+    A.prefetch()
+    assert file.asked.acquire(timeout=60)
+    fileh = weakref.ref(A._fileh())
+    del A
+    done = threading.Barrier(3)
+    for _ in range(2):  # behind the jobs that run, and behind what these leave
+        for _ in range(2):
+            _prefetchers().submit(done.wait, 60)
+        done.wait(60)
+    gc.collect()
+    assert fileh() is None
+    with pytest.raises(OverflowError, match=r"2\*\*63"):
+        new((1 << 70,)).prefetch()
+    with pytest.raises(MemoryError, match="smaller parts"):
+        new((1 << 70,)).read()
+
+
+def test_prefetch_does_not_hold_up_the_end_of_a_process_and_works_after_a_fork():
+    check_child(
+        """
+        import os, threading, warnings
+        from ramfile import RAMFile
+        from wendelin.bigarray import BigArray
+
+        class File(RAMFile):
+            asked = threading.Semaphore(0)
+            def loadblk(self, blk, buf):
+                self.asked.release()
+
+        def prefetch(nblocks):
+            A = BigArray((nblocks * 4096,), "u1", File().fileh_open())
+            A.prefetch()
+            assert File.asked.acquire(timeout=30)
+            return A
+
+        prefetch(1)
+        warnings.simplefilter("ignore")  # of fork() in a process with threads
+        pid = os.fork()
+        if pid == 0:
+            try:
+                prefetch(1)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0
+        A = prefetch(1 << 36)
+        """
+    )

@@ -125,6 +125,29 @@ def test_assignment(layout, idx, how):
     assert A[...].tobytes() == b.tobytes()
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from(["u1", "V5", ">i4"]),
+    st.sampled_from("CF"),
+    st.integers(1, 9),
+    st.integers(-8, 8),
+    st.sampled_from([1, -1]),
+)
+def test_assignment_of_a_part_to_another(dtype, order, n, shift, step):
+    """They overlap in the file, and not in the address space."""
+    A, a = pair(((9, 5000) if order == "C" else (5000, 9), dtype, order, 4096))
+    to, of = slice(0, n), slice(max(shift, 0), max(shift, 0) + n)
+    if shift < 0:
+        to = slice(-shift, -shift + n)
+    n = min(len(range(9)[to]), len(range(9)[of]))
+    to, of = slice(to.start, to.start + n), range(9)[of][:n][::step]
+    of = slice(of.start, of.stop if of.stop >= 0 else None, step) if n else slice(0, 0)
+    to, of = ((to,), (of,)) if order == "C" else ((..., to), (..., of))
+    A[to] = A[of]
+    a[to] = a[of]
+    assert A[...].tobytes() == a.tobytes()
+
+
 operations = st.lists(
     st.one_of(
         st.tuples(st.just("append"), st.integers(0, 3000), st.integers(1, 255)),

@@ -10,10 +10,12 @@ mapping, only a weak reference to the last one, so that views of a part of it ne
 
 from __future__ import annotations
 
+import os
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from typing import Any, Literal, SupportsIndex
 
@@ -34,6 +36,63 @@ Rows = list[tuple[int, int]]  # [lo, hi) for each axis
 @cache
 def _prefetchers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(2, "wendelin.core-prefetch")
+
+
+os.register_at_fork(after_in_child=_prefetchers.cache_clear)  # its threads stay in the parent
+
+
+def _load_next(array: weakref.ref[BigArray], fileh: BigFileH, pages: Iterator[int]) -> None:
+    """Load one page, and leave the others to a job behind those of other arrays.
+
+    So that what is waiting is a job or two, however long the range; and that it ends when the
+    array is gone - which views hold, too, and jobs do not - or the interpreter ends.
+    """
+    page = next(pages, None)
+    if page is None or array() is None:
+        return
+    with suppress(Exception):
+        fileh.load(page, 1)
+    with suppress(RuntimeError):  # the interpreter ends
+        _prefetchers().submit(_load_next, array, fileh, pages)
+
+
+def _raise_pending() -> None:
+    """Raise what a touch that failed has left for this thread.
+
+    There is nothing in it: Python raises asynchronous exceptions where a function is entered.
+    """
+
+
+def _in_file(view: NDArray[Any]) -> tuple[VMA, int, int] | None:
+    """Return (VMA, start, stop): which bytes of its file a view lies in; None: of no file."""
+    base: Any = view
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, memoryview):
+        base = base.obj
+    if not isinstance(base, VMA) or view.size == 0:
+        return None
+    start, stop = np.lib.array_utils.byte_bounds(view)
+    first = base.filerange()[0] * base.pagesize() - base.addr_start
+    return base, start + first, stop + first
+
+
+def _no_alias(target: NDArray[Any], values: Any) -> Any:
+    """Return values, or a copy where assigning them would change them in between.
+
+    NumPy sees by addresses that arrays overlap, and assigns right then. But two mappings show
+    the same bytes of a file at two addresses, as in A[1:] = A[:-1].
+    """
+    if isinstance(values, BigArray):
+        values = np.asarray(values)
+    if not isinstance(values, np.ndarray):
+        return values
+    to, of = _in_file(target), _in_file(values)
+    if to is None or of is None:
+        return values
+    (vma, start, stop), (other, begin, end) = to, of
+    aliased = vma is not other and vma.fileh is other.fileh and start < end and begin < stop
+    return values.copy("K") if aliased else values
 
 
 def _strides(shape: tuple[int, ...], itemsize: int, order: str) -> tuple[int, ...]:
@@ -183,6 +242,12 @@ class BigArray:
             raise TypeError("iteration over a 0-d array")
         return (self[i] for i in range(self._shape[0]))
 
+    def __reversed__(self) -> Iterator[Any]:
+        """Iterate over the first axis from its end, as ndarrays do."""
+        if not self._shape:
+            raise TypeError("iteration over a 0-d array")
+        return (self[i] for i in reversed(range(self._shape[0])))
+
     # ---- the handle ----
 
     def _fileh(self) -> BigFileH:
@@ -263,7 +328,8 @@ class BigArray:
     def __setitem__(self, idx: BasicIndex, values: Any) -> None:
         """Set A[idx] = values as ndarrays do, with broadcasting."""
         rows, rest = split_index(idx, self._shape)
-        self._part(rows)[rest] = values  # type: ignore[index]
+        part = self._part(rows)
+        part[rest] = _no_alias(part, values)  # type: ignore[index]
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """Return all of the array as an ndarray; see numpy.asarray for dtype and copy.
@@ -292,26 +358,36 @@ class BigArray:
         ------
         BlockLoadError
             A block cannot be loaded.
+        MemoryError
+            It does not fit into the address space: work in smaller parts.
         """
         rows, rest = split_index(idx, self._shape)
+        part = self._part(rows)
         start, stop = self._span(rows)
         if start != stop:
             self._fileh().load(*self._pages(start, stop))
-        result = self._part(rows)[rest]  # type: ignore[index]
+        result = part[rest]  # type: ignore[index]
         return result.copy("K") if isinstance(result, np.ndarray) else result
 
     def prefetch(self, idx: BasicIndex = ...) -> None:
         """Start loading A[idx] in the background, and do not wait.
 
         What cannot be loaded is not said here, but to who touches it.
+
+        Raises
+        ------
+        OverflowError
+            It ends past the last byte a file can have, 2**63.
         """
         rows, _ = split_index(idx, self._shape)
         start, stop = self._span(rows)
         if start != stop:
             first, n = self._pages(start, stop)
             fileh = self._fileh()
-            for page in range(first, first + n):
-                _prefetchers().submit(fileh.load, page, 1)
+            fileh.check_range(first, n)
+            pages = iter(range(first, first + n))
+            for _ in range(min(n, 2)):  # as many as there are threads
+                _prefetchers().submit(_load_next, weakref.ref(self), fileh, pages)
 
     # ---- size ----
 
@@ -339,6 +415,11 @@ class BigArray:
         For growth, too: the existing system leaves data past the end.
         """
         fileh = self._fileh()
+        limit = sys.maxsize // fileh.blksize * fileh.blksize  # no file has bytes past it
+        shrinks = stop == self.nbytes
+        start, stop = min(start, limit), min(stop, limit)
+        if start == stop:
+            return
         block = -(-start // fileh.blksize)  # first one that is all past the end
         partial = min(block * fileh.blksize, stop)
         truncates = hasattr(fileh.file, "truncate")
@@ -346,8 +427,9 @@ class BigArray:
             fileh.load(block - 1, 1)
             self._zero(start, partial)
         if truncates:
-            fileh.truncate(block)
-        elif stop == self.nbytes:
+            if block * fileh.blksize < limit:
+                fileh.truncate(block)
+        elif shrinks:
             step = 1 << 26
             for at in range(partial, stop, step):
                 self._zero(at, min(at + step, stop))
@@ -358,6 +440,7 @@ class BigArray:
             part = np.ndarray((stop - start,), np.uint8, vma, offset)  # type: ignore[arg-type]
             if part.any():
                 part[:] = 0
+            _raise_pending()
 
     def append(self, values: Any) -> None:
         """Append along the major axis, in place, in time proportional to what is appended.
@@ -395,7 +478,9 @@ class BigArray:
         try:
             rows = self._all()
             rows[axis] = (old[axis], new[axis])
-            self._part(rows)[...] = values
+            part = self._part(rows)
+            part[...] = _no_alias(part, values)
+            _raise_pending()
         except BaseException:
             self.resize(old)
             raise
