@@ -112,19 +112,35 @@ def test_advanced_indexing_says_what_to_do():
             A[idx] = 1
 
 
-def test_only_what_is_indexed_is_mapped():
+def mapped(view):
+    """Return the (first page, number of pages) of the mapping that a view is over."""
+    while not hasattr(view, "filerange"):
+        view = view.base
+    return view.filerange()
+
+
+def test_all_is_mapped_where_there_is_room_and_else_what_is_indexed():
     A = new((1000, 4096))
-
-    def mapped(view):
-        while not hasattr(view, "filerange"):
-            view = view.base
-        return view.filerange()
-
-    assert mapped(A[990:7:-7]) == (10, 981)
-    assert mapped(new((1000, 3 * 4096))[5, 4096:4100]) == (16, 1)
-    assert mapped(new((4096, 1000), order="F")[:, 3]) == (3, 1)
+    assert mapped(A[990:7:-7]) == (0, 1000)
     assert A[5:5].size == 0
     assert A._v_vma() is None
+    A = new((1 << 50, 4096))
+    assert mapped(A[990:7:-7]) == (10, 981)
+    assert mapped(new((1 << 50, 3 * 4096))[5, 4096:4100]) == (16, 1)
+    assert mapped(new((4096, 1 << 50), order="F")[:, 3]) == (3, 1)
+
+
+def test_overlapping_parts_are_one_memory_to_numpy():
+    for order in "CF":
+        A, a = new((3000, 5), "i4", order), np.zeros((3000, 5), "i4", order)
+        for x in (A, a):
+            x[:] = np.arange(15000).reshape(3000, 5)
+            x[1:] += x[:-1]
+            x[:-2] = x[2:]
+            d, s = x[:, 1:], x[:, :-1]
+            d[:] = s
+        assert np.shares_memory(A[5:2000], A[1990:])
+        assert (A[:] == a).all()
 
 
 def test_nothing_is_loaded_before_it_is_touched():

@@ -100,7 +100,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="wendelin-bench-", dir=".") as folder:
         results = measure(Path(folder), args.size, args.runs)
     title = (
-        f"{args.size} MiB, median of {args.runs} processes, page cache warm; "
+        f"{args.size} MiB, median of {args.runs} processes, page cache warm\n"
         f"{platform.machine()}, Linux {platform.release()}, Python {platform.python_version()}"
     )
     print(f"\n{title}\n\n{table(results)}")

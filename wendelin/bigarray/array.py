@@ -5,7 +5,7 @@ end is zeros, in memory and in the file, before the array grows into it: that is
 keeps true, and relies on.
 
 Organization: a view A[idx] is an ndarray over a VMA, which it holds; the array itself holds no
-mapping, only a weak reference to the last one, so that views of a part of it need no other.
+mapping, only a weak reference to the last one, which other views share as long as it lives.
 """
 
 from __future__ import annotations
@@ -271,16 +271,25 @@ class BigArray:
             have, m = vma.filerange()
             if have <= first and first + n <= have + m:
                 return vma, start - have * fileh.blksize
+        # All of the array, where there is room: views that share a mapping are views of one
+        # memory to NumPy, which then sees where they overlap.
         try:
-            vma = fileh.mmap(first, n)
-        except (MemoryError, OverflowError) as e:
-            raise MemoryError(
-                f"{stop - start} bytes of {self!r} do not fit into the address space: work in "
-                f"smaller parts, as in A[i:j] ({e})"
-            ) from e
+            vma = self._mmap(*self._pages(0, max(stop, self.nbytes)))
+        except (MemoryError, OverflowError):
+            try:
+                vma = self._mmap(first, n)
+            except (MemoryError, OverflowError) as e:
+                raise MemoryError(
+                    f"{stop - start} bytes of {self!r} do not fit into the address space: work in "
+                    f"smaller parts, as in A[i:j] ({e})"
+                ) from e
+        return vma, start - vma.filerange()[0] * fileh.blksize
+
+    def _mmap(self, first: int, n: int) -> VMA:
+        vma = self._fileh().mmap(first, n)
         vma.pyuser = self
         self._v_vma = weakref.ref(vma)
-        return vma, start - first * fileh.blksize
+        return vma
 
     def _span(self, rows: Rows) -> tuple[int, int]:
         """Return the range of bytes that rows [lo, hi) of the axes lie in; empty: (0, 0)."""
