@@ -56,6 +56,7 @@ cdef struct FileH:
     # protected by: the pager lock
     int refs                # its BigFileH, its areas, the loads in progress
     PageMap pages
+    uint64_t end            # no page is at this block, or after it
     Area *areas
     Page *dirty
     size_t ndirty

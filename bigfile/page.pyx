@@ -165,6 +165,7 @@ cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil:
     if pagemap_set(&fileh.pages, blk, page) != 0:
         free(page)
         return NULL
+    fileh.end = max(fileh.end, blk + 1)
     return page
 
 
@@ -683,7 +684,8 @@ cdef void drop_from(FileH *fileh, uint64_t blk) noexcept nogil:
     """Drop all pages from a block on."""
     cdef size_t cursor
     cdef Page *page
-    cdef bint again = blk != UINT64_MAX
+    cdef uint64_t end = blk
+    cdef bint again = blk < fileh.end      # an append asks, and mostly there is none
     # Dropping changes the map, so a walk may miss some: walk until one drops none.
     while again:
         again = False
@@ -693,8 +695,12 @@ cdef void drop_from(FileH *fileh, uint64_t blk) noexcept nogil:
             if page == NULL:
                 break
             if page.blk >= blk:
-                again = again or page.state != LOADING
+                if page.state == LOADING:
+                    end = max(end, page.blk + 1)
+                else:
+                    again = True
                 page_drop(page)
+    fileh.end = min(fileh.end, end)
 
 
 cdef int fileh_truncate(FileH *fileh, uint64_t blk) noexcept nogil:

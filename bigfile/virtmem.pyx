@@ -464,7 +464,7 @@ cdef class BigFile:
         Return (fd, offset) of a file that holds all of the block, page-aligned and immutable,
         with fd open as long as the handle lives; HOLE for a block of zeros; None: loadblk.
     truncate(blk), optional
-        Drop this block and all after it. Without it arrays over the file cannot shrink.
+        Drop this block and all after it. Without it, an array that shrinks writes zeros.
     """
 
     def __init__(self, blksize):
