@@ -32,6 +32,7 @@ Locking: see page.pyx. Here, whatever may take long is done without the GIL.
 import atexit
 import sys
 import threading
+from operator import index
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -113,6 +114,9 @@ WRITEOUT_MARKSTORED = 2     # dirty_writeout: what was stored is clean
 
 #: What mapblk returns for a block that reads as zeros.
 HOLE = type("Hole", (), {"__repr__": lambda self: "HOLE", "__slots__": ()})()
+
+cdef enum:
+    MAX_INTERRUPTS = 8      # after so many a loader is taken to raise them itself
 
 cdef size_t os_page = sysconf(_SC_PAGESIZE)
 
@@ -198,11 +202,12 @@ cdef int load_with_gil(FileH *fileh, uint64_t blk, Source *source, void **error)
                     result = 0
                     break
                 except Exception as e:
-                    exc = BlockLoadError(f"block {blk} of {describe(pyfileh.file)} cannot be "
-                                         f"loaded: {type(e).__name__}: {e}", pyfileh.file, blk)
-                    exc.__cause__ = e
+                    exc = load_error(pyfileh.file, blk, e)
                 except BaseException as e:
-                    interrupts.append(e)
+                    if len(interrupts) == MAX_INTERRUPTS:
+                        exc = load_error(pyfileh.file, blk, e)
+                    else:
+                        interrupts.append(e)
             if result != 0:
                 if error == NULL:
                     raise_later(pyfileh, exc)
@@ -218,6 +223,16 @@ cdef int load_with_gil(FileH *fileh, uint64_t blk, Source *source, void **error)
         Py_XDECREF(handled)
         wc_put_raised(raised)
     return result
+
+
+cdef object load_error(file, uint64_t blk, e):
+    try:
+        why = f"{type(e).__name__}: {e}"
+    except Exception:
+        why = type(e).__name__
+    exc = BlockLoadError(f"block {blk} of {describe(file)} cannot be loaded: {why}", file, blk)
+    exc.__cause__ = e
+    return exc
 
 
 cdef int check_nested() except -1:
@@ -552,11 +567,12 @@ cdef class BigFileH:
         """
         self.check()
         self.owner = threading.get_ident()
-        self.check_range(pgoffset, pglen)
-        return VMA(self, pgoffset, pglen)
+        return VMA(self, *self.check_range(pgoffset, pglen))
 
     def check_range(self, pgoffset, pglen):
-        """Check a range of pages as mmap() and load() do."""
+        """Check a range of pages as mmap() and load() do; return it as Python's integers."""
+        # NumPy's integers would wrap around below
+        pgoffset, pglen = index(pgoffset), index(pglen)
         if pgoffset < 0:
             raise ValueError(f"pgoffset is {pgoffset}: it must not be negative")
         if pglen <= 0:
@@ -564,6 +580,7 @@ cdef class BigFileH:
         if (pgoffset + pglen) * self.blksize > INT64_MAX:
             raise OverflowError(f"pages [{pgoffset}, {pgoffset + pglen}) of {self.blksize} bytes "
                                 f"end past the last byte a file can have, 2**63")
+        return pgoffset, pglen
 
     def load(self, pgoffset, pglen):
         """Load pages [pgoffset, pgoffset + pglen) that are not in memory yet.
@@ -580,7 +597,7 @@ cdef class BigFileH:
         cdef void *error
         cdef int err
         self.check()
-        self.check_range(pgoffset, pglen)
+        pgoffset, pglen = self.check_range(pgoffset, pglen)
         for i in range(pgoffset, pgoffset + pglen):
             blk = i
             error = NULL
@@ -740,7 +757,7 @@ cdef class BigFileH:
         cdef int err
         cdef uint64_t blk
         self.check()
-        self.check_range(pgoffset, 1)
+        pgoffset, _ = self.check_range(pgoffset, 1)
         blk = pgoffset
         with nogil:
             err = fileh_invalidate(self.fileh, blk)
@@ -762,7 +779,7 @@ cdef class BigFileH:
         if not hasattr(self.file, "truncate"):
             raise NotImplementedError(f"{type(self.file).__name__} does not define "
                                       f"truncate(blk), so it cannot shrink")
-        self.check_range(pgoffset, 1)
+        pgoffset, _ = self.check_range(pgoffset, 1)
         blk = pgoffset
         if self.fileh.announces and not self.fileh.announced:
             self.first_change()
@@ -793,8 +810,10 @@ cdef class VMA:
     """
 
     def __cinit__(self, BigFileH fileh not None, pgoffset, pglen):
-        cdef uint64_t c_pgoffset = pgoffset, c_pglen = pglen
-        fileh.check_range(pgoffset, pglen)
+        cdef uint64_t c_pgoffset, c_pglen
+        pgoffset, pglen = fileh.check_range(pgoffset, pglen)
+        c_pgoffset = pgoffset
+        c_pglen = pglen
         self.fileh = fileh
         with nogil:
             self.area = fileh_map(fileh.fileh, c_pgoffset, c_pglen)
