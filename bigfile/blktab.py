@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from wendelin.bigfile.zrecord import RecordError, Ref, class_of, state_of
+from wendelin.lib.zrecord import RecordError, Ref, class_of, state_of
 
 __all__ = ["BlockTable"]
 

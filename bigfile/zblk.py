@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from persistent import Persistent
 
-from wendelin.bigfile import zrecord
+from wendelin.lib import zrecord
 
 __all__ = ["FORMATS", "ZBlk0", "ZBlkBase", "default_format", "load_block", "trimmed"]
 

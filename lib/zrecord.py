@@ -20,7 +20,18 @@ from typing import Any
 import zodbpickle
 from zodbpickle import pickle as zpickle
 
-__all__ = ["RecordError", "Ref", "as_bytes", "bytes_state", "class_of", "state_of"]
+__all__ = [
+    "Payload",
+    "RecordError",
+    "Ref",
+    "aligned",
+    "as_bytes",
+    "bytes_state",
+    "class_of",
+    "find_payload",
+    "state_of",
+    "without_pad",
+]
 
 
 class RecordError(Exception):
@@ -132,15 +143,17 @@ def _end_of_pickle(record: bytes) -> int:
 # First pickles that were seen -> class: there are as many as classes and writers.
 _heads: OrderedDict[bytes, str] = OrderedDict()
 _HEADS = 64
+_LONGEST = 4096  # [bytes]
 
 
-def _head(record: bytes) -> tuple[int, str]:
+def _head(record: memoryview | bytes) -> tuple[int, str]:
     """Return (where the state begins, name of the class)."""
-    for head, name in _heads.items():
-        if record.startswith(head):
+    first = bytes(record[:_LONGEST])
+    for head, name in list(_heads.items()):
+        if first.startswith(head):
             return len(head), name
-    end = _end_of_pickle(record[:4096])
-    head = record[:end]
+    end = _end_of_pickle(first)
+    head = first[:end]
     name = _class_name(_load(head, 1))
     _heads[head] = name
     while len(_heads) > _HEADS:
@@ -148,7 +161,7 @@ def _head(record: bytes) -> tuple[int, str]:
     return end, name
 
 
-def class_of(record: bytes) -> str:
+def class_of(record: memoryview | bytes) -> str:
     """Return "module.name" of the object's class."""
     return _head(record)[1]
 
@@ -160,6 +173,73 @@ def state_of(record: bytes) -> Any:
 
 # opcodes of byte strings -> size of the length that follows
 _BYTES_OPS = {ord("B"): 4, ord("C"): 1, 0x8E: 8, ord("T"): 4, ord("U"): 1}
+_BINBYTES, _POP = b"B", b"0"
+
+
+@dataclass(frozen=True)
+class Payload:
+    """Where the bytes are in a record whose state is one piece of them.
+
+    The state is `[PROTO] [FRAME] [BINBYTES pad POP] BYTES [memo] STOP`. A pad is loaded and
+    thrown away by whoever unpickles the record; it is there to put the payload to an offset.
+    """
+
+    begin: int  # of the pad, if there is one
+    op: int  # the opcode of the payload
+    start: int  # [start, stop): the payload
+    stop: int
+    framed: bool  # a pad cannot be put there
+
+
+def find_payload(record: memoryview | bytes, size: int | None = None) -> Payload | None:
+    """Return where the bytes are, or None: the state is something else.
+
+    Parameters
+    ----------
+    record : bytes-like
+        A record, or the beginning of one, up to the payload.
+    size : int, optional
+        Size of all of the record [bytes], where it is longer.
+    """
+    pos, _ = _head(record)
+    end = len(record)
+    if end - pos > 2 and record[pos] == 0x80:
+        pos += 2
+    framed = end - pos > 9 and record[pos] == 0x95
+    if framed:
+        pos += 9
+    begin = pos
+    found = _bytes_at(record, pos)
+    if found is not None and record[found[1] : found[1] + 1] == _POP:
+        pos = found[1] + 1
+        found = _bytes_at(record, pos)
+    if found is None:
+        return None
+    start, stop = found
+    # what follows is the memo, if any, and the end; else it is something more complicated
+    if size is None:
+        tail = bytes(record[stop : stop + 7])
+        if stop + len(tail) != end or tail[-1:] != b".":
+            return None
+        memo = tail[:-1]
+        if memo not in (b"", b"\x94") and (memo[:1], len(memo)) not in ((b"q", 2), (b"r", 5)):
+            return None
+    elif not stop < size <= stop + 6:
+        return None
+    return Payload(begin, pos, start, stop, framed)
+
+
+def _bytes_at(record: memoryview | bytes, pos: int) -> tuple[int, int] | None:
+    """Return [start, stop) of the byte string whose opcode is at pos; None: there is none."""
+    if pos >= len(record):
+        return None
+    size = _BYTES_OPS.get(record[pos])
+    if size is None:
+        return None
+    start = pos + 1 + size
+    if start > len(record):
+        return None
+    return start, start + int.from_bytes(record[pos + 1 : start], "little")
 
 
 def bytes_state(record: bytes) -> memoryview | bytes:
@@ -170,33 +250,58 @@ def bytes_state(record: bytes) -> memoryview | bytes:
     RecordError
         The state is something else.
     """
-    pos, _ = _head(record)
-    view = memoryview(record)
-    found = _plain_bytes(view, pos)
+    found = find_payload(record)
     if found is not None:
-        return found
+        return memoryview(record)[found.start : found.stop]
     return as_bytes(state_of(record))
 
 
-def _plain_bytes(view: memoryview, pos: int) -> memoryview | None:
-    """Return the payload of `[PROTO] [FRAME] BYTES [memo] STOP`, or None if it is not that."""
-    end = len(view)
-    if end - pos > 2 and view[pos] == 0x80:
-        pos += 2
-    if end - pos > 9 and view[pos] == 0x95:
-        pos += 9
-    if end - pos < 1:
+def _find_in_any(record: bytes) -> Payload | None:
+    """Return where the bytes are; a storage takes whatever it is given as a record."""
+    try:
+        return find_payload(record)
+    except RecordError:
         return None
-    size = _BYTES_OPS.get(view[pos])
-    if size is None:
-        return None
-    start = pos + 1 + size
-    stop = start + int.from_bytes(view[pos + 1 : start], "little")
-    # what follows is the memo, if any, and the end; else it is something more complicated
-    tail = bytes(view[stop : stop + 7])
-    if stop + len(tail) != end or tail[-1:] != b".":
-        return None
-    memo = tail[:-1]
-    if memo in (b"", b"\x94") or (memo[:1], len(memo)) in ((b"q", 2), (b"r", 5)):
-        return view[start:stop]
-    return None
+
+
+def without_pad(record: bytes) -> bytes:
+    """Return a record as it was before aligned() put a pad into it."""
+    found = _find_in_any(record)
+    if found is None or found.begin == found.op:
+        return record
+    return record[: found.begin] + record[found.op :]
+
+
+def aligned(record: bytes, at: int, alignment: int) -> bytes:
+    """Return a record with its payload at a multiple of `alignment` in a file.
+
+    That is done for records whose state is bytes, a whole number of `alignment`, and no less
+    than 16 of them, so that the pad costs little. Others are returned as they are.
+
+    Parameters
+    ----------
+    record : bytes
+    at : int
+        Where in the file the record begins.
+    alignment : int
+        A power of two [bytes].
+    """
+    if len(record) < 16 * alignment:
+        return record
+    found = _find_in_any(record)
+    # BINBYTES is not for Python 2: a pad goes only where the payload is one, too
+    if found is None or found.framed or record[found.op : found.op + 1] != _BINBYTES:
+        return record
+    size = found.stop - found.start
+    if size < 16 * alignment or size % alignment != 0:
+        return record
+    head = found.start - found.op  # the opcode of the payload, and its length
+    pad = -(at + found.begin + head) % alignment
+    view = memoryview(record)
+    if pad == 0:
+        filler = b""
+    else:
+        over = 1 + 4 + 1  # BINBYTES, its length, POP
+        pad += alignment if pad < over else 0
+        filler = _BINBYTES + (pad - over).to_bytes(4, "little") + bytes(pad - over) + _POP
+    return b"".join((view[: found.begin], filler, view[found.op :]))

@@ -1,0 +1,433 @@
+"""AlignedFileStorage: a FileStorage whose large byte strings can be mapped into memory.
+
+Data.fs is what ZODB.FileStorage writes, and reads: the one difference is that a record whose
+state is bytes, a whole number of OS pages of them, is padded so that they begin at a multiple
+of the OS page in the file (see zrecord.aligned; others unpickle the pad and throw it away).
+locate() tells where that is, for a committed revision: bytes there never change, as long as
+somebody has the file open. Pack writes another file, aligned again - also what was not.
+
+Organization
+------------
+A transaction's records are written once, to where they are to be in Data.fs (_Tail); FileStorage
+writes them to a file of their own first, and copies them at the vote. They lie behind a
+transaction header with status 'c', as at a vote: who opens the file after a crash, or at this
+moment to read, stops there.
+
+It knows records of ZODB. What is in the bytes it does not know.
+
+Locking: as in FileStorage: the commit lock > the pool of readers > _lock.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from ZODB.FileStorage import FileStorage
+from ZODB.FileStorage.format import DATA_HDR, DATA_HDR_LEN, TxnHeader
+from ZODB.FileStorage.fspack import FileStoragePacker, PackCopier
+from ZODB.POSException import StorageTransactionError
+from ZODB.utils import p64
+
+from wendelin.lib.zrecord import RecordError, aligned, find_payload, without_pad
+
+__all__ = ["ALIGNMENT", "AlignedFileStorage", "Located", "OpenFile"]
+
+#: of payloads in the file [bytes]; 4096 at least, so that files move between machines
+ALIGNMENT = max(4096, mmap.PAGESIZE)
+
+_HEAD = 512  # what is before the pad and the payload, at most [bytes]
+_BUFFER = 1 << 16  # small writes are gathered up to this [bytes]
+
+
+class OpenFile:
+    """An open file, closed when nobody refers to it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = self.heads = -1
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # for mapping
+        self.heads = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # for reading heads of records
+        os.posix_fadvise(self.heads, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def __del__(self) -> None:
+        for fd in self.fd, self.heads:
+            if fd >= 0:
+                os.close(fd)
+        self.fd = self.heads = -1
+
+
+class Located(NamedTuple):
+    """A record whose state is bytes that lie aligned in a file."""
+
+    file: OpenFile
+    offset: int  # of the payload [bytes]
+    size: int  # of the payload [bytes]
+    head: bytes  # the beginning of the record, up to the payload
+
+
+class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type hints
+    """A FileStorage that aligns large byte strings in its file, and tells where they are.
+
+    Parameters
+    ----------
+    file_name : str
+    align : bool
+        False: be a FileStorage, and nothing more.
+    **options
+        Of FileStorage.
+    """
+
+    _opened: OpenFile | None = None
+    _tfile: Any
+
+    def __init__(self, file_name: str, *, align: bool | int = True, **options: Any) -> None:
+        self.align = bool(align)
+        super().__init__(file_name, **options)
+        if align and self._tfile is not None:
+            self._tfile.close()
+            os.unlink(self._tfile.name)
+            self._tfile = _Tail(self)
+            self._tfmt._file = self._tfile
+
+    # ---- where records are ----
+
+    def locate(self, oids: Iterable[bytes], before: bytes) -> list[Located | None]:
+        """Return where the bytes of objects lie in the file, and None for those that do not.
+
+        Parameters
+        ----------
+        oids : iterable of bytes
+        before : bytes
+            Of each object, the last revision before this tid.
+        """
+        oids = list(oids)
+        if not self.align:
+            return [None] * len(oids)
+        with self._files.get() as reader:  # no commit or pack ends meanwhile
+            file = self._open_file(reader)
+            if file is None:
+                return [None] * len(oids)
+            positions = [self._index.get(oid) for oid in oids]
+            if len(oids) > 1:
+                for pos in positions:
+                    if pos is not None:
+                        os.posix_fadvise(file.heads, pos, 1, os.POSIX_FADV_WILLNEED)
+            return [
+                None if pos is None else _locate(file, oid, pos, before)
+                for oid, pos in zip(oids, positions, strict=True)
+            ]
+
+    def _open_file(self, reader: Any) -> OpenFile | None:
+        opened = self._opened
+        if opened is None:
+            opened = OpenFile(self._file_name)
+            if not os.path.sameopenfile(opened.fd, reader.fileno()):
+                return None  # somebody has moved the file
+            self._opened = opened
+        return opened
+
+    def _initIndex(self, index: Any, tindex: Any) -> None:
+        # called when the file is opened, and when pack has put another in its place
+        super()._initIndex(index, tindex)
+        self._opened = None
+
+    # ---- writing ----
+
+    def store(
+        self, oid: bytes, oldserial: bytes, data: bytes, version: str, transaction: Any
+    ) -> None:
+        """See IStorage."""
+        if self.align and transaction is self._transaction:
+            with self._lock:
+                data = aligned(data, self._at() + DATA_HDR_LEN, ALIGNMENT)
+                super().store(oid, oldserial, data, version, transaction)
+        else:
+            super().store(oid, oldserial, data, version, transaction)
+
+    def restore(
+        self,
+        oid: bytes,
+        serial: bytes,
+        data: bytes | None,
+        version: str,
+        prev_txn: bytes | None,
+        transaction: Any,
+    ) -> None:
+        """See IStorageRestoreable."""
+        if self.align and transaction is self._transaction and data is not None:
+            with self._lock:
+                data = aligned(without_pad(data), self._at() + DATA_HDR_LEN, ALIGNMENT)
+                super().restore(oid, serial, data, version, prev_txn, transaction)
+        else:
+            super().restore(oid, serial, data, version, prev_txn, transaction)
+
+    def _at(self) -> int:
+        """Return where the next record of the transaction is to be in the file."""
+        return int(self._pos + self._thl + self._tfile.tell())
+
+    def tpc_vote(self, transaction: Any) -> Any:
+        """See IStorage."""
+        if not self.align:
+            return super().tpc_vote(transaction)
+        with self._lock:
+            if transaction is not self._transaction:
+                raise StorageTransactionError("tpc_vote called with wrong transaction")
+            try:
+                size = self._thl + self._tfile.tell()
+                self._tfile.write(p64(size))
+                self._tfile.finish(size)
+            except BaseException:
+                self._cut()
+                raise
+            self._nextpos = self._pos + size + 8
+            return self._resolved
+
+    def _txn_header(self, size: int) -> bytes:
+        user, description, extension = self._ude
+        header = TxnHeader(self._tid, size, "c", len(user), len(description), len(extension))
+        header.user, header.descr, header.ext = user, description, extension
+        return bytes(header.asString())
+
+    def _abort(self) -> None:
+        if self.align and self._tfile.started and not self._nextpos:
+            self._cut()
+        super()._abort()
+
+    def _clear_temp(self) -> None:
+        if isinstance(self._tfile, _Tail):
+            self._tfile.clear()
+        super()._clear_temp()
+
+    def _cut(self) -> None:
+        """Take what the transaction has written out of the file."""
+        self._file.truncate(self._pos)
+        self._files.flush()
+
+    # ---- where pads would be seen ----
+
+    def _data_find(self, tpos: int, oid: bytes, data: bytes) -> int:
+        return (
+            _data_find(self, tpos, oid, data) if self.align else super()._data_find(tpos, oid, data)
+        )
+
+    def _undoDataInfo(self, oid: bytes, pos: int, tpos: int) -> tuple[bytes, int, bytes]:
+        tid, pos, data = super()._undoDataInfo(oid, pos, tpos)
+        return tid, pos, without_pad(data) if data else data
+
+    def _loadBack_impl(
+        self, oid: bytes, back: int, fail: bool = True, _file: Any = None
+    ) -> tuple[bytes | None, bytes, int, int]:
+        data, tid, pos, tpos = super()._loadBack_impl(oid, back, fail, _file)
+        return data and without_pad(data), tid, pos, tpos
+
+    # ---- pack ----
+
+    @staticmethod
+    def packer(
+        storage: AlignedFileStorage, referencesf: Any, stop: bytes, gc: bool
+    ) -> tuple[int, Any] | None:
+        """See IFileStoragePacker."""
+        if not storage.align:
+            return FileStorage.packer(storage, referencesf, stop, gc)  # type: ignore[no-any-return]
+        packer = _Packer(storage, referencesf, stop, gc)
+        try:
+            end = packer.pack()
+            return None if end is None else (end, packer.index)
+        finally:
+            packer.close()
+
+
+def _locate(file: OpenFile, oid: bytes, pos: int, before: bytes) -> Located | None:
+    """Return where the bytes of the record at pos lie, or of an earlier one."""
+    current = True
+    while pos:
+        data = os.pread(file.heads, DATA_HDR_LEN + ALIGNMENT + _HEAD, pos)
+        if len(data) < DATA_HDR_LEN + 8:
+            return None
+        found, tid, prev, _, version, size = struct.unpack_from(DATA_HDR, data)
+        if found != oid or version != 0:
+            return None
+        if current and tid >= before:
+            pos = prev
+        elif size == 0:  # written by undo: the bytes are in an earlier record
+            current = False
+            pos = int.from_bytes(data[DATA_HDR_LEN : DATA_HDR_LEN + 8], "big")
+        else:
+            return _payload(file, pos + DATA_HDR_LEN, data[DATA_HDR_LEN:], size)
+    return None
+
+
+def _payload(file: OpenFile, at: int, head: bytes, size: int) -> Located | None:
+    try:
+        found = find_payload(head, size)
+    except RecordError:
+        return None
+    if found is None or (at + found.start) % ALIGNMENT != 0:
+        return None
+    return Located(file, at + found.start, found.stop - found.start, head[: found.start])
+
+
+class _Tail:
+    """The records of the running transaction, written to where they are to be in Data.fs.
+
+    FileStorage takes it for its temporary file. Position 0 is behind the transaction header.
+    """
+
+    def __init__(self, storage: AlignedFileStorage) -> None:
+        self._storage = storage
+        self._buffer = bytearray()  # what comes before the position, and is not in the file yet
+        self._position = 0
+        self.started = False  # something is in the file
+
+    def _base(self) -> int:
+        return int(self._storage._pos + self._storage._thl)
+
+    def tell(self) -> int:
+        return self._position
+
+    def clear(self) -> None:
+        """Begin with nothing, for another transaction."""
+        self._buffer = bytearray()
+        self._position = 0
+        self.started = False
+
+    def seek(self, position: int) -> None:
+        if position != self._position:
+            self._flush()
+        self._position = position
+
+    def read(self, size: int) -> bytes:
+        self._flush()
+        data = os.pread(self._storage._file.fileno(), size, self._base() + self._position)
+        self._position += len(data)
+        return data
+
+    def write(self, data: bytes) -> None:
+        if len(self._buffer) + len(data) <= _BUFFER:
+            self._buffer += data
+        else:
+            self._flush(data)
+        self._position += len(data)
+
+    def finish(self, size: int) -> None:
+        """Complete the transaction in the file, of this size [bytes]; still with status 'c'."""
+        self._flush()
+        self._pwrite([self._storage._txn_header(size)], self._storage._pos)
+        # FileStorage reads and writes through a buffer, which may have the file as it was
+        self._storage._file.flush()
+
+    def close(self) -> None:
+        pass
+
+    def _flush(self, more: bytes = b"") -> None:
+        if not self._buffer and not more:
+            return
+        if not self.started:
+            self.started = True
+            self._storage._file.flush()  # of a new file: its magic
+            # longer than any file: nobody takes it for a whole transaction
+            self._pwrite([self._storage._txn_header(1 << 62)], self._storage._pos)
+        at = self._base() + self._position - len(self._buffer)
+        self._pwrite([self._buffer, more] if self._buffer else [more], at)
+        self._buffer = bytearray()
+
+    def _pwrite(self, pieces: list[bytes | bytearray], at: int) -> None:
+        fd = self._storage._file.fileno()
+        views = [memoryview(piece) for piece in pieces]
+        while views:
+            done = os.pwritev(fd, views, at)
+            at += done
+            while views and done >= len(views[0]):
+                done -= len(views.pop(0))
+            if views:
+                views[0] = views[0][done:]
+
+
+# ---- pack ----
+
+
+def _data_find(formatter: Any, tpos: int, oid: bytes, data: bytes) -> int:
+    """Return where the transaction at tpos has this data for an object, whatever its pad; or 0."""
+    header = formatter._read_txn_header(tpos)
+    pos = tpos + header.headerlen()
+    found = 0
+    while pos < tpos + header.tlen:
+        record = formatter._read_data_header(pos)
+        if record.oid == oid:  # the last one counts
+            stored = formatter._file.read(record.plen) if record.plen else None
+            # a record without data is a reference further back, and means the same
+            same = stored is None or without_pad(stored) == without_pad(data)
+            found = pos if same else 0
+        pos += record.recordlen()
+    return found
+
+
+class _PackCopier(PackCopier):  # type: ignore[misc]  # ZODB has no type hints
+    """Copies transactions after the pack time."""
+
+    def _data_find(self, tpos: int, oid: bytes, data: bytes) -> int:
+        return _data_find(self, tpos, oid, data)
+
+    def copy(
+        self,
+        oid: bytes,
+        serial: bytes,
+        data: bytes | None,
+        prev_txn: bytes | None,
+        txnpos: int,
+        datapos: int,
+    ) -> None:
+        if data is not None:
+            data = aligned(without_pad(data), datapos + DATA_HDR_LEN, ALIGNMENT)
+        super().copy(oid, serial, data, prev_txn, txnpos, datapos)
+
+
+class _Packer(FileStoragePacker):  # type: ignore[misc]  # ZODB has no type hints
+    """Aligns what it copies."""
+
+    def writePackedDataRecord(self, h: Any, data: bytes | None, new_tpos: int) -> None:
+        if data:
+            at = self._tfile.tell() + DATA_HDR_LEN
+            data = aligned(without_pad(data), at, ALIGNMENT)
+        super().writePackedDataRecord(h, data, new_tpos)
+
+    def copyRest(self, ipos: int) -> None:
+        self._copier = _PackCopier(self._tfile, self.index, self.tindex)
+        super().copyRest(ipos)
+
+    def copyOne(self, ipos: int) -> int:
+        """Copy a transaction, which may have another length then; return where the next is."""
+        header = self._read_txn_header(ipos)
+        self._commit_lock.release()  # others may commit while this is copied
+        self.locked = False
+        start = self._tfile.tell()
+        self._copier.setTxnPos(start)
+        self._tfile.write(header.asString())
+        end = ipos + header.tlen
+        ipos += header.headerlen()
+        while ipos < end:
+            record = self._read_data_header(ipos)
+            ipos += record.recordlen()
+            prev_txn = None
+            if record.plen:
+                data = self._file.read(record.plen)
+            else:
+                data = self.fetchDataViaBackpointer(record.oid, record.back)
+                if record.back:
+                    prev_txn = self.getTxnFromData(record.oid, record.back)
+            at = self._tfile.tell()
+            self._copier.copy(record.oid, record.tid, data, prev_txn, start, at)
+        size = self._tfile.tell() - start
+        self._tfile.write(p64(size))
+        if size != header.tlen:
+            self._tfile.seek(start + 8)
+            self._tfile.write(p64(size))
+            self._tfile.seek(0, os.SEEK_END)
+        self.index.update(self.tindex)
+        self.tindex.clear()
+        self._commit_lock.acquire()
+        self.locked = True
+        return ipos + 8
