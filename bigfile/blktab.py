@@ -10,7 +10,7 @@ such a page again (BigFileH.invalidate_loading).
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -114,6 +114,20 @@ class BlockTable:
             assert isinstance(child, Ref)
             node = self._get(child.oid)
         raise RecordError("the block table is damaged: it does not end")
+
+    def between(self, root: bytes, start: int, stop: int, depth: int = 64) -> dict[int, bytes]:
+        """Return the oids of the block objects in [start, stop), by block; see lookup()."""
+        node = self._get(root)
+        if node.leaf:
+            return {blk: oid for blk, oid in node.oids.items() if start <= blk < stop}
+        if depth == 0:
+            raise RecordError("the block table is damaged: it does not end")
+        found: dict[int, bytes] = {}
+        first, last = bisect_right(node.keys, start), bisect_left(node.keys, stop)
+        for child in node.children[first : last + 1]:
+            assert isinstance(child, Ref)
+            found.update(self.between(child.oid, start, stop, depth - 1))
+        return found
 
     def drop(self) -> None:
         """Forget all nodes."""

@@ -55,13 +55,15 @@ from ZODB.POSException import ConnectionStateError
 
 from wendelin.bigfile.blktab import BlockTable
 from wendelin.bigfile.virtmem import (
+    HOLE,
     WRITEOUT_MARKSTORED,
     WRITEOUT_STORE,
     BigFile,
     BigFileH,
 )
-from wendelin.bigfile.zblk import ZBlk0, ZBlkBase, default_format, load_block, trimmed
-from wendelin.lib.zodb import LivePersistent
+from wendelin.bigfile.zblk import ZBlk0, ZBlkBase, default_format, is_plain, load_block, trimmed
+from wendelin.lib.filestorage import OpenFile
+from wendelin.lib.zodb import LivePersistent, zconn_locate
 
 __all__ = ["ZBigFile", "ZBigFileH", "ZBlk", "ZBlk0"]
 
@@ -127,6 +129,8 @@ class _ZFile(BigFile):
         self.table = BlockTable(self.load_record)
         # What pages that are, or were, in memory were made of: blk -> oid, None for a hole.
         self.made_of: dict[int, bytes | None] = {}
+        # Files that pages may be mapped from: they stay open as long as the handle lives.
+        self.mapped_from: set[OpenFile] = set()
         self.handle: weakref.ref[ZBigFileH] | None = None
 
     def __repr__(self) -> str:
@@ -141,15 +145,46 @@ class _ZFile(BigFile):
         return bytes(record)
 
     def lookup(self, blk: int) -> bytes | None:
+        root = self._table_root()
+        return None if root is None else self.table.lookup(root, blk)
+
+    def _table_root(self) -> bytes | None:
+        """Return the oid of the block table; None: it is not in the database yet."""
         root = self.zfile.blktab
         if root._p_oid is None or (root._p_changed is not None and root._p_serial == _NEW):
-            return None  # not in the database yet
-        return self.table.lookup(root._p_oid, blk)
+            return None
+        return bytes(root._p_oid)
 
     def loadblk(self, blk: int, buf: memoryview) -> memoryview | bytes:
-        oid = self.lookup(blk)
-        self.made_of[blk] = oid
+        oid = self._remember(blk)
         return b"" if oid is None else load_block(oid, self.load_record)
+
+    def mapblk(self, blk: int) -> Any:
+        return self._where({blk: self._remember(blk)}).get(blk)
+
+    def mapahead(self, start: int, stop: int) -> dict[int, Any]:
+        root = self._table_root()
+        oids: dict[int, bytes | None] = dict.fromkeys(range(start, stop))
+        if root is not None:
+            oids.update(self.table.between(root, start, stop))
+        self.made_of.update(oids)
+        return self._where(oids)
+
+    def _remember(self, blk: int) -> bytes | None:
+        oid = self.made_of[blk] = self.lookup(blk)
+        return oid
+
+    def _where(self, oids: dict[int, bytes | None]) -> dict[int, Any]:
+        """Return, for blocks and their objects, what mapblk returns; without None."""
+        where: dict[int, Any] = {blk: HOLE for blk, oid in oids.items() if oid is None}
+        stored = {blk: oid for blk, oid in oids.items() if oid is not None}
+        if stored:
+            located = zconn_locate(self.conn, stored.values())
+            for blk, found in zip(stored, located, strict=True):
+                if found is not None and found.size == self.blksize and is_plain(found.head):
+                    self.mapped_from.add(found.file)
+                    where[blk] = (found.file.fd, found.offset)
+        return where
 
     def drop_changed(self, oids: Iterable[bytes] | None) -> None:
         """Drop the pages that depend on objects that changed; None: any may have."""
@@ -201,12 +236,19 @@ class _ZFile(BigFile):
         for key in list(blktab.keys(min=blk)):
             del blktab[key]
 
-    def committed(self, stored: dict[int, ZBlkBase]) -> None:
-        """Pages in memory are made of these objects now."""
+    def committed(self, handle: ZBigFileH) -> None:
+        """Pages in memory are made of the objects that were stored now.
+
+        What can be mapped gives its memory back, and is.
+        """
         self.table.drop()
-        for blk, zblk in stored.items():
-            self.made_of[blk] = zblk._p_oid
+        epoch = handle.epoch()
+        oids: dict[int, bytes | None] = {}
+        for blk, zblk in handle.stored.items():
+            oids[blk] = self.made_of[blk] = zblk._p_oid
             zblk._p_deactivate()
+        handle.stored.clear()
+        handle.know(self._where(oids), epoch)
 
 
 class ZBigFileH(BigFileH):
@@ -293,8 +335,7 @@ class ZBigFileH(BigFileH):
         if self._finished:
             self._finished = False
             self.dirty_writeout(WRITEOUT_MARKSTORED)
-            self.zfile.committed(self.stored)
-            self.stored.clear()
+            self.zfile.committed(self)
 
 
 # ---- boundaries ----

@@ -7,6 +7,11 @@ cdef extern from *:
     ctypedef char volatile_char "volatile char"
 
 cdef extern from "<sys/mman.h>" nogil:
+    """
+    #ifndef MADV_POPULATE_READ
+    #define MADV_POPULATE_READ 22       /* Linux 5.14; libc may be older */
+    #endif
+    """
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset)
     int munmap(void *addr, size_t length)
     int mprotect(void *addr, size_t length, int prot)
@@ -15,7 +20,7 @@ cdef extern from "<sys/mman.h>" nogil:
     void *MAP_FAILED
     int PROT_NONE, PROT_READ, PROT_WRITE
     int MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_ANONYMOUS, MAP_NORESERVE
-    int MADV_DONTNEED, MADV_DONTFORK, MADV_HUGEPAGE
+    int MADV_DONTNEED, MADV_DONTFORK, MADV_HUGEPAGE, MADV_POPULATE_READ
     unsigned int MFD_CLOEXEC
 
 cdef extern from "<errno.h>" nogil:
@@ -28,16 +33,26 @@ cdef extern from "<errno.h>" nogil:
 cdef extern from "<fcntl.h>" nogil:
     int fallocate(int fd, int mode, long offset, long length)
     int fcntl(int fd, int cmd, ...)
+    int posix_fadvise(int fd, long offset, long len, int advice)
+    int POSIX_FADV_WILLNEED
     int FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
     int F_DUPFD_CLOEXEC
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
     int ftruncate(int fd, long length)
+    ssize_t pread(int fd, void *buf, size_t count, long offset)
     ssize_t pwrite(int fd, const void *buf, size_t count, long offset)
     ssize_t write(int fd, const void *buf, size_t count)
     long sysconf(int name)
     int _SC_PAGESIZE
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    ssize_t preadv2(int fd, const iovec *iov, int iovcnt, long offset, int flags)
+    int RWF_NOWAIT
 
 cdef extern from "<signal.h>" nogil:
     ctypedef struct siginfo_t:
@@ -52,13 +67,24 @@ cdef extern from "<signal.h>" nogil:
         int sa_flags
     int sigaction(int signum, const sigaction_t *act, sigaction_t *oldact)
     int sigemptyset(sigset_t *set)
-    int sigaddset(sigset_t *set, int signum)
+    int sigfillset(sigset_t *set)
+    int pthread_sigmask(int how, const sigset_t *set, sigset_t *oldset)
+    int SIG_SETMASK
     int raise_ "raise" (int sig)
     void SIG_DFL(int) noexcept
     void SIG_IGN(int) noexcept
-    int SIGSEGV, SA_SIGINFO, SA_NODEFER, SI_USER, SI_TKILL
+    int SIGSEGV, SIGBUS, SA_SIGINFO, SA_NODEFER, SI_USER, SI_TKILL
+
+cdef extern from "<time.h>" nogil:
+    struct timespec:
+        long tv_sec
+        long tv_nsec
+    int clock_gettime(int clock, timespec *now)
+    int CLOCK_REALTIME
 
 cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_attr_t:
+        pass
     ctypedef struct pthread_mutex_t:
         pass
     ctypedef struct pthread_cond_t:
@@ -69,7 +95,16 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_unlock(pthread_mutex_t *mutex)
     int pthread_cond_init(pthread_cond_t *cond, void *attr)
     int pthread_cond_wait(pthread_cond_t *cond, pthread_mutex_t *mutex)
+    int pthread_cond_timedwait(pthread_cond_t *cond, pthread_mutex_t *mutex,
+                               const timespec *until)
+    int pthread_cond_signal(pthread_cond_t *cond)
     int pthread_cond_broadcast(pthread_cond_t *cond)
     pthread_t pthread_self()
+    int pthread_attr_init(pthread_attr_t *attr)
+    int pthread_attr_setdetachstate(pthread_attr_t *attr, int state)
+    int pthread_attr_destroy(pthread_attr_t *attr)
+    int pthread_create(pthread_t *thread, const pthread_attr_t *attr,
+                       void *(*run)(void *) noexcept nogil, void *arg)
+    int PTHREAD_CREATE_DETACHED
     int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept,
                        void (*child)() noexcept)

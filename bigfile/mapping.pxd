@@ -21,18 +21,23 @@ cdef struct Area:
     Area *prev              # neighbours in the handle's list; not for this room
     Area *next
     # protected by: the pager lock
-    uint8_t *kinds          # [pglen] of Kind
+    uint8_t *kinds          # [pglen] of Kind, and SHOWN if it was another than NONE since a reset
     uint64_t maps           # kernel mappings it consists of, estimated from above
-    uint64_t mapped         # pages mapped since it was last reset
+    uint64_t shown          # pages that have SHOWN: they may have page tables
+    uint64_t hand           # page where giving back goes on
+    uint64_t expected       # page that a sequential reader touches next; for page.pyx
+    uint64_t streak         # how often that was so, in a row; for page.pyx
     bint scrap              # some pages are SINK, or ZERO in place of a failed load
 
 cdef Area *area_map(int memfd, uint64_t pgoffset, uint64_t pglen, size_t blksize) noexcept nogil
 cdef void area_unmap(Area *area) noexcept nogil
 cdef Area *area_lookup(const char *addr) noexcept nogil
-cdef int area_show(Area *area, uint64_t page, Kind kind, int fd, long offset) noexcept nogil
+cdef Kind area_kind(Area *area, uint64_t page) noexcept nogil
+cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, int fd, long offset) \
+    noexcept nogil
 cdef int area_reset(Area *area) noexcept nogil
 cdef void areas_reset_scrap() noexcept nogil
 cdef void areas_after_fork() noexcept nogil
 cdef Area *area_inherited(const char *addr) noexcept nogil
 
-cdef uint64_t areas_maps, areas_mapped_bytes
+cdef uint64_t areas_maps, areas_shown_bytes

@@ -12,8 +12,9 @@ neighbouring pages differ. Page by page it shows one Kind:
 
 *Budgets.* The kernel allows vm.max_map_count mappings a process, ours and everyone's; and page
 tables cost 0.2 % of every range that was touched, also of zero and file pages. When one of the
-two budgets is reached, the area that uses most of it is reset: shown as NONE again, in one
-mapping. Nothing is lost by that: pages stay in memory, the next touch faults and shows them.
+two budgets is reached, the area that uses most of it gives a quarter back: shown as NONE again,
+in one mapping. A hand goes round over its pages, so that what a sequential reader had longest
+goes first. Nothing is lost by that: pages stay in memory, the next touch faults and shows them.
 
 *Fork.* Areas are not inherited (MADV_DONTFORK: a child that wrote or freed shared page memory
 would change its parent's uncommitted data). In the child they are kept aside as `inherited`,
@@ -37,6 +38,7 @@ from wendelin.bigfile.ram cimport ram_limit, ram_open
 
 cdef enum:
     HUGE = 1 << 21          # [bytes] of the kernel's huge page
+    SHOWN = 0x80            # flag beside a Kind
 
 cdef struct Table:
     Area **areas            # sorted by address, not overlapping
@@ -172,10 +174,10 @@ cdef Area *area_map(int memfd, uint64_t pgoffset, uint64_t pglen, size_t blksize
 
 cdef void area_unmap(Area *area) noexcept nogil:
     """Unmap and free an area. It must not be in use."""
-    global areas_maps, areas_mapped_bytes
+    global areas_maps, areas_shown_bytes
     if table_remove(&live, area):
         areas_maps -= area.maps
-        areas_mapped_bytes -= area.mapped * area.blksize
+        areas_shown_bytes -= area.shown * area.blksize
         munmap(area.start, area.stop - area.start)
     else:
         # After a fork: the range was not inherited, something else may be mapped there.
@@ -184,27 +186,31 @@ cdef void area_unmap(Area *area) noexcept nogil:
     free(area)
 
 
+cdef Kind area_kind(Area *area, uint64_t page) noexcept nogil:
+    """Return what an area shows at a page [0, pglen)."""
+    return <Kind>(area.kinds[page] & ~<int>SHOWN)
+
+
 cdef inline bint edge(Area *area, uint64_t page) noexcept nogil:
     """Say whether the kernel has a boundary between page - 1 and page (estimated from above)."""
-    cdef uint8_t a = area.kinds[page - 1], b = area.kinds[page]
+    cdef Kind a = area_kind(area, page - 1), b = area_kind(area, page)
     # neighbouring FILE and SINK pages may, but need not, be one mapping
     return a != b or a == FILE or a == SINK
 
 
-cdef uint64_t edges(Area *area, uint64_t page) noexcept nogil:
-    cdef uint64_t n = 0
-    if page != 0:
-        n += edge(area, page)
-    if page + 1 < area.pglen:
-        n += edge(area, page + 1)
-    return n
+cdef uint64_t edges(Area *area, uint64_t page, uint64_t n) noexcept nogil:
+    """Return how many boundaries there are within pages [page, page + n) and at both ends."""
+    cdef uint64_t i, count = 0
+    for i in range(max(page, 1), min(page + n + 1, area.pglen)):
+        count += edge(area, i)
+    return count
 
 
-cdef bint is_memfd(uint8_t kind) noexcept nogil:
+cdef bint is_memfd(Kind kind) noexcept nogil:
     return kind == NONE or kind == RO or kind == RW
 
 
-cdef int prot_of(uint8_t kind) noexcept nogil:
+cdef int prot_of(Kind kind) noexcept nogil:
     if kind == NONE:
         return PROT_NONE
     return PROT_READ | PROT_WRITE if kind == RW or kind == SINK else PROT_READ
@@ -237,85 +243,123 @@ cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, int fd, long 
     return 0
 
 
-cdef int area_show(Area *area, uint64_t page, Kind kind, int fd, long offset) noexcept nogil:
-    """Show a page [0, pglen) of the area as kind; fd and offset are for FILE. 0 or errno."""
-    global areas_maps, areas_mapped_bytes, sink_fd
+cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, int fd, long offset) \
+        noexcept nogil:
+    """Show pages [page, page + n) of the area as kind; fd and offset are for FILE. 0 or errno."""
+    global areas_maps, areas_shown_bytes, sink_fd
     cdef int err
-    cdef uint8_t old
-    cdef uint64_t before
-    cdef void *addr = area.start + page * area.blksize
+    cdef uint64_t i, before, shown = 0
     if kind != NONE:
         keep_budgets()
         if kind == SINK and sink_fd < 0:
             sink_fd = ram_open()
             if sink_fd < 0:
                 return errno
-    old = area.kinds[page]
-    if old == kind and kind != FILE:
+    if n == 1 and area_kind(area, page) == kind and kind != FILE:
         return 0
-    err = show_fixed(area, addr, old, kind, fd, offset)
-    if err == ENOMEM and reset_greediest(False):
-        old = area.kinds[page]
-        err = show_fixed(area, addr, old, kind, fd, offset)
+    err = show_fixed(area, page, n, kind, fd, offset)
+    if err == ENOMEM and give_back(False):
+        err = show_fixed(area, page, n, kind, fd, offset)
     if err != 0:
         return err
-    before = edges(area, page)
-    area.kinds[page] = kind
-    area.maps += edges(area, page) - before
-    areas_maps += edges(area, page) - before
-    if kind != NONE:
-        area.mapped += 1
-        areas_mapped_bytes += area.blksize
+    before = edges(area, page, n)
+    for i in range(page, page + n):
+        if kind == NONE:
+            area.kinds[i] = area.kinds[i] & SHOWN
+        else:
+            shown += not area.kinds[i] & SHOWN
+            area.kinds[i] = kind | SHOWN
+    area.maps += edges(area, page, n) - before
+    areas_maps += edges(area, page, n) - before
+    area.shown += shown
+    areas_shown_bytes += shown * area.blksize
     return 0
 
 
-cdef int show_fixed(Area *area, void *addr, uint8_t old, Kind kind, int fd, long offset) \
+cdef int show_fixed(Area *area, uint64_t page, uint64_t n, Kind kind, int fd, long offset) \
         noexcept nogil:
-    if is_memfd(old) and is_memfd(kind):
+    cdef void *addr = area.start + page * area.blksize
+    if n == 1 and is_memfd(area_kind(area, page)) and is_memfd(kind):
         if mprotect(addr, area.blksize, prot_of(kind)) != 0:
             return errno
         return 0
-    return map_fixed(area, addr, area.blksize, kind, fd, offset)
+    return map_fixed(area, addr, n * area.blksize, kind, fd, offset)
 
 
 cdef int area_reset(Area *area) noexcept nogil:
     """Show all of an area as NONE, in one mapping. 0 or errno."""
-    global areas_maps, areas_mapped_bytes
-    cdef int err = map_fixed(area, area.start, area.stop - area.start, NONE, -1, 0)
+    cdef int err = reset_range(area, 0, area.pglen)
+    if err == 0:
+        area.scrap = False
+    return err
+
+
+cdef int reset_range(Area *area, uint64_t page, uint64_t n) noexcept nogil:
+    """Show pages [page, page + n) as NONE, in one mapping without page tables. 0 or errno."""
+    global areas_maps, areas_shown_bytes
+    cdef uint64_t i, before, shown = 0
+    cdef int err = map_fixed(area, area.start + page * area.blksize, n * area.blksize,
+                             NONE, -1, 0)
     if err != 0:
         return err
-    madvise(area.kinds, area.pglen, MADV_DONTNEED)      # private memory: zeros, that is NONE
-    areas_maps -= area.maps - 1
-    areas_mapped_bytes -= area.mapped * area.blksize
-    area.maps = 1
-    area.mapped = 0
-    area.scrap = False
+    if n == area.pglen:
+        shown = area.shown
+        before = area.maps - 1
+        madvise(area.kinds, area.pglen, MADV_DONTNEED)  # private memory: zeros, that is NONE
+    else:
+        before = edges(area, page, n)
+        for i in range(page, page + n):
+            if area.kinds[i] != 0:      # what was never written costs no memory
+                shown += area.kinds[i] & SHOWN != 0
+                area.kinds[i] = NONE
+        before -= edges(area, page, n)
+    area.maps -= before
+    areas_maps -= before
+    area.shown -= shown
+    areas_shown_bytes -= shown * area.blksize
     return 0
 
 
 # ---- all areas ----
 
-cdef bint reset_greediest(bint by_mapped) noexcept nogil:
-    """Reset the area with the most kernel mappings (or mapped bytes); False: none helps."""
+cdef bint give_back(bint by_shown) noexcept nogil:
+    """Reset a quarter of the area with the most kernel mappings (or shown bytes); False: none."""
     cdef Area *area
     cdef Area *worst = NULL
-    cdef uint64_t cost, most = 0
+    cdef uint64_t cost, start, stop, n, most = 0
     cdef size_t i
     for i in range(live.used):
         area = live.areas[i]
-        cost = area.mapped * area.blksize if by_mapped else area.maps - 1
+        cost = area.shown * area.blksize if by_shown else area.maps - 1
         if cost > most:
             worst = area
             most = cost
-    return worst != NULL and area_reset(worst) == 0
+    if worst == NULL:
+        return False
+    # a page has at most two boundaries
+    n = (worst.shown if by_shown else worst.maps // 2) // 4 + 1
+    start = find_shown(worst, worst.hand)
+    stop = start
+    while n != 0 and stop < worst.pglen:
+        n -= worst.kinds[stop] & SHOWN != 0
+        stop += 1
+    worst.hand = stop if stop < worst.pglen else 0
+    return reset_range(worst, start, stop - start) == 0
+
+
+cdef uint64_t find_shown(Area *area, uint64_t page) noexcept nogil:
+    """Return the first page from `page` on, round the end, that has SHOWN; there is one."""
+    while not area.kinds[page] & SHOWN:
+        page = page + 1 if page + 1 < area.pglen else 0
+    return page
 
 
 cdef void keep_budgets() noexcept nogil:
     if areas_maps > maps_budget:
-        reset_greediest(False)
+        give_back(False)
     # page tables: 8 bytes for each 4096; they may take 1/32 of the memory limit
-    if areas_mapped_bytes // 16 > ram_limit:
-        reset_greediest(True)
+    if areas_shown_bytes // 16 > ram_limit:
+        give_back(True)
 
 
 cdef void areas_reset_scrap() noexcept nogil:
@@ -328,12 +372,12 @@ cdef void areas_reset_scrap() noexcept nogil:
 
 cdef void areas_after_fork() noexcept nogil:
     """In the child of a fork: put the parent's areas aside."""
-    global areas_maps, areas_mapped_bytes
+    global areas_maps, areas_shown_bytes
     cdef size_t i
     for i in range(live.used):
         table_add(&inherited, live.areas[i])    # no memory: a touch is a plain SIGSEGV then
     live.used = 0
-    areas_maps = areas_mapped_bytes = 0
+    areas_maps = areas_shown_bytes = 0
 
 
 def max_map_count() -> int:

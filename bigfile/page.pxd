@@ -25,11 +25,16 @@ cdef enum Failure:          # why a touch cannot be served, other than by a fail
     FORKED                  # the handle is the parent's of this process
     TOUCH_IN_LOAD           # the thread that loads a page touched it
     WRITE_IN_WRITEOUT       # the thread that writes out changed a page
+    BROKEN_FILE             # the file that a page is mapped from cannot be read there
 
 cdef struct Source:         # what a loader found; see page_fill for MEMFD
     Backing backing
     int fd                  # FILERANGE; open for as long as the handle lives
     long offset             # FILERANGE [bytes]
+
+cdef struct Known:          # what is known of a block that nobody touched yet
+    uint64_t blk
+    Source source           # ZEROS or FILERANGE
 
 cdef struct FileH
 cdef struct Page:
@@ -63,6 +68,7 @@ cdef struct FileH:
     size_t nstored          # of them, pages that did not change since they were stored
     bint announces          # op_announce wants to know of the first change
     bint announced          # it was told
+    uint64_t epoch          # changes whenever something that was asked may have another answer
     uint64_t zero_from      # pages from here on read as zeros, whatever the file has
     int frozen              # write-outs in progress (nested, of one thread)
     pthread_t writer        # the thread that writes out
@@ -76,6 +82,7 @@ cdef void page_set_ops(int (*load)(FileH *, uint64_t, Source *, void **) noexcep
                        void (*wait)() noexcept nogil) noexcept nogil
 cdef void page_set_exiting() noexcept nogil
 cdef bint page_touch(const char *addr, bint write) noexcept nogil
+cdef bint page_broken(const char *addr, bint write) noexcept nogil
 cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) noexcept nogil
 
 cdef FileH *fileh_new(size_t blksize) noexcept nogil
@@ -91,6 +98,8 @@ cdef void fileh_mark_stored(FileH *fileh) noexcept nogil
 cdef int fileh_discard(FileH *fileh) noexcept nogil
 cdef int fileh_invalidate(FileH *fileh, uint64_t blk) noexcept nogil
 cdef void fileh_invalidate_loading(FileH *fileh) noexcept nogil
+cdef uint64_t fileh_epoch(FileH *fileh) noexcept nogil
+cdef int fileh_know(FileH *fileh, const Known *known, size_t n, uint64_t epoch) noexcept nogil
 cdef void fileh_announced(FileH *fileh, bint yes) noexcept nogil
 cdef int fileh_truncate(FileH *fileh, uint64_t blk) noexcept nogil
 cdef void fileh_untruncate(FileH *fileh) noexcept nogil

@@ -10,7 +10,7 @@ States
 ------
                     touch (read)             touch (write)
    EMPTY ───────────► LOADING ─► LOADED ─────────► DIRTY
-     ▲                   │          │                 │
+     ▲  └─── know ────────────────► │                 │
      │◄── load failed ───┘          │◄── mark_stored ─┘
      │◄── reclaim, invalidate ──────┘                 │
      │◄── discard, invalidate, truncate ──────────────┘
@@ -22,6 +22,13 @@ States
              (copied into page memory, and in a queue of ram)
    DIRTY     changed; backing MEMFD, never given back. `stored` while nothing changed since
              it was stored
+
+Who is asked where a block is may say where others are, too: fileh_know() makes them LOADED, if
+nothing has changed meanwhile (`epoch`). From then on a touch of them needs no Python, and a
+touch of one shows others with it: see show_ahead().
+
+After a commit, pages in memory are known to lie in the file now: fileh_know() takes their
+memory back, LOADED of MEMFD -> LOADED of FILERANGE.
 
 The first write to a page of ZEROS or FILERANGE goes LOADED -> LOADING (its bytes are brought
 into the memfd) -> LOADED -> DIRTY. page_become() is the one place where a state is assigned.
@@ -61,25 +68,32 @@ scrap (zeros for a read, a SINK for a write), which is never stored, and op_fail
 arranged for an exception.
 """
 
-from libc.errno cimport EFAULT, ENOMEM, errno
+from libc.errno cimport EFAULT, EIO, ENOMEM
 from libc.stdint cimport UINT64_MAX, uint64_t
 from libc.stdlib cimport abort, calloc, free
 
-from wendelin.bigfile.kernel cimport (EDEADLK, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED_NOREPLACE,
-                                      MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, close,
-                                      mmap, munmap, pthread_atfork, pthread_cond_broadcast,
+from wendelin.bigfile.kernel cimport (EDEADLK, MADV_POPULATE_READ, MAP_ANONYMOUS, MAP_FAILED,
+                                      MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
+                                      PROT_READ, PROT_WRITE, close, madvise, mmap,
+                                      pthread_atfork, pthread_cond_broadcast,
                                       pthread_cond_init, pthread_self, sysconf, volatile_char,
                                       _SC_PAGESIZE, write as write_fd)
 from wendelin.bigfile.mapping cimport (FILE, NONE, RO, RW, SINK, ZERO, Kind, area_inherited,
-                                       area_lookup, area_map, area_reset, area_show, area_unmap,
-                                       areas_after_fork)
+                                       area_kind, area_lookup, area_map, area_reset, area_show,
+                                       area_unmap, areas_after_fork)
 from wendelin.bigfile.pagemap cimport (pagemap_del, pagemap_free, pagemap_get, pagemap_next,
                                        pagemap_set)
 from wendelin.bigfile.ram cimport (OFF, pager_cond, pager_lock, pager_unlock, ram_add,
-                                   ram_after_fork, ram_alloc, ram_forget_dirty, ram_free,
+                                   ram_after_fork, ram_alloc, ram_copy, ram_forget_dirty,
+                                   ram_free, ram_limit,
                                    ram_make_clean, ram_make_dirty, ram_may_dirty, ram_open,
                                    ram_remove, ram_reserve, ram_set_ops, ram_touch,
                                    ram_unreserve, ram_write)
+from wendelin.bigfile.readahead cimport AHEAD_PAGES, Ahead, readahead_post
+
+cdef enum:
+    AHEAD_BYTES = 16 << 20  # of mapped pages that a sequential reader is shown, and told of, ahead
+    AROUND_PAGES = 1024     # that are shown to others, if they are known: aligned groups of these
 
 cdef int (*op_load)(FileH *, uint64_t, Source *, void **) noexcept nogil
 cdef void (*op_fail)(FileH *, uint64_t, Failure, int) noexcept nogil
@@ -175,8 +189,9 @@ cdef void page_protect(Page *page, Kind most) noexcept nogil:
     cdef uint64_t i
     while area != NULL:
         i = page.blk - area.pgoffset        # wraps to a large number when blk is below
-        if i < area.pglen and area.kinds[i] != NONE and (most == NONE or area.kinds[i] == RW):
-            if area_show(area, i, most, -1, 0) != 0 and area_reset(area) != 0:
+        if i < area.pglen and (area_kind(area, i) == RW
+                                or most == NONE and area_kind(area, i) != NONE):
+            if area_show(area, i, 1, most, -1, 0) != 0 and area_reset(area) != 0:
                 fatal(b"wendelin.core: the kernel refuses to unmap a page\n")
         area = area.next
 
@@ -236,6 +251,18 @@ cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) no
         touch_bytes(data, size)
     if err == 0 and size < fileh.blksize:
         err = ram_alloc(fileh.memfd, offset + size, fileh.blksize - size)
+    if err != 0:
+        release(fileh, blk)
+    return err
+
+
+cdef int page_copy(FileH *fileh, uint64_t blk, int fd, long start) noexcept nogil:
+    """As page_fill, with the bytes of a file from `start` on."""
+    cdef int err
+    pager_lock()
+    ram_reserve(fileh.blksize)
+    pager_unlock()
+    err = ram_copy(fileh.memfd, blk * fileh.blksize, fileh.blksize, fd, start)
     if err != 0:
         release(fileh, blk)
     return err
@@ -307,7 +334,6 @@ cdef int page_bring_in(Page *page) noexcept nogil:
     cdef uint64_t blk = page.blk
     cdef Backing backing = page.backing
     cdef int err
-    cdef void *data
     fileh.refs += 1
     page_become(page, LOADING, backing)
     page.loader = pthread_self()
@@ -315,12 +341,7 @@ cdef int page_bring_in(Page *page) noexcept nogil:
     if backing == ZEROS:
         err = page_fill(fileh, blk, NULL, 0)
     else:
-        data = mmap(NULL, fileh.blksize, PROT_READ, MAP_PRIVATE, page.fd, page.offset)
-        if data == MAP_FAILED:
-            err = errno
-        else:
-            err = page_fill(fileh, blk, <const char *>data, fileh.blksize)
-            munmap(data, fileh.blksize)
+        err = page_copy(fileh, blk, page.fd, page.offset)
     pager_lock()
     if page.reload:
         if err == 0:
@@ -372,8 +393,80 @@ cdef void show_scrap(const char *addr, bint write) noexcept nogil:
         return
     i = (addr - area.start) // area.blksize
     area.scrap = True
-    if area_show(area, i, SINK if write else ZERO, -1, 0) != 0:
+    if area_show(area, i, 1, SINK if write else ZERO, -1, 0) != 0:
         fatal(b"wendelin.core: no memory left to report a failure with\n")
+
+
+cdef Kind kind_of(const Page *page) noexcept nogil:
+    """Return how a LOADED page is shown."""
+    return ZERO if page.backing == ZEROS else FILE if page.backing == FILERANGE else RO
+
+
+cdef bint is_known(Area *area, uint64_t i, Page **page) noexcept nogil:
+    """Say whether page i of an area is not shown, and could be without loading or memory."""
+    cdef FileH *fileh = <FileH *>area.owner
+    if area_kind(area, i) != NONE:
+        return False
+    page[0] = <Page *>pagemap_get(&fileh.pages, area.pgoffset + i)
+    return page[0] != NULL and page[0].state == LOADED and page[0].backing != MEMFD
+
+
+cdef size_t show_ahead(Area *area, uint64_t i, bint asked, Ahead *ahead) noexcept nogil:
+    """Show more than page i, which is about to be read and shown: what is known.
+
+    Who reads page after page gets holes, and AHEAD_BYTES of mapped pages, from i on; these and
+    what comes next are put into `ahead`, at most AHEAD_PAGES, for readahead_post(). Who does not,
+    gets all that is known around i. `asked`: nothing was known at i until now. Return how many
+    are in `ahead`.
+    """
+    cdef FileH *fileh = <FileH *>area.owner
+    cdef Page *page
+    cdef uint64_t j, k, lo, hi, files
+    cdef uint64_t most = min(max(min(<size_t>AHEAD_BYTES, ram_limit // 16) // area.blksize, 1),
+                             <size_t>AHEAD_PAGES // 3)
+    cdef size_t n = 0
+    cdef bint sequential = i == area.expected
+    area.streak = area.streak + 1 if sequential else 0
+    lo = i if sequential else i // AROUND_PAGES * AROUND_PAGES
+    hi = min(lo + AROUND_PAGES, area.pglen)
+    files = most if sequential else AROUND_PAGES
+    j = lo
+    while j < hi and files != 0:
+        k = j + 1
+        if j == i or not is_known(area, j, &page):
+            if sequential and j != i and area_kind(area, j) == NONE:
+                break               # the next touch is here, and asks
+        elif page.backing == ZEROS:
+            while k < hi and is_known(area, k, &page) and page.backing == ZEROS:
+                k += 1
+            if area_show(area, j, k - j, ZERO, -1, 0) != 0:
+                break
+        else:
+            if area_show(area, j, 1, FILE, page.fd, page.offset) != 0:
+                break
+            files -= 1
+        j = k
+    area.expected = j if sequential else i + 1
+    while area.expected < hi and (area.expected == i or area_kind(area, area.expected) != NONE):
+        area.expected += 1
+    if area.streak < 2:
+        return 0
+    # first let the disk work on what comes next, then map what is read now
+    for j in range(i if asked or area.streak == 2 else area.expected,
+                   min(area.expected + most, area.pglen)):
+        page = <Page *>pagemap_get(&fileh.pages, area.pgoffset + j)
+        if n < AHEAD_PAGES and page != NULL and page.state == LOADED and page.backing == FILERANGE:
+            ahead[n].addr = NULL
+            ahead[n].size = area.blksize
+            ahead[n].fd = page.fd
+            ahead[n].offset = page.offset
+            n += 1
+    for j in range(i + 1, area.expected):
+        if n < AHEAD_PAGES and area_kind(area, j) == FILE:
+            ahead[n].addr = area.start + j * area.blksize
+            ahead[n].size = area.blksize
+            n += 1
+    return n
 
 
 cdef bint page_touch(const char *addr, bint write) noexcept nogil:
@@ -390,6 +483,9 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
     cdef uint64_t i, blk
     cdef int err
     cdef Kind kind
+    cdef Ahead[AHEAD_PAGES] ahead
+    cdef size_t n_ahead = 0
+    cdef bint asked = False
     pager_lock()
     while True:
         area = area_lookup(addr)
@@ -407,6 +503,7 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
             if page_load(fileh, blk, NULL) != 0:
                 show_scrap(addr, write)
                 break
+            asked = True
             continue
         if page.state == LOADING:
             if page.loader == pthread_self():
@@ -448,13 +545,40 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
             kind = RW if fileh.frozen == 0 and not page.stored else RO
         else:
             kind = ZERO if page.backing == ZEROS else FILE if page.backing == FILERANGE else RO
-        err = area_show(area, i, kind, page.fd, page.offset)
+            if kind != RO:
+                n_ahead = show_ahead(area, i, asked, ahead)
+        err = area_show(area, i, 1, kind, page.fd, page.offset)
         if err != 0:
             fail(fileh, blk, NO_MAPPING, err)
             show_scrap(addr, write)
         break
     pager_unlock()
+    if n_ahead != 0:
+        readahead_post(ahead, n_ahead)
     return True
+
+
+cdef bint page_broken(const char *addr, bint write) noexcept nogil:
+    """The kernel cannot read what is mapped at addr (SIGBUS). False: it is not ours."""
+    cdef Area *area
+    cdef FileH *fileh
+    cdef uint64_t i
+    cdef bint ours = True
+    pager_lock()
+    area = area_lookup(addr)
+    if area == NULL:
+        ours = False
+    else:
+        i = (addr - area.start) // area.blksize
+        if area_kind(area, i) == FILE:
+            fileh = <FileH *>area.owner
+            fail(fileh, area.pgoffset + i, BROKEN_FILE, EIO)
+            show_scrap(addr, write)
+        else:
+            # It was, and is not any more: go on. But not round and round, if this has no memory.
+            ours = madvise(area.start + i * area.blksize, area.blksize, MADV_POPULATE_READ) == 0
+    pager_unlock()
+    return ours
 
 
 # ---- handles ----
@@ -630,6 +754,7 @@ cdef int fileh_discard(FileH *fileh) noexcept nogil:
     """Forget all changes, also by fileh_truncate. 0 or EDEADLK."""
     cdef int err
     pager_lock()
+    fileh.epoch += 1
     err = wait_thawed(fileh)
     if err == 0:
         while fileh.dirty != NULL:
@@ -645,6 +770,7 @@ cdef int fileh_invalidate(FileH *fileh, uint64_t blk) noexcept nogil:
     cdef Page *page
     cdef int err = 0
     pager_lock()
+    fileh.epoch += 1
     while True:
         page = <Page *>pagemap_get(&fileh.pages, blk)
         if page == NULL:
@@ -664,6 +790,7 @@ cdef void fileh_invalidate_loading(FileH *fileh) noexcept nogil:
     cdef size_t cursor = 0
     cdef Page *page
     pager_lock()
+    fileh.epoch += 1
     while True:
         page = <Page *>pagemap_next(&fileh.pages, &cursor)
         if page == NULL:
@@ -671,6 +798,50 @@ cdef void fileh_invalidate_loading(FileH *fileh) noexcept nogil:
         if page.state == LOADING:
             page.reload = True
     pager_unlock()
+
+
+cdef uint64_t fileh_epoch(FileH *fileh) noexcept nogil:
+    """Return what fileh_know() wants: to be asked for before anything else is."""
+    cdef uint64_t epoch
+    pager_lock()
+    epoch = fileh.epoch
+    pager_unlock()
+    return epoch
+
+
+cdef int fileh_know(FileH *fileh, const Known *known, size_t n, uint64_t epoch) noexcept nogil:
+    """Learn where blocks are that were not touched yet, or are in memory, clean. 0 or errno.
+
+    Ignored if anything was invalidated since `epoch`: it may not be true any more.
+    """
+    cdef Page *page
+    cdef size_t i
+    cdef uint64_t blk
+    cdef int err = 0
+    pager_lock()
+    for i in range(n):
+        if fileh.epoch != epoch:
+            break
+        blk = known[i].blk
+        if blk >= fileh.zero_from:
+            continue
+        page = <Page *>pagemap_get(&fileh.pages, blk)
+        if page == NULL:
+            page = page_new(fileh, blk)
+            if page == NULL:
+                err = ENOMEM
+                break
+        elif page.state != LOADED or page.backing != MEMFD:
+            continue
+        else:
+            page_protect(page, NONE)
+            ram_remove(&page.res)
+            ram_free(fileh.memfd, blk * fileh.blksize, fileh.blksize)
+        page.fd = known[i].source.fd
+        page.offset = known[i].source.offset
+        page_become(page, LOADED, known[i].source.backing)
+    pager_unlock()
+    return err
 
 
 cdef void fileh_announced(FileH *fileh, bint yes) noexcept nogil:
@@ -707,6 +878,7 @@ cdef int fileh_truncate(FileH *fileh, uint64_t blk) noexcept nogil:
     """From now on pages from blk on are zeros, until they are written. 0 or EDEADLK."""
     cdef int err
     pager_lock()
+    fileh.epoch += 1
     err = wait_thawed(fileh)
     if err == 0:
         fileh.zero_from = min(fileh.zero_from, blk)
@@ -718,6 +890,7 @@ cdef int fileh_truncate(FileH *fileh, uint64_t blk) noexcept nogil:
 cdef void fileh_untruncate(FileH *fileh) noexcept nogil:
     """The file itself was truncated: ask it again."""
     pager_lock()
+    fileh.epoch += 1
     fileh.zero_from = UINT64_MAX
     pager_unlock()
 

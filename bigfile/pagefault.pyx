@@ -1,10 +1,13 @@
-"""The SIGSEGV entry: from a fault to the page it wanted.
+"""The SIGSEGV entry: from a fault to the page it wanted. And SIGBUS: a mapped file that failed.
 
 1. the kernel calls on_segv() on the thread's own stack, SIGSEGV not blocked: a loader that
    touches another cold page faults again, and comes here again
 2. read or write? The error code in the context says (ESR on aarch64)
 3. page_touch() makes the address accessible; the thread goes on at the instruction
 4. an address in no area is somebody else's: whoever handled SIGSEGV before is called
+
+SIGBUS is the kernel's word for a mapped file whose disk cannot be read, or which was cut: the
+thread goes on over scrap, and gets an exception (page_broken).
 
 Staying on top
 --------------
@@ -24,7 +27,7 @@ now without an address (SI_TKILL):
                         calling. The fault may have been ours: return, and let the instruction
                         fault once more, with an address
 
-Only SIGSEGV is touched, in handlers and in masks.
+Only these two signals are touched, in handlers and in masks. All of the above holds for both.
 
 This room knows signals. It does not know pages; and nothing of it runs Python.
 """
@@ -33,9 +36,9 @@ from libc.errno cimport errno
 from libc.string cimport memset
 
 from wendelin.bigfile.kernel cimport (SA_NODEFER, SA_SIGINFO, SI_TKILL, SIG_DFL, SIG_IGN,
-                                      SIGSEGV, raise_, set_errno, sigaction, sigaction_t,
+                                      SIGBUS, SIGSEGV, raise_, set_errno, sigaction, sigaction_t,
                                       sigemptyset, siginfo_t)
-from wendelin.bigfile.page cimport page_touch
+from wendelin.bigfile.page cimport page_broken, page_touch
 from wendelin.bigfile.virtmem cimport virtmem_set_on_map
 
 cdef extern from *:
@@ -75,18 +78,27 @@ cdef extern from *:
     int chaining "wc_chaining"
     int retries "wc_retries"
 
-cdef sigaction_t previous       # whoever handled SIGSEGV before us
+# whoever handled them before us
+cdef sigaction_t previous_segv, previous_bus
 
 
-cdef void on_segv(int sig, siginfo_t *info, void *context) noexcept nogil:
-    """Handle SIGSEGV."""
+cdef sigaction_t *previous(int sig) noexcept nogil:
+    return &previous_bus if sig == SIGBUS else &previous_segv
+
+
+cdef void on_fault(int sig, siginfo_t *info, void *context) noexcept nogil:
+    """Handle SIGSEGV and SIGBUS."""
     global retries
     cdef int saved_errno = errno
-    cdef bint served = False
+    cdef bint served = False, write
     if info.si_code > 0:        # by the kernel, for an address
         retries = 0
-        served = page_touch(<const char *>info.si_addr, fault_is_write(context))
-    elif info.si_code == SI_TKILL and not chaining and not retries and not calls(&previous):
+        write = fault_is_write(context)
+        if sig == SIGBUS:
+            served = page_broken(<const char *>info.si_addr, write)
+        else:
+            served = page_touch(<const char *>info.si_addr, write)
+    elif info.si_code == SI_TKILL and not chaining and not retries and not calls(previous(sig)):
         retries = 1
         served = True
     set_errno(saved_errno)
@@ -102,36 +114,41 @@ cdef bint calls(const sigaction_t *action) noexcept nogil:
 cdef void call_previous(int sig, siginfo_t *info, void *context) noexcept nogil:
     global chaining
     cdef sigaction_t default
-    if chaining or not calls(&previous):
+    cdef sigaction_t *action = previous(sig)
+    if chaining or not calls(action):
         # The default action, at the same instruction, so that a core dump shows the place. A
         # signal that was sent, not caused, has to be raised again for that.
         memset(&default, 0, sizeof(default))
         default.sa_handler = SIG_DFL
-        sigaction(SIGSEGV, &default, NULL)
+        sigaction(sig, &default, NULL)
         if info.si_code <= 0:
             raise_(sig)
         return
     chaining += 1
-    if previous.sa_flags & SA_SIGINFO:
-        previous.sa_sigaction(sig, info, context)
+    if action.sa_flags & SA_SIGINFO:
+        action.sa_sigaction(sig, info, context)
     else:
-        previous.sa_handler(sig)
+        action.sa_handler(sig)
     chaining -= 1
 
 
-cdef void keep_on_top() noexcept nogil:
-    """Be the handler of SIGSEGV, and remember who was."""
-    global previous
+cdef void keep_on_top_of(int sig) noexcept nogil:
     cdef sigaction_t now, ours
-    sigaction(SIGSEGV, NULL, &now)
-    if now.sa_flags & SA_SIGINFO and now.sa_sigaction == on_segv:
+    sigaction(sig, NULL, &now)
+    if now.sa_flags & SA_SIGINFO and now.sa_sigaction == on_fault:
         return
-    previous = now
+    previous(sig)[0] = now
     memset(&ours, 0, sizeof(ours))
-    ours.sa_sigaction = on_segv
+    ours.sa_sigaction = on_fault
     ours.sa_flags = SA_SIGINFO | SA_NODEFER     # not SA_ONSTACK: Python runs in here
     sigemptyset(&ours.sa_mask)
-    sigaction(SIGSEGV, &ours, NULL)
+    sigaction(sig, &ours, NULL)
+
+
+cdef void keep_on_top() noexcept nogil:
+    """Be the handler of both signals, and remember who was."""
+    keep_on_top_of(SIGSEGV)
+    keep_on_top_of(SIGBUS)
 
 
 virtmem_set_on_map(keep_on_top)

@@ -35,6 +35,7 @@ cdef void ram_set_ops(void (*cool)(Resident *) noexcept nogil,
 cdef int ram_open() noexcept nogil
 cdef int ram_alloc(int memfd, long offset, size_t size) noexcept nogil
 cdef int ram_write(int memfd, const char *data, size_t size, long offset) noexcept nogil
+cdef int ram_copy(int memfd, long offset, size_t size, int fd, long start) noexcept nogil
 cdef void ram_free(int memfd, long offset, size_t size) noexcept nogil
 
 cdef void ram_reserve(size_t size) noexcept nogil

@@ -1,5 +1,7 @@
 """See virtmem.pyx."""
 
+from libc.stdint cimport uint64_t
+
 from wendelin.bigfile.mapping cimport Area
 from wendelin.bigfile.page cimport FileH
 
@@ -15,6 +17,8 @@ cdef class BigFileH:
     cdef readonly object file   # the BigFile; lives at least as long as this
     cdef list failures          # exceptions since the last discard; protected by: the GIL
     cdef unsigned long owner    # thread that gets failures of threads unknown to Python
+    cdef uint64_t ahead_stop    # block after those that were asked for ahead, last time
+    cdef uint64_t ahead_window  # how many were, or are to be
     cdef bint truncated         # the file has yet to be told of `fileh.zero_from`
 
     cdef int check(self) except -1

@@ -47,11 +47,12 @@ from wendelin.bigfile.kernel cimport (EDEADLK, MADV_DONTFORK, MAP_ANONYMOUS, MAP
                                       MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_READ,
                                       PROT_WRITE, _SC_PAGESIZE, madvise, mmap, munmap,
                                       pthread_cond_wait, sysconf)
-from wendelin.bigfile.page cimport (DIRTY, DIRTY_LIMIT, FILERANGE, FORKED, MEMFD, NO_MAPPING,
-                                    TOUCH_IN_LOAD, WRITE_IN_WRITEOUT, ZEROS, Failure, FileH,
-                                    Page, Source, fileh_discard, fileh_announced,
-                                    fileh_dirty_blocks, fileh_freeze, fileh_invalidate,
-                                    fileh_invalidate_loading, fileh_load, fileh_map,
+from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, DIRTY_LIMIT, FILERANGE, FORKED, MEMFD,
+                                    NO_MAPPING, TOUCH_IN_LOAD, WRITE_IN_WRITEOUT, ZEROS, Failure,
+                                    FileH, Known, Page, Source, fileh_announced, fileh_discard,
+                                    fileh_dirty_blocks, fileh_epoch, fileh_freeze,
+                                    fileh_invalidate, fileh_invalidate_loading, fileh_know,
+                                    fileh_load, fileh_map,
                                     fileh_mark_stored, fileh_new, fileh_set_stored, fileh_thaw,
                                     fileh_truncate, fileh_unmap, fileh_unref, fileh_untruncate,
                                     page_fill, page_set_exiting, page_set_ops, pager_exiting,
@@ -117,6 +118,8 @@ HOLE = type("Hole", (), {"__repr__": lambda self: "HOLE", "__slots__": ()})()
 
 cdef enum:
     MAX_INTERRUPTS = 8      # after so many a loader is taken to raise them itself
+    MIN_AHEAD = 4           # blocks that are asked for ahead, at first
+    MAX_AHEAD = 1024        # and at most
 
 cdef size_t os_page = sysconf(_SC_PAGESIZE)
 
@@ -189,6 +192,7 @@ cdef int load_with_gil(FileH *fileh, uint64_t blk, Source *source, void **error)
     cdef PyObject *handled = PyErr_GetHandledException()
     cdef BigFileH pyfileh
     cdef int result = -1
+    cdef uint64_t epoch = fileh_epoch(fileh)
     PyErr_SetHandledException(NULL)
     interrupts = []
     try:
@@ -214,6 +218,13 @@ cdef int load_with_gil(FileH *fileh, uint64_t blk, Source *source, void **error)
                 else:
                     Py_INCREF(exc)
                     error[0] = <void *>exc
+            elif source.backing != MEMFD:
+                try:
+                    look_ahead(pyfileh, blk, epoch)
+                except Exception:
+                    pass        # who touches those blocks is told
+                except BaseException as e:
+                    interrupts.append(e)
         for e in interrupts:
             set_async(threading.get_ident(), _class_of(e, None))
     except BaseException as e:
@@ -248,6 +259,41 @@ cdef int check_nested() except -1:
     return 0
 
 
+cdef int source_from(found, Source *source) except -1:
+    """Take what mapblk returned."""
+    if found is HOLE:
+        source.backing = ZEROS
+        return 0
+    fd, offset = found
+    source.fd = fd
+    source.offset = offset
+    if source.fd < 0 or source.offset < 0 or source.offset % os_page != 0:
+        raise ValueError(f"mapblk returned (fd {fd}, offset {offset}): the offset must be a "
+                         f"multiple of the OS page, {os_page} bytes")
+    source.backing = FILERANGE
+    return 0
+
+
+cdef int look_ahead(BigFileH fileh, uint64_t blk, uint64_t epoch) except -1:
+    """Learn where more blocks are, besides blk, which was not known.
+
+    From blk on, if that is where the last look ended, else around it. Each look that finds
+    something doubles the next one: whoever touches one block does not pay for all of them.
+    """
+    cdef uint64_t start, stop
+    mapahead = getattr(fileh.file, "mapahead", None)
+    if mapahead is None:
+        return 0
+    start = blk if blk == fileh.ahead_stop else blk - blk % fileh.ahead_window
+    stop = min(start + fileh.ahead_window, <uint64_t>(INT64_MAX // fileh.fileh.blksize))
+    fileh.ahead_stop = stop
+    found = mapahead(start, stop)
+    fileh.ahead_window = (min(2 * fileh.ahead_window, <uint64_t>MAX_AHEAD) if len(found) > 1
+                          else <uint64_t>MIN_AHEAD)
+    fileh.know(found, epoch)
+    return 0
+
+
 cdef int load_from_file(FileH *fileh, file, uint64_t blk, Source *source) except -1:
     """Ask the file for a block, and put it where `source` says."""
     cdef Py_buffer view
@@ -255,17 +301,8 @@ cdef int load_from_file(FileH *fileh, file, uint64_t blk, Source *source) except
     mapblk = getattr(file, "mapblk", None)
     if mapblk is not None:
         found = mapblk(blk)
-        if found is HOLE:
-            source.backing = ZEROS
-            return 0
         if found is not None:
-            fd, offset = found
-            source.fd = fd
-            source.offset = offset
-            if source.fd < 0 or source.offset < 0 or source.offset % os_page != 0:
-                raise ValueError(f"mapblk returned (fd {fd}, offset {offset}): the offset must "
-                                 f"be a multiple of the OS page, {os_page} bytes")
-            source.backing = FILERANGE
+            source_from(found, source)
             return 0
     buf = scratch_buffer(fileh.blksize)
     data = file.loadblk(blk, memoryview(buf))
@@ -360,6 +397,9 @@ cdef object failure(str what, Failure why, int err):
                          f"database anew in the child process")
     if why == TOUCH_IN_LOAD:
         return BlockLoadError(f"{what} cannot be loaded: its own loader touched it")
+    if why == BROKEN_FILE:
+        return BlockLoadError(f"{what} cannot be read: the disk failed under the file that it is "
+                              f"mapped from, or the file was cut")
     if why == WRITE_IN_WRITEOUT:
         return DoomedError(f"{what} was changed by the thread that is storing it")
     kind = "mapping" if why == NO_MAPPING else "memory"
@@ -478,6 +518,9 @@ cdef class BigFile:
     mapblk(blk), optional
         Return (fd, offset) of a file that holds all of the block, page-aligned and immutable,
         with fd open as long as the handle lives; HOLE for a block of zeros; None: loadblk.
+    mapahead(start, stop), optional
+        Return {block: what mapblk returns for it}, without None, for blocks in [start, stop)
+        of which that is cheap to know. Touches of them will not call Python.
     truncate(blk), optional
         Drop this block and all after it. Without it, an array that shrinks writes zeros.
     """
@@ -533,6 +576,7 @@ cdef class BigFileH:
             hint = " (page memory is a file to the kernel: see ulimit -f)" if errno == EFBIG else ""
             raise OSError(errno, f"no page memory for {describe(file)}: "
                                  f"{strerror(errno).decode()}{hint}")
+        self.ahead_window = MIN_AHEAD
         self.fileh.pyfileh = <void *>self
         self.fileh.announces = hasattr(self, "first_change")
 
@@ -610,6 +654,41 @@ cdef class BigFileH:
             if err != 0:
                 check_nested()
                 raise MemoryError
+
+    def epoch(self):
+        """Return what know() wants: call it before asking where blocks are."""
+        return fileh_epoch(self.fileh)
+
+    def know(self, found, uint64_t epoch):
+        """Learn where blocks are, without loading any: their first touch needs no Python.
+
+        Blocks that are in memory, and clean, give their memory back. Changed ones stay. All is
+        ignored if anything was invalidated since epoch() was called.
+
+        Parameters
+        ----------
+        found : dict
+            Block number -> what mapblk returns for it; not None.
+        epoch : int
+        """
+        cdef size_t n = len(found), i = 0
+        cdef int err
+        cdef Known *known
+        self.check()
+        known = <Known *>malloc(n * sizeof(Known) + 1)
+        if known == NULL:
+            raise MemoryError
+        try:
+            for blk, where in found.items():
+                known[i].blk = blk
+                source_from(where, &known[i].source)
+                i += 1
+            with nogil:
+                err = fileh_know(self.fileh, known, i, epoch)
+        finally:
+            free(known)
+        if err != 0:
+            raise MemoryError
 
     def isdirty(self):
         """Say whether there are changes since the last write-out."""

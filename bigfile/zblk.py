@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -25,7 +26,7 @@ from persistent import Persistent
 
 from wendelin.lib import zrecord
 
-__all__ = ["FORMATS", "ZBlk0", "ZBlkBase", "default_format", "load_block", "trimmed"]
+__all__ = ["FORMATS", "ZBlk0", "ZBlkBase", "default_format", "is_plain", "load_block", "trimmed"]
 
 #: (oid) -> record of the state that is read
 Load = Callable[[bytes], bytes]
@@ -145,6 +146,17 @@ def default_format() -> type[ZBlkBase]:
     return FORMATS[name]
 
 
+def _format_of(record: memoryview | bytes) -> type[ZBlkBase] | None:
+    """Return the format of a record, or of the beginning of one; None: it is no block."""
+    return FORMATS.get(zrecord.class_of(record).removeprefix("wendelin.bigfile.file_zodb."))
+
+
+@lru_cache(64)  # there are as many heads as writers
+def is_plain(head: bytes) -> bool:
+    """Say whether the state of such a record is the block's bytes; head is its beginning."""
+    return _format_of(head) is ZBlk0
+
+
 def load_block(oid: bytes, load: Load) -> memoryview | bytes:
     """Return the bytes of a block object of any format.
 
@@ -156,11 +168,11 @@ def load_block(oid: bytes, load: Load) -> memoryview | bytes:
         What the storage raised.
     """
     record = load(oid)
-    name = zrecord.class_of(record)
-    cls = FORMATS.get(name.removeprefix("wendelin.bigfile.file_zodb."))
+    cls = _format_of(record)
     if cls is None:
         known = ", ".join(FORMATS)
         raise zrecord.RecordError(
-            f"object {oid.hex()} is a {name}, which is no block format (known: {known})"
+            f"object {oid.hex()} is a {zrecord.class_of(record)}, which is no block format "
+            f"(known: {known})"
         )
     return cls.load(record, load)

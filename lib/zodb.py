@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from importlib.metadata import entry_points
 from typing import Any
@@ -18,7 +18,7 @@ from ZODB.utils import p64, u64
 from zodburi import resolve_uri
 from zodburi.datatypes import convert_bytesize, convert_int
 
-from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.lib.filestorage import AlignedFileStorage, Located
 
 __all__ = [
     "LivePersistent",
@@ -27,6 +27,7 @@ __all__ = [
     "dbstoropen",
     "deactivate_btree",
     "zconn_at",
+    "zconn_locate",
 ]
 
 
@@ -215,6 +216,13 @@ def _children(btree: Any) -> list[Any]:
 # ---- Connections ----
 
 
+def _before(conn: Any) -> bytes | None:
+    """Return the tid before which a Connection sees everything; None: its storage does not say."""
+    storage = conn._normal_storage
+    before = getattr(storage, "_before", None) or getattr(storage, "_start", None)
+    return before if isinstance(before, bytes) and len(before) == 8 else None
+
+
 def zconn_at(conn: Any) -> bytes:
     """Return the tid of the last transaction that a Connection sees.
 
@@ -227,8 +235,20 @@ def zconn_at(conn: Any) -> bytes:
     """
     if conn.opened is None:
         raise ConnectionStateError(f"{conn!r} is closed")
-    storage = conn._normal_storage
-    before = getattr(storage, "_before", None) or getattr(storage, "_start", None)
-    if not isinstance(before, bytes) or len(before) != 8:
-        raise TypeError(f"{type(storage).__name__} does not tell what {conn!r} sees")
+    before = _before(conn)
+    if before is None:
+        name = type(conn._normal_storage).__name__
+        raise TypeError(f"{name} does not tell what {conn!r} sees")
     return bytes(p64(u64(before) - 1))
+
+
+def zconn_locate(conn: Any, oids: Iterable[bytes]) -> list[Located | None]:
+    """Return where the bytes of objects lie in a file, as a Connection sees them.
+
+    None for those that do not: all of them, where the storage is no AlignedFileStorage.
+    """
+    storage = getattr(conn._normal_storage, "_storage", None)
+    before = _before(conn)
+    if before is None or not isinstance(storage, AlignedFileStorage):
+        return [None for _ in oids]
+    return storage.locate(oids, before)

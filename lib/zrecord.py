@@ -15,7 +15,7 @@ import io
 import pickletools
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import zodbpickle
 from zodbpickle import pickle as zpickle
@@ -38,8 +38,7 @@ class RecordError(Exception):
     """A record is damaged, or not what it should be."""
 
 
-@dataclass(frozen=True)
-class Ref:
+class Ref(NamedTuple):
     """A reference to another persistent object."""
 
     oid: bytes
@@ -68,7 +67,11 @@ class _Unpickler(zpickle.Unpickler):  # type: ignore[misc]  # no type hints
         return _Global(f"{module}.{name}")
 
     def persistent_load(self, ref: Any) -> Ref:
-        # the forms that ZODB.serialize writes
+        # the forms that ZODB.serialize writes, the usual one first
+        if type(ref) is tuple and len(ref) == 2 and type(ref[1]) is _Global:
+            oid = ref[0]
+            if type(oid) is zodbpickle.binary and len(oid) == 8:
+                return Ref(bytes(oid), ref[1].name)
         if isinstance(ref, list) and len(ref) == 2:
             kind, args = ref[0], tuple(ref[1])
             if kind == "m":
@@ -148,10 +151,10 @@ _LONGEST = 4096  # [bytes]
 
 def _head(record: memoryview | bytes) -> tuple[int, str]:
     """Return (where the state begins, name of the class)."""
-    first = bytes(record[:_LONGEST])
     for head, name in list(_heads.items()):
-        if first.startswith(head):
+        if record[: len(head)] == head:
             return len(head), name
+    first = bytes(record[:_LONGEST])
     end = _end_of_pickle(first)
     head = first[:end]
     name = _class_name(_load(head, 1))
@@ -176,14 +179,14 @@ _BYTES_OPS = {ord("B"): 4, ord("C"): 1, 0x8E: 8, ord("T"): 4, ord("U"): 1}
 _BINBYTES, _POP = b"B", b"0"
 
 
-@dataclass(frozen=True)
-class Payload:
+class Payload(NamedTuple):
     """Where the bytes are in a record whose state is one piece of them.
 
     The state is `[PROTO] [FRAME] [BINBYTES pad POP] BYTES [memo] STOP`. A pad is loaded and
     thrown away by whoever unpickles the record; it is there to put the payload to an offset.
     """
 
+    state: int  # where the state begins, and what tells the class ends
     begin: int  # of the pad, if there is one
     op: int  # the opcode of the payload
     start: int  # [start, stop): the payload
@@ -201,7 +204,7 @@ def find_payload(record: memoryview | bytes, size: int | None = None) -> Payload
     size : int, optional
         Size of all of the record [bytes], where it is longer.
     """
-    pos, _ = _head(record)
+    state = pos = _head(record)[0]
     end = len(record)
     if end - pos > 2 and record[pos] == 0x80:
         pos += 2
@@ -226,7 +229,7 @@ def find_payload(record: memoryview | bytes, size: int | None = None) -> Payload
             return None
     elif not stop < size <= stop + 6:
         return None
-    return Payload(begin, pos, start, stop, framed)
+    return Payload(state, begin, pos, start, stop, framed)
 
 
 def _bytes_at(record: memoryview | bytes, pos: int) -> tuple[int, int] | None:

@@ -89,7 +89,7 @@ def test_what_is_no_database(tmp_path):
 
 
 def test_a_full_disk(tmp_path):
-    """A file system with room for two transactions, and for the third one's temporary file."""
+    """A file system with room for three transactions, and for part of the fourth."""
     script = (
         "mount -t tmpfs -o size=110m none . && cd $PWD &&"
         f"{PROGRAM} --worksize=200 gen x.fs; echo exit code $?; {PROGRAM} read x.fs"
@@ -104,7 +104,7 @@ def test_a_full_disk(tmp_path):
     assert "exit code 1" in done.stdout, done.stderr
     assert "No space left on device: what was committed before is saved" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "over 64 MB" in done.stdout, done.stderr
+    assert "over 96 MB" in done.stdout, done.stderr
 
 
 def test_a_transaction_larger_than_memory(tmp_path):
