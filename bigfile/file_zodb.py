@@ -62,7 +62,7 @@ from wendelin.bigfile.virtmem import (
     BigFileH,
 )
 from wendelin.bigfile.zblk import ZBlk0, ZBlkBase, default_format, is_plain, load_block, trimmed
-from wendelin.lib.filestorage import OpenFile
+from wendelin.lib.filestorage import ALIGNMENT, OpenFile
 from wendelin.lib.zodb import LivePersistent, zconn_locate
 
 __all__ = ["ZBigFile", "ZBigFileH", "ZBlk", "ZBlk0"]
@@ -181,9 +181,13 @@ class _ZFile(BigFile):
         if stored:
             located = zconn_locate(self.conn, stored.values())
             for blk, found in zip(stored, located, strict=True):
-                if found is not None and found.size == self.blksize and is_plain(found.head):
-                    self.mapped_from.add(found.file)
+                if found is None or found.size > self.blksize or not is_plain(found.head):
+                    continue
+                self.mapped_from.add(found.file)
+                if found.size == self.blksize and found.offset % ALIGNMENT == 0:
                     where[blk] = (found.file.fd, found.offset)
+                else:
+                    where[blk] = (found.file.fd, found.offset, found.size)
         return where
 
     def drop_changed(self, oids: Iterable[bytes] | None) -> None:

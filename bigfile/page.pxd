@@ -8,6 +8,7 @@ from wendelin.bigfile.pagemap cimport PageMap
 from wendelin.bigfile.ram cimport Resident
 
 cdef enum State:
+    KNOWN
     LOADING
     LOADED
     DIRTY                   # EMPTY has no page at all
@@ -27,14 +28,17 @@ cdef enum Failure:          # why a touch cannot be served, other than by a fail
     WRITE_IN_WRITEOUT       # the thread that writes out changed a page
     BROKEN_FILE             # the file that a page is mapped from cannot be read there
 
-cdef struct Source:         # what a loader found; see page_fill for MEMFD
+cdef struct Source:         # where a block is
+    # ZEROS; FILERANGE: to be mapped from a file; NOTHING: to be copied from a file;
+    # MEMFD: it is in page memory already, see page_fill
     Backing backing
-    int fd                  # FILERANGE; open for as long as the handle lives
-    long offset             # FILERANGE [bytes]
+    int fd                  # of the file, open for as long as the handle lives; -1: no file
+    long offset             # in the file [bytes]
+    size_t size             # [bytes] of the block that the file has; zeros are after that
 
 cdef struct Known:          # what is known of a block that nobody touched yet
     uint64_t blk
-    Source source           # ZEROS or FILERANGE
+    Source source           # not MEMFD
 
 cdef struct FileH
 cdef struct Page:
@@ -43,12 +47,12 @@ cdef struct Page:
     uint64_t blk
     # protected by: the pager lock; changed only in page.pyx
     State state
-    Backing backing
+    Backing backing         # what it has in memory
     pthread_t loader        # LOADING: the thread that does it
     bint reload             # LOADING: what is being loaded is no longer true
+    bint ahead              # somebody is asked to load it
     bint stored             # DIRTY: stored since its last change
-    int fd                  # FILERANGE
-    long offset             # FILERANGE [bytes]
+    Source source           # where it is, or is again after reclaim, if it has an fd
     Page *dirty_prev        # DIRTY: neighbours in the handle's list
     Page *dirty_next
 

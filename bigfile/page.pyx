@@ -10,12 +10,17 @@ States
 ------
                     touch (read)             touch (write)
    EMPTY ───────────► LOADING ─► LOADED ─────────► DIRTY
-     ▲  └─── know ────────────────► │                 │
+     ▲                   │          │                 │
      │◄── load failed ───┘          │◄── mark_stored ─┘
      │◄── reclaim, invalidate ──────┘                 │
      │◄── discard, invalidate, truncate ──────────────┘
 
+   EMPTY ── know ──► KNOWN, or LOADED where it costs no memory
+   KNOWN ── touch, or read ahead ──► LOADING          KNOWN ◄── reclaim, load failed
+
    EMPTY     no Page; shown as NONE
+   KNOWN     not in memory and shown as NONE, but `source` says where it is: it is loaded
+             without Python
    LOADING   one thread fills it, others wait for pager_cond. A page that is invalidated
              meanwhile is marked `reload`, and loaded again
    LOADED    clean. Its backing is ZEROS (a hole), FILERANGE (mapped from a file) or MEMFD
@@ -23,9 +28,9 @@ States
    DIRTY     changed; backing MEMFD, never given back. `stored` while nothing changed since
              it was stored
 
-Who is asked where a block is may say where others are, too: fileh_know() makes them LOADED, if
-nothing has changed meanwhile (`epoch`). From then on a touch of them needs no Python, and a
-touch of one shows others with it: see show_ahead().
+Who is asked where a block is may say where others are, too: fileh_know() makes them LOADED or
+KNOWN, if nothing has changed meanwhile (`epoch`). From then on a touch of them needs no Python,
+and a touch of one shows others with it (show_ahead), or has them loaded (load_ahead).
 
 After a commit, pages in memory are known to lie in the file now: fileh_know() takes their
 memory back, LOADED of MEMFD -> LOADED of FILERANGE.
@@ -89,7 +94,8 @@ from wendelin.bigfile.ram cimport (OFF, pager_cond, pager_lock, pager_unlock, ra
                                    ram_make_clean, ram_make_dirty, ram_may_dirty, ram_open,
                                    ram_remove, ram_reserve, ram_set_ops, ram_touch,
                                    ram_unreserve, ram_write)
-from wendelin.bigfile.readahead cimport AHEAD_PAGES, Ahead, readahead_post
+from wendelin.bigfile.readahead cimport (AHEAD_PAGES, Ahead, readahead_post,
+                                         readahead_set_op)
 
 cdef enum:
     AHEAD_BYTES = 16 << 20  # of mapped pages that a sequential reader is shown, and told of, ahead
@@ -144,6 +150,7 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil:
         page_set_stored(page, False)
         ram_make_clean(&page.res)
     elif state == DIRTY:
+        page.source.fd = -1         # it has other bytes than the file now
         ram_make_dirty(&page.res)
         page.dirty_prev = NULL
         page.dirty_next = fileh.dirty
@@ -174,6 +181,7 @@ cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil:
     page.res.size = fileh.blksize
     page.fileh = fileh
     page.blk = blk
+    page.source.fd = -1
     page.state = LOADING
     page.loader = pthread_self()
     if pagemap_set(&fileh.pages, blk, page) != 0:
@@ -187,12 +195,14 @@ cdef void page_protect(Page *page, Kind most) noexcept nogil:
     """Let no area show more of the page than `most`: NONE or RO."""
     cdef Area *area = page.fileh.areas
     cdef uint64_t i
+    cdef Kind kind
     while area != NULL:
         i = page.blk - area.pgoffset        # wraps to a large number when blk is below
-        if i < area.pglen and (area_kind(area, i) == RW
-                                or most == NONE and area_kind(area, i) != NONE):
-            if area_show(area, i, 1, most, -1, 0) != 0 and area_reset(area) != 0:
-                fatal(b"wendelin.core: the kernel refuses to unmap a page\n")
+        if i < area.pglen:
+            kind = area_kind(area, i)
+            if kind == RW or most == NONE and kind != NONE:
+                if area_show(area, i, 1, most, -1, 0) != 0 and area_reset(area) != 0:
+                    fatal(b"wendelin.core: the kernel refuses to unmap a page\n")
         area = area.next
 
 
@@ -206,18 +216,29 @@ cdef void fatal(const char *msg) noexcept nogil:
 
 
 cdef void page_drop(Page *page) noexcept nogil:
-    """LOADED or DIRTY -> EMPTY. A LOADING page is loaded again instead."""
-    cdef FileH *fileh = page.fileh
+    """KNOWN, LOADED or DIRTY -> EMPTY. A LOADING page is loaded again instead."""
     if page.state == LOADING:
         page.reload = True
         return
+    page_free_memory(page)
+    page_forget(page)
+
+
+cdef void page_free_memory(Page *page) noexcept nogil:
+    """LOADED or DIRTY: give up what it has in memory. Its state is to be changed right after."""
+    cdef FileH *fileh = page.fileh
     page_protect(page, NONE)
     if page.state == DIRTY:
         page_become(page, LOADED, MEMFD)
     if page.backing == MEMFD:
         ram_remove(&page.res)
         ram_free(fileh.memfd, page.blk * fileh.blksize, fileh.blksize)
-    pagemap_del(&fileh.pages, page.blk)
+        page.backing = NOTHING
+
+
+cdef void page_forget(Page *page) noexcept nogil:
+    """-> EMPTY, for a page without memory."""
+    pagemap_del(&page.fileh.pages, page.blk)
     free(page)
 
 
@@ -226,7 +247,12 @@ cdef void page_cool(Resident *res) noexcept nogil:
 
 
 cdef void page_evict(Resident *res) noexcept nogil:
-    page_drop(<Page *>res)
+    cdef Page *page = <Page *>res
+    page_free_memory(page)
+    if page.source.fd >= 0:
+        page_become(page, KNOWN, NOTHING)
+    else:
+        page_forget(page)
 
 
 # ---- loading ----
@@ -256,13 +282,16 @@ cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) no
     return err
 
 
-cdef int page_copy(FileH *fileh, uint64_t blk, int fd, long start) noexcept nogil:
-    """As page_fill, with the bytes of a file from `start` on."""
+cdef int page_copy(FileH *fileh, uint64_t blk, const Source *source) noexcept nogil:
+    """As page_fill, with the bytes of a file."""
     cdef int err
+    cdef long offset = blk * fileh.blksize
     pager_lock()
     ram_reserve(fileh.blksize)
     pager_unlock()
-    err = ram_copy(fileh.memfd, blk * fileh.blksize, fileh.blksize, fd, start)
+    err = ram_copy(fileh.memfd, offset, source.size, source.fd, source.offset)
+    if err == 0 and source.size < fileh.blksize:
+        err = ram_alloc(fileh.memfd, offset + source.size, fileh.blksize - source.size)
     if err != 0:
         release(fileh, blk)
     return err
@@ -288,39 +317,67 @@ cdef void touch_bytes(const char *data, size_t size) noexcept nogil:
     seen ^= (<volatile_char *>data)[size - 1]
 
 
-cdef int page_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil:
-    """EMPTY -> LOADING -> LOADED; or, -1, back to EMPTY as op_load failed.
+cdef int page_load(FileH *fileh, uint64_t blk, bint ahead, void **error) noexcept nogil:
+    """EMPTY or KNOWN -> LOADING -> LOADED; or back to where it was as the load failed: -1, or,
+    where error is not NULL, an errno of the file it is KNOWN to be in.
 
+    ahead: nobody has touched it; only what is KNOWN is loaded, and a failure is not reported.
     Enters and leaves with the pager lock held, gives it up while the block is loaded.
     """
     cdef Source source
-    cdef int err = 0
-    cdef Page *page = page_new(fileh, blk)
+    cdef int err = 0, errno_ = 0
+    cdef Page *page = <Page *>pagemap_get(&fileh.pages, blk)
     if page == NULL:
-        fail(fileh, blk, NO_MEMORY, ENOMEM)
-        return -1
+        page = page_new(fileh, blk)
+        if page == NULL:
+            fail(fileh, blk, NO_MEMORY, ENOMEM)
+            return -1
+    else:
+        page_become(page, LOADING, NOTHING)
+        page.loader = pthread_self()
     fileh.refs += 1
     while True:
         page.reload = False
-        source.backing = ZEROS
-        if blk < fileh.zero_from:
+        source = page.source
+        source.backing = NOTHING
+        if blk >= fileh.zero_from:
+            source.backing = ZEROS
+        else:
             pager_unlock()
-            err = op_load(fileh, blk, &source, error)
+            if source.fd < 0:
+                err = op_load(fileh, blk, &source, error)
+            if err == 0 and source.backing == NOTHING:
+                errno_ = page_copy(fileh, blk, &source)
+                if errno_ == 0:
+                    source.backing = MEMFD
+                else:
+                    err = -1
             pager_lock()
         if source.backing == MEMFD and (err != 0 or page.reload):
             pager_unlock()
             release(fileh, blk)
             pager_lock()
+        if page.reload and (err == 0 or page.source.fd >= 0):
+            page.source.fd = -1         # it was true, and is not any more: ask
+            err = errno_ = 0
+            if not ahead:
+                continue
+            err = -1
         if err != 0:
-            pagemap_del(&fileh.pages, blk)
-            free(page)
+            if page.source.fd >= 0:
+                page_become(page, KNOWN, NOTHING)
+            else:
+                page_forget(page)
             break
-        if not page.reload:
-            page.fd = source.fd
-            page.offset = source.offset
-            page_become(page, LOADED, source.backing)
-            break
+        page.source = source
+        page_become(page, LOADED, source.backing)
+        break
     pthread_cond_broadcast(&pager_cond)
+    if errno_ != 0 and not ahead:
+        if error == NULL:
+            fail(fileh, blk, BROKEN_FILE, errno_)
+        else:
+            err = errno_
     fileh_release(fileh)
     return err
 
@@ -341,7 +398,7 @@ cdef int page_bring_in(Page *page) noexcept nogil:
     if backing == ZEROS:
         err = page_fill(fileh, blk, NULL, 0)
     else:
-        err = page_copy(fileh, blk, page.fd, page.offset)
+        err = page_copy(fileh, blk, &page.source)
     pager_lock()
     if page.reload:
         if err == 0:
@@ -411,6 +468,12 @@ cdef bint is_known(Area *area, uint64_t i, Page **page) noexcept nogil:
     return page[0] != NULL and page[0].state == LOADED and page[0].backing != MEMFD
 
 
+cdef uint64_t most_ahead(Area *area) noexcept nogil:
+    """Return how many pages a sequential reader may be ahead of itself."""
+    cdef size_t most = min(<size_t>AHEAD_BYTES, ram_limit // 16) // area.blksize
+    return min(max(most, 1), <size_t>AHEAD_PAGES // 3)
+
+
 cdef size_t show_ahead(Area *area, uint64_t i, bint asked, Ahead *ahead) noexcept nogil:
     """Show more than page i, which is about to be read and shown: what is known.
 
@@ -422,8 +485,7 @@ cdef size_t show_ahead(Area *area, uint64_t i, bint asked, Ahead *ahead) noexcep
     cdef FileH *fileh = <FileH *>area.owner
     cdef Page *page
     cdef uint64_t j, k, lo, hi, files
-    cdef uint64_t most = min(max(min(<size_t>AHEAD_BYTES, ram_limit // 16) // area.blksize, 1),
-                             <size_t>AHEAD_PAGES // 3)
+    cdef uint64_t most = most_ahead(area)
     cdef size_t n = 0
     cdef bint sequential = i == area.expected
     area.streak = area.streak + 1 if sequential else 0
@@ -442,7 +504,7 @@ cdef size_t show_ahead(Area *area, uint64_t i, bint asked, Ahead *ahead) noexcep
             if area_show(area, j, k - j, ZERO, -1, 0) != 0:
                 break
         else:
-            if area_show(area, j, 1, FILE, page.fd, page.offset) != 0:
+            if area_show(area, j, 1, FILE, page.source.fd, page.source.offset) != 0:
                 break
             files -= 1
         j = k
@@ -456,17 +518,57 @@ cdef size_t show_ahead(Area *area, uint64_t i, bint asked, Ahead *ahead) noexcep
                    min(area.expected + most, area.pglen)):
         page = <Page *>pagemap_get(&fileh.pages, area.pgoffset + j)
         if n < AHEAD_PAGES and page != NULL and page.state == LOADED and page.backing == FILERANGE:
+            ahead[n].fileh = NULL
             ahead[n].addr = NULL
             ahead[n].size = area.blksize
-            ahead[n].fd = page.fd
-            ahead[n].offset = page.offset
+            ahead[n].fd = page.source.fd
+            ahead[n].offset = page.source.offset
             n += 1
     for j in range(i + 1, area.expected):
         if n < AHEAD_PAGES and area_kind(area, j) == FILE:
+            ahead[n].fileh = NULL
             ahead[n].addr = area.start + j * area.blksize
             ahead[n].size = area.blksize
             n += 1
     return n
+
+
+cdef size_t load_ahead(Area *area, uint64_t i, bint asked, Ahead *ahead) noexcept nogil:
+    """Let KNOWN pages after i be loaded, which was read, if that is what comes next.
+
+    Puts them into `ahead`, for readahead_post(), and returns how many.
+    """
+    cdef FileH *fileh = <FileH *>area.owner
+    cdef Page *page
+    cdef uint64_t j, most = most_ahead(area)
+    cdef size_t n = 0
+    area.streak = area.streak + 1 if i == area.expected else 0
+    area.expected = i + 1
+    if area.streak < 2:
+        return 0
+    for j in range(i + 1, min(i + 1 + most, area.pglen)):
+        page = <Page *>pagemap_get(&fileh.pages, area.pgoffset + j)
+        if page != NULL and page.state == KNOWN and not page.ahead:
+            page.ahead = True
+            fileh.refs += 1
+            ahead[n].fileh = fileh
+            ahead[n].blk = page.blk
+            n += 1
+    return n
+
+
+cdef void page_ahead(void *owner, uint64_t blk, bint load) noexcept nogil:
+    """Do what load_ahead() has asked for, or, not load, forget it."""
+    cdef FileH *fileh = <FileH *>owner
+    cdef Page *page
+    pager_lock()
+    page = <Page *>pagemap_get(&fileh.pages, blk)
+    if page != NULL:
+        page.ahead = False
+        if load and page.state == KNOWN and fileh.generation == pager_generation:
+            page_load(fileh, blk, True, NULL)
+    fileh_release(fileh)
+    pager_unlock()
 
 
 cdef bint page_touch(const char *addr, bint write) noexcept nogil:
@@ -499,8 +601,8 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
         if pager_exiting and (page == NULL or page.state == LOADING):
             show_scrap(addr, write)
             break
-        if page == NULL:
-            if page_load(fileh, blk, NULL) != 0:
+        if page == NULL or page.state == KNOWN:
+            if page_load(fileh, blk, False, NULL) != 0:
                 show_scrap(addr, write)
                 break
             asked = True
@@ -545,9 +647,11 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
             kind = RW if fileh.frozen == 0 and not page.stored else RO
         else:
             kind = ZERO if page.backing == ZEROS else FILE if page.backing == FILERANGE else RO
-            if kind != RO:
+            if kind == RO:
+                n_ahead = load_ahead(area, i, asked, ahead)
+            else:
                 n_ahead = show_ahead(area, i, asked, ahead)
-        err = area_show(area, i, 1, kind, page.fd, page.offset)
+        err = area_show(area, i, 1, kind, page.source.fd, page.source.offset)
         if err != 0:
             fail(fileh, blk, NO_MAPPING, err)
             show_scrap(addr, write)
@@ -659,14 +763,14 @@ cdef void fileh_unmap(Area *area) noexcept nogil:
 
 
 cdef int fileh_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil:
-    """Make sure that a page is not EMPTY. 0; -1: the load failed, see op_load."""
+    """Make sure that a page is in memory, or a hole, or mapped. 0; else see page_load."""
     cdef Page *page
     cdef int err = 0
     pager_lock()
     while True:
         page = <Page *>pagemap_get(&fileh.pages, blk)
-        if page == NULL:
-            err = page_load(fileh, blk, error)
+        if page == NULL or page.state == KNOWN:
+            err = page_load(fileh, blk, False, error)
             break
         if page.state != LOADING:
             break
@@ -831,15 +935,16 @@ cdef int fileh_know(FileH *fileh, const Known *known, size_t n, uint64_t epoch) 
             if page == NULL:
                 err = ENOMEM
                 break
-        elif page.state != LOADED or page.backing != MEMFD:
+        elif page.state == LOADED and page.backing == MEMFD:
+            if known[i].source.backing == NOTHING:
+                page.source = known[i].source
+                continue
+            page_free_memory(page)
+        elif page.state != KNOWN:
             continue
-        else:
-            page_protect(page, NONE)
-            ram_remove(&page.res)
-            ram_free(fileh.memfd, blk * fileh.blksize, fileh.blksize)
-        page.fd = known[i].source.fd
-        page.offset = known[i].source.offset
-        page_become(page, LOADED, known[i].source.backing)
+        page.source = known[i].source
+        page_become(page, KNOWN if page.source.backing == NOTHING else LOADED,
+                    page.source.backing)
     pager_unlock()
     return err
 
@@ -933,4 +1038,5 @@ cdef void after_fork_in_child() noexcept nogil:
 
 
 ram_set_ops(page_cool, page_evict)
+readahead_set_op(page_ahead)
 pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child)

@@ -1,12 +1,17 @@
 """See readahead.pyx."""
 
+from libc.stdint cimport uint64_t
+
 cdef enum:
     AHEAD_PAGES = 64        # most that readahead_post() takes at once
 
 cdef struct Ahead:
-    void *addr              # where it is mapped; NULL: it is not yet
+    void *fileh             # a block of this handle is to be loaded; NULL: nothing is
+    uint64_t blk
+    void *addr              # where it is mapped; NULL: it is not yet, but is to be read
     size_t size             # [bytes]
     int fd
     long offset             # in the file [bytes]
 
+cdef void readahead_set_op(void (*load)(void *, uint64_t, bint) noexcept nogil) noexcept nogil
 cdef void readahead_post(const Ahead *items, size_t n) noexcept nogil

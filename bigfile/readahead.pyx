@@ -1,18 +1,19 @@
-"""Read-ahead: a thread that makes ready what a sequential reader will touch next.
+"""Read-ahead: threads that make ready what a sequential reader will touch next.
 
-It lets the kernel read ranges of files that are not in its cache, and fills page tables of
-ranges that are mapped: on a file mapped page by page, that costs a fault every 64 KiB, a third of
-the time of a fast reader. The thread works on what it is given, the latest first to be kept, and
-ends when there was nothing to do for a second.
+They let the kernel read ranges of files that are not in its cache; fill page tables of ranges
+that are mapped, which, block by block, cost the reader a fault every 64 KiB, a third of its time;
+and load blocks by copying, two at a time. A thread ends when it had nothing to do for a second.
 
 All of it is advice: a range that is not mapped any more, or a descriptor that is closed, is an
 error that nobody sees; and a page that cannot be read is for its reader to find.
 
-This room knows addresses and descriptors. It runs no Python, and the thread takes no signals.
+This room knows addresses and descriptors; how a block is loaded it is told by
+readahead_set_op(). It runs no Python, and its threads take no signals.
 
-Locking: its own mutex, a leaf; not held while the kernel works.
+Locking: its own mutex, a leaf; not held while the kernel works, or a block is loaded.
 """
 
+from libc.stdint cimport uint64_t
 from libc.string cimport memmove
 
 from wendelin.bigfile.kernel cimport (CLOCK_REALTIME, MADV_POPULATE_READ, POSIX_FADV_WILLNEED,
@@ -20,43 +21,58 @@ from wendelin.bigfile.kernel cimport (CLOCK_REALTIME, MADV_POPULATE_READ, POSIX_
                                       clock_gettime, iovec, madvise, posix_fadvise, preadv2,
                                       pthread_atfork, pthread_attr_destroy, pthread_attr_init,
                                       pthread_attr_setdetachstate, pthread_attr_t,
-                                      pthread_cond_init, pthread_cond_signal, pthread_cond_t,
+                                      pthread_cond_broadcast, pthread_cond_init, pthread_cond_t,
                                       pthread_cond_timedwait, pthread_create, pthread_mutex_init,
                                       pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
                                       pthread_sigmask, pthread_t, sigfillset, sigset_t, timespec)
 
 cdef enum:
     QUEUE = 4 * AHEAD_PAGES
+    THREADS = 2
 
 cdef pthread_mutex_t mutex
 cdef pthread_cond_t posted
 # protected by: mutex
 cdef Ahead[QUEUE] queue     # the oldest first
 cdef size_t used
-cdef bint running
+cdef size_t running         # threads
+cdef size_t idle            # of them, those that wait
+cdef void (*op_load)(void *, uint64_t, bint) noexcept nogil
+
+
+cdef void readahead_set_op(void (*load)(void *, uint64_t, bint) noexcept nogil) noexcept nogil:
+    """Say how a block is loaded.
+
+    load(fileh, blk, yes) ends what was posted: loads the block, if yes, and lets go of fileh.
+    """
+    global op_load
+    op_load = load
 
 
 cdef void readahead_post(const Ahead *items, size_t n) noexcept nogil:
-    """Make ranges ready, in this order. What waits longest is forgotten, if there is too much."""
+    """Make ranges ready, in this order. What would be too much is forgotten, the last first."""
     global used, running
-    cdef size_t i, over
+    cdef size_t i, taken
     pthread_mutex_lock(&mutex)
-    if used + n > QUEUE:
-        over = used + n - QUEUE
-        used -= over
-        memmove(&queue[0], &queue[over], used * sizeof(Ahead))
-    for i in range(n):
+    taken = min(n, QUEUE - used)
+    for i in range(taken):
         queue[used] = items[i]
         used += 1
-    if running:
-        pthread_cond_signal(&posted)
-    else:
-        running = start()
+    if idle != 0:
+        pthread_cond_broadcast(&posted)
+    elif running < THREADS:
+        running += start()
+    if running == 0:                            # the system has no threads to give
+        taken = 0
+        used = 0
     pthread_mutex_unlock(&mutex)
+    for i in range(taken, n):
+        if items[i].fileh != NULL:
+            op_load(items[i].fileh, items[i].blk, False)
 
 
 cdef bint start() noexcept nogil:
-    """Start the thread; False: the system has none to give."""
+    """Start a thread; False: the system has none to give."""
     cdef pthread_t thread
     cdef pthread_attr_t attr
     cdef sigset_t all_signals, mask
@@ -73,25 +89,32 @@ cdef bint start() noexcept nogil:
 
 
 cdef void *run(void *arg) noexcept nogil:
-    """The thread."""
-    global used, running
+    """A thread."""
+    global used, running, idle
     cdef Ahead item
     cdef timespec until
+    cdef bint timed_out
     pthread_mutex_lock(&mutex)
     while True:
         if used == 0:
             clock_gettime(CLOCK_REALTIME, &until)
             until.tv_sec += 1
-            if pthread_cond_timedwait(&posted, &mutex, &until) != 0 and used == 0:
+            idle += 1
+            timed_out = pthread_cond_timedwait(&posted, &mutex, &until) != 0
+            idle -= 1
+            if timed_out and used == 0:
                 break
             continue
         item = queue[0]
         used -= 1
         memmove(&queue[0], &queue[1], used * sizeof(Ahead))
         pthread_mutex_unlock(&mutex)
-        make_ready(&item)
+        if item.fileh != NULL:
+            op_load(item.fileh, item.blk, True)
+        else:
+            make_ready(&item)
         pthread_mutex_lock(&mutex)
-    running = False
+    running -= 1
     pthread_mutex_unlock(&mutex)
     return NULL
 
@@ -118,9 +141,8 @@ cdef void after_fork_in_parent() noexcept nogil:
 
 
 cdef void after_fork_in_child() noexcept nogil:
-    global used, running
-    used = 0
-    running = False                             # the thread stayed in the parent
+    global used, running, idle
+    used = running = idle = 0                   # the threads stayed in the parent
     pthread_cond_init(&posted, NULL)
     pthread_mutex_unlock(&mutex)
 

@@ -48,15 +48,14 @@ from wendelin.bigfile.kernel cimport (EDEADLK, MADV_DONTFORK, MAP_ANONYMOUS, MAP
                                       PROT_WRITE, _SC_PAGESIZE, madvise, mmap, munmap,
                                       pthread_cond_wait, sysconf)
 from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, DIRTY_LIMIT, FILERANGE, FORKED, MEMFD,
-                                    NO_MAPPING, TOUCH_IN_LOAD, WRITE_IN_WRITEOUT, ZEROS, Failure,
-                                    FileH, Known, Page, Source, fileh_announced, fileh_discard,
-                                    fileh_dirty_blocks, fileh_epoch, fileh_freeze,
+                                    NOTHING, NO_MAPPING, TOUCH_IN_LOAD, WRITE_IN_WRITEOUT, ZEROS,
+                                    Failure, FileH, Known, Page, Source, fileh_announced,
+                                    fileh_dirty_blocks, fileh_discard, fileh_epoch, fileh_freeze,
                                     fileh_invalidate, fileh_invalidate_loading, fileh_know,
-                                    fileh_load, fileh_map,
-                                    fileh_mark_stored, fileh_new, fileh_set_stored, fileh_thaw,
-                                    fileh_truncate, fileh_unmap, fileh_unref, fileh_untruncate,
-                                    page_fill, page_set_exiting, page_set_ops, pager_exiting,
-                                    pager_generation)
+                                    fileh_load, fileh_map, fileh_mark_stored, fileh_new,
+                                    fileh_set_stored, fileh_thaw, fileh_truncate, fileh_unmap,
+                                    fileh_unref, fileh_untruncate, page_fill, page_set_exiting,
+                                    page_set_ops, pager_exiting, pager_generation)
 from wendelin.bigfile.mapping cimport areas_reset_scrap
 from wendelin.bigfile.pagemap cimport pagemap_get
 from wendelin.bigfile.ram cimport (pager_cond, pager_lock, pager_mutex, pager_unlock, ram_clean,
@@ -259,18 +258,27 @@ cdef int check_nested() except -1:
     return 0
 
 
-cdef int source_from(found, Source *source) except -1:
+cdef int source_from(found, size_t blksize, Source *source) except -1:
     """Take what mapblk returned."""
+    source.fd = -1
     if found is HOLE:
         source.backing = ZEROS
         return 0
-    fd, offset = found
-    source.fd = fd
+    if len(found) == 2:
+        fd, offset = found
+        source.size = blksize
+        source.backing = FILERANGE
+    else:
+        fd, offset, size = found
+        source.size = size
+        source.backing = NOTHING
     source.offset = offset
-    if source.fd < 0 or source.offset < 0 or source.offset % os_page != 0:
+    if fd < 0 or source.offset < 0 or source.size > blksize:
+        raise ValueError(f"mapblk returned {found}: that is no place of a block of {blksize} bytes")
+    if source.backing == FILERANGE and source.offset % os_page != 0:
         raise ValueError(f"mapblk returned (fd {fd}, offset {offset}): the offset must be a "
                          f"multiple of the OS page, {os_page} bytes")
-    source.backing = FILERANGE
+    source.fd = fd
     return 0
 
 
@@ -302,7 +310,7 @@ cdef int load_from_file(FileH *fileh, file, uint64_t blk, Source *source) except
     if mapblk is not None:
         found = mapblk(blk)
         if found is not None:
-            source_from(found, source)
+            source_from(found, fileh.blksize, source)
             return 0
     buf = scratch_buffer(fileh.blksize)
     data = file.loadblk(blk, memoryview(buf))
@@ -398,8 +406,8 @@ cdef object failure(str what, Failure why, int err):
     if why == TOUCH_IN_LOAD:
         return BlockLoadError(f"{what} cannot be loaded: its own loader touched it")
     if why == BROKEN_FILE:
-        return BlockLoadError(f"{what} cannot be read: the disk failed under the file that it is "
-                              f"mapped from, or the file was cut")
+        return BlockLoadError(f"{what} cannot be read from its file: {strerror(err).decode()}. The "
+                              f"disk failed, or the file was cut")
     if why == WRITE_IN_WRITEOUT:
         return DoomedError(f"{what} was changed by the thread that is storing it")
     kind = "mapping" if why == NO_MAPPING else "memory"
@@ -517,7 +525,9 @@ cdef class BigFile:
         Store a block; buf is a read-only buffer of blksize bytes.
     mapblk(blk), optional
         Return (fd, offset) of a file that holds all of the block, page-aligned and immutable,
-        with fd open as long as the handle lives; HOLE for a block of zeros; None: loadblk.
+        with fd open as long as the handle lives: it is mapped. Or (fd, offset, size), not
+        aligned, and zeros after `size` bytes: it is copied, without Python. HOLE for a block of
+        zeros. None: loadblk.
     mapahead(start, stop), optional
         Return {block: what mapblk returns for it}, without None, for blocks in [start, stop)
         of which that is cheap to know. Touches of them will not call Python.
@@ -651,6 +661,8 @@ cdef class BigFileH:
                 exc = <object><PyObject *>error
                 Py_XDECREF(<PyObject *>error)
                 raise exc
+            if err > 0:
+                raise failure(f"block {i} of {describe(self.file)}", BROKEN_FILE, err)
             if err != 0:
                 check_nested()
                 raise MemoryError
@@ -681,7 +693,7 @@ cdef class BigFileH:
         try:
             for blk, where in found.items():
                 known[i].blk = blk
-                source_from(where, &known[i].source)
+                source_from(where, self.fileh.blksize, &known[i].source)
                 i += 1
             with nogil:
                 err = fileh_know(self.fileh, known, i, epoch)

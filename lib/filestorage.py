@@ -3,8 +3,8 @@
 Data.fs is what ZODB.FileStorage writes, and reads: the one difference is that a record whose
 state is bytes, a whole number of OS pages of them, is padded so that they begin at a multiple
 of the OS page in the file (see zrecord.aligned; others unpickle the pad and throw it away).
-locate() tells where that is, for a committed revision: bytes there never change, as long as
-somebody has the file open. Pack writes another file, aligned again - also what was not.
+locate() tells where bytes are, aligned or not, of a committed revision: they never change there,
+as long as somebody has the file open. Pack writes another file, aligned again - also what was not.
 
 Organization
 ------------
@@ -36,10 +36,12 @@ from ZODB.utils import p64
 
 from wendelin.lib.zrecord import RecordError, aligned, find_payload, without_pad
 
-__all__ = ["ALIGNMENT", "AlignedFileStorage", "Located", "OpenFile"]
+__all__ = ["ALIGNMENT", "SMALLEST", "AlignedFileStorage", "Located", "OpenFile"]
 
 #: of payloads in the file [bytes]; 4096 at least, so that files move between machines
 ALIGNMENT = max(4096, mmap.PAGESIZE)
+#: no less is aligned [bytes]: a pad is half of ALIGNMENT on average, and is to cost little
+SMALLEST = 16 * ALIGNMENT
 
 _HEAD = 512  # what is before the pad and the payload, at most [bytes]
 _BUFFER = 1 << 16  # small writes are gathered up to this [bytes]
@@ -62,10 +64,10 @@ class OpenFile:
 
 
 class Located(NamedTuple):
-    """A record whose state is bytes that lie aligned in a file."""
+    """A record whose state is bytes, in one piece of a file."""
 
     file: OpenFile
-    offset: int  # of the payload [bytes]
+    offset: int  # of the payload [bytes]: a multiple of ALIGNMENT, if it could be made one
     size: int  # of the payload [bytes]
     head: bytes  # the beginning of the record, which tells the class
 
@@ -77,7 +79,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     ----------
     file_name : str
     align : bool
-        False: be a FileStorage, and nothing more.
+        False: be a FileStorage, and nothing more; locate() finds nothing.
     **options
         Of FileStorage.
     """
@@ -149,7 +151,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         """See IStorage."""
         if self.align and transaction is self._transaction:
             with self._lock:
-                data = aligned(data, self._at() + DATA_HDR_LEN, ALIGNMENT)
+                data = aligned(data, self._at() + DATA_HDR_LEN, ALIGNMENT, SMALLEST)
                 super().store(oid, oldserial, data, version, transaction)
         else:
             super().store(oid, oldserial, data, version, transaction)
@@ -166,7 +168,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         """See IStorageRestoreable."""
         if self.align and transaction is self._transaction and data is not None:
             with self._lock:
-                data = aligned(without_pad(data), self._at() + DATA_HDR_LEN, ALIGNMENT)
+                data = aligned(without_pad(data), self._at() + DATA_HDR_LEN, ALIGNMENT, SMALLEST)
                 super().restore(oid, serial, data, version, prev_txn, transaction)
         else:
             super().restore(oid, serial, data, version, prev_txn, transaction)
@@ -303,7 +305,7 @@ class _HeadReader:
             return None
         pad = length + 4 + int.from_bytes(data[length : length + 4], "little")
         start = pad + len(after)
-        if data[pad:start] != after or (pos + start) % ALIGNMENT != 0:
+        if data[pad:start] != after:
             return None
         if start - DATA_HDR_LEN + payload + rest != size:
             return None
@@ -315,7 +317,7 @@ class _HeadReader:
             found = find_payload(head, size)
         except RecordError:
             return None
-        if found is None or (pos + DATA_HDR_LEN + found.start) % ALIGNMENT != 0:
+        if found is None:
             return None
         payload = found.stop - found.start
         if found.begin != found.op:
@@ -436,7 +438,7 @@ class _PackCopier(PackCopier):  # type: ignore[misc]  # ZODB has no type hints
         datapos: int,
     ) -> None:
         if data is not None:
-            data = aligned(without_pad(data), datapos + DATA_HDR_LEN, ALIGNMENT)
+            data = aligned(without_pad(data), datapos + DATA_HDR_LEN, ALIGNMENT, SMALLEST)
         super().copy(oid, serial, data, prev_txn, txnpos, datapos)
 
 
@@ -446,7 +448,7 @@ class _Packer(FileStoragePacker):  # type: ignore[misc]  # ZODB has no type hint
     def writePackedDataRecord(self, h: Any, data: bytes | None, new_tpos: int) -> None:
         if data:
             at = self._tfile.tell() + DATA_HDR_LEN
-            data = aligned(without_pad(data), at, ALIGNMENT)
+            data = aligned(without_pad(data), at, ALIGNMENT, SMALLEST)
         super().writePackedDataRecord(h, data, new_tpos)
 
     def copyRest(self, ipos: int) -> None:

@@ -275,28 +275,28 @@ def without_pad(record: bytes) -> bytes:
     return record[: found.begin] + record[found.op :]
 
 
-def aligned(record: bytes, at: int, alignment: int) -> bytes:
+def aligned(record: bytes, at: int, alignment: int, smallest: int) -> bytes:
     """Return a record with its payload at a multiple of `alignment` in a file.
 
     That is done for records whose state is bytes, a whole number of `alignment`, and no less
-    than 16 of them, so that the pad costs little. Others are returned as they are.
+    than `smallest`. Others are returned as they are.
 
     Parameters
     ----------
     record : bytes
     at : int
         Where in the file the record begins.
-    alignment : int
-        A power of two [bytes].
+    alignment, smallest : int
+        Powers of two [bytes].
     """
-    if len(record) < 16 * alignment:
+    if len(record) < smallest:
         return record
     found = _find_in_any(record)
     # BINBYTES is not for Python 2: a pad goes only where the payload is one, too
     if found is None or found.framed or record[found.op : found.op + 1] != _BINBYTES:
         return record
     size = found.stop - found.start
-    if size < 16 * alignment or size % alignment != 0:
+    if size < smallest or size % alignment != 0:
         return record
     head = found.start - found.op  # the opcode of the payload, and its length
     pad = -(at + found.begin + head) % alignment

@@ -1,12 +1,14 @@
 """Databases for tests: one class a kind of storage, all with the same few methods.
 
-WENDELIN_CORE_TEST_DB says which kind: fs. zeo and neo are to come with their servers; a kind
-adds a class here and nothing elsewhere.
+WENDELIN_CORE_TEST_DB says which kind: fs, or fscopy. zeo and neo are to come with their servers; a
+kind adds a class here and nothing elsewhere.
 """
 
 import os
 from pathlib import Path
 from typing import Protocol
+
+from wendelin.lib import filestorage
 
 
 class Database(Protocol):
@@ -20,30 +22,44 @@ class Database(Protocol):
     def stop(self) -> None:
         """Stop what was started."""
 
-    @staticmethod
-    def describe() -> str:
+    @classmethod
+    def describe(cls) -> str:
         """Return what the header of a test run says."""
 
 
 class FileStorageDatabase:
-    """A file. One client at a time may have it open."""
+    """A file, out of which blocks are mapped, small as they are here. One client at a time."""
+
+    options = ""
 
     def __init__(self, folder: Path) -> None:
-        self.url = str(folder / "test.fs")
+        self.url = f"file://{folder}/test.fs{self.options}"
+        self.smallest = filestorage.SMALLEST
+        filestorage.SMALLEST = filestorage.ALIGNMENT
 
     def stop(self) -> None:
         """Nothing runs."""
+        filestorage.SMALLEST = self.smallest
 
-    @staticmethod
-    def describe() -> str:
+    @classmethod
+    def describe(cls) -> str:
         from importlib.metadata import version
 
         import ZODB
 
-        return f"fs: ZODB.FileStorage of ZODB {version(ZODB.__name__)}"
+        return f"file://{cls.options}: FileStorage of ZODB {version(ZODB.__name__)}"
 
 
-KINDS: dict[str, type[Database]] = {"fs": FileStorageDatabase}
+class CopiedFileStorageDatabase(FileStorageDatabase):
+    """A file, whose blocks are copied as those of any storage are."""
+
+    options = "?align=false"
+
+
+KINDS: dict[str, type[Database]] = {
+    "fs": FileStorageDatabase,
+    "fscopy": CopiedFileStorageDatabase,
+}
 
 
 def kind() -> type[Database]:

@@ -336,8 +336,9 @@ def test_close_refuses_to_lose_changes(testdb):
     transaction.abort()
 
 
-def test_views_outlive_the_connection(tmp_path):
-    root = dbopen(str(tmp_path / "x.fs"))
+@pytest.mark.parametrize("align", [True, False])
+def test_views_outlive_the_connection(tmp_path, align):
+    root = dbopen(f"file://{tmp_path}/x.fs?align={align}")
     root["A"] = A = ZBigArray((4 * BLK,), "u1", blksize=BLK)
     transaction.commit()
     A[:] = 1
@@ -347,8 +348,11 @@ def test_views_outlive_the_connection(tmp_path):
     assert a[0] == 1
     dbclose(root)
     assert a[0] == 1  # in memory
-    with pytest.raises(BlockLoadError):
-        np.sum(a)
+    if align:
+        assert np.sum(a) == len(a)  # its file is open, and where its blocks are, is known
+    else:
+        with pytest.raises(BlockLoadError):
+            np.sum(a)
     with pytest.raises(DoomedError, match="closed"):
         a[0] = 2
         for _ in range(1000):
@@ -398,20 +402,17 @@ def test_pages_that_did_not_change_stay(root, A, other):
     B = other.root["A"]
     b = B[:]
     assert b.sum() == 20 * BLK
-    file = B._fileh().file
-    loads = []
-    loadblk = type(file).loadblk
-    file.__class__ = type(
-        "Counting",
-        (type(file),),
-        {"loadblk": lambda self, blk, buf: (loads.append(blk), loadblk(self, blk, buf))[1]},
-    )
+    handle = B._fileh()
+    dropped = []
+    drop = handle.invalidate_page
+    handle.invalidate_page = lambda blk: (dropped.append(blk), drop(blk))
     A.append(np.full(BLK, 2, "u1"))
     A[7 * BLK] = 5
     transaction.commit()
     other.tm.begin()
     assert B[:].sum() == 22 * BLK + 4
-    assert loads == [7, 20]
+    assert 7 in dropped
+    assert {7, 20}.issuperset(dropped)  # 20 may have been known as a hole
 
 
 def test_conflicts(root, A, other):
@@ -564,6 +565,7 @@ def test_a_missing_record(root, A):
         return record(oid)
 
     A._fileh().file.load_record = load
+    A._fileh().file.mapblk = lambda blk: None
     with pytest.raises(BlockLoadError, match="POSKeyError"):
         np.sum(A[:])
     with pytest.raises(DoomedError, match="block 0"):

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import storages
 import transaction
 from BTrees.LOBTree import LOBTree
 from persistent import Persistent
@@ -129,13 +128,12 @@ def test_a_folder_is_no_database(tmp_path):
     assert os.listdir(tmp_path) == ["folder"]
 
 
-def test_read_only(testdb):
-    if not isinstance(testdb.database, storages.FileStorageDatabase):
-        pytest.skip("the URL is of a FileStorage")
+def test_read_only(tmp_path):
+    url = f"file://{tmp_path}/a.fs?read_only=1"
     with pytest.raises(FileNotFoundError):
-        dbopen(f"file://{testdb.url}?read_only=1")
-    testdb.close(testdb.open())
-    root = dbopen(f"file://{testdb.url}?read_only=1")
+        dbopen(url)
+    dbclose(dbopen(str(tmp_path / "a.fs")))
+    root = dbopen(url)
     assert list(root) == []
     dbclose(root)
 
