@@ -54,6 +54,7 @@ from ZODB.Connection import Connection
 from ZODB.POSException import ConnectionStateError
 
 from wendelin.bigfile.blktab import BlockTable
+from wendelin.bigfile.prefetch import ReadAhead
 from wendelin.bigfile.virtmem import (
     HOLE,
     WRITEOUT_MARKSTORED,
@@ -63,7 +64,7 @@ from wendelin.bigfile.virtmem import (
 )
 from wendelin.bigfile.zblk import ZBlk0, ZBlkBase, default_format, is_plain, load_block, trimmed
 from wendelin.lib.filestorage import ALIGNMENT, OpenFile
-from wendelin.lib.zodb import LivePersistent, zconn_locate
+from wendelin.lib.zodb import LivePersistent, zconn_has_open, zconn_locate
 
 __all__ = ["ZBigFile", "ZBigFileH", "ZBlk", "ZBlk0"]
 
@@ -132,6 +133,7 @@ class _ZFile(BigFile):
         # Files that pages may be mapped from: they stay open as long as the handle lives.
         self.mapped_from: set[OpenFile] = set()
         self.handle: weakref.ref[ZBigFileH] | None = None
+        self.ahead = ReadAhead(zfile.blksize)
 
     def __repr__(self) -> str:
         oid = self.zfile._p_oid
@@ -157,6 +159,9 @@ class _ZFile(BigFile):
 
     def loadblk(self, blk: int, buf: memoryview) -> memoryview | bytes:
         oid = self._remember(blk)
+        handle = self.handle() if self.handle is not None else None
+        if handle is not None and oid is not None:
+            self.ahead.loading(handle, blk)
         return b"" if oid is None else load_block(oid, self.load_record)
 
     def mapblk(self, blk: int) -> Any:
@@ -183,12 +188,19 @@ class _ZFile(BigFile):
             for blk, found in zip(stored, located, strict=True):
                 if found is None or found.size > self.blksize or not is_plain(found.head):
                     continue
+                if found.size == 0:
+                    where[blk] = HOLE
+                    continue
                 self.mapped_from.add(found.file)
                 if found.size == self.blksize and found.offset % ALIGNMENT == 0:
                     where[blk] = (found.file.fd, found.offset)
                 else:
                     where[blk] = (found.file.fd, found.offset, found.size)
         return where
+
+    def is_current(self) -> bool:
+        """Say whether the files that pages are mapped from are the database's."""
+        return all(zconn_has_open(self.conn, file) for file in self.mapped_from)
 
     def drop_changed(self, oids: Iterable[bytes] | None) -> None:
         """Drop the pages that depend on objects that changed; None: any may have."""
@@ -232,6 +244,8 @@ class _ZFile(BigFile):
             if len(trimmed(buf)) == 0:
                 return  # a hole it was, and a hole it stays
             zblk = self.zfile.blktab[blk] = default_format()()
+            # in this order, not in the one in which the Connection finds them: backwards
+            self.conn.add(zblk)
         if zblk.store_from(handle, blk):
             handle.stored[blk] = zblk
 
@@ -366,8 +380,13 @@ class _Watch:
             handle = file.handle() if file.handle is not None else None
             if handle is not None:
                 handle.boundary()
-            if oids is None or oids:
-                file.drop_changed(oids)
+            if not file.is_current():
+                oids_of_file = None  # packed: let go of the old file
+                file.mapped_from.clear()
+            else:
+                oids_of_file = oids
+            if oids_of_file is None or oids_of_file:
+                file.drop_changed(oids_of_file)
         return oids
 
 

@@ -10,6 +10,7 @@ cdef extern from "<sys/mman.h>" nogil:
     """
     #ifndef MADV_POPULATE_READ
     #define MADV_POPULATE_READ 22       /* Linux 5.14; libc may be older */
+    #define MADV_POPULATE_WRITE 23
     #endif
     """
     void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset)
@@ -20,7 +21,7 @@ cdef extern from "<sys/mman.h>" nogil:
     void *MAP_FAILED
     int PROT_NONE, PROT_READ, PROT_WRITE
     int MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_ANONYMOUS, MAP_NORESERVE
-    int MADV_DONTNEED, MADV_DONTFORK, MADV_HUGEPAGE, MADV_POPULATE_READ
+    int MADV_DONTNEED, MADV_DONTFORK, MADV_HUGEPAGE, MADV_POPULATE_READ, MADV_POPULATE_WRITE
     unsigned int MFD_CLOEXEC
 
 cdef extern from "<errno.h>" nogil:
@@ -36,12 +37,14 @@ cdef extern from "<fcntl.h>" nogil:
     int posix_fadvise(int fd, long offset, long len, int advice)
     int POSIX_FADV_WILLNEED
     int FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
-    int F_DUPFD_CLOEXEC
+    ssize_t splice(int fd_in, long *off_in, int fd_out, long *off_out, size_t len,
+                   unsigned int flags)
+    int F_DUPFD_CLOEXEC, F_SETPIPE_SZ, O_CLOEXEC
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
+    int pipe2(int *ends, int flags)
     int ftruncate(int fd, long length)
-    ssize_t pread(int fd, void *buf, size_t count, long offset)
     ssize_t pwrite(int fd, const void *buf, size_t count, long offset)
     ssize_t write(int fd, const void *buf, size_t count)
     long sysconf(int name)

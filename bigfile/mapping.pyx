@@ -343,6 +343,7 @@ cdef bint give_back(bint by_shown) noexcept nogil:
     while n != 0 and stop < worst.pglen:
         n -= worst.kinds[stop] & SHOWN != 0
         stop += 1
+    worst.crowded = True
     worst.hand = stop if stop < worst.pglen else 0
     return reset_range(worst, start, stop - start) == 0
 

@@ -77,8 +77,8 @@ from libc.errno cimport EFAULT, EIO, ENOMEM
 from libc.stdint cimport UINT64_MAX, uint64_t
 from libc.stdlib cimport abort, calloc, free
 
-from wendelin.bigfile.kernel cimport (EDEADLK, MADV_POPULATE_READ, MAP_ANONYMOUS, MAP_FAILED,
-                                      MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
+from wendelin.bigfile.kernel cimport (EDEADLK, MADV_POPULATE_READ, MADV_POPULATE_WRITE,
+                                      MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
                                       PROT_READ, PROT_WRITE, close, madvise, mmap,
                                       pthread_atfork, pthread_cond_broadcast,
                                       pthread_cond_init, pthread_self, sysconf, volatile_char,
@@ -491,7 +491,8 @@ cdef size_t show_ahead(Area *area, uint64_t i, bint asked, Ahead *ahead) noexcep
     area.streak = area.streak + 1 if sequential else 0
     lo = i if sequential else i // AROUND_PAGES * AROUND_PAGES
     hi = min(lo + AROUND_PAGES, area.pglen)
-    files = most if sequential else AROUND_PAGES
+    # Where more is touched than can be mapped, to map more than is touched is in vain.
+    files = most if sequential else 0 if area.crowded else AROUND_PAGES
     j = lo
     while j < hi and files != 0:
         k = j + 1
@@ -588,6 +589,8 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
     cdef Ahead[AHEAD_PAGES] ahead
     cdef size_t n_ahead = 0
     cdef bint asked = False
+    cdef char *fill = NULL
+    cdef size_t blksize
     pager_lock()
     while True:
         area = area_lookup(addr)
@@ -595,7 +598,8 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
             pager_unlock()
             return touch_inherited(addr)
         fileh = <FileH *>area.owner
-        i = (addr - area.start) // area.blksize
+        blksize = area.blksize
+        i = (addr - area.start) // blksize
         blk = area.pgoffset + i
         page = <Page *>pagemap_get(&fileh.pages, blk)
         if pager_exiting and (page == NULL or page.state == LOADING):
@@ -645,6 +649,10 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
             ram_touch(&page.res)
         if page.state == DIRTY:
             kind = RW if fileh.frozen == 0 and not page.stored else RO
+            area.streak = area.streak + 1 if i == area.expected else 0
+            area.expected = i + 1
+            if kind == RW and area.streak >= 2:
+                fill = area.start + i * area.blksize
         else:
             kind = ZERO if page.backing == ZEROS else FILE if page.backing == FILERANGE else RO
             if kind == RO:
@@ -659,6 +667,9 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
     pager_unlock()
     if n_ahead != 0:
         readahead_post(ahead, n_ahead)
+    if fill != NULL:
+        # Who writes block after block writes all of it: the page table at once, not by faults.
+        madvise(fill, blksize, MADV_POPULATE_WRITE)
     return True
 
 

@@ -19,7 +19,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from persistent import Persistent
@@ -55,13 +55,21 @@ def trimmed(buf: memoryview | bytes) -> memoryview:
     return memoryview(buf)[:0]
 
 
+def _state(buf: memoryview) -> memoryview:
+    """Return what of a block is stored: trailing zeros are cut, if there are enough of them.
+
+    A few - the last number's high bytes, say - are not worth it: a block that is stored whole can
+    be mapped from the file.
+    """
+    cut = trimmed(buf)
+    return buf if 0 < len(buf) - len(cut) < len(buf) // 512 else cut
+
+
 class ZBlkBase(Persistent):  # type: ignore[misc]  # persistent has no type hints
     """A block as a persistent object.
 
     It has no bytes of its own but while it is stored: `_v_page` then says where they are.
     """
-
-    name: ClassVar[str]
 
     @classmethod
     @abstractmethod
@@ -102,12 +110,10 @@ class ZBlk0(ZBlkBase):
 
     def store_from(self, page: Page, blk: int) -> bool:
         """See ZBlkBase."""
-        new = trimmed(page.page_buffer(blk))
         if self._p_serial != b"\0" * 8 or self._p_changed is None:
-            self._p_activate()
-            old = getattr(self, "_v_data", None)
-            if old is not None and len(old) == len(new) and old == bytes(new):
-                self._p_deactivate()
+            record, _ = self._p_jar._storage.load(self._p_oid)
+            old, new = trimmed(zrecord.bytes_state(record)), trimmed(page.page_buffer(blk))
+            if np.array_equal(np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)):
                 return False
         self._v_data = None
         self._v_page = (page, blk)
@@ -118,7 +124,7 @@ class ZBlk0(ZBlkBase):
         source = getattr(self, "_v_page", None)
         if source is not None:
             page, blk = source
-            return bytes(trimmed(page.page_buffer(blk)))
+            return bytes(_state(page.page_buffer(blk)))
         data = getattr(self, "_v_data", None)
         return data if data is not None else b""
 

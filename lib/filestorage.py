@@ -129,6 +129,10 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
                 result[i] = reader.locate(oid, pos)
             return result
 
+    def has_open(self, file: OpenFile) -> bool:
+        """Say whether a file is the storage's, and not one that was packed."""
+        return self._opened is not None and self._opened() is file
+
     def _open_file(self, current: Any) -> OpenFile | None:
         opened = self._opened() if self._opened is not None else None
         if opened is None:
@@ -151,8 +155,8 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         """See IStorage."""
         if self.align and transaction is self._transaction:
             with self._lock:
-                data = aligned(data, self._at() + DATA_HDR_LEN, ALIGNMENT, SMALLEST)
-                super().store(oid, oldserial, data, version, transaction)
+                record = _Pieces(data, self._at() + DATA_HDR_LEN)
+                super().store(oid, oldserial, record, version, transaction)
         else:
             super().store(oid, oldserial, data, version, transaction)
 
@@ -168,10 +172,17 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         """See IStorageRestoreable."""
         if self.align and transaction is self._transaction and data is not None:
             with self._lock:
-                data = aligned(without_pad(data), self._at() + DATA_HDR_LEN, ALIGNMENT, SMALLEST)
+                data = _aligned(data, self._at() + DATA_HDR_LEN)
                 super().restore(oid, serial, data, version, prev_txn, transaction)
         else:
             super().restore(oid, serial, data, version, prev_txn, transaction)
+
+    def tryToResolveConflict(
+        self, oid: bytes, committed: bytes, old: bytes, new: Any, data: bytes = b""
+    ) -> Any:
+        """See ConflictResolvingStorage."""
+        new = b"".join(new.pieces) if isinstance(new, _Pieces) else new
+        return super().tryToResolveConflict(oid, committed, old, new, data)
 
     def _at(self) -> int:
         """Return where the next record of the transaction is to be in the file."""
@@ -327,6 +338,25 @@ class _HeadReader:
         return Located(self._file, at, payload, head[: found.state])
 
 
+def _aligned(record: bytes, at: int) -> bytes:
+    """Return a record as it is to be at an offset."""
+    return b"".join(aligned(without_pad(record), at, ALIGNMENT, SMALLEST))
+
+
+class _Pieces:
+    """A record as it is to be at an offset, not joined.
+
+    FileStorage just takes its length, and writes it to its temporary file.
+    """
+
+    def __init__(self, record: bytes, at: int) -> None:
+        self.pieces = aligned(record, at, ALIGNMENT, SMALLEST)
+        self._len = sum(map(len, self.pieces))
+
+    def __len__(self) -> int:
+        return self._len
+
+
 class _Tail:
     """The records of the running transaction, written to where they are to be in Data.fs.
 
@@ -362,11 +392,12 @@ class _Tail:
         self._position += len(data)
         return data
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | _Pieces) -> None:
+        pieces = data.pieces if isinstance(data, _Pieces) else (data,)
         if len(self._buffer) + len(data) <= _BUFFER:
-            self._buffer += data
+            self._buffer += b"".join(pieces)
         else:
-            self._flush(data)
+            self._flush(pieces)
         self._position += len(data)
 
     def finish(self, size: int) -> None:
@@ -379,7 +410,7 @@ class _Tail:
     def close(self) -> None:
         pass
 
-    def _flush(self, more: bytes = b"") -> None:
+    def _flush(self, more: tuple[bytes | memoryview, ...] = ()) -> None:
         if not self._buffer and not more:
             return
         if not self.started:
@@ -388,12 +419,12 @@ class _Tail:
             # longer than any file: nobody takes it for a whole transaction
             self._pwrite([self._storage._txn_header(1 << 62)], self._storage._pos)
         at = self._base() + self._position - len(self._buffer)
-        self._pwrite([self._buffer, more] if self._buffer else [more], at)
+        self._pwrite([self._buffer, *more], at)
         self._buffer = bytearray()
 
-    def _pwrite(self, pieces: list[bytes | bytearray], at: int) -> None:
+    def _pwrite(self, pieces: Iterable[bytes | bytearray | memoryview], at: int) -> None:
         fd = self._storage._file.fileno()
-        views = [memoryview(piece) for piece in pieces]
+        views = [memoryview(piece) for piece in pieces if piece]
         while views:
             done = os.pwritev(fd, views, at)
             at += done
@@ -438,7 +469,7 @@ class _PackCopier(PackCopier):  # type: ignore[misc]  # ZODB has no type hints
         datapos: int,
     ) -> None:
         if data is not None:
-            data = aligned(without_pad(data), datapos + DATA_HDR_LEN, ALIGNMENT, SMALLEST)
+            data = _aligned(data, datapos + DATA_HDR_LEN)
         super().copy(oid, serial, data, prev_txn, txnpos, datapos)
 
 
@@ -447,8 +478,7 @@ class _Packer(FileStoragePacker):  # type: ignore[misc]  # ZODB has no type hint
 
     def writePackedDataRecord(self, h: Any, data: bytes | None, new_tpos: int) -> None:
         if data:
-            at = self._tfile.tell() + DATA_HDR_LEN
-            data = aligned(without_pad(data), at, ALIGNMENT, SMALLEST)
+            data = _aligned(data, self._tfile.tell() + DATA_HDR_LEN)
         super().writePackedDataRecord(h, data, new_tpos)
 
     def copyRest(self, ipos: int) -> None:

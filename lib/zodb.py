@@ -18,7 +18,7 @@ from ZODB.utils import p64, u64
 from zodburi import resolve_uri
 from zodburi.datatypes import convert_bytesize, convert_int
 
-from wendelin.lib.filestorage import AlignedFileStorage, Located
+from wendelin.lib.filestorage import AlignedFileStorage, Located, OpenFile
 
 __all__ = [
     "LivePersistent",
@@ -27,6 +27,7 @@ __all__ = [
     "dbstoropen",
     "deactivate_btree",
     "zconn_at",
+    "zconn_has_open",
     "zconn_locate",
 ]
 
@@ -247,8 +248,19 @@ def zconn_locate(conn: Any, oids: Iterable[bytes]) -> list[Located | None]:
 
     None for those that do not: all of them, where the storage is no AlignedFileStorage.
     """
-    storage = getattr(conn._normal_storage, "_storage", None)
+    storage = _file_of(conn)
     before = _before(conn)
-    if before is None or not isinstance(storage, AlignedFileStorage):
+    if before is None or storage is None:
         return [None for _ in oids]
     return storage.locate(oids, before)
+
+
+def zconn_has_open(conn: Any, file: OpenFile) -> bool:
+    """Say whether a file where zconn_locate() found something is still the database's."""
+    storage = _file_of(conn)
+    return storage is not None and storage.has_open(file)
+
+
+def _file_of(conn: Any) -> AlignedFileStorage | None:
+    storage = getattr(conn._normal_storage, "_storage", None)
+    return storage if isinstance(storage, AlignedFileStorage) else None

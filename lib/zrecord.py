@@ -275,11 +275,13 @@ def without_pad(record: bytes) -> bytes:
     return record[: found.begin] + record[found.op :]
 
 
-def aligned(record: bytes, at: int, alignment: int, smallest: int) -> bytes:
-    """Return a record with its payload at a multiple of `alignment` in a file.
+def aligned(
+    record: bytes, at: int, alignment: int, smallest: int
+) -> tuple[bytes | memoryview, ...]:
+    """Return a record, in pieces, with its payload at a multiple of `alignment` in a file.
 
     That is done for records whose state is bytes, a whole number of `alignment`, and no less
-    than `smallest`. Others are returned as they are.
+    than `smallest`. Others are returned as they are, in one.
 
     Parameters
     ----------
@@ -290,14 +292,14 @@ def aligned(record: bytes, at: int, alignment: int, smallest: int) -> bytes:
         Powers of two [bytes].
     """
     if len(record) < smallest:
-        return record
+        return (record,)
     found = _find_in_any(record)
     # BINBYTES is not for Python 2: a pad goes only where the payload is one, too
     if found is None or found.framed or record[found.op : found.op + 1] != _BINBYTES:
-        return record
+        return (record,)
     size = found.stop - found.start
     if size < smallest or size % alignment != 0:
-        return record
+        return (record,)
     head = found.start - found.op  # the opcode of the payload, and its length
     pad = -(at + found.begin + head) % alignment
     view = memoryview(record)
@@ -307,4 +309,4 @@ def aligned(record: bytes, at: int, alignment: int, smallest: int) -> bytes:
         over = 1 + 4 + 1  # BINBYTES, its length, POP
         pad += alignment if pad < over else 0
         filler = _BINBYTES + (pad - over).to_bytes(4, "little") + bytes(pad - over) + _POP
-    return b"".join((view[: found.begin], filler, view[found.op :]))
+    return (view[: found.begin], filler, view[found.op :])

@@ -367,7 +367,7 @@ def test_prefetch_loads_and_keeps_errors_to_itself():
 
 
 def test_prefetch_of_any_size_returns_at_once_and_ends_with_the_array():
-    from wendelin.bigarray.array import _prefetchers
+    from wendelin.bigfile.prefetch import _pool
 
     file = Signalling()
     A = BigArray((1 << 50,), "u1", file.fileh_open())
@@ -378,7 +378,7 @@ def test_prefetch_of_any_size_returns_at_once_and_ends_with_the_array():
     done = threading.Barrier(3)
     for _ in range(2):  # behind the jobs that run, and behind what these leave
         for _ in range(2):
-            _prefetchers().submit(done.wait, 60)
+            _pool().submit(done.wait, 60)
         done.wait(60)
     gc.collect()
     assert fileh() is None

@@ -22,9 +22,10 @@ from ZODB.FileStorage import FileStorage as StockFileStorage
 from ZODB.POSException import ConflictError, POSKeyError
 from ZODB.utils import p64, u64
 
+from wendelin.lib import zrecord
 from wendelin.lib.filestorage import ALIGNMENT, AlignedFileStorage
 from wendelin.lib.zodb import dbclose, dbopen
-from wendelin.lib.zrecord import aligned, bytes_state, find_payload, without_pad
+from wendelin.lib.zrecord import bytes_state, find_payload, without_pad
 
 MIB = 1 << 20
 
@@ -45,6 +46,10 @@ class Bytes(Persistent):
 
 
 sys.modules["t_bytes"] = sys.modules[__name__]
+
+
+def aligned(record, at):
+    return b"".join(zrecord.aligned(record, at, 4096, 65536))
 
 
 def data_of(seed, pages=16):
@@ -134,18 +139,18 @@ def test_a_record_unpickles_with_the_pickle_of_python(path):
 def test_any_place_can_be_padded(at):
     record = b"\x80\x03cm\nC\nq\x01.\x80\x03B" + (65536).to_bytes(4, "little")
     record += bytes(range(256)) * 256 + b"q\x02."
-    padded = aligned(record, at, 4096, 65536)
+    padded = aligned(record, at)
     found = find_payload(padded)
     assert (at + found.start) % 4096 == 0
     assert padded[found.start : found.stop] == bytes(range(256)) * 256
     assert without_pad(padded) == record
-    assert aligned(without_pad(padded), at, 4096, 65536) == padded
+    assert aligned(without_pad(padded), at) == padded
     assert len(padded) - len(record) <= 4096 + 5
 
 
 @pytest.mark.parametrize("record", [b"", b"junk" * 40000, b"\x80\x03" + b"N" * 70000])
 def test_what_is_no_pickle_is_stored_as_it_is(record):
-    assert aligned(record, 5, 4096, 65536) == record
+    assert aligned(record, 5) == record
     assert without_pad(record) == record
 
 

@@ -10,19 +10,16 @@ mapping, only a weak reference to the last one, which other views share as long 
 
 from __future__ import annotations
 
-import os
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import cache
 from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from wendelin.bigarray.indexing import BasicIndex, split_index
+from wendelin.bigfile.prefetch import prefetch
 from wendelin.bigfile.virtmem import VMA, BigFileH
 from wendelin.lib.calc import mul
 from wendelin.lib.utils import inttuple
@@ -31,29 +28,6 @@ __all__ = ["BigArray"]
 
 Order = Literal["C", "F"]
 Rows = list[tuple[int, int]]  # [lo, hi) for each axis
-
-
-@cache
-def _prefetchers() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(2, "wendelin.core-prefetch")
-
-
-os.register_at_fork(after_in_child=_prefetchers.cache_clear)  # its threads stay in the parent
-
-
-def _load_next(array: weakref.ref[BigArray], fileh: BigFileH, pages: Iterator[int]) -> None:
-    """Load one page, and leave the others to a job behind those of other arrays.
-
-    So that what is waiting is a job or two, however long the range; and that it ends when the
-    array is gone - which views hold, too, and jobs do not - or the interpreter ends.
-    """
-    page = next(pages, None)
-    if page is None or array() is None:
-        return
-    with suppress(Exception):
-        fileh.load(page, 1)
-    with suppress(RuntimeError):  # the interpreter ends
-        _prefetchers().submit(_load_next, array, fileh, pages)
 
 
 def _raise_pending() -> None:
@@ -394,9 +368,7 @@ class BigArray:
             first, n = self._pages(start, stop)
             fileh = self._fileh()
             fileh.check_range(first, n)
-            pages = iter(range(first, first + n))
-            for _ in range(min(n, 2)):  # as many as there are threads
-                _prefetchers().submit(_load_next, weakref.ref(self), fileh, pages)
+            prefetch(self, fileh, first, n)
 
     # ---- size ----
 

@@ -1,0 +1,82 @@
+"""A small pool of threads that load blocks before they are touched.
+
+For storages that have to be asked, block by block: what can be mapped or copied from a file is
+read ahead by the pager itself (readahead). The threads go through BigFileH.load(), as everybody
+does: so they touch nothing of a Connection but its storage.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache
+
+from wendelin.bigfile.virtmem import BigFileH, ram_stat
+
+__all__ = ["ReadAhead", "prefetch"]
+
+THREADS = 2
+AHEAD_BYTES = 16 << 20  # that a sequential reader is ahead of itself, at most
+
+_here = threading.local()  # .loads_ahead: this thread is one of the pool
+
+
+def _begin() -> None:
+    _here.loads_ahead = True
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(THREADS, "wendelin.core-prefetch", _begin)
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # its threads stay in the parent
+
+
+def _load_next(
+    owner: weakref.ref[object], handle: weakref.ref[BigFileH], pages: Iterator[int]
+) -> None:
+    """Load one page, and leave the others to a job behind those of others.
+
+    So that what is waiting is a job or two, however long the range; and that it ends when the
+    owner is gone, or the interpreter ends.
+    """
+    page = next(pages, None)
+    fileh = handle()
+    if page is None or fileh is None or owner() is None:
+        return
+    with suppress(Exception):  # who touches it is told
+        fileh.load(page, 1)
+    with suppress(RuntimeError):  # the interpreter ends
+        _pool().submit(_load_next, owner, handle, pages)
+
+
+def prefetch(owner: object, fileh: BigFileH, first: int, n: int) -> None:
+    """Start loading pages [first, first + n), for as long as the owner lives, and do not wait."""
+    pages = iter(range(first, first + n))
+    with suppress(RuntimeError):
+        for _ in range(min(n, THREADS)):
+            _pool().submit(_load_next, weakref.ref(owner), weakref.ref(fileh), pages)
+
+
+class ReadAhead:
+    """Sees who reads block after block, and loads what comes next meanwhile."""
+
+    def __init__(self, blksize: int) -> None:
+        limit, _, _ = ram_stat()
+        self._most = max(1, min(AHEAD_BYTES, limit // 16) // blksize)
+        self._next = 0  # the block that a sequential reader will load itself, next
+
+    def loading(self, fileh: BigFileH, blk: int) -> None:
+        """Be told that a block is loaded by whoever touched it. Called in any thread."""
+        if getattr(_here, "loads_ahead", False):
+            return
+        sequential = blk == self._next and blk != 0
+        self._next = blk + 1
+        if sequential:
+            self._next += self._most
+            prefetch(fileh, fileh, blk + 1, self._most)
