@@ -34,8 +34,6 @@ cdef extern from "<errno.h>" nogil:
 cdef extern from "<fcntl.h>" nogil:
     int fallocate(int fd, int mode, long offset, long length)
     int fcntl(int fd, int cmd, ...)
-    int posix_fadvise(int fd, long offset, long len, int advice)
-    int POSIX_FADV_WILLNEED
     int FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
     ssize_t splice(int fd_in, long *off_in, int fd_out, long *off_out, size_t len,
                    unsigned int flags)
@@ -49,13 +47,6 @@ cdef extern from "<unistd.h>" nogil:
     ssize_t write(int fd, const void *buf, size_t count)
     long sysconf(int name)
     int _SC_PAGESIZE
-
-cdef extern from "<sys/uio.h>" nogil:
-    struct iovec:
-        void *iov_base
-        size_t iov_len
-    ssize_t preadv2(int fd, const iovec *iov, int iovcnt, long offset, int flags)
-    int RWF_NOWAIT
 
 cdef extern from "<signal.h>" nogil:
     ctypedef struct siginfo_t:

@@ -78,8 +78,8 @@ from libc.stdint cimport UINT64_MAX, uint64_t
 from libc.stdlib cimport abort, calloc, free
 
 from wendelin.bigfile.kernel cimport (EDEADLK, MADV_POPULATE_READ, MADV_POPULATE_WRITE,
-                                      MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
-                                      PROT_READ, PROT_WRITE, close, madvise, mmap,
+                                      MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED_NOREPLACE,
+                                      MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, close, madvise, mmap,
                                       pthread_atfork, pthread_cond_broadcast,
                                       pthread_cond_init, pthread_self, sysconf, volatile_char,
                                       _SC_PAGESIZE, write as write_fd)
@@ -474,15 +474,13 @@ cdef uint64_t most_ahead(Area *area) noexcept nogil:
     return min(max(most, 1), <size_t>AHEAD_PAGES // 3)
 
 
-cdef size_t show_ahead(Area *area, uint64_t i, bint asked, Ahead *ahead) noexcept nogil:
+cdef size_t show_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
     """Show more than page i, which is about to be read and shown: what is known.
 
-    Who reads page after page gets holes, and AHEAD_BYTES of mapped pages, from i on; these and
-    what comes next are put into `ahead`, at most AHEAD_PAGES, for readahead_post(). Who does not,
-    gets all that is known around i. `asked`: nothing was known at i until now. Return how many
-    are in `ahead`.
+    Who reads page after page gets holes, and AHEAD_BYTES of mapped pages, from i on; these are
+    put into `ahead`, for readahead_post(). Who does not, gets all that is known around i. Return
+    how many are in `ahead`.
     """
-    cdef FileH *fileh = <FileH *>area.owner
     cdef Page *page
     cdef uint64_t j, k, lo, hi, files
     cdef uint64_t most = most_ahead(area)
@@ -514,17 +512,6 @@ cdef size_t show_ahead(Area *area, uint64_t i, bint asked, Ahead *ahead) noexcep
         area.expected += 1
     if area.streak < 2:
         return 0
-    # first let the disk work on what comes next, then map what is read now
-    for j in range(i if asked or area.streak == 2 else area.expected,
-                   min(area.expected + most, area.pglen)):
-        page = <Page *>pagemap_get(&fileh.pages, area.pgoffset + j)
-        if n < AHEAD_PAGES and page != NULL and page.state == LOADED and page.backing == FILERANGE:
-            ahead[n].fileh = NULL
-            ahead[n].addr = NULL
-            ahead[n].size = area.blksize
-            ahead[n].fd = page.source.fd
-            ahead[n].offset = page.source.offset
-            n += 1
     for j in range(i + 1, area.expected):
         if n < AHEAD_PAGES and area_kind(area, j) == FILE:
             ahead[n].fileh = NULL
@@ -534,7 +521,7 @@ cdef size_t show_ahead(Area *area, uint64_t i, bint asked, Ahead *ahead) noexcep
     return n
 
 
-cdef size_t load_ahead(Area *area, uint64_t i, bint asked, Ahead *ahead) noexcept nogil:
+cdef size_t load_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
     """Let KNOWN pages after i be loaded, which was read, if that is what comes next.
 
     Puts them into `ahead`, for readahead_post(), and returns how many.
@@ -588,7 +575,6 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
     cdef Kind kind
     cdef Ahead[AHEAD_PAGES] ahead
     cdef size_t n_ahead = 0
-    cdef bint asked = False
     cdef char *fill = NULL
     cdef size_t blksize
     pager_lock()
@@ -609,7 +595,6 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
             if page_load(fileh, blk, False, NULL) != 0:
                 show_scrap(addr, write)
                 break
-            asked = True
             continue
         if page.state == LOADING:
             if page.loader == pthread_self():
@@ -656,9 +641,9 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
         else:
             kind = ZERO if page.backing == ZEROS else FILE if page.backing == FILERANGE else RO
             if kind == RO:
-                n_ahead = load_ahead(area, i, asked, ahead)
+                n_ahead = load_ahead(area, i, ahead)
             else:
-                n_ahead = show_ahead(area, i, asked, ahead)
+                n_ahead = show_ahead(area, i, ahead)
         err = area_show(area, i, 1, kind, page.source.fd, page.source.offset)
         if err != 0:
             fail(fileh, blk, NO_MAPPING, err)

@@ -8,10 +8,8 @@ cdef enum:
 cdef struct Ahead:
     void *fileh             # a block of this handle is to be loaded; NULL: nothing is
     uint64_t blk
-    void *addr              # where it is mapped; NULL: it is not yet, but is to be read
+    void *addr              # NULL fileh: these addresses are to be read, and mapped
     size_t size             # [bytes]
-    int fd
-    long offset             # in the file [bytes]
 
 cdef void readahead_set_op(void (*load)(void *, uint64_t, bint) noexcept nogil) noexcept nogil
 cdef void readahead_post(const Ahead *items, size_t n) noexcept nogil

@@ -1,14 +1,15 @@
 """Read-ahead: threads that make ready what a sequential reader will touch next.
 
-They let the kernel read ranges of files that are not in its cache; fill page tables of ranges
-that are mapped, which, block by block, cost the reader a fault every 64 KiB, a third of its time;
-and load blocks by copying, two at a time. A thread ends when it had nothing to do for a second.
+They fill page tables of ranges that are mapped - else the reader has a fault every 64 KiB, a
+third of its time - and with that let the kernel read what is not in its cache. (Not by
+POSIX_FADV_WILLNEED: it reads into single pages, which are slower to map ever after.) And they
+load blocks by copying, two at a time. A thread ends when it had nothing to do for a second.
 
-All of it is advice: a range that is not mapped any more, or a descriptor that is closed, is an
-error that nobody sees; and a page that cannot be read is for its reader to find.
+All of it is advice: a range that is not mapped any more is an error that nobody sees, and what
+cannot be read is for its reader to find.
 
-This room knows addresses and descriptors; how a block is loaded it is told by
-readahead_set_op(). It runs no Python, and its threads take no signals.
+This room knows addresses; how a block is loaded it is told by readahead_set_op(). It runs no
+Python, and its threads take no signals.
 
 Locking: its own mutex, a leaf; not held while the kernel works, or a block is loaded.
 """
@@ -16,10 +17,9 @@ Locking: its own mutex, a leaf; not held while the kernel works, or a block is l
 from libc.stdint cimport uint64_t
 from libc.string cimport memmove
 
-from wendelin.bigfile.kernel cimport (CLOCK_REALTIME, MADV_POPULATE_READ, POSIX_FADV_WILLNEED,
-                                      PTHREAD_CREATE_DETACHED, RWF_NOWAIT, SIG_SETMASK,
-                                      clock_gettime, iovec, madvise, posix_fadvise, preadv2,
-                                      pthread_atfork, pthread_attr_destroy, pthread_attr_init,
+from wendelin.bigfile.kernel cimport (CLOCK_REALTIME, MADV_POPULATE_READ, PTHREAD_CREATE_DETACHED,
+                                      SIG_SETMASK, clock_gettime, madvise, pthread_atfork,
+                                      pthread_attr_destroy, pthread_attr_init,
                                       pthread_attr_setdetachstate, pthread_attr_t,
                                       pthread_cond_broadcast, pthread_cond_init, pthread_cond_t,
                                       pthread_cond_timedwait, pthread_create, pthread_mutex_init,
@@ -112,24 +112,11 @@ cdef void *run(void *arg) noexcept nogil:
         if item.fileh != NULL:
             op_load(item.fileh, item.blk, True)
         else:
-            make_ready(&item)
+            madvise(item.addr, item.size, MADV_POPULATE_READ)
         pthread_mutex_lock(&mutex)
     running -= 1
     pthread_mutex_unlock(&mutex)
     return NULL
-
-
-cdef void make_ready(const Ahead *item) noexcept nogil:
-    cdef char byte
-    cdef iovec iov
-    if item.addr != NULL:
-        madvise(item.addr, item.size, MADV_POPULATE_READ)
-        return
-    iov.iov_base = &byte
-    iov.iov_len = 1
-    # a look at one byte is much cheaper than advice on what is there
-    if preadv2(item.fd, &iov, 1, item.offset + item.size // 2, RWF_NOWAIT) != 1:
-        posix_fadvise(item.fd, item.offset, item.size, POSIX_FADV_WILLNEED)
 
 
 cdef void before_fork() noexcept nogil:

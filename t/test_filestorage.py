@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import storages
 import transaction
 import ZODB.config
 import zodb_suite
@@ -516,6 +517,10 @@ def test_the_file_was_moved_by_hand(path):
     db.close()
 
 
+@pytest.mark.skipif(
+    storages.kind() is not storages.CopiedFileStorageDatabase,
+    reason="takes a minute: runs with WENDELIN_CORE_TEST_DB=fscopy, which tests less elsewhere",
+)
 def test_zodbs_own_tests(tmp_path):
     done = subprocess.run(
         [sys.executable, "-P", "-W", "ignore", zodb_suite.__file__],
