@@ -1,114 +1,144 @@
-"""Measure against numpy.memmap, on the same bytes, in the same run.
+"""Measure against numpy.memmap and others, on the same bytes, in the same run.
 
-    python t/bench/run.py [--size MIB] [--runs N] [--json FILE] [--svg FILE]
+    python t/bench/run.py [--size MIB] [--runs N] [--only WORK,...] [--json FILE] [--svg FILE]
 
-Prints medians over fresh processes, ours and memmap's in turn, and their ratio: on noisy
-machines it is the ratio that says something. The page cache is warm.
+Prints medians over fresh processes, ours and those of others in turn, and the median of the
+ratios of such pairs: on noisy machines it is the ratio that says something.
 """
 
 import argparse
 import json
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import works
+from machine import Skip, describe, memory_cgroup
+from peers import installed
+from report import Report, meanings
+from stores import MIB
 from tqdm import tqdm
-
-SIDES = ("wendelin", "memmap")
-Results = dict[str, dict[str, list[float]]]
+from works import WORKS
 
 
-def run_work(work: str, side: str, folder: Path, size: int) -> dict[str, float]:
-    """Run one work in a fresh process."""
-    done = subprocess.run(
-        [sys.executable, works.__file__, work, side, str(folder), str(size)],
-        stdout=subprocess.PIPE,
-        timeout=600,
-        check=True,
-    )
-    return json.loads(done.stdout)
+class Bench:
+    """The processes of a run, and the folder that they work in."""
+
+    def __init__(self, folder: Path, size: int, report: Report) -> None:
+        self.folder = folder
+        self.size = size  # [MiB]
+        self.report = report
+
+    def child(self, command: str, name: str, side: str) -> str:
+        """Run a part of a work in a fresh process; return what it printed."""
+        arguments = [command, name, side, str(self.folder), str(self.size)]
+        with ExitStack() as stack:
+            if command == "run" and WORKS[name].limited:
+                limit = works.limit(self.size * MIB)
+                arguments.append(str(stack.enter_context(memory_cgroup(limit))))
+            return subprocess.run(
+                [sys.executable, works.__file__, *arguments],
+                stdout=subprocess.PIPE,
+                text=True,
+                timeout=1800,
+                check=True,
+            ).stdout
+
+    def sides(self, name: str) -> list[str]:
+        """Return who does a work: ours, and peers that are installed."""
+        return [side for side in WORKS[name].sides if installed(side)]
+
+    def check_cgroups(self) -> None:
+        """Skip what needs them if there are none, before its data is made."""
+        try:
+            with memory_cgroup(works.limit(self.size * MIB)):
+                pass
+        except Skip as e:
+            for name in self.report.works:
+                if WORKS[name].limited:
+                    self.report.skipped[name] = str(e)
+
+    def made(self) -> dict[Path, tuple[str, str]]:
+        """Return the data that works read, and for each one work and side that do."""
+        return {
+            WORKS[name].store(side, self.folder, self.size * MIB).path: (name, side)
+            for name in self.report.works
+            if name not in self.report.skipped and WORKS[name].data != "new"
+            for side in self.sides(name)
+        }
+
+    def measure(self, runs: int) -> None:
+        """Make the data, and do all works, in turn."""
+        self.check_cgroups()
+        made = self.made()
+        total = len(made) + runs * sum(len(self.sides(name)) for name in self.report.works)
+        with tqdm(total=total, desc="bench", unit="process") as bar:
+            for name, side in made.values():
+                bar.set_postfix_str(f"make {name} {side}")
+                self.child("make", name, side)
+                bar.update()
+            for run in range(runs):
+                for name in self.report.works:
+                    # nobody always runs after the same other
+                    for side in self.sides(name)[:: -1 if run % 2 else 1]:
+                        bar.set_postfix_str(f"{name} {side}")
+                        if name not in self.report.skipped:
+                            self.add(name, side, json.loads(self.child("run", name, side)))
+                        bar.update()
+
+    def add(self, name: str, side: str, result: dict[str, Any]) -> None:
+        """Keep what a process has printed."""
+        if "skipped" in result:
+            self.report.skipped[name] = result["skipped"]
+        else:
+            self.report.add(side, result["values"])
 
 
-def measure(folder: Path, size: int, runs: int) -> Results:
-    """Return {figure: {side: values}}."""
-    results: Results = {}
-    with tqdm(total=1 + runs * len(works.WORKS) * len(SIDES), desc="bench", unit="run") as bar:
-        run_work("prepare", "-", folder, size)
-        bar.update()
-        for _ in range(runs):
-            for work in works.WORKS:
-                for side in SIDES:
-                    for figure, value in run_work(work, side, folder, size).items():
-                        results.setdefault(figure, {}).setdefault(side, []).append(value)
-                    bar.update()
-    return results
-
-
-def ratio(figure: str, sides: dict[str, list[float]]) -> float:
-    """Return how fast we are, as a part of memmap: more is better. Median over pairs."""
-    pairs = zip(sides["wendelin"], sides["memmap"], strict=True)
-    rates = figure.endswith("/s")
-    return statistics.median(w / m if rates else m / w for w, m in pairs)
-
-
-def table(results: Results) -> str:
-    """Return the results as a Markdown table."""
-    lines = [
-        "| work | wendelin.core | numpy.memmap | speed, of memmap's |",
-        "| --- | ---: | ---: | ---: |",
-    ]
-    for figure, sides in results.items():
-        w, m = (statistics.median(sides[side]) for side in SIDES)
-        lines.append(f"| {figure} | {w:.3g} | {m:.3g} | {ratio(figure, sides):.2f} |")
-    return "\n".join(lines)
-
-
-def picture(results: Results, title: str, path: Path) -> None:
-    """Draw the ratios: a bar a work, a point a pair."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    figures = list(results)[::-1]
-    fig, ax = plt.subplots(figsize=(8, 0.6 * len(figures) + 1.4), layout="constrained")
-    for y, figure in enumerate(figures):
-        sides = results[figure]
-        ax.barh(y, ratio(figure, sides), color="#4c78a8", height=0.6)
-        for w, m in zip(sides["wendelin"], sides["memmap"], strict=True):
-            ax.plot(w / m if figure.endswith("/s") else m / w, y, "o", color="#1b2a41", ms=3)
-    ax.axvline(1, color="#e45756", lw=1)
-    ax.set_yticks(range(len(figures)), figures)
-    ax.set_xscale("log")
-    ax.set_xlabel("speed as a part of numpy.memmap's (line: the same; points: single pairs)")
-    ax.set_title(title, fontsize=9)
-    fig.savefig(path)
+def work_names(text: str) -> list[str]:
+    """Return the works of --only, in the order of the table."""
+    names = text.split(",")
+    if unknown := set(names) - set(WORKS):
+        raise argparse.ArgumentTypeError(
+            f"no work is called {', '.join(sorted(unknown))}: there are {', '.join(WORKS)}"
+        )
+    return [name for name in WORKS if name in names]
 
 
 def main() -> None:
     """Measure, print the table, write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", type=int, default=512, help="size of the array [MiB]")
+    parser.add_argument("--size", type=int, default=1024, help="size of the array [MiB]")
     parser.add_argument("--runs", type=int, default=5, help="fresh processes a figure and side")
+    parser.add_argument(
+        "--only", type=work_names, default=list(WORKS), metavar="WORK,...", help="do these works"
+    )
+    parser.add_argument("--list", action="store_true", help="say what the figures of works mean")
     parser.add_argument("--json", type=Path, help="write all values to this file")
     parser.add_argument("--svg", type=Path, help="write a picture to this file")
+    parser.add_argument("--into", type=Path, help="put the table into this page of the docs")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="wendelin-bench-", dir=".") as folder:
-        results = measure(Path(folder), args.size, args.runs)
-    title = (
-        f"{args.size} MiB, median of {args.runs} processes, page cache warm\n"
-        f"{platform.machine()}, Linux {platform.release()}, Python {platform.python_version()}"
-    )
-    print(f"\n{title}\n\n{table(results)}")
+    if args.list:
+        print(meanings(args.only))
+        return
+    title = f"{args.size} MiB, medians of {args.runs} processes"
+    with tempfile.TemporaryDirectory(prefix="wendelin-bench-", dir=".") as name:
+        folder = Path(name)
+        report = Report(title, describe(folder), args.only)
+        Bench(folder, args.size, report).measure(args.runs)
+    print(f"\n{report.markdown()}")
     if args.json:
-        args.json.write_text(json.dumps({"title": title, "results": results}, indent=1))
+        args.json.write_text(json.dumps(report.json(), indent=1))
     if args.svg:
-        picture(results, title, args.svg)
+        report.draw(args.svg)
+    if args.into:
+        report.write_into(args.into)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

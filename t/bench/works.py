@@ -1,140 +1,319 @@
-"""The works that are measured: each in a fresh process, by us and by numpy.memmap.
+"""The works that are measured, each in a fresh process.
 
-    python t/bench/works.py WORK SIDE FOLDER SIZE
+    python t/bench/works.py make|run|hold WORK SIDE FOLDER SIZE [PROCS]
 
-prints one JSON object {figure: value}. SIDE is `wendelin` or `memmap`; SIZE is in MiB; FOLDER
-has what prepare() made. Seconds are wall clock, without imports and without opening.
+`run` prints what was measured as JSON, `make` writes the data that the work reads, `hold` is a
+process of the work `readers`. SIZE is in MiB; PROCS is the cgroup.procs of a cgroup to enter.
+Seconds are wall clock, without imports and without opening.
 """
 
 import json
-import os
+import signal
+import subprocess
 import sys
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+import machine
 import numpy as np
+from peers import PEERS
+from stores import BLKSIZE, ITEMS, MIB, Activate, MappedStore, Memmap, Old, Store, Wendelin, steps
 
-MIB = 1 << 20
-BLKSIZE = 2 * MIB
-STEP = 32 * MIB  # one transaction of an ingest [bytes]
 TOUCHES = 500  # blocks
 CHANGES = 64  # blocks
+READERS = 4  # processes
+
+#: what there is -> its size [bytes] for --size [bytes]
+DATA: dict[str, Callable[[int], int]] = {
+    "data": lambda size: size,
+    "blocks": lambda size: CHANGES * BLKSIZE,
+    "large": lambda size: 4 * limit(size),
+    "new": lambda size: size,  # is made in the work
+}
+
+MAPPED: dict[str, type[Store]] = {"wendelin": Wendelin, "memmap": Memmap}
+ALL: dict[str, type[Store]] = {**MAPPED, **PEERS}
 
 
-def wendelin_open(path: Path):
-    from wendelin.lib.zodb import dbopen
-
-    return dbopen(str(path))
-
-
-def pattern(size: int) -> np.ndarray:
-    """Return size bytes as float64, no two blocks alike, nothing to compress."""
-    return np.random.default_rng(1).random(size // 8)
+def limit(size: int) -> int:
+    """Return the limit of the cgroup [bytes]; a process does not start in less than 128 MiB."""
+    return max(size // 2, 128 * MIB)
 
 
-def prepare(folder: Path, size: int) -> None:
-    """Write the same bytes as an array in a database, and as a plain file."""
-    ingest("wendelin", folder / "data.fs", size)
-    ingest("memmap", folder / "data.raw", size)
+@dataclass(frozen=True)
+class Row:
+    """A row of the table: a figure, next to that of a peer."""
+
+    figure: str  # ends in its unit; of GB/s more is better, of all others less
+    at_least: str  # what issue 3 asks for: a ratio, or in its own words
+    peer: str = "memmap"
 
 
-def ingest(side: str, path: Path, size: int) -> float:
-    """Write size bytes in steps, each safe on disk before the next. Return seconds."""
-    values = pattern(STEP)
-    if side == "memmap":
-        start = perf_counter()
-        with open(path, "wb") as file:
-            file.truncate(size)
-        a = np.memmap(path, "f8", "r+")
-        for i in range(0, len(a), len(values)):
-            a[i : i + len(values)] = values
-            a.flush()
-        return perf_counter() - start
-    import transaction
+@dataclass(frozen=True)
+class Work:
+    """What is measured, and on which sides."""
 
-    from wendelin.bigarray.array_zodb import ZBigArray
-    from wendelin.lib.zodb import dbclose
+    run: Callable[..., Iterable[float]]  # (store) -> values of the figures
+    rows: tuple[Row, ...]
+    sides: dict[str, type[Store]]
+    data: str
+    limited: bool
 
+    @property
+    def figures(self) -> list[str]:
+        return list(dict.fromkeys(row.figure for row in self.rows))
+
+    def store(self, side: str, folder: Path, size: int) -> Store:
+        """Return a side's store; size is that of --size [bytes]."""
+        return self.sides[side](folder / self.data, DATA[self.data](size))
+
+
+WORKS: dict[str, Work] = {}
+
+
+def work(
+    *rows: Row, sides: dict[str, type[Store]], data: str = "data", limited: bool = False
+) -> Callable[[Callable[..., Iterable[float]]], Callable[..., Iterable[float]]]:
+    """Make a work of a function that takes a store, and returns a value for each figure."""
+
+    def add(function: Callable[..., Iterable[float]]) -> Callable[..., Iterable[float]]:
+        WORKS[function.__name__] = Work(function, rows, sides, data, limited)
+        return function
+
+    return add
+
+
+def timed_sum(store: Store) -> float:
+    """Sum everything; return GB/s."""
     start = perf_counter()
-    root = wendelin_open(path)
-    root["A"] = array = ZBigArray((0,), "f8")
-    transaction.commit()
-    for _ in range(0, size // 8, len(values)):
-        array.append(values)
-        transaction.commit()
-    dbclose(root)
-    return perf_counter() - start
+    total = store.sum()
+    seconds = perf_counter() - start
+    n = store.size // 8
+    if abs(total - n * (n - 1) / 2) > 1e-9 * n * n:
+        raise RuntimeError(f"{store.path}: the sum is {total}: this is not what was written")
+    return store.size / seconds / 1e9
 
 
-def view(side: str, folder: Path, write: bool = False) -> np.ndarray:
-    """Return all of the prepared data as an ndarray."""
-    if side == "memmap":
-        return np.memmap(folder / "data.raw", "f8", "r+" if write else "r")
-    return wendelin_open(folder / "data.fs")["A"][:]
+def random_blocks(store: Store) -> list[int]:
+    """Return TOUCHES blocks, or all there are, in random order."""
+    return np.random.default_rng(2).permutation(store.size // BLKSIZE)[:TOUCHES].tolist()
 
 
-def work_read(side: str, folder: Path, size: int) -> dict[str, float]:
-    """Sum everything, twice."""
-    a = view(side, folder)
-    times = [perf_counter()]
-    for _ in range(2):
-        np.sum(a)
-        times.append(perf_counter())
-    return {
-        "first pass, GB/s": size / (times[1] - times[0]) / 1e9,
-        "second pass, GB/s": size / (times[2] - times[1]) / 1e9,
-    }
+@work(
+    Row("first pass, page cache warm, GB/s", "0.85"),
+    Row("second pass, GB/s", "0.97"),
+    sides=ALL,
+)
+def read(store: Store) -> Iterable[float]:
+    """np.sum of everything, twice, by a process that has just opened it.
+
+    All bytes are in the page cache. The first pass shows what it costs to give a program its
+    memory: to map a block, or to copy it. The second one shows what is left of that when all has
+    been touched: nothing, if all of it is still mapped. Libraries that copy are read chunk by
+    chunk, and copy again.
+    """
+    machine.warm(store.files())
+    store.open("r")
+    return timed_sum(store), timed_sum(store)
 
 
-def work_touch(side: str, folder: Path, size: int) -> dict[str, float]:
-    """Read one element in each of some blocks, in random order."""
-    a = view(side, folder)
-    order = np.random.default_rng(2).permutation(size // BLKSIZE)[:TOUCHES].tolist()
+@work(Row("first pass, page cache cold, GB/s", "0.9"), sides=ALL)
+def cold(store: Store) -> Iterable[float]:
+    """The first pass when no byte is in the page cache: what the disk gives, if we let it.
+
+    The cache is emptied by posix_fadvise(DONTNEED), and that it is empty is checked by mincore.
+    What lies below, as the host of a virtual machine, may still have it.
+    """
+    machine.make_cold(store.files())
+    store.open("r")
+    return [timed_sum(store)]
+
+
+@work(
+    Row("first pass of an old database, GB/s", "0.3"),
+    Row("first pass of an old database, GB/s", "4", peer="_p_activate"),
+    sides={"wendelin": Old, "memmap": Memmap, "_p_activate": Activate},
+)
+def old(store: Store) -> Iterable[float]:
+    """The first pass, page cache warm, over a database that ZODB's own FileStorage wrote.
+
+    Its blocks lie at any offset in the file, cannot be mapped, and are copied. memmap reads a
+    plain file of the same bytes. `_p_activate` is how ZODB loads an object: of each block in turn,
+    without summing it.
+    """
+    machine.warm(store.files())
+    store.open("r")
+    return [timed_sum(store)]
+
+
+@work(
+    Row("touch one element in each of 500 blocks, median, us", "0.33"),
+    Row("touch one element in each of 500 blocks, all of them, ms", "reported"),
+    sides=ALL,
+)
+def touch(store: Store) -> Iterable[float]:
+    """Read one element in each of 500 blocks, in random order, page cache warm.
+
+    The median is of single touches. The first touches learn where many other blocks are, and map
+    these too; so the sum of all is a figure of its own. Other libraries read a chunk, or the
+    element. With less than 1000 MiB there are less than 500 blocks.
+    """
+    machine.warm(store.files())
+    store.open("r")
     times = []
-    for blk in order:
+    for blk in random_blocks(store):
         start = perf_counter()
-        a[blk * BLKSIZE // 8 + 17]
+        store.get(blk * ITEMS + 17)
         times.append(perf_counter() - start)
-    return {"random touch, us": float(np.median(times)) * 1e6}
+    return float(np.median(times)) * 1e6, sum(times) * 1e3
 
 
-def work_ingest(side: str, folder: Path, size: int) -> dict[str, float]:
-    """Write new data, committed (flushed) every 32 MiB."""
-    path = folder / f"ingest.{'fs' if side == 'wendelin' else 'raw'}"
-    seconds = ingest(side, path, size // 2)
-    for p in folder.glob(path.name + "*"):
-        p.unlink()
-    return {"ingest, GB/s": size // 2 / seconds / 1e9}
+@work(
+    Row("ingest in steps of 64 MiB, GB/s", "0.5", peer="file"),
+    sides={"wendelin": Wendelin, "file": Memmap, **PEERS},
+    data="new",
+)
+def ingest(store: Store) -> Iterable[float]:
+    """Write new data, 64 MiB at a time, each on disk before the next.
+
+    We do A.append(values) and transaction.commit(). The peer is a plain file: write(2) and
+    fsync(2) of the same bytes. h5py is flushed and synced, tensorstore syncs every chunk itself,
+    and zarr cannot. What they are given is made outside the time that is measured, and so is the
+    empty array.
+    """
+    store.create()
+    seconds = 0.0
+    for values in steps(store.size):
+        start = perf_counter()
+        store.append(values)
+        seconds += perf_counter() - start
+    store.close()
+    store.remove()
+    return [store.size / seconds / 1e9]
 
 
-def work_change(side: str, folder: Path, size: int) -> dict[str, float]:
-    """Change one element in each of some blocks, and commit (flush)."""
-    a = view(side, folder, write=True)
+@work(
+    Row("change 64 blocks and commit, ms", "reported"),
+    Row("change 64 blocks and commit, growth of the file, MiB", "reported"),
+    sides=ALL,
+    data="blocks",
+)
+def change(store: Store) -> Iterable[float]:
+    """Change one element in each of 64 blocks, and commit.
+
+    memmap changes the page in place and flushes: nothing grows, and after a crash some of the
+    changes may be there and others not. A database keeps the old blocks until it is packed.
+    """
+    machine.warm(store.files())
+    before = sum(path.stat().st_size for path in store.files())
+    store.open("r+")
     start = perf_counter()
-    for blk in range(min(CHANGES, size // BLKSIZE)):
-        a[blk * BLKSIZE // 8 + 17] += 1
-    if side == "memmap":
-        a.flush()  # type: ignore[attr-defined]
-    else:
-        import transaction
-
-        transaction.commit()
-    return {f"change {CHANGES} blocks and commit, ms": (perf_counter() - start) * 1e3}
+    store.change(blk * ITEMS + 17 for blk in range(CHANGES))
+    seconds = perf_counter() - start
+    store.close()
+    grown = sum(path.stat().st_size for path in store.files()) - before
+    return seconds * 1e3, grown / MIB
 
 
-WORKS = {"read": work_read, "touch": work_touch, "ingest": work_ingest, "change": work_change}
+@work(
+    Row("first pass in a cgroup with memory for a quarter, GB/s", "0.85"),
+    sides=MAPPED,
+    data="large",
+    limited=True,
+)
+def limited(store: Store) -> Iterable[float]:
+    """np.sum of four times as much as a memory cgroup allows the process, page cache included.
+
+    2 GiB in 512 MiB if --size is 1024, and never less than 512 MiB in 128 MiB. Page cache cold: the
+    cgroup pays for what it reads, not for what others have read.
+    """
+    machine.make_cold(store.files())
+    store.open("r")
+    return [timed_sum(store)]
+
+
+@work(Row("four readers, PSS of all, MiB", "under 1229, for 1024"), sides=MAPPED)
+def readers(store: Store) -> Iterable[float]:
+    """The memory of four processes that have read all of one database, and hold their views.
+
+    It is the sum of their proportional set sizes (PSS): a page that four processes share counts a
+    quarter for each. So data that is mapped counts once, and data that is copied four times. Their
+    interpreters count, too.
+    """
+    machine.warm(store.files())
+    with ExitStack() as stack:
+        children = [stack.enter_context(reader()) for _ in range(READERS)]
+        for child in children:
+            if child.stdout is None or child.stdout.read(1) != b".":
+                raise RuntimeError("a reader did not read")
+        return [sum(machine.pss(child.pid) for child in children) / MIB]
+
+
+def reader() -> subprocess.Popen[bytes]:
+    """Start a process that runs hold() on the side that this one is for."""
+    command = [sys.executable, __file__, "hold", *sys.argv[2:]]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+
+def hold(store: Store) -> None:
+    """Read everything, say so, and keep it until stdin ends."""
+    store.open("r")
+    timed_sum(store)
+    sys.stdout.write(".")
+    sys.stdout.flush()
+    sys.stdin.read()
+    store.close()
+
+
+@work(Row("one fault on a mapped block, us", "under 15"), sides=MAPPED)
+def fault(store: MappedStore) -> Iterable[float]:
+    """One touch of a block that nobody has to look for, and whose bytes are in the page cache.
+
+    Median over blocks. Everything has been summed before, so it is known where all blocks are;
+    then each block is mapped anew, alone, and one element is read: SIGSEGV, look-up, mmap, back,
+    and the kernel's own page fault. For memmap it is the latter alone.
+    """
+    machine.warm(store.files())
+    store.open("r")
+    timed_sum(store)
+    times = []
+    for blk in random_blocks(store):
+        block = store.map_block(blk)
+        start = perf_counter()
+        block[17]
+        times.append(perf_counter() - start)
+    return [float(np.median(times)) * 1e6]
+
+
+def make(store: Store) -> None:
+    """Write the data."""
+    store.create()
+    for values in steps(store.size):
+        store.append(values)
+    store.close()
 
 
 def main() -> None:
-    """Run one work."""
-    work, side, folder, size = sys.argv[1:]
-    if work == "prepare":
-        prepare(Path(folder), int(size) * MIB)
-        result = {}
+    """Run one work, or a part of it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # run.py cleans up
+    command, name, side, folder, size, *groups = sys.argv[1:]
+    for procs in groups:
+        Path(procs).write_text("0")
+    work = WORKS[name]
+    store = work.store(side, Path(folder), int(size) * MIB)
+    if command == "make":
+        make(store)
+    elif command == "hold":
+        hold(store)
     else:
-        result = WORKS[work](side, Path(folder), int(size) * MIB)
-    print(json.dumps(result), flush=True)
-    os._exit(0)  # what is measured is over
+        try:
+            values = work.run(store)
+            print(json.dumps({"values": dict(zip(work.figures, values, strict=True))}))
+        except machine.Skip as e:
+            print(json.dumps({"skipped": str(e)}))
 
 
 if __name__ == "__main__":

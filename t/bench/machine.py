@@ -1,0 +1,145 @@
+"""What works ask of the machine: the page cache, memory cgroups, and what it is."""
+
+import ctypes
+import mmap
+import os
+import platform
+import re
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Skip(Exception):  # noqa: N818  # it is no error
+    """This machine cannot do the work; says why."""
+
+
+# ---- page cache ----
+
+
+def evict(files: Iterable[Path]) -> None:
+    """Take files out of the page cache, where the file system lets us."""
+    for path in files:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())  # what is dirty stays
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def warm(files: Iterable[Path]) -> None:
+    """Bring files into the page cache by read(2), however they came there before."""
+    files = list(files)
+    evict(files)
+    buffer = bytearray(1 << 20)
+    for path in files:
+        with open(path, "rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def cached(path: Path) -> float:
+    """Return which part of a file is in the page cache: 0 to 1. See mincore(2)."""
+    size = path.stat().st_size
+    if size == 0:
+        return 0
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as mapping:
+        memory = np.frombuffer(mapping, np.uint8)
+        pages = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
+        addresses = [ctypes.c_void_p(a.ctypes.data) for a in (memory, pages)]
+        err = _libc.mincore(addresses[0], ctypes.c_size_t(size), addresses[1])
+        del memory
+    if err:
+        raise OSError(ctypes.get_errno(), "mincore", str(path))
+    return float(np.mean(pages & 1))
+
+
+def make_cold(files: Iterable[Path]) -> None:
+    """Take files out of the page cache.
+
+    Raises
+    ------
+    Skip
+        They do not go.
+    """
+    files = list(files)
+    evict(files)
+    stay = [path.name for path in files if cached(path) > 0.01 and path.stat().st_size > 1 << 20]
+    if stay:
+        raise Skip(f"the file system keeps {', '.join(stay)} in the page cache")
+
+
+# ---- memory ----
+
+
+def pss(pid: int) -> int:
+    """Return the memory of a process [bytes]; of what n share, it has an n-th."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(re.findall(r"^Pss: +(\d+) kB", text, re.M)[0]) << 10
+
+
+def _cgroup_roots() -> Iterator[tuple[Path, str]]:
+    """Yield where memory cgroups can be made, in v1 or v2, and the file that has the limit."""
+    for line in Path("/proc/self/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            for mount in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
+                if Path(mount + path, "memory.current").exists() or path == "/":
+                    yield Path(mount + path), "memory.max"
+        elif "memory" in controllers.split(","):
+            yield Path("/sys/fs/cgroup/memory" + path), "memory.limit_in_bytes"
+
+
+@contextmanager
+def memory_cgroup(limit: int) -> Iterator[Path]:
+    """Make a memory cgroup with a limit [bytes]; yield its cgroup.procs.
+
+    Raises
+    ------
+    Skip
+        This machine does not let us.
+    """
+    for root, name in _cgroup_roots():
+        group = root / f"wendelin-bench-{uuid.uuid4().hex[:8]}"
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            with open(group / name, "r+") as file:  # not made: the folder may be no cgroup
+                file.write(str(limit))
+        except OSError:
+            group.rmdir()
+            continue
+        try:
+            yield group / "cgroup.procs"
+        finally:
+            group.rmdir()
+        return
+    raise Skip("no memory cgroup can be made here: run as root, or delegate one")
+
+
+# ---- what it is ----
+
+
+def describe(folder: Path) -> str:
+    """Return one line: processor, memory, file system, kernel, and versions."""
+    models = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M)
+    mounts = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
+    at = next(p for p in (folder.resolve(), *folder.resolve().parents) if str(p) in mounts)
+    libraries = []
+    for name in ("NumPy", "ZODB", "h5py", "zarr", "tensorstore"):
+        try:
+            libraries.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    return (
+        f"{os.cpu_count()} CPUs ({models[0] if models else platform.machine()}), "
+        f"{psutil.virtual_memory().total / 2**30:.0f} GiB of memory, {mounts[str(at)]}, "
+        f"Linux {platform.release()}; Python {platform.python_version()}, {', '.join(libraries)}"
+    )
