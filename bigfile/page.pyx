@@ -78,11 +78,11 @@ from libc.stdint cimport UINT64_MAX, uint64_t
 from libc.stdlib cimport abort, calloc, free
 
 from wendelin.bigfile.kernel cimport (EDEADLK, MADV_POPULATE_READ, MADV_POPULATE_WRITE,
-                                      MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED_NOREPLACE,
-                                      MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, close, madvise, mmap,
-                                      pthread_atfork, pthread_cond_broadcast,
-                                      pthread_cond_init, pthread_self, sysconf, volatile_char,
-                                      _SC_PAGESIZE, write as write_fd)
+                                      MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED_NOREPLACE, MAP_NORESERVE,
+                                      MAP_PRIVATE, PROT_READ, PROT_WRITE, close, madvise, mmap,
+                                      pthread_atfork, pthread_cond_broadcast, pthread_cond_init,
+                                      pthread_self, sysconf, volatile_char, _SC_PAGESIZE, write as
+                                      write_fd)
 from wendelin.bigfile.mapping cimport (FILE, NONE, RO, RW, SINK, ZERO, Kind, area_inherited,
                                        area_kind, area_lookup, area_map, area_reset, area_show,
                                        area_unmap, areas_after_fork)
