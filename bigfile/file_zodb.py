@@ -64,7 +64,13 @@ from wendelin.bigfile.virtmem import (
 )
 from wendelin.bigfile.zblk import ZBlk0, ZBlkBase, default_format, is_plain, load_block, trimmed
 from wendelin.lib.filestorage import ALIGNMENT, OpenFile
-from wendelin.lib.zodb import LivePersistent, zconn_has_open, zconn_locate
+from wendelin.lib.zodb import (
+    LivePersistent,
+    zconn_has_open,
+    zconn_locate,
+    zconn_takes_bytes_records,
+)
+from wendelin.lib.zrecord import BytesRecord
 
 __all__ = ["ZBigFile", "ZBigFileH", "ZBlk", "ZBlk0"]
 
@@ -248,6 +254,8 @@ class _ZFile(BigFile):
             self.conn.add(zblk)
         if zblk.store_from(handle, blk):
             handle.stored[blk] = zblk
+            if handle.takes_records:
+                handle.watch.records[zblk._p_oid] = zblk.record
 
     def truncate(self, blk: int) -> None:
         blktab = self.zfile.blktab
@@ -284,7 +292,9 @@ class ZBigFileH(BigFileH):
         self._joined: Any = None
         self._frozen = False
         self._finished = False
-        _watch(file.conn).files.add(file)
+        self.takes_records = False
+        self.watch = _watch(file.conn)
+        self.watch.files.add(file)
 
     # ---- joining ----
 
@@ -319,12 +329,16 @@ class ZBigFileH(BigFileH):
 
     def commit(self, txn: Any) -> None:
         """Mark the objects of changed blocks, for the Connection to store them."""
+        # A savepoint before has put a temporary storage between the Connection and its own.
+        self.takes_records = self.conn._storage is self.conn._normal_storage
         if self.isdirty():
             self.dirty_writeout(WRITEOUT_STORE)
 
     def tpc_vote(self, txn: Any) -> None:
         """Refuse if a touch failed since."""
         self.check_failures()
+        if not self.watch.records.keys().isdisjoint(z._p_oid for z in self.stored.values()):
+            raise RuntimeError(f"blocks of {self.file!r} did not come to the storage")
 
     def tpc_finish(self, txn: Any) -> None:
         """Let pages be written again. They are clean at the next boundary."""
@@ -336,6 +350,7 @@ class ZBigFileH(BigFileH):
         """Discard all changes."""
         self._end()
         self.stored.clear()
+        self.watch.records.clear()
         self.dirty_discard()
 
     def tpc_abort(self, txn: Any) -> None:
@@ -344,6 +359,7 @@ class ZBigFileH(BigFileH):
 
     def _end(self) -> None:
         self._joined = None
+        self.takes_records = False
         if self._frozen:
             self._frozen = False
             self.writeout_end()
@@ -360,18 +376,35 @@ class ZBigFileH(BigFileH):
 
 
 class _Watch:
-    """Listens to what a Connection hears from its storage at each boundary.
+    """Listens to what a Connection asks of, and gives to, its storage.
 
-    A Connection asks its storage instance in one place, Connection.newTransaction(), however
-    the boundary came about: begin, the end of a transaction, sync, being opened again by
+    A Connection asks its storage instance for changes in one place, Connection.newTransaction(),
+    however the boundary came about: begin, the end of a transaction, sync, being opened again by
     another thread with another transaction manager. That question is what we listen to.
+
+    And it gives it pickled objects, in one place: there a block gets its bytes. Pickled with them,
+    they would be copied four times.
     """
 
     def __init__(self, conn: Connection) -> None:
         self.files: weakref.WeakSet[_ZFile] = weakref.WeakSet()
+        #: oid -> what makes the record, of blocks that the running commit stores
+        self.records: dict[bytes, Callable[[bytes], BytesRecord]] = {}
         storage = conn._normal_storage
+        self._joins = not zconn_takes_bytes_records(conn)
         self._poll: Callable[[], list[bytes] | None] = storage.poll_invalidations
+        self._store: Callable[..., Any] = storage.store
         storage.poll_invalidations = self.poll
+        storage.store = self.store
+
+    def store(self, oid: bytes, serial: bytes, data: Any, version: str, transaction: Any) -> Any:
+        """Be the storage's store()."""
+        record = self.records.pop(oid, None)
+        if record is not None:
+            data = record(data)
+            if self._joins:
+                data = bytes(data)
+        return self._store(oid, serial, data, version, transaction)
 
     def poll(self) -> list[bytes] | None:
         """Be the storage's poll_invalidations()."""

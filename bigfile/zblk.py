@@ -35,6 +35,9 @@ Load = Callable[[bytes], bytes]
 class Page(Protocol):
     """Where a block that is stored gets its bytes."""
 
+    #: pickled objects are replaced by their record() when they are stored
+    takes_records: bool
+
     def page_buffer(self, blk: int) -> memoryview:
         """Return the block [blksize bytes], read-only."""
 
@@ -124,9 +127,16 @@ class ZBlk0(ZBlkBase):
         source = getattr(self, "_v_page", None)
         if source is not None:
             page, blk = source
-            return bytes(_state(page.page_buffer(blk)))
+            # in place of the bytes, which record() gives then
+            return b"" if page.takes_records else bytes(_state(page.page_buffer(blk)))
         data = getattr(self, "_v_data", None)
         return data if data is not None else b""
+
+    def record(self, like: bytes) -> zrecord.BytesRecord:
+        """Return the record to be stored, its bytes not copied; `like`: as it was pickled."""
+        assert self._v_page is not None
+        page, blk = self._v_page
+        return zrecord.BytesRecord(like, _state(page.page_buffer(blk)))
 
     def __setstate__(self, state: Any) -> None:
         self._v_page = None

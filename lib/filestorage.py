@@ -34,7 +34,7 @@ from ZODB.FileStorage.fspack import FileStoragePacker, PackCopier
 from ZODB.POSException import StorageTransactionError
 from ZODB.utils import p64
 
-from wendelin.lib.zrecord import RecordError, aligned, find_payload, without_pad
+from wendelin.lib.zrecord import BytesRecord, RecordError, aligned, find_payload, without_pad
 
 __all__ = ["ALIGNMENT", "SMALLEST", "AlignedFileStorage", "Located", "OpenFile"]
 
@@ -150,15 +150,20 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     # ---- writing ----
 
     def store(
-        self, oid: bytes, oldserial: bytes, data: bytes, version: str, transaction: Any
+        self,
+        oid: bytes,
+        oldserial: bytes,
+        data: bytes | BytesRecord,
+        version: str,
+        transaction: Any,
     ) -> None:
-        """See IStorage."""
+        """See IStorage; data may be a BytesRecord."""
         if self.align and transaction is self._transaction:
             with self._lock:
                 record = _Pieces(data, self._at() + DATA_HDR_LEN)
                 super().store(oid, oldserial, record, version, transaction)
         else:
-            super().store(oid, oldserial, data, version, transaction)
+            super().store(oid, oldserial, bytes(data), version, transaction)
 
     def restore(
         self,
@@ -349,7 +354,7 @@ class _Pieces:
     FileStorage just takes its length, and writes it to its temporary file.
     """
 
-    def __init__(self, record: bytes, at: int) -> None:
+    def __init__(self, record: bytes | BytesRecord, at: int) -> None:
         self.pieces = aligned(record, at, ALIGNMENT, SMALLEST)
         self._len = sum(map(len, self.pieces))
 

@@ -29,6 +29,7 @@ __all__ = [
     "zconn_at",
     "zconn_has_open",
     "zconn_locate",
+    "zconn_takes_bytes_records",
 ]
 
 
@@ -259,6 +260,11 @@ def zconn_has_open(conn: Any, file: OpenFile) -> bool:
     """Say whether a file where zconn_locate() found something is still the database's."""
     storage = _file_of(conn)
     return storage is not None and storage.has_open(file)
+
+
+def zconn_takes_bytes_records(conn: Any) -> bool:
+    """Say whether the storage of a Connection takes a BytesRecord, besides bytes."""
+    return _file_of(conn) is not None
 
 
 def _file_of(conn: Any) -> AlignedFileStorage | None:

@@ -21,6 +21,7 @@ import zodbpickle
 from zodbpickle import pickle as zpickle
 
 __all__ = [
+    "BytesRecord",
     "Payload",
     "RecordError",
     "Ref",
@@ -176,7 +177,7 @@ def state_of(record: bytes) -> Any:
 
 # opcodes of byte strings -> size of the length that follows
 _BYTES_OPS = {ord("B"): 4, ord("C"): 1, 0x8E: 8, ord("T"): 4, ord("U"): 1}
-_BINBYTES, _POP = b"B", b"0"
+_BINBYTES, _POP, _STOP = b"B", b"0", b"."
 
 
 class Payload(NamedTuple):
@@ -275,22 +276,51 @@ def without_pad(record: bytes) -> bytes:
     return record[: found.begin] + record[found.op :]
 
 
-def aligned(
-    record: bytes, at: int, alignment: int, smallest: int
-) -> tuple[bytes | memoryview, ...]:
-    """Return a record, in pieces, with its payload at a multiple of `alignment` in a file.
-
-    That is done for records whose state is bytes, a whole number of `alignment`, and no less
-    than `smallest`. Others are returned as they are, in one.
+class BytesRecord:
+    """A record whose state is bytes which lie somewhere else, and are not copied into it.
 
     Parameters
     ----------
-    record : bytes
+    like : bytes
+        A record of the same class, of which the beginning is taken.
+    payload : memoryview
+        The state; less than 4 GiB.
+    """
+
+    def __init__(self, like: bytes, payload: memoryview) -> None:
+        self.before = like[: _head(like)[0]] + b"\x80\x03"  # class, PROTO
+        self.op = _BINBYTES + len(payload).to_bytes(4, "little")
+        self.payload = payload
+
+    def __len__(self) -> int:
+        return len(self.before) + len(self.op) + len(self.payload) + 1
+
+    def __bytes__(self) -> bytes:
+        return b"".join((self.before, self.op, self.payload, _STOP))
+
+
+Pieces = tuple[bytes | memoryview, ...]
+
+
+def aligned(record: bytes | BytesRecord, at: int, alignment: int, smallest: int) -> Pieces:
+    """Return a record, in pieces, with its payload at a multiple of `alignment` in a file.
+
+    That is done for records whose state is bytes, a whole number of `alignment`, and no less
+    than `smallest`. Others are returned as they are.
+
+    Parameters
+    ----------
+    record : bytes or BytesRecord
     at : int
         Where in the file the record begins.
     alignment, smallest : int
         Powers of two [bytes].
     """
+    if isinstance(record, BytesRecord):
+        size = len(record.payload)
+        start = at + len(record.before) + len(record.op)
+        pad = b"" if size < smallest or size % alignment else _pad(start, alignment)
+        return record.before, pad, record.op, record.payload, _STOP
     if len(record) < smallest:
         return (record,)
     found = _find_in_any(record)
@@ -300,13 +330,16 @@ def aligned(
     size = found.stop - found.start
     if size < smallest or size % alignment != 0:
         return (record,)
-    head = found.start - found.op  # the opcode of the payload, and its length
-    pad = -(at + found.begin + head) % alignment
     view = memoryview(record)
-    if pad == 0:
-        filler = b""
-    else:
-        over = 1 + 4 + 1  # BINBYTES, its length, POP
-        pad += alignment if pad < over else 0
-        filler = _BINBYTES + (pad - over).to_bytes(4, "little") + bytes(pad - over) + _POP
-    return (view[: found.begin], filler, view[found.op :])
+    pad = _pad(at + found.begin + found.start - found.op, alignment)
+    return view[: found.begin], pad, view[found.op :]
+
+
+def _pad(start: int, alignment: int) -> bytes:
+    """Return what, before a payload at `start`, puts it to a multiple of alignment."""
+    size = -start % alignment
+    if size == 0:
+        return b""
+    over = 1 + 4 + 1  # BINBYTES, its length, POP
+    size += alignment if size < over else 0
+    return _BINBYTES + (size - over).to_bytes(4, "little") + bytes(size - over) + _POP

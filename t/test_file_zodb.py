@@ -540,6 +540,8 @@ def test_a_foreign_object_in_the_block_table_is_refused_by_name(root, A):
 
 def test_a_block_that_is_too_long_is_refused(root, A):
     class Page:
+        takes_records = False
+
         def page_buffer(self, blk):
             return memoryview(b"1" * (BLK + 1))
 
@@ -581,3 +583,30 @@ def test_blksize_is_checked():
             ZBigArray((3,), "u1", blksize=bad)
     with pytest.raises(TypeError, match="str"):
         ZBigFile("x")
+
+
+def test_a_commit_after_a_savepoint_stores_the_bytes(root, A):
+    """The Connection writes into a temporary storage then, which takes pickles only."""
+    root["x"] = 1
+    transaction.savepoint()
+    A[:] = 7
+    root["x"] = 2
+    transaction.commit()
+    zblk = A.zfile.blktab[3]
+    zblk._p_activate()
+    assert zblk._v_data == bytes([7]) * BLK
+    ram_reclaim()
+    assert (A[:] == 7).all()
+
+
+def test_a_block_that_does_not_come_to_its_storage_stops_the_commit(root, A):
+    A[:] = 7
+    handle = A._fileh()
+    handle.watch.store = None
+    store = type(root._p_jar._normal_storage).store
+    instance = root._p_jar._normal_storage
+    instance.store = lambda *args: store(instance, *args)  # somebody else's idea
+    with pytest.raises(RuntimeError, match="did not come to the storage"):
+        transaction.commit()
+    transaction.abort()
+    assert not A[:].any()
