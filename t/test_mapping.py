@@ -227,7 +227,7 @@ def test_pack_under_open_views(path, values):
         for fd in os.listdir("/proc/self/fd")
         if os.path.lexists(f"/proc/self/fd/{fd}")
     ]
-    assert not any("old" in name for name in open_files)
+    assert not any(name.startswith(path + ".old") for name in open_files)
     a[0] = 5
     transaction.commit()
     assert a[0] == 5
