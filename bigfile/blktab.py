@@ -3,7 +3,7 @@
 In the database it is a LOBTree of block objects. Here its nodes are read from their records,
 and kept; which nodes and which blocks changed, the owner says: drop(), changed().
 
-It knows BTrees' states, and asks for records. Locking: the GIL, for what is atomic under it; a
+It knows tables, and asks for records. Locking: the GIL, for what is atomic under it; a
 lookup that runs while nodes are dropped may return what was true before, and the owner loads
 such a page again (BigFileH.invalidate_loading).
 """
@@ -12,59 +12,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
 
-from wendelin.lib.zrecord import RecordError, Ref, class_of, state_of
+from wendelin.bigfile.btree import Node, read_node
+from wendelin.lib.zrecord import RecordError
 
 __all__ = ["BlockTable"]
 
-
-@dataclass(frozen=True)
-class _Node:
-    """A node: of a tree, children[i] has the keys in [keys[i-1], keys[i]); of a bucket, items."""
-
-    leaf: bool
-    keys: list[int]
-    children: list[object]  # Ref, or for a tree of one bucket the bucket itself
-    oids: dict[int, bytes]
-
-
-def _bucket(state: object) -> _Node:
-    """Return a bucket from its state ((k0, v0, k1, v1, ...), [next])."""
-    if not (isinstance(state, tuple) and len(state) in (1, 2) and isinstance(state[0], tuple)):
-        raise RecordError("the block table is damaged: a bucket of another shape")
-    flat = state[0]
-    oids: dict[int, bytes] = {}
-    for key, ref in zip(flat[0::2], flat[1::2], strict=True):
-        if not isinstance(key, int) or not isinstance(ref, Ref):
-            raise RecordError(f"the block table is damaged: {key!r} -> {ref!r}")
-        oids[key] = ref.oid
-    return _Node(True, [], [], oids)
-
-
-def _tree(state: object) -> _Node:
-    """Return a tree from its state: None; ((bucket state,),); ((c0, k1, c1, ...), first)."""
-    if state is None:
-        return _Node(True, [], [], {})
-    if not (isinstance(state, tuple) and state and isinstance(state[0], tuple)):
-        raise RecordError("the block table is damaged: a tree of another shape")
-    flat = state[0]
-    if len(state) == 1:
-        return _bucket(flat[0])
-    if any(not isinstance(c, Ref) for c in flat[0::2]):
-        raise RecordError("the block table is damaged: a tree of something else")
-    return _Node(False, list(flat[1::2]), list(flat[0::2]), {})
-
-
-def _node(record: bytes) -> _Node:
-    name = class_of(record)
-    # the pure Python classes have the same states
-    kind = name.removeprefix("BTrees.LOBTree.").removesuffix("Py")
-    if kind == "LOBTree":
-        return _tree(state_of(record))
-    if kind == "LOBucket":
-        return _bucket(state_of(record))
-    raise RecordError(f"the block table is damaged: a {name} in it")
+_ENDLESS = "the block table is damaged: it does not end"
 
 
 class BlockTable:
@@ -78,15 +32,15 @@ class BlockTable:
 
     def __init__(self, load: Callable[[bytes], bytes]) -> None:
         self._load = load
-        self._nodes: dict[bytes, _Node] = {}
+        self._nodes: dict[bytes, Node] = {}
         # _nodes has every node that lookups since the last changed() went through
         self._complete = True
 
-    def _get(self, oid: bytes) -> _Node:
+    def _get(self, oid: bytes) -> Node:
         nodes = self._nodes
         node = nodes.get(oid)
         if node is None:
-            node = _node(self._load(oid))
+            node = read_node(self._load(oid), "LO")
             # into the dict we began with: drop() leaves that one behind
             nodes[oid] = node
         return node
@@ -110,23 +64,25 @@ class BlockTable:
         for _ in range(64):
             if node.leaf:
                 return node.oids.get(blk)
-            child = node.children[bisect_right(node.keys, blk)]
-            assert isinstance(child, Ref)
-            node = self._get(child.oid)
-        raise RecordError("the block table is damaged: it does not end")
+            node = self._get(node.children[bisect_right(node.keys, blk)])
+        raise RecordError(_ENDLESS)
 
-    def between(self, root: bytes, start: int, stop: int, depth: int = 64) -> dict[int, bytes]:
+    def between(self, root: bytes, start: int, stop: int) -> dict[int, bytes]:
         """Return the oids of the block objects in [start, stop), by block; see lookup()."""
-        node = self._get(root)
-        if node.leaf:
-            return {blk: oid for blk, oid in node.oids.items() if start <= blk < stop}
-        if depth == 0:
-            raise RecordError("the block table is damaged: it does not end")
         found: dict[int, bytes] = {}
-        first, last = bisect_right(node.keys, start), bisect_left(node.keys, stop)
-        for child in node.children[first : last + 1]:
-            assert isinstance(child, Ref)
-            found.update(self.between(child.oid, start, stop, depth - 1))
+        seen: set[bytes] = set()
+        todo = [root]
+        while todo:
+            oid = todo.pop()
+            if oid in seen:
+                raise RecordError(_ENDLESS)
+            seen.add(oid)
+            node = self._get(oid)
+            if node.leaf:
+                found.update((blk, of) for blk, of in node.oids.items() if start <= blk < stop)
+            else:
+                first, last = bisect_right(node.keys, start), bisect_left(node.keys, stop)
+                todo.extend(node.children[first : last + 1])
         return found
 
     def drop(self) -> None:

@@ -62,17 +62,27 @@ from wendelin.bigfile.virtmem import (
     BigFile,
     BigFileH,
 )
-from wendelin.bigfile.zblk import ZBlk0, ZBlkBase, default_format, is_plain, load_block, trimmed
+from wendelin.bigfile.zblk import (
+    Change,
+    ZBlk0,
+    ZBlk1,
+    ZBlkBase,
+    ZData,
+    format_for,
+    is_plain,
+    load_block,
+)
 from wendelin.lib.filestorage import ALIGNMENT, OpenFile
 from wendelin.lib.zodb import (
     LivePersistent,
     zconn_has_open,
+    zconn_load_all,
     zconn_locate,
     zconn_takes_bytes_records,
 )
 from wendelin.lib.zrecord import BytesRecord
 
-__all__ = ["ZBigFile", "ZBigFileH", "ZBlk", "ZBlk0"]
+__all__ = ["ZBigFile", "ZBigFileH", "ZBlk", "ZBlk0", "ZBlk1", "ZData"]
 
 log = logging.getLogger(__name__)
 
@@ -103,8 +113,13 @@ class ZBigFile(LivePersistent):
         """Say whether there are handles: faults read the state, in any thread."""
         return bool(getattr(self, "_v_handles", None))
 
-    def fileh_open(self) -> ZBigFileH:
+    def fileh_open(self, zblk_fmt: str | None = None) -> ZBigFileH:
         """Return a new handle.
+
+        Parameters
+        ----------
+        zblk_fmt : {'ZBlk0', 'ZBlk1', 'auto', None}
+            Format in which it stores blocks; None: what WENDELIN_CORE_ZBLK_FMT says.
 
         Raises
         ------
@@ -119,7 +134,7 @@ class ZBigFile(LivePersistent):
             )
         if self.blktab._p_jar is None:
             conn.add(self.blktab)
-        handle = ZBigFileH(_ZFile(self, conn))
+        handle = ZBigFileH(_ZFile(self, conn, zblk_fmt))
         if getattr(self, "_v_handles", None) is None:
             self._v_handles: weakref.WeakSet[ZBigFileH] = weakref.WeakSet()
         self._v_handles.add(handle)
@@ -129,13 +144,16 @@ class ZBigFile(LivePersistent):
 class _ZFile(BigFile):
     """A ZBigFile as the pager sees it."""
 
-    def __init__(self, zfile: ZBigFile, conn: Connection) -> None:
+    def __init__(self, zfile: ZBigFile, conn: Connection, zblk_fmt: str | None) -> None:
         super().__init__(zfile.blksize)
         self.zfile = zfile
         self.conn = conn
-        self.table = BlockTable(self.load_record)
-        # What pages that are, or were, in memory were made of: blk -> oid, None for a hole.
+        self.zblk_fmt = zblk_fmt
+        self.table = BlockTable(self.load)
+        # What pages that are, or were, in memory were made of: blk -> oid, None for a hole;
         self.made_of: dict[int, bytes | None] = {}
+        # and of those that are made of more: blk -> oids.
+        self.parts: dict[int, frozenset[bytes]] = {}
         # Files that pages may be mapped from: they stay open as long as the handle lives.
         self.mapped_from: set[OpenFile] = set()
         self.handle: weakref.ref[ZBigFileH] | None = None
@@ -148,9 +166,13 @@ class _ZFile(BigFile):
 
     # ---- to memory; any thread ----
 
-    def load_record(self, oid: bytes) -> bytes:
-        record, _ = self.conn._storage.load(oid)
-        return bytes(record)
+    def load(self, oid: bytes) -> bytes:
+        """See zblk.Records."""
+        return zconn_load_all(self.conn, [oid])[0]
+
+    def load_all(self, oids: list[bytes]) -> list[bytes]:
+        """See zblk.Records."""
+        return zconn_load_all(self.conn, oids)
 
     def lookup(self, blk: int) -> bytes | None:
         root = self._table_root()
@@ -158,17 +180,21 @@ class _ZFile(BigFile):
 
     def _table_root(self) -> bytes | None:
         """Return the oid of the block table; None: it is not in the database yet."""
+        # A file and its table come into the database together. Here is no ghost: see lives().
         root = self.zfile.blktab
-        if root._p_oid is None or (root._p_changed is not None and root._p_serial == _NEW):
-            return None
-        return bytes(root._p_oid)
+        return None if root._p_oid is None or self.zfile._p_serial == _NEW else bytes(root._p_oid)
 
     def loadblk(self, blk: int, buf: memoryview) -> memoryview | bytes:
         oid = self._remember(blk)
         handle = self.handle() if self.handle is not None else None
         if handle is not None and oid is not None:
             self.ahead.loading(handle, blk)
-        return b"" if oid is None else load_block(oid, self.load_record)
+        if oid is None:
+            return b""
+        block = load_block(oid, self, self.blksize)
+        if block.parts:
+            self.parts[blk] = block.parts
+        return block.data
 
     def mapblk(self, blk: int) -> Any:
         return self._where({blk: self._remember(blk)}).get(blk)
@@ -219,11 +245,14 @@ class _ZFile(BigFile):
             stale = set(self.made_of)
         else:
             changed = set(oids)
-            stale = {blk for blk, oid in self.made_of.items() if oid in changed}
+            stale = {blk for blk, oid in list(self.made_of.items()) if oid in changed}
+            parts = list(self.parts.items())
+            stale.update(blk for blk, oids in parts if not oids.isdisjoint(changed))
             if self.table.changed(changed):
                 stale.update(self._moved(stale))
         for blk in stale:
             self.made_of.pop(blk, None)
+            self.parts.pop(blk, None)
             handle.invalidate_page(blk)
 
     def _moved(self, known: set[int]) -> Iterable[int]:
@@ -246,16 +275,20 @@ class _ZFile(BigFile):
         handle = self.handle() if self.handle is not None else None
         assert handle is not None
         zblk: ZBlkBase | None = self.zfile.blktab.get(blk)
-        if zblk is None:
-            if len(trimmed(buf)) == 0:
-                return  # a hole it was, and a hole it stays
-            zblk = self.zfile.blktab[blk] = default_format()()
+        change = Change(None if zblk is None else zblk.now(self, self.blksize), buf)
+        if not change:
+            if zblk is not None:
+                zblk.release()
+            return
+        cls = format_for(self.zblk_fmt, change)
+        if type(zblk) is not cls:
+            zblk = self.zfile.blktab[blk] = cls()
             # in this order, not in the one in which the Connection finds them: backwards
             self.conn.add(zblk)
-        if zblk.store_from(handle, blk):
-            handle.stored[blk] = zblk
-            if handle.takes_records:
-                handle.watch.records[zblk._p_oid] = zblk.record
+        zblk.store_from(handle, blk, change)
+        handle.stored[blk] = zblk
+        if handle.takes_records and isinstance(zblk, ZBlk0):
+            handle.watch.records[zblk._p_oid] = zblk.record
 
     def truncate(self, blk: int) -> None:
         blktab = self.zfile.blktab
@@ -271,8 +304,13 @@ class _ZFile(BigFile):
         epoch = handle.epoch()
         oids: dict[int, bytes | None] = {}
         for blk, zblk in handle.stored.items():
+            before = self.parts.pop(blk, frozenset())
+            same = self.made_of.get(blk) == zblk._p_oid
             oids[blk] = self.made_of[blk] = zblk._p_oid
-            zblk._p_deactivate()
+            parts = zblk.parts() | before if same else zblk.parts()
+            if parts:
+                self.parts[blk] = parts
+            zblk.release()
         handle.stored.clear()
         handle.know(self._where(oids), epoch)
 

@@ -9,6 +9,14 @@ used in two ways that do not meet:
   page that they are to be stored from; they take its bytes when they are pickled. So memory
   holds one block more than the pages, not all of them twice.
 
+Formats
+-------
+    ZBlk0       one object, whose state is the block's bytes. Read, and mapped, as a whole; the
+                change of a byte stores a block
+    ZBlk1       an IOBTree of chunks, ZData objects of 4 KiB. The change of a byte stores a chunk;
+                to read it takes an object a chunk
+    auto        no format, but the choice between them, at each commit, for each block: Writer
+
 The states are fixed: see docs/formats.md. This room knows pickles and blocks; it does not
 know which block of which file it deals with.
 """
@@ -17,19 +25,50 @@ from __future__ import annotations
 
 import os
 from abc import abstractmethod
-from collections.abc import Callable
-from functools import lru_cache
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from functools import cached_property, lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from BTrees.IOBTree import IOBTree
+from numpy.typing import NDArray
 from persistent import Persistent
 
+from wendelin.bigfile.btree import read_items
 from wendelin.lib import zrecord
+from wendelin.lib.zodb import btree_nodes
 
-__all__ = ["FORMATS", "ZBlk0", "ZBlkBase", "default_format", "is_plain", "load_block", "trimmed"]
+__all__ = [
+    "CHUNK",
+    "FORMATS",
+    "Block",
+    "Change",
+    "Records",
+    "ZBlk0",
+    "ZBlk1",
+    "ZBlkBase",
+    "ZData",
+    "check_format",
+    "format_for",
+    "is_plain",
+    "load_block",
+    "trimmed",
+]
 
-#: (oid) -> record of the state that is read
-Load = Callable[[bytes], bytes]
+CHUNK = 4096  # of ZBlk1, as it is written [bytes]
+
+_MODULE = "wendelin.bigfile.file_zodb"  # where databases have the classes
+_NEW = b"\0" * 8  # _p_serial of what is not in the database yet
+
+
+class Records(Protocol):
+    """Where records are read. In any thread."""
+
+    def load(self, oid: bytes) -> bytes:
+        """Return a record."""
+
+    def load_all(self, oids: list[bytes]) -> list[bytes]:
+        """Return records, asked for together."""
 
 
 class Page(Protocol):
@@ -40,6 +79,65 @@ class Page(Protocol):
 
     def page_buffer(self, blk: int) -> memoryview:
         """Return the block [blksize bytes], read-only."""
+
+
+class Block(NamedTuple):
+    """A block, as it is in the database."""
+
+    data: memoryview | bytes  # zeros follow
+    parts: frozenset[bytes] = frozenset()  # oids of the objects, besides its own, it is made of
+    regular: bool = True  # its chunks are as we write them
+
+
+class Change:
+    """What a commit changes in a block.
+
+    Parameters
+    ----------
+    old : Block or None
+        What is stored; None: nothing is.
+    new : memoryview
+        The block [blksize bytes].
+    """
+
+    def __init__(self, old: Block | None, new: memoryview) -> None:
+        self.old = old
+        self._new = new
+        self._old = np.frombuffer(old.data if old is not None else b"", np.uint8)[: len(new)]
+
+    def __bool__(self) -> bool:
+        """Say whether anything changed."""
+        new = np.frombuffer(self._new, np.uint8)
+        n = len(self._old)
+        return len(trimmed(self._new[n:])) != 0 or not np.array_equal(new[:n], self._old)
+
+    @cached_property
+    def used(self) -> NDArray[np.bool_]:
+        """Chunks, of CHUNK bytes each, that have anything but zeros in them now."""
+        result: NDArray[np.bool_] = self._words(self._new).any(axis=1)
+        return result
+
+    @cached_property
+    def changed(self) -> NDArray[np.bool_]:
+        """Chunks that are not what they were."""
+        result = self.used.copy()  # past the end of what is stored there were zeros
+        n = len(self._old) // CHUNK
+        whole = self._old[: n * CHUNK]
+        result[:n] = (self._words(self._new[: n * CHUNK]) != self._words(whole)).any(axis=1)
+        rest = self._old[n * CHUNK :]
+        if len(rest):
+            last = np.frombuffer(self._new[n * CHUNK :][:CHUNK], np.uint8)
+            result[n] = last[len(rest) :].any() or not np.array_equal(last[: len(rest)], rest)
+        return result
+
+    @cached_property
+    def was_full(self) -> bool:
+        """Whether the last chunk had something in it."""
+        return len(self._old) > len(self._new) - CHUNK
+
+    @staticmethod
+    def _words(data: Any) -> NDArray[np.uint64]:
+        return np.frombuffer(data, np.uint64).reshape(-1, CHUNK // 8)
 
 
 def trimmed(buf: memoryview | bytes) -> memoryview:
@@ -68,16 +166,23 @@ def _state(buf: memoryview) -> memoryview:
     return buf if 0 < len(buf) - len(cut) < len(buf) // 512 else cut
 
 
+# ---- blocks as objects ----
+
+
 class ZBlkBase(Persistent):  # type: ignore[misc]  # persistent has no type hints
     """A block as a persistent object.
 
     It has no bytes of its own but while it is stored: `_v_page` then says where they are.
     """
 
+    __module__ = _MODULE
+
+    _p_changed: Any  # by Persistent
+
     @classmethod
     @abstractmethod
-    def load(cls, record: bytes, load: Load) -> memoryview | bytes:
-        """Return the block's bytes, as its record and others hold them.
+    def load(cls, record: bytes, records: Records, blksize: int) -> Block:
+        """Return the block, as its record and others hold it.
 
         Raises
         ------
@@ -86,51 +191,83 @@ class ZBlkBase(Persistent):  # type: ignore[misc]  # persistent has no type hint
         """
 
     @abstractmethod
-    def store_from(self, page: Page, blk: int) -> bool:
+    def store_from(self, page: Page, blk: int, change: Change) -> None:
         """Take the bytes of a page, when this object is pickled.
 
-        Called in the thread of the Connection, the object being in it. Marks itself, and what
-        it consists of, as changed where the bytes differ from what is stored.
-
-        Returns whether anything is to be stored.
+        Called in the thread of the Connection, the object being in it. Marks itself, and those
+        of its parts that the change is in, as changed.
         """
 
+    def now(self, records: Records, blksize: int) -> Block | None:
+        """Return the block as it is in the database; None: it is not. See store_from()."""
+        if self._p_serial == _NEW and self._p_changed is not None:
+            return None
+        return load_block(self._p_oid, records, blksize)
 
-class ZBlk0(ZBlkBase):
-    """Format 0: the block as one object, whose state is its bytes, trailing zeros cut."""
+    def parts(self) -> frozenset[bytes]:
+        """Return oids of the objects, besides itself, that it is made of, after it was stored.
 
-    # where databases have it
-    __module__ = "wendelin.bigfile.file_zodb"
+        Those of what the commit has not touched may be missing.
+        """
+        return frozenset()
+
+    def release(self) -> None:
+        """Give up what it holds, and be a ghost; what is changed stays."""
+        self._p_deactivate()
+
+
+class _Bytes(Persistent):  # type: ignore[misc]  # persistent has no type hints
+    """An object whose state is bytes: its own, or, while it is stored, those of a page."""
+
+    __module__ = _MODULE
 
     _p_changed: Any  # by Persistent
-    _v_page: tuple[Page, int] | None
-    _v_data: bytes | None
+    _v_data: bytes
+    _v_source: Callable[[], memoryview] | None
 
-    @classmethod
-    def load(cls, record: bytes, load: Load) -> memoryview | bytes:
-        """See ZBlkBase."""
-        return zrecord.bytes_state(record)
-
-    def store_from(self, page: Page, blk: int) -> bool:
-        """See ZBlkBase."""
-        if self._p_serial != b"\0" * 8 or self._p_changed is None:
-            record, _ = self._p_jar._storage.load(self._p_oid)
-            old, new = trimmed(zrecord.bytes_state(record)), trimmed(page.page_buffer(blk))
-            if np.array_equal(np.frombuffer(old, np.uint8), np.frombuffer(new, np.uint8)):
-                return False
-        self._v_data = None
-        self._v_page = (page, blk)
-        self._p_changed = True
-        return True
+    def set_source(self, source: Callable[[], memoryview]) -> None:
+        """Be changed; the bytes are what source() returns when this is pickled."""
+        self._p_changed = True  # a ghost is loaded for that
+        self._v_data = b""
+        self._v_source = source
 
     def __getstate__(self) -> bytes:
-        source = getattr(self, "_v_page", None)
-        if source is not None:
-            page, blk = source
-            # in place of the bytes, which record() gives then
-            return b"" if page.takes_records else bytes(_state(page.page_buffer(blk)))
-        data = getattr(self, "_v_data", None)
-        return data if data is not None else b""
+        source = getattr(self, "_v_source", None)
+        return bytes(source()) if source is not None else getattr(self, "_v_data", b"")
+
+    def __setstate__(self, state: Any) -> None:
+        self._v_source = None
+        self._v_data = zrecord.as_bytes(state)
+
+
+class ZBlk0(_Bytes, ZBlkBase):
+    """Format 0: the block as one object, whose state is its bytes, trailing zeros cut."""
+
+    __module__ = _MODULE
+
+    _v_page: tuple[Page, int] | None
+
+    @classmethod
+    def load(cls, record: bytes, records: Records, blksize: int) -> Block:
+        """See ZBlkBase."""
+        return Block(zrecord.bytes_state(record))
+
+    def store_from(self, page: Page, blk: int, change: Change) -> None:
+        """See ZBlkBase."""
+
+        def source() -> memoryview:
+            # record() gives the bytes, in place of what is pickled
+            return memoryview(b"") if page.takes_records else _state(page.page_buffer(blk))
+
+        self.set_source(source)
+        self._v_page = (page, blk)
+
+    def now(self, records: Records, blksize: int) -> Block | None:
+        """See ZBlkBase: it has to be loaded as an object anyway, before it can be changed."""
+        if self._p_serial == _NEW and self._p_changed is not None:
+            return None
+        self._p_activate()
+        return Block(self._v_data)
 
     def record(self, like: bytes) -> zrecord.BytesRecord:
         """Return the record to be stored, its bytes not copied; `like`: as it was pickled."""
@@ -138,33 +275,170 @@ class ZBlk0(ZBlkBase):
         page, blk = self._v_page
         return zrecord.BytesRecord(like, _state(page.page_buffer(blk)))
 
-    def __setstate__(self, state: Any) -> None:
-        self._v_page = None
-        self._v_data = zrecord.as_bytes(state)
 
+class ZData(_Bytes):
+    """A chunk of a ZBlk1: its bytes, trailing zeros cut."""
+
+    __module__ = _MODULE
+
+
+class ZBlk1(ZBlkBase):
+    """Format 1: an IOBTree, offset in the block [bytes] -> ZData.
+
+    Chunks of any size, at any offset, are read, if they do not overlap. CHUNK bytes at their
+    multiples are written, and no chunk that is all zeros; where chunks are others, all are
+    written anew.
+    """
+
+    __module__ = _MODULE
+
+    chunktab: IOBTree
+
+    def __init__(self) -> None:
+        self.chunktab = IOBTree()
+
+    def __getstate__(self) -> IOBTree:
+        # Whoever depends on the block looks at this object: it changes with each of its chunks.
+        return self.chunktab
+
+    def __setstate__(self, state: Any) -> None:
+        self.chunktab = state
+
+    @classmethod
+    def load(cls, record: bytes, records: Records, blksize: int) -> Block:
+        """See ZBlkBase."""
+        root = zrecord.state_of(record)
+        if not isinstance(root, zrecord.Ref):
+            raise zrecord.RecordError(f"a ZBlk1 with a {type(root).__name__} for its chunks")
+        oids, nodes = read_items(root.oid, records.load, "IO")
+        data = bytearray(max(oids, default=0) + CHUNK if max(oids, default=0) < blksize else 0)
+        stop = 0  # of the chunks so far
+        regular = True
+        loaded = records.load_all(list(oids.values()))
+        for (start, oid), chunk in zip(oids.items(), loaded, strict=True):
+            if zrecord.class_of(chunk) != f"{_MODULE}.ZData":
+                raise zrecord.RecordError(
+                    f"chunk {oid.hex()} at {start} is a {zrecord.class_of(chunk)}, and no ZData"
+                )
+            piece = zrecord.bytes_state(chunk)
+            if not stop <= start or start + len(piece) > blksize:
+                raise zrecord.RecordError(
+                    f"chunk {oid.hex()} has bytes [{start}, {start + len(piece)}): the one before "
+                    f"it ends at {stop}, and the block at {blksize}"
+                )
+            stop = start + len(piece)
+            if len(data) < stop:
+                data += bytes(stop - len(data))
+            data[start:stop] = piece
+            regular = regular and start % CHUNK == 0 and len(piece) <= CHUNK
+        parts = nodes.union(oids.values())
+        return Block(memoryview(data)[:stop], parts, regular)
+
+    def store_from(self, page: Page, blk: int, change: Change) -> None:
+        """See ZBlkBase."""
+        chunks = change.changed
+        if change.old is None or not change.old.parts or not change.old.regular:
+            self.chunktab = IOBTree()
+            chunks = change.used
+        self._p_changed = True
+        for i in np.flatnonzero(chunks).tolist():
+            start = i * CHUNK
+            chunk = self.chunktab.get(start)
+            if not change.used[i]:
+                del self.chunktab[start]
+                continue
+            if chunk is None:
+                chunk = self.chunktab[start] = ZData()
+                self._p_jar.add(chunk)  # so they are stored in their order
+            chunk.set_source(_chunk_of(page, blk, start))
+
+    def parts(self) -> frozenset[bytes]:
+        """See ZBlkBase."""
+        return frozenset(obj._p_oid for obj in self._in_memory() if obj._p_oid is not None)
+
+    def release(self) -> None:
+        """See ZBlkBase."""
+        for obj in list(self._in_memory()):
+            obj._p_deactivate()
+        super().release()
+
+    def _in_memory(self) -> Iterator[Any]:
+        """Yield nodes of the chunk table, and chunks, that are no ghosts."""
+        if self._p_changed is None:
+            return
+        for node in btree_nodes(self.chunktab):
+            yield node
+            for chunk in _values(node):
+                if chunk._p_changed is not None:
+                    yield chunk
+
+
+def _values(node: Any) -> list[Any]:
+    """Return the chunks in a node of a chunk table: those of a bucket, also one in its tree."""
+    state = node.__getstate__()
+    if state is None or (hasattr(node, "insert") and len(state) == 2):
+        return []  # a tree of nodes
+    flat = state[0][0][0] if hasattr(node, "insert") else state[0]
+    return list(flat[1::2])
+
+
+def _chunk_of(page: Page, blk: int, start: int) -> Callable[[], memoryview]:
+    return lambda: trimmed(page.page_buffer(blk)[start : start + CHUNK])
+
+
+# ---- which format ----
 
 #: name of the class in databases -> class; ZBlk is what ZBlk0 was called in early ones
-FORMATS: dict[str, type[ZBlkBase]] = {"ZBlk0": ZBlk0, "ZBlk": ZBlk0}
+FORMATS: dict[str, type[ZBlkBase]] = {"ZBlk0": ZBlk0, "ZBlk1": ZBlk1, "ZBlk": ZBlk0}
+
+_CHOICES = ("ZBlk0", "ZBlk1", "auto")
 
 
-def default_format() -> type[ZBlkBase]:
-    """Return the format in which new blocks are written.
+def check_format(name: str, where: str = "zblk_fmt") -> str:
+    """Return the name of a format to write.
+
+    Raises
+    ------
+    ValueError
+        There is none of that name.
+    """
+    if name not in _CHOICES:
+        raise ValueError(f"{where} is {name!r}: it must be one of {', '.join(_CHOICES)}")
+    return name
+
+
+def format_for(name: str | None, change: Change) -> type[ZBlkBase]:
+    """Return the format that a changed block is to be stored in.
+
+    Parameters
+    ----------
+    name : {'ZBlk0', 'ZBlk1', 'auto', None}
+        None: what WENDELIN_CORE_ZBLK_FMT says, or ZBlk0. 'auto': what is mostly changed, and what
+        an append has filled to its end, is stored whole, for readers; smaller changes in chunks.
 
     Raises
     ------
     ValueError
         WENDELIN_CORE_ZBLK_FMT names no format.
     """
-    name = os.environ.get("WENDELIN_CORE_ZBLK_FMT", "ZBlk0")
-    if name not in FORMATS or name == "ZBlk":
-        known = ", ".join(n for n in FORMATS if n != "ZBlk")
-        raise ValueError(f"WENDELIN_CORE_ZBLK_FMT is {name!r}: it must be one of {known}")
-    return FORMATS[name]
+    if name is None:
+        name = os.environ.get("WENDELIN_CORE_ZBLK_FMT", "ZBlk0")
+        check_format(name, "WENDELIN_CORE_ZBLK_FMT")
+    if name != "auto":
+        return FORMATS[name]
+    chunks = len(change.used)
+    mostly_changed = 2 * np.count_nonzero(change.changed) >= chunks
+    mostly_used = 2 * np.count_nonzero(change.used) >= chunks
+    filled = bool(change.used[-1]) and not change.was_full and mostly_used
+    return ZBlk0 if mostly_changed or filled else ZBlk1
+
+
+# ---- reading ----
 
 
 def _format_of(record: memoryview | bytes) -> type[ZBlkBase] | None:
     """Return the format of a record, or of the beginning of one; None: it is no block."""
-    return FORMATS.get(zrecord.class_of(record).removeprefix("wendelin.bigfile.file_zodb."))
+    return FORMATS.get(zrecord.class_of(record).removeprefix(f"{_MODULE}."))
 
 
 @lru_cache(64)  # there are as many heads as writers
@@ -173,8 +447,8 @@ def is_plain(head: bytes) -> bool:
     return _format_of(head) is ZBlk0
 
 
-def load_block(oid: bytes, load: Load) -> memoryview | bytes:
-    """Return the bytes of a block object of any format.
+def load_block(oid: bytes, records: Records, blksize: int) -> Block:
+    """Return a block object of any format.
 
     Raises
     ------
@@ -183,7 +457,7 @@ def load_block(oid: bytes, load: Load) -> memoryview | bytes:
     Exception
         What the storage raised.
     """
-    record = load(oid)
+    record = records.load(oid)
     cls = _format_of(record)
     if cls is None:
         known = ", ".join(FORMATS)
@@ -191,4 +465,4 @@ def load_block(oid: bytes, load: Load) -> memoryview | bytes:
             f"object {oid.hex()} is a {zrecord.class_of(record)}, which is no block format "
             f"(known: {known})"
         )
-    return cls.load(record, load)
+    return cls.load(record, records, blksize)

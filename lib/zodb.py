@@ -22,12 +22,14 @@ from wendelin.lib.filestorage import AlignedFileStorage, Located, OpenFile
 
 __all__ = [
     "LivePersistent",
+    "btree_nodes",
     "dbclose",
     "dbopen",
     "dbstoropen",
     "deactivate_btree",
     "zconn_at",
     "zconn_has_open",
+    "zconn_load_all",
     "zconn_locate",
     "zconn_takes_bytes_records",
 ]
@@ -193,18 +195,27 @@ class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no typ
         self.__dict__.update(volatile)
 
 
+def btree_nodes(btree: Any) -> list[Any]:
+    """Return the nodes of a BTree that are in memory, ghosts left out. Loads nothing."""
+    nodes: dict[int, Any] = {}
+    todo = [btree]
+    while todo:
+        node = todo.pop()
+        if node._p_changed is not None:
+            nodes[id(node)] = node
+            todo += _children(node)
+    # Buckets are in a chain, too, which has those whose tree node is a ghost.
+    bucket = getattr(btree, "_firstbucket", None) if nodes else None
+    while bucket is not None and bucket._p_changed is not None:
+        nodes[id(bucket)] = bucket
+        bucket = getattr(bucket, "_next", None)
+    return list(nodes.values())
+
+
 def deactivate_btree(btree: Any) -> None:
     """Turn all unchanged nodes of a BTree that are in memory into ghosts. Loads nothing."""
-    if btree._p_changed is None:
-        return
-    node = getattr(btree, "_firstbucket", None)
-    for child in _children(btree):
-        deactivate_btree(child)
-    while node is not None and node._p_changed is not None:
-        after = getattr(node, "_next", None)
+    for node in btree_nodes(btree):
         node._p_deactivate()
-        node = after
-    btree._p_deactivate()
 
 
 def _children(btree: Any) -> list[Any]:
@@ -254,6 +265,17 @@ def zconn_locate(conn: Any, oids: Iterable[bytes]) -> list[Located | None]:
     if before is None or storage is None:
         return [None for _ in oids]
     return storage.locate(oids, before)
+
+
+def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:
+    """Return the records of objects as a Connection sees them; asked for together, if that can be.
+
+    Safe in any thread. What was changed in the Connection, and is not committed, is not seen.
+    """
+    storage = conn._normal_storage
+    if len(oids) > 1 and hasattr(storage, "prefetch"):
+        storage.prefetch(oids)
+    return [bytes(storage.load(oid)[0]) for oid in oids]
 
 
 def zconn_has_open(conn: Any, file: OpenFile) -> bool:

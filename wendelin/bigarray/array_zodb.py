@@ -13,6 +13,7 @@ from ZODB.POSException import ConnectionStateError
 
 from wendelin.bigarray.array import BigArray, Order
 from wendelin.bigfile.file_zodb import ZBigFile, ZBigFileH
+from wendelin.bigfile.zblk import check_format
 from wendelin.lib.zodb import LivePersistent
 
 __all__ = ["ZBigArray"]
@@ -33,9 +34,19 @@ class ZBigArray(BigArray, LivePersistent):
     blksize : int
         Size of a block [bytes], a multiple of the OS page. Blocks are what is loaded, changed
         and stored as a whole.
+    zblk_fmt : {None, 'ZBlk0', 'ZBlk1', 'auto'}
+        Format in which blocks are stored: 'ZBlk0', each as one object, for fast reads; 'ZBlk1', in
+        chunks of 4 KiB, for small changes; 'auto', by what changes. It is kept with the array;
+        None: what WENDELIN_CORE_ZBLK_FMT says where it is written, or ZBlk0. All are read.
+
+    Raises
+    ------
+    ValueError
+        zblk_fmt is none of these; or see BigArray.
     """
 
     zfile: ZBigFile
+    _zblk_fmt: str | None = None
 
     def __init__(
         self,
@@ -43,13 +54,18 @@ class ZBigArray(BigArray, LivePersistent):
         dtype: DTypeLike,
         order: Order = "C",
         blksize: int = 2 * 1024 * 1024,
+        zblk_fmt: str | None = None,
     ) -> None:
         LivePersistent.__init__(self)
         self._init(shape, dtype, order)
+        if zblk_fmt is not None:
+            self._zblk_fmt = check_format(zblk_fmt)
         self.zfile = ZBigFile(blksize)
 
     def __getstate__(self) -> State:
-        names = ("_dtype", "_shape", "_order", "_stridev")
+        names = ["_dtype", "_shape", "_order", "_stridev"]
+        if self._zblk_fmt is not None:
+            names.append("_zblk_fmt")
         return {name: getattr(self, name) for name in names}, {"zfile": self.zfile}
 
     def __setstate__(self, state: State) -> None:
@@ -57,6 +73,7 @@ class ZBigArray(BigArray, LivePersistent):
         self.zfile = slots["zfile"]
         # early databases have no order
         self._init(attributes["_shape"], attributes["_dtype"], attributes.get("_order", "C"))
+        self._zblk_fmt = attributes.get("_zblk_fmt")
 
     def lives(self) -> bool:
         """Say whether there are views, or changes that are not committed. See LivePersistent."""
@@ -86,7 +103,7 @@ class ZBigArray(BigArray, LivePersistent):
         if fileh is None or fileh.conn is not conn:
             if self.zfile._p_jar is None:
                 conn.add(self.zfile)
-            fileh = self._v_fileh = self.zfile.fileh_open()
+            fileh = self._v_fileh = self.zfile.fileh_open(self._zblk_fmt)
         return fileh
 
     def _drop(self, start: int, stop: int) -> None:
