@@ -22,6 +22,13 @@ Connection, together with the Connection itself. From then on the transaction de
 
 A touch that failed joins as well: the commit of that transaction is refused, with the reason.
 
+A savepoint copies the pages that changed since the one before to a temporary file, and its
+rollback brings them back (_Saved). Nothing of the database is involved: the Connection does the
+same for its objects.
+
+Between a commit and the next boundary, which are at the same moment unless transactions are
+explicit, a view shows what it showed: the state in which the transaction began, and its changes.
+
 Database -> pages
 -----------------
 A boundary is when the Connection moves to a new state of the database; it asks its storage
@@ -38,20 +45,26 @@ Locking
 -------
 Faults run loadblk in any thread. It reads records through the Connection's storage, which is
 safe from threads (the state it reads, `_start`, only changes at boundaries); what was asked
-before a boundary and answered after it is loaded again (invalidate_loading). Everything else
+before a boundary and answered after it is loaded again (invalidate_loading). The first change
+joins in any thread; while a commit runs in another one, it waits for its end. Everything else
 runs in the thread of the transaction.
 """
 
 from __future__ import annotations
 
 import logging
+import tempfile
+import threading
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from BTrees.LOBTree import LOBTree
+from transaction._transaction import Status
+from transaction.interfaces import TransactionError
 from ZODB.Connection import Connection
-from ZODB.POSException import ConnectionStateError
+from ZODB.POSException import ConflictError, ConnectionStateError
 
 from wendelin.bigfile.blktab import BlockTable
 from wendelin.bigfile.prefetch import ReadAhead
@@ -275,13 +288,17 @@ class _ZFile(BigFile):
         handle = self.handle() if self.handle is not None else None
         assert handle is not None
         zblk: ZBlkBase | None = self.zfile.blktab.get(blk)
+        if zblk is not None and any(zblk is h.stored.get(blk) for h in handle.others()):
+            raise ConflictError(
+                f"block {blk} of {self!r} was changed through two of its handles", zblk
+            )
         change = Change(None if zblk is None else zblk.now(self, self.blksize), buf)
         if not change:
             if zblk is not None:
                 zblk.release()
             return
         cls = format_for(self.zblk_fmt, change)
-        if type(zblk) is not cls:
+        if type(zblk) is not cls or zblk is None:
             zblk = self.zfile.blktab[blk] = cls()
             # in this order, not in the one in which the Connection finds them: backwards
             self.conn.add(zblk)
@@ -295,12 +312,11 @@ class _ZFile(BigFile):
         for key in list(blktab.keys(min=blk)):
             del blktab[key]
 
-    def committed(self, handle: ZBigFileH) -> None:
-        """Pages in memory are made of the objects that were stored now.
+    def committed(self, handle: ZBigFileH) -> set[bytes]:
+        """Pages in memory are made of the objects that were stored now, and returned.
 
         What can be mapped gives its memory back, and is.
         """
-        self.table.drop()
         epoch = handle.epoch()
         oids: dict[int, bytes | None] = {}
         for blk, zblk in handle.stored.items():
@@ -313,6 +329,8 @@ class _ZFile(BigFile):
             zblk.release()
         handle.stored.clear()
         handle.know(self._where(oids), epoch)
+        mine = {oid for oid in oids.values() if oid is not None}
+        return mine.union(*(self.parts.get(blk, ()) for blk in oids))
 
 
 class ZBigFileH(BigFileH):
@@ -328,25 +346,54 @@ class ZBigFileH(BigFileH):
         #: block objects that the running commit stores
         self.stored: dict[int, ZBlkBase] = {}
         self._joined: Any = None
+        self._saved: _Saved | None = None
         self._frozen = False
         self._finished = False
         self.takes_records = False
         self.watch = _watch(file.conn)
         self.watch.files.add(file)
 
+    def others(self) -> list[ZBigFileH]:
+        """Return the other handles of its Connection."""
+        handles = [file.handle() for file in list(self.watch.files) if file.handle is not None]
+        return [h for h in handles if h is not None and h is not self]
+
     # ---- joining ----
 
     def first_change(self) -> None:
-        """Join the transaction; called by the pager, in any thread."""
+        """Join the transaction; called by the pager, in any thread.
+
+        Raises
+        ------
+        TransactionError
+            There is no transaction to join: it is being committed by this thread, or has failed
+            and waits for its abort; or none was begun, where they are explicit.
+        ConnectionStateError
+            The Connection is closed.
+        """
+        while not self._join():
+            pass
+
+    def _join(self) -> bool:
+        """Join the transaction. False: another thread ends it now, or did; so join the next one."""
         conn = self.conn
         if conn.opened is None or conn.transaction_manager is None:
             raise ConnectionStateError("its Connection is closed")
+        if self.watch.wait_for_end():
+            return False
         txn = conn.transaction_manager.get()
         if self._joined is not txn:
+            if txn.status is Status.COMMITTING:
+                raise TransactionError(
+                    f"{self.zfile!r} cannot be changed by what runs in a commit: it is too late to "
+                    f"take part in it. Change it before, as in txn.addBeforeCommitHook()"
+                )
             # a failed touch may have the transaction of a handle that changes later
             conn._register()
             txn.join(self)
             self._joined = txn
+        # it may have begun to end just now, with this handle or without it
+        return not self.watch.ends()
 
     def sortKey(self) -> str:
         """Sort before the Connection, whose key is the storage's, a colon and digits."""
@@ -369,8 +416,7 @@ class ZBigFileH(BigFileH):
         """Mark the objects of changed blocks, for the Connection to store them."""
         # A savepoint before has put a temporary storage between the Connection and its own.
         self.takes_records = self.conn._storage is self.conn._normal_storage
-        if self.isdirty():
-            self.dirty_writeout(WRITEOUT_STORE)
+        self.dirty_writeout(WRITEOUT_STORE)
 
     def tpc_vote(self, txn: Any) -> None:
         """Refuse if a touch failed since."""
@@ -382,11 +428,11 @@ class ZBigFileH(BigFileH):
         """Let pages be written again. They are clean at the next boundary."""
         self._finished = True
         self._end()
-        self.changes_stored()
 
     def abort(self, txn: Any) -> None:
         """Discard all changes."""
         self._end()
+        self._finished = False
         self.stored.clear()
         self.watch.records.clear()
         self.dirty_discard()
@@ -398,16 +444,98 @@ class ZBigFileH(BigFileH):
     def _end(self) -> None:
         self._joined = None
         self.takes_records = False
+        if self._saved is not None:
+            self._saved.close()
+            self._saved = None
+        # who waits to write joins another transaction
+        self.changes_stored()
         if self._frozen:
             self._frozen = False
             self.writeout_end()
 
-    def boundary(self) -> None:
-        """The Connection reads a new state of the database, which has what was committed."""
-        if self._finished:
-            self._finished = False
-            self.dirty_writeout(WRITEOUT_MARKSTORED)
-            self.zfile.committed(self)
+    # ---- savepoints ----
+
+    def savepoint(self) -> _Savepoint:
+        """Return what brings the changes of now back.
+
+        Raises
+        ------
+        DoomedError
+            A touch has failed.
+        OSError
+            There is no room for a copy of the changed pages.
+        """
+        self.check_failures()
+        if self._saved is None:
+            self._saved = _Saved(self.blksize)
+        self.writeout_begin()
+        try:
+            self.save_changes(self._saved.save)
+            pages = {blk: self._saved.where[blk] for blk in self.dirty_blocks()}
+            return _Savepoint(self, pages, self.truncated_at)
+        finally:
+            self.writeout_end()
+
+    def rollback(self, to: _Savepoint) -> None:
+        """Have the changes that there were at a savepoint, and no others."""
+        assert self._saved is not None
+        self.dirty_discard()
+        if to.truncated_at is not None:
+            self.truncate(to.truncated_at)
+        for blk, offset in to.pages.items():
+            self.load(blk, 1)
+            self._saved.read(offset, memoryview(self.mmap(blk, 1)))
+        self.check_failures()
+
+    def boundary(self) -> set[bytes]:
+        """The Connection reads a new state of the database, which has what was committed.
+
+        Returns oids of the objects that pages in memory were committed to.
+        """
+        if not self._finished:
+            return set()
+        self._finished = False
+        self.dirty_writeout(WRITEOUT_MARKSTORED)
+        return self.zfile.committed(self)
+
+
+class _Saved:
+    """Pages that savepoints of a transaction have saved, in a temporary file."""
+
+    def __init__(self, blksize: int) -> None:
+        self._file = tempfile.TemporaryFile(prefix="wendelin.core-savepoint-")  # noqa: SIM115
+        self._blksize = blksize
+        self._end = 0
+        #: blk -> offset of what was saved last [bytes]
+        self.where: dict[int, int] = {}
+
+    def save(self, blk: int, buf: memoryview) -> None:
+        self._file.seek(self._end)
+        self._file.write(buf)
+        self.where[blk] = self._end
+        self._end += self._blksize
+
+    def read(self, offset: int, buf: memoryview) -> None:
+        """Fill buf with a page."""
+        self._file.seek(offset)
+        # not readinto(): the kernel would write to the page, and get no pager's help
+        buf[:] = self._file.read(self._blksize)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class _Savepoint:
+    """Changes of a handle at a moment (transaction.interfaces.IDataManagerSavepoint)."""
+
+    handle: ZBigFileH
+    pages: dict[int, int]  # changed blk -> offset in the handle's _Saved
+    truncated_at: int | None  # block from which on the file is to be zeros
+
+    def rollback(self) -> None:
+        """Have these changes again, and no others."""
+        self.handle.rollback(self)
 
 
 # ---- boundaries ----
@@ -418,10 +546,14 @@ class _Watch:
 
     A Connection asks its storage instance for changes in one place, Connection.newTransaction(),
     however the boundary came about: begin, the end of a transaction, sync, being opened again by
-    another thread with another transaction manager. That question is what we listen to.
+    another thread with another transaction manager. That question is what we listen to. The answer
+    leaves out what the Connection itself has stored, of which we make a note.
 
     And it gives it pickled objects, in one place: there a block gets its bytes. Pickled with them,
     they would be copied four times.
+
+    The third thing is to know which thread ends a transaction: its manager tells Connections before
+    and after.
     """
 
     def __init__(self, conn: Connection) -> None:
@@ -429,14 +561,50 @@ class _Watch:
         #: oid -> what makes the record, of blocks that the running commit stores
         self.records: dict[bytes, Callable[[bytes], BytesRecord]] = {}
         storage = conn._normal_storage
+        #: of objects that this Connection has stored since the last boundary
+        self._own: set[bytes] = set()
         self._joins = not zconn_takes_bytes_records(conn)
         self._poll: Callable[[], list[bytes] | None] = storage.poll_invalidations
         self._store: Callable[..., Any] = storage.store
         storage.poll_invalidations = self.poll
         storage.store = self.store
+        self._ender: int | None = None  # thread that ends a transaction; protected by: _ended
+        self._ended = threading.Condition()
+        self._before_completion: Callable[[Any], None] = conn.beforeCompletion
+        self._after_completion: Callable[[Any], None] = conn.afterCompletion
+        conn.beforeCompletion = self.before_completion
+        conn.afterCompletion = self.after_completion
+
+    def before_completion(self, txn: Any) -> None:
+        """Be the Connection's beforeCompletion(): this thread commits, or aborts."""
+        with self._ended:
+            self._ender = threading.get_ident()
+        self._before_completion(txn)
+
+    def after_completion(self, txn: Any) -> None:
+        """Be the Connection's afterCompletion()."""
+        try:
+            self._after_completion(txn)
+        finally:
+            with self._ended:
+                self._ender = None
+                self._ended.notify_all()
+
+    def ends(self) -> bool:
+        """Say whether another thread ends the transaction at this moment."""
+        return self._ender not in (None, threading.get_ident())
+
+    def wait_for_end(self) -> bool:
+        """Wait while another thread ends the transaction. False: none does."""
+        with self._ended:
+            waited = self.ends()
+            while self.ends():
+                self._ended.wait()
+            return waited
 
     def store(self, oid: bytes, serial: bytes, data: Any, version: str, transaction: Any) -> Any:
         """Be the storage's store()."""
+        self._own.add(oid)
         record = self.records.pop(oid, None)
         if record is not None:
             data = record(data)
@@ -447,17 +615,15 @@ class _Watch:
     def poll(self) -> list[bytes] | None:
         """Be the storage's poll_invalidations()."""
         oids = self._poll()
+        own, self._own = self._own, set()
         for file in list(self.files):
             handle = file.handle() if file.handle is not None else None
-            if handle is not None:
-                handle.boundary()
-            if not file.is_current():
-                oids_of_file = None  # packed: let go of the old file
+            kept = handle.boundary() if handle is not None else set()
+            if oids is None or not file.is_current():  # packed: let go of the old file
                 file.mapped_from.clear()
-            else:
-                oids_of_file = oids
-            if oids_of_file is None or oids_of_file:
-                file.drop_changed(oids_of_file)
+                file.drop_changed(None)
+            elif changed := (own - kept).union(oids):
+                file.drop_changed(changed)
         return oids
 
 

@@ -72,6 +72,7 @@ cdef struct FileH:
     size_t nstored          # of them, pages that did not change since they were stored
     bint announces          # op_announce wants to know of the first change
     bint announced          # it was told
+    uint64_t announcements  # how often it was to be told anew
     uint64_t epoch          # changes whenever something that was asked may have another answer
     uint64_t zero_from      # pages from here on read as zeros, whatever the file has
     int frozen              # write-outs in progress (nested, of one thread)
@@ -96,7 +97,7 @@ cdef void fileh_unmap(Area *area) noexcept nogil
 cdef int fileh_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil
 cdef void fileh_freeze(FileH *fileh) noexcept nogil
 cdef void fileh_thaw(FileH *fileh) noexcept nogil
-cdef void fileh_dirty_blocks(FileH *fileh, uint64_t *blks) noexcept nogil
+cdef size_t fileh_dirty_blocks(FileH *fileh, uint64_t *blks, bint stored) noexcept nogil
 cdef void fileh_set_stored(FileH *fileh, uint64_t blk) noexcept nogil
 cdef void fileh_mark_stored(FileH *fileh) noexcept nogil
 cdef int fileh_discard(FileH *fileh) noexcept nogil
@@ -104,6 +105,7 @@ cdef int fileh_invalidate(FileH *fileh, uint64_t blk) noexcept nogil
 cdef void fileh_invalidate_loading(FileH *fileh) noexcept nogil
 cdef uint64_t fileh_epoch(FileH *fileh) noexcept nogil
 cdef int fileh_know(FileH *fileh, const Known *known, size_t n, uint64_t epoch) noexcept nogil
-cdef void fileh_announced(FileH *fileh, bint yes) noexcept nogil
+cdef void fileh_announced(FileH *fileh, uint64_t announcements) noexcept nogil
+cdef void fileh_announce_next(FileH *fileh) noexcept nogil
 cdef int fileh_truncate(FileH *fileh, uint64_t blk) noexcept nogil
 cdef void fileh_untruncate(FileH *fileh) noexcept nogil

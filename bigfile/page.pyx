@@ -73,7 +73,7 @@ scrap (zeros for a read, a SINK for a write), which is never stored, and op_fail
 arranged for an exception.
 """
 
-from libc.errno cimport EFAULT, EIO, ENOMEM
+from libc.errno cimport EAGAIN, EFAULT, EIO, ENOMEM
 from libc.stdint cimport UINT64_MAX, uint64_t
 from libc.stdlib cimport abort, calloc, free
 
@@ -430,13 +430,22 @@ cdef void fail(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil:
 
 
 cdef int announce(FileH *fileh, uint64_t blk) noexcept nogil:
-    """Call op_announce in the middle of something that holds the pager lock."""
+    """Call op_announce in the middle of something that holds the pager lock.
+
+    A transaction may end between what op_announce did and our lock: then it was of that one.
+
+        T1 (change)                         T2 (commit)
+        op_announce: joins
+                                            all of the commit; announced = False
+        lock; not announced: again
+    """
     cdef int err
+    cdef uint64_t announcements = fileh.announcements
     fileh.refs += 1
     pager_unlock()
     err = op_announce(fileh, blk)
     pager_lock()
-    if err == 0:
+    if err == 0 and announcements == fileh.announcements:
         fileh.announced = True
     fileh_release(fileh)
     return err
@@ -813,16 +822,22 @@ cdef void fileh_thaw(FileH *fileh) noexcept nogil:
     pager_unlock()
 
 
-cdef void fileh_dirty_blocks(FileH *fileh, uint64_t *blks) noexcept nogil:
-    """Write the ndirty block numbers of dirty pages into blks. The handle must be frozen."""
+cdef size_t fileh_dirty_blocks(FileH *fileh, uint64_t *blks, bint stored) noexcept nogil:
+    """Write block numbers of dirty pages into blks, at most ndirty. The handle must be frozen.
+
+    stored: also of those that did not change since they were stored. Return how many there are.
+    """
     cdef Page *page
+    cdef size_t n = 0
     pager_lock()
     page = fileh.dirty
     while page != NULL:
-        blks[0] = page.blk
-        blks += 1
+        if stored or not page.stored:
+            blks[n] = page.blk
+            n += 1
         page = page.dirty_next
     pager_unlock()
+    return n
 
 
 cdef void fileh_set_stored(FileH *fileh, uint64_t blk) noexcept nogil:
@@ -861,6 +876,8 @@ cdef int fileh_discard(FileH *fileh) noexcept nogil:
             page_drop(fileh.dirty)
         drop_from(fileh, fileh.zero_from)
         fileh.zero_from = UINT64_MAX
+        # with the lock held: what is changed from now on is a change of another transaction
+        announce_next(fileh)
     pager_unlock()
     return err
 
@@ -945,11 +962,24 @@ cdef int fileh_know(FileH *fileh, const Known *known, size_t n, uint64_t epoch) 
     return err
 
 
-cdef void fileh_announced(FileH *fileh, bint yes) noexcept nogil:
-    """Say that op_announce knows of changes, or that it wants to know of the next one."""
+cdef void fileh_announced(FileH *fileh, uint64_t announcements) noexcept nogil:
+    """Say that op_announce was told; announcements: what they were before that."""
     pager_lock()
-    fileh.announced = yes
+    if fileh.announcements == announcements:
+        fileh.announced = True
     pager_unlock()
+
+
+cdef void fileh_announce_next(FileH *fileh) noexcept nogil:
+    """Let op_announce be told of the next change."""
+    pager_lock()
+    announce_next(fileh)
+    pager_unlock()
+
+
+cdef void announce_next(FileH *fileh) noexcept nogil:
+    fileh.announced = False
+    fileh.announcements += 1
 
 
 cdef void drop_from(FileH *fileh, uint64_t blk) noexcept nogil:
@@ -976,11 +1006,16 @@ cdef void drop_from(FileH *fileh, uint64_t blk) noexcept nogil:
 
 
 cdef int fileh_truncate(FileH *fileh, uint64_t blk) noexcept nogil:
-    """From now on pages from blk on are zeros, until they are written. 0 or EDEADLK."""
+    """From now on pages from blk on are zeros, until they are written. 0 or EDEADLK.
+
+    EAGAIN: it has to be announced, perhaps again, as a transaction ended meanwhile.
+    """
     cdef int err
     pager_lock()
     fileh.epoch += 1
     err = wait_thawed(fileh)
+    if err == 0 and fileh.announces and not fileh.announced:
+        err = EAGAIN
     if err == 0:
         fileh.zero_from = min(fileh.zero_from, blk)
         drop_from(fileh, blk)

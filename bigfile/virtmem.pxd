@@ -22,6 +22,7 @@ cdef class BigFileH:
     cdef bint truncated         # the file has yet to be told of `fileh.zero_from`
 
     cdef int check(self) except -1
+    cdef list list_dirty(self, bint stored)
 
 
 cdef class VMA:

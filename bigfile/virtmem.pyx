@@ -38,7 +38,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
-from libc.errno cimport EFBIG, errno
+from libc.errno cimport EAGAIN, EFBIG, errno
 from libc.stdint cimport INT64_MAX, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport strerror
@@ -49,7 +49,8 @@ from wendelin.bigfile.kernel cimport (EDEADLK, MADV_DONTFORK, MAP_ANONYMOUS, MAP
                                       pthread_cond_wait, sysconf)
 from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, DIRTY_LIMIT, FILERANGE, FORKED, MEMFD,
                                     NOTHING, NO_MAPPING, TOUCH_IN_LOAD, WRITE_IN_WRITEOUT, ZEROS,
-                                    Failure, FileH, Known, Page, Source, fileh_announced,
+                                    Failure, FileH, Known, Page, Source, fileh_announce_next,
+                                    fileh_announced,
                                     fileh_dirty_blocks, fileh_discard, fileh_epoch, fileh_freeze,
                                     fileh_invalidate, fileh_invalidate_loading, fileh_know,
                                     fileh_load, fileh_map, fileh_mark_stored, fileh_new,
@@ -728,20 +729,42 @@ cdef class BigFileH:
 
     def dirty_blocks(self):
         """Return the numbers of the changed blocks, ascending."""
+        return self.list_dirty(True)
+
+    cdef list list_dirty(self, bint stored):
         cdef uint64_t *blks
         cdef size_t i, n
         self.writeout_begin()
         try:
-            n = self.fileh.ndirty
-            blks = <uint64_t *>malloc(n * sizeof(uint64_t) + 1)
+            blks = <uint64_t *>malloc(self.fileh.ndirty * sizeof(uint64_t) + 1)
             if blks == NULL:
                 raise MemoryError
-            fileh_dirty_blocks(self.fileh, blks)
+            n = fileh_dirty_blocks(self.fileh, blks, stored)
             result = sorted([blks[i] for i in range(n)])
             free(blks)
             return result
         finally:
             self.writeout_end()
+
+    def save_changes(self, save):
+        """Call save(blk, buffer) for blocks that changed since they were stored, or saved, last.
+
+        They stay changed. What save() raises is raised; that block and those that follow are
+        not saved.
+        """
+        cdef uint64_t blk
+        self.writeout_begin()
+        try:
+            for blk in self.list_dirty(False):
+                save(blk, memoryview(page_buffer(self.fileh, blk)))
+                fileh_set_stored(self.fileh, blk)
+        finally:
+            self.writeout_end()
+
+    @property
+    def truncated_at(self):
+        """Block from which on a truncate() that is not stored makes zeros; None: there is none."""
+        return self.fileh.zero_from if self.truncated else None
 
     def page_buffer(self, uint64_t blk):
         """Return a read-only memoryview of a changed block.
@@ -832,11 +855,10 @@ cdef class BigFileH:
         self.check_deadlock(err, "dirty_discard")
         self.truncated = False
         self.failures.clear()
-        fileh_announced(self.fileh, False)
 
     def changes_stored(self):
         """Let first_change() be called for the next change: a transaction ended."""
-        fileh_announced(self.fileh, False)
+        fileh_announce_next(self.fileh)
 
     def invalidate_loading(self):
         """Load again what is being loaded in other threads: the state they ask is over."""
@@ -864,19 +886,21 @@ cdef class BigFileH:
         NotImplementedError
             The file does not define truncate(blk).
         """
-        cdef int err
-        cdef uint64_t blk
+        cdef int err = EAGAIN
+        cdef uint64_t blk, announcements
         self.check()
         if not hasattr(self.file, "truncate"):
             raise NotImplementedError(f"{type(self.file).__name__} does not define "
                                       f"truncate(blk), so it cannot shrink")
         pgoffset, _ = self.check_range(pgoffset, 1)
         blk = pgoffset
-        if self.fileh.announces and not self.fileh.announced:
-            self.first_change()
-            fileh_announced(self.fileh, True)
-        with nogil:
-            err = fileh_truncate(self.fileh, blk)
+        while err == EAGAIN:
+            announcements = self.fileh.announcements
+            if self.fileh.announces and not self.fileh.announced:
+                self.first_change()
+                fileh_announced(self.fileh, announcements)
+            with nogil:
+                err = fileh_truncate(self.fileh, blk)
         self.check_deadlock(err, "truncate")
         self.truncated = True
 

@@ -114,8 +114,7 @@ class Change:
     @cached_property
     def used(self) -> NDArray[np.bool_]:
         """Chunks, of CHUNK bytes each, that have anything but zeros in them now."""
-        result: NDArray[np.bool_] = self._words(self._new).any(axis=1)
-        return result
+        return np.asarray(self._words(self._new).any(axis=1))
 
     @cached_property
     def changed(self) -> NDArray[np.bool_]:

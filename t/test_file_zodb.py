@@ -313,19 +313,6 @@ def test_reads_leave_no_objects_in_the_cache(root, A):
     assert len(conn._cache) == before
 
 
-def test_savepoints_do_not_keep_changes_in_silence(root, A):
-    a = A[:]
-    savepoint = transaction.savepoint()
-    a[0] = 1
-    savepoint.rollback()
-    assert a[0] == 0
-    a[0] = 1
-    with pytest.raises(TypeError, match=r"[Ss]avepoint"):
-        transaction.savepoint()
-    transaction.abort()
-    assert a[0] == 0
-
-
 def test_close_refuses_to_lose_changes(testdb):
     root = testdb.open()
     root["A"] = A = ZBigArray((10,), "u1")
