@@ -76,6 +76,7 @@ from wendelin.bigfile.virtmem import (
     BigFileH,
 )
 from wendelin.bigfile.zblk import (
+    Block,
     Change,
     ZBlk0,
     ZBlk1,
@@ -292,13 +293,13 @@ class _ZFile(BigFile):
             raise ConflictError(
                 f"block {blk} of {self!r} was changed through two of its handles", zblk
             )
-        change = Change(None if zblk is None else zblk.now(self, self.blksize), buf)
+        change = Change(self._stored(zblk), buf)
         if not change:
-            if zblk is not None:
-                zblk.release()
             return
         cls = format_for(self.zblk_fmt, change)
-        if type(zblk) is not cls or zblk is None:
+        # a ZBlk1 that is not regular gets other chunks, and stays
+        usable = change.old is None or change.old.regular or cls is ZBlk1
+        if zblk is None or type(zblk) is not cls or not usable:
             zblk = self.zfile.blktab[blk] = cls()
             # in this order, not in the one in which the Connection finds them: backwards
             self.conn.add(zblk)
@@ -306,6 +307,16 @@ class _ZFile(BigFile):
         handle.stored[blk] = zblk
         if handle.takes_records and isinstance(zblk, ZBlk0):
             handle.watch.records[zblk._p_oid] = zblk.record
+
+    def _stored(self, zblk: ZBlkBase | None) -> Block | None:
+        """Return a block as it is in the database; None: it is not there.
+
+        Most often its object is a ghost, and stays one: whatever does not begin with _p_ loads it,
+        and one of Python 2 cannot be loaded as an object.
+        """
+        if zblk is None or (zblk._p_serial == _NEW and zblk._p_changed is not None):
+            return None
+        return load_block(zblk._p_oid, self, self.blksize)
 
     def truncate(self, blk: int) -> None:
         blktab = self.zfile.blktab
@@ -355,8 +366,7 @@ class ZBigFileH(BigFileH):
 
     def others(self) -> list[ZBigFileH]:
         """Return the other handles of its Connection."""
-        handles = [file.handle() for file in list(self.watch.files) if file.handle is not None]
-        return [h for h in handles if h is not None and h is not self]
+        return [handle for handle in self.watch.handles() if handle is not self]
 
     # ---- joining ----
 
@@ -394,6 +404,18 @@ class ZBigFileH(BigFileH):
             self._joined = txn
         # it may have begun to end just now, with this handle or without it
         return not self.watch.ends()
+
+    def join_at_last(self, txn: Any) -> None:
+        """Join a transaction which is about to end, if the one that was joined is another.
+
+        Two threads that ask an idle manager for its transaction may be given two, of which the
+        manager forgets one.
+        """
+        if self._joined is not None and self._joined is not txn:
+            if all(manager is not self.conn for manager in txn._resources):
+                txn.join(self.conn)
+            txn.join(self)
+            self._joined = txn
 
     def sortKey(self) -> str:
         """Sort before the Connection, whose key is the storage's, a colon and digits."""
@@ -575,10 +597,17 @@ class _Watch:
         conn.beforeCompletion = self.before_completion
         conn.afterCompletion = self.after_completion
 
+    def handles(self) -> list[ZBigFileH]:
+        """Return the handles of the Connection."""
+        handles = [file.handle() for file in list(self.files) if file.handle is not None]
+        return [handle for handle in handles if handle is not None]
+
     def before_completion(self, txn: Any) -> None:
         """Be the Connection's beforeCompletion(): this thread commits, or aborts."""
         with self._ended:
             self._ender = threading.get_ident()
+        for handle in self.handles():
+            handle.join_at_last(txn)
         self._before_completion(txn)
 
     def after_completion(self, txn: Any) -> None:

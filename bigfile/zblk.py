@@ -58,7 +58,6 @@ __all__ = [
 CHUNK = 4096  # of ZBlk1, as it is written [bytes]
 
 _MODULE = "wendelin.bigfile.file_zodb"  # where databases have the classes
-_NEW = b"\0" * 8  # _p_serial of what is not in the database yet
 
 
 class Records(Protocol):
@@ -86,7 +85,7 @@ class Block(NamedTuple):
 
     data: memoryview | bytes  # zeros follow
     parts: frozenset[bytes] = frozenset()  # oids of the objects, besides its own, it is made of
-    regular: bool = True  # its chunks are as we write them
+    regular: bool = True  # its objects are as we write them, and can be changed
 
 
 class Change:
@@ -197,12 +196,6 @@ class ZBlkBase(Persistent):  # type: ignore[misc]  # persistent has no type hint
         of its parts that the change is in, as changed.
         """
 
-    def now(self, records: Records, blksize: int) -> Block | None:
-        """Return the block as it is in the database; None: it is not. See store_from()."""
-        if self._p_serial == _NEW and self._p_changed is not None:
-            return None
-        return load_block(self._p_oid, records, blksize)
-
     def parts(self) -> frozenset[bytes]:
         """Return oids of the objects, besides itself, that it is made of, after it was stored.
 
@@ -249,7 +242,7 @@ class ZBlk0(_Bytes, ZBlkBase):
     @classmethod
     def load(cls, record: bytes, records: Records, blksize: int) -> Block:
         """See ZBlkBase."""
-        return Block(zrecord.bytes_state(record))
+        return Block(zrecord.bytes_state(record), regular=zrecord.is_bytes(record))
 
     def store_from(self, page: Page, blk: int, change: Change) -> None:
         """See ZBlkBase."""
@@ -260,13 +253,6 @@ class ZBlk0(_Bytes, ZBlkBase):
 
         self.set_source(source)
         self._v_page = (page, blk)
-
-    def now(self, records: Records, blksize: int) -> Block | None:
-        """See ZBlkBase: it has to be loaded as an object anyway, before it can be changed."""
-        if self._p_serial == _NEW and self._p_changed is not None:
-            return None
-        self._p_activate()
-        return Block(self._v_data)
 
     def record(self, like: bytes) -> zrecord.BytesRecord:
         """Return the record to be stored, its bytes not copied; `like`: as it was pickled."""
@@ -285,8 +271,8 @@ class ZBlk1(ZBlkBase):
     """Format 1: an IOBTree, offset in the block [bytes] -> ZData.
 
     Chunks of any size, at any offset, are read, if they do not overlap. CHUNK bytes at their
-    multiples are written, and no chunk that is all zeros; where chunks are others, all are
-    written anew.
+    multiples are written, and no chunk that is all zeros; where chunks are others, or of Python 2,
+    all are written anew.
     """
 
     __module__ = _MODULE
@@ -329,7 +315,7 @@ class ZBlk1(ZBlkBase):
             if len(data) < stop:
                 data += bytes(stop - len(data))
             data[start:stop] = piece
-            regular = regular and start % CHUNK == 0 and len(piece) <= CHUNK
+            regular &= start % CHUNK == 0 and len(piece) <= CHUNK and zrecord.is_bytes(chunk)
         parts = nodes.union(oids.values())
         return Block(memoryview(data)[:stop], parts, regular)
 

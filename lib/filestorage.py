@@ -22,8 +22,11 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from os import RWF_NOWAIT
 from struct import unpack_from
 from typing import Any, NamedTuple
@@ -72,6 +75,42 @@ class Located(NamedTuple):
     head: bytes  # the beginning of the record, which tells the class
 
 
+_PYTHON2 = b"FS21"  # how files of Python 2 begin
+# in ZODB.FileStorage, the name is that of the class
+_module = import_module("ZODB.FileStorage.FileStorage")
+
+
+class _EitherMagic(bytes):
+    """How a file may begin."""
+
+    __hash__ = bytes.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        return bytes(self) == other or other == _PYTHON2
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+_reading = threading.Lock()
+
+
+@contextmanager
+def _reads_python2() -> Iterator[None]:
+    """Let FileStorage read files of Python 2.
+
+    They have another magic, so that Python 2 does not take files of Python 3 for its own; the
+    format is the same.
+    """
+    with _reading:
+        magic = _module.packed_version
+        setattr(_module, "packed_version", _EitherMagic(magic))  # noqa: B010  # for mypy
+        try:
+            yield
+        finally:
+            setattr(_module, "packed_version", magic)  # noqa: B010
+
+
 class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type hints
     """A FileStorage that aligns large byte strings in its file, and tells where they are.
 
@@ -89,12 +128,29 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
 
     def __init__(self, file_name: str, *, align: bool | int = True, **options: Any) -> None:
         self.align = bool(align)
-        super().__init__(file_name, **options)
+        with _reads_python2():
+            super().__init__(file_name, **options)
+        self._python2 = os.pread(self._file.fileno(), len(_PYTHON2), 0) == _PYTHON2
         if align and self._tfile is not None:
             self._tfile.close()
             os.unlink(self._tfile.name)
             self._tfile = _Tail(self)
             self._tfmt._file = self._tfile
+
+    # ---- files of Python 2 ----
+
+    def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> Any:
+        """See IStorageIteration."""
+        with _reads_python2():
+            return super().iterator(start, stop)
+
+    def _begin(self, tid: bytes, u: bytes, d: bytes, e: bytes) -> None:
+        if self._python2:  # it is going to have what Python 2 cannot read
+            self._file.seek(0)
+            self._file.write(bytes(_module.packed_version))
+            self._file.flush()
+            self._python2 = False
+        super()._begin(tid, u, d, e)
 
     # ---- where records are ----
 

@@ -30,6 +30,7 @@ __all__ = [
     "bytes_state",
     "class_of",
     "find_payload",
+    "is_bytes",
     "state_of",
     "without_pad",
 ]
@@ -258,6 +259,15 @@ def bytes_state(record: bytes) -> memoryview | bytes:
     if found is not None:
         return memoryview(record)[found.start : found.stop]
     return as_bytes(state_of(record))
+
+
+def is_bytes(record: bytes) -> bool:
+    """Say whether a state is bytes, and pickled as such: not as a str of Python 2.
+
+    A Connection fails to load one of those which is not ASCII.
+    """
+    found = find_payload(record)
+    return found is not None and record[found.op : found.op + 1] not in (b"T", b"U")
 
 
 def _find_in_any(record: bytes) -> Payload | None:

@@ -502,6 +502,40 @@ def test_databases_of_the_existing_system_are_read(name, tmp_path):
     dbclose(root)
 
 
+@pytest.mark.parametrize("name", ["py2_pickle1", "py2_pickle2", "py2_pickle3", "py3_pickle3"])
+@pytest.mark.parametrize("align", [True, False])
+def test_early_databases_are_read(name, align, tmp_path):
+    path = shutil.copy(DATA / f"zblk-{name}.fs", tmp_path)
+    before = Path(path).read_bytes()
+    blksize = 2 << 20
+    block1, block3 = np.zeros(blksize, "u1"), np.zeros(blksize, "u1")
+    block1[: 16 << 10] = np.arange(4 << 10, dtype=">u4").view("u1")
+    block3[: 128 << 10] = np.arange(32 << 10, dtype=">u4").view("u1")
+    block3[-128 << 10 :] = block3[: 128 << 10][::-1]
+
+    root = dbopen(f"file://{path}?read_only=1&align={align}")
+    fileh = root["zbigf"].fileh_open()
+    view = np.asarray(fileh.mmap(0, 6)).reshape(6, blksize)
+    for blk, expected in {0: 0, 1: block1, 2: 0, 3: block3, 5: 0}.items():
+        assert np.array_equal(view[blk], np.broadcast_to(expected, blksize)), blk
+    dbclose(root)
+    assert Path(path).read_bytes() == before
+
+    # to see what refers to what ZODB would unpickle blocks, and fail at those of Python 2
+    root = dbopen(f"file://{path}?align={align}&pack_gc=0")
+    view = np.asarray(root["zbigf"].fileh_open().mmap(0, 6)).reshape(6, blksize)
+    view[3, 7] = view[1, 7] = view[0, 7] = 1
+    transaction.commit()
+    block3[7] = block1[7] = 1
+    storage = root._p_jar.db().storage
+    assert len(list(storage.iterator())) >= 2
+    root._p_jar.db().pack()
+    root._p_jar.sync()
+    assert np.array_equal(view[1], block1)
+    assert np.array_equal(view[3], block3)
+    dbclose(root)
+
+
 def test_a_format_that_is_not_there_is_refused_by_name(root, A, monkeypatch):
     monkeypatch.setenv("WENDELIN_CORE_ZBLK_FMT", "ZBlk9")
     A[0] = 1

@@ -314,7 +314,7 @@ def test_changes_at_the_edge_of_commits_are_never_lost(A):
         rng = np.random.default_rng(1)
         while not stop.is_set():
             i = rng.integers(N)
-            a[i * BLK] += 1
+            a[i * BLK] ^= 1
             counts[i] += 1
 
     thread, result = in_thread(change)
@@ -327,7 +327,7 @@ def test_changes_at_the_edge_of_commits_are_never_lost(A):
     A._fileh().invalidate_loading()
     for i in range(N):
         A._fileh().invalidate_page(i)
-    assert of(A) == (counts % 256).tolist()
+    assert of(A) == (counts % 2).tolist()
 
 
 # ---- boundaries ----
