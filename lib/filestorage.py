@@ -31,7 +31,7 @@ from os import RWF_NOWAIT
 from struct import unpack_from
 from typing import Any, NamedTuple
 
-from ZODB.FileStorage import FileStorage
+from ZODB.FileStorage import FileIterator, FileStorage
 from ZODB.FileStorage.format import DATA_HDR, DATA_HDR_LEN, TxnHeader
 from ZODB.FileStorage.fspack import FileStoragePacker, PackCopier
 from ZODB.POSException import StorageTransactionError
@@ -286,6 +286,17 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         """Take what the transaction has written out of the file."""
         self._file.truncate(self._pos)
         self._files.flush()
+
+    def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> Any:
+        """See IStorageIteration."""
+        with self._lock:
+            iterator = FileIterator(self._file_name, None, stop)
+            # Behind that may be what is being written: it has no length at its end, by which
+            # the last transaction would be found.
+            iterator._file_size = self._pos
+        if start and iterator._file_size > 4:  # the magic
+            iterator._skip_to_start(start)
+        return iterator
 
     # ---- where pads would be seen ----
 

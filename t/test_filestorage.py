@@ -293,6 +293,25 @@ def test_others_read_while_a_transaction_is_written(path):
     db.close()
 
 
+def test_iteration_from_a_tid_while_a_transaction_is_written(path):
+    db, root = write(path, data_of(0, 512))
+    root["x"] = 1
+    transaction.commit()
+    tids = [t.tid for t in db.storage.iterator()]
+    txn = TransactionMetaData()
+    db.storage.tpc_begin(txn)
+    db.storage.store(p64(50), p64(0), b"y" * MIB, "", txn)
+    reader = AlignedFileStorage(path, read_only=True)
+    for storage in db.storage, reader:
+        for i, tid in enumerate(tids):
+            assert [t.tid for t in storage.iterator(tid)] == tids[i:]
+        assert [t.tid for t in storage.iterator(None, tids[0])] == tids[:1]
+        assert list(storage.iterator(p64(u64(tids[-1]) + 1))) == []
+    reader.close()
+    db.storage.tpc_abort(txn)
+    db.close()
+
+
 def test_disk_full_in_the_middle(path):
     code = f"""
         import os, resource, signal
