@@ -48,6 +48,7 @@ SMALLEST = 16 * ALIGNMENT
 
 _HEAD = 512  # what is before the pad and the payload, at most [bytes]
 _BUFFER = 1 << 16  # small writes are gathered up to this [bytes]
+_UNFINISHED = 1 << 62  # the length of a transaction that is being written: of no file
 
 
 class OpenFile:
@@ -202,6 +203,36 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         # called when the file is opened, and when pack has put another in its place
         super()._initIndex(index, tindex)
         self._opened = None
+
+    def _restore_index(self) -> Any:
+        # called between opening and reading the file
+        restored = super()._restore_index()
+        if not self._is_read_only:
+            self._cut_unfinished(restored[1] if restored else 4)
+        return restored
+
+    def _cut_unfinished(self, pos: int) -> None:
+        """Cut what a process that crashed has left of a transaction before its vote.
+
+        FileStorage would copy it to a file of its own first: useless, and on a full disk, maybe
+        the reason of the crash, an error.
+        """
+        fd = self._file.fileno()
+        while len(header := os.pread(fd, 17, pos)) == 17:
+            _, size, status = unpack_from(">8sQc", header)
+            if (status, size) == (b"c", _UNFINISHED):
+                self._file.truncate(pos)
+                return
+            if not len(header) <= size < _UNFINISHED:
+                return  # damaged: FileStorage finds out
+            pos += size + 8
+
+    def close(self) -> None:
+        """See IStorage."""
+        with self._lock:
+            if isinstance(self._tfile, _Tail) and self._tfile.started and not self._nextpos:
+                self._cut()
+            super().close()
 
     # ---- writing ----
 
@@ -488,8 +519,7 @@ class _Tail:
         if not self.started:
             self.started = True
             self._storage._file.flush()  # of a new file: its magic
-            # longer than any file: nobody takes it for a whole transaction
-            self._pwrite([self._storage._txn_header(1 << 62)], self._storage._pos)
+            self._pwrite([self._storage._txn_header(_UNFINISHED)], self._storage._pos)
         at = self._base() + self._position - len(self._buffer)
         self._pwrite([self._buffer, *more], at)
         self._buffer = bytearray()

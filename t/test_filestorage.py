@@ -268,11 +268,56 @@ def test_a_crash_loses_only_what_was_not_committed(path, stage):
     reader.close()
     db = DB(AlignedFileStorage(path))
     assert os.path.getsize(path) == size
+    # a transaction that did not come to its vote leaves no copy, as it leaves none in FileStorage
+    assert os.path.exists(path + ".tr0") is (stage == "vote")
     root = db.open().root()
     assert located(db.storage, root[0]) == root[0].data
     root["x"] = 1
     transaction.commit()
     db.close()
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_a_crash_on_a_full_disk_does_not_keep_it_from_being_opened(path, index):
+    """There is no room for a copy of what was written of the transaction."""
+    db, _ = write(path, data_of(0))
+    size = os.path.getsize(path)
+    db.close()
+    if not index:
+        os.unlink(path + ".index")
+    code = f"""
+        import os, resource, signal, sys
+        from ZODB.Connection import TransactionMetaData
+        from ZODB.utils import p64
+        from wendelin.lib.filestorage import AlignedFileStorage
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        if os.fork() == 0:
+            s = AlignedFileStorage({path!r})
+            txn = TransactionMetaData()
+            s.tpc_begin(txn)
+            s.store(p64(50), p64(0), b"y" * 1000000, "", txn)
+            os._exit(0)
+        os.wait()
+        assert os.path.getsize({path!r}) > 1000000
+        if not {index}:
+            os.unlink({path!r} + ".index")
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200000, 200000))
+        s = AlignedFileStorage({path!r})
+        print(len(s))
+        s.close()
+    """
+    assert check_child(code) == "2\n"
+    assert os.path.getsize(path) == size
+
+
+def test_close_in_the_middle_of_a_transaction(path):
+    db, _ = write(path, data_of(0))
+    size = os.path.getsize(path)
+    txn = TransactionMetaData()
+    db.storage.tpc_begin(txn)
+    db.storage.store(p64(50), p64(0), b"y" * MIB, "", txn)
+    db.close()
+    assert os.path.getsize(path) == size
 
 
 def test_others_read_while_a_transaction_is_written(path):
