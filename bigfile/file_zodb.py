@@ -648,9 +648,11 @@ class _Watch:
         for file in list(self.files):
             handle = file.handle() if file.handle is not None else None
             kept = handle.boundary() if handle is not None else set()
-            if oids is None or not file.is_current():  # packed: let go of the old file
-                file.mapped_from.clear()
+            if oids is None or not file.is_current():
+                # Let go of the old file: of its descriptor after the last page that knows it.
+                packed, file.mapped_from = file.mapped_from, set()
                 file.drop_changed(None)
+                packed.clear()
             elif changed := (own - kept).union(oids):
                 file.drop_changed(changed)
         return oids

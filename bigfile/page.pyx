@@ -357,7 +357,7 @@ cdef int page_load(FileH *fileh, uint64_t blk, bint ahead, void **error) noexcep
             pager_unlock()
             release(fileh, blk)
             pager_lock()
-        if page.reload and (err == 0 or page.source.fd >= 0):
+        if page.reload and (err == 0 or errno_ != 0):
             page.source.fd = -1         # it was true, and is not any more: ask
             err = errno_ = 0
             if not ahead:

@@ -234,6 +234,39 @@ def test_pack_under_open_views(path, values):
     dbclose(root)
 
 
+@pytest.mark.parametrize("storage", [AlignedFileStorage, FileStorage])
+def test_touches_at_the_boundary_after_a_pack_read_the_old_file(path, values, storage):
+    """Its descriptor is not closed, and another file's, before the last page has let go of it."""
+    make(path, values, storage)._p_jar.db().close()
+    root = dbopen(path)
+    root["A"][: BLK // 8] = values[: BLK // 8] = 1
+    transaction.commit()
+    transaction.begin()
+    a = root["A"][:]
+    a[3 * BLK // 8]
+    handle = root["A"]._fileh()
+    file = handle.zfile
+    (fd,) = {f.fd for f in file.mapped_from}
+    root._p_jar.db().pack()
+    others, got = [], []
+
+    def while_dropping():  # any thread may touch a page then
+        type(handle).invalidate_loading(handle)
+        others.extend(os.open("/dev/zero", os.O_RDONLY) for _ in range(9))
+        got.extend(a[i * BLK // 8 + 1] for i in range(6))
+
+    handle.invalidate_loading = while_dropping
+    transaction.begin()
+    for other in others:
+        os.close(other)
+    assert fd not in others
+    assert got == [values[i * BLK // 8 + 1] for i in range(6)]
+    del handle.invalidate_loading
+    assert np.array_equal(a, values)
+    assert not any(f.fd == fd for f in file.mapped_from)
+    dbclose(root)
+
+
 def test_wherever_reads_go_the_bytes_are_right(path, values):
     """Each view and order: rows, backwards, random, two threads' worth of strides."""
     dbclose(make(path, values))
@@ -479,6 +512,25 @@ def test_a_known_block_that_cannot_be_read(numbered):
     handle.dirty_discard()
     handle.invalidate_page(1)
     assert a[4096] == 1
+
+
+def test_a_place_that_was_invalidated_and_closed_during_the_load_is_asked_for_again(numbered):
+    file = Ahead(numbered)
+    handle, a = view_of(file, 4)
+    file.ahead = lambda start, stop: {}
+    closed = os.open(numbered, os.O_RDONLY)
+    os.close(closed)
+    places = [(closed, 4096 * 5, 4096), (file.fd, 4096 * 7, 4096)]
+
+    def mapblk(blk):
+        if len(places) == 2:
+            handle.invalidate_page(blk)
+        return places.pop(0)
+
+    file.mapblk = mapblk
+    assert a[1] == 7
+    assert not handle.failed
+    assert not places
 
 
 def test_mappings_stay_within_the_kernels_limit(tmp_path):
