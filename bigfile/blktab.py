@@ -95,8 +95,9 @@ class BlockTable:
 
         If so, the caller looks up again whatever it depends on.
         """
-        kept = {oid: node for oid, node in self._nodes.items() if oid not in oids}
-        maybe = len(kept) != len(self._nodes) or not self._complete
+        nodes = list(self._nodes.items())  # lookups in other threads add to it
+        kept = {oid: node for oid, node in nodes if oid not in oids}
+        maybe = len(kept) != len(nodes) or not self._complete
         self._nodes = kept
         self._complete = True
         return maybe

@@ -214,11 +214,19 @@ class _ZFile(BigFile):
         return self._where({blk: self._remember(blk)}).get(blk)
 
     def mapahead(self, start: int, stop: int) -> dict[int, Any]:
-        root = self._table_root()
-        oids: dict[int, bytes | None] = dict.fromkeys(range(start, stop))
-        if root is not None:
-            oids.update(self.table.between(root, start, stop))
-        self.made_of.update(oids)
+        handle = self.handle() if self.handle is not None else None
+        if handle is None:
+            return {}
+        epoch: int | None = None
+        while epoch != handle.epoch():
+            # Again, if a boundary came between: other threads may have loaded some of them since,
+            # and those are not made of what was true before.
+            epoch = handle.epoch()
+            root = self._table_root()
+            oids: dict[int, bytes | None] = dict.fromkeys(range(start, stop))
+            if root is not None:
+                oids.update(self.table.between(root, start, stop))
+            self.made_of.update(oids)
         return self._where(oids)
 
     def _remember(self, blk: int) -> bytes | None:
@@ -253,16 +261,20 @@ class _ZFile(BigFile):
         handle = self.handle() if self.handle is not None else None
         if handle is None:
             return
-        handle.invalidate_loading()
+        # Other threads go on to load. So the table is first: who still asked the old one is among
+        # those that load again.
         if oids is None:
             self.table.drop()
+            handle.invalidate_loading()
             stale = set(self.made_of)
         else:
             changed = set(oids)
+            moved = self.table.changed(changed)
+            handle.invalidate_loading()
             stale = {blk for blk, oid in list(self.made_of.items()) if oid in changed}
             parts = list(self.parts.items())
             stale.update(blk for blk, oids in parts if not oids.isdisjoint(changed))
-            if self.table.changed(changed):
+            if moved:
                 stale.update(self._moved(stale))
         for blk in stale:
             self.made_of.pop(blk, None)

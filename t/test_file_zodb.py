@@ -4,6 +4,7 @@ import gc
 import io
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -630,3 +631,119 @@ def test_a_block_that_does_not_come_to_its_storage_stops_the_commit(root, A):
         transaction.commit()
     transaction.abort()
     assert not A[:].any()
+
+
+# ---- other threads touch pages while changes of others are sorted out ----
+
+
+class Touching(bytes):
+    """An oid that runs something when it is looked for in a set: as other threads might then."""
+
+    def __hash__(self):
+        Touching.run()
+        return super().__hash__()
+
+
+@pytest.fixture
+def long(root):
+    """Return a committed array of 2200 blocks of ones, but for one hole."""
+    root["L"] = A = ZBigArray((2200 * BLK,), "u1", blksize=BLK)
+    transaction.commit()
+    a = A[:]
+    a[:] = 1
+    a[2000 * BLK : 2001 * BLK] = 0
+    transaction.commit()
+    return A
+
+
+@pytest.mark.parametrize("where", ["pages", "table"])
+def test_a_touch_while_the_changed_pages_are_looked_for(root, long, other, where):
+    transaction.begin()
+    a = long[:]
+    file = long._fileh().zfile
+    file.drop_changed(None)
+    a[0]
+    if where == "pages":
+        file.made_of[1] = Touching(file.made_of[1])
+    else:
+        file.table._nodes = {Touching(oid): node for oid, node in file.table._nodes.items()}
+    b = other.root["L"][:]
+    b[0] = b[3 * BLK] = 5
+    other.tm.commit()
+    Touching.run = lambda: a[1500 * BLK]
+    transaction.begin()
+    assert a[0] == a[3 * BLK] == 5
+    assert a[1500 * BLK] == 1
+
+
+@pytest.fixture
+def reader(long, other):
+    client = Client(other.root)
+    yield client
+    client.close()
+
+
+def in_thread(function):
+    thread = threading.Thread(target=function)
+    thread.start()
+    return thread
+
+
+def test_a_touch_that_asked_the_table_of_before(long, other, reader):
+    """It is answered when changes of others are sorted out already."""
+    A = reader.root["L"]
+    a, file = A[:], A._fileh().zfile
+    a[1990 * BLK]
+    known, changed, lookup = file.made_of, file.table.changed, file.lookup
+    assert 2000 not in known
+    asked, go = threading.Event(), threading.Event()
+    threads = []
+
+    def slow_lookup(blk):
+        oid = lookup(blk)
+        if not asked.is_set():
+            asked.set()
+            assert go.wait(30)
+        return oid
+
+    def touch_before(oids):
+        file.lookup = slow_lookup
+        threads.append(in_thread(lambda: a[2000 * BLK]))
+        assert asked.wait(30)
+        return changed(oids)
+
+    other.root["L"][2000 * BLK :][0] = 7
+    other.tm.commit()
+    file.table.changed = touch_before
+    reader.tm.begin()
+    go.set()
+    threads[0].join()
+    assert a[2000 * BLK] == 7
+
+
+def test_a_look_ahead_that_asked_the_table_of_before(long, other, reader):
+    """What it says is not what pages that were loaded meanwhile are made of."""
+    A = reader.root["L"]
+    a, file = A[:], A._fileh().zfile
+    for blk in 0, 4, 12, 28, 60, 124, 252, 508:
+        a[blk * BLK]
+    between = file.table.between
+    asked, go = threading.Event(), threading.Event()
+
+    def slow_between(root, start, stop, depth=64):
+        found = between(root, start, stop, depth)
+        if (start, stop, depth) == (1020, 2044, 64) and not asked.is_set():
+            asked.set()
+            assert go.wait(30)
+        return found
+
+    file.table.between = slow_between
+    thread = in_thread(lambda: a[1020 * BLK])
+    assert asked.wait(30)
+    for value in 7, 8:
+        other.root["L"][2000 * BLK :][0] = value
+        other.tm.commit()
+        reader.tm.begin()
+        assert a[2000 * BLK] == value
+        go.set()
+        thread.join()
