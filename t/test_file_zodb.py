@@ -4,6 +4,7 @@ import gc
 import io
 import os
 import shutil
+import sys
 import threading
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import transaction
 from BTrees.LOBTree import LOBTree
+from persistent import Persistent
 from ZODB.POSException import ConflictError, ConnectionStateError, ReadOnlyHistoryError
 from ZODB.utils import get_pickle_metadata, load_current
 from zodbpickle.pickle import Unpickler
@@ -556,6 +558,25 @@ def test_a_foreign_object_in_the_block_table_is_refused_by_name(root, A):
     with pytest.raises(BlockLoadError, match=r"PersistentMapping.*no block format") as e:
         A.read()
     assert e.value.blk == 3
+
+
+class Foreign(Persistent):
+    """Not a block, though its state is bytes, as many as a block has."""
+
+    __module__ = "t_foreign"
+
+    def __getstate__(self):
+        return b"x" * BLK
+
+
+def test_a_foreign_object_of_bytes_is_not_mapped(root, A, monkeypatch):
+    monkeypatch.setitem(sys.modules, "t_foreign", sys.modules[__name__])
+    A.zfile.blktab[3] = Foreign()
+    transaction.commit()
+    A._fileh().invalidate_page(3)
+    A._fileh().zfile.table.drop()
+    with pytest.raises(BlockLoadError, match=r"Foreign.*no block format"):
+        A.read()
 
 
 def test_a_block_that_is_too_long_is_refused(root, A):

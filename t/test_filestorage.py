@@ -1,5 +1,6 @@
 """lib/filestorage.py: records whose bytes lie aligned in Data.fs, and nothing else changed."""
 
+import errno
 import os
 import pickle
 import signal
@@ -216,6 +217,30 @@ def test_undo_of_what_was_stored_again_in_between(path, storage):
     db.close()
 
 
+@pytest.mark.parametrize("first", [AlignedFileStorage, StockFileStorage])
+def test_locate_waits_for_the_disk(path, monkeypatch, first):
+    """What is not in the kernel's cache - here, at first nothing is - is read all the same."""
+    db, root = write(path, *(data_of(i) for i in range(4)), storage=first)
+    db.close()
+    db = DB(AlignedFileStorage(path))
+    root = db.open().root()
+    oids = [root[i]._p_oid for i in range(4)]
+    want = db.storage.locate(oids, current(db.storage))
+    assert None not in want
+    preadv, refused = os.preadv, []
+
+    def cold(fd, buffers, offset, flags=0):
+        if flags & os.RWF_NOWAIT and len(refused) < 3:
+            refused.append(offset)
+            raise BlockingIOError(errno.EAGAIN, "it would wait")
+        return preadv(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", cold)
+    assert db.storage.locate(oids, current(db.storage)) == want
+    assert len(refused) == 3
+    db.close()
+
+
 # ---- the transaction that is being written ----
 
 
@@ -239,6 +264,28 @@ def test_an_abort_leaves_nothing(path):
     db.close()
     assert not os.path.exists(path + ".tmp")
     dbclose(dbopen(path))
+
+
+def test_what_was_read_before_an_abort_is_not_read_after_it(path):
+    """Readers have buffers, which reach into the transaction that is being written."""
+    db, root = write(path, b"x")
+    storage = db.storage
+    oid = root[0]._p_oid
+    for value in b"y", b"z":
+        txn = TransactionMetaData()
+        storage.tpc_begin(txn)
+        storage.store(p64(50), p64(0), value * 200_000, "", txn)
+        storage.load(oid)
+        storage.loadSerial(oid, root[0]._p_serial)
+        storage.tpc_abort(txn)
+    tid = storage.tpc_begin(txn) or storage._tid
+    for i in range(60, 70):
+        storage.store(p64(i), p64(0), bytes([i]) * 100, "", txn)
+    storage.tpc_vote(txn)
+    storage.tpc_finish(txn)
+    for i in range(60, 70):
+        assert storage.load(p64(i))[0] == storage.loadSerial(p64(i), tid) == bytes([i]) * 100
+    db.close()
 
 
 @pytest.mark.parametrize("stage", ["store", "vote"])

@@ -15,7 +15,13 @@ from ZODB.FileStorage import FileStorage
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError, ram_reclaim
-from wendelin.bigfile.virtmem import HOLE, BigFile, ram_stat
+from wendelin.bigfile.virtmem import (
+    HOLE,
+    WRITEOUT_MARKSTORED,
+    WRITEOUT_STORE,
+    BigFile,
+    ram_stat,
+)
 from wendelin.lib.filestorage import AlignedFileStorage
 from wendelin.lib.zodb import dbclose, dbopen
 
@@ -533,6 +539,63 @@ def test_a_place_that_was_invalidated_and_closed_during_the_load_is_asked_for_ag
     assert not places
 
 
+class Stored(Ahead):
+    """A file that keeps what is stored in another one, and can be cut."""
+
+    def __init__(self, path):
+        super().__init__(path)
+        self.other = os.open(path + ".stored", os.O_RDWR | os.O_CREAT)
+        self.stored = set()
+
+    def __del__(self):
+        super().__del__()
+        os.close(self.other)
+
+    def storeblk(self, blk, buf):
+        os.pwrite(self.other, buf, blk * self.blksize)
+        self.stored.add(blk)
+
+    def mapblk(self, blk):
+        return (self.other if blk in self.stored else self.fd, blk * self.blksize)
+
+    def truncate(self, blk):
+        pass
+
+
+def test_a_stored_page_is_not_where_it_was(numbered):
+    file = Stored(numbered)
+    handle, a = view_of(file)
+    file.ahead = lambda start, stop: {}
+    a[5 * 4096]
+    handle.know({6: (file.fd, 6 * 4096 + 1, 4096 - 1)}, handle.epoch())  # copied
+    a[5 * 4096 : 7 * 4096] = 99
+    handle.dirty_writeout(WRITEOUT_STORE | WRITEOUT_MARKSTORED)
+    ram_reclaim()
+    assert (a[5 * 4096 : 7 * 4096] == 99).all()
+
+
+def test_a_write_by_another_view_after_it_was_stored_is_a_change(numbered):
+    handle, a = view_of(Stored(numbered))
+    b = np.frombuffer(handle.mmap(0, 64), "u1")
+    a[0] = 1
+    handle.dirty_writeout(WRITEOUT_STORE)
+    assert not handle.isdirty()
+    assert b[0] == 1  # it is shown, and not to be written without us
+    b[0] = 2
+    assert handle.isdirty()
+    handle.dirty_writeout(WRITEOUT_MARKSTORED)
+    assert handle.dirty_blocks() == [0]
+
+
+def test_what_is_past_the_end_is_not_known_ahead(numbered):
+    handle, a = view_of(Stored(numbered))
+    handle.truncate(2)
+    a[0]  # looks at [0, 4)
+    assert not a[2 * 4096 :].any()
+    handle.dirty_discard()
+    assert a[3 * 4096] == 3
+
+
 def test_mappings_stay_within_the_kernels_limit(tmp_path):
     """More mapped blocks than a process may have mappings: the oldest are given back."""
     blocks = 70_000
@@ -574,6 +637,42 @@ def test_mappings_stay_within_the_kernels_limit(tmp_path):
     )
 
 
+def test_a_child_has_no_mapping_of_ours(numbered):
+    """Whatever was shown, and is, and whatever a storer keeps: it could be changed there."""
+    check_child(
+        """
+        import os, sys, warnings, numpy as np
+        from wendelin.bigfile.virtmem import HOLE, BigFile, ram_reclaim
+        warnings.simplefilter("ignore")     # of fork() in a process with threads
+        path, = sys.argv[1:]
+
+        class File(BigFile):
+            fd = os.open(path, os.O_RDONLY)
+            def loadblk(self, blk, buf): buf[:] = b"x" * 4096
+            def mapblk(self, blk):
+                return [None, HOLE, (self.fd, 0), (self.fd, 7, 4096)][blk % 4]
+
+        handle = File(4096).fileh_open()
+        a = np.frombuffer(handle.mmap(0, 16), "u1")
+        a.sum()
+        a[: 8 * 4096 : 4096] = 1            # all kinds of them are written to
+        kept = handle.page_buffer(0)
+        ram_reclaim()                       # and others are taken away
+        a[12 * 4096]
+        handle.invalidate_page(14)          # FILE -> NONE
+        handle.invalidate_page(13)          # ZERO -> NONE
+        def ours():
+            lines = open("/proc/self/maps").read().splitlines()
+            return [m for m in lines if "memfd:wendelin.core" in m or path in m]
+        assert ours()
+        if os.fork() == 0:
+            os._exit(len(ours()))
+        assert os.waitstatus_to_exitcode(os.wait()[1]) == 0
+        """,
+        numbered,
+    )
+
+
 # ---- read ahead ----
 
 
@@ -594,7 +693,7 @@ def test_read_ahead_threads_end_and_come_again_also_after_a_fork(path, values):
         root2 = dbopen(f"file://{path}?read_only=true")
         assert root2["A"][:].sum() == s
         if pid == 0:
-            os._exit(0)
+            os._exit(threads() == 1)
         assert os.waitpid(pid, 0)[1] == 0
         deadline = time.monotonic() + 30
         while threads() > before:
