@@ -39,6 +39,8 @@ from wendelin.bigfile.ram cimport ram_limit, ram_open
 cdef enum:
     HUGE = 1 << 21          # [bytes] of the kernel's huge page
     SHOWN = 0x80            # flag beside a Kind
+    SPARE = 16              # mappings in reserve, see reset_all()
+    SPARE_SIZE = 1 << 16    # of each [bytes]: a multiple of the OS page
 
 cdef struct Table:
     Area **areas            # sorted by address, not overlapping
@@ -49,6 +51,7 @@ cdef Table live             # areas of this process
 cdef Table inherited        # areas of the parent, in a child made by fork
 cdef uint64_t maps_budget   # kernel mappings all areas together may use
 cdef int sink_fd = -1       # memory of SINK pages
+cdef char *spare            # SPARE mappings
 
 
 # ---- the table of areas ----
@@ -169,6 +172,7 @@ cdef Area *area_map(int memfd, uint64_t pgoffset, uint64_t pglen, size_t blksize
         return NULL
     global areas_maps
     areas_maps += 1
+    spare_map()
     return area
 
 
@@ -260,6 +264,10 @@ cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, int fd, lon
     err = show_fixed(area, page, n, kind, fd, offset)
     if err == ENOMEM and give_back(False):
         err = show_fixed(area, page, n, kind, fd, offset)
+    if err == ENOMEM:
+        reset_all()
+        err = show_fixed(area, page, n, kind, fd, offset)
+        spare_map()
     if err != 0:
         return err
     before = edges(area, page, n)
@@ -346,6 +354,36 @@ cdef bint give_back(bint by_shown) noexcept nogil:
     worst.crowded = True
     worst.hand = stop if stop < worst.pglen else 0
     return reset_range(worst, start, stop - start) == 0
+
+
+cdef void spare_map() noexcept nogil:
+    """Have some mappings that are of no use but to be given up."""
+    global spare
+    cdef int i
+    cdef void *addr
+    if spare == NULL:
+        addr = mmap(NULL, SPARE * SPARE_SIZE, PROT_NONE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if addr != MAP_FAILED:
+            spare = <char *>addr
+            for i in range(0, SPARE, 2):
+                mprotect(spare + i * SPARE_SIZE, SPARE_SIZE, PROT_READ)
+
+
+cdef void reset_all() noexcept nogil:
+    """Reset every area: the program itself has used up the kernel's mappings.
+
+    Then give_back() may have been in vain: also to put one mapping in place of many, the kernel
+    wants one more; and to cut a part out of one, two.
+    """
+    global spare
+    cdef size_t i
+    if spare != NULL:
+        munmap(spare, SPARE * SPARE_SIZE)
+        spare = NULL
+    for i in range(live.used):
+        if live.areas[i].maps > 1:
+            area_reset(live.areas[i])
 
 
 cdef uint64_t find_shown(Area *area, uint64_t page) noexcept nogil:

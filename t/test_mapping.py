@@ -673,6 +673,44 @@ def test_a_child_has_no_mapping_of_ours(numbered):
     )
 
 
+def test_the_program_itself_uses_up_the_kernels_mappings(numbered):
+    """Ours are given back when mmap() says ENOMEM, too."""
+    check_child(
+        """
+        import ctypes, mmap, os, sys, numpy as np
+        from wendelin.bigfile.virtmem import BigFile
+        path, = sys.argv[1:]
+
+        class File(BigFile):
+            fd = os.open(path, os.O_RDONLY)
+            def mapblk(self, blk): return self.fd, blk % 64 * 4096
+
+        handle = File(4096).fileh_open()
+        blocks = 4096
+        a = np.frombuffer(handle.mmap(0, blocks), "u1")[::4096]
+        order = np.random.default_rng(1).permutation(blocks)
+        assert (a[order] == order % 64).all()
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+        limit = int(open("/proc/sys/vm/max_map_count").read())
+        filler = mmap.mmap(-1, limit * 2 * 4096, prot=0, flags=mmap.MAP_PRIVATE)
+        at = np.frombuffer(filler, "u1").ctypes.data
+        n = 0
+        while libc.mprotect(at + n * 8192, 4096, mmap.PROT_READ) == 0:
+            n += 1
+        assert ctypes.get_errno() == 12 and n > 1000, n
+        handle2 = File(4096).fileh_open()
+        libc.mprotect(at, 8192 * 16, mmap.PROT_READ)    # room for an area, and its handle
+        b = np.frombuffer(handle2.mmap(0, blocks), "u1")[::4096]
+        assert (b[order] == order % 64).all()
+        assert (a == np.arange(blocks) % 64).all()
+        assert not handle.failed and not handle2.failed
+        """,
+        numbered,
+    )
+
+
 # ---- read ahead ----
 
 
