@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import storages
 import transaction
 from BTrees.LOBTree import LOBTree
 from persistent import Persistent
@@ -660,6 +661,8 @@ def test_a_block_that_does_not_come_to_its_storage_stops_the_commit(root, A):
 class Touching(bytes):
     """An oid that runs something when it is looked for in a set: as other threads might then."""
 
+    run = staticmethod(lambda: None)
+
     def __hash__(self):
         Touching.run()
         return super().__hash__()
@@ -678,21 +681,22 @@ def long(root):
 
 
 @pytest.mark.parametrize("where", ["pages", "table"])
-def test_a_touch_while_the_changed_pages_are_looked_for(root, long, other, where):
+def test_a_touch_while_the_changed_pages_are_looked_for(long, other, where, monkeypatch):
     transaction.begin()
     a = long[:]
     file = long._fileh().zfile
     file.drop_changed(None)
     a[0]
     if where == "pages":
-        file.made_of[1] = Touching(file.made_of[1])
+        file.made_of[0] = Touching(file.made_of[0])
     else:
         file.table._nodes = {Touching(oid): node for oid, node in file.table._nodes.items()}
     b = other.root["L"][:]
     b[0] = b[3 * BLK] = 5
     other.tm.commit()
-    Touching.run = lambda: a[1500 * BLK]
+    monkeypatch.setattr(Touching, "run", lambda: a[1500 * BLK])
     transaction.begin()
+    monkeypatch.undo()
     assert a[0] == a[3 * BLK] == 5
     assert a[1500 * BLK] == 1
 
@@ -742,6 +746,9 @@ def test_a_touch_that_asked_the_table_of_before(long, other, reader):
     assert a[2000 * BLK] == 7
 
 
+@pytest.mark.skipif(
+    storages.kind() is storages.CopiedFileStorageDatabase, reason="blocks of it are not looked at"
+)
 def test_a_look_ahead_that_asked_the_table_of_before(long, other, reader):
     """What it says is not what pages that were loaded meanwhile are made of."""
     A = reader.root["L"]
