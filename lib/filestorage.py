@@ -140,11 +140,6 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
 
     # ---- files of Python 2 ----
 
-    def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> Any:
-        """See IStorageIteration."""
-        with _reads_python2():
-            return super().iterator(start, stop)
-
     def _begin(self, tid: bytes, u: bytes, d: bytes, e: bytes) -> None:
         if self._python2:  # it is going to have what Python 2 cannot read
             self._file.seek(0)
@@ -320,7 +315,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
 
     def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> Any:
         """See IStorageIteration."""
-        with self._lock:
+        with self._lock, _reads_python2():
             iterator = FileIterator(self._file_name, None, stop)
             # Behind that may be what is being written: it has no length at its end, by which
             # the last transaction would be found.
