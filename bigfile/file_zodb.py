@@ -311,7 +311,11 @@ class _ZFile(BigFile):
         cls = format_for(self.zblk_fmt, change)
         # a ZBlk1 that is not regular gets other chunks, and stays
         usable = change.old is None or change.old.regular or cls is ZBlk1
-        if zblk is None or type(zblk) is not cls or not usable:
+        if zblk is not None and type(zblk) is cls and usable:
+            self._read_current(self.zfile)
+        else:
+            if zblk is not None:
+                self._drop_current(zblk)
             zblk = self.zfile.blktab[blk] = cls()
             # in this order, not in the one in which the Connection finds them: backwards
             self.conn.add(zblk)
@@ -332,8 +336,28 @@ class _ZFile(BigFile):
 
     def truncate(self, blk: int) -> None:
         blktab = self.zfile.blktab
-        for key in list(blktab.keys(min=blk)):
+        keys = list(blktab.keys(min=blk))
+        for key in keys:
             del blktab[key]
+        if keys:
+            self.zfile._p_changed = True  # see _drop_current
+
+    # A block object that is changed by one client, and taken out of the table by another, would be
+    # no conflict: they store different objects. The first one's change would be lost in silence.
+    # So who takes an object out stores the ZBigFile, and who changes one in its place says that it
+    # has read the ZBigFile; who puts another object in its place, that it has read the old one.
+
+    def _read_current(self, obj: Any) -> None:
+        """Let the commit be a conflict if another client has changed an object meanwhile."""
+        if hasattr(self.conn._normal_storage, "checkCurrentSerialInTransaction"):
+            self.conn.readCurrent(obj)
+
+    def _drop_current(self, zblk: ZBlkBase) -> None:
+        """An object is to be replaced in the table by another."""
+        self.zfile._p_changed = True
+        if zblk._p_changed is None:
+            _, zblk._p_serial = self.conn._normal_storage.load(zblk._p_oid)
+        self._read_current(zblk)
 
     def committed(self, handle: ZBigFileH) -> set[bytes]:
         """Pages in memory are made of the objects that were stored now, and returned.

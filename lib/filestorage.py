@@ -55,16 +55,12 @@ class OpenFile:
     """An open file, closed when nobody refers to it any more."""
 
     def __init__(self, path: str) -> None:
-        self.fd = self.heads = -1
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # for mapping
+        # Not __del__: while that runs, weak references still give the object to other threads.
+        weakref.finalize(self, os.close, self.fd).atexit = False
         self.heads = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # for reading heads of records
+        weakref.finalize(self, os.close, self.heads).atexit = False
         os.posix_fadvise(self.heads, 0, 0, os.POSIX_FADV_RANDOM)
-
-    def __del__(self) -> None:
-        for fd in self.fd, self.heads:
-            if fd >= 0:
-                os.close(fd)
-        self.fd = self.heads = -1
 
 
 class Located(NamedTuple):

@@ -758,9 +758,9 @@ def test_a_look_ahead_that_asked_the_table_of_before(long, other, reader):
     between = file.table.between
     asked, go = threading.Event(), threading.Event()
 
-    def slow_between(root, start, stop, depth=64):
-        found = between(root, start, stop, depth)
-        if (start, stop, depth) == (1020, 2044, 64) and not asked.is_set():
+    def slow_between(root, start, stop):
+        found = between(root, start, stop)
+        if (start, stop) == (1020, 2044) and not asked.is_set():
             asked.set()
             assert go.wait(30)
         return found
