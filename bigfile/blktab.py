@@ -33,7 +33,7 @@ class BlockTable:
     def __init__(self, load: Callable[[bytes], bytes]) -> None:
         self._load = load
         self._nodes: dict[bytes, Node] = {}
-        # _nodes has every node that lookups since the last changed() went through
+        # _nodes has every node that what the owner depends on was found in
         self._complete = True
 
     def _get(self, oid: bytes) -> Node:
@@ -88,6 +88,10 @@ class BlockTable:
     def drop(self) -> None:
         """Forget all nodes."""
         self._nodes = {}
+        self._complete = False
+
+    def not_asked(self) -> None:
+        """The owner depends on blocks that it has not looked up."""
         self._complete = False
 
     def changed(self, oids: set[bytes]) -> bool:

@@ -307,6 +307,9 @@ class _ZFile(BigFile):
             )
         change = Change(self._stored(zblk), buf)
         if not change:
+            # past the end nobody asked when it was loaded
+            self.made_of[blk] = None if zblk is None else zblk._p_oid
+            self.table.not_asked()
             return
         cls = format_for(self.zblk_fmt, change)
         # a ZBlk1 that is not regular gets other chunks, and stays
@@ -374,6 +377,8 @@ class _ZFile(BigFile):
             if parts:
                 self.parts[blk] = parts
             zblk.release()
+        if oids:
+            self.table.not_asked()
         handle.stored.clear()
         handle.know(self._where(oids), epoch)
         mine = {oid for oid in oids.values() if oid is not None}

@@ -874,7 +874,7 @@ cdef int fileh_discard(FileH *fileh) noexcept nogil:
     if err == 0:
         while fileh.dirty != NULL:
             page_drop(fileh.dirty)
-        drop_from(fileh, fileh.zero_from)
+        drop_from(fileh, fileh.zero_from, False)
         fileh.zero_from = UINT64_MAX
         # with the lock held: what is changed from now on is a change of another transaction
         announce_next(fileh)
@@ -982,8 +982,8 @@ cdef void announce_next(FileH *fileh) noexcept nogil:
     fileh.announcements += 1
 
 
-cdef void drop_from(FileH *fileh, uint64_t blk) noexcept nogil:
-    """Drop all pages from a block on."""
+cdef void drop_from(FileH *fileh, uint64_t blk, bint zeros) noexcept nogil:
+    """Drop all pages from a block on; or, if `zeros`, those that are just zeros."""
     cdef size_t cursor
     cdef Page *page
     cdef uint64_t end = blk
@@ -996,11 +996,13 @@ cdef void drop_from(FileH *fileh, uint64_t blk) noexcept nogil:
             page = <Page *>pagemap_next(&fileh.pages, &cursor)
             if page == NULL:
                 break
-            if page.blk >= blk:
-                if page.state == LOADING:
-                    end = max(end, page.blk + 1)
-                else:
-                    again = True
+            if page.blk < blk:
+                continue
+            if page.state == LOADING or zeros and page.backing != ZEROS:
+                end = max(end, page.blk + 1)
+            else:
+                again = True
+            if page.state == LOADING or not zeros or page.backing == ZEROS:
                 page_drop(page)
     fileh.end = min(fileh.end, end)
 
@@ -1018,15 +1020,16 @@ cdef int fileh_truncate(FileH *fileh, uint64_t blk) noexcept nogil:
         err = EAGAIN
     if err == 0:
         fileh.zero_from = min(fileh.zero_from, blk)
-        drop_from(fileh, blk)
+        drop_from(fileh, blk, False)
     pager_unlock()
     return err
 
 
 cdef void fileh_untruncate(FileH *fileh) noexcept nogil:
-    """The file itself was truncated: ask it again."""
+    """The file itself was truncated: ask it again, also where pages were zeros without asking."""
     pager_lock()
     fileh.epoch += 1
+    drop_from(fileh, fileh.zero_from, True)
     fileh.zero_from = UINT64_MAX
     pager_unlock()
 

@@ -427,6 +427,34 @@ def test_conflicts(root, A, other):
     assert a[:2].tolist() == [7, 2]
 
 
+@pytest.mark.parametrize("change", [False, True])
+def test_what_was_zeros_past_the_end_is_asked_for_after_the_commit(root, A, other, change):
+    A.resize((30 * BLK,))
+    a = A[:]
+    assert a[25 * BLK] == 0
+    if change:  # dirty, and nothing to store
+        a[25 * BLK] = 0
+    transaction.commit()
+    assert a[25 * BLK] == 0
+    other.tm.begin()
+    other.root["A"][25 * BLK] = 1
+    other.tm.commit()
+    transaction.begin()
+    assert a[25 * BLK] == 1
+
+
+def test_a_block_that_was_stored_here_and_goes_away_there(root, A, other):
+    A.append(np.ones(BLK, "u1"))  # nothing was ever looked up
+    a = A[20 * BLK :]
+    transaction.commit()
+    other.tm.begin()
+    other.root["A"].resize((0,))
+    other.root["A"].resize((21 * BLK,))
+    other.tm.commit()
+    transaction.begin()
+    assert a.sum() == 0
+
+
 def test_many_blocks_and_a_table_that_splits(root, other):
     root["B"] = B = ZBigArray((3000 * BLK,), "u1", blksize=BLK)
     transaction.commit()
