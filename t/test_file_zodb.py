@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import storages
 import transaction
+from BTrees.IOBTree import IOBTree
 from BTrees.LOBTree import LOBTree
 from persistent import Persistent
 from ZODB.POSException import ConflictError, ConnectionStateError, ReadOnlyHistoryError
@@ -20,7 +21,7 @@ from zodbpickle.pickle import Unpickler
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError, DoomedError, ram_reclaim
-from wendelin.bigfile.file_zodb import ZBigFile, ZBlk0
+from wendelin.bigfile.file_zodb import ZBigFile, ZBlk0, ZBlk1
 from wendelin.lib.zodb import dbclose, dbopen
 
 DATA = Path(__file__).parent / "data"
@@ -517,8 +518,12 @@ def test_records_are_as_the_existing_system_has_them(root, A):
     assert type(A.zfile.blktab) is LOBTree
 
 
-@pytest.mark.parametrize("name", ["py37-0.13-1", "py310-2.0a4-1"])
-def test_databases_of_the_existing_system_are_read(name, tmp_path):
+@pytest.mark.parametrize(
+    "name", ["py37-0.13-1", "py310-2.0a4-1", "3.0-ZBlk0", "3.0-ZBlk1", "3.0-auto"]
+)
+@pytest.mark.parametrize("fmt", ["ZBlk0", "ZBlk1", "auto"])
+def test_databases_are_read_and_changed(name, fmt, tmp_path, monkeypatch):
+    monkeypatch.setenv("WENDELIN_CORE_ZBLK_FMT", fmt)
     path = shutil.copy(DATA / f"{name}.fs", tmp_path)
     root = dbopen(path)
     with np.load(DATA / f"{name}.npz") as expected:
@@ -529,8 +534,41 @@ def test_databases_of_the_existing_system_are_read(name, tmp_path):
             assert np.array_equal(a, expected[n])
             # and can be changed
             flat = a.reshape(-1, order=root[n]._order)
-            flat[0] = flat[1]
+            flat[0] = flat[-1]
     transaction.commit()
+    dbclose(root)
+    root = dbopen(path)
+    with np.load(DATA / f"{name}.npz") as expected:
+        for n in expected.files:
+            e = expected[n].reshape(-1, order=root[n]._order).copy()
+            e[0] = e[-1]
+            assert root[n][:].tobytes("A") == e.tobytes()
+    dbclose(root)
+
+
+def chunks(A):
+    """Return {block: {offset: bytes}} of an array in ZBlk1."""
+    for zblk in A.zfile.blktab.values():
+        assert type(zblk) is ZBlk1
+        assert type(zblk.chunktab) is IOBTree
+    return {
+        blk: {start: bytes(chunk.__getstate__()) for start, chunk in zblk.chunktab.items()}
+        for blk, zblk in A.zfile.blktab.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["py37-0.13-1", "py310-2.0a4-1"])
+def test_chunks_are_as_the_existing_system_has_them(name, tmp_path):
+    root = dbopen(shutil.copy(DATA / f"{name}.fs", tmp_path))
+    theirs = [n for n in root if n.endswith("_ZBlk1")]
+    assert len(theirs) == 5
+    for n in theirs:
+        A = root[n]
+        root["B"] = B = ZBigArray(A.shape, A.dtype, A._order, A.zfile.blksize, zblk_fmt="ZBlk1")
+        transaction.commit()
+        B[:] = A[:]
+        transaction.commit()
+        assert chunks(B) == chunks(A)
     dbclose(root)
 
 
