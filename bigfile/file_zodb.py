@@ -23,7 +23,7 @@ Connection, together with the Connection itself. From then on the transaction de
 A touch that failed joins as well: the commit of that transaction is refused, with the reason.
 
 A savepoint copies the pages that changed since the one before to a temporary file, and its
-rollback brings them back (_Saved). Nothing of the database is involved: the Connection does the
+rollback brings them back (savepoint). Nothing of the database is involved: the Connection does the
 same for its objects.
 
 Between a commit and the next boundary, which are at the same moment unless transactions are
@@ -32,7 +32,7 @@ explicit, a view shows what it showed: the state in which the transaction began,
 Database -> pages
 -----------------
 A boundary is when the Connection moves to a new state of the database; it asks its storage
-for what changed meanwhile, and that is where we listen (_Watch). Pages are dropped
+for what changed meanwhile, and that is where we listen (zwatch). Pages are dropped
 
 - whose block object changed,
 - whose block number is now another object, or none, or became one: looked up anew for pages in
@@ -53,11 +53,8 @@ runs in the thread of the transaction.
 from __future__ import annotations
 
 import logging
-import tempfile
-import threading
 import weakref
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from typing import Any
 
 from BTrees.LOBTree import LOBTree
@@ -68,6 +65,7 @@ from ZODB.POSException import ConflictError, ConnectionStateError
 
 from wendelin.bigfile.blktab import BlockTable
 from wendelin.bigfile.prefetch import ReadAhead
+from wendelin.bigfile.savepoint import SavedPages, Savepoint
 from wendelin.bigfile.virtmem import (
     HOLE,
     WRITEOUT_MARKSTORED,
@@ -86,15 +84,15 @@ from wendelin.bigfile.zblk import (
     is_plain,
     load_block,
 )
-from wendelin.lib.filestorage import ALIGNMENT, OpenFile
+from wendelin.bigfile.zwatch import watch_of
+from wendelin.lib.filestorage import OpenFile
+from wendelin.lib.fsalign import ALIGNMENT
 from wendelin.lib.zodb import (
     LivePersistent,
     zconn_has_open,
     zconn_load_all,
     zconn_locate,
-    zconn_takes_bytes_records,
 )
-from wendelin.lib.zrecord import BytesRecord
 
 __all__ = ["ZBigFile", "ZBigFileH", "ZBlk", "ZBlk0", "ZBlk1", "ZData"]
 
@@ -256,7 +254,17 @@ class _ZFile(BigFile):
         """Say whether the files that pages are mapped from are the database's."""
         return all(zconn_has_open(self.conn, file) for file in self.mapped_from)
 
-    def drop_changed(self, oids: Iterable[bytes] | None) -> None:
+    def follow(self, oids: list[bytes] | None, own: set[bytes]) -> None:
+        """Drop the pages that depend on what changed: see zwatch.Follower."""
+        if oids is None or not self.is_current():
+            # Let go of the old file: of its descriptor after the last page that knows it.
+            packed, self.mapped_from = self.mapped_from, set()
+            self.drop_changed(None)
+            packed.clear()
+        elif changed := own.union(oids):
+            self.drop_changed(changed)
+
+    def drop_changed(self, oids: set[bytes] | None) -> None:
         """Drop the pages that depend on objects that changed; None: any may have."""
         handle = self.handle() if self.handle is not None else None
         if handle is None:
@@ -268,12 +276,11 @@ class _ZFile(BigFile):
             handle.invalidate_loading()
             stale = set(self.made_of)
         else:
-            changed = set(oids)
-            moved = self.table.changed(changed)
+            moved = self.table.changed(oids)
             handle.invalidate_loading()
-            stale = {blk for blk, oid in list(self.made_of.items()) if oid in changed}
+            stale = {blk for blk, oid in list(self.made_of.items()) if oid in oids}
             parts = list(self.parts.items())
-            stale.update(blk for blk, oids in parts if not oids.isdisjoint(changed))
+            stale.update(blk for blk, some in parts if not oids.isdisjoint(some))
             if moved:
                 stale.update(self._moved(stale))
         for blk in stale:
@@ -398,16 +405,17 @@ class ZBigFileH(BigFileH):
         #: block objects that the running commit stores
         self.stored: dict[int, ZBlkBase] = {}
         self._joined: Any = None
-        self._saved: _Saved | None = None
+        self._saved: SavedPages | None = None
         self._frozen = False
         self._finished = False
         self.takes_records = False
-        self.watch = _watch(file.conn)
-        self.watch.files.add(file)
+        self.watch = watch_of(file.conn)
+        self.watch.followers.add(self)
 
     def others(self) -> list[ZBigFileH]:
         """Return the other handles of its Connection."""
-        return [handle for handle in self.watch.handles() if handle is not self]
+        followers = list(self.watch.followers)
+        return [h for h in followers if isinstance(h, ZBigFileH) and h is not self]
 
     # ---- joining ----
 
@@ -445,18 +453,6 @@ class ZBigFileH(BigFileH):
             self._joined = txn
         # it may have begun to end just now, with this handle or without it
         return not self.watch.ends()
-
-    def join_at_last(self, txn: Any) -> None:
-        """Join a transaction which is about to end, if the one that was joined is another.
-
-        Two threads that ask an idle manager for its transaction may be given two, of which the
-        manager forgets one.
-        """
-        if self._joined is not None and self._joined is not txn:
-            if all(manager is not self.conn for manager in txn._resources):
-                txn.join(self.conn)
-            txn.join(self)
-            self._joined = txn
 
     def sortKey(self) -> str:
         """Sort before the Connection, whose key is the storage's, a colon and digits."""
@@ -516,9 +512,31 @@ class ZBigFileH(BigFileH):
             self._frozen = False
             self.writeout_end()
 
+    # ---- boundaries; see zwatch.Follower ----
+
+    def follow(self, oids: list[bytes] | None, own: set[bytes]) -> None:
+        """The Connection reads a new state of the database, which has what was committed."""
+        if self._finished:
+            self._finished = False
+            self.dirty_writeout(WRITEOUT_MARKSTORED)
+            own = own - self.zfile.committed(self)
+        self.zfile.follow(oids, own)
+
+    def join_at_last(self, txn: Any) -> None:
+        """Join a transaction which is about to end, if the one that was joined is another.
+
+        Two threads that ask an idle manager for its transaction may be given two, of which the
+        manager forgets one.
+        """
+        if self._joined is not None and self._joined is not txn:
+            if all(manager is not self.conn for manager in txn._resources):
+                txn.join(self.conn)
+            txn.join(self)
+            self._joined = txn
+
     # ---- savepoints ----
 
-    def savepoint(self) -> _Savepoint:
+    def savepoint(self) -> Savepoint:
         """Return what brings the changes of now back.
 
         Raises
@@ -530,16 +548,16 @@ class ZBigFileH(BigFileH):
         """
         self.check_failures()
         if self._saved is None:
-            self._saved = _Saved(self.blksize)
+            self._saved = SavedPages(self.blksize)
         self.writeout_begin()
         try:
             self.save_changes(self._saved.save)
             pages = {blk: self._saved.where[blk] for blk in self.dirty_blocks()}
-            return _Savepoint(self, pages, self.truncated_at)
+            return Savepoint(self, pages, self.truncated_at)
         finally:
             self.writeout_end()
 
-    def rollback(self, to: _Savepoint) -> None:
+    def rollback(self, to: Savepoint) -> None:
         """Have the changes that there were at a savepoint, and no others."""
         assert self._saved is not None
         self.dirty_discard()
@@ -547,159 +565,5 @@ class ZBigFileH(BigFileH):
             self.truncate(to.truncated_at)
         for blk, offset in to.pages.items():
             self.load(blk, 1)
-            self._saved.read(offset, memoryview(self.mmap(blk, 1)))
+            self._saved.read(offset, memoryview(self.mmap(blk, 1)))  # type: ignore[arg-type]
         self.check_failures()
-
-    def boundary(self) -> set[bytes]:
-        """The Connection reads a new state of the database, which has what was committed.
-
-        Returns oids of the objects that pages in memory were committed to.
-        """
-        if not self._finished:
-            return set()
-        self._finished = False
-        self.dirty_writeout(WRITEOUT_MARKSTORED)
-        return self.zfile.committed(self)
-
-
-class _Saved:
-    """Pages that savepoints of a transaction have saved, in a temporary file."""
-
-    def __init__(self, blksize: int) -> None:
-        self._file = tempfile.TemporaryFile(prefix="wendelin.core-savepoint-")  # noqa: SIM115
-        self._blksize = blksize
-        self._end = 0
-        #: blk -> offset of what was saved last [bytes]
-        self.where: dict[int, int] = {}
-
-    def save(self, blk: int, buf: memoryview) -> None:
-        self._file.seek(self._end)
-        self._file.write(buf)
-        self.where[blk] = self._end
-        self._end += self._blksize
-
-    def read(self, offset: int, buf: memoryview) -> None:
-        """Fill buf with a page."""
-        self._file.seek(offset)
-        # not readinto(): the kernel would write to the page, and get no pager's help
-        buf[:] = self._file.read(self._blksize)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-@dataclass(frozen=True)
-class _Savepoint:
-    """Changes of a handle at a moment (transaction.interfaces.IDataManagerSavepoint)."""
-
-    handle: ZBigFileH
-    pages: dict[int, int]  # changed blk -> offset in the handle's _Saved
-    truncated_at: int | None  # block from which on the file is to be zeros
-
-    def rollback(self) -> None:
-        """Have these changes again, and no others."""
-        self.handle.rollback(self)
-
-
-# ---- boundaries ----
-
-
-class _Watch:
-    """Listens to what a Connection asks of, and gives to, its storage.
-
-    A Connection asks its storage instance for changes in one place, Connection.newTransaction(),
-    however the boundary came about: begin, the end of a transaction, sync, being opened again by
-    another thread with another transaction manager. That question is what we listen to. The answer
-    leaves out what the Connection itself has stored, of which we make a note.
-
-    And it gives it pickled objects, in one place: there a block gets its bytes. Pickled with them,
-    they would be copied four times.
-
-    The third thing is to know which thread ends a transaction: its manager tells Connections before
-    and after.
-    """
-
-    def __init__(self, conn: Connection) -> None:
-        self.files: weakref.WeakSet[_ZFile] = weakref.WeakSet()
-        #: oid -> what makes the record, of blocks that the running commit stores
-        self.records: dict[bytes, Callable[[bytes], BytesRecord]] = {}
-        storage = conn._normal_storage
-        #: of objects that this Connection has stored since the last boundary
-        self._own: set[bytes] = set()
-        self._joins = not zconn_takes_bytes_records(conn)
-        self._poll: Callable[[], list[bytes] | None] = storage.poll_invalidations
-        self._store: Callable[..., Any] = storage.store
-        storage.poll_invalidations = self.poll
-        storage.store = self.store
-        self._ender: int | None = None  # thread that ends a transaction; protected by: _ended
-        self._ended = threading.Condition()
-        self._before_completion: Callable[[Any], None] = conn.beforeCompletion
-        self._after_completion: Callable[[Any], None] = conn.afterCompletion
-        conn.beforeCompletion = self.before_completion
-        conn.afterCompletion = self.after_completion
-
-    def handles(self) -> list[ZBigFileH]:
-        """Return the handles of the Connection."""
-        handles = [file.handle() for file in list(self.files) if file.handle is not None]
-        return [handle for handle in handles if handle is not None]
-
-    def before_completion(self, txn: Any) -> None:
-        """Be the Connection's beforeCompletion(): this thread commits, or aborts."""
-        with self._ended:
-            self._ender = threading.get_ident()
-        for handle in self.handles():
-            handle.join_at_last(txn)
-        self._before_completion(txn)
-
-    def after_completion(self, txn: Any) -> None:
-        """Be the Connection's afterCompletion()."""
-        try:
-            self._after_completion(txn)
-        finally:
-            with self._ended:
-                self._ender = None
-                self._ended.notify_all()
-
-    def ends(self) -> bool:
-        """Say whether another thread ends the transaction at this moment."""
-        return self._ender not in (None, threading.get_ident())
-
-    def wait_for_end(self) -> bool:
-        """Wait while another thread ends the transaction. False: none does."""
-        with self._ended:
-            waited = self.ends()
-            while self.ends():
-                self._ended.wait()
-            return waited
-
-    def store(self, oid: bytes, serial: bytes, data: Any, version: str, transaction: Any) -> Any:
-        """Be the storage's store()."""
-        self._own.add(oid)
-        record = self.records.pop(oid, None)
-        if record is not None:
-            data = record(data)
-            if self._joins:
-                data = bytes(data)
-        return self._store(oid, serial, data, version, transaction)
-
-    def poll(self) -> list[bytes] | None:
-        """Be the storage's poll_invalidations()."""
-        oids = self._poll()
-        own, self._own = self._own, set()
-        for file in list(self.files):
-            handle = file.handle() if file.handle is not None else None
-            kept = handle.boundary() if handle is not None else set()
-            if oids is None or not file.is_current():
-                # Let go of the old file: of its descriptor after the last page that knows it.
-                packed, file.mapped_from = file.mapped_from, set()
-                file.drop_changed(None)
-                packed.clear()
-            elif changed := (own - kept).union(oids):
-                file.drop_changed(changed)
-        return oids
-
-
-def _watch(conn: Connection) -> _Watch:
-    """Return the watch of a Connection, one for its lifetime."""
-    poll = getattr(conn._normal_storage.poll_invalidations, "__self__", None)
-    return poll if isinstance(poll, _Watch) else _Watch(conn)

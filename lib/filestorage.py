@@ -20,7 +20,6 @@ Locking: as in FileStorage: the commit lock > the pool of readers > _lock.
 
 from __future__ import annotations
 
-import mmap
 import os
 import threading
 import weakref
@@ -33,18 +32,14 @@ from typing import Any, NamedTuple
 
 from ZODB.FileStorage import FileIterator, FileStorage
 from ZODB.FileStorage.format import DATA_HDR, DATA_HDR_LEN, TxnHeader
-from ZODB.FileStorage.fspack import FileStoragePacker, PackCopier
 from ZODB.POSException import StorageTransactionError
 from ZODB.utils import p64
 
-from wendelin.lib.zrecord import BytesRecord, RecordError, aligned, find_payload, without_pad
+from wendelin.lib.fsalign import ALIGNMENT, Pieces, aligned_at
+from wendelin.lib.fspack import Packer, data_find
+from wendelin.lib.zrecord import BytesRecord, RecordError, find_payload, without_pad
 
-__all__ = ["ALIGNMENT", "SMALLEST", "AlignedFileStorage", "Located", "OpenFile"]
-
-#: of payloads in the file [bytes]; 4096 at least, so that files move between machines
-ALIGNMENT = max(4096, mmap.PAGESIZE)
-#: no less is aligned [bytes]: a pad is half of ALIGNMENT on average, and is to cost little
-SMALLEST = 16 * ALIGNMENT
+__all__ = ["AlignedFileStorage", "Located", "OpenFile"]
 
 _HEAD = 512  # what is before the pad and the payload, at most [bytes]
 _BUFFER = 1 << 16  # small writes are gathered up to this [bytes]
@@ -238,7 +233,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         """See IStorage; data may be a BytesRecord."""
         if self.align and transaction is self._transaction:
             with self._lock:
-                record = _Pieces(data, self._at() + DATA_HDR_LEN)
+                record = Pieces(data, self._at() + DATA_HDR_LEN)
                 super().store(oid, oldserial, record, version, transaction)
         else:
             super().store(oid, oldserial, bytes(data), version, transaction)
@@ -255,7 +250,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         """See IStorageRestoreable."""
         if self.align and transaction is self._transaction and data is not None:
             with self._lock:
-                data = _aligned(data, self._at() + DATA_HDR_LEN)
+                data = aligned_at(data, self._at() + DATA_HDR_LEN)
                 super().restore(oid, serial, data, version, prev_txn, transaction)
         else:
             super().restore(oid, serial, data, version, prev_txn, transaction)
@@ -264,7 +259,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         self, oid: bytes, committed: bytes, old: bytes, new: Any, data: bytes = b""
     ) -> Any:
         """See ConflictResolvingStorage."""
-        new = b"".join(new.pieces) if isinstance(new, _Pieces) else new
+        new = b"".join(new.pieces) if isinstance(new, Pieces) else new
         return super().tryToResolveConflict(oid, committed, old, new, data)
 
     def _at(self) -> int:
@@ -324,7 +319,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
 
     def _data_find(self, tpos: int, oid: bytes, data: bytes) -> int:
         return (
-            _data_find(self, tpos, oid, data) if self.align else super()._data_find(tpos, oid, data)
+            data_find(self, tpos, oid, data) if self.align else super()._data_find(tpos, oid, data)
         )
 
     def _undoDataInfo(self, oid: bytes, pos: int, tpos: int) -> tuple[bytes, int, bytes]:
@@ -346,7 +341,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         """See IFileStoragePacker."""
         if not storage.align:
             return FileStorage.packer(storage, referencesf, stop, gc)  # type: ignore[no-any-return]
-        packer = _Packer(storage, referencesf, stop, gc)
+        packer = Packer(storage, referencesf, stop, gc)
         try:
             end = packer.pack()
             return None if end is None else (end, packer.index)
@@ -432,25 +427,6 @@ class _HeadReader:
         return Located(self._file, at, payload, head[: found.state])
 
 
-def _aligned(record: bytes, at: int) -> bytes:
-    """Return a record as it is to be at an offset."""
-    return b"".join(aligned(without_pad(record), at, ALIGNMENT, SMALLEST))
-
-
-class _Pieces:
-    """A record as it is to be at an offset, not joined.
-
-    FileStorage just takes its length, and writes it to its temporary file.
-    """
-
-    def __init__(self, record: bytes | BytesRecord, at: int) -> None:
-        self.pieces = aligned(record, at, ALIGNMENT, SMALLEST)
-        self._len = sum(map(len, self.pieces))
-
-    def __len__(self) -> int:
-        return self._len
-
-
 class _Tail:
     """The records of the running transaction, written to where they are to be in Data.fs.
 
@@ -486,8 +462,8 @@ class _Tail:
         self._position += len(data)
         return data
 
-    def write(self, data: bytes | _Pieces) -> None:
-        pieces = data.pieces if isinstance(data, _Pieces) else (data,)
+    def write(self, data: bytes | Pieces) -> None:
+        pieces = data.pieces if isinstance(data, Pieces) else (data,)
         if len(self._buffer) + len(data) <= _BUFFER:
             self._buffer += b"".join(pieces)
         else:
@@ -525,89 +501,3 @@ class _Tail:
                 done -= len(views.pop(0))
             if views:
                 views[0] = views[0][done:]
-
-
-# ---- pack ----
-
-
-def _data_find(formatter: Any, tpos: int, oid: bytes, data: bytes) -> int:
-    """Return where the transaction at tpos has this data for an object, whatever its pad; or 0."""
-    header = formatter._read_txn_header(tpos)
-    pos = tpos + header.headerlen()
-    found = 0
-    while pos < tpos + header.tlen:
-        record = formatter._read_data_header(pos)
-        if record.oid == oid:  # the last one counts
-            stored = formatter._file.read(record.plen) if record.plen else None
-            # a record without data is a reference further back, and means the same
-            same = stored is None or without_pad(stored) == without_pad(data)
-            found = pos if same else 0
-        pos += record.recordlen()
-    return found
-
-
-class _PackCopier(PackCopier):  # type: ignore[misc]  # ZODB has no type hints
-    """Copies transactions after the pack time."""
-
-    def _data_find(self, tpos: int, oid: bytes, data: bytes) -> int:
-        return _data_find(self, tpos, oid, data)
-
-    def copy(
-        self,
-        oid: bytes,
-        serial: bytes,
-        data: bytes | None,
-        prev_txn: bytes | None,
-        txnpos: int,
-        datapos: int,
-    ) -> None:
-        if data is not None:
-            data = _aligned(data, datapos + DATA_HDR_LEN)
-        super().copy(oid, serial, data, prev_txn, txnpos, datapos)
-
-
-class _Packer(FileStoragePacker):  # type: ignore[misc]  # ZODB has no type hints
-    """Aligns what it copies."""
-
-    def writePackedDataRecord(self, h: Any, data: bytes | None, new_tpos: int) -> None:
-        if data:
-            data = _aligned(data, self._tfile.tell() + DATA_HDR_LEN)
-        super().writePackedDataRecord(h, data, new_tpos)
-
-    def copyRest(self, ipos: int) -> None:
-        self._copier = _PackCopier(self._tfile, self.index, self.tindex)
-        super().copyRest(ipos)
-
-    def copyOne(self, ipos: int) -> int:
-        """Copy a transaction, which may have another length then; return where the next is."""
-        header = self._read_txn_header(ipos)
-        self._commit_lock.release()  # others may commit while this is copied
-        self.locked = False
-        start = self._tfile.tell()
-        self._copier.setTxnPos(start)
-        self._tfile.write(header.asString())
-        end = ipos + header.tlen
-        ipos += header.headerlen()
-        while ipos < end:
-            record = self._read_data_header(ipos)
-            ipos += record.recordlen()
-            prev_txn = None
-            if record.plen:
-                data = self._file.read(record.plen)
-            else:
-                data = self.fetchDataViaBackpointer(record.oid, record.back)
-                if record.back:
-                    prev_txn = self.getTxnFromData(record.oid, record.back)
-            at = self._tfile.tell()
-            self._copier.copy(record.oid, record.tid, data, prev_txn, start, at)
-        size = self._tfile.tell() - start
-        self._tfile.write(p64(size))
-        if size != header.tlen:
-            self._tfile.seek(start + 8)
-            self._tfile.write(p64(size))
-            self._tfile.seek(0, os.SEEK_END)
-        self.index.update(self.tindex)
-        self.tindex.clear()
-        self._commit_lock.acquire()
-        self.locked = True
-        return ipos + 8

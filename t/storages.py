@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from wendelin.lib import filestorage
+from wendelin.lib import fsalign
 
 
 class Database(Protocol):
@@ -34,12 +34,12 @@ class FileStorageDatabase:
 
     def __init__(self, folder: Path) -> None:
         self.url = f"file://{folder}/test.fs{self.options}"
-        self.smallest = filestorage.SMALLEST
-        filestorage.SMALLEST = filestorage.ALIGNMENT
+        self.smallest = fsalign.SMALLEST
+        fsalign.SMALLEST = fsalign.ALIGNMENT
 
     def stop(self) -> None:
         """Nothing runs."""
-        filestorage.SMALLEST = self.smallest
+        fsalign.SMALLEST = self.smallest
 
     @classmethod
     def describe(cls) -> str:

@@ -25,7 +25,8 @@ from ZODB.POSException import ConflictError, POSKeyError
 from ZODB.utils import p64, u64
 
 from wendelin.lib import zrecord
-from wendelin.lib.filestorage import ALIGNMENT, AlignedFileStorage
+from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.lib.fsalign import ALIGNMENT
 from wendelin.lib.zodb import dbclose, dbopen
 from wendelin.lib.zrecord import bytes_state, find_payload, without_pad
 
@@ -514,20 +515,20 @@ def test_pack_while_others_commit(path, monkeypatch):
     root[0].data = data_of(2)
     root[0]._p_changed = True
     transaction.commit()
-    from wendelin.lib import filestorage
+    from wendelin.lib import fspack
 
     other = db.open(tm := transaction.TransactionManager()).root()
     copied = []
 
     def to_packtime(self):
-        result = filestorage.FileStoragePacker.copyToPacktime(self)
+        result = fspack.FileStoragePacker.copyToPacktime(self)
         other[1].data = data_of(3)
         other[1]._p_changed = True
         tm.commit()
         copied.append(1)
         return result
 
-    monkeypatch.setattr(filestorage._Packer, "copyToPacktime", to_packtime, raising=False)
+    monkeypatch.setattr(fspack.Packer, "copyToPacktime", to_packtime, raising=False)
     db.pack(time.time())
     assert copied
     transaction.begin()

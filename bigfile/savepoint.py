@@ -1,0 +1,68 @@
+"""Savepoints of pages: copies of what changed, for a rollback within a transaction.
+
+It knows numbers and bytes of blocks, and whoever takes them back; nothing of ZODB. Pages are copied
+to a temporary file, as Connections copy their objects: so a savepoint takes no memory. It is used
+by the thread of the transaction.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from typing import Protocol
+
+__all__ = ["SavedPages", "Savepoint"]
+
+
+class SavedPages:
+    """Pages that savepoints of a transaction have saved, in a temporary file."""
+
+    def __init__(self, blksize: int) -> None:
+        self._file = tempfile.TemporaryFile(prefix="wendelin.core-savepoint-")  # noqa: SIM115
+        self._blksize = blksize
+        self._end = 0
+        #: blk -> offset of what was saved last [bytes]
+        self.where: dict[int, int] = {}
+
+    def save(self, blk: int, buf: memoryview) -> None:
+        """Save a page.
+
+        Raises
+        ------
+        OSError
+            There is no room.
+        """
+        self._file.seek(self._end)
+        self._file.write(buf)
+        self.where[blk] = self._end
+        self._end += self._blksize
+
+    def read(self, offset: int, buf: memoryview) -> None:
+        """Fill buf with a page."""
+        self._file.seek(offset)
+        # not readinto(): the kernel would write to the page, and get no pager's help
+        buf[:] = self._file.read(self._blksize)
+
+    def close(self) -> None:
+        """Forget all."""
+        self._file.close()
+
+
+class Handle(Protocol):
+    """Whose pages are saved."""
+
+    def rollback(self, to: Savepoint) -> None:
+        """Have the changes that there were at a savepoint, and no others."""
+
+
+@dataclass(frozen=True)
+class Savepoint:
+    """Changes of a handle at a moment (transaction.interfaces.IDataManagerSavepoint)."""
+
+    handle: Handle
+    pages: dict[int, int]  # changed blk -> offset in SavedPages
+    truncated_at: int | None  # block from which on the file is to be zeros
+
+    def rollback(self) -> None:
+        """Have these changes again, and no others."""
+        self.handle.rollback(self)

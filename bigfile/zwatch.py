@@ -1,0 +1,126 @@
+"""What a Connection does that ZODB tells nobody: heard where it asks its storage, and gives to it.
+
+It knows Connections and storages. What is made of what it hears, its Followers say.
+
+Locking: `_ended` is a leaf. Followers are called in the thread of the transaction.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from ZODB.Connection import Connection
+
+from wendelin.lib.zodb import zconn_takes_bytes_records
+from wendelin.lib.zrecord import BytesRecord
+
+__all__ = ["Follower", "Watch", "watch_of"]
+
+
+class Follower(Protocol):
+    """Who follows a Connection."""
+
+    def follow(self, oids: list[bytes] | None, own: set[bytes]) -> None:
+        """Be told of a boundary.
+
+        Parameters
+        ----------
+        oids : list of bytes or None
+            Of objects that other clients changed; None: any may have changed.
+        own : set of bytes
+            Of objects that this Connection has stored since the last boundary.
+        """
+
+    def join_at_last(self, txn: Any) -> None:
+        """Be told that a transaction is about to end."""
+
+
+class Watch:
+    """Listens to what a Connection asks of, and gives to, its storage.
+
+    A Connection asks its storage instance for changes in one place, Connection.newTransaction(),
+    however the boundary came about: begin, the end of a transaction, sync, being opened again by
+    another thread with another transaction manager. That question is what we listen to. The answer
+    leaves out what the Connection itself has stored, of which we make a note.
+
+    And it gives it pickled objects, in one place: there a block gets its bytes. Pickled with them,
+    they would be copied four times.
+
+    The third thing is to know which thread ends a transaction: its manager tells Connections before
+    and after.
+    """
+
+    def __init__(self, conn: Connection) -> None:
+        self.followers: weakref.WeakSet[Follower] = weakref.WeakSet()
+        #: oid -> what makes the record, of blocks that the running commit stores
+        self.records: dict[bytes, Callable[[bytes], BytesRecord]] = {}
+        storage = conn._normal_storage
+        #: of objects that this Connection has stored since the last boundary
+        self._own: set[bytes] = set()
+        self._joins = not zconn_takes_bytes_records(conn)
+        self._poll: Callable[[], list[bytes] | None] = storage.poll_invalidations
+        self._store: Callable[..., Any] = storage.store
+        storage.poll_invalidations = self.poll
+        storage.store = self.store
+        self._ender: int | None = None  # thread that ends a transaction; protected by: _ended
+        self._ended = threading.Condition()
+        self._before_completion: Callable[[Any], None] = conn.beforeCompletion
+        self._after_completion: Callable[[Any], None] = conn.afterCompletion
+        conn.beforeCompletion = self.before_completion
+        conn.afterCompletion = self.after_completion
+
+    def before_completion(self, txn: Any) -> None:
+        """Be the Connection's beforeCompletion(): this thread commits, or aborts."""
+        with self._ended:
+            self._ender = threading.get_ident()
+        for follower in list(self.followers):
+            follower.join_at_last(txn)
+        self._before_completion(txn)
+
+    def after_completion(self, txn: Any) -> None:
+        """Be the Connection's afterCompletion()."""
+        try:
+            self._after_completion(txn)
+        finally:
+            with self._ended:
+                self._ender = None
+                self._ended.notify_all()
+
+    def ends(self) -> bool:
+        """Say whether another thread ends the transaction at this moment."""
+        return self._ender not in (None, threading.get_ident())
+
+    def wait_for_end(self) -> bool:
+        """Wait while another thread ends the transaction. False: none does."""
+        with self._ended:
+            waited = self.ends()
+            while self.ends():
+                self._ended.wait()
+            return waited
+
+    def store(self, oid: bytes, serial: bytes, data: Any, version: str, transaction: Any) -> Any:
+        """Be the storage's store()."""
+        self._own.add(oid)
+        record = self.records.pop(oid, None)
+        if record is not None:
+            data = record(data)
+            if self._joins:
+                data = bytes(data)
+        return self._store(oid, serial, data, version, transaction)
+
+    def poll(self) -> list[bytes] | None:
+        """Be the storage's poll_invalidations()."""
+        oids = self._poll()
+        own, self._own = self._own, set()
+        for follower in list(self.followers):
+            follower.follow(oids, own)
+        return oids
+
+
+def watch_of(conn: Connection) -> Watch:
+    """Return the watch of a Connection, one for its lifetime."""
+    poll = getattr(conn._normal_storage.poll_invalidations, "__self__", None)
+    return poll if isinstance(poll, Watch) else Watch(conn)
