@@ -1,4 +1,4 @@
-"""What was measured, as a Markdown table, a picture, and in a page of the docs."""
+"""What was measured, as Markdown tables, a picture, and in a page of the docs."""
 
 import statistics
 from dataclasses import asdict, dataclass, field
@@ -7,9 +7,7 @@ from textwrap import fill
 from typing import Any
 
 from peers import PEERS
-from works import WORKS, Row
-
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+from work import PEER_TABLE, TABLES, WORKS, Row, Table
 
 
 @dataclass
@@ -47,14 +45,26 @@ class Report:
         """Return all values."""
         return asdict(self)
 
-    # ---- table ----
+    # ---- tables ----
 
-    def table(self) -> str:
-        """Return a Markdown table; medians, a column for each library that was there."""
+    def tables(self) -> list[Table]:
+        """Return those that works are in."""
+        return [table for table in TABLES if self._rows_of(table)]
+
+    def _rows_of(self, table: Table) -> list[tuple[str, Row]]:
+        return [(name, row) for name, row in self.rows() if WORKS[name].table is table]
+
+    def _lines(self, table: Table) -> list[list[str]]:
+        """Return the head of a table and its rows; medians."""
+        if table.columns:
+            return [["work", *table.columns]] + [
+                [row.figure, *(self._median(row, side) for side in table.columns)]
+                for _, row in self._rows_of(table)
+            ]
+        # a column for each library that was there
         peers = [p for p in PEERS if any(p in sides for sides in self.values.values())]
-        head = ["work", "wendelin.core", "peer", "ratio", "target", *peers]
-        lines = [head, ["---", *["---:"] * (len(head) - 1)]]
-        for name, row in self.rows():
+        lines = [["work", "wendelin.core", "peer", "ratio", "target", *peers]]
+        for name, row in self._rows_of(table):
             cells = [self._median(row, side) for side in ("wendelin", row.peer, *peers)]
             if name in self.skipped:
                 cells[:2] = [f"skipped: {self.skipped[name]}", ""]
@@ -64,7 +74,7 @@ class Report:
                 ratios = self.ratios(row)
                 ratio = f"{statistics.median(ratios):.2f}" if ratios else ""
             lines.append([row.figure, *cells[:2], ratio, row.at_least, *cells[2:]])
-        return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return lines
 
     def _median(self, row: Row, side: str) -> str:
         values = self.values.get(row.figure, {}).get(side)
@@ -73,19 +83,25 @@ class Report:
         value = statistics.median(values)
         return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
-    def markdown(self) -> str:
-        """Return the table, under what was run and where."""
-        return f"{fill(f'{self.title}. {self.machine}.', 100)}\n\n{self.table()}"
+    def markdown(self, table: Table) -> str:
+        """Return a table, under what was run and where."""
+        head, *lines = self._lines(table)
+        rule = ["---", *["---:"] * (len(head) - 1)]
+        text = "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
+        return f"{fill(f'{self.title}. {self.machine}.', 100)}\n\n{text}"
 
     def write_into(self, page: Path) -> None:
-        """Replace what is between BEGIN and END in a page."""
-        before, _, rest = page.read_text().partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not end:
-            raise SystemExit(f"{page} has no lines {BEGIN} and {END}")
-        page.write_text(
-            f"{before}{BEGIN}\n{self.markdown()}\n\n{meanings(self.works)}\n{END}{after}"
-        )
+        """Replace what is between the markers of tables in a page."""
+        text = page.read_text()
+        for table in self.tables():
+            before, _, rest = text.partition(table.begin)
+            _, end, after = rest.partition(table.end)
+            if not end:
+                raise SystemExit(f"{page} has no lines {table.begin} and {table.end}")
+            works = [name for name in self.works if WORKS[name].table is table]
+            content = f"{self.markdown(table)}\n\n{meanings(works)}"
+            text = f"{before}{table.begin}\n{content}\n{table.end}{after}"
+        page.write_text(text)
 
     # ---- picture ----
 
@@ -96,7 +112,11 @@ class Report:
         matplotlib.use("svg")
         import matplotlib.pyplot as plt
 
-        rows = [(row, self.ratios(row)) for name, row in self.rows() if name not in self.skipped]
+        rows = [
+            (row, self.ratios(row))
+            for name, row in self._rows_of(PEER_TABLE)
+            if name not in self.skipped
+        ]
         rows = [(row, ratios) for row, ratios in rows if ratios][::-1]
         fig, ax = plt.subplots(figsize=(9, 0.5 * len(rows) + 1.6), layout="constrained")
         for y, (row, ratios) in enumerate(rows):

@@ -1,4 +1,4 @@
-"""Measure against numpy.memmap and others, on the same bytes, in the same run.
+"""Measure against numpy.memmap and others, and our formats, on the same bytes, in the same run.
 
     python t/bench/run.py [--size MIB] [--runs N] [--only WORK,...] [--json FILE] [--svg FILE]
 
@@ -21,7 +21,7 @@ from peers import installed
 from report import Report, meanings
 from stores import MIB
 from tqdm import tqdm
-from works import WORKS
+from work import WORKS, limit
 
 
 class Bench:
@@ -37,8 +37,8 @@ class Bench:
         arguments = [command, name, side, str(self.folder), str(self.size)]
         with ExitStack() as stack:
             if command == "run" and WORKS[name].limited:
-                limit = works.limit(self.size * MIB)
-                arguments.append(str(stack.enter_context(memory_cgroup(limit))))
+                group = stack.enter_context(memory_cgroup(limit(self.size * MIB)))
+                arguments.append(str(group))
             return subprocess.run(
                 [sys.executable, works.__file__, *arguments],
                 stdout=subprocess.PIPE,
@@ -54,7 +54,7 @@ class Bench:
     def check_cgroups(self) -> None:
         """Skip what needs them if there are none, before its data is made."""
         try:
-            with memory_cgroup(works.limit(self.size * MIB)):
+            with memory_cgroup(limit(self.size * MIB)):
                 pass
         except Skip as e:
             for name in self.report.works:
@@ -66,7 +66,7 @@ class Bench:
         return {
             WORKS[name].store(side, self.folder, self.size * MIB).path: (name, side)
             for name in self.report.works
-            if name not in self.report.skipped and WORKS[name].data != "new"
+            if name not in self.report.skipped and not WORKS[name].makes_data
             for side in self.sides(name)
         }
 
@@ -108,7 +108,7 @@ def work_names(text: str) -> list[str]:
 
 
 def main() -> None:
-    """Measure, print the table, write what was asked for."""
+    """Measure, print the tables, write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=1024, help="size of the array [MiB]")
     parser.add_argument("--runs", type=int, default=5, help="fresh processes a figure and side")
@@ -118,7 +118,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="say what the figures of works mean")
     parser.add_argument("--json", type=Path, help="write all values to this file")
     parser.add_argument("--svg", type=Path, help="write a picture to this file")
-    parser.add_argument("--into", type=Path, help="put the table into this page of the docs")
+    parser.add_argument("--into", type=Path, help="put the tables into this page of the docs")
     args = parser.parse_args()
     if args.list:
         print(meanings(args.only))
@@ -128,7 +128,8 @@ def main() -> None:
         folder = Path(name)
         report = Report(title, describe(folder), args.only)
         Bench(folder, args.size, report).measure(args.runs)
-    print(f"\n{report.markdown()}")
+    for table in report.tables():
+        print(f"\n{report.markdown(table)}")
     if args.json:
         args.json.write_text(json.dumps(report.json(), indent=1))
     if args.svg:

@@ -21,10 +21,10 @@ STEP = 64 * MIB  # what is written at once, and is on disk before the next [byte
 Mode = Literal["r", "r+"]
 
 
-def steps(size: int) -> Iterator[np.ndarray]:
-    """Yield 0, 1, 2, ... as float64, STEP bytes at a time: no two blocks are alike."""
-    for start in range(0, size // 8, STEP // 8):
-        yield np.arange(start, min(start + STEP // 8, size // 8), dtype="f8")
+def steps(size: int, step: int = STEP) -> Iterator[np.ndarray]:
+    """Yield 0, 1, 2, ... as float64, `step` bytes at a time: no two blocks are alike."""
+    for start in range(0, size // 8, step // 8):
+        yield np.arange(start, min(start + step // 8, size // 8), dtype="f8")
 
 
 class Store(ABC):
@@ -51,6 +51,10 @@ class Store(ABC):
     def files(self) -> list[Path]:
         """Return all files that it is made of."""
         return [p for top in self._tops() for p in (top, *top.rglob("*")) if p.is_file()]
+
+    def stored(self) -> int:
+        """Return the size of all files [bytes]."""
+        return sum(path.stat().st_size for path in self.files())
 
     def remove(self) -> None:
         """Remove all of it."""
@@ -107,6 +111,7 @@ class Wendelin(MappedStore):
     """wendelin.core: a ZBigArray in a database that is a local file."""
 
     suffix = ".fs"
+    zblk_fmt: ClassVar[str] = "ZBlk0"
 
     def create(self) -> None:
         import transaction
@@ -114,7 +119,8 @@ class Wendelin(MappedStore):
         from wendelin.bigarray.array_zodb import ZBigArray
 
         self.root = self._new()
-        self.root["A"] = self.array = ZBigArray((0,), "f8", blksize=BLKSIZE)
+        self.array = ZBigArray((0,), "f8", blksize=BLKSIZE, zblk_fmt=self.zblk_fmt)
+        self.root["A"] = self.array
         transaction.commit()
 
     def _new(self) -> Any:
@@ -145,6 +151,20 @@ class Wendelin(MappedStore):
         from wendelin.lib.zodb import dbclose
 
         dbclose(self.root)
+
+
+class ZBlk1(Wendelin):
+    """The same, its blocks in chunks."""
+
+    suffix = ".zblk1.fs"
+    zblk_fmt = "ZBlk1"
+
+
+class Auto(Wendelin):
+    """The same, the format of each block chosen by how it is changed."""
+
+    suffix = ".auto.fs"
+    zblk_fmt = "auto"
 
 
 class Old(Wendelin):

@@ -1,99 +1,39 @@
-"""The works that are measured, each in a fresh process.
+"""The works next to numpy.memmap and others; and the processes in which all works run.
 
-    python t/bench/works.py make|run|hold WORK SIDE FOLDER SIZE [PROCS]
+    python t/bench/works.py make|run|hold|sum WORK SIDE FOLDER SIZE [PROCS]
 
 `run` prints what was measured as JSON, `make` writes the data that the work reads, `hold` is a
-process of the work `readers`. SIZE is in MiB; PROCS is the cgroup.procs of a cgroup to enter.
-Seconds are wall clock, without imports and without opening.
+process of the work `readers`, `sum` one that reads what a work has written. SIZE is in MiB; PROCS
+is the cgroup.procs of a cgroup to enter. Seconds are wall clock, without imports and without
+opening.
 """
 
 import json
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 
+import formats  # noqa: F401  # its works
 import machine
 import numpy as np
 from peers import PEERS
 from stores import BLKSIZE, ITEMS, MIB, Activate, MappedStore, Memmap, Old, Store, Wendelin, steps
+from work import CHANGES, WORKS, Row, again, check_sum, timed_sum, work
 
 TOUCHES = 500  # blocks
-CHANGES = 64  # blocks
 READERS = 4  # processes
-
-#: what there is -> its size [bytes] for --size [bytes]
-DATA: dict[str, Callable[[int], int]] = {
-    "data": lambda size: size,
-    "blocks": lambda size: CHANGES * BLKSIZE,
-    "large": lambda size: 4 * limit(size),
-    "new": lambda size: size,  # is made in the work
-}
 
 MAPPED: dict[str, type[Store]] = {"wendelin": Wendelin, "memmap": Memmap}
 ALL: dict[str, type[Store]] = {**MAPPED, **PEERS}
 
 
-def limit(size: int) -> int:
-    """Return the limit of the cgroup [bytes]; a process does not start in less than 128 MiB."""
-    return max(size // 2, 128 * MIB)
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of the table: a figure, next to that of a peer."""
-
-    figure: str  # ends in its unit; of GB/s more is better, of all others less
-    at_least: str  # what issue 3 asks for: a ratio, or in its own words
-    peer: str = "memmap"
-
-
-@dataclass(frozen=True)
-class Work:
-    """What is measured, and on which sides."""
-
-    run: Callable[..., Iterable[float]]  # (store) -> values of the figures
-    rows: tuple[Row, ...]
-    sides: dict[str, type[Store]]
-    data: str
-    limited: bool
-
-    @property
-    def figures(self) -> list[str]:
-        return list(dict.fromkeys(row.figure for row in self.rows))
-
-    def store(self, side: str, folder: Path, size: int) -> Store:
-        """Return a side's store; size is that of --size [bytes]."""
-        return self.sides[side](folder / self.data, DATA[self.data](size))
-
-
-WORKS: dict[str, Work] = {}
-
-
-def work(
-    *rows: Row, sides: dict[str, type[Store]], data: str = "data", limited: bool = False
-) -> Callable[[Callable[..., Iterable[float]]], Callable[..., Iterable[float]]]:
-    """Make a work of a function that takes a store, and returns a value for each figure."""
-
-    def add(function: Callable[..., Iterable[float]]) -> Callable[..., Iterable[float]]:
-        WORKS[function.__name__] = Work(function, rows, sides, data, limited)
-        return function
-
-    return add
-
-
-def timed_sum(store: Store) -> float:
+def speed(store: Store) -> float:
     """Sum everything; return GB/s."""
-    start = perf_counter()
-    total = store.sum()
-    seconds = perf_counter() - start
-    n = store.size // 8
-    if abs(total - n * (n - 1) / 2) > 1e-9 * n * n:
-        raise RuntimeError(f"{store.path}: the sum is {total}: this is not what was written")
+    total, seconds = timed_sum(store)
+    check_sum(store, total)
     return store.size / seconds / 1e9
 
 
@@ -117,7 +57,7 @@ def read(store: Store) -> Iterable[float]:
     """
     machine.warm(store.files())
     store.open("r")
-    return timed_sum(store), timed_sum(store)
+    return speed(store), speed(store)
 
 
 @work(Row("first pass, page cache cold, GB/s", "0.9"), sides=ALL)
@@ -129,7 +69,7 @@ def cold(store: Store) -> Iterable[float]:
     """
     machine.make_cold(store.files())
     store.open("r")
-    return [timed_sum(store)]
+    return [speed(store)]
 
 
 @work(
@@ -146,7 +86,7 @@ def old(store: Store) -> Iterable[float]:
     """
     machine.warm(store.files())
     store.open("r")
-    return [timed_sum(store)]
+    return [speed(store)]
 
 
 @work(
@@ -208,13 +148,13 @@ def change(store: Store) -> Iterable[float]:
     changes may be there and others not. A database keeps the old blocks until it is packed.
     """
     machine.warm(store.files())
-    before = sum(path.stat().st_size for path in store.files())
+    before = store.stored()
     store.open("r+")
     start = perf_counter()
     store.change(blk * ITEMS + 17 for blk in range(CHANGES))
     seconds = perf_counter() - start
     store.close()
-    grown = sum(path.stat().st_size for path in store.files()) - before
+    grown = store.stored() - before
     return seconds * 1e3, grown / MIB
 
 
@@ -232,7 +172,7 @@ def limited(store: Store) -> Iterable[float]:
     """
     machine.make_cold(store.files())
     store.open("r")
-    return [timed_sum(store)]
+    return [speed(store)]
 
 
 @work(Row("four readers, PSS of all, MiB", "under 1229, for 1024"), sides=MAPPED)
@@ -245,23 +185,17 @@ def readers(store: Store) -> Iterable[float]:
     """
     machine.warm(store.files())
     with ExitStack() as stack:
-        children = [stack.enter_context(reader()) for _ in range(READERS)]
+        children = [stack.enter_context(again("hold")) for _ in range(READERS)]
         for child in children:
             if child.stdout is None or child.stdout.read(1) != b".":
                 raise RuntimeError("a reader did not read")
         return [sum(machine.pss(child.pid) for child in children) / MIB]
 
 
-def reader() -> subprocess.Popen[bytes]:
-    """Start a process that runs hold() on the side that this one is for."""
-    command = [sys.executable, __file__, "hold", *sys.argv[2:]]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-
 def hold(store: Store) -> None:
     """Read everything, say so, and keep it until stdin ends."""
     store.open("r")
-    timed_sum(store)
+    speed(store)
     sys.stdout.write(".")
     sys.stdout.flush()
     sys.stdin.read()
@@ -278,7 +212,7 @@ def fault(store: MappedStore) -> Iterable[float]:
     """
     machine.warm(store.files())
     store.open("r")
-    timed_sum(store)
+    speed(store)
     times = []
     for blk in random_blocks(store):
         block = store.map_block(blk)
@@ -308,6 +242,10 @@ def main() -> None:
         make(store)
     elif command == "hold":
         hold(store)
+    elif command == "sum":
+        machine.warm(store.files())
+        store.open("r")
+        print(json.dumps(timed_sum(store)))
     else:
         try:
             values = work.run(store)
