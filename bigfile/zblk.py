@@ -299,13 +299,17 @@ class ZBlk1(ZBlkBase):
         data = bytearray(max(oids, default=0) + CHUNK if max(oids, default=0) < blksize else 0)
         stop = 0  # of the chunks so far
         regular = True
+        head = b""  # of the chunk before: most are of one writer, who is looked at once
         loaded = records.load_all(list(oids.values()))
         for (start, oid), chunk in zip(oids.items(), loaded, strict=True):
-            if zrecord.class_of(chunk) != f"{_MODULE}.ZData":
-                raise zrecord.RecordError(
-                    f"chunk {oid.hex()} at {start} is a {zrecord.class_of(chunk)}, and no ZData"
-                )
-            piece = zrecord.bytes_state(chunk)
+            found = zrecord.find_payload(chunk)
+            if found is None or chunk[: found.state] != head:
+                if zrecord.class_of(chunk) != f"{_MODULE}.ZData":
+                    raise zrecord.RecordError(
+                        f"chunk {oid.hex()} at {start} is a {zrecord.class_of(chunk)}, and no ZData"
+                    )
+                head = chunk[: found.state] if found is not None else b""
+            piece = zrecord.bytes_state(chunk, found)
             if not stop <= start or start + len(piece) > blksize:
                 raise zrecord.RecordError(
                     f"chunk {oid.hex()} has bytes [{start}, {start + len(piece)}): the one before "
@@ -315,7 +319,7 @@ class ZBlk1(ZBlkBase):
             if len(data) < stop:
                 data += bytes(stop - len(data))
             data[start:stop] = piece
-            regular &= start % CHUNK == 0 and len(piece) <= CHUNK and zrecord.is_bytes(chunk)
+            regular &= start % CHUNK == 0 and len(piece) <= CHUNK and zrecord.is_bytes(chunk, found)
         parts = nodes.union(oids.values())
         return Block(memoryview(data)[:stop], parts, regular)
 

@@ -247,26 +247,32 @@ def _bytes_at(record: memoryview | bytes, pos: int) -> tuple[int, int] | None:
     return start, start + int.from_bytes(record[pos + 1 : start], "little")
 
 
-def bytes_state(record: bytes) -> memoryview | bytes:
+def bytes_state(record: bytes, found: Payload | None = None) -> memoryview | bytes:
     """Return a state that is bytes, not copied where the record holds it in one piece.
+
+    Parameters
+    ----------
+    record : bytes
+    found : Payload, optional
+        What find_payload() has found.
 
     Raises
     ------
     RecordError
         The state is something else.
     """
-    found = find_payload(record)
+    found = found or find_payload(record)
     if found is not None:
         return memoryview(record)[found.start : found.stop]
     return as_bytes(state_of(record))
 
 
-def is_bytes(record: bytes) -> bool:
+def is_bytes(record: bytes, found: Payload | None = None) -> bool:
     """Say whether a state is bytes, and pickled as such: not as a str of Python 2.
 
-    A Connection fails to load one of those which is not ASCII.
+    A Connection fails to load one of those which is not ASCII. For `found` see bytes_state().
     """
-    found = find_payload(record)
+    found = found or find_payload(record)
     return found is not None and record[found.op : found.op + 1] not in (b"T", b"U")
 
 
