@@ -1,0 +1,80 @@
+"""What tests of transactions have: an array, other clients, and what the database has."""
+
+from contextlib import suppress
+
+import numpy as np
+import transaction
+from transaction import TransactionManager
+from transaction.interfaces import NoTransaction
+from ZODB.utils import get_pickle_metadata
+
+from wendelin.bigarray.array_zodb import ZBigArray
+
+BLK = 4 * 4096  # [bytes]; four chunks
+N = 6  # blocks of the array that tests have
+HOLES = 2  # blocks at its end that are not there
+
+FIRST = (np.arange(N * BLK) % 251 + 5).astype("u1")
+FIRST[-HOLES * BLK :] = 0
+
+
+def fill(root, fmt):
+    """Return a committed array of N blocks, the last of them holes."""
+    root["A"] = A = ZBigArray((N * BLK,), "u1", blksize=BLK, zblk_fmt=fmt)
+    transaction.commit()
+    A[: -HOLES * BLK] = FIRST[: -HOLES * BLK]
+    transaction.commit()
+    return A
+
+
+class Client:
+    """Another Connection of the same database, with its own transactions."""
+
+    def __init__(self, root, explicit=False, **kw):
+        self.tm = TransactionManager(explicit)
+        self.conn = root._p_jar.db().open(self.tm, **kw)
+
+    def __getitem__(self, name):
+        return self.conn.root()[name]
+
+    def close(self):
+        with suppress(NoTransaction):
+            self.tm.abort()
+        self.conn.close()
+
+
+def in_database(A):
+    """Return the bytes of an array as the database has them now; read as objects."""
+    conn = A._p_jar.db().open(TransactionManager())
+    conn.cacheMinimize()
+    B = conn.get(A._p_oid)
+    data = np.zeros(B.nbytes, "u1")
+    for blk, zblk in B.zfile.blktab.items():
+        zblk._p_activate()
+        chunks = zblk.chunktab.items() if type(zblk).__name__ == "ZBlk1" else [(0, zblk)]
+        for start, chunk in chunks:
+            chunk._p_activate()
+            raw = np.frombuffer(chunk._v_data, "u1")
+            at = blk * B.zfile.blksize + start
+            assert at + len(raw) <= -(-B.nbytes // BLK) * BLK
+            data[at : at + len(raw)] = raw[: B.nbytes - at]
+    conn.cacheMinimize()
+    conn.close()
+    return data
+
+
+def changed(*changes, of=FIRST):
+    """Return an array with some bytes changed: (index, byte)."""
+    result = of.copy()
+    for i, byte in changes:
+        result[i] = byte
+    return result
+
+
+def stored(storage):
+    """Return the classes of what the last transaction stored."""
+    tid = storage.lastTransaction()
+    transactions = storage.iterator(tid, tid)
+    classes = sorted(get_pickle_metadata(record.data)[1] for record in next(transactions))
+    transactions.close()
+    return classes
