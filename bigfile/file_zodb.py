@@ -21,6 +21,7 @@ Connection, together with the Connection itself. From then on the transaction de
     abort, tpc_abort changes are discarded
 
 A touch that failed joins as well: the commit of that transaction is refused, with the reason.
+One that found no transaction to join has failed for its thread only.
 
 A savepoint copies the pages that changed since the one before to a temporary file, and its
 rollback brings them back (savepoint). Nothing of the database is involved: the Connection does the
@@ -516,6 +517,8 @@ class ZBigFileH(BigFileH):
 
     def follow(self, oids: list[bytes] | None, own: set[bytes]) -> None:
         """The Connection reads a new state of the database, which has what was committed."""
+        if self._joined is None and self.failed:
+            self.forget_failures()  # of touches while there was no transaction
         if self._finished:
             self._finished = False
             self.dirty_writeout(WRITEOUT_MARKSTORED)

@@ -856,6 +856,14 @@ cdef class BigFileH:
         self.truncated = False
         self.failures.clear()
 
+    def forget_failures(self):
+        """Forget failures of touches, of which no change is: the next touch tries again."""
+        with nogil:
+            pager_lock()
+            areas_reset_scrap()
+            pager_unlock()
+        self.failures.clear()
+
     def changes_stored(self):
         """Let first_change() be called for the next change: a transaction ended."""
         fileh_announce_next(self.fileh)
