@@ -4,7 +4,9 @@ Organization
 ------------
 A FileH is one opened file: page memory (a memfd), a map of the pages that are not EMPTY, and
 the areas that show them. A Page is one block of the file. Python's classes over it are in
-virtmem, which also says how a block is loaded: page_set_ops().
+virtmem, which also says how a block is loaded: page_set_ops(). This room runs no Python.
+
+What moves pages is above: fileh (write-out, discard, invalidate, truncate), and here.
 
 States
 ------
@@ -41,14 +43,6 @@ into the memfd) -> LOADED -> DIRTY. page_become() is the one place where a state
 What an area shows of a page may always be less than it could (NONE instead of RO or RW, RO
 instead of RW): the next touch mends it. It is never more.
 
-Write-out
----------
-From fileh_freeze() to fileh_thaw() dirty pages are read-only: a thread that writes waits until
-the end, so that no torn page is stored. The thread that writes out must not write itself
-(Failure WRITE_IN_WRITEOUT): it would wait for itself. So would a loader, or a finalizer in it,
-that touches the page it loads (TOUCH_IN_LOAD). Two loaders that touch each other's pages, in two
-threads, wait for ever.
-
 Locking
 -------
     GIL > pager lock        (and nothing below the pager lock but the kernel's own)
@@ -77,35 +71,26 @@ from libc.errno cimport EFAULT, EIO, ENOMEM
 from libc.stdint cimport UINT64_MAX, uint64_t
 from libc.stdlib cimport abort, calloc, free
 
-from wendelin.bigfile.kernel cimport (EDEADLK, MADV_POPULATE_READ, MADV_POPULATE_WRITE,
-                                      MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED_NOREPLACE, MAP_NORESERVE,
-                                      MAP_PRIVATE, PROT_READ, PROT_WRITE, close, madvise, mmap,
+from wendelin.bigfile.kernel cimport (MADV_POPULATE_READ, MADV_POPULATE_WRITE, MAP_ANONYMOUS,
+                                      MAP_FAILED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
+                                      PROT_READ, PROT_WRITE, _SC_PAGESIZE, close, madvise, mmap,
                                       pthread_atfork, pthread_cond_broadcast, pthread_cond_init,
-                                      pthread_self, sysconf, volatile_char, _SC_PAGESIZE, write as
-                                      write_fd)
-from wendelin.bigfile.mapping cimport (FILE, NONE, RO, RW, SINK, ZERO, Kind, area_inherited,
-                                       area_kind, area_lookup, area_map, area_reset, area_show,
-                                       area_unmap, areas_after_fork)
+                                      pthread_self, sysconf, volatile_char, write as write_fd)
+from wendelin.bigfile.mapping cimport (FILE, NONE, RO, RW, SINK, ZERO, Area, Kind, area_inherited,
+                                       area_kind, area_lookup, area_reset, area_show,
+                                       areas_after_fork)
 from wendelin.bigfile.pagemap cimport (pagemap_del, pagemap_free, pagemap_get, pagemap_next,
                                        pagemap_set)
-from wendelin.bigfile.ram cimport (OFF, pager_cond, pager_lock, pager_unlock, ram_add,
-                                   ram_after_fork, ram_alloc, ram_copy, ram_forget_dirty,
-                                   ram_free, ram_limit,
-                                   ram_make_clean, ram_make_dirty, ram_may_dirty, ram_open,
-                                   ram_remove, ram_reserve, ram_set_ops, ram_touch,
+from wendelin.bigfile.ram cimport (OFF, Resident, pager_cond, pager_lock, pager_unlock, ram_add,
+                                   ram_after_fork, ram_alloc, ram_copy, ram_forget_dirty, ram_free,
+                                   ram_limit, ram_make_clean, ram_make_dirty, ram_may_dirty,
+                                   ram_open, ram_remove, ram_reserve, ram_set_ops, ram_touch,
                                    ram_unreserve, ram_write)
-from wendelin.bigfile.readahead cimport (AHEAD_PAGES, Ahead, readahead_post,
-                                         readahead_set_op)
+from wendelin.bigfile.readahead cimport AHEAD_PAGES, Ahead, readahead_post, readahead_set_op
 
 cdef enum:
     AHEAD_BYTES = 16 << 20  # of mapped pages that a sequential reader is shown, and told of, ahead
     AROUND_PAGES = 1024     # that are shown to others, if they are known: aligned groups of these
-
-cdef int (*op_load)(FileH *, uint64_t, Source *, void **) noexcept nogil
-cdef void (*op_fail)(FileH *, uint64_t, Failure, int) noexcept nogil
-cdef int (*op_announce)(FileH *, uint64_t) noexcept nogil
-cdef void (*op_wait)() noexcept nogil
-
 
 cdef void page_set_ops(int (*load)(FileH *, uint64_t, Source *, void **) noexcept nogil,
                        void (*fail)(FileH *, uint64_t, Failure, int) noexcept nogil,
@@ -727,37 +712,6 @@ cdef void fileh_release(FileH *fileh) noexcept nogil:
     free(fileh)
 
 
-cdef Area *fileh_map(FileH *fileh, uint64_t pgoffset, uint64_t pglen) noexcept nogil:
-    """Return a new area over pages [pgoffset, pgoffset + pglen); NULL with errno."""
-    cdef Area *area
-    pager_lock()
-    area = area_map(fileh.memfd, pgoffset, pglen, fileh.blksize)
-    if area != NULL:
-        area.owner = fileh
-        area.next = fileh.areas
-        if area.next != NULL:
-            area.next.prev = area
-        fileh.areas = area
-        fileh.refs += 1
-    pager_unlock()
-    return area
-
-
-cdef void fileh_unmap(Area *area) noexcept nogil:
-    """Unmap an area and give up its reference to the handle."""
-    cdef FileH *fileh = <FileH *>area.owner
-    pager_lock()
-    if area.prev != NULL:
-        area.prev.next = area.next
-    else:
-        fileh.areas = area.next
-    if area.next != NULL:
-        area.next.prev = area.prev
-    area_unmap(area)
-    fileh_release(fileh)
-    pager_unlock()
-
-
 cdef int fileh_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil:
     """Make sure that a page is in memory, or a hole, or mapped. 0; else see page_load."""
     cdef Page *page
@@ -777,223 +731,6 @@ cdef int fileh_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil:
         op_wait()
     pager_unlock()
     return err
-
-
-# ---- write-out, discard, invalidate ----
-
-cdef int wait_thawed(FileH *fileh) noexcept nogil:
-    """Wait until no other thread writes out. EDEADLK: this one does."""
-    while fileh.frozen != 0:
-        if fileh.writer == pthread_self():
-            return EDEADLK
-        op_wait()
-    return 0
-
-
-cdef void fileh_freeze(FileH *fileh) noexcept nogil:
-    """Begin a write-out: dirty pages are read-only until fileh_thaw(). Nests."""
-    cdef Page *page
-    pager_lock()
-    if wait_thawed(fileh) == 0:
-        fileh.writer = pthread_self()
-        page = fileh.dirty
-        while page != NULL:
-            page_protect(page, RO)
-            page = page.dirty_next
-    fileh.frozen += 1
-    pager_unlock()
-
-
-cdef void fileh_thaw(FileH *fileh) noexcept nogil:
-    """End a write-out: whoever waits to write goes on."""
-    pager_lock()
-    fileh.frozen -= 1
-    if fileh.frozen == 0:
-        pthread_cond_broadcast(&pager_cond)
-    pager_unlock()
-
-
-cdef void fileh_dirty_blocks(FileH *fileh, uint64_t *blks) noexcept nogil:
-    """Write the ndirty block numbers of dirty pages into blks. The handle must be frozen."""
-    cdef Page *page
-    pager_lock()
-    page = fileh.dirty
-    while page != NULL:
-        blks[0] = page.blk
-        blks += 1
-        page = page.dirty_next
-    pager_unlock()
-
-
-cdef void fileh_set_stored(FileH *fileh, uint64_t blk) noexcept nogil:
-    """A dirty page was stored. The handle must be frozen."""
-    cdef Page *page
-    pager_lock()
-    page = <Page *>pagemap_get(&fileh.pages, blk)
-    if page != NULL and page.state == DIRTY:
-        page_set_stored(page, True)
-    pager_unlock()
-
-
-cdef void fileh_mark_stored(FileH *fileh) noexcept nogil:
-    """DIRTY -> LOADED for all pages that did not change since they were stored."""
-    cdef Page *page
-    cdef Page *next
-    pager_lock()
-    page = fileh.dirty
-    while page != NULL:
-        next = page.dirty_next
-        if page.stored:
-            page_protect(page, RO)
-            page_become(page, LOADED, MEMFD)
-        page = next
-    pager_unlock()
-
-
-cdef int fileh_discard(FileH *fileh) noexcept nogil:
-    """Forget all changes, also by fileh_truncate. 0 or EDEADLK."""
-    cdef int err
-    pager_lock()
-    fileh.epoch += 1
-    err = wait_thawed(fileh)
-    if err == 0:
-        while fileh.dirty != NULL:
-            page_drop(fileh.dirty)
-        drop_from(fileh, fileh.zero_from)
-        fileh.zero_from = UINT64_MAX
-    pager_unlock()
-    return err
-
-
-cdef int fileh_invalidate(FileH *fileh, uint64_t blk) noexcept nogil:
-    """Drop a page, clean or dirty: the next touch loads it. 0 or EDEADLK."""
-    cdef Page *page
-    cdef int err = 0
-    pager_lock()
-    fileh.epoch += 1
-    while True:
-        page = <Page *>pagemap_get(&fileh.pages, blk)
-        if page == NULL:
-            break
-        if page.state != DIRTY or fileh.frozen == 0:
-            page_drop(page)
-            break
-        err = wait_thawed(fileh)
-        if err != 0:
-            break
-    pager_unlock()
-    return err
-
-
-cdef void fileh_invalidate_loading(FileH *fileh) noexcept nogil:
-    """What is being loaded now is loaded again: it may have been asked of an older state."""
-    cdef size_t cursor = 0
-    cdef Page *page
-    pager_lock()
-    fileh.epoch += 1
-    while True:
-        page = <Page *>pagemap_next(&fileh.pages, &cursor)
-        if page == NULL:
-            break
-        if page.state == LOADING:
-            page.reload = True
-    pager_unlock()
-
-
-cdef uint64_t fileh_epoch(FileH *fileh) noexcept nogil:
-    """Return what fileh_know() wants: to be asked for before anything else is."""
-    cdef uint64_t epoch
-    pager_lock()
-    epoch = fileh.epoch
-    pager_unlock()
-    return epoch
-
-
-cdef int fileh_know(FileH *fileh, const Known *known, size_t n, uint64_t epoch) noexcept nogil:
-    """Learn where blocks are that were not touched yet, or are in memory, clean. 0 or errno.
-
-    Ignored if anything was invalidated since `epoch`: it may not be true any more.
-    """
-    cdef Page *page
-    cdef size_t i
-    cdef uint64_t blk
-    cdef int err = 0
-    pager_lock()
-    for i in range(n):
-        if fileh.epoch != epoch:
-            break
-        blk = known[i].blk
-        if blk >= fileh.zero_from:
-            continue
-        page = <Page *>pagemap_get(&fileh.pages, blk)
-        if page == NULL:
-            page = page_new(fileh, blk)
-            if page == NULL:
-                err = ENOMEM
-                break
-        elif page.state == LOADED and page.backing == MEMFD:
-            if known[i].source.backing == NOTHING:
-                page.source = known[i].source
-                continue
-            page_free_memory(page)
-        elif page.state != KNOWN:
-            continue
-        page.source = known[i].source
-        page_become(page, KNOWN if page.source.backing == NOTHING else LOADED,
-                    page.source.backing)
-    pager_unlock()
-    return err
-
-
-cdef void fileh_announced(FileH *fileh, bint yes) noexcept nogil:
-    """Say that op_announce knows of changes, or that it wants to know of the next one."""
-    pager_lock()
-    fileh.announced = yes
-    pager_unlock()
-
-
-cdef void drop_from(FileH *fileh, uint64_t blk) noexcept nogil:
-    """Drop all pages from a block on."""
-    cdef size_t cursor
-    cdef Page *page
-    cdef uint64_t end = blk
-    cdef bint again = blk < fileh.end      # an append asks, and mostly there is none
-    # Dropping changes the map, so a walk may miss some: walk until one drops none.
-    while again:
-        again = False
-        cursor = 0
-        while True:
-            page = <Page *>pagemap_next(&fileh.pages, &cursor)
-            if page == NULL:
-                break
-            if page.blk >= blk:
-                if page.state == LOADING:
-                    end = max(end, page.blk + 1)
-                else:
-                    again = True
-                page_drop(page)
-    fileh.end = min(fileh.end, end)
-
-
-cdef int fileh_truncate(FileH *fileh, uint64_t blk) noexcept nogil:
-    """From now on pages from blk on are zeros, until they are written. 0 or EDEADLK."""
-    cdef int err
-    pager_lock()
-    fileh.epoch += 1
-    err = wait_thawed(fileh)
-    if err == 0:
-        fileh.zero_from = min(fileh.zero_from, blk)
-        drop_from(fileh, blk)
-    pager_unlock()
-    return err
-
-
-cdef void fileh_untruncate(FileH *fileh) noexcept nogil:
-    """The file itself was truncated: ask it again."""
-    pager_lock()
-    fileh.epoch += 1
-    fileh.zero_from = UINT64_MAX
-    pager_unlock()
 
 
 # ---- fork ----

@@ -43,20 +43,21 @@ from libc.stdint cimport INT64_MAX, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport strerror
 
+from wendelin.bigfile.fileh cimport (fileh_announced, fileh_dirty_blocks, fileh_discard,
+                                     fileh_epoch, fileh_freeze, fileh_invalidate,
+                                     fileh_invalidate_loading, fileh_know, fileh_map,
+                                     fileh_mark_stored, fileh_set_stored, fileh_thaw,
+                                     fileh_truncate, fileh_unmap, fileh_untruncate)
 from wendelin.bigfile.kernel cimport (EDEADLK, MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED,
                                       MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_READ,
                                       PROT_WRITE, _SC_PAGESIZE, madvise, mmap, munmap,
                                       pthread_cond_wait, sysconf)
+from wendelin.bigfile.mapping cimport Area, areas_reset_scrap
 from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, DIRTY_LIMIT, FILERANGE, FORKED, MEMFD,
                                     NOTHING, NO_MAPPING, TOUCH_IN_LOAD, WRITE_IN_WRITEOUT, ZEROS,
-                                    Failure, FileH, Known, Page, Source, fileh_announced,
-                                    fileh_dirty_blocks, fileh_discard, fileh_epoch, fileh_freeze,
-                                    fileh_invalidate, fileh_invalidate_loading, fileh_know,
-                                    fileh_load, fileh_map, fileh_mark_stored, fileh_new,
-                                    fileh_set_stored, fileh_thaw, fileh_truncate, fileh_unmap,
-                                    fileh_unref, fileh_untruncate, page_fill, page_set_exiting,
-                                    page_set_ops, pager_exiting, pager_generation)
-from wendelin.bigfile.mapping cimport areas_reset_scrap
+                                    Failure, FileH, Known, Page, Source, fileh_load, fileh_new,
+                                    fileh_unref, page_fill, page_set_exiting, page_set_ops,
+                                    pager_exiting, pager_generation)
 from wendelin.bigfile.pagemap cimport pagemap_get
 from wendelin.bigfile.ram cimport (pager_cond, pager_lock, pager_mutex, pager_unlock, ram_clean,
                                    ram_dirty, ram_limit, ram_reclaim_all)
