@@ -6,7 +6,7 @@ A FileH is one opened file: page memory (a memfd), a map of the pages that are n
 the areas that show them. A Page is one block of the file. Python's classes over it are in
 virtmem, which also says how a block is loaded: page_set_ops(). This room runs no Python.
 
-What moves pages is above: fileh (write-out, discard, invalidate, truncate), and here.
+What moves pages is above: touch, fileh (write-out, discard, invalidate, truncate), and here.
 
 States
 ------
@@ -67,26 +67,21 @@ scrap (zeros for a read, a SINK for a write), which is never stored, and op_fail
 arranged for an exception.
 """
 
-from libc.errno cimport EFAULT, EIO, ENOMEM
+from libc.errno cimport EFAULT, ENOMEM
 from libc.stdint cimport UINT64_MAX, uint64_t
 from libc.stdlib cimport abort, calloc, free
 
-from wendelin.bigfile.kernel cimport (MADV_POPULATE_READ, MADV_POPULATE_WRITE, MAP_ANONYMOUS,
-                                      MAP_FAILED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
-                                      PROT_READ, PROT_WRITE, _SC_PAGESIZE, close, madvise, mmap,
-                                      pthread_atfork, pthread_cond_broadcast, pthread_cond_init,
-                                      pthread_self, sysconf, volatile_char, write as write_fd)
-from wendelin.bigfile.mapping cimport (FILE, NONE, RO, RW, SINK, ZERO, Area, Kind, area_inherited,
-                                       area_kind, area_lookup, area_reset, area_show,
-                                       areas_after_fork)
+from wendelin.bigfile.kernel cimport (_SC_PAGESIZE, close, pthread_cond_broadcast, pthread_self,
+                                      sysconf, volatile_char, write as write_fd)
+from wendelin.bigfile.mapping cimport (FILE, NONE, RW, ZERO, Area, Kind, area_kind, area_reset,
+                                       area_show)
 from wendelin.bigfile.pagemap cimport (pagemap_del, pagemap_free, pagemap_get, pagemap_next,
                                        pagemap_set)
 from wendelin.bigfile.ram cimport (OFF, Resident, pager_cond, pager_lock, pager_unlock, ram_add,
-                                   ram_after_fork, ram_alloc, ram_copy, ram_forget_dirty, ram_free,
-                                   ram_limit, ram_make_clean, ram_make_dirty, ram_may_dirty,
-                                   ram_open, ram_remove, ram_reserve, ram_set_ops, ram_touch,
-                                   ram_unreserve, ram_write)
-from wendelin.bigfile.readahead cimport AHEAD_PAGES, Ahead, readahead_post, readahead_set_op
+                                   ram_alloc, ram_copy, ram_forget_dirty, ram_free, ram_limit,
+                                   ram_make_clean, ram_make_dirty, ram_open, ram_remove,
+                                   ram_reserve, ram_set_ops, ram_unreserve, ram_write)
+from wendelin.bigfile.readahead cimport AHEAD_PAGES, Ahead, readahead_set_op
 
 cdef enum:
     AHEAD_BYTES = 16 << 20  # of mapped pages that a sequential reader is shown, and told of, ahead
@@ -117,6 +112,12 @@ cdef void page_set_exiting() noexcept nogil:
     """The interpreter is going away: from now on what is EMPTY is shown as scrap."""
     global pager_exiting
     pager_exiting = True
+
+
+cdef void page_after_fork() noexcept nogil:
+    """In the child: handles that were made before are the parent's."""
+    global pager_generation
+    pager_generation += 1
 
 
 # ---- states of one page ----
@@ -403,8 +404,6 @@ cdef int page_bring_in(Page *page) noexcept nogil:
     return err
 
 
-# ---- the touch ----
-
 cdef void fail(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil:
     """Call op_fail in the middle of something that holds the pager lock."""
     fileh.refs += 1
@@ -412,36 +411,6 @@ cdef void fail(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil:
     op_fail(fileh, blk, why, err)
     pager_lock()
     fileh_release(fileh)
-
-
-cdef int announce(FileH *fileh, uint64_t blk) noexcept nogil:
-    """Call op_announce in the middle of something that holds the pager lock."""
-    cdef int err
-    fileh.refs += 1
-    pager_unlock()
-    err = op_announce(fileh, blk)
-    pager_lock()
-    if err == 0:
-        fileh.announced = True
-    fileh_release(fileh)
-    return err
-
-
-cdef void show_scrap(const char *addr, bint write) noexcept nogil:
-    """Let the thread go on over memory that is never stored."""
-    cdef Area *area = area_lookup(addr)
-    cdef uint64_t i
-    if area == NULL:
-        return
-    i = (addr - area.start) // area.blksize
-    area.scrap = True
-    if area_show(area, i, 1, SINK if write else ZERO, -1, 0) != 0:
-        fatal(b"wendelin.core: no memory left to report a failure with\n")
-
-
-cdef Kind kind_of(const Page *page) noexcept nogil:
-    """Return how a LOADED page is shown."""
-    return ZERO if page.backing == ZEROS else FILE if page.backing == FILERANGE else RO
 
 
 cdef bint is_known(Area *area, uint64_t i, Page **page) noexcept nogil:
@@ -544,128 +513,6 @@ cdef void page_ahead(void *owner, uint64_t blk, bint load) noexcept nogil:
     pager_unlock()
 
 
-cdef bint page_touch(const char *addr, bint write) noexcept nogil:
-    """Make addr accessible, as the fault at it wanted. False: it is in no area.
-
-    1. find the area and the page
-    2. EMPTY: load it. LOADING: wait. Then from 1
-    3. a write: announce it, LOADED -> DIRTY, after bringing it into page memory (then from 1)
-    4. show it
-    """
-    cdef Area *area
-    cdef FileH *fileh
-    cdef Page *page
-    cdef uint64_t i, blk
-    cdef int err
-    cdef Kind kind
-    cdef Ahead[AHEAD_PAGES] ahead
-    cdef size_t n_ahead = 0
-    cdef char *fill = NULL
-    cdef size_t blksize
-    pager_lock()
-    while True:
-        area = area_lookup(addr)
-        if area == NULL:
-            pager_unlock()
-            return touch_inherited(addr)
-        fileh = <FileH *>area.owner
-        blksize = area.blksize
-        i = (addr - area.start) // blksize
-        blk = area.pgoffset + i
-        page = <Page *>pagemap_get(&fileh.pages, blk)
-        if pager_exiting and (page == NULL or page.state == LOADING):
-            show_scrap(addr, write)
-            break
-        if page == NULL or page.state == KNOWN:
-            if page_load(fileh, blk, False, NULL) != 0:
-                show_scrap(addr, write)
-                break
-            continue
-        if page.state == LOADING:
-            if page.loader == pthread_self():
-                fail(fileh, blk, TOUCH_IN_LOAD, 0)
-                show_scrap(addr, write)
-                break
-            op_wait()
-            continue
-        if write:
-            if fileh.frozen != 0:
-                if fileh.writer == pthread_self():
-                    fail(fileh, blk, WRITE_IN_WRITEOUT, 0)
-                    show_scrap(addr, write)
-                    break
-                op_wait()
-                continue
-            if fileh.announces and not fileh.announced:
-                if announce(fileh, blk) != 0:
-                    show_scrap(addr, write)
-                    break
-                continue
-            if page.state == LOADED:
-                if not ram_may_dirty(fileh.blksize):
-                    fail(fileh, blk, DIRTY_LIMIT, 0)
-                    show_scrap(addr, write)
-                    break
-                if page.backing != MEMFD:
-                    err = page_bring_in(page)
-                    if err != 0:
-                        fail(fileh, blk, NO_MEMORY, err)
-                        show_scrap(addr, write)
-                        break
-                    continue
-                page_become(page, DIRTY, MEMFD)
-            page_set_stored(page, False)
-        elif page.res.queue != OFF:
-            ram_touch(&page.res)
-        if page.state == DIRTY:
-            kind = RW if fileh.frozen == 0 and not page.stored else RO
-            area.streak = area.streak + 1 if i == area.expected else 0
-            area.expected = i + 1
-            if kind == RW and area.streak >= 2:
-                fill = area.start + i * area.blksize
-        else:
-            kind = ZERO if page.backing == ZEROS else FILE if page.backing == FILERANGE else RO
-            if kind == RO:
-                n_ahead = load_ahead(area, i, ahead)
-            else:
-                n_ahead = show_ahead(area, i, ahead)
-        err = area_show(area, i, 1, kind, page.source.fd, page.source.offset)
-        if err != 0:
-            fail(fileh, blk, NO_MAPPING, err)
-            show_scrap(addr, write)
-        break
-    pager_unlock()
-    if n_ahead != 0:
-        readahead_post(ahead, n_ahead)
-    if fill != NULL:
-        # Who writes block after block writes all of it: the page table at once, not by faults.
-        madvise(fill, blksize, MADV_POPULATE_WRITE)
-    return True
-
-
-cdef bint page_broken(const char *addr, bint write) noexcept nogil:
-    """The kernel cannot read what is mapped at addr (SIGBUS). False: it is not ours."""
-    cdef Area *area
-    cdef FileH *fileh
-    cdef uint64_t i
-    cdef bint ours = True
-    pager_lock()
-    area = area_lookup(addr)
-    if area == NULL:
-        ours = False
-    else:
-        i = (addr - area.start) // area.blksize
-        if area_kind(area, i) == FILE:
-            fileh = <FileH *>area.owner
-            fail(fileh, area.pgoffset + i, BROKEN_FILE, EIO)
-            show_scrap(addr, write)
-        else:
-            # It was, and is not any more: go on. But not round and round, if this has no memory.
-            ours = madvise(area.start + i * area.blksize, area.blksize, MADV_POPULATE_READ) == 0
-    pager_unlock()
-    return ours
-
-
 # ---- handles ----
 
 cdef FileH *fileh_new(size_t blksize) noexcept nogil:
@@ -733,43 +580,5 @@ cdef int fileh_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil:
     return err
 
 
-# ---- fork ----
-# The lock is held across a fork, so that the child finds everything whole. Page memory stays
-# the parent's: see mapping.pyx.
-
-cdef void before_fork() noexcept nogil:
-    pager_lock()
-
-
-cdef void after_fork_in_parent() noexcept nogil:
-    pager_unlock()
-
-
-cdef bint touch_inherited(const char *addr) noexcept nogil:
-    """Let a child of a fork go on that touched its parent's area. False: it did not."""
-    cdef Area *area = area_inherited(addr)
-    cdef void *at
-    if area == NULL:
-        return False
-    # The range was not inherited. If something else of the child is there, the fault is its own.
-    at = <void *>(addr - (addr - area.start) % area.blksize)
-    if mmap(at, area.blksize, PROT_READ | PROT_WRITE,
-            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
-            -1, 0) == MAP_FAILED:
-        return False
-    op_fail(<FileH *>area.owner, area.pgoffset + (addr - area.start) // area.blksize, FORKED, 0)
-    return True
-
-
-cdef void after_fork_in_child() noexcept nogil:
-    global pager_generation
-    pager_generation += 1
-    areas_after_fork()
-    ram_after_fork()
-    pthread_cond_init(&pager_cond, NULL)    # its waiters stayed in the parent
-    pager_unlock()
-
-
 ram_set_ops(page_cool, page_evict)
 readahead_set_op(page_ahead)
-pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child)
