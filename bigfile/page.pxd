@@ -6,7 +6,6 @@ from wendelin.bigfile.kernel cimport pthread_t
 from wendelin.bigfile.mapping cimport Area, Kind
 from wendelin.bigfile.pagemap cimport PageMap
 from wendelin.bigfile.ram cimport Resident
-from wendelin.bigfile.readahead cimport Ahead
 
 cdef enum State:
     KNOWN
@@ -104,9 +103,6 @@ cdef void fatal(const char *msg) noexcept nogil
 cdef int page_load(FileH *fileh, uint64_t blk, bint ahead, void **error) noexcept nogil
 cdef int page_bring_in(Page *page) noexcept nogil
 cdef void fail(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil
-cdef size_t show_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil
-cdef size_t load_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil
-
 cdef FileH *fileh_new(size_t blksize) noexcept nogil
 cdef void fileh_unref(FileH *fileh) noexcept nogil
 cdef int fileh_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil

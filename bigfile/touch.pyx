@@ -17,6 +17,7 @@ Locking: see page.pyx. page_touch() and page_broken() are called without the pag
 from libc.errno cimport EIO
 from libc.stdint cimport uint64_t
 
+from wendelin.bigfile.ahead cimport load_ahead, show_ahead
 from wendelin.bigfile.kernel cimport (MADV_POPULATE_READ, MADV_POPULATE_WRITE, MAP_ANONYMOUS,
                                       MAP_FAILED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
                                       PROT_READ, PROT_WRITE, madvise, mmap, pthread_atfork,
@@ -26,9 +27,9 @@ from wendelin.bigfile.mapping cimport (FILE, RO, RW, SINK, ZERO, Area, Kind, are
 from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, DIRTY_LIMIT, FILERANGE, FORKED, KNOWN,
                                     LOADED, LOADING, MEMFD, NO_MAPPING, NO_MEMORY, TOUCH_IN_LOAD,
                                     WRITE_IN_WRITEOUT, ZEROS, FileH, Page, fail, fatal,
-                                    fileh_release, load_ahead, op_announce, op_fail, op_wait,
-                                    page_after_fork, page_become, page_bring_in, page_load,
-                                    page_set_stored, pager_exiting, show_ahead)
+                                    fileh_release, op_announce, op_fail, op_wait, page_after_fork,
+                                    page_become, page_bring_in, page_load, page_set_stored,
+                                    pager_exiting)
 from wendelin.bigfile.pagemap cimport pagemap_get
 from wendelin.bigfile.ram cimport (OFF, pager_cond, pager_lock, pager_unlock, ram_after_fork,
                                    ram_may_dirty, ram_touch)
