@@ -13,9 +13,10 @@ does not.
 
 from libc.stdint cimport uint64_t
 
+from wendelin.bigfile.loading cimport page_load
 from wendelin.bigfile.mapping cimport FILE, NONE, ZERO, Area, area_kind, area_show
 from wendelin.bigfile.page cimport (KNOWN, LOADED, MEMFD, ZEROS, FileH, Page, fileh_release,
-                                    page_load, pager_generation)
+                                    pager_generation)
 from wendelin.bigfile.pagemap cimport pagemap_get
 from wendelin.bigfile.ram cimport pager_lock, pager_unlock, ram_limit
 from wendelin.bigfile.readahead cimport AHEAD_PAGES, Ahead, readahead_set_op

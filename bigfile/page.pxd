@@ -91,7 +91,6 @@ cdef void page_set_ops(int (*load)(FileH *, uint64_t, Source *, void **) noexcep
                        int (*announce)(FileH *, uint64_t) noexcept nogil,
                        void (*wait)() noexcept nogil) noexcept nogil
 cdef void page_set_exiting() noexcept nogil
-cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) noexcept nogil
 cdef void page_become(Page *page, State state, Backing backing) noexcept nogil
 cdef void page_set_stored(Page *page, bint stored) noexcept nogil
 cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil
@@ -100,10 +99,8 @@ cdef void page_drop(Page *page) noexcept nogil
 cdef void page_free_memory(Page *page) noexcept nogil
 cdef void page_after_fork() noexcept nogil
 cdef void fatal(const char *msg) noexcept nogil
-cdef int page_load(FileH *fileh, uint64_t blk, bint ahead, void **error) noexcept nogil
-cdef int page_bring_in(Page *page) noexcept nogil
-cdef void fail(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil
+cdef void page_forget(Page *page) noexcept nogil
+
 cdef FileH *fileh_new(size_t blksize) noexcept nogil
 cdef void fileh_unref(FileH *fileh) noexcept nogil
-cdef int fileh_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil
 cdef void fileh_release(FileH *fileh) noexcept nogil

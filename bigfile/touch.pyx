@@ -22,14 +22,14 @@ from wendelin.bigfile.kernel cimport (MADV_POPULATE_READ, MADV_POPULATE_WRITE, M
                                       MAP_FAILED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
                                       PROT_READ, PROT_WRITE, madvise, mmap, pthread_atfork,
                                       pthread_cond_init, pthread_self)
+from wendelin.bigfile.loading cimport fail, page_bring_in, page_load
 from wendelin.bigfile.mapping cimport (FILE, RO, RW, SINK, ZERO, Area, Kind, area_inherited,
                                        area_kind, area_lookup, area_show, areas_after_fork)
 from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, DIRTY_LIMIT, FILERANGE, FORKED, KNOWN,
                                     LOADED, LOADING, MEMFD, NO_MAPPING, NO_MEMORY, TOUCH_IN_LOAD,
-                                    WRITE_IN_WRITEOUT, ZEROS, FileH, Page, fail, fatal,
-                                    fileh_release, op_announce, op_fail, op_wait, page_after_fork,
-                                    page_become, page_bring_in, page_load, page_set_stored,
-                                    pager_exiting)
+                                    WRITE_IN_WRITEOUT, ZEROS, FileH, Page, fatal, fileh_release,
+                                    op_announce, op_fail, op_wait, page_after_fork, page_become,
+                                    page_set_stored, pager_exiting)
 from wendelin.bigfile.pagemap cimport pagemap_get
 from wendelin.bigfile.ram cimport (OFF, pager_cond, pager_lock, pager_unlock, ram_after_fork,
                                    ram_may_dirty, ram_touch)

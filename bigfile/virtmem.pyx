@@ -52,12 +52,13 @@ from wendelin.bigfile.kernel cimport (EDEADLK, MADV_DONTFORK, MAP_ANONYMOUS, MAP
                                       MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_READ,
                                       PROT_WRITE, _SC_PAGESIZE, madvise, mmap, munmap,
                                       pthread_cond_wait, sysconf)
+from wendelin.bigfile.loading cimport fileh_load, page_fill
 from wendelin.bigfile.mapping cimport Area, areas_reset_scrap
 from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, DIRTY_LIMIT, FILERANGE, FORKED, MEMFD,
                                     NOTHING, NO_MAPPING, TOUCH_IN_LOAD, WRITE_IN_WRITEOUT, ZEROS,
-                                    Failure, FileH, Known, Page, Source, fileh_load, fileh_new,
-                                    fileh_unref, page_fill, page_set_exiting, page_set_ops,
-                                    pager_exiting, pager_generation)
+                                    Failure, FileH, Known, Page, Source, fileh_new, fileh_unref,
+                                    page_set_exiting, page_set_ops, pager_exiting,
+                                    pager_generation)
 from wendelin.bigfile.pagemap cimport pagemap_get
 from wendelin.bigfile.ram cimport (pager_cond, pager_lock, pager_mutex, pager_unlock, ram_clean,
                                    ram_dirty, ram_limit, ram_reclaim_all)
