@@ -43,15 +43,13 @@ from libc.stdint cimport INT64_MAX, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport strerror
 
+from wendelin.bigfile.buffer cimport page_buffer, scratch_buffer
 from wendelin.bigfile.fileh cimport (fileh_announced, fileh_dirty_blocks, fileh_discard,
                                      fileh_epoch, fileh_freeze, fileh_invalidate,
                                      fileh_invalidate_loading, fileh_know, fileh_map,
                                      fileh_mark_stored, fileh_set_stored, fileh_thaw,
                                      fileh_truncate, fileh_unmap, fileh_untruncate)
-from wendelin.bigfile.kernel cimport (EDEADLK, MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED,
-                                      MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_READ,
-                                      PROT_WRITE, _SC_PAGESIZE, madvise, mmap, munmap,
-                                      pthread_cond_wait, sysconf)
+from wendelin.bigfile.kernel cimport EDEADLK, _SC_PAGESIZE, pthread_cond_wait, sysconf
 from wendelin.bigfile.loading cimport fileh_load, page_fill
 from wendelin.bigfile.mapping cimport Area, areas_reset_scrap
 from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, DIRTY_LIMIT, FILERANGE, FORKED, MEMFD,
@@ -126,56 +124,6 @@ cdef size_t os_page = sysconf(_SC_PAGESIZE)
 
 # thread ident -> the class that is on its way to it; protected by: the GIL
 cdef dict failing = {}
-
-
-# ---- buffers for loaders and storers ----
-
-@cython.final
-cdef class PageBuffer:
-    """One block of memory that a loader fills, or a storer reads.
-
-    It owns its mapping. So whoever keeps it - a traceback, a logger - keeps memory that nobody
-    else looks at (loading), or a read-only look at the page (storing): never a page that is not
-    its own any more.
-    """
-    cdef void *addr
-    cdef Py_ssize_t size
-    cdef bint readonly
-
-    def __cinit__(self):
-        self.addr = NULL
-
-    def __dealloc__(self):
-        if self.addr != NULL:
-            munmap(self.addr, self.size)
-
-    def __getbuffer__(self, Py_buffer *view, int flags):
-        PyBuffer_FillInfo(view, self, self.addr, self.size, self.readonly, flags)
-
-cdef PageBuffer scratch_buffer(size_t size):
-    """Return a writable buffer of zeros, not of any page."""
-    cdef PageBuffer buf = PageBuffer.__new__(PageBuffer)
-    cdef void *addr = mmap(NULL, size, PROT_READ | PROT_WRITE,
-                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    if addr == MAP_FAILED:
-        raise PageMemoryError(f"no memory for a block of {size} bytes to be loaded into")
-    buf.addr = addr
-    buf.size = size
-    return buf
-
-
-cdef PageBuffer page_buffer(FileH *fileh, uint64_t blk):
-    """Return a read-only buffer over a page in page memory."""
-    cdef PageBuffer buf = PageBuffer.__new__(PageBuffer)
-    cdef void *addr = mmap(NULL, fileh.blksize, PROT_READ, MAP_SHARED, fileh.memfd,
-                           blk * fileh.blksize)
-    if addr == MAP_FAILED:
-        raise PageMemoryError(f"no mapping for block {blk} to be stored from")
-    madvise(addr, fileh.blksize, MADV_DONTFORK)
-    buf.addr = addr
-    buf.size = fileh.blksize
-    buf.readonly = True
-    return buf
 
 
 # ---- from a fault into Python ----
