@@ -17,12 +17,8 @@ load_block() and report() are the only ways from a fault into Python. They are e
 thread, with the GIL or without, in the middle of anything. So they save and restore the
 exception that is being raised, and the one that is being handled; errno is pagefault's.
 
-What the loader raises becomes a BlockLoadError: raise_later() sets it as asynchronous exception
-of the thread, which gets it when it is back in Python code. `failing` knows whose is on its way:
-such a thread is not made to wait for more loads, it gets scrap until it sees the exception.
-Scrap is shown by an area, not by a thread: another thread that reads the same VMA there, before
-the exception was seen, reads zeros and is told nothing but by the commit. Threads that have
-views of their own are each told.
+What the loader raises becomes a BlockLoadError, which raise_later() sets on its way to the
+thread: see failure.pyx.
 A KeyboardInterrupt, or any other exception that is not an Exception, is not the loader's: it
 goes on its way to the thread, and the block is loaded again.
 
@@ -30,7 +26,6 @@ Locking: see page.pyx. Here, whatever may take long is done without the GIL.
 """
 
 import atexit
-import sys
 import threading
 from operator import index
 
@@ -44,6 +39,8 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport strerror
 
 from wendelin.bigfile.buffer cimport page_buffer, scratch_buffer
+from wendelin.bigfile.failure cimport (addressee, check_nested, describe, failing_class, failure,
+                                       interrupt, load_error, raise_in, unraisable)
 from wendelin.bigfile.fileh cimport (fileh_announced, fileh_dirty_blocks, fileh_discard,
                                      fileh_epoch, fileh_freeze, fileh_invalidate,
                                      fileh_invalidate_loading, fileh_know, fileh_map,
@@ -52,8 +49,7 @@ from wendelin.bigfile.fileh cimport (fileh_announced, fileh_dirty_blocks, fileh_
 from wendelin.bigfile.kernel cimport EDEADLK, _SC_PAGESIZE, pthread_cond_wait, sysconf
 from wendelin.bigfile.loading cimport fileh_load, page_fill
 from wendelin.bigfile.mapping cimport Area, areas_reset_scrap
-from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, DIRTY_LIMIT, FILERANGE, FORKED, MEMFD,
-                                    NOTHING, NO_MAPPING, TOUCH_IN_LOAD, WRITE_IN_WRITEOUT, ZEROS,
+from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, FILERANGE, FORKED, MEMFD, NOTHING, ZEROS,
                                     Failure, FileH, Known, Page, Source, fileh_new, fileh_unref,
                                     page_set_exiting, page_set_ops, pager_exiting,
                                     pager_generation)
@@ -61,7 +57,7 @@ from wendelin.bigfile.pagemap cimport pagemap_get
 from wendelin.bigfile.ram cimport (pager_cond, pager_lock, pager_mutex, pager_unlock, ram_clean,
                                    ram_dirty, ram_limit, ram_reclaim_all)
 
-from wendelin.bigfile.errors import BlockLoadError, DoomedError, ForkError, PageMemoryError
+from wendelin.bigfile.errors import DoomedError, PageMemoryError
 
 cdef extern from "Python.h" nogil:
     """
@@ -104,7 +100,6 @@ cdef extern from "Python.h":
     void wc_put_raised(PyObject *exc) noexcept
     PyObject *PyErr_GetHandledException() noexcept
     void PyErr_SetHandledException(PyObject *exc) noexcept
-    int PyThreadState_SetAsyncExc(unsigned long thread, PyObject *exc) noexcept
     void Py_XDECREF(PyObject *obj) noexcept
     int PyBuffer_FillInfo(Py_buffer *view, object exporter, void *buf, Py_ssize_t len,
                           bint readonly, int flags) except -1
@@ -121,10 +116,6 @@ cdef enum:
     MAX_AHEAD = 1024        # and at most
 
 cdef size_t os_page = sysconf(_SC_PAGESIZE)
-
-# thread ident -> the class that is on its way to it; protected by: the GIL
-cdef dict failing = {}
-
 
 # ---- from a fault into Python ----
 
@@ -147,7 +138,7 @@ cdef int load_with_gil(FileH *fileh, uint64_t blk, Source *source, void **error)
     try:
         if fileh.pyfileh != NULL:
             pyfileh = <BigFileH>fileh.pyfileh
-            exc = failing_class(pyfileh) if error == NULL else None
+            exc = failing_class(pyfileh.owner) if error == NULL else None
             while exc is None:
                 try:
                     load_from_file(fileh, pyfileh.file, blk, source)
@@ -175,37 +166,14 @@ cdef int load_with_gil(FileH *fileh, uint64_t blk, Source *source, void **error)
                 except BaseException as e:
                     interrupts.append(e)
         for e in interrupts:
-            set_async(threading.get_ident(), _class_of(e, None))
+            interrupt(e)
     except BaseException as e:
-        sys.unraisablehook(_UnraisableArgs(e, f"loading block {blk}"))
+        unraisable(e, f"loading block {blk}")
     finally:
         PyErr_SetHandledException(handled)
         Py_XDECREF(handled)
         wc_put_raised(raised)
     return result
-
-
-cdef object load_error(file, uint64_t blk, e):
-    try:
-        why = f"{type(e).__name__}: {e}"
-    except Exception:
-        why = type(e).__name__
-    exc = BlockLoadError(f"block {blk} of {describe(file)} cannot be loaded: {why}", file, blk)
-    exc.__cause__ = e
-    return exc
-
-
-cdef int check_nested() except -1:
-    """Raise now what is on its way to this thread: a touch by the loader failed.
-
-    The loader has gone on over scrap; what it made of it must not become a page.
-    """
-    cdef unsigned long ident = threading.get_ident()
-    cls = failing.get(ident) if failing else None
-    if cls is not None:
-        PyThreadState_SetAsyncExc(ident, NULL)
-        raise cls()
-    return 0
 
 
 cdef int source_from(found, size_t blksize, Source *source) except -1:
@@ -299,12 +267,12 @@ cdef void report_with_gil(FileH *fileh, uint64_t blk, Failure why, int err) noex
     try:
         if fileh.pyfileh != NULL:
             pyfileh = <BigFileH>fileh.pyfileh
-            exc = failing_class(pyfileh)
+            exc = failing_class(pyfileh.owner)
             if exc is None:
                 exc = failure(f"block {blk} of {describe(pyfileh.file)}", why, err)
             raise_later(pyfileh, exc)
     except BaseException as e:
-        sys.unraisablehook(_UnraisableArgs(e, f"reporting a failure at block {blk}"))
+        unraisable(e, f"reporting a failure at block {blk}")
     finally:
         PyErr_SetHandledException(handled)
         Py_XDECREF(handled)
@@ -336,7 +304,7 @@ cdef int announce_with_gil(FileH *fileh, uint64_t blk) noexcept:
                 exc.__cause__ = e
                 raise_later(pyfileh, exc)
     except BaseException as e:
-        sys.unraisablehook(_UnraisableArgs(e, f"announcing a change of block {blk}"))
+        unraisable(e, f"announcing a change of block {blk}")
     finally:
         PyErr_SetHandledException(handled)
         Py_XDECREF(handled)
@@ -344,80 +312,9 @@ cdef int announce_with_gil(FileH *fileh, uint64_t blk) noexcept:
     return result
 
 
-cdef object failure(str what, Failure why, int err):
-    if why == DIRTY_LIMIT:
-        return PageMemoryError(
-            f"{what} cannot be changed: {ram_dirty} bytes of uncommitted changes are in memory, "
-            f"and the limit is {ram_limit}. Abort, then commit in smaller steps, or raise "
-            f"WENDELIN_CORE_RAM")
-    if why == FORKED:
-        return ForkError(f"{what} was mapped before fork(): arrays are not inherited. Open the "
-                         f"database anew in the child process")
-    if why == TOUCH_IN_LOAD:
-        return BlockLoadError(f"{what} cannot be loaded: its own loader touched it")
-    if why == BROKEN_FILE:
-        return BlockLoadError(f"{what} cannot be read from its file: {strerror(err).decode()}. The "
-                              f"disk failed, or the file was cut")
-    if why == WRITE_IN_WRITEOUT:
-        return DoomedError(f"{what} was changed by the thread that is storing it")
-    kind = "mapping" if why == NO_MAPPING else "memory"
-    return PageMemoryError(f"the system has no {kind} for {what}: {strerror(err).decode()}")
-
-
-cdef str describe(file):
-    try:
-        return repr(file)
-    except Exception:
-        return f"<{type(file).__name__}>"
-
-
-class _UnraisableArgs:
-    """What sys.unraisablehook wants, for an error in the reporting of errors."""
-
-    def __init__(self, exc, what):
-        self.exc_type = type(exc)
-        self.exc_value = exc
-        self.exc_traceback = exc.__traceback__
-        self.err_msg = f"wendelin.core: error while {what}"
-        self.object = None
-
-
-# ---- asynchronous exceptions ----
-
-def _class_of(exc, ident):
-    """Return a class that gives exc when it is called.
-
-    An asynchronous exception is set as a class, and made when it is raised. So this is also
-    where we learn that the thread has seen it.
-    """
-    def __new__(cls, *args):
-        if failing.pop(ident, None) is not None:
-            with nogil:
-                pager_lock()
-                areas_reset_scrap()
-                pager_unlock()
-        return exc
-    return type(type(exc).__name__, (type(exc),), {"__new__": __new__, "failure": exc})
-
-
-cdef object failing_class(BigFileH fileh):
-    """Return the exception that is already on its way to this thread, or None."""
-    if not failing:
-        return None
-    cls = failing.get(addressee(fileh))
-    return None if cls is None else cls.failure
-
-
-cdef unsigned long addressee(BigFileH fileh):
-    """Return the thread to raise in: this one, or the handle's if Python does not know it."""
-    ident = threading.get_ident()
-    # A thread that Python does not know has a state only now, and runs no frame.
-    return ident if ident in sys._current_frames() else fileh.owner
-
-
 cdef int raise_later(BigFileH fileh, exc) except -1:
     """Raise exc in this thread when it is back in Python code, and refuse changes till then."""
-    ident = addressee(fileh)
+    ident = addressee(fileh.owner)
     if exc not in fileh.failures:
         fileh.failures.append(exc)
         if fileh.fileh.announces and not isinstance(exc, DoomedError):
@@ -425,21 +322,7 @@ cdef int raise_later(BigFileH fileh, exc) except -1:
                 fileh.first_change()
             except Exception as e:
                 exc.add_note(f"(its transaction could not be told: {type(e).__name__}: {e})")
-    cls = failing.get(ident)
-    if cls is None:
-        cls = failing[ident] = _class_of(exc, ident)
-    # Again, if it was on its way already: another asynchronous exception may have replaced it.
-    set_async(ident, cls)
-    return 0
-
-
-cdef int set_async(unsigned long ident, cls) except -1:
-    if PyThreadState_SetAsyncExc(ident, <PyObject *>cls) == 0:
-        # The thread has no Python state to raise in: say it at least.
-        failing.pop(ident, None)
-        exc = cls()
-        sys.unraisablehook(_UnraisableArgs(exc, "raising in a thread that is gone"))
-    return 0
+    return raise_in(ident, exc)
 
 
 cdef void wait_without_gil() noexcept nogil:
