@@ -4,7 +4,7 @@ Organization
 ------------
 A FileH is one opened file: page memory (a memfd), a map of the pages that are not EMPTY, and
 the areas that show them. A Page is one block of the file. Python's classes over it are in
-virtmem, which also says how a block is loaded: page_set_ops(). This room runs no Python.
+virtmem; trampoline says how a block is loaded: page_set_ops(). This room runs no Python.
 
 What moves pages is above: loading, ahead, touch, and fileh (write-out, discard, invalidate,
 truncate). This room does not know how a page is loaded, nor who touches or stores it.
