@@ -1,10 +1,12 @@
 """Files mapped in memory: the pager, and file backends.
 
-From the ground up: ram and pagemap, mapping, page, virtmem, pagefault (compiled, the pager);
+From the ground up: ram and pagemap, mapping, readahead, page; loading, ahead, touch and fileh;
+failure, buffer, virtmem; trampoline and pagefault (compiled, the pager);
 file_file and, over ZODB, zblk, blktab and file_zodb.
 """
 
 from wendelin.bigfile import pagefault as _pagefault  # noqa: F401  serves faults from now on
+from wendelin.bigfile import trampoline as _trampoline  # noqa: F401  and this is how
 from wendelin.bigfile.errors import (
     BigFileError,
     BlockLoadError,

@@ -26,8 +26,8 @@ cdef struct Area:
     uint64_t shown          # pages that have SHOWN: they may have page tables
     uint64_t hand           # page where giving back goes on
     bint crowded            # it had to give back
-    uint64_t expected       # page that a sequential reader touches next; for page.pyx
-    uint64_t streak         # how often that was so, in a row; for page.pyx
+    uint64_t expected       # page that a sequential reader touches next; for ahead and touch
+    uint64_t streak         # how often that was so, in a row; for ahead and touch
     bint scrap              # some pages are SINK, or ZERO in place of a failed load
 
 cdef Area *area_map(int memfd, uint64_t pgoffset, uint64_t pglen, size_t blksize) noexcept nogil

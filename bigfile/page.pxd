@@ -3,7 +3,7 @@
 from libc.stdint cimport uint64_t
 
 from wendelin.bigfile.kernel cimport pthread_t
-from wendelin.bigfile.mapping cimport Area
+from wendelin.bigfile.mapping cimport Area, Kind
 from wendelin.bigfile.pagemap cimport PageMap
 from wendelin.bigfile.ram cimport Resident
 
@@ -45,7 +45,7 @@ cdef struct Page:
     Resident res            # must be first: ram calls back with it
     FileH *fileh
     uint64_t blk
-    # protected by: the pager lock; changed only in page.pyx
+    # protected by: the pager lock; state and backing change only in page.pyx
     State state
     Backing backing         # what it has in memory
     pthread_t loader        # LOADING: the thread that does it
@@ -78,6 +78,12 @@ cdef struct FileH:
     int frozen              # write-outs in progress (nested, of one thread)
     pthread_t writer        # the thread that writes out
 
+# what page_set_ops() has said
+cdef int (*op_load)(FileH *, uint64_t, Source *, void **) noexcept nogil
+cdef void (*op_fail)(FileH *, uint64_t, Failure, int) noexcept nogil
+cdef int (*op_announce)(FileH *, uint64_t) noexcept nogil
+cdef void (*op_wait)() noexcept nogil
+
 cdef int pager_generation   # changes in the child of a fork
 cdef bint pager_exiting     # the interpreter is going away: no Python for a fault
 
@@ -86,26 +92,16 @@ cdef void page_set_ops(int (*load)(FileH *, uint64_t, Source *, void **) noexcep
                        int (*announce)(FileH *, uint64_t) noexcept nogil,
                        void (*wait)() noexcept nogil) noexcept nogil
 cdef void page_set_exiting() noexcept nogil
-cdef bint page_touch(const char *addr, bint write) noexcept nogil
-cdef bint page_broken(const char *addr, bint write) noexcept nogil
-cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) noexcept nogil
+cdef void page_become(Page *page, State state, Backing backing) noexcept nogil
+cdef void page_set_stored(Page *page, bint stored) noexcept nogil
+cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil
+cdef void page_protect(Page *page, Kind most) noexcept nogil
+cdef void page_drop(Page *page) noexcept nogil
+cdef void page_free_memory(Page *page) noexcept nogil
+cdef void page_after_fork() noexcept nogil
+cdef void fatal(const char *msg) noexcept nogil
+cdef void page_forget(Page *page) noexcept nogil
 
 cdef FileH *fileh_new(size_t blksize) noexcept nogil
 cdef void fileh_unref(FileH *fileh) noexcept nogil
-cdef Area *fileh_map(FileH *fileh, uint64_t pgoffset, uint64_t pglen) noexcept nogil
-cdef void fileh_unmap(Area *area) noexcept nogil
-cdef int fileh_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil
-cdef void fileh_freeze(FileH *fileh) noexcept nogil
-cdef void fileh_thaw(FileH *fileh) noexcept nogil
-cdef size_t fileh_dirty_blocks(FileH *fileh, uint64_t *blks, bint stored) noexcept nogil
-cdef void fileh_set_stored(FileH *fileh, uint64_t blk) noexcept nogil
-cdef void fileh_mark_stored(FileH *fileh) noexcept nogil
-cdef int fileh_discard(FileH *fileh) noexcept nogil
-cdef int fileh_invalidate(FileH *fileh, uint64_t blk) noexcept nogil
-cdef void fileh_invalidate_loading(FileH *fileh) noexcept nogil
-cdef uint64_t fileh_epoch(FileH *fileh) noexcept nogil
-cdef int fileh_know(FileH *fileh, const Known *known, size_t n, uint64_t epoch) noexcept nogil
-cdef void fileh_announced(FileH *fileh, uint64_t announcements) noexcept nogil
-cdef void fileh_announce_next(FileH *fileh) noexcept nogil
-cdef int fileh_truncate(FileH *fileh, uint64_t blk) noexcept nogil
-cdef void fileh_untruncate(FileH *fileh) noexcept nogil
+cdef void fileh_release(FileH *fileh) noexcept nogil

@@ -38,7 +38,7 @@ from libc.string cimport memset
 from wendelin.bigfile.kernel cimport (SA_NODEFER, SA_SIGINFO, SI_TKILL, SIG_DFL, SIG_IGN,
                                       SIGBUS, SIGSEGV, raise_, set_errno, sigaction, sigaction_t,
                                       sigemptyset, siginfo_t)
-from wendelin.bigfile.page cimport page_broken, page_touch
+from wendelin.bigfile.touch cimport page_broken, page_touch
 from wendelin.bigfile.virtmem cimport virtmem_set_on_map
 
 cdef extern from *:

@@ -11,101 +11,41 @@ way there are only borrowed pointers, cleared by __dealloc__ under the GIL. Neit
 tp_clear (no_gc_clear): the collector must not take the file away from a handle whose pages may
 still be asked for. Cycles through subclasses or `pyuser` are broken at their other objects.
 
-A fault and Python
-------------------
-load_block() and report() are the only ways from a fault into Python. They are entered by any
-thread, with the GIL or without, in the middle of anything. So they save and restore the
-exception that is being raised, and the one that is being handled; errno is pagefault's.
-
-What the loader raises becomes a BlockLoadError: raise_later() sets it as asynchronous exception
-of the thread, which gets it when it is back in Python code. `failing` knows whose is on its way:
-such a thread is not made to wait for more loads, it gets scrap until it sees the exception.
-Scrap is shown by an area, not by a thread: another thread that reads the same VMA there, before
-the exception was seen, reads zeros and is told nothing but by the commit. Threads that have
-views of their own are each told.
-A KeyboardInterrupt, or any other exception that is not an Exception, is not the loader's: it
-goes on its way to the thread, and the block is loaded again.
+This room is called by Python, and calls down. The way up, from a fault into Python, is in
+trampoline.
 
 Locking: see page.pyx. Here, whatever may take long is done without the GIL.
 """
 
-import atexit
-import sys
 import threading
 from operator import index
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF
 from libc.errno cimport EAGAIN, EFBIG, errno
 from libc.stdint cimport INT64_MAX, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport strerror
 
-from wendelin.bigfile.kernel cimport (EDEADLK, MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED,
-                                      MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_READ,
-                                      PROT_WRITE, _SC_PAGESIZE, madvise, mmap, munmap,
-                                      pthread_cond_wait, sysconf)
-from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, DIRTY_LIMIT, FILERANGE, FORKED, MEMFD,
-                                    NOTHING, NO_MAPPING, TOUCH_IN_LOAD, WRITE_IN_WRITEOUT, ZEROS,
-                                    Failure, FileH, Known, Page, Source, fileh_announce_next,
-                                    fileh_announced,
-                                    fileh_dirty_blocks, fileh_discard, fileh_epoch, fileh_freeze,
-                                    fileh_invalidate, fileh_invalidate_loading, fileh_know,
-                                    fileh_load, fileh_map, fileh_mark_stored, fileh_new,
-                                    fileh_set_stored, fileh_thaw, fileh_truncate, fileh_unmap,
-                                    fileh_unref, fileh_untruncate, page_fill, page_set_exiting,
-                                    page_set_ops, pager_exiting, pager_generation)
-from wendelin.bigfile.mapping cimport areas_reset_scrap
+from wendelin.bigfile.buffer cimport page_buffer
+from wendelin.bigfile.failure cimport check_nested, describe, failure
+from wendelin.bigfile.fileh cimport (fileh_announce_next, fileh_announced, fileh_dirty_blocks,
+                                     fileh_discard, fileh_epoch, fileh_freeze, fileh_invalidate,
+                                     fileh_invalidate_loading, fileh_know, fileh_map,
+                                     fileh_mark_stored, fileh_set_stored, fileh_thaw,
+                                     fileh_truncate, fileh_unmap, fileh_untruncate)
+from wendelin.bigfile.kernel cimport EDEADLK, _SC_PAGESIZE, sysconf
+from wendelin.bigfile.loading cimport fileh_load
+from wendelin.bigfile.mapping cimport Area, areas_reset_scrap
+from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, FILERANGE, FORKED, NOTHING, ZEROS, FileH,
+                                    Known, Page, Source, fileh_new, fileh_unref, pager_generation)
 from wendelin.bigfile.pagemap cimport pagemap_get
-from wendelin.bigfile.ram cimport (pager_cond, pager_lock, pager_mutex, pager_unlock, ram_clean,
-                                   ram_dirty, ram_limit, ram_reclaim_all)
+from wendelin.bigfile.ram cimport (pager_lock, pager_unlock, ram_clean, ram_dirty, ram_limit,
+                                   ram_reclaim_all)
 
-from wendelin.bigfile.errors import BlockLoadError, DoomedError, ForkError, PageMemoryError
+from wendelin.bigfile.errors import DoomedError
 
-cdef extern from "Python.h" nogil:
-    """
-    /* The exception being raised, as one object: PyErr_GetRaisedException is new in 3.12. */
-    static PyObject *wc_take_raised(void) {
-    #if PY_VERSION_HEX >= 0x030C0000
-        return PyErr_GetRaisedException();
-    #else
-        PyObject *type, *value, *tb;
-        PyErr_Fetch(&type, &value, &tb);
-        if (type == NULL)
-            return NULL;
-        PyErr_NormalizeException(&type, &value, &tb);
-        if (tb != NULL)
-            PyException_SetTraceback(value, tb);
-        Py_DECREF(type);
-        Py_XDECREF(tb);
-        return value;
-    #endif
-    }
-    static void wc_put_raised(PyObject *exc) {
-    #if PY_VERSION_HEX >= 0x030C0000
-        PyErr_SetRaisedException(exc);
-    #else
-        if (exc != NULL) {
-            PyObject *type = (PyObject *)Py_TYPE(exc);
-            Py_INCREF(type);
-            PyErr_Restore(type, exc, PyException_GetTraceback(exc));
-        }
-    #endif
-    }
-    """
-    ctypedef struct PyThreadState:
-        pass
-    bint PyGILState_Check()
-    PyThreadState *PyEval_SaveThread()
-    void PyEval_RestoreThread(PyThreadState *state)
 cdef extern from "Python.h":
-    PyObject *wc_take_raised() noexcept
-    void wc_put_raised(PyObject *exc) noexcept
-    PyObject *PyErr_GetHandledException() noexcept
-    void PyErr_SetHandledException(PyObject *exc) noexcept
-    int PyThreadState_SetAsyncExc(unsigned long thread, PyObject *exc) noexcept
     void Py_XDECREF(PyObject *obj) noexcept
     int PyBuffer_FillInfo(Py_buffer *view, object exporter, void *buf, Py_ssize_t len,
                           bint readonly, int flags) except -1
@@ -116,148 +56,7 @@ WRITEOUT_MARKSTORED = 2     # dirty_writeout: what was stored is clean
 #: What mapblk returns for a block that reads as zeros.
 HOLE = type("Hole", (), {"__repr__": lambda self: "HOLE", "__slots__": ()})()
 
-cdef enum:
-    MAX_INTERRUPTS = 8      # after so many a loader is taken to raise them itself
-    MIN_AHEAD = 4           # blocks that are asked for ahead, at first
-    MAX_AHEAD = 1024        # and at most
-
 cdef size_t os_page = sysconf(_SC_PAGESIZE)
-
-# thread ident -> the class that is on its way to it; protected by: the GIL
-cdef dict failing = {}
-
-
-# ---- buffers for loaders and storers ----
-
-@cython.final
-cdef class PageBuffer:
-    """One block of memory that a loader fills, or a storer reads.
-
-    It owns its mapping. So whoever keeps it - a traceback, a logger - keeps memory that nobody
-    else looks at (loading), or a read-only look at the page (storing): never a page that is not
-    its own any more.
-    """
-    cdef void *addr
-    cdef Py_ssize_t size
-    cdef bint readonly
-
-    def __cinit__(self):
-        self.addr = NULL
-
-    def __dealloc__(self):
-        if self.addr != NULL:
-            munmap(self.addr, self.size)
-
-    def __getbuffer__(self, Py_buffer *view, int flags):
-        PyBuffer_FillInfo(view, self, self.addr, self.size, self.readonly, flags)
-
-cdef PageBuffer scratch_buffer(size_t size):
-    """Return a writable buffer of zeros, not of any page."""
-    cdef PageBuffer buf = PageBuffer.__new__(PageBuffer)
-    cdef void *addr = mmap(NULL, size, PROT_READ | PROT_WRITE,
-                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    if addr == MAP_FAILED:
-        raise PageMemoryError(f"no memory for a block of {size} bytes to be loaded into")
-    buf.addr = addr
-    buf.size = size
-    return buf
-
-
-cdef PageBuffer page_buffer(FileH *fileh, uint64_t blk):
-    """Return a read-only buffer over a page in page memory."""
-    cdef PageBuffer buf = PageBuffer.__new__(PageBuffer)
-    cdef void *addr = mmap(NULL, fileh.blksize, PROT_READ, MAP_SHARED, fileh.memfd,
-                           blk * fileh.blksize)
-    if addr == MAP_FAILED:
-        raise PageMemoryError(f"no mapping for block {blk} to be stored from")
-    madvise(addr, fileh.blksize, MADV_DONTFORK)
-    buf.addr = addr
-    buf.size = fileh.blksize
-    buf.readonly = True
-    return buf
-
-
-# ---- from a fault into Python ----
-
-cdef int load_block(FileH *fileh, uint64_t blk, Source *source, void **error) noexcept nogil:
-    """page_set_ops: load. Entered without the pager lock."""
-    if pager_exiting:
-        return -1
-    with gil:
-        return load_with_gil(fileh, blk, source, error)
-
-
-cdef int load_with_gil(FileH *fileh, uint64_t blk, Source *source, void **error) noexcept:
-    cdef PyObject *raised = wc_take_raised()
-    cdef PyObject *handled = PyErr_GetHandledException()
-    cdef BigFileH pyfileh
-    cdef int result = -1
-    cdef uint64_t epoch = fileh_epoch(fileh)
-    PyErr_SetHandledException(NULL)
-    interrupts = []
-    try:
-        if fileh.pyfileh != NULL:
-            pyfileh = <BigFileH>fileh.pyfileh
-            exc = failing_class(pyfileh) if error == NULL else None
-            while exc is None:
-                try:
-                    load_from_file(fileh, pyfileh.file, blk, source)
-                    check_nested()
-                    result = 0
-                    break
-                except Exception as e:
-                    exc = load_error(pyfileh.file, blk, e)
-                except BaseException as e:
-                    if len(interrupts) == MAX_INTERRUPTS:
-                        exc = load_error(pyfileh.file, blk, e)
-                    else:
-                        interrupts.append(e)
-            if result != 0:
-                if error == NULL:
-                    raise_later(pyfileh, exc)
-                else:
-                    Py_INCREF(exc)
-                    error[0] = <void *>exc
-            elif source.backing != MEMFD:
-                try:
-                    look_ahead(pyfileh, blk, epoch)
-                except Exception:
-                    pass        # who touches those blocks is told
-                except BaseException as e:
-                    interrupts.append(e)
-        for e in interrupts:
-            set_async(threading.get_ident(), _class_of(e, None))
-    except BaseException as e:
-        sys.unraisablehook(_UnraisableArgs(e, f"loading block {blk}"))
-    finally:
-        PyErr_SetHandledException(handled)
-        Py_XDECREF(handled)
-        wc_put_raised(raised)
-    return result
-
-
-cdef object load_error(file, uint64_t blk, e):
-    try:
-        why = f"{type(e).__name__}: {e}"
-    except Exception:
-        why = type(e).__name__
-    exc = BlockLoadError(f"block {blk} of {describe(file)} cannot be loaded: {why}", file, blk)
-    exc.__cause__ = e
-    return exc
-
-
-cdef int check_nested() except -1:
-    """Raise now what is on its way to this thread: a touch by the loader failed.
-
-    The loader has gone on over scrap; what it made of it must not become a page.
-    """
-    cdef unsigned long ident = threading.get_ident()
-    cls = failing.get(ident) if failing else None
-    if cls is not None:
-        PyThreadState_SetAsyncExc(ident, NULL)
-        raise cls()
-    return 0
-
 
 cdef int source_from(found, size_t blksize, Source *source) except -1:
     """Take what mapblk returned."""
@@ -281,229 +80,6 @@ cdef int source_from(found, size_t blksize, Source *source) except -1:
                          f"multiple of the OS page, {os_page} bytes")
     source.fd = fd
     return 0
-
-
-cdef int look_ahead(BigFileH fileh, uint64_t blk, uint64_t epoch) except -1:
-    """Learn where more blocks are, besides blk, which was not known.
-
-    From blk on, if that is where the last look ended, else around it. Each look that finds
-    something doubles the next one: whoever touches one block does not pay for all of them.
-    """
-    cdef uint64_t start, stop
-    mapahead = getattr(fileh.file, "mapahead", None)
-    if mapahead is None:
-        return 0
-    start = blk if blk == fileh.ahead_stop else blk - blk % fileh.ahead_window
-    stop = min(start + fileh.ahead_window, <uint64_t>(INT64_MAX // fileh.fileh.blksize))
-    fileh.ahead_stop = stop
-    found = mapahead(start, stop)
-    fileh.ahead_window = (min(2 * fileh.ahead_window, <uint64_t>MAX_AHEAD) if len(found) > 1
-                          else <uint64_t>MIN_AHEAD)
-    fileh.know(found, epoch)
-    return 0
-
-
-cdef int load_from_file(FileH *fileh, file, uint64_t blk, Source *source) except -1:
-    """Ask the file for a block, and put it where `source` says."""
-    cdef Py_buffer view
-    cdef int err
-    mapblk = getattr(file, "mapblk", None)
-    if mapblk is not None:
-        found = mapblk(blk)
-        if found is not None:
-            source_from(found, fileh.blksize, source)
-            return 0
-    buf = scratch_buffer(fileh.blksize)
-    data = file.loadblk(blk, memoryview(buf))
-    if data is None:
-        data = buf
-    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
-    try:
-        if <size_t>view.len > fileh.blksize:
-            raise ValueError(f"loadblk returned {view.len} bytes, more than the block size "
-                             f"{fileh.blksize}")
-        if view.len == 0:
-            source.backing = ZEROS
-            return 0
-        with nogil:
-            err = page_fill(fileh, blk, <const char *>view.buf, view.len)
-        if err != 0:
-            raise PageMemoryError(f"no page memory for it: {strerror(err).decode()}")
-        source.backing = MEMFD
-    finally:
-        PyBuffer_Release(&view)
-    return 0
-
-
-cdef void report(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil:
-    """page_set_ops: fail. Entered without the pager lock."""
-    if pager_exiting:
-        return
-    with gil:
-        report_with_gil(fileh, blk, why, err)
-
-
-cdef void report_with_gil(FileH *fileh, uint64_t blk, Failure why, int err) noexcept:
-    cdef PyObject *raised = wc_take_raised()
-    cdef PyObject *handled = PyErr_GetHandledException()
-    PyErr_SetHandledException(NULL)
-    try:
-        if fileh.pyfileh != NULL:
-            pyfileh = <BigFileH>fileh.pyfileh
-            exc = failing_class(pyfileh)
-            if exc is None:
-                exc = failure(f"block {blk} of {describe(pyfileh.file)}", why, err)
-            raise_later(pyfileh, exc)
-    except BaseException as e:
-        sys.unraisablehook(_UnraisableArgs(e, f"reporting a failure at block {blk}"))
-    finally:
-        PyErr_SetHandledException(handled)
-        Py_XDECREF(handled)
-        wc_put_raised(raised)
-
-
-cdef int announce(FileH *fileh, uint64_t blk) noexcept nogil:
-    """page_set_ops: announce. Entered without the pager lock."""
-    if pager_exiting:
-        return 0
-    with gil:
-        return announce_with_gil(fileh, blk)
-
-
-cdef int announce_with_gil(FileH *fileh, uint64_t blk) noexcept:
-    cdef PyObject *raised = wc_take_raised()
-    cdef PyObject *handled = PyErr_GetHandledException()
-    cdef int result = -1
-    PyErr_SetHandledException(NULL)
-    try:
-        if fileh.pyfileh != NULL:
-            pyfileh = <BigFileH>fileh.pyfileh
-            try:
-                pyfileh.first_change()
-                result = 0
-            except BaseException as e:
-                exc = DoomedError(f"block {blk} of {describe(pyfileh.file)} cannot be changed: "
-                                  f"{type(e).__name__}: {e}")
-                exc.__cause__ = e
-                raise_later(pyfileh, exc)
-    except BaseException as e:
-        sys.unraisablehook(_UnraisableArgs(e, f"announcing a change of block {blk}"))
-    finally:
-        PyErr_SetHandledException(handled)
-        Py_XDECREF(handled)
-        wc_put_raised(raised)
-    return result
-
-
-cdef object failure(str what, Failure why, int err):
-    if why == DIRTY_LIMIT:
-        return PageMemoryError(
-            f"{what} cannot be changed: {ram_dirty} bytes of uncommitted changes are in memory, "
-            f"and the limit is {ram_limit}. Abort, then commit in smaller steps, or raise "
-            f"WENDELIN_CORE_RAM")
-    if why == FORKED:
-        return ForkError(f"{what} was mapped before fork(): arrays are not inherited. Open the "
-                         f"database anew in the child process")
-    if why == TOUCH_IN_LOAD:
-        return BlockLoadError(f"{what} cannot be loaded: its own loader touched it")
-    if why == BROKEN_FILE:
-        return BlockLoadError(f"{what} cannot be read from its file: {strerror(err).decode()}. The "
-                              f"disk failed, or the file was cut")
-    if why == WRITE_IN_WRITEOUT:
-        return DoomedError(f"{what} was changed by the thread that is storing it")
-    kind = "mapping" if why == NO_MAPPING else "memory"
-    return PageMemoryError(f"the system has no {kind} for {what}: {strerror(err).decode()}")
-
-
-cdef str describe(file):
-    try:
-        return repr(file)
-    except Exception:
-        return f"<{type(file).__name__}>"
-
-
-class _UnraisableArgs:
-    """What sys.unraisablehook wants, for an error in the reporting of errors."""
-
-    def __init__(self, exc, what):
-        self.exc_type = type(exc)
-        self.exc_value = exc
-        self.exc_traceback = exc.__traceback__
-        self.err_msg = f"wendelin.core: error while {what}"
-        self.object = None
-
-
-# ---- asynchronous exceptions ----
-
-def _class_of(exc, ident):
-    """Return a class that gives exc when it is called.
-
-    An asynchronous exception is set as a class, and made when it is raised. So this is also
-    where we learn that the thread has seen it.
-    """
-    def __new__(cls, *args):
-        if failing.pop(ident, None) is not None:
-            with nogil:
-                pager_lock()
-                areas_reset_scrap()
-                pager_unlock()
-        return exc
-    return type(type(exc).__name__, (type(exc),), {"__new__": __new__, "failure": exc})
-
-
-cdef object failing_class(BigFileH fileh):
-    """Return the exception that is already on its way to this thread, or None."""
-    if not failing:
-        return None
-    cls = failing.get(addressee(fileh))
-    return None if cls is None else cls.failure
-
-
-cdef unsigned long addressee(BigFileH fileh):
-    """Return the thread to raise in: this one, or the handle's if Python does not know it."""
-    ident = threading.get_ident()
-    # A thread that Python does not know has a state only now, and runs no frame.
-    return ident if ident in sys._current_frames() else fileh.owner
-
-
-cdef int raise_later(BigFileH fileh, exc) except -1:
-    """Raise exc in this thread when it is back in Python code, and refuse changes till then."""
-    ident = addressee(fileh)
-    if exc not in fileh.failures:
-        fileh.failures.append(exc)
-        if fileh.fileh.announces and not isinstance(exc, DoomedError):
-            try:
-                fileh.first_change()
-            except Exception as e:
-                exc.add_note(f"(its transaction could not be told: {type(e).__name__}: {e})")
-    cls = failing.get(ident)
-    if cls is None:
-        cls = failing[ident] = _class_of(exc, ident)
-    # Again, if it was on its way already: another asynchronous exception may have replaced it.
-    set_async(ident, cls)
-    return 0
-
-
-cdef int set_async(unsigned long ident, cls) except -1:
-    if PyThreadState_SetAsyncExc(ident, <PyObject *>cls) == 0:
-        # The thread has no Python state to raise in: say it at least.
-        failing.pop(ident, None)
-        exc = cls()
-        sys.unraisablehook(_UnraisableArgs(exc, "raising in a thread that is gone"))
-    return 0
-
-
-cdef void wait_without_gil() noexcept nogil:
-    """page_set_ops: wait. With the pager lock held, and the GIL or not."""
-    cdef PyThreadState *state
-    if PyGILState_Check():
-        state = PyEval_SaveThread()
-        pthread_cond_wait(&pager_cond, &pager_mutex)
-        pager_unlock()
-        PyEval_RestoreThread(state)
-        pager_lock()
-    else:
-        pthread_cond_wait(&pager_cond, &pager_mutex)
 
 
 # ---- the classes ----
@@ -1005,12 +581,3 @@ def ram_reclaim():
 def ram_stat():
     """Return (limit, clean, dirty): page memory of this process [bytes]."""
     return ram_limit, ram_clean, ram_dirty
-
-
-def _at_exit():
-    """From now on a fault runs no Python: what is not in memory reads as zeros."""
-    page_set_exiting()
-
-
-page_set_ops(load_block, report, announce, wait_without_gil)
-atexit.register(_at_exit)

@@ -1,0 +1,15 @@
+"""See failure.pyx."""
+
+from libc.stdint cimport uint64_t
+
+from wendelin.bigfile.page cimport Failure
+
+cdef object load_error(file, uint64_t blk, e)
+cdef object failure(str what, Failure why, int err)
+cdef str describe(file)
+cdef int unraisable(exc, str what) except -1
+cdef int check_nested() except -1
+cdef int interrupt(exc) except -1
+cdef object failing_class(unsigned long owner)
+cdef unsigned long addressee(unsigned long owner)
+cdef int raise_in(unsigned long ident, exc) except -1

@@ -1,0 +1,166 @@
+"""Python exceptions of failures, and how a thread gets one that is in the middle of C code.
+
+An exception on its way
+-----------------------
+raise_in() sets it as asynchronous exception of the thread, which gets it when it is back in
+Python code. `failing` knows whose is on its way: such a thread is not made to wait for more loads,
+it gets scrap until it sees the exception.
+Scrap is shown by an area, not by a thread: another thread that reads the same VMA there, before
+the exception was seen, reads zeros and is told nothing but by the commit. Threads that have
+views of their own are each told.
+
+    nothing ── raise_in ──► failing ── the thread sees it ──► nothing       (_class_of)
+                               └────── a loader of its own sees it ──► nothing      (check_nested)
+
+This room knows why something failed. It does not know handles, nor the way from a fault into
+Python.
+
+Locking: the GIL; the pager lock only to reset scrap.
+"""
+
+import sys
+import threading
+
+from cpython.object cimport PyObject
+from libc.stdint cimport uint64_t
+from libc.string cimport strerror
+
+from wendelin.bigfile.mapping cimport areas_reset_scrap
+from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY_LIMIT, FORKED, NO_MAPPING, TOUCH_IN_LOAD,
+                                    WRITE_IN_WRITEOUT, Failure)
+from wendelin.bigfile.ram cimport pager_lock, pager_unlock, ram_dirty, ram_limit
+
+from wendelin.bigfile.errors import BlockLoadError, DoomedError, ForkError, PageMemoryError
+
+cdef extern from "Python.h":
+    int PyThreadState_SetAsyncExc(unsigned long thread, PyObject *exc) noexcept
+
+# thread ident -> the class that is on its way to it; protected by: the GIL
+cdef dict failing = {}
+
+
+# ---- the exception of a failure ----
+
+cdef object load_error(file, uint64_t blk, e):
+    try:
+        why = f"{type(e).__name__}: {e}"
+    except Exception:
+        why = type(e).__name__
+    exc = BlockLoadError(f"block {blk} of {describe(file)} cannot be loaded: {why}", file, blk)
+    exc.__cause__ = e
+    return exc
+
+
+cdef object failure(str what, Failure why, int err):
+    if why == DIRTY_LIMIT:
+        return PageMemoryError(
+            f"{what} cannot be changed: {ram_dirty} bytes of uncommitted changes are in memory, "
+            f"and the limit is {ram_limit}. Abort, then commit in smaller steps, or raise "
+            f"WENDELIN_CORE_RAM")
+    if why == FORKED:
+        return ForkError(f"{what} was mapped before fork(): arrays are not inherited. Open the "
+                         f"database anew in the child process")
+    if why == TOUCH_IN_LOAD:
+        return BlockLoadError(f"{what} cannot be loaded: its own loader touched it")
+    if why == BROKEN_FILE:
+        return BlockLoadError(f"{what} cannot be read from its file: {strerror(err).decode()}. The "
+                              f"disk failed, or the file was cut")
+    if why == WRITE_IN_WRITEOUT:
+        return DoomedError(f"{what} was changed by the thread that is storing it")
+    kind = "mapping" if why == NO_MAPPING else "memory"
+    return PageMemoryError(f"the system has no {kind} for {what}: {strerror(err).decode()}")
+
+
+cdef str describe(file):
+    try:
+        return repr(file)
+    except Exception:
+        return f"<{type(file).__name__}>"
+
+
+class _UnraisableArgs:
+    """What sys.unraisablehook wants, for an error in the reporting of errors."""
+
+    def __init__(self, exc, what):
+        self.exc_type = type(exc)
+        self.exc_value = exc
+        self.exc_traceback = exc.__traceback__
+        self.err_msg = f"wendelin.core: error while {what}"
+        self.object = None
+
+
+cdef int unraisable(exc, str what) except -1:
+    """Say an exception that nobody can be given."""
+    sys.unraisablehook(_UnraisableArgs(exc, what))
+    return 0
+
+
+# ---- asynchronous exceptions ----
+
+cdef int check_nested() except -1:
+    """Raise now what is on its way to this thread: a touch by the loader failed.
+
+    The loader has gone on over scrap; what it made of it must not become a page.
+    """
+    cdef unsigned long ident = threading.get_ident()
+    cls = failing.get(ident) if failing else None
+    if cls is not None:
+        PyThreadState_SetAsyncExc(ident, NULL)
+        raise cls()
+    return 0
+
+
+def _class_of(exc, ident):
+    """Return a class that gives exc when it is called.
+
+    An asynchronous exception is set as a class, and made when it is raised. So this is also
+    where we learn that the thread has seen it.
+    """
+    def __new__(cls, *args):
+        if failing.pop(ident, None) is not None:
+            with nogil:
+                pager_lock()
+                areas_reset_scrap()
+                pager_unlock()
+        return exc
+    return type(type(exc).__name__, (type(exc),), {"__new__": __new__, "failure": exc})
+
+
+cdef object failing_class(unsigned long owner):
+    """Return the exception that is already on its way to this thread, or None."""
+    if not failing:
+        return None
+    cls = failing.get(addressee(owner))
+    return None if cls is None else cls.failure
+
+
+cdef unsigned long addressee(unsigned long owner):
+    """Return the thread to raise in: this one, or the handle's owner if Python does not know it."""
+    ident = threading.get_ident()
+    # A thread that Python does not know has a state only now, and runs no frame.
+    return ident if ident in sys._current_frames() else owner
+
+
+cdef int raise_in(unsigned long ident, exc) except -1:
+    """Raise exc in a thread when it is back in Python code, or what is on its way to it already."""
+    cls = failing.get(ident)
+    if cls is None:
+        cls = failing[ident] = _class_of(exc, ident)
+    # Again, if it was on its way already: another asynchronous exception may have replaced it.
+    set_async(ident, cls)
+    return 0
+
+
+cdef int interrupt(exc) except -1:
+    """Raise exc, which is nobody's failure, in this thread when it is back in Python code."""
+    set_async(threading.get_ident(), _class_of(exc, None))
+    return 0
+
+
+cdef int set_async(unsigned long ident, cls) except -1:
+    if PyThreadState_SetAsyncExc(ident, <PyObject *>cls) == 0:
+        # The thread has no Python state to raise in: say it at least.
+        failing.pop(ident, None)
+        exc = cls()
+        sys.unraisablehook(_UnraisableArgs(exc, "raising in a thread that is gone"))
+    return 0

@@ -1,0 +1,4 @@
+"""See touch.pyx."""
+
+cdef bint page_touch(const char *addr, bint write) noexcept nogil
+cdef bint page_broken(const char *addr, bint write) noexcept nogil
