@@ -35,7 +35,10 @@ def memory_cgroup(limit):
         except OSError:
             continue
         try:
-            (group / name).write_text(str(limit))
+            with (group / name).open(
+                "r+"
+            ) as file:  # and make no plain file where that is no cgroup
+                file.write(str(limit))
         except OSError:
             group.rmdir()
             continue
