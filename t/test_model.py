@@ -134,6 +134,6 @@ class Model(RuleBasedStateMachine):
 
 
 Model.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=50, deadline=None, print_blob=True
+    max_examples=60, stateful_step_count=50, deadline=None, print_blob=True
 )
 TestModel = pytest.mark.filterwarnings("error")(Model.TestCase)
