@@ -33,13 +33,17 @@ class BlockTable:
     def __init__(self, load: Callable[[bytes], bytes]) -> None:
         self._load = load
         self._nodes: dict[bytes, Node] = {}
-        # _nodes has every node that what the owner depends on was found in
+        # oids of all nodes that were ever looked at: noted before they are loaded, so that a lookup
+        # in another thread cannot have gone through a node which changed() does not know
+        self._seen: set[bytes] = set()
+        # _seen has every node that what the owner depends on was found in
         self._complete = True
 
     def _get(self, oid: bytes) -> Node:
         nodes = self._nodes
         node = nodes.get(oid)
         if node is None:
+            self._seen.add(oid)
             node = read_node(self._load(oid), "LO")
             # into the dict we began with: drop() leaves that one behind
             nodes[oid] = node
@@ -99,9 +103,8 @@ class BlockTable:
 
         If so, the caller looks up again whatever it depends on.
         """
-        nodes = list(self._nodes.items())  # lookups in other threads add to it
-        kept = {oid: node for oid, node in nodes if oid not in oids}
-        maybe = len(kept) != len(nodes) or not self._complete
-        self._nodes = kept
+        maybe = not self._seen.isdisjoint(oids) or not self._complete
+        nodes = self._nodes.copy()  # atomic under the GIL: lookups in other threads add to it
+        self._nodes = {oid: node for oid, node in nodes.items() if oid not in oids}
         self._complete = True
         return maybe

@@ -275,13 +275,14 @@ class _ZFile(BigFile):
         if oids is None:
             self.table.drop()
             handle.invalidate_loading()
-            stale = set(self.made_of)
+            stale = set(self.made_of.copy())
         else:
             moved = self.table.changed(oids)
             handle.invalidate_loading()
-            stale = {blk for blk, oid in list(self.made_of.items()) if oid in oids}
-            parts = list(self.parts.items())
-            stale.update(blk for blk, some in parts if not oids.isdisjoint(some))
+            # copy() is atomic under the GIL; list() is not, as it may collect garbage
+            stale = {blk for blk, oid in self.made_of.copy().items() if oid in oids}
+            parts = self.parts.copy()
+            stale.update(blk for blk, some in parts.items() if not oids.isdisjoint(some))
             if moved:
                 stale.update(self._moved(stale))
         for blk in stale:
@@ -291,7 +292,7 @@ class _ZFile(BigFile):
 
     def _moved(self, known: set[int]) -> Iterable[int]:
         """Yield blocks in memory that the table has elsewhere now."""
-        for blk, oid in list(self.made_of.items()):
+        for blk, oid in self.made_of.copy().items():
             if blk not in known:
                 try:
                     now = self.lookup(blk)
@@ -443,6 +444,8 @@ class ZBigFileH(BigFileH):
             return False
         txn = conn.transaction_manager.get()
         if self._joined is not txn:
+            if txn.status is Status.COMMITTED and self.watch.let_others_end():
+                return False
             if txn.status is Status.COMMITTING:
                 raise TransactionError(
                     f"{self.zfile!r} cannot be changed by what runs in a commit: it is too late to "

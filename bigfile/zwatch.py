@@ -8,6 +8,7 @@ Locking: `_ended` is a leaf. Followers are called in the thread of the transacti
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -66,6 +67,7 @@ class Watch:
         storage.poll_invalidations = self.poll
         storage.store = self.store
         self._ender: int | None = None  # thread that ends a transaction; protected by: _ended
+        self._last_ender: int | None = None
         self._ended = threading.Condition()
         self._before_completion: Callable[[Any], None] = conn.beforeCompletion
         self._after_completion: Callable[[Any], None] = conn.afterCompletion
@@ -75,7 +77,7 @@ class Watch:
     def before_completion(self, txn: Any) -> None:
         """Be the Connection's beforeCompletion(): this thread commits, or aborts."""
         with self._ended:
-            self._ender = threading.get_ident()
+            self._ender = self._last_ender = threading.get_ident()
         for follower in list(self.followers):
             follower.join_at_last(txn)
         self._before_completion(txn)
@@ -100,6 +102,16 @@ class Watch:
             while self.ends():
                 self._ended.wait()
             return waited
+
+    def let_others_end(self) -> bool:
+        """Wait a little for another thread that has ended a transaction, but not told its manager.
+
+        Nobody is told when it has: after-commit hooks run in between. False: it is this thread.
+        """
+        if self._last_ender == threading.get_ident():
+            return False
+        time.sleep(0.001)
+        return True
 
     def store(self, oid: bytes, serial: bytes, data: Any, version: str, transaction: Any) -> Any:
         """Be the storage's store()."""

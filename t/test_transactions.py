@@ -302,6 +302,30 @@ def test_a_commit_may_not_change_what_it_commits(root, A):
     assert of(A) == FIRST
 
 
+def test_a_writer_waits_for_after_commit_hooks(root, A):
+    """Until they are done, the manager has the transaction that has ended."""
+    a = A[:]
+    started = threading.Event()
+    threads = []
+
+    def write():
+        started.set()
+        a[BLK] = 2
+
+    def hook(committed):
+        threads.append(in_thread(write))
+        assert started.wait(10)
+        threads[0][0].join(0.1)
+
+    a[0] = 1
+    transaction.get().addAfterCommitHook(hook)
+    transaction.commit()
+    threads[0][0].join(10)
+    assert threads[0][1] == [None]
+    transaction.abort()
+    assert (a[0], a[BLK]) == (1, FIRST[1])
+
+
 def test_changes_at_the_edge_of_commits_are_never_lost(A):
     """A thread changes, while another commits: each change is in a commit, or still to be."""
     stop = threading.Event()
