@@ -38,6 +38,7 @@ cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, int fd, lon
     noexcept nogil
 cdef int area_reset(Area *area) noexcept nogil
 cdef void areas_reset_scrap() noexcept nogil
+cdef void areas_before_fork() noexcept nogil
 cdef void areas_after_fork() noexcept nogil
 cdef Area *area_inherited(const char *addr) noexcept nogil
 

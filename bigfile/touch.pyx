@@ -24,7 +24,8 @@ from wendelin.bigfile.kernel cimport (MADV_POPULATE_READ, MADV_POPULATE_WRITE, M
                                       pthread_cond_init, pthread_self)
 from wendelin.bigfile.loading cimport fail, page_bring_in, page_load
 from wendelin.bigfile.mapping cimport (FILE, RO, RW, SINK, ZERO, Area, Kind, area_inherited,
-                                       area_kind, area_lookup, area_show, areas_after_fork)
+                                       area_kind, area_lookup, area_show, areas_after_fork,
+                                       areas_before_fork)
 from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, DIRTY_LIMIT, FILERANGE, FORKED, KNOWN,
                                     LOADED, LOADING, MEMFD, NO_MAPPING, NO_MEMORY, TOUCH_IN_LOAD,
                                     WRITE_IN_WRITEOUT, ZEROS, FileH, Page, fatal, fileh_release,
@@ -202,6 +203,7 @@ cdef bint page_broken(const char *addr, bint write) noexcept nogil:
 
 cdef void before_fork() noexcept nogil:
     pager_lock()
+    areas_before_fork()
 
 
 cdef void after_fork_in_parent() noexcept nogil:
