@@ -40,7 +40,9 @@ for what changed meanwhile, and that is where we listen (zwatch). Pages are drop
   memory whenever a node of the block table changed.
 
 Until the boundary that follows a commit its pages stay DIRTY to the pager, though stored: so
-they cannot be reclaimed, and be loaded again from a state which does not have them yet.
+they cannot be reclaimed, and be loaded again from a state which does not have them yet. They
+become clean when the table of before is forgotten: a thread that looks ahead at that moment would
+find holes in it where they are.
 
 Locking
 -------
@@ -102,6 +104,7 @@ log = logging.getLogger(__name__)
 ZBlk = ZBlk0  # the name in early databases
 
 _NEW = b"\0" * 8  # _p_serial of what is not in the database yet
+_UNSURE = b""  # in made_of: no object's oid, so the page is dropped at the next boundary
 
 
 class ZBigFile(LivePersistent):
@@ -163,7 +166,8 @@ class _ZFile(BigFile):
         self.conn = conn
         self.zblk_fmt = zblk_fmt
         self.table = BlockTable(self.load)
-        # What pages that are, or were, in memory were made of: blk -> oid, None for a hole;
+        # What pages that are, or were, in memory were made of: blk -> oid, None for a hole,
+        # _UNSURE where the table had two answers;
         self.made_of: dict[int, bytes | None] = {}
         # and of those that are made of more: blk -> oids.
         self.parts: dict[int, frozenset[bytes]] = {}
@@ -225,7 +229,11 @@ class _ZFile(BigFile):
             oids: dict[int, bytes | None] = dict.fromkeys(range(start, stop))
             if root is not None:
                 oids.update(self.table.between(root, start, stop))
-            self.made_of.update(oids)
+            for blk, oid in oids.items():
+                # What is in memory may be made of what was true before a boundary that comes
+                # about just now, of which we read the outcome already.
+                if self.made_of.setdefault(blk, oid) != oid:
+                    self.made_of[blk] = _UNSURE
         return self._where(oids)
 
     def _remember(self, blk: int) -> bytes | None:
@@ -255,37 +263,40 @@ class _ZFile(BigFile):
         """Say whether the files that pages are mapped from are the database's."""
         return all(zconn_has_open(self.conn, file) for file in self.mapped_from)
 
-    def follow(self, oids: list[bytes] | None, own: set[bytes]) -> None:
-        """Drop the pages that depend on what changed: see zwatch.Follower."""
-        if oids is None or not self.is_current():
+    def follow(self, oids: list[bytes] | None, own: set[bytes], handle: ZBigFileH) -> None:
+        """Let the handle's pages be of the new state: see zwatch.Follower."""
+        everything = oids is None or not self.is_current()
+        changed = own.union(oids or ())
+        # Other threads go on to load, and to look ahead. So the table is first, before any page is
+        # clean: who still asked the old one loads again, or what he found is ignored (epoch).
+        moved = False
+        if everything:
+            self.table.drop()
+        elif changed:
+            moved = self.table.changed(changed)
+        if everything or changed:
+            handle.invalidate_loading()
+        mine = handle.take_stored()
+        if everything:
             # Let go of the old file: of its descriptor after the last page that knows it.
             packed, self.mapped_from = self.mapped_from, set()
-            self.drop_changed(None)
+            self._drop(set(self.made_of.copy()), handle)
             packed.clear()
-        elif changed := own.union(oids):
-            self.drop_changed(changed)
+        elif changed:
+            self._drop(self._stale(changed.difference(mine).union(oids or ()), moved), handle)
 
-    def drop_changed(self, oids: set[bytes] | None) -> None:
-        """Drop the pages that depend on objects that changed; None: any may have."""
-        handle = self.handle() if self.handle is not None else None
-        if handle is None:
-            return
-        # Other threads go on to load. So the table is first: who still asked the old one is among
-        # those that load again.
-        if oids is None:
-            self.table.drop()
-            handle.invalidate_loading()
-            stale = set(self.made_of.copy())
-        else:
-            moved = self.table.changed(oids)
-            handle.invalidate_loading()
-            # copy() is atomic under the GIL; list() is not, as it may collect garbage
-            stale = {blk for blk, oid in self.made_of.copy().items() if oid in oids}
-            parts = self.parts.copy()
-            stale.update(blk for blk, some in parts.items() if not oids.isdisjoint(some))
-            if moved:
-                stale.update(self._moved(stale))
-        for blk in stale:
+    def _stale(self, oids: set[bytes], moved: bool) -> set[int]:
+        """Return the blocks that depend on objects, or are elsewhere in a table that moved."""
+        # copy() is atomic under the GIL; list() is not, as it may collect garbage
+        made_of, parts = self.made_of.copy(), self.parts.copy()
+        stale = {blk for blk, oid in made_of.items() if oid in oids or oid == _UNSURE}
+        stale.update(blk for blk, some in parts.items() if not oids.isdisjoint(some))
+        if moved:
+            stale.update(self._moved(stale))
+        return stale
+
+    def _drop(self, blks: set[int], handle: ZBigFileH) -> None:
+        for blk in blks:
             self.made_of.pop(blk, None)
             self.parts.pop(blk, None)
             handle.invalidate_page(blk)
@@ -315,10 +326,9 @@ class _ZFile(BigFile):
                 f"block {blk} of {self!r} was changed through two of its handles", zblk
             )
         change = Change(self._stored(zblk), buf)
+        self.table.not_asked()  # for this one: past the end nobody did when it was loaded
         if not change:
-            # past the end nobody asked when it was loaded
             self.made_of[blk] = None if zblk is None else zblk._p_oid
-            self.table.not_asked()
             return
         cls = format_for(self.zblk_fmt, change)
         # a ZBlk1 that is not regular gets other chunks, and stays
@@ -380,14 +390,12 @@ class _ZFile(BigFile):
         oids: dict[int, bytes | None] = {}
         for blk, zblk in handle.stored.items():
             before = self.parts.pop(blk, frozenset())
-            same = self.made_of.get(blk) == zblk._p_oid
+            same = self.made_of.get(blk) in (zblk._p_oid, _UNSURE)
             oids[blk] = self.made_of[blk] = zblk._p_oid
             parts = zblk.parts() | before if same else zblk.parts()
             if parts:
                 self.parts[blk] = parts
             zblk.release()
-        if oids:
-            self.table.not_asked()
         handle.stored.clear()
         handle.know(self._where(oids), epoch)
         mine = {oid for oid in oids.values() if oid is not None}
@@ -522,11 +530,15 @@ class ZBigFileH(BigFileH):
         """The Connection reads a new state of the database, which has what was committed."""
         if self._joined is None and self.failed:
             self.forget_failures()  # of touches while there was no transaction
-        if self._finished:
-            self._finished = False
-            self.dirty_writeout(WRITEOUT_MARKSTORED)
-            own = own - self.zfile.committed(self)
-        self.zfile.follow(oids, own)
+        self.zfile.follow(oids, own, self)
+
+    def take_stored(self) -> set[bytes]:
+        """Pages that were stored are clean. Return what they are made of."""
+        if not self._finished:
+            return set()
+        self._finished = False
+        self.dirty_writeout(WRITEOUT_MARKSTORED)
+        return self.zfile.committed(self)
 
     def join_at_last(self, txn: Any) -> None:
         """Join a transaction which is about to end, if the one that was joined is another.

@@ -123,6 +123,7 @@ cdef void fileh_mark_stored(FileH *fileh) noexcept nogil:
     cdef Page *page
     cdef Page *next
     pager_lock()
+    fileh.epoch += 1            # who looked before knows where they were
     page = fileh.dirty
     while page != NULL:
         next = page.dirty_next

@@ -751,7 +751,7 @@ def test_a_touch_while_the_changed_pages_are_looked_for(long, other, where, monk
     transaction.begin()
     a = long[:]
     file = long._fileh().zfile
-    file.drop_changed(None)
+    file.follow(None, set(), long._fileh())
     a[0]
     if where == "pages":
         file.made_of[0] = Touching(file.made_of[0])
@@ -841,3 +841,57 @@ def test_a_look_ahead_that_asked_the_table_of_before(long, other, reader):
         assert a[2000 * BLK] == value
         go.set()
         thread.join()
+
+
+def look_ahead(A):
+    """Do what a thread does that has loaded one of the first 20 blocks, to which others are near."""
+    handle = A._fileh()
+    epoch = handle.epoch()
+    handle.know(handle.zfile.mapahead(0, 20), epoch)
+
+
+def test_a_look_ahead_while_a_commit_becomes_clean_pages(root, A):
+    """It must not find holes where blocks were stored just now."""
+    a, file = A[:], A._fileh().zfile
+    assert a[::BLK].sum() == 0
+    committed = file.committed
+
+    def slow_committed(handle):
+        in_thread(lambda: look_ahead(A)).join()
+        return committed(handle)
+
+    a[3 * BLK :] = 7
+    file.committed = slow_committed
+    transaction.commit()
+    del file.committed
+    assert (a[3 * BLK :] == 7).all()
+    transaction.begin()
+    assert (a[3 * BLK :] == 7).all()
+
+
+def test_a_look_ahead_that_knows_before_we_do(root):
+    """What pages in memory are made of is not what it finds, after blocks became holes again."""
+    size = 16 * 4096  # so that they are mapped
+    root["M"] = M = ZBigArray((20 * size,), "u1", blksize=size)
+    transaction.commit()
+    a, file = M[:], M._fileh().zfile
+    other = Client(root)
+    other.root["M"][3 * size :] = 7
+    other.tm.commit()
+    transaction.begin()
+    assert (a[3 * size :] == 7).all()
+    db = root._p_jar.db()
+    db.undo(db.undoLog(0, 1)[0]["id"], other.tm.get())
+    other.tm.commit()
+    other.close()
+    changed = file.table.changed
+
+    def changed_and_a_look(oids):
+        moved = changed(oids)
+        in_thread(lambda: look_ahead(M)).join()
+        return moved
+
+    file.table.changed = changed_and_a_look
+    transaction.begin()
+    file.table.changed = changed
+    assert not a.any()
