@@ -27,6 +27,13 @@ def fill(root, fmt):
     return A
 
 
+def zeros(root):
+    """Return a committed array of 20 blocks of 4096 zeros."""
+    root["A"] = A = ZBigArray((20 * 4096,), "u1", blksize=4096)
+    transaction.commit()
+    return A
+
+
 class Client:
     """Another Connection of the same database, with its own transactions."""
 
@@ -34,8 +41,12 @@ class Client:
         self.tm = TransactionManager(explicit)
         self.conn = root._p_jar.db().open(self.tm, **kw)
 
+    @property
+    def root(self):
+        return self.conn.root()
+
     def __getitem__(self, name):
-        return self.conn.root()[name]
+        return self.root[name]
 
     def close(self):
         with suppress(NoTransaction):

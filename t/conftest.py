@@ -1,4 +1,6 @@
-"""What every test has: a database of the kind that runs, and a check that nothing leaks."""
+"""What tests have: a database of the kind that runs, an array in it, another client of that; and
+a check that nothing leaks.
+"""
 
 import os
 import platform
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import storages
 import transaction
+from clients import Client, fill
 
 from wendelin.bigfile import ram_reclaim
 from wendelin.lib.zodb import dbclose, dbopen
@@ -55,6 +58,29 @@ def testdb(tmp_path):
     db = TestDatabase(tmp_path)
     yield db
     db.stop()
+
+
+@pytest.fixture
+def root(testdb):
+    return testdb.open()
+
+
+@pytest.fixture(params=["ZBlk0", "ZBlk1", "auto"])
+def fmt(request):
+    return request.param
+
+
+@pytest.fixture
+def A(root, fmt):
+    return fill(root, fmt)
+
+
+@pytest.fixture
+def other(root, A):
+    """Return another client of the array, which has begun after it was committed."""
+    client = Client(root)
+    yield client
+    client.close()
 
 
 def resources():

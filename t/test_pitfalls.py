@@ -21,28 +21,6 @@ from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import DoomedError, ram_reclaim
 
 
-@pytest.fixture(params=["ZBlk0", "ZBlk1", "auto"])
-def fmt(request):
-    return request.param
-
-
-@pytest.fixture
-def root(testdb):
-    return testdb.open()
-
-
-@pytest.fixture
-def A(root, fmt):
-    return fill(root, fmt)
-
-
-@pytest.fixture
-def other(root, A):
-    client = Client(root)
-    yield client
-    client.close()
-
-
 @pytest.fixture
 def explicit(root, A):
     client = Client(root, explicit=True)

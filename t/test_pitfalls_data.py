@@ -24,29 +24,6 @@ from wendelin.bigfile import ram_reclaim
 from wendelin.bigfile.file_zodb import ZBigFile, ZData
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
 
-
-@pytest.fixture(params=["ZBlk0", "ZBlk1", "auto"])
-def fmt(request):
-    return request.param
-
-
-@pytest.fixture
-def root(testdb):
-    return testdb.open()
-
-
-@pytest.fixture
-def A(root, fmt):
-    return fill(root, fmt)
-
-
-@pytest.fixture
-def other(root, A):
-    client = Client(root)
-    yield client
-    client.close()
-
-
 # ---- memory ----
 
 
@@ -125,7 +102,7 @@ def test_37_what_was_past_the_end_does_not_come_back(root, A, testdb, between):
 @pytest.mark.parametrize("less", [[], ["_zblk_fmt"], ["_zblk_fmt", "_order"]])
 @pytest.mark.parametrize("more", [False, True])
 def test_38_states_of_other_versions(root, testdb, monkeypatch, less, more):
-    """Golden databases are read in test_file_zodb.py."""
+    """Golden databases are read in test_zblk.py."""
     A = fill(root, "ZBlk1")
     getstate = ZBigArray.__getstate__
 

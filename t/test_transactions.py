@@ -17,11 +17,6 @@ N = 8  # blocks
 
 
 @pytest.fixture
-def root(testdb):
-    return testdb.open()
-
-
-@pytest.fixture
 def A(root):
     """Return a committed array of N blocks: each has its number, and begins with 100 more."""
     root["A"] = A = ZBigArray((N * BLK,), "u1", blksize=BLK)

@@ -1,0 +1,194 @@
+"""Blocks as databases have them: of the existing system, of early ones, and what is none."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import transaction
+from BTrees.IOBTree import IOBTree
+from BTrees.LOBTree import LOBTree
+from clients import zeros
+from persistent import Persistent
+from ZODB.utils import get_pickle_metadata, load_current
+
+from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigfile import BlockLoadError
+from wendelin.bigfile.file_zodb import ZBlk0, ZBlk1
+from wendelin.lib.zodb import dbclose, dbopen
+
+DATA = Path(__file__).parent / "data"
+BLK = 4096  # block size of most arrays here [bytes]
+
+
+@pytest.fixture
+def A(root):
+    return zeros(root)
+
+
+def test_records_are_as_the_existing_system_has_them(root, A):
+    A[BLK] = 1
+    transaction.commit()
+    storage = root._p_jar.db().storage
+
+    def record(obj):
+        return get_pickle_metadata(load_current(storage, obj._p_oid)[0])
+
+    assert record(A) == ("wendelin.bigarray.array_zodb", "ZBigArray")
+    assert record(A.zfile) == ("wendelin.bigfile.file_zodb", "ZBigFile")
+    assert record(A.zfile.blktab) == ("BTrees.LOBTree", "LOBTree")
+    assert record(A.zfile.blktab[1]) == ("wendelin.bigfile.file_zodb", "ZBlk0")
+    attributes, slots = A.__getstate__()
+    assert attributes == {
+        "_dtype": np.dtype("u1"),
+        "_shape": (20 * BLK,),
+        "_order": "C",
+        "_stridev": (1,),
+    }
+    assert slots == {"zfile": A.zfile}
+    assert A.zfile.__getstate__() == (BLK, A.zfile.blktab)
+    assert type(A.zfile.blktab) is LOBTree
+
+
+@pytest.mark.parametrize(
+    "name", ["py37-0.13-1", "py310-2.0a4-1", "3.0-ZBlk0", "3.0-ZBlk1", "3.0-auto"]
+)
+@pytest.mark.parametrize("fmt", ["ZBlk0", "ZBlk1", "auto"])
+def test_databases_are_read_and_changed(name, fmt, tmp_path, monkeypatch):
+    monkeypatch.setenv("WENDELIN_CORE_ZBLK_FMT", fmt)
+    path = shutil.copy(DATA / f"{name}.fs", tmp_path)
+    root = dbopen(path)
+    with np.load(DATA / f"{name}.npz") as expected:
+        for n in expected.files:
+            a = root[n][:]
+            assert a.dtype == expected[n].dtype
+            assert a.tobytes("A") == expected[n].tobytes("A")
+            assert np.array_equal(a, expected[n])
+            # and can be changed
+            flat = a.reshape(-1, order=root[n]._order)
+            flat[0] = flat[-1]
+    transaction.commit()
+    dbclose(root)
+    root = dbopen(path)
+    with np.load(DATA / f"{name}.npz") as expected:
+        for n in expected.files:
+            e = expected[n].reshape(-1, order=root[n]._order).copy()
+            e[0] = e[-1]
+            assert root[n][:].tobytes("A") == e.tobytes()
+    dbclose(root)
+
+
+def chunks(A):
+    """Return {block: {offset: bytes}} of an array in ZBlk1."""
+    for zblk in A.zfile.blktab.values():
+        assert type(zblk) is ZBlk1
+        assert type(zblk.chunktab) is IOBTree
+    return {
+        blk: {start: bytes(chunk.__getstate__()) for start, chunk in zblk.chunktab.items()}
+        for blk, zblk in A.zfile.blktab.items()
+    }
+
+
+@pytest.mark.parametrize("name", ["py37-0.13-1", "py310-2.0a4-1"])
+def test_chunks_are_as_the_existing_system_has_them(name, tmp_path):
+    root = dbopen(shutil.copy(DATA / f"{name}.fs", tmp_path))
+    theirs = [n for n in root if n.endswith("_ZBlk1")]
+    assert len(theirs) == 5
+    for n in theirs:
+        A = root[n]
+        root["B"] = B = ZBigArray(A.shape, A.dtype, A._order, A.zfile.blksize, zblk_fmt="ZBlk1")
+        transaction.commit()
+        B[:] = A[:]
+        transaction.commit()
+        assert chunks(B) == chunks(A)
+    dbclose(root)
+
+
+@pytest.mark.parametrize("name", ["py2_pickle1", "py2_pickle2", "py2_pickle3", "py3_pickle3"])
+@pytest.mark.parametrize("align", [True, False])
+def test_early_databases_are_read(name, align, tmp_path):
+    path = shutil.copy(DATA / f"zblk-{name}.fs", tmp_path)
+    before = Path(path).read_bytes()
+    blksize = 2 << 20
+    block1, block3 = np.zeros(blksize, "u1"), np.zeros(blksize, "u1")
+    block1[: 16 << 10] = np.arange(4 << 10, dtype=">u4").view("u1")
+    block3[: 128 << 10] = np.arange(32 << 10, dtype=">u4").view("u1")
+    block3[-128 << 10 :] = block3[: 128 << 10][::-1]
+
+    root = dbopen(f"file://{path}?read_only=1&align={align}")
+    fileh = root["zbigf"].fileh_open()
+    view = np.asarray(fileh.mmap(0, 6)).reshape(6, blksize)
+    for blk, expected in {0: 0, 1: block1, 2: 0, 3: block3, 5: 0}.items():
+        assert np.array_equal(view[blk], np.broadcast_to(expected, blksize)), blk
+    dbclose(root)
+    assert Path(path).read_bytes() == before
+
+    # to see what refers to what ZODB would unpickle blocks, and fail at those of Python 2
+    root = dbopen(f"file://{path}?align={align}&pack_gc=0")
+    view = np.asarray(root["zbigf"].fileh_open().mmap(0, 6)).reshape(6, blksize)
+    view[3, 7] = view[1, 7] = view[0, 7] = 1
+    transaction.commit()
+    block3[7] = block1[7] = 1
+    storage = root._p_jar.db().storage
+    assert len(list(storage.iterator())) >= 2
+    root._p_jar.db().pack()
+    root._p_jar.sync()
+    assert np.array_equal(view[1], block1)
+    assert np.array_equal(view[3], block3)
+    dbclose(root)
+
+
+def test_a_format_that_is_not_there_is_refused_by_name(root, A, monkeypatch):
+    monkeypatch.setenv("WENDELIN_CORE_ZBLK_FMT", "ZBlk9")
+    A[0] = 1
+    with pytest.raises(ValueError, match=r"'ZBlk9'.*ZBlk0"):
+        transaction.commit()
+    transaction.abort()
+    assert A[0] == 0
+
+
+def test_a_foreign_object_in_the_block_table_is_refused_by_name(root, A):
+    from persistent.mapping import PersistentMapping
+
+    A.zfile.blktab[3] = PersistentMapping()
+    transaction.commit()
+    A._fileh().invalidate_page(3)
+    A._fileh().zfile.table.drop()
+    with pytest.raises(BlockLoadError, match=r"PersistentMapping.*no block format") as e:
+        A.read()
+    assert e.value.blk == 3
+
+
+class Foreign(Persistent):
+    """Not a block, though its state is bytes, as many as a block has."""
+
+    __module__ = "t_foreign"
+
+    def __getstate__(self):
+        return b"x" * BLK
+
+
+def test_a_foreign_object_of_bytes_is_not_mapped(root, A, monkeypatch):
+    monkeypatch.setitem(sys.modules, "t_foreign", sys.modules[__name__])
+    A.zfile.blktab[3] = Foreign()
+    transaction.commit()
+    A._fileh().invalidate_page(3)
+    A._fileh().zfile.table.drop()
+    with pytest.raises(BlockLoadError, match=r"Foreign.*no block format"):
+        A.read()
+
+
+def test_a_block_that_is_too_long_is_refused(root, A):
+    class Page:
+        takes_records = False
+
+        def page_buffer(self, blk):
+            return memoryview(b"1" * (BLK + 1))
+
+    A.zfile.blktab[0] = zblk = ZBlk0()
+    root._p_jar.add(zblk)
+    zblk.store_from(Page(), 0, None)
+    transaction.commit()
+    with pytest.raises(BlockLoadError, match=f"{BLK + 1} bytes, more than the block size"):
+        A.read()
