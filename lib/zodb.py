@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
-from importlib.metadata import entry_points
 from typing import Any
-from urllib.parse import parse_qsl, urlencode
 
 from persistent import Persistent
 from ZODB.DB import DB
 from ZODB.POSException import ConnectionStateError
 from ZODB.utils import p64, u64
-from zodburi import resolve_uri
-from zodburi.datatypes import convert_bytesize, convert_int
 
+from wendelin.lib.dburl import resolve
 from wendelin.lib.filestorage import AlignedFileStorage, Located, OpenFile
 
 __all__ = [
@@ -38,81 +33,9 @@ __all__ = [
 # ---- databases ----
 
 
-def _schemes() -> list[str]:
-    return sorted(ep.name for ep in entry_points(group="zodburi.resolvers"))
-
-
-def _resolve(url: str) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """Return (what makes the storage, arguments of DB)."""
-    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?", url)
-    if match is None or (match[2] is None and match[1] not in _schemes()):
-        return lambda: _file_storage(os.path.abspath(url)), {}
-    if match[1] == "file":
-        return _resolve_file(url)
-    if match[1] not in _schemes():
-        raise ValueError(
-            f"{url!r} is no database: it must be a path (test.fs), or a URL with one of the "
-            f"schemes {', '.join(_schemes())}"
-        )
-    try:
-        factory, arguments = resolve_uri(url)
-    except (KeyError, ValueError) as e:
-        raise ValueError(f"{url!r} is no right URL: {e}") from e
-    return factory, dict(arguments)
-
-
-#: options of file:// -> argument of the storage, and what makes its value
-_FILE_OPTIONS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "align": ("align", convert_int),
-    "blobstorage_dir": ("blob_dir", str),
-    "create": ("create", convert_int),
-    "pack_gc": ("pack_gc", convert_int),
-    "pack_keep_old": ("pack_keep_old", convert_int),
-    "quota": ("quota", convert_bytesize),
-    "read_only": ("read_only", convert_int),
-}
-
-
-def _resolve_file(url: str) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """Return what makes the storage of file://PATH?option=value&..., and arguments of DB."""
-    if not url.startswith("file://"):
-        raise ValueError(f"{url!r} is no right URL: it must begin with file://")
-    path, _, query = url.removeprefix("file://").partition("?")
-    options, others = {}, []
-    for name, value in parse_qsl(query, keep_blank_values=True):
-        if name in _FILE_OPTIONS:
-            argument, convert = _FILE_OPTIONS[name]
-            try:
-                options[argument] = convert(value)
-            except ValueError as e:
-                raise ValueError(f"{url!r}: {name} is {value!r}: {e}") from e
-        else:
-            others.append((name, value))
-    try:
-        # zodburi knows what is left: arguments of DB
-        _, arguments = resolve_uri(f"memory://?{urlencode(others)}")
-    except (KeyError, ValueError) as e:
-        known = ", ".join(_FILE_OPTIONS)
-        raise ValueError(f"{url!r} is no right URL: {e} (options of files: {known})") from e
-    return lambda: _file_storage(os.path.abspath(path), **options), dict(arguments)
-
-
-def _file_storage(path: str, **options: Any) -> AlignedFileStorage:
-    """Return the FileStorage of an absolute path.
-
-    What cannot be one is refused first: FileStorage would leave its lock and .tmp file behind.
-    """
-    folder = os.path.dirname(path)
-    if os.path.isdir(path):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    if not os.path.isdir(folder):
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
-    return AlignedFileStorage(path, **options)
-
-
 def dbstoropen(url: str | os.PathLike[str]) -> Any:
     """Return the storage of a path or URL; see dbopen()."""
-    return _resolve(os.fspath(url))[0]()
+    return resolve(os.fspath(url))[0]()
 
 
 def dbopen(url: str | os.PathLike[str]) -> Any:
@@ -139,7 +62,7 @@ def dbopen(url: str | os.PathLike[str]) -> Any:
     OSError
         The file cannot be opened.
     """
-    factory, arguments = _resolve(os.fspath(url))
+    factory, arguments = resolve(os.fspath(url))
     storage = factory()
     try:
         return DB(storage, **arguments).open().root()

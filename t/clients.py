@@ -87,5 +87,6 @@ def stored(storage):
     tid = storage.lastTransaction()
     transactions = storage.iterator(tid, tid)
     classes = sorted(get_pickle_metadata(record.data)[1] for record in next(transactions))
-    transactions.close()
+    if hasattr(transactions, "close"):  # that of a file
+        transactions.close()
     return classes

@@ -1,14 +1,23 @@
 """Databases for tests: one class a kind of storage, all with the same few methods.
 
-WENDELIN_CORE_TEST_DB says which kind: fs, or fscopy. zeo and neo are to come with their servers; a
-kind adds a class here and nothing elsewhere.
+WENDELIN_CORE_TEST_DB says which kind: fs, fscopy, zeo or neo; a kind adds a class here and nothing
+elsewhere. Servers are started for the first test that needs them, and stopped after the last one.
 """
 
+import atexit
 import os
+import shutil
+import tempfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Protocol
 
+import transaction
+from neocluster import Gateway, NeoCluster
+from servers import ZeoServer
+
 from wendelin.lib import fsalign
+from wendelin.lib.zodb import dbclose, dbopen
 
 
 class Database(Protocol):
@@ -43,11 +52,7 @@ class FileStorageDatabase:
 
     @classmethod
     def describe(cls) -> str:
-        from importlib.metadata import version
-
-        import ZODB
-
-        return f"file://{cls.options}: FileStorage of ZODB {version(ZODB.__name__)}"
+        return f"file://{cls.options}: FileStorage of ZODB {version('ZODB')}"
 
 
 class CopiedFileStorageDatabase(FileStorageDatabase):
@@ -56,9 +61,94 @@ class CopiedFileStorageDatabase(FileStorageDatabase):
     options = "?align=false"
 
 
+class ZeoDatabase:
+    """A storage of a runzeo process, which has many of them: a fresh one for each test."""
+
+    STORAGES = 50
+    server: ZeoServer | None = None
+    used = 0
+
+    def __init__(self, folder: Path) -> None:
+        cls = type(self)
+        if cls.server is None or cls.used == cls.STORAGES:
+            cls.stop_server()
+            cls.server = ZeoServer(tempfile.mkdtemp(prefix="zeo-"), cls.STORAGES)
+            atexit.register(cls.stop_server)
+            cls.server.start()
+        cls.used += 1
+        self.url = f"{cls.server.url}?storage={cls.used}"
+
+    def stop(self) -> None:
+        """The server goes on, for other tests."""
+
+    @classmethod
+    def stop_server(cls) -> None:
+        """Stop the server, and remove its files."""
+        if cls.server is not None:
+            cls.server.stop()
+            shutil.rmtree(cls.server.folder)
+            cls.server = None
+            cls.used = 0
+
+    @classmethod
+    def describe(cls) -> str:
+        return f"zeo://: runzeo of ZEO {version('ZEO')}, FileStorage of ZODB {version('ZODB')}"
+
+
+class NeoDatabase:
+    """A NEO cluster behind a gateway, one for all tests: each finds an empty root."""
+
+    STORAGES, REPLICAS = 2, 1
+    folder: Path | None = None
+    cluster: NeoCluster
+    gateway: Gateway
+
+    def __init__(self, folder: Path) -> None:
+        cls = type(self)
+        if cls.folder is None:
+            cls.start_servers()
+        self.url = cls.gateway.url
+        root = dbopen(self.url)
+        root.clear()
+        transaction.commit()
+        dbclose(root)
+
+    def stop(self) -> None:
+        """The cluster goes on, for other tests."""
+
+    @classmethod
+    def start_servers(cls) -> None:
+        """Start the cluster and the gateway."""
+        cls.folder = Path(tempfile.mkdtemp(prefix="neo-"))
+        atexit.register(cls.stop_servers)
+        cls.cluster = NeoCluster(cls.folder, cls.STORAGES, cls.REPLICAS)
+        cls.cluster.start()
+        cls.gateway = Gateway(cls.folder, cls.cluster.masters)
+        cls.gateway.start()
+
+    @classmethod
+    def stop_servers(cls) -> None:
+        """Stop them, and remove their files."""
+        if cls.folder is not None:
+            for server in "gateway", "cluster":
+                if hasattr(cls, server):
+                    getattr(cls, server).stop()
+            shutil.rmtree(cls.folder)
+            cls.folder = None
+
+    @classmethod
+    def describe(cls) -> str:
+        return (
+            f"neo: NEO 1.12.0 (Python 2.7): 1 master, {cls.STORAGES} storage nodes with SQLite, "
+            f"1 admin, replicas {cls.REPLICAS}; through a gateway of ZEO 5.4.1"
+        )
+
+
 KINDS: dict[str, type[Database]] = {
     "fs": FileStorageDatabase,
     "fscopy": CopiedFileStorageDatabase,
+    "zeo": ZeoDatabase,
+    "neo": NeoDatabase,
 }
 
 

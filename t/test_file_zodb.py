@@ -2,14 +2,13 @@
 
 import gc
 import io
-import os
 
 import numpy as np
 import pytest
 import transaction
-from clients import zeros
+from clients import stored, zeros
 from ZODB.POSException import ConnectionStateError
-from ZODB.utils import get_pickle_metadata, load_current
+from ZODB.utils import load_current
 from zodbpickle.pickle import Unpickler
 
 from wendelin.bigarray.array_zodb import ZBigArray
@@ -143,7 +142,8 @@ def test_a_commit_that_fails_leaves_nothing_behind(root, A, phase):
     a = A[:]
     a[0] = 1
     transaction.commit()
-    size = os.path.getsize(root._p_jar.db().storage.getName())
+    storage = root._p_jar.db().storage
+    size = storage.getSize()
     a[:BLK] = 7
     a[5 * BLK] = 7
     A.append([7, 7])
@@ -155,7 +155,7 @@ def test_a_commit_that_fails_leaves_nothing_behind(root, A, phase):
     assert a.sum() == 1
     assert A.shape == (20 * BLK,)
     assert "x" not in root
-    assert os.path.getsize(root._p_jar.db().storage.getName()) == size
+    assert storage.getSize() == size
     # and the next one works
     a[5 * BLK] = 8
     transaction.commit()
@@ -199,25 +199,16 @@ def test_only_what_changed_is_stored(root, A):
     a[:] = 1
     transaction.commit()
 
-    def stored():
-        """Return the classes of what the last transaction stored."""
-        tid = storage.lastTransaction()
-        transactions = storage.iterator(tid, tid)
-        last = next(transactions)
-        classes = sorted(get_pickle_metadata(record.data)[1] for record in last)
-        transactions.close()
-        return classes
-
     a[3 * BLK] = a[7 * BLK] = 2
     transaction.commit()
-    assert stored() == ["ZBlk0", "ZBlk0"]
+    assert stored(storage) == ["ZBlk0", "ZBlk0"]
     # equal bytes are not stored again
     tid = storage.lastTransaction()
     a[3 * BLK] = 1
     a[3 * BLK] = 2
     a[7 * BLK] = 3
     transaction.commit()
-    assert stored() == ["ZBlk0"]
+    assert stored(storage) == ["ZBlk0"]
     # holes stay holes
     A.resize(40 * BLK)
     A[30 * BLK :] = 0

@@ -1,0 +1,275 @@
+"""What makes the storage of a database: by its path, or by its URL.
+
+It knows schemes and their options, and no databases: what opens one is in wendelin.lib.zodb. Files
+and ZEO servers get storages of ours (filestorage, zeoclient); what else zodburi knows, it resolves.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import ssl
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from importlib.metadata import entry_points
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+
+from zodburi import resolve_uri
+from zodburi.datatypes import convert_bytesize, convert_int
+
+from wendelin.lib.filestorage import AlignedFileStorage
+
+__all__ = ["resolve"]
+
+Factory = Callable[[], Any]
+_Option = tuple[str, Callable[[str], Any]]
+
+#: options of file:// -> argument of the storage, and what makes its value
+_FILE_OPTIONS: dict[str, _Option] = {
+    "align": ("align", convert_int),
+    "blobstorage_dir": ("blob_dir", str),
+    "create": ("create", convert_int),
+    "pack_gc": ("pack_gc", convert_int),
+    "pack_keep_old": ("pack_keep_old", convert_int),
+    "quota": ("quota", convert_bytesize),
+    "read_only": ("read_only", convert_int),
+}
+
+#: the same of zeo://
+_ZEO_OPTIONS: dict[str, _Option] = {
+    "storage": ("storage", str),
+    "name": ("name", str),
+    "client_label": ("client_label", str),
+    "read_only": ("read_only", convert_int),
+    "read_only_fallback": ("read_only_fallback", convert_int),
+    "wait": ("wait", convert_int),
+    "wait_timeout": ("wait_timeout", convert_int),
+    "server_sync": ("server_sync", convert_int),
+    "cache_size": ("cache_size", convert_bytesize),
+    "client": ("client", str),
+    "var": ("var", str),
+    "blob_dir": ("blob_dir", str),
+    "shared_blob_dir": ("shared_blob_dir", convert_int),
+    "blob_cache_size": ("blob_cache_size", convert_bytesize),
+    "blob_cache_size_check": ("blob_cache_size_check", convert_int),
+    "ca": ("ca", str),
+    "cert": ("cert", str),
+    "key": ("key", str),
+    "server_hostname": ("server_hostname", str),
+}
+
+_ZEO_PORT = 9991  # as zodburi has it
+_NEO = ("neo", "neos")
+_WAIT = 30  # for a server that is not there, if the URL says nothing [s]
+
+
+def _schemes() -> set[str]:
+    return {ep.name for ep in entry_points(group="zodburi.resolvers")}
+
+
+def resolve(url: str) -> tuple[Factory, dict[str, Any]]:
+    """Return what makes the storage of a path or URL, and arguments of DB.
+
+    Raises
+    ------
+    ValueError
+        The scheme is unknown, or the URL is wrong.
+    """
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?", url)
+    scheme = match[1] if match is not None else ""
+    if match is None or (match[2] is None and scheme not in _schemes()):
+        return lambda: _file_storage(os.path.abspath(url)), {}
+    if scheme == "file":
+        return _resolve_file(url)
+    if scheme == "zeo":
+        return _resolve_zeo(url)
+    if scheme in _NEO:
+        return _resolve_neo(url, scheme)
+    if scheme not in _schemes():
+        known = ", ".join(sorted(_schemes().union(_NEO)))
+        raise ValueError(
+            f"{url!r} is no database: it must be a path (test.fs), or a URL with one of the "
+            f"schemes {known}"
+        )
+    return _resolve_other(url)
+
+
+def _resolve_other(url: str, shown: str = "") -> tuple[Factory, dict[str, Any]]:
+    try:
+        factory, arguments = resolve_uri(url)
+    except (KeyError, ValueError) as e:
+        raise ValueError(f"{shown or url!r} is no right URL: {e}") from e
+    return factory, dict(arguments)
+
+
+def _options(
+    url: str, query: str, known: dict[str, _Option]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return arguments of the storage, and of DB, that the query of a URL gives."""
+    options, others = {}, []
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name in known:
+            argument, convert = known[name]
+            try:
+                options[argument] = convert(value)
+            except ValueError as e:
+                raise ValueError(f"{url!r}: {name} is {value!r}: {e}") from e
+        else:
+            others.append((name, value))
+    try:
+        # zodburi knows what is left: arguments of DB
+        _, arguments = resolve_uri(f"memory://?{urlencode(others)}")
+    except (KeyError, ValueError) as e:
+        raise ValueError(f"{url!r} is no right URL: {e} (options: {', '.join(known)})") from e
+    return options, dict(arguments)
+
+
+# ---- files ----
+
+
+def _resolve_file(url: str) -> tuple[Factory, dict[str, Any]]:
+    """Of file://PATH?option=value&..."""
+    if not url.startswith("file://"):
+        raise ValueError(f"{url!r} is no right URL: it must begin with file://")
+    path, _, query = url.removeprefix("file://").partition("?")
+    options, arguments = _options(url, query, _FILE_OPTIONS)
+    return lambda: _file_storage(os.path.abspath(path), **options), arguments
+
+
+def _file_storage(path: str, **options: Any) -> AlignedFileStorage:
+    """Return the FileStorage of an absolute path.
+
+    What cannot be one is refused first: FileStorage would leave its lock and .tmp file behind.
+    """
+    folder = os.path.dirname(path)
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
+    return AlignedFileStorage(path, **options)
+
+
+# ---- ZEO ----
+
+
+def _resolve_zeo(url: str) -> tuple[Factory, dict[str, Any]]:
+    """Of zeo://HOST:PORT?..., or zeo:///SOCKET?..."""
+    parts = urlsplit(url)
+    options, arguments = _options(url, parts.query, _ZEO_OPTIONS)
+    address = _zeo_address(url, parts)
+    tls = {name: options.pop(name) for name in ("ca", "cert", "key") if name in options}
+    hostname = options.pop("server_hostname", None)
+    if tls or hostname:
+        if "key" in tls and "cert" not in tls:
+            raise ValueError(f"{url!r}: key is given, and no cert, which it is the key of")
+        if isinstance(address, tuple):
+            hostname = hostname or address[0]
+        options.update(ssl_server_hostname=hostname)
+
+    def make() -> Any:
+        from wendelin.lib.zeoclient import ZEOClient
+
+        if tls or hostname:
+            options["ssl"] = _tls(**tls)
+        return ZEOClient(address, **options)
+
+    return make, arguments
+
+
+def _zeo_address(url: str, parts: SplitResult) -> str | tuple[str, int]:
+    if not parts.netloc:
+        if parts.path in ("", "/"):
+            raise ValueError(f"{url!r} names no server: zeo://HOST:PORT, or zeo:///PATH/OF/SOCKET")
+        return os.path.normpath(parts.path)
+    try:
+        port = parts.port
+    except ValueError as e:
+        raise ValueError(f"{url!r} is no right URL: {e}") from e
+    if parts.path not in ("", "/"):
+        raise ValueError(
+            f"{url!r} is no right URL: {parts.path!r} follows the address; a storage is "
+            f"named by ?storage={parts.path[1:]}"
+        )
+    return parts.hostname or "", _ZEO_PORT if port is None else port
+
+
+def _tls(ca: str | None = None, cert: str | None = None, key: str | None = None) -> ssl.SSLContext:
+    """Return what a TLS connection is made with: files, in PEM."""
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca)
+    if cert is not None:
+        context.load_cert_chain(cert, key)
+    return context
+
+
+# ---- NEO ----
+
+
+def _resolve_neo(url: str, scheme: str) -> tuple[Factory, dict[str, Any]]:
+    """Of neo://NAME@MASTER:PORT,...: by the resolver that a neoppod registers.
+
+    Its client asks for a master that is not there, or that speaks another protocol, for ever; so
+    it is left behind after wait_timeout.
+    """
+    if scheme not in _schemes():
+        raise ValueError(
+            f"{url!r} cannot be opened: no NEO client for this Python is installed. Either install "
+            f"a neoppod that runs on Python 3 (its releases up to 1.12 do not); or run a ZEO "
+            f"gateway next to the cluster, and open zeo://HOST:PORT (docs/cluster.md says how)"
+        )
+    base, _, query = url.partition("?")
+    wait = float(_WAIT)
+    others = []
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name != "wait_timeout":
+            others.append((name, value))
+            continue
+        try:
+            wait = float(value)
+        except ValueError as e:
+            raise ValueError(f"{url!r}: wait_timeout is {value!r}: it must be seconds") from e
+    factory, arguments = _resolve_other(
+        f"{base}?{urlencode(others)}" if others else base, repr(url)
+    )
+    return lambda: _within(wait, factory, base), arguments
+
+
+def _within(seconds: float, factory: Factory, what: str) -> Any:
+    """Return what a factory makes.
+
+    Raises
+    ------
+    TimeoutError
+        It takes longer.
+    """
+    opened: Future[Any] = Future()
+
+    def make() -> None:
+        try:
+            storage = factory()
+            if hasattr(storage, "sync"):
+                storage.sync()  # some connect only when they are asked for something
+        except BaseException as e:
+            if not opened.cancelled():
+                opened.set_exception(e)
+            return
+        if opened.set_running_or_notify_cancel():
+            opened.set_result(storage)
+        else:
+            storage.close()
+
+    threading.Thread(target=make, daemon=True, name=f"opens {what}").start()
+    try:
+        return opened.result(seconds)
+    except TimeoutError:
+        if not opened.cancel():
+            return opened.result()
+        raise TimeoutError(
+            errno.ETIMEDOUT,
+            f"{what} did not answer within {seconds:g} s (wait_timeout). Is a master there, is it "
+            f"the cluster of that name, and of the same NEO as the client that is installed? "
+            f"Masters of 1.12 and earlier do not understand newer clients: use a gateway "
+            f"(docs/cluster.md)",
+        ) from None
