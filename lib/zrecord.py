@@ -92,12 +92,20 @@ def _class_name(cls: object) -> str:
     if isinstance(cls, _Global):
         return cls.name
     if isinstance(cls, tuple) and cls:
-        # (class, args), or in old databases ((module, name), args)
+        # (class, args), or in old databases ((module, name), args); or (module, name), in what a
+        # server resolved that has not got the class
         head = cls[0]
         if isinstance(head, tuple) and len(head) == 2:
-            return f"{head[0]}.{head[1]}"
+            return ".".join(_text(x) for x in head)
+        if isinstance(head, str | bytes) and len(cls) == 2:
+            return ".".join(_text(x) for x in cls)
         return _class_name(head)
     raise RecordError(f"a record without a class: {cls!r}")
+
+
+def _text(name: object) -> str:
+    """Return a name that may be of Python 2."""
+    return name.decode("ascii", "replace") if isinstance(name, bytes) else str(name)
 
 
 def as_bytes(state: object) -> bytes:

@@ -23,6 +23,29 @@ def pytest_report_header(config):
     ]
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "database: opens databases of the kind that runs")
+    config.addinivalue_line("markers", "formats: chooses formats of blocks itself")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out, over the network, what has run with a file and would do the same again.
+
+    What opens no database of the kind that runs; and, in the environments of a format, what
+    chooses its format itself.
+    """
+    if not storages.kind().has_server:
+        return
+    again = os.environ.get("WENDELIN_CORE_ZBLK_FMT", "ZBlk0") != "ZBlk0"
+    keep, leave = [], []
+    for item in items:
+        opens = "testdb" in item.fixturenames or item.get_closest_marker("database")
+        same = again and ("fmt" in item.fixturenames or item.get_closest_marker("formats"))
+        (keep if opens and not same else leave).append(item)
+    items[:] = keep
+    config.hook.pytest_deselected(items=leave)
+
+
 class TestDatabase:
     """A database, and the roots that a test opened of it."""
 

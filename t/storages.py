@@ -24,6 +24,7 @@ class Database(Protocol):
     """A database of its own for one test, with whatever has to run for it."""
 
     url: str  # for dbopen(), by any number of clients
+    has_server: bool
 
     def __init__(self, folder: Path) -> None:
         """Start what has to run; data goes to the folder."""
@@ -40,6 +41,7 @@ class FileStorageDatabase:
     """A file, out of which blocks are mapped, small as they are here. One client at a time."""
 
     options = ""
+    has_server = False
 
     def __init__(self, folder: Path) -> None:
         self.url = f"file://{folder}/test.fs{self.options}"
@@ -64,6 +66,7 @@ class CopiedFileStorageDatabase(FileStorageDatabase):
 class ZeoDatabase:
     """A storage of a runzeo process, which has many of them: a fresh one for each test."""
 
+    has_server = True
     STORAGES = 50
     server: ZeoServer | None = None
     used = 0
@@ -98,6 +101,7 @@ class ZeoDatabase:
 class NeoDatabase:
     """A NEO cluster behind a gateway, one for all tests: each finds an empty root."""
 
+    has_server = True
     STORAGES, REPLICAS = 2, 1
     folder: Path | None = None
     cluster: NeoCluster

@@ -204,6 +204,8 @@ class Isolation(RuleBasedStateMachine):
 
     # ---- the database ----
 
+    # NEO 1.12: a storage node ends with an AssertionError at an undo, after some sequences
+    @precondition(lambda self: storages.kind() is not storages.NeoDatabase)
     @precondition(lambda self: len(self.versions) - 1 > self.packed)
     @rule()
     def undo(self):
@@ -278,4 +280,6 @@ Isolation.TestCase.settings = settings(
     print_blob=True,
     suppress_health_check=list(HealthCheck),
 )
-TestIsolation = pytest.mark.filterwarnings("error")(Isolation.TestCase)
+TestIsolation = pytest.mark.filterwarnings("error")(
+    pytest.mark.database(pytest.mark.formats(Isolation.TestCase))
+)

@@ -1,5 +1,6 @@
 """Blocks as databases have them: of the existing system, of early ones, and what is none."""
 
+import io
 import shutil
 import sys
 from pathlib import Path
@@ -12,10 +13,13 @@ from BTrees.LOBTree import LOBTree
 from clients import zeros
 from persistent import Persistent
 from ZODB.utils import get_pickle_metadata, load_current
+from zodbpickle import binary
+from zodbpickle.pickle import Pickler
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError
 from wendelin.bigfile.file_zodb import ZBlk0, ZBlk1
+from wendelin.lib import zrecord
 from wendelin.lib.zodb import dbclose, dbopen
 
 DATA = Path(__file__).parent / "data"
@@ -192,3 +196,16 @@ def test_a_block_that_is_too_long_is_refused(root, A):
     transaction.commit()
     with pytest.raises(BlockLoadError, match=f"{BLK + 1} bytes, more than the block size"):
         A.read()
+
+
+@pytest.mark.parametrize("name", [("a.module", "Class"), (b"a.module", b"Class")])
+def test_references_by_servers_that_have_not_got_the_class(name):
+    """They resolve conflicts of block tables, and write what classes are called."""
+    file = io.BytesIO()
+    pickler = Pickler(file, 3)
+    oid = b"\0" * 7 + b"\5"
+    pickler.persistent_id = lambda obj: (binary(oid), name) if obj is pickler else None
+    pickler.dump((LOBTree, None))
+    pickler.dump(((((7, pickler),),),))
+    expected = ((((7, zrecord.Ref(oid, "a.module.Class")),),),)
+    assert zrecord.state_of(file.getvalue()) == expected
