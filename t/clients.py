@@ -27,9 +27,9 @@ def fill(root, fmt):
     return A
 
 
-def zeros(root):
+def zeros(root, fmt=None):
     """Return a committed array of 20 blocks of 4096 zeros."""
-    root["A"] = A = ZBigArray((20 * 4096,), "u1", blksize=4096)
+    root["A"] = A = ZBigArray((20 * 4096,), "u1", blksize=4096, zblk_fmt=fmt)
     transaction.commit()
     return A
 

@@ -103,6 +103,7 @@ def test_37_what_was_past_the_end_does_not_come_back(root, A, testdb, between):
 @pytest.mark.parametrize("more", [False, True])
 def test_38_states_of_other_versions(root, testdb, monkeypatch, less, more):
     """Golden databases are read in test_zblk.py."""
+    monkeypatch.delenv("WENDELIN_CORE_ZBLK_FMT", raising=False)
     A = fill(root, "ZBlk1")
     getstate = ZBigArray.__getstate__
 

@@ -31,7 +31,8 @@ def A(root):
     return zeros(root)
 
 
-def test_records_are_as_the_existing_system_has_them(root, A):
+def test_records_are_as_the_existing_system_has_them(root):
+    A = zeros(root, "ZBlk0")
     A[BLK] = 1
     transaction.commit()
     storage = root._p_jar.db().storage
@@ -44,6 +45,7 @@ def test_records_are_as_the_existing_system_has_them(root, A):
     assert record(A.zfile.blktab) == ("BTrees.LOBTree", "LOBTree")
     assert record(A.zfile.blktab[1]) == ("wendelin.bigfile.file_zodb", "ZBlk0")
     attributes, slots = A.__getstate__()
+    assert attributes.pop("_zblk_fmt") == "ZBlk0"  # ours, where it is given
     assert attributes == {
         "_dtype": np.dtype("u1"),
         "_shape": (20 * BLK,),
