@@ -93,6 +93,7 @@ from wendelin.lib.fsalign import ALIGNMENT
 from wendelin.lib.zodb import (
     LivePersistent,
     zconn_has_open,
+    zconn_is_remote,
     zconn_load_all,
     zconn_locate,
 )
@@ -174,7 +175,7 @@ class _ZFile(BigFile):
         # Files that pages may be mapped from: they stay open as long as the handle lives.
         self.mapped_from: set[OpenFile] = set()
         self.handle: weakref.ref[ZBigFileH] | None = None
-        self.ahead = ReadAhead(zfile.blksize)
+        self.ahead = ReadAhead(zfile.blksize, zconn_is_remote(conn))
 
     def __repr__(self) -> str:
         oid = self.zfile._p_oid

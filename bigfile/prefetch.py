@@ -19,8 +19,10 @@ from wendelin.bigfile.virtmem import BigFileH, ram_stat
 
 __all__ = ["ReadAhead", "prefetch"]
 
-THREADS = 2
+THREADS = 2  # for a storage on this machine, where they mostly wait for the GIL
+REMOTE_THREADS = 8  # for one that is asked over a network: so many requests are under way
 AHEAD_BYTES = 16 << 20  # that a sequential reader is ahead of itself, at most
+REMOTE_AHEAD_BYTES = 32 << 20
 
 _here = threading.local()  # .loads_ahead: this thread is one of the pool
 
@@ -31,7 +33,7 @@ def _begin() -> None:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(THREADS, "wendelin.core-prefetch", _begin)
+    return ThreadPoolExecutor(REMOTE_THREADS, "wendelin.core-prefetch", _begin)
 
 
 os.register_at_fork(after_in_child=_pool.cache_clear)  # its threads stay in the parent
@@ -55,20 +57,22 @@ def _load_next(
         _pool().submit(_load_next, owner, handle, pages)
 
 
-def prefetch(owner: object, fileh: BigFileH, first: int, n: int) -> None:
+def prefetch(owner: object, fileh: BigFileH, first: int, n: int, threads: int = THREADS) -> None:
     """Start loading pages [first, first + n), for as long as the owner lives, and do not wait."""
     pages = iter(range(first, first + n))
     with suppress(RuntimeError):
-        for _ in range(min(n, THREADS)):
+        for _ in range(min(n, threads)):
             _pool().submit(_load_next, weakref.ref(owner), weakref.ref(fileh), pages)
 
 
 class ReadAhead:
     """Sees who reads block after block, and loads what comes next meanwhile."""
 
-    def __init__(self, blksize: int) -> None:
+    def __init__(self, blksize: int, remote: bool) -> None:
+        self._threads = REMOTE_THREADS if remote else THREADS
         limit, _, _ = ram_stat()
-        self._most = max(1, min(AHEAD_BYTES, limit // 16) // blksize)
+        most = REMOTE_AHEAD_BYTES if remote else AHEAD_BYTES
+        self._most = max(1, min(most, limit // 16) // blksize)
         self._next = 0  # the block that a sequential reader will load itself, next
 
     def loading(self, fileh: BigFileH, blk: int) -> None:
@@ -79,4 +83,4 @@ class ReadAhead:
         self._next = blk + 1
         if sequential:
             self._next += self._most
-            prefetch(fileh, fileh, blk + 1, self._most)
+            prefetch(fileh, fileh, blk + 1, self._most, self._threads)

@@ -21,6 +21,7 @@ from zodburi import resolve_uri
 from zodburi.datatypes import convert_bytesize, convert_int
 
 from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.lib.zeoclient import ZEOClient
 
 __all__ = ["resolve"]
 
@@ -170,8 +171,6 @@ def _resolve_zeo(url: str) -> tuple[Factory, dict[str, Any]]:
         options.update(ssl_server_hostname=hostname)
 
     def make() -> Any:
-        from wendelin.lib.zeoclient import ZEOClient
-
         if tls or hostname:
             options["ssl"] = _tls(**tls)
         return ZEOClient(address, **options)

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from persistent import Persistent
 from ZODB.DB import DB
+from ZODB.DemoStorage import DemoStorage
+from ZODB.FileStorage import FileStorage
+from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import ConnectionStateError
 from ZODB.utils import p64, u64
 
 from wendelin.lib.dburl import resolve
 from wendelin.lib.filestorage import AlignedFileStorage, Located, OpenFile
+from wendelin.lib.zeoclient import ZEOClient
 
 __all__ = [
     "LivePersistent",
@@ -24,6 +30,7 @@ __all__ = [
     "deactivate_btree",
     "zconn_at",
     "zconn_has_open",
+    "zconn_is_remote",
     "zconn_load_all",
     "zconn_locate",
     "zconn_takes_bytes_records",
@@ -196,9 +203,35 @@ def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:
     Safe in any thread. What was changed in the Connection, and is not committed, is not seen.
     """
     storage = conn._normal_storage
-    if len(oids) > 1 and hasattr(storage, "prefetch"):
-        storage.prefetch(oids)
-    return [bytes(storage.load(oid)[0]) for oid in oids]
+    if len(oids) == 1 or not zconn_is_remote(conn):
+        return [bytes(storage.load(oid)[0]) for oid in oids]
+    before = _before(conn)
+    client = getattr(storage, "_storage", None)
+    if before is None or not isinstance(client, ZEOClient):
+        return [bytes(data) for data, _ in _pool().map(storage.load, oids)]
+    found = client.load_all(oids, before)
+    # load() says why it is not there
+    return [
+        bytes(record[0] if record is not None else storage.load(oid)[0])
+        for oid, record in zip(oids, found, strict=True)
+    ]
+
+
+def zconn_is_remote(conn: Any) -> bool:
+    """Say whether who asks the storage of a Connection for an object waits for others."""
+    storage = conn._normal_storage
+    while (inner := getattr(storage, "_storage", None)) is not None:
+        storage = inner
+    return not isinstance(storage, FileStorage | MappingStorage | DemoStorage)
+
+
+@cache
+def _pool() -> ThreadPoolExecutor:
+    """Return the threads that ask storages which are asked for one object at a time."""
+    return ThreadPoolExecutor(16, "wendelin.core-load")
+
+
+os.register_at_fork(after_in_child=_pool.cache_clear)  # its threads stay in the parent
 
 
 def zconn_has_open(conn: Any, file: OpenFile) -> bool:

@@ -33,7 +33,7 @@ from ZEO import StorageServer
 from ZEO.asyncio import marshal, server
 from ZODB.POSException import ConflictError
 
-THREADS = 8  # that load
+THREADS = 4  # that load
 
 if sys.version_info[0] != 2:
     sys.exit("gateway.py is run by Python 2.7, as NEO 1.12 is: see neo-gateway")
@@ -186,5 +186,7 @@ StorageServer.ZEOStorage.loadBefore = loadBefore
 
 if __name__ == "__main__":
     from ZEO import runzeo
+
+    sys.setcheckinterval(1000)  # threads of Python 2 take the lock from each other too often
 
     runzeo.main(["-C", sys.argv[1]])
