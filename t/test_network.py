@@ -1,0 +1,135 @@
+"""Databases of servers: what a client sees of others, how much it asks at once, several processes.
+
+What happens when servers fail is in test_servers_fail.py.
+"""
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import storages
+import transaction
+from clients import BLK, FIRST, fill
+from persistent.mapping import PersistentMapping
+from ZODB.DB import DB
+from ZODB.MappingStorage import MappingStorage
+from ZODB.POSException import POSKeyError
+
+from wendelin.lib.zeoclient import ZEOClient
+from wendelin.lib.zodb import zconn_load_all
+
+served = pytest.mark.skipif(not storages.kind().has_server, reason="a file has one client")
+
+
+@served
+def test_a_transaction_begins_with_all_that_was_committed(testdb):
+    """By any client: there is nothing to wait for."""
+    one, other = testdb.open(), testdb.open()
+    assert one._p_jar.db() is not other._p_jar.db()
+    tm = transaction.TransactionManager()
+    conn = other._p_jar.db().open(tm)
+    one["A"] = A = fill(one, "ZBlk0")
+    for value in range(100):
+        A[5] = value
+        transaction.commit()
+        tm.begin()
+        assert conn.root()["A"][5] == value
+    tm.abort()
+    conn.close()
+
+
+@served
+def test_a_cluster_of_processes(testdb):
+    program = Path(sys.executable).with_name("demo-cluster")
+    done = subprocess.run(
+        [program, "--seconds=4", testdb.url], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "nothing lost" in done.stdout
+    counts = [int(word) for word in done.stdout.split() if word.isdecimal()]
+    assert min(counts[:3]) > 0, done.stdout
+
+
+def test_a_cluster_of_a_file_is_refused(tmp_path):
+    program = Path(sys.executable).with_name("demo-cluster")
+    done = subprocess.run([program, "x.fs"], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "'x.fs'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+class Waiting:
+    """Another storage, whose load() waits until several are under way."""
+
+    def __init__(self):
+        self.inner = MappingStorage()
+        self.together = threading.Barrier(4, timeout=30)
+        self.waits = False
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def loadBefore(self, oid, tid):
+        if self.waits:
+            self.together.wait()
+        return self.inner.loadBefore(oid, tid)
+
+
+def test_other_storages_are_asked_for_many_objects_at_once():
+    storage = Waiting()
+    db = DB(storage)
+    conn = db.open()
+    for i in range(8):
+        conn.root()[i] = conn.root().__class__(n=i)
+    transaction.commit()
+    oids = [conn.root()[i]._p_oid for i in range(8)]
+    storage.waits = True
+    records = zconn_load_all(conn, oids)
+    storage.waits = False
+    assert records == [conn._normal_storage.load(oid)[0] for oid in oids]
+    conn.close()
+    db.close()
+
+
+@served
+def test_chunks_are_asked_for_at_once_and_large_objects_not_cached(testdb):
+    root = testdb.open()
+    A = fill(root, "ZBlk1")
+    conn = root._p_jar
+    oids = [c._p_oid for c in A.zfile.blktab[0].chunktab.values()]
+    testdb.close(root)
+    root = testdb.open()
+    conn = root._p_jar
+    storage = conn.db().storage
+    assert isinstance(storage, ZEOClient)
+    asked = []
+    load_all = storage._server.load_all
+
+    def noted(oids, before):
+        asked.append(list(oids))
+        return load_all(oids, before)
+
+    storage._server.load_all = noted
+    assert np.array_equal(root["A"][:BLK], FIRST[:BLK])
+    assert oids in asked
+    with pytest.raises(POSKeyError, match="7777"):
+        zconn_load_all(conn, [oids[0], b"\0" * 6 + b"\x77\x77"])
+
+
+@served
+def test_large_objects_are_not_in_the_cache_of_zeo(testdb):
+    root = testdb.open()
+    root["large"] = large = PersistentMapping(data=b"x" * (2 << 20))
+    root["small"] = small = PersistentMapping(data=b"x" * 1000)
+    transaction.commit()
+    cache = root._p_jar.db().storage._cache
+    for _ in range(2):  # what was stored, and what was loaded
+        assert cache.loadBefore(small._p_oid, b"\x7f" * 8) is not None
+        assert cache.loadBefore(large._p_oid, b"\x7f" * 8) is None
+        root._p_jar.cacheMinimize()
+        cache.clear()
+        assert len(large["data"]) == 2 << 20
+        assert len(small["data"]) == 1000
