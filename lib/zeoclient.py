@@ -32,6 +32,8 @@ _WAIT = 30  # for a server that is not there, or does not answer [s]
 _CACHE_SIZE = 20 << 20  # as ZEO has it [bytes]
 _LARGE = 16  # what is more than this part of the cache is not in it
 
+_RECEIVE = 4 << 20  # in one piece, at most [bytes]; asyncio's own is 256 KiB
+
 #: what may take longer: the server works on it
 _UNLIMITED = {"pack"}
 
@@ -89,6 +91,12 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
                 f"no ZEO server answers at {where} (tried for {wait_timeout} s: wait_timeout), or "
                 f"it has no storage {options.get('storage', '1')!r}: {e}"
             ) from e
+
+    def notify_connected(self, conn: Any, info: dict[str, Any]) -> None:
+        """See ClientStorage. Runs in the thread of the connection."""
+        # ZEO joins what it receives, piece by piece: the time is the square of their number
+        conn.protocol.sm_protocol.transport.max_size = _RECEIVE
+        super().notify_connected(conn, info)
 
     def load_all(self, oids: list[bytes], before: bytes) -> list[tuple[bytes, bytes, Any] | None]:
         """Return what loadBefore() does, for many objects; asked for at once. In any thread."""

@@ -120,11 +120,13 @@ class NeoCluster:
         How many storage nodes.
     replicas : int
         Copies of each partition, besides the first.
+    storage_ports : list of int or None
+        Where storage nodes are; None: on free ports.
     """
 
     PARTITIONS = 12
 
-    def __init__(self, folder, storages=2, replicas=1):
+    def __init__(self, folder, storages=2, replicas=1, storage_ports=None):
         self.folder, self.replicas = Path(folder), replicas
         self.bin = environment()
         self.master_port, self.admin_port = free_port(), free_port()
@@ -137,7 +139,7 @@ class NeoCluster:
             *("-b", self.masters, "-r", replicas, "-p", self.PARTITIONS, "-A", storages),
         )
         self.admin = self._process("admin", "neoadmin", *common, "-b", f"{HOST}:{self.admin_port}")
-        self.storage_ports = [free_port() for _ in range(storages)]
+        self.storage_ports = storage_ports or [free_port() for _ in range(storages)]
         self.storages = [
             self._process(
                 f"storage{i}",
@@ -233,6 +235,10 @@ class Gateway(Process):
             self.stop()
             raise NotStarted(f"the gateway does not start:\n{self.output()}") from None
         self.address = address
+
+    @property
+    def port(self):
+        return int(self.address.rpartition(":")[2])
 
     @property
     def url(self):
