@@ -11,7 +11,15 @@ from neo.lib.connector import SocketConnector
 
 port = int(sys.argv.pop(1))
 bind = SocketConnector._bind
-SocketConnector._bind = lambda self, addr: bind(self, (addr[0], port))
+
+
+def bind_behind(self, addr):
+    """Listen at the port, and say that it is at the address."""
+    bind(self, (addr[0], port))
+    self.getAddress = lambda: addr
+
+
+SocketConnector._bind = bind_behind
 
 if __name__ == "__main__":
     from neo.scripts.neostorage import main
