@@ -6,8 +6,9 @@ Run by Python 2.7 with neoppod 1.12.0 and ZEO 5.4.1: see neo-gateway, which find
 Three things are different from runzeo:
 
 - Messages are msgpack, with text where Python 3 wants text: names of methods, keys, classes.
-- Objects are loaded by several threads: one that waits for a storage node does not keep the others
-  from theirs.
+- Objects are loaded by several threads, each with a client of NEO of its own, as a client loads one
+  object at a time: so all storage nodes work at once. These clients have no caches, which would be
+  told of commits later than the one that commits; clients of ZEO have theirs.
 - ConflictErrors have the attribute that the ZEO server asks for.
 
 The order of answers is what makes loads by threads delicate: a client takes what it gets as the
@@ -29,7 +30,8 @@ import threading
 from collections import deque
 from multiprocessing.pool import ThreadPool
 
-from ZEO import StorageServer
+from Queue import Queue
+from ZEO import StorageServer, runzeo
 from ZEO.asyncio import marshal, server
 from ZODB.POSException import ConflictError
 
@@ -131,6 +133,7 @@ class Invalidated(object):
 
 invalidated = Invalidated()
 pool = ThreadPool(THREADS)
+loaders = Queue()  # storages, for whoever loads
 
 invalidate_of_zeo = StorageServer.StorageServer.invalidate
 
@@ -144,10 +147,9 @@ def invalidate(self, conn, storage_id, tid, oids=(), *args, **kw):
 class LoadReply(server.MTDelay):
     """The answer to loadBefore, when a thread has it."""
 
-    def __init__(self, storage, oid, tid):
+    def __init__(self, oid, tid):
         server.MTDelay.__init__(self)
-        self.load = lambda: storage.loadBefore(oid, tid)
-        self.oid = oid
+        self.oid, self.tid = oid, tid
         self.begin()
 
     def begin(self):
@@ -155,10 +157,13 @@ class LoadReply(server.MTDelay):
         pool.apply_async(self.run)
 
     def run(self):
+        storage = loaders.get()
         try:
-            result, failure = self.load(), None
+            result, failure = storage.loadBefore(self.oid, self.tid), None
         except Exception:
             result, failure = None, sys.exc_info()
+        finally:
+            loaders.put(storage)
         self.ready.wait()
         self.protocol.call_soon_threadsafe(self.finish, result, failure)
 
@@ -177,16 +182,27 @@ class LoadReply(server.MTDelay):
 def loadBefore(self, oid, tid):  # ZEO calls it so
     """See ZEOStorage."""
     self.stats.loads += 1
-    return LoadReply(self.storage, oid, tid)
+    return LoadReply(oid, tid)
 
 
 StorageServer.StorageServer.invalidate = invalidate
 StorageServer.ZEOStorage.loadBefore = loadBefore
 
 
+class Server(runzeo.ZEOServer):
+    """A ZEO server of one storage, and of others that load from the same cluster."""
+
+    def open_storages(self):
+        """See ZEOServer."""
+        runzeo.ZEOServer.open_storages(self)
+        (opener,) = self.options.storages
+        opener.config.cache_size = 0
+        for _ in range(THREADS):
+            loaders.put(opener.open())
+
+
 if __name__ == "__main__":
-    from ZEO import runzeo
-
     sys.setcheckinterval(1000)  # threads of Python 2 take the lock from each other too often
-
-    runzeo.main(["-C", sys.argv[1]])
+    options = runzeo.ZEOOptions()
+    options.realize(["-C", sys.argv[1]])
+    Server(options).main()

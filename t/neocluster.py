@@ -209,13 +209,11 @@ class Gateway(Process):
         Of the cluster: HOST:PORT[ HOST:PORT...], and what it is called.
     address : str or None
         HOST:PORT where it listens; None: a free port of 127.0.0.1.
-    options : str
-        More lines of the section <NEOStorage>.
     """
 
-    def __init__(self, folder, masters, name=NAME, address=None, options=""):
+    def __init__(self, folder, masters, name=NAME, address=None):
         self.folder, self.masters, self.name = Path(folder), masters, name
-        self.address, self.options = address, options
+        self.address = address
         self.conf = self.folder / "gateway.conf"
         super().__init__(
             [environment() / "python", Path(__file__).with_name("gateway.py"), self.conf],
@@ -229,7 +227,7 @@ class Gateway(Process):
             f"%import neo.client\n"
             f"<zeo>\n  address {address}\n  msgpack true\n</zeo>\n"
             f"<NEOStorage 1>\n  master_nodes {self.masters}\n  name {self.name}\n"
-            f"  compress false\n{self.options}</NEOStorage>\n"
+            f"  compress false\n</NEOStorage>\n"
         )
         super().start()
         port = int(address.rpartition(":")[2])

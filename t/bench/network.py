@@ -188,8 +188,7 @@ def neo(folder, storages=2, replicas=1, ports=(), proxies=None):
         # `python neostorage.py PORT ARGUMENTS...` for `neostorage ARGUMENTS...`
         wrapper = Path(__file__).with_name("neostorage.py")
         process.command[:1] = [str(cluster.bin / "python"), str(wrapper), str(port)]
-    # so that both sides find what they load as cold as the other
-    gateway = Gateway(folder, cluster.masters, options="  cache-size 1MB\n")
+    gateway = Gateway(folder, cluster.masters)
     try:
         cluster.start()
         gateway.start()
