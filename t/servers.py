@@ -55,13 +55,16 @@ class Process:
     def __init__(self, command, log, env=None):
         self.command, self.log, self.env = [str(c) for c in command], Path(log), env
         self.popen = None
+        self.outlives = False  # it goes on when this process ends
 
     def start(self):
-        """Start it, also again; it goes down with this process."""
+        """Start it, also again."""
+        bound = [] if self.outlives else ["setpriv", "--pdeathsig", "TERM"]
         env = {**os.environ, **(self.env or {})}
         with open(self.log, "ab") as log:
             self.popen = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "TERM", *self.command],
+                [*bound, *self.command],
+                start_new_session=self.outlives,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -3,7 +3,8 @@
 Blocks of a file run in order, in one child process and one folder; where the text says that a
 new process begins ("in a new process"), one does. ```python is run, ```pycon is compared as
 doctest does, ```cython goes to the file that the text before it names, ```sh with `cythonize`
-is run. `<!-- not run: why -->` before a block leaves it out.
+is run. `<!-- not run: why -->` before a block leaves it out. What follows
+`<!-- runs with a server -->` in a section runs where the database of tests is one's; `url` is its.
 """
 
 import re
@@ -12,9 +13,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import storages
 
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.M | re.S)
+
+WITH_SERVER = re.compile(r"^<!-- runs with a server -->$.*?(?=^## )", re.M | re.S)
 
 PROLOGUE = """\
 import doctest, sys
@@ -28,9 +32,8 @@ def check(source, name):
 """
 
 
-def programs(path: Path, folder: Path):
+def programs(path: Path, text: str, folder: Path):
     """Yield ('python', program) and ('sh', command), in order; write files that blocks are."""
-    text = path.read_text()
     program = ""
     last = 0
     for match in BLOCK.finditer(text):
@@ -54,17 +57,29 @@ def programs(path: Path, folder: Path):
     yield "python", program
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])
-def test_code_blocks_run(name, tmp_path):
-    for kind, code in programs(ROOT / name, tmp_path):
+def run(path, text, folder, prologue=PROLOGUE):
+    for kind, code in programs(path, text, folder):
         if kind == "python":
-            command = [sys.executable, "-c", PROLOGUE + code]
+            command = [sys.executable, "-c", prologue + code]
         else:
             tool, *args = code.split()
             assert tool == "cythonize"
             command = [sys.executable, "-m", "Cython.Build.Cythonize", *args]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])
+def test_code_blocks_run(name, tmp_path):
+    path = ROOT / name
+    run(path, WITH_SERVER.sub("", path.read_text()), tmp_path)
+
+
+@pytest.mark.skipif(not storages.kind().has_server, reason="a file has one client")
+def test_code_blocks_run_with_a_server(testdb, tmp_path):
+    path = ROOT / "docs/tutorial.md"
+    (text,) = WITH_SERVER.findall(path.read_text())
+    run(path, text, tmp_path, f"{PROLOGUE}space['url'] = {testdb.url!r}\n")
 
 
 def test_every_block_is_recognized():
