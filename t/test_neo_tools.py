@@ -56,16 +56,12 @@ def test_a_cluster_by_hand(tmp_path):
         assert "cluster: RUNNING" in status
         assert "ended" not in status
         masters = status.split("neo://test@")[1].split()[0]
-        gateway = subprocess.Popen(
-            [sys.executable, HERE / "neo-gateway", "--name=test", f"--masters={masters}"],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        try:
-            assert get(gateway.stdout.readline().strip()) == 2
-        finally:
-            gateway.terminate()
-            gateway.wait()
+        command = [sys.executable, HERE / "neo-gateway", "--name=test", f"--masters={masters}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as gateway:
+            try:
+                assert get(gateway.stdout.readline().strip()) == 2
+            finally:
+                gateway.terminate()
     finally:
         stopped = tool("neo-cluster", "stop", "--remove", folder)
     assert stopped.returncode == 0, stopped.stderr
