@@ -1,0 +1,263 @@
+"""Proxy: a network between a client and a server, slow or broken as a test wants it.
+
+It stands before a port of this machine, and passes on bytes in a thread of its own: later, slower,
+not at all, or until there were so many. It knows TCP, and nothing of what the bytes mean.
+
+Each direction of a connection is a _Line: chunks wait in it until they are due, so that latency
+takes nothing from the throughput. What is in it is limited, and then its source is not read.
+"""
+
+import asyncio
+import selectors
+import threading
+from collections import deque
+
+HOST = "127.0.0.1"
+ROOM = 64 << 20  # in a line without a bandwidth [bytes]
+TO_SERVER, TO_CLIENT = "to server", "to client"
+
+
+class Proxy:
+    """A port of its own before another; the network between them is good at first.
+
+    Parameters
+    ----------
+    to_port : int
+        Where the server listens.
+    latency : float
+        Of each way [s]; for what comes from now on, as is the next.
+    bandwidth : float or None
+        Of each direction of each connection [bytes/s]; None: as fast as it can.
+
+    Attributes
+    ----------
+    port : int
+        Where clients connect.
+    passed : dict
+        Bytes that were passed on, by direction.
+    """
+
+    def __init__(self, to_port, latency=0, bandwidth=None):
+        self.to_port, self.latency, self.bandwidth = to_port, latency, bandwidth
+        self.passed = {TO_SERVER: 0, TO_CLIENT: 0}
+        self.port = 0
+        self.stalled = False
+        self._alarms = {}  # direction -> (passed, call)
+        self._ends = set()
+        self._server = None
+        # epoll counts milliseconds, which is much for a latency
+        self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
+        self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
+        self._thread.start()
+        self.mend()
+
+    def cut(self):
+        """Cut all connections, and refuse others."""
+        self._in_loop(self._cut)
+
+    def stall(self):
+        """Pass on nothing, and tell nobody: packets are lost, and the ends still wait."""
+        self._in_loop(self._stall)
+
+    def mend(self):
+        """Be a network again: at the same port, with what connections are left."""
+        self._in_loop(self._mend)
+
+    def after(self, n, direction, call=None):
+        """Have something called, in the thread of the proxy, when n more bytes have passed.
+
+        What follows them is passed on after it, if it did not cut(), as it does by default.
+        """
+        self._alarms[direction] = (self.passed[direction] + n, call or self.cut)
+
+    def close(self):
+        """Cut all connections, and be gone."""
+        if self._loop.is_closed():
+            return
+        self.cut()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    # ---- in the loop's thread ----
+
+    def _in_loop(self, act):
+        if threading.current_thread() is self._thread:
+            coroutine = act()
+            if coroutine is not None:
+                raise RuntimeError("this waits for the network: not in a call of after()")
+            return
+
+        async def run():
+            coroutine = act()
+            if coroutine is not None:
+                await coroutine
+            await asyncio.sleep(0)  # what was closed is told so
+
+        asyncio.run_coroutine_threadsafe(run(), self._loop).result(30)
+
+    def _cut(self):
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for end in list(self._ends):
+            end.line.drop()
+            end.transport.abort()
+
+    def _stall(self):
+        self.stalled = True
+
+    def _mend(self):
+        self.stalled = False
+        for end in self._ends:
+            end.line.flush()
+        return self._listen() if self._server is None else None
+
+    async def _listen(self):
+        self._server = await self._loop.create_server(
+            lambda: _ClientEnd(self), HOST, self.port, backlog=1000
+        )
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    def pass_on(self, direction, data, write):
+        """Write data, or as much of it as comes before a call; return what is left."""
+        at, call = self._alarms.get(direction, (None, None))
+        left = b""
+        if at is not None:
+            rest = max(at - self.passed[direction], 0)
+            data, left = data[:rest], data[rest:]
+        if data:
+            write(data)
+            self.passed[direction] += len(data)
+        if at is not None and self.passed[direction] >= at:
+            del self._alarms[direction]
+            call()
+        return left
+
+
+class _Line:
+    """What is on its way in one direction of a connection."""
+
+    def __init__(self, proxy, source, direction):
+        self.proxy, self.source, self.direction = proxy, source, direction
+        self.target = None  # transport; None: it is not there yet
+        self.chunks = deque()  # (when it is due, data; None for the end)
+        self.size = 0  # of chunks [bytes]
+        self.free_at = 0.0  # when the bandwidth is free for what comes next
+        self.full = self.target_full = False
+        self.timer = None
+
+    def put(self, data):
+        """Take a chunk; None: there will be no other."""
+        proxy, now = self.proxy, self.proxy._loop.time()
+        if proxy.bandwidth and data:
+            self.free_at = max(self.free_at, now) + len(data) / proxy.bandwidth
+        due = max(now, self.free_at) + proxy.latency
+        if self.chunks:
+            due = max(due, self.chunks[-1][0])  # also if the latency is smaller now
+        self.chunks.append((due, data))
+        self.size += len(data or b"")
+        self.flush()
+
+    def flush(self):
+        """Pass on what is due."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        now = self.proxy._loop.time()
+        while self.chunks and self.target is not None and not self.proxy.stalled:
+            due, data = self.chunks[0]
+            if due > now:
+                self.timer = self.proxy._loop.call_at(due, self.flush)
+                break
+            if self.target_full:
+                break
+            self.chunks.popleft()
+            if data is None:
+                self.target.close()
+                break
+            left = self.proxy.pass_on(self.direction, data, self.target.write)
+            self.size -= len(data) - len(left)
+            if left and not self.target.is_closing():
+                self.chunks.appendleft((due, left))
+        self._read_or_not()
+
+    def drop(self):
+        """Lose what is on its way."""
+        self.chunks.clear()
+        self.size = 0
+
+    def _read_or_not(self):
+        bandwidth, latency = self.proxy.bandwidth, self.proxy.latency
+        room = max(bandwidth * (latency + 0.05), 64 << 10) if bandwidth else ROOM
+        full = self.size >= room
+        if full != self.full and not self.source.is_closing():
+            self.full = full
+            (self.source.pause_reading if full else self.source.resume_reading)()
+
+
+class _End(asyncio.Protocol):
+    """One end of a connection: what comes from there goes into its line."""
+
+    direction: str
+    peer = None
+
+    def __init__(self, proxy):
+        self.proxy = proxy
+
+    def connection_made(self, transport):
+        self.transport = transport
+        self.line = _Line(self.proxy, transport, self.direction)
+        transport.set_write_buffer_limits(high=1 << 20)
+        self.proxy._ends.add(self)
+
+    def join(self, peer):
+        self.peer = peer
+        self.line.target = peer.transport
+        self.line.flush()
+
+    def data_received(self, data):
+        self.line.put(data)
+
+    def pause_writing(self):
+        self.peer.line.target_full = True
+
+    def resume_writing(self):
+        self.peer.line.target_full = False
+        self.peer.line.flush()
+
+    def connection_lost(self, exc):
+        self.proxy._ends.discard(self)
+        self.line.put(None)
+
+
+class _ClientEnd(_End):
+    direction = TO_SERVER
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.connecting = self.proxy._loop.create_task(self.connect())
+
+    async def connect(self):
+        try:
+            _, server = await self.proxy._loop.create_connection(
+                lambda: _ServerEnd(self.proxy), HOST, self.proxy.to_port
+            )
+        except OSError:
+            self.transport.abort()
+            return
+        if self.transport.is_closing():
+            server.transport.abort()
+            return
+        self.join(server)
+        server.join(self)
+
+
+class _ServerEnd(_End):
+    direction = TO_CLIENT
