@@ -3,7 +3,9 @@
 - A transaction sees all that was committed before it began, by any client, as with a file or with
   NEO: each begin asks the server once (server_sync). Without that it may see less.
 - A server that hangs does not hang its clients: what it does not answer in time is an error, and
-  the connection is made anew. ZEO itself limits only the time to connect.
+  the connection is made anew. ZEO itself limits only the time to connect. Time in which a large
+  commit is still being sent does not count.
+- What only reads is asked again over the next connection, if one is lost meanwhile.
 
 It knows ZEO. It does not know URLs.
 """
@@ -11,12 +13,15 @@ It knows ZEO. It does not know URLs.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
+import socket
+import struct
+import time
+import weakref
 from asyncio import AbstractEventLoop
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from ZEO.asyncio.client import ClientThread
+from ZEO.asyncio.client import ClientThread, Protocol
 from ZEO.ClientStorage import ClientStorage
 from ZEO.Exceptions import ClientDisconnected
 
@@ -26,6 +31,9 @@ _WAIT = 30  # for a server that is not there, or does not answer [s]
 
 #: what may take longer: the server works on it
 _UNLIMITED = {"pack"}
+
+#: what may be asked twice
+_READS = {"getTid", "lastTransaction", "loadSerial", "ping"}
 
 
 class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
@@ -78,12 +86,34 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
         """See ClientRunner. Runs in the thread of the connection."""
         super().setup_delegation(loop)
         self.io_call = self._limited_call
+        #: connections that were not ready when a caller had waited for one
+        self._late: weakref.WeakSet[Protocol] = weakref.WeakSet()
 
     def call(self, method: str, *args: Any, **kw: Any) -> Any:
         """See ClientRunner."""
+        ask = super().call
+        if method in _READS:
+            return self._again(lambda: ask(method, *args, **kw))
         if method not in _UNLIMITED or not kw.get("wait", True):
-            return super().call(method, *args, **kw)
-        return super().call(method, *args, **kw, wait=False).result()
+            return ask(method, *args, **kw)
+        return ask(method, *args, **kw, wait=False).result()
+
+    def load_before(self, oid: bytes, tid: bytes) -> Any:
+        """See ClientRunner."""
+        ask = super().load_before
+        return self._again(lambda: ask(oid, tid))
+
+    def _again(self, ask: Callable[[], Any]) -> Any:
+        """Ask; and again, if the connection was lost in the middle of it."""
+        start = time.monotonic()
+        while True:
+            try:
+                return ask()
+            except ClientDisconnected:
+                waited = time.monotonic() - start
+                # None: it never was connected, and did not wait
+                if waited >= self.timeout or self.is_closed() or self.client.ready is None:
+                    raise
 
     def _limited_call(self, coro: Coroutine[Any, Any, Any], wait: bool = True) -> Any:
         future = asyncio.run_coroutine_threadsafe(coro, self.loop)
@@ -91,16 +121,74 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
             return future
         # twice: first for a connection, which has its own limit, and then for the answer
         limit = 2 * self.timeout
-        try:
-            return future.result(limit)
-        except concurrent.futures.TimeoutError:
-            if future.done():
-                return future.result()
-            future.cancel()
-            self.loop.call_soon_threadsafe(self._reconnect)
-            raise ClientDisconnected(f"the ZEO server did not answer within {limit} s") from None
+        arrived = -1
+        start = time.monotonic()
+        while True:
+            try:
+                return future.result(limit)
+            except ClientDisconnected:
+                if time.monotonic() - start >= self.timeout:
+                    self._in_loop(self._abort_late)
+                raise
+            except TimeoutError:
+                if future.done():
+                    return future.result()
+                before, arrived = arrived, self._arrived()
+                if arrived != before:
+                    continue  # it is sent, or just was: an answer may come
+                self._in_loop(self._give_up, f"the ZEO server did not answer within {limit} s")
+                limit = 10  # it ends now
 
-    def _reconnect(self) -> None:
+    def _in_loop(self, act: Callable[..., None], *args: Any) -> None:
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(act, *args)
+
+    def _arrived(self) -> int:
+        """Return how much of a request that is still being sent has arrived [bytes]; -1: all."""
         protocol = self.client.protocol
-        if protocol is not None:
-            protocol.sm_protocol.transport.abort()
+        transport = getattr(getattr(protocol, "sm_protocol", None), "transport", None)
+        if transport is None:
+            return -1
+        try:
+            sock = transport.get_extra_info("socket")
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+            acked, _received, _out, _in, not_sent = struct.unpack_from("=QQIII", info, 120)
+        except (AttributeError, OSError, struct.error):
+            return -1  # a UNIX socket; or the connection is gone
+        return int(acked) if not_sent or transport.get_write_buffer_size() else -1
+
+    # ---- in the thread of the connection ----
+
+    def _give_up(self, why: str) -> None:
+        """The server hangs: all who wait for its answers are told, before one may come after all.
+
+        Otherwise a commit could be told to have failed here, and be finished there.
+        """
+        protocol = self.client.protocol
+        if protocol is None:
+            return
+        _abort(protocol, why)
+        self.client.disconnected(protocol)
+
+    def _abort_late(self) -> None:
+        """Have other connections made, where those are not ready that somebody waited for before.
+
+        The network may have forgotten them.
+        """
+        if self.client.operational or self.client.closed:
+            return
+        for protocol in [self.client.protocol, *self.client.protocols]:
+            # who is not connected at all tries again and again by itself
+            if protocol is None or protocol.closed or protocol.sm_protocol is None:
+                continue
+            if protocol in self._late:
+                _abort(protocol, "the ZEO server did not answer to a new connection")
+                self.client.disconnected(protocol)
+            else:
+                self._late.add(protocol)
+
+
+def _abort(protocol: Protocol, why: str) -> None:
+    transport = protocol.sm_protocol.transport
+    protocol.close(why)
+    transport.abort()  # what was not sent is not sent any more
