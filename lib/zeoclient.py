@@ -6,6 +6,8 @@
   the connection is made anew. ZEO itself limits only the time to connect. Time in which a large
   commit is still being sent does not count.
 - What only reads is asked again over the next connection, if one is lost meanwhile.
+- A new connection to a server that says what has changed leaves everything else as it is. ZEO
+  itself forgets all that Connections have.
 
 It knows ZEO. It does not know URLs.
 """
@@ -21,7 +23,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from ZEO.asyncio.client import ClientThread, Protocol
+from ZEO.asyncio.client import ClientIO, ClientThread, Protocol
 from ZEO.ClientStorage import ClientStorage
 from ZEO.Exceptions import ClientDisconnected
 
@@ -34,6 +36,9 @@ _UNLIMITED = {"pack"}
 
 #: what may be asked twice
 _READS = {"getTid", "lastTransaction", "loadSerial", "ping"}
+
+#: results of ClientIO.verify() with which Connections have been told all that has changed
+_TOLD = {"Cache up to date", "quick verification"}
 
 
 class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
@@ -77,6 +82,39 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
                 f"no ZEO server answers at {where} (tried for {wait_timeout} s: wait_timeout), or "
                 f"it has no storage {options.get('storage', '1')!r}: {e}"
             ) from e
+
+    def registerDB(self, db: Any) -> None:
+        """See ClientStorage."""
+        super().registerDB(db)
+        self._db = _ToldDB(db)
+
+    def notify_connected(self, conn: ClientIO, info: dict[str, Any]) -> None:
+        """See ClientStorage. Runs in the thread of the connection, as invalidations do."""
+        db = self._db
+        if db is not None:
+            db.told = conn.verify_result in _TOLD
+        try:
+            super().notify_connected(conn, info)
+        finally:
+            if db is not None:
+                db.told = False
+
+
+class _ToldDB:
+    """The database, as its storage knows it: it forgets nothing because of a new connection.
+
+    That is where a ClientStorage calls invalidateCache() when the server has said what changed.
+    """
+
+    told = False
+
+    def __init__(self, db: Any) -> None:
+        self.db = db
+        self.invalidate = db.invalidate
+
+    def invalidateCache(self) -> None:
+        if not self.told:
+            self.db.invalidateCache()
 
 
 class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hints
