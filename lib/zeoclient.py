@@ -7,7 +7,7 @@
   commit is still being sent does not count.
 - What only reads is asked again over the next connection, if one is lost meanwhile.
 - A new connection to a server that says what has changed leaves everything else as it is. ZEO
-  itself forgets all that Connections have.
+  itself forgets all that Connections have. Of one that cannot say it, changed_since() asks.
 
 It knows ZEO. It does not know URLs.
 """
@@ -20,12 +20,14 @@ import struct
 import time
 import weakref
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from ZEO.asyncio.client import ClientIO, ClientThread, Protocol
 from ZEO.ClientStorage import ClientStorage
 from ZEO.Exceptions import ClientDisconnected
+from ZODB.POSException import POSKeyError
+from ZODB.utils import maxtid
 
 __all__ = ["ZEOClient"]
 
@@ -33,6 +35,9 @@ _WAIT = 30  # for a server that is not there, or does not answer [s]
 
 #: what may take longer: the server works on it
 _UNLIMITED = {"pack"}
+
+#: objects that the server is asked about, rather than to forget them all
+_MOST_ASKED = 20_000
 
 #: what may be asked twice
 _READS = {"getTid", "lastTransaction", "loadSerial", "ping"}
@@ -98,6 +103,27 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
         finally:
             if db is not None:
                 db.told = False
+
+    def changed_since(self, oids: Collection[bytes], tid: bytes) -> set[bytes] | None:
+        """Return which objects have changed at a tid or later; None: there is no saying.
+
+        The server is asked for all of them at once: it takes a round trip, and little of the wire.
+        """
+        if len(oids) > _MOST_ASKED:
+            return None
+        try:
+            asked = {oid: self._server.call("getTid", oid, wait=False) for oid in oids}
+            limit = time.monotonic() + 2 * self._server.timeout
+            return {oid for oid, f in asked.items() if self._tid(f, limit) >= tid}
+        except (ClientDisconnected, TimeoutError):
+            return None
+
+    @staticmethod
+    def _tid(future: Any, limit: float) -> bytes:
+        try:
+            return bytes(future.result(max(0, limit - time.monotonic())))
+        except POSKeyError:
+            return maxtid  # it is gone
 
 
 class _ToldDB:
