@@ -317,16 +317,18 @@ class _ZFile(BigFile):
 
     def _moved(self, known: set[int]) -> Iterable[int]:
         """Yield blocks in memory that the table has elsewhere now."""
+        readable = True
         for blk, oid in self.made_of.copy().items():
             if blk not in known:
                 try:
-                    now = self.lookup(blk)
+                    if readable and self.lookup(blk) == oid:
+                        continue
                 except Exception:
-                    # The page can be dropped, and who touches it gets the exception.
+                    # Pages can be dropped, and who touches them gets the exception. Nothing else
+                    # is looked up: a server that is gone would be waited for, each time.
                     log.warning("%r: block %d cannot be looked up", self, blk, exc_info=True)
-                    now = None
-                if now != oid:
-                    yield blk
+                    readable = False
+                yield blk
 
     # ---- to the database; the thread of the transaction ----
 
