@@ -506,6 +506,28 @@ def test_reconnecting_drops_nothing_if_nothing_changed(world, client):
     assert (within(LIMIT, read, a) == FIRST).all()
 
 
+def test_the_server_goes_in_the_middle_of_a_boundary(world, client):
+    """The client knows what changed, and cannot look where blocks are now: it does not for each."""
+    client.A.append(np.ones(20 * BLK, "u1"))
+    client.tm.commit()
+    a = client.A[:]
+    within(LIMIT, read, a)
+    near = world.near()
+    near.A[5 * BLK] = 9
+    near.tm.commit()
+    last = client.storage.lastTransaction
+    client.storage.lastTransaction = lambda: (world.kill(), last())[1]
+    with suppress(ClientDisconnected):
+        within(LIMIT, client.tm.begin)
+    del client.storage.lastTransaction
+    with pytest.raises(BlockLoadError):
+        within(LIMIT, read, a)
+    world.servers.start()
+    client.again()
+    expected = np.concatenate([changed((5 * BLK, 9)), np.ones(20 * BLK, "u1")])
+    assert (within(LIMIT, read, client.A[:]) == expected).all()
+
+
 def test_a_connection_that_is_lost_while_it_is_made(world, client):
     """The network takes the connection, and then forgets it: another is made."""
     a = client.A[:]
