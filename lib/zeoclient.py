@@ -123,7 +123,7 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
         try:
             return bytes(future.result(max(0, limit - time.monotonic())))
         except POSKeyError:
-            return maxtid  # it is gone
+            return bytes(maxtid)  # it is gone
 
 
 class _ToldDB:
