@@ -274,12 +274,9 @@ class _ZFile(BigFile):
         changed = own.union(oids or ())
         # Other threads go on to load, and to look ahead. So the table is first, before any page is
         # clean: who still asked the old one loads again, or what he found is ignored (epoch).
-        moved = False
         if unknown:
             self.table.drop()
-            moved = True
-        elif changed:
-            moved = self.table.changed(changed)
+        moved = unknown or bool(changed and self.table.changed(changed))
         if unknown or changed:
             handle.invalidate_loading()
         mine = handle.take_stored()
