@@ -39,6 +39,9 @@ for what changed meanwhile, and that is where we listen (zwatch). Pages are drop
 - whose block number is now another object, or none, or became one: looked up anew for pages in
   memory whenever a node of the block table changed.
 
+A storage that was away for too long cannot say what changed. Then it is asked for the tids of what
+pages are made of; or, if it has no such way, all pages are dropped.
+
 Until the boundary that follows a commit its pages stay DIRTY to the pager, though stored: so
 they cannot be reclaimed, and be loaded again from a state which does not have them yet. They
 become clean when the table of before is forgotten: a thread that looks ahead at that moment would
@@ -92,6 +95,7 @@ from wendelin.lib.filestorage import OpenFile
 from wendelin.lib.fsalign import ALIGNMENT
 from wendelin.lib.zodb import (
     LivePersistent,
+    zconn_changed,
     zconn_has_open,
     zconn_is_remote,
     zconn_load_all,
@@ -266,25 +270,32 @@ class _ZFile(BigFile):
 
     def follow(self, oids: list[bytes] | None, own: set[bytes], handle: ZBigFileH) -> None:
         """Let the handle's pages be of the new state: see zwatch.Follower."""
-        everything = oids is None or not self.is_current()
+        packed = not self.is_current()
+        unknown = oids is None or packed
         changed = own.union(oids or ())
         # Other threads go on to load, and to look ahead. So the table is first, before any page is
         # clean: who still asked the old one loads again, or what he found is ignored (epoch).
-        moved = False
-        if everything:
+        if unknown:
             self.table.drop()
-        elif changed:
-            moved = self.table.changed(changed)
-        if everything or changed:
+        moved = unknown or bool(changed and self.table.changed(changed))
+        if unknown or changed:
             handle.invalidate_loading()
         mine = handle.take_stored()
-        if everything:
+        since: Iterable[bytes] | None = oids
+        if oids is None and not packed:
+            since = zconn_changed(self.conn, self._oids(), handle.watch.before)
+        if packed or since is None:
             # Let go of the old file: of its descriptor after the last page that knows it.
-            packed, self.mapped_from = self.mapped_from, set()
+            old, self.mapped_from = self.mapped_from, set()
             self._drop(set(self.made_of.copy()), handle)
-            packed.clear()
-        elif changed:
-            self._drop(self._stale(changed.difference(mine).union(oids or ()), moved), handle)
+            old.clear()
+        elif changed or unknown:
+            self._drop(self._stale(changed.difference(mine).union(since), moved), handle)
+
+    def _oids(self) -> set[bytes]:
+        """Return the objects that pages in memory are made of."""
+        oids = {oid for oid in self.made_of.copy().values() if oid}
+        return oids.union(*self.parts.copy().values())
 
     def _stale(self, oids: set[bytes], moved: bool) -> set[int]:
         """Return the blocks that depend on objects, or are elsewhere in a table that moved."""
@@ -304,16 +315,18 @@ class _ZFile(BigFile):
 
     def _moved(self, known: set[int]) -> Iterable[int]:
         """Yield blocks in memory that the table has elsewhere now."""
+        readable = True
         for blk, oid in self.made_of.copy().items():
             if blk not in known:
                 try:
-                    now = self.lookup(blk)
+                    if readable and self.lookup(blk) == oid:
+                        continue
                 except Exception:
-                    # The page can be dropped, and who touches it gets the exception.
+                    # Pages can be dropped, and who touches them gets the exception. Nothing else
+                    # is looked up: a server that is gone would be waited for, each time.
                     log.warning("%r: block %d cannot be looked up", self, blk, exc_info=True)
-                    now = None
-                if now != oid:
-                    yield blk
+                    readable = False
+                yield blk
 
     # ---- to the database; the thread of the transaction ----
 

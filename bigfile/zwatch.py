@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from ZODB.Connection import Connection
 
-from wendelin.lib.zodb import zconn_takes_bytes_records
+from wendelin.lib.zodb import zconn_before, zconn_takes_bytes_records
 from wendelin.lib.zrecord import BytesRecord
 
 __all__ = ["Follower", "Watch", "watch_of"]
@@ -61,6 +61,9 @@ class Watch:
         storage = conn._normal_storage
         #: of objects that this Connection has stored since the last boundary
         self._own: set[bytes] = set()
+        self._conn = weakref.ref(conn)
+        #: tid before which everything was seen, until the boundary that followers are told of
+        self.before: bytes | None = None
         self._joins = not zconn_takes_bytes_records(conn)
         self._poll: Callable[[], list[bytes] | None] = storage.poll_invalidations
         self._store: Callable[..., Any] = storage.store
@@ -125,6 +128,8 @@ class Watch:
 
     def poll(self) -> list[bytes] | None:
         """Be the storage's poll_invalidations()."""
+        conn = self._conn()
+        self.before = None if conn is None else zconn_before(conn)
         oids = self._poll()
         own, self._own = self._own, set()
         for follower in list(self.followers):

@@ -3,7 +3,11 @@
 - A transaction sees all that was committed before it began, by any client, as with a file or with
   NEO: each begin asks the server once (server_sync). Without that it may see less.
 - A server that hangs does not hang its clients: what it does not answer in time is an error, and
-  the connection is made anew. ZEO itself limits only the time to connect.
+  the connection is made anew. ZEO itself limits only the time to connect. Time in which a large
+  commit is still being sent does not count.
+- What only reads is asked again over the next connection, if one is lost meanwhile.
+- A new connection to a server that says what has changed leaves everything else as it is. ZEO
+  itself forgets all that Connections have. Of one that cannot say it, changed_since() asks.
 - Many objects are asked for at once (load_all), and wait for the server once.
 - Large objects, blocks of arrays above all, are not written to the file that is ZEO's cache: pages
   have their bytes.
@@ -14,16 +18,21 @@ It knows ZEO. It does not know URLs.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import os
+import socket
+import struct
+import time
+import weakref
 from asyncio import AbstractEventLoop
-from collections.abc import Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
-from ZEO.asyncio.client import ClientThread
+from ZEO.asyncio.client import ClientIO, ClientThread, Protocol
 from ZEO.cache import ClientCache
 from ZEO.ClientStorage import ClientStorage
 from ZEO.Exceptions import ClientDisconnected
+from ZODB.POSException import POSKeyError
+from ZODB.utils import maxtid
 
 __all__ = ["ZEOClient"]
 
@@ -36,6 +45,15 @@ _RECEIVE = 4 << 20  # in one piece, at most [bytes]; asyncio's own is 256 KiB
 
 #: what may take longer: the server works on it
 _UNLIMITED = {"pack"}
+
+#: objects that the server is asked about, rather than to forget them all
+_MOST_ASKED = 20_000
+
+#: what may be asked twice
+_READS = {"getTid", "lastTransaction", "loadSerial", "ping"}
+
+#: results of ClientIO.verify() with which Connections have been told all that has changed
+_TOLD = {"Cache up to date", "quick verification"}
 
 
 class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
@@ -92,15 +110,65 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
                 f"it has no storage {options.get('storage', '1')!r}: {e}"
             ) from e
 
-    def notify_connected(self, conn: Any, info: dict[str, Any]) -> None:
-        """See ClientStorage. Runs in the thread of the connection."""
+    def registerDB(self, db: Any) -> None:
+        """See ClientStorage."""
+        super().registerDB(db)
+        self._db = _ToldDB(db)
+
+    def notify_connected(self, conn: ClientIO, info: dict[str, Any]) -> None:
+        """See ClientStorage. Runs in the thread of the connection, as invalidations do."""
         # ZEO joins what it receives, piece by piece: the time is the square of their number
         conn.protocol.sm_protocol.transport.max_size = _RECEIVE
-        super().notify_connected(conn, info)
+        db = self._db
+        if db is not None:
+            db.told = conn.verify_result in _TOLD
+        try:
+            super().notify_connected(conn, info)
+        finally:
+            if db is not None:
+                db.told = False
 
     def load_all(self, oids: list[bytes], before: bytes) -> list[tuple[bytes, bytes, Any] | None]:
         """Return what loadBefore() does, for many objects; asked for at once. In any thread."""
         return self._server.load_all(oids, before)  # type: ignore[no-any-return]
+
+    def changed_since(self, oids: Collection[bytes], tid: bytes) -> set[bytes] | None:
+        """Return which objects have changed at a tid or later; None: there is no saying.
+
+        The server is asked for all of them at once: it takes a round trip, and little of the wire.
+        """
+        if len(oids) > _MOST_ASKED:
+            return None
+        try:
+            asked = {oid: self._server.call("getTid", oid, wait=False) for oid in oids}
+            limit = time.monotonic() + 2 * self._server.timeout
+            return {oid for oid, f in asked.items() if self._tid(f, limit) >= tid}
+        except (ClientDisconnected, TimeoutError):
+            return None
+
+    @staticmethod
+    def _tid(future: Any, limit: float) -> bytes:
+        try:
+            return bytes(future.result(max(0, limit - time.monotonic())))
+        except POSKeyError:
+            return bytes(maxtid)  # it is gone
+
+
+class _ToldDB:
+    """The database, as its storage knows it: it forgets nothing because of a new connection.
+
+    That is where a ClientStorage calls invalidateCache() when the server has said what changed.
+    """
+
+    told = False
+
+    def __init__(self, db: Any) -> None:
+        self.db = db
+        self.invalidate = db.invalidate
+
+    def invalidateCache(self) -> None:
+        if not self.told:
+            self.db.invalidateCache()
 
 
 class _Cache(ClientCache):  # type: ignore[misc]  # ZEO has no type hints
@@ -119,16 +187,40 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
         """See ClientRunner. Runs in the thread of the connection."""
         super().setup_delegation(loop)
         self.io_call = self._limited_call
+        #: connections that were not ready when a caller had waited for one
+        self._late: weakref.WeakSet[Protocol] = weakref.WeakSet()
 
     def call(self, method: str, *args: Any, **kw: Any) -> Any:
         """See ClientRunner."""
+        ask = super().call
+        if method in _READS:
+            return self._again(lambda: ask(method, *args, **kw))
         if method not in _UNLIMITED or not kw.get("wait", True):
-            return super().call(method, *args, **kw)
-        return super().call(method, *args, **kw, wait=False).result()
+            return ask(method, *args, **kw)
+        return ask(method, *args, **kw, wait=False).result()
+
+    def load_before(self, oid: bytes, tid: bytes) -> Any:
+        """See ClientRunner."""
+        ask = super().load_before
+        return self._again(lambda: ask(oid, tid))
+
+    def _again(self, ask: Callable[[], Any]) -> Any:
+        """Ask; and again, if the connection was lost in the middle of it."""
+        start = time.monotonic()
+        while True:
+            try:
+                return ask()
+            except ClientDisconnected:
+                waited = time.monotonic() - start
+                # None: it never was connected, and did not wait
+                if waited >= self.timeout or self.is_closed() or self.client.ready is None:
+                    raise
 
     def load_all(self, oids: list[bytes], before: bytes) -> list[Any]:
         """See ZEOClient."""
-        return self.io_call(self._load_all(oids, before))  # type: ignore[no-any-return]
+        return self._again(  # type: ignore[no-any-return]
+            lambda: self.io_call(self._load_all(oids, before))
+        )
 
     async def _load_all(self, oids: list[bytes], before: bytes) -> list[Any]:
         client = self.client
@@ -144,16 +236,74 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
             return future
         # twice: first for a connection, which has its own limit, and then for the answer
         limit = 2 * self.timeout
-        try:
-            return future.result(limit)
-        except concurrent.futures.TimeoutError:
-            if future.done():
-                return future.result()
-            future.cancel()
-            self.loop.call_soon_threadsafe(self._reconnect)
-            raise ClientDisconnected(f"the ZEO server did not answer within {limit} s") from None
+        arrived = -1
+        start = time.monotonic()
+        while True:
+            try:
+                return future.result(limit)
+            except ClientDisconnected:
+                if time.monotonic() - start >= self.timeout:
+                    self._in_loop(self._abort_late)
+                raise
+            except TimeoutError:
+                if future.done():
+                    return future.result()
+                before, arrived = arrived, self._arrived()
+                if arrived != before:
+                    continue  # it is sent, or just was: an answer may come
+                self._in_loop(self._give_up, f"the ZEO server did not answer within {limit} s")
+                limit = 10  # it ends now
 
-    def _reconnect(self) -> None:
+    def _in_loop(self, act: Callable[..., None], *args: Any) -> None:
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(act, *args)
+
+    def _arrived(self) -> int:
+        """Return how much of a request that is still being sent has arrived [bytes]; -1: all."""
         protocol = self.client.protocol
-        if protocol is not None:
-            protocol.sm_protocol.transport.abort()
+        transport = getattr(getattr(protocol, "sm_protocol", None), "transport", None)
+        if transport is None:
+            return -1
+        try:
+            sock = transport.get_extra_info("socket")
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+            acked, _received, _out, _in, not_sent = struct.unpack_from("=QQIII", info, 120)
+        except (AttributeError, OSError, struct.error):
+            return -1  # a UNIX socket; or the connection is gone
+        return int(acked) if not_sent or transport.get_write_buffer_size() else -1
+
+    # ---- in the thread of the connection ----
+
+    def _give_up(self, why: str) -> None:
+        """The server hangs: all who wait for its answers are told, before one may come after all.
+
+        Otherwise a commit could be told to have failed here, and be finished there.
+        """
+        protocol = self.client.protocol
+        if protocol is None:
+            return
+        _abort(protocol, why)
+        self.client.disconnected(protocol)
+
+    def _abort_late(self) -> None:
+        """Have other connections made, where those are not ready that somebody waited for before.
+
+        The network may have forgotten them.
+        """
+        if self.client.operational or self.client.closed:
+            return
+        for protocol in [self.client.protocol, *self.client.protocols]:
+            # who is not connected at all tries again and again by itself
+            if protocol is None or protocol.closed or protocol.sm_protocol is None:
+                continue
+            if protocol in self._late:
+                _abort(protocol, "the ZEO server did not answer to a new connection")
+                self.client.disconnected(protocol)
+            else:
+                self._late.add(protocol)
+
+
+def _abort(protocol: Protocol, why: str) -> None:
+    transport = protocol.sm_protocol.transport
+    protocol.close(why)
+    transport.abort()  # what was not sent is not sent any more

@@ -29,6 +29,8 @@ __all__ = [
     "dbstoropen",
     "deactivate_btree",
     "zconn_at",
+    "zconn_before",
+    "zconn_changed",
     "zconn_has_open",
     "zconn_is_remote",
     "zconn_load_all",
@@ -159,7 +161,7 @@ def _children(btree: Any) -> list[Any]:
 # ---- Connections ----
 
 
-def _before(conn: Any) -> bytes | None:
+def zconn_before(conn: Any) -> bytes | None:
     """Return the tid before which a Connection sees everything; None: its storage does not say."""
     storage = conn._normal_storage
     before = getattr(storage, "_before", None) or getattr(storage, "_start", None)
@@ -178,7 +180,7 @@ def zconn_at(conn: Any) -> bytes:
     """
     if conn.opened is None:
         raise ConnectionStateError(f"{conn!r} is closed")
-    before = _before(conn)
+    before = zconn_before(conn)
     if before is None:
         name = type(conn._normal_storage).__name__
         raise TypeError(f"{name} does not tell what {conn!r} sees")
@@ -191,10 +193,22 @@ def zconn_locate(conn: Any, oids: Iterable[bytes]) -> list[Located | None]:
     None for those that do not: all of them, where the storage is no AlignedFileStorage.
     """
     storage = _file_of(conn)
-    before = _before(conn)
+    before = zconn_before(conn)
     if before is None or storage is None:
         return [None for _ in oids]
     return storage.locate(oids, before)
+
+
+def zconn_changed(conn: Any, oids: set[bytes], tid: bytes | None) -> set[bytes] | None:
+    """Return which of some objects have changed at a tid or later, in the newest state.
+
+    None: the storage has no cheap way to say it.
+    """
+    ask = getattr(getattr(conn._normal_storage, "_storage", None), "changed_since", None)
+    if ask is None or tid is None:
+        return None
+    changed: set[bytes] | None = ask(oids, tid)
+    return changed
 
 
 def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:
@@ -205,7 +219,7 @@ def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:
     storage = conn._normal_storage
     if len(oids) == 1 or not zconn_is_remote(conn):
         return [bytes(storage.load(oid)[0]) for oid in oids]
-    before = _before(conn)
+    before = zconn_before(conn)
     client = getattr(storage, "_storage", None)
     if before is None or not isinstance(client, ZEOClient):
         return [bytes(data) for data, _ in _pool().map(storage.load, oids)]

@@ -26,24 +26,34 @@ def pytest_report_header(config):
 def pytest_configure(config):
     config.addinivalue_line("markers", "database: opens databases of the kind that runs")
     config.addinivalue_line("markers", "formats: chooses formats of blocks itself")
+    config.addinivalue_line("markers", "servers(kind, ...): starts its own, of the kind that runs")
 
 
 def pytest_collection_modifyitems(config, items):
     """Leave out, over the network, what has run with a file and would do the same again.
 
     What opens no database of the kind that runs; and, in the environments of a format, what
-    chooses its format itself.
+    chooses its format itself. What starts servers of other kinds is left out everywhere.
     """
-    if not storages.kind().has_server:
-        return
-    again = os.environ.get("WENDELIN_CORE_ZBLK_FMT", "ZBlk0") != "ZBlk0"
+    kind = os.environ.get("WENDELIN_CORE_TEST_DB", "fs")
     keep, leave = [], []
+    for item in items:
+        servers = item.get_closest_marker("servers")
+        (keep if servers is None or kind in servers.args else leave).append(item)
+    if storages.kind().has_server:
+        keep = _not_again(keep, leave)
+    items[:] = keep
+    config.hook.pytest_deselected(items=leave)
+
+
+def _not_again(items, leave):
+    again = os.environ.get("WENDELIN_CORE_ZBLK_FMT", "ZBlk0") != "ZBlk0"
+    keep = []
     for item in items:
         opens = "testdb" in item.fixturenames or item.get_closest_marker("database")
         same = again and ("fmt" in item.fixturenames or item.get_closest_marker("formats"))
         (keep if opens and not same else leave).append(item)
-    items[:] = keep
-    config.hook.pytest_deselected(items=leave)
+    return keep
 
 
 class TestDatabase:

@@ -133,7 +133,7 @@ class Invalidated(object):
 
 invalidated = Invalidated()
 pool = ThreadPool(THREADS)
-loaders = Queue()  # storages, for whoever loads
+loaders = Queue()  # storages, for whoever loads; None: one that was not opened yet
 
 invalidate_of_zeo = StorageServer.StorageServer.invalidate
 
@@ -159,6 +159,7 @@ class LoadReply(server.MTDelay):
     def run(self):
         storage = loaders.get()
         try:
+            storage = storage or Server.open_loader()
             result, failure = storage.loadBefore(self.oid, self.tid), None
         except Exception:
             result, failure = None, sys.exc_info()
@@ -197,8 +198,9 @@ class Server(runzeo.ZEOServer):
         runzeo.ZEOServer.open_storages(self)
         (opener,) = self.options.storages
         opener.config.cache_size = 0
+        Server.open_loader = opener.open
         for _ in range(THREADS):
-            loaders.put(opener.open())
+            loaders.put(None)
 
 
 if __name__ == "__main__":

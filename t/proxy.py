@@ -9,6 +9,7 @@ takes nothing from the throughput. What is in it is limited, and then its source
 
 import asyncio
 import selectors
+import socket
 import threading
 from collections import deque
 
@@ -27,7 +28,7 @@ class Proxy:
     latency : float
         Of each way [s]; for what comes from now on, as is the next.
     bandwidth : float or None
-        Of each direction of each connection [bytes/s]; None: as fast as it can.
+        Of each direction, of all connections together [bytes/s]; None: as fast as it can.
 
     Attributes
     ----------
@@ -40,10 +41,11 @@ class Proxy:
     def __init__(self, to_port, latency=0, bandwidth=None):
         self.to_port, self.latency, self.bandwidth = to_port, latency, bandwidth
         self.passed = {TO_SERVER: 0, TO_CLIENT: 0}
+        self.free_at = {TO_SERVER: 0.0, TO_CLIENT: 0.0}  # when the bandwidth is, for what is next
         self.port = 0
         self.stalled = False
         self._alarms = {}  # direction -> (passed, call)
-        self._ends = set()
+        self._lines = set()  # that still have, or get, something to pass on
         self._server = None
         # epoll counts milliseconds, which is much for a latency
         self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
@@ -56,8 +58,12 @@ class Proxy:
         self._in_loop(self._cut)
 
     def stall(self):
-        """Pass on nothing, and tell nobody: packets are lost, and the ends still wait."""
+        """Pass on nothing, and tell nobody: the ends still wait, until mend()."""
         self._in_loop(self._stall)
+
+    def forget(self):
+        """Never pass on anything on the connections that there are, and tell nobody."""
+        self._in_loop(self._forget)
 
     def mend(self):
         """Be a network again: at the same port, with what connections are left."""
@@ -106,24 +112,28 @@ class Proxy:
         if self._server is not None:
             self._server.close()
             self._server = None
-        for end in list(self._ends):
-            end.line.drop()
-            end.transport.abort()
+        for line in list(self._lines):
+            line.drop()
 
     def _stall(self):
         self.stalled = True
 
+    def _forget(self):
+        for line in self._lines:
+            line.forgotten = True
+
     def _mend(self):
         self.stalled = False
-        for end in self._ends:
-            end.line.flush()
+        for line in list(self._lines):
+            line.flush()
         return self._listen() if self._server is None else None
 
     async def _listen(self):
-        self._server = await self._loop.create_server(
-            lambda: _ClientEnd(self), HOST, self.port, backlog=1000
-        )
-        self.port = self._server.sockets[0].getsockname()[1]
+        sock = socket.create_server((HOST, self.port), backlog=1000)
+        # what the network has not passed on, the client is to keep
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 << 10)
+        self.port = sock.getsockname()[1]
+        self._server = await self._loop.create_server(lambda: _ClientEnd(self), sock=sock)
 
     def pass_on(self, direction, data, write):
         """Write data, or as much of it as comes before a call; return what is left."""
@@ -149,16 +159,19 @@ class _Line:
         self.target = None  # transport; None: it is not there yet
         self.chunks = deque()  # (when it is due, data; None for the end)
         self.size = 0  # of chunks [bytes]
-        self.free_at = 0.0  # when the bandwidth is free for what comes next
-        self.full = self.target_full = False
+        self.full = self.target_full = self.forgotten = False
         self.timer = None
 
     def put(self, data):
         """Take a chunk; None: there will be no other."""
+        if self.forgotten:
+            return
         proxy, now = self.proxy, self.proxy._loop.time()
+        due = now
         if proxy.bandwidth and data:
-            self.free_at = max(self.free_at, now) + len(data) / proxy.bandwidth
-        due = max(now, self.free_at) + proxy.latency
+            free_at = max(proxy.free_at[self.direction], now)
+            due = proxy.free_at[self.direction] = free_at + len(data) / proxy.bandwidth
+        due += proxy.latency
         if self.chunks:
             due = max(due, self.chunks[-1][0])  # also if the latency is smaller now
         self.chunks.append((due, data))
@@ -171,7 +184,8 @@ class _Line:
             self.timer.cancel()
             self.timer = None
         now = self.proxy._loop.time()
-        while self.chunks and self.target is not None and not self.proxy.stalled:
+        held = self.proxy.stalled or self.forgotten
+        while self.chunks and self.target is not None and not held:
             due, data = self.chunks[0]
             if due > now:
                 self.timer = self.proxy._loop.call_at(due, self.flush)
@@ -181,17 +195,21 @@ class _Line:
             self.chunks.popleft()
             if data is None:
                 self.target.close()
+                self.proxy._lines.discard(self)
                 break
             left = self.proxy.pass_on(self.direction, data, self.target.write)
             self.size -= len(data) - len(left)
             if left and not self.target.is_closing():
                 self.chunks.appendleft((due, left))
+            held = self.proxy.stalled or self.forgotten
         self._read_or_not()
 
     def drop(self):
-        """Lose what is on its way."""
+        """Lose what is on its way, and what comes."""
         self.chunks.clear()
         self.size = 0
+        self.proxy._lines.discard(self)
+        self.source.abort()
 
     def _read_or_not(self):
         bandwidth, latency = self.proxy.bandwidth, self.proxy.latency
@@ -215,7 +233,7 @@ class _End(asyncio.Protocol):
         self.transport = transport
         self.line = _Line(self.proxy, transport, self.direction)
         transport.set_write_buffer_limits(high=1 << 20)
-        self.proxy._ends.add(self)
+        self.proxy._lines.add(self.line)
 
     def join(self, peer):
         self.peer = peer
@@ -233,8 +251,7 @@ class _End(asyncio.Protocol):
         self.peer.line.flush()
 
     def connection_lost(self, exc):
-        self.proxy._ends.discard(self)
-        self.line.put(None)
+        self.line.put(None)  # after what it has sent before
 
 
 class _ClientEnd(_End):
