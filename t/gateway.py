@@ -7,8 +7,8 @@ Three things are different from runzeo:
 
 - Messages are msgpack, with text where Python 3 wants text: names of methods, keys, classes.
 - Objects are loaded by several threads, each with a client of NEO of its own, as a client loads one
-  object at a time: so all storage nodes work at once. These clients have no caches, which would be
-  told of commits later than the one that commits; clients of ZEO have theirs.
+  object at a time: so all storage nodes work at once. Those that only load have no caches, which
+  would be told of commits later than the one that commits; clients of ZEO have theirs.
 - ConflictErrors have the attribute that the ZEO server asks for.
 
 The order of answers is what makes loads by threads delicate: a client takes what it gets as the
@@ -133,7 +133,7 @@ class Invalidated(object):
 
 invalidated = Invalidated()
 pool = ThreadPool(THREADS)
-loaders = Queue()  # storages, for whoever loads; None: one that was not opened yet
+loaders = Queue()  # storages, for whoever loads
 
 invalidate_of_zeo = StorageServer.StorageServer.invalidate
 
@@ -159,7 +159,6 @@ class LoadReply(server.MTDelay):
     def run(self):
         storage = loaders.get()
         try:
-            storage = storage or Server.open_loader()
             result, failure = storage.loadBefore(self.oid, self.tid), None
         except Exception:
             result, failure = None, sys.exc_info()
@@ -197,10 +196,17 @@ class Server(runzeo.ZEOServer):
         """See ZEOServer."""
         runzeo.ZEOServer.open_storages(self)
         (opener,) = self.options.storages
+        loaders.put(self.storages[opener.name])
         opener.config.cache_size = 0
-        Server.open_loader = opener.open
-        for _ in range(THREADS):
-            loaders.put(None)
+        # each takes a second or so to be there
+        thread = threading.Thread(target=self.open_loaders, args=(opener,))
+        thread.daemon = True
+        thread.start()
+
+    def open_loaders(self, opener):
+        """Open those that only load."""
+        for _ in range(THREADS - 1):
+            loaders.put(opener.open())
 
 
 if __name__ == "__main__":
