@@ -55,6 +55,8 @@ def dbopen(url: str | os.PathLike[str]) -> Any:
     url : str or path
         A path: a file, made on first use. Or a URL of any scheme that zodburi knows: file://,
         zeo://, demo:, memory://, and whatever resolvers are installed, such as neo://.
+        zeo:// and neo:// wait for a server as long as their option wait_timeout says, by default
+        30 s; docs/cluster.md has the other options.
         Paths and file:// are AlignedFileStorages. file:// has the options read_only, create,
         quota, blobstorage_dir, pack_gc, pack_keep_old, and align=false: a plain FileStorage,
         whose blocks are copied into memory.
@@ -69,7 +71,9 @@ def dbopen(url: str | os.PathLike[str]) -> Any:
     ValueError
         The scheme is unknown, or the URL is wrong.
     OSError
-        The file cannot be opened.
+        The file cannot be opened; no master of NEO has answered in time (TimeoutError).
+    ZEO.Exceptions.ClientDisconnected
+        No ZEO server has answered in time.
     """
     factory, arguments = resolve(os.fspath(url))
     storage = factory()

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import threading
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import ConnectionStateError, StateLoadError
 from ZODB.utils import p64, u64
 
+from wendelin.lib import dburl
 from wendelin.lib.zodb import (
     LivePersistent,
     dbclose,
@@ -161,6 +164,54 @@ def test_database_in_use(tmp_path):
     with pytest.raises(Exception, match="lock"):
         dbopen(tmp_path / "a.fs")
     dbclose(root)
+
+
+@pytest.mark.parametrize(
+    ("url", "what"),
+    [
+        ("zeo://", "names no server"),
+        ("zeo:///", "names no server"),
+        ("zeo://host:port", "Port could not be cast"),
+        ("zeo://host:1/storage", r"'/storage' follows the address.*storage=storage"),
+        ("zeo://host:1?wait_timeout=soon", "wait_timeout is 'soon'"),
+        ("zeo://host:1?waiting=1", "waiting.*wait_timeout"),
+        ("zeo://host:1?key=k.pem", "no cert"),
+    ],
+)
+def test_urls_of_servers_that_are_wrong(url, what):
+    with pytest.raises(ValueError, match=what) as e:
+        dbopen(url)
+    assert repr(url)[:-1] in str(e.value)
+
+
+@pytest.mark.parametrize("scheme", ["neo", "neos"])
+def test_neo_without_a_client_of_neo(scheme):
+    if scheme in {ep.name for ep in entry_points(group="zodburi.resolvers")}:
+        pytest.skip("a client of NEO is installed")
+    with pytest.raises(ValueError, match=r"neoppod that runs on Python 3.*gateway.*zeo://") as e:
+        dbopen(f"{scheme}://name@127.0.0.1:1")
+    assert f"{scheme}://name@127.0.0.1:1" in str(e.value)
+
+
+def test_a_storage_that_is_never_there_is_waited_for_in_vain():
+    """As a client of NEO waits for a master of another protocol."""
+    go, closed = threading.Event(), threading.Event()
+
+    class Storage:
+        def close(self):
+            closed.set()
+
+    def factory():
+        assert go.wait(30)
+        return Storage()
+
+    with pytest.raises(TimeoutError, match=r"neo://name@master did not answer within 0.1 s"):
+        dburl._within(0.1, factory, "neo://name@master")
+    go.set()
+    assert closed.wait(30)  # it came too late
+    with pytest.raises(ZeroDivisionError):
+        dburl._within(30, lambda: 1 // 0, "neo://name@master")
+    assert isinstance(dburl._within(30, Storage, "neo://name@master"), Storage)
 
 
 # ---- LivePersistent ----

@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 import storages
 import transaction
+import trustme
 from clients import BLK, FIRST, fill
 from persistent.mapping import PersistentMapping
+from servers import ZeoServer
+from ZEO.Exceptions import ClientDisconnected
 from ZODB.DB import DB
 from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import POSKeyError
 
 from wendelin.lib.zeoclient import ZEOClient
-from wendelin.lib.zodb import zconn_load_all
+from wendelin.lib.zodb import dbclose, dbopen, zconn_load_all
 
 served = pytest.mark.skipif(not storages.kind().has_server, reason="a file has one client")
 
@@ -133,3 +136,50 @@ def test_large_objects_are_not_in_the_cache_of_zeo(testdb):
         cache.clear()
         assert len(large["data"]) == 2 << 20
         assert len(small["data"]) == 1000
+
+
+# ---- TLS ----
+
+
+@pytest.fixture
+def tls(tmp_path):
+    """Return a ZEO server that talks to clients with certificates of its authority only."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
+    for name in "server", "client":
+        cert = authority.issue_cert("localhost", common_name=name)
+        cert.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        for pem in cert.cert_chain_pems:
+            pem.write_to_path(tmp_path / f"{name}.pem", append=True)
+    options = (
+        f"<ssl>\ncertificate {tmp_path}/server.pem\nkey {tmp_path}/server.key\n"
+        f"authenticate {tmp_path}/ca.pem\n</ssl>\n"
+    )
+    server = ZeoServer(tmp_path, options=options)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.servers("zeo")
+@pytest.mark.database
+@pytest.mark.formats
+def test_tls(tls, tmp_path):
+    right = {"ca": "ca.pem", "cert": "client.pem", "key": "client.key"}
+
+    def url(options):
+        query = "&".join(f"{name}={tmp_path}/{file}" for name, file in options.items())
+        return f"{tls.url}?wait_timeout=2&server_hostname=localhost&{query}"
+
+    root = dbopen(url(right))
+    root["x"] = 1
+    transaction.commit()
+    dbclose(root)
+    for wrong in {"ca": "ca.pem"}, right | {"ca": "other.pem"}:
+        with pytest.raises(ClientDisconnected, match=f":{tls.port}.*wait_timeout"):
+            dbopen(url(wrong))
+    with pytest.raises(ClientDisconnected, match="wait_timeout"):
+        dbopen(f"{tls.url}?wait_timeout=2")
+    with pytest.raises(FileNotFoundError):
+        dbopen(url(right | {"cert": "nothing.pem"}))
