@@ -5,7 +5,7 @@ import mmap
 import os
 import platform
 import re
-import uuid
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
@@ -13,6 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+
+sys.path.append(str(Path(__file__).parents[1]))  # what tests have
+
+import cgroup
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -83,18 +87,6 @@ def pss(pid: int) -> int:
     return int(re.findall(r"^Pss: +(\d+) kB", text, re.M)[0]) << 10
 
 
-def _cgroup_roots() -> Iterator[tuple[Path, str]]:
-    """Yield where memory cgroups can be made, in v1 or v2, and the file that has the limit."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            for mount in ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"):
-                if Path(mount + path, "memory.current").exists() or path == "/":
-                    yield Path(mount + path), "memory.max"
-        elif "memory" in controllers.split(","):
-            yield Path("/sys/fs/cgroup/memory" + path), "memory.limit_in_bytes"
-
-
 @contextmanager
 def memory_cgroup(limit: int) -> Iterator[Path]:
     """Make a memory cgroup with a limit [bytes]; yield its cgroup.procs.
@@ -104,24 +96,11 @@ def memory_cgroup(limit: int) -> Iterator[Path]:
     Skip
         This machine does not let us.
     """
-    for root, name in _cgroup_roots():
-        group = root / f"wendelin-bench-{uuid.uuid4().hex[:8]}"
-        try:
-            group.mkdir()
-        except OSError:
-            continue
-        try:
-            with open(group / name, "r+") as file:  # not made: the folder may be no cgroup
-                file.write(str(limit))
-        except OSError:
-            group.rmdir()
-            continue
-        try:
-            yield group / "cgroup.procs"
-        finally:
-            group.rmdir()
-        return
-    raise Skip("no memory cgroup can be made here: run as root, or delegate one")
+    try:
+        with cgroup.memory_cgroup(limit) as procs:
+            yield procs
+    except cgroup.NoCgroup as e:
+        raise Skip(str(e)) from e
 
 
 # ---- what it is ----
