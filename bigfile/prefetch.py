@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -57,30 +57,46 @@ def _load_next(
         _pool().submit(_load_next, owner, handle, pages)
 
 
-def prefetch(owner: object, fileh: BigFileH, first: int, n: int, threads: int = THREADS) -> None:
-    """Start loading pages [first, first + n), for as long as the owner lives, and do not wait."""
-    pages = iter(range(first, first + n))
+def prefetch(
+    owner: object, fileh: BigFileH, pages: Collection[int], threads: int = THREADS
+) -> None:
+    """Start loading pages, for as long as the owner lives, and do not wait."""
+    left = iter(pages)
     with suppress(RuntimeError):
-        for _ in range(min(n, threads)):
-            _pool().submit(_load_next, weakref.ref(owner), weakref.ref(fileh), pages)
+        for _ in range(min(len(pages), threads)):
+            _pool().submit(_load_next, weakref.ref(owner), weakref.ref(fileh), left)
 
 
 class ReadAhead:
-    """Sees who reads block after block, and loads what comes next meanwhile."""
+    """Sees who reads block after block, and loads what comes next meanwhile.
+
+    It is told of what a reader has to load itself. So of each window one block is left for the
+    reader, which comes to it while those behind it are still under way:
+
+        the reader   1 2           7           11              16
+        windows          | 3 4 5 6 . 8 9 10 |  .  12 13 14 15 |  .  17 ...
+    """
 
     def __init__(self, blksize: int, remote: bool) -> None:
         self._threads = REMOTE_THREADS if remote else THREADS
-        limit, _, _ = ram_stat()
         most = REMOTE_AHEAD_BYTES if remote else AHEAD_BYTES
+        limit, _, _ = ram_stat()
         self._most = max(1, min(most, limit // 16) // blksize)
         self._next = 0  # the block that a sequential reader will load itself, next
+        self._stop = 0  # of the last window
 
     def loading(self, fileh: BigFileH, blk: int) -> None:
         """Be told that a block is loaded by whoever touched it. Called in any thread."""
         if getattr(_here, "loads_ahead", False):
             return
-        sequential = blk == self._next and blk != 0
-        self._next = blk + 1
-        if sequential:
-            self._next += self._most
-            prefetch(fileh, fileh, blk + 1, self._most, self._threads)
+        if blk != self._next or blk == 0:
+            self._next, self._stop = blk + 1, 0
+            return
+        first, stop = max(self._stop, blk + 1), blk + 1 + self._most
+        if self._stop > blk + 1:
+            self._next = first
+        else:
+            self._next = blk + 1 + (self._most // 2 or 1)
+        self._stop = stop
+        pages = [page for page in range(first, stop) if page != self._next]
+        prefetch(fileh, fileh, pages, self._threads)

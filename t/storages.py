@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import transaction
-from neocluster import Gateway, NeoCluster
+from neocluster import Gateway, NeoCluster, missing
 from servers import ZeoServer
 
 from wendelin.lib import fsalign
@@ -142,6 +142,8 @@ class NeoDatabase:
 
     @classmethod
     def describe(cls) -> str:
+        if why := missing():
+            return f"neo: SKIPPED: {why}"
         return (
             f"neo: NEO 1.12.0 (Python 2.7): 1 master, {cls.STORAGES} storage nodes with SQLite, "
             f"1 admin, replicas {cls.REPLICAS}; through a gateway of ZEO 5.4.1"

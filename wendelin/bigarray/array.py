@@ -368,7 +368,7 @@ class BigArray:
             first, n = self._pages(start, stop)
             fileh = self._fileh()
             fileh.check_range(first, n)
-            prefetch(self, fileh, first, n)
+            prefetch(self, fileh, range(first, first + n))
 
     # ---- size ----
 

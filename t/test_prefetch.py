@@ -1,0 +1,51 @@
+"""Which blocks are loaded ahead of a sequential reader."""
+
+import pytest
+
+from wendelin.bigfile import prefetch
+from wendelin.bigfile.virtmem import ram_stat
+
+BLK = 2 << 20
+
+
+@pytest.mark.parametrize("remote", [True, False])
+@pytest.mark.parametrize("start", [0, 1, 5000])
+def test_a_sequential_reader_loads_a_few_blocks_itself(remote, start, monkeypatch):
+    issued = []
+    monkeypatch.setattr(
+        prefetch, "prefetch", lambda owner, fileh, pages, threads: issued.append(list(pages))
+    )
+    ahead = prefetch.ReadAhead(BLK, remote)
+    most = min(32 << 20 if remote else 16 << 20, ram_stat()[0] // 16) // BLK
+    itself = []
+    for blk in range(start, start + 300):
+        if not any(blk in pages for pages in issued):
+            under_way = [page for pages in issued for page in pages if page > blk]
+            assert len(itself) < 4 or most < 4 or under_way, "nothing is under way"
+            itself.append(blk)
+            ahead.loading(None, blk)
+            assert all(blk < page <= blk + most for page in issued[-1:] and issued[-1])
+    pages = [page for window in issued for page in window]
+    assert len(pages) == len(set(pages)), "asked for twice"
+    assert not set(pages) & set(itself)
+    assert len(itself) <= 4 + 300 // max(1, most // 2)
+
+
+def test_others_get_nothing_ahead(monkeypatch):
+    issued = []
+    monkeypatch.setattr(prefetch, "prefetch", lambda *args: issued.append(args))
+    ahead = prefetch.ReadAhead(BLK, True)
+    for blk in 7, 3, 9, 2, 40, 38:
+        ahead.loading(None, blk)
+    assert issued == []
+
+
+def test_blocks_larger_than_the_window(monkeypatch):
+    issued = []
+    monkeypatch.setattr(prefetch, "prefetch", lambda owner, fileh, pages, _: issued.extend(pages))
+    ahead = prefetch.ReadAhead(1 << 40, True)
+    for blk in range(1, 20):
+        if blk not in issued:
+            ahead.loading(None, blk)
+    assert issued
+    assert max(issued) <= 20
