@@ -238,8 +238,7 @@ def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:
 def zconn_is_remote(conn: Any) -> bool:
     """Say whether who asks the storage of a Connection for an object waits for others."""
     storage = conn._normal_storage
-    while (inner := getattr(storage, "_storage", None)) is not None:
-        storage = inner
+    storage = getattr(storage, "_storage", storage)  # under what makes it MVCC
     return not isinstance(storage, FileStorage | MappingStorage | DemoStorage)
 
 
