@@ -233,21 +233,26 @@ class Gateway(Process):
 
     def start(self):
         """Start it, and wait until it answers."""
-        address = self.address or f"{HOST}:{free_port()}"
-        self.conf.write_text(
-            f"%import neo.client\n"
-            f"<zeo>\n  address {address}\n  msgpack true\n</zeo>\n"
-            f"<NEOStorage 1>\n  master_nodes {self.masters}\n  name {self.name}\n"
-            f"  compress false\n</NEOStorage>\n"
-        )
-        super().start()
-        port = int(address.rpartition(":")[2])
-        try:
-            wait_until(lambda: answers(port), "gateway", alive=self.alive)
-        except NotStarted:
-            self.stop()
-            raise NotStarted(f"the gateway does not start:\n{self.output()}") from None
-        self.address = address
+        for _ in range(3):
+            address = self.address or f"{HOST}:{free_port()}"
+            self.conf.write_text(
+                f"%import neo.client\n"
+                f"<zeo>\n  address {address}\n  msgpack true\n</zeo>\n"
+                f"<NEOStorage 1>\n  master_nodes {self.masters}\n  name {self.name}\n"
+                f"  compress false\n</NEOStorage>\n"
+            )
+            super().start()
+            port = int(address.rpartition(":")[2])
+            with suppress(NotStarted):
+                wait_until(lambda p=port: answers(p), "gateway", alive=self.alive)
+                if self.alive():
+                    self.address = address
+                    return
+            if self.alive() or self.address:
+                break
+            # somebody was quicker to have the port
+        self.stop()
+        raise NotStarted(f"the gateway does not start:\n{self.output()}")
 
     @property
     def port(self):
