@@ -134,6 +134,19 @@ class Invalidated(object):
 invalidated = Invalidated()
 pool = ThreadPool(THREADS)
 loaders = Queue()  # storages, for whoever loads
+openers = []  # of more of them
+
+
+def more_loaders():
+    """Open another one, in the background: it takes a second or so."""
+    try:
+        opener = openers.pop()
+    except IndexError:
+        return
+    thread = threading.Thread(target=lambda: loaders.put(opener.open()))
+    thread.daemon = True
+    thread.start()
+
 
 invalidate_of_zeo = StorageServer.StorageServer.invalidate
 
@@ -157,6 +170,8 @@ class LoadReply(server.MTDelay):
         pool.apply_async(self.run)
 
     def run(self):
+        if loaders.empty():
+            more_loaders()
         storage = loaders.get()
         try:
             result, failure = storage.loadBefore(self.oid, self.tid), None
@@ -198,15 +213,7 @@ class Server(runzeo.ZEOServer):
         (opener,) = self.options.storages
         loaders.put(self.storages[opener.name])
         opener.config.cache_size = 0
-        # each takes a second or so to be there
-        thread = threading.Thread(target=self.open_loaders, args=(opener,))
-        thread.daemon = True
-        thread.start()
-
-    def open_loaders(self, opener):
-        """Open those that only load."""
-        for _ in range(THREADS - 1):
-            loaders.put(opener.open())
+        openers.extend([opener] * (THREADS - 1))
 
 
 if __name__ == "__main__":
