@@ -6,16 +6,19 @@ nothing of what is in the trees.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from wendelin.lib.zrecord import RecordError, Ref, class_of, state_of
 
-__all__ = ["Items", "Node", "read_items", "read_node"]
+__all__ = ["Items", "Node", "read_items", "read_node", "read_nodes"]
 
-#: (oid) -> record of the state that is read
-Load = Callable[[bytes], bytes]
+#: (oids) -> records of the state that is read
+LoadAll = Callable[[list[bytes]], list[bytes]]
+
+_BATCH = 64  # nodes that are asked for at once
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Node:
     keys: list[int]
     children: list[bytes]  # oids
     oids: dict[int, bytes]
+    classes: tuple[str, ...] = ()  # of a bucket's oids, as references say; "" where one does not
 
 
 def _bucket(state: object, kind: str) -> Node:
@@ -40,7 +44,9 @@ def _bucket(state: object, kind: str) -> Node:
         if not isinstance(key, int) or not isinstance(ref, Ref):
             raise RecordError(f"a damaged {kind}BTree: {key!r} -> {ref!r}")
         oids[key] = ref.oid
-    return Node(True, [], [], oids)
+    if 2 * len(oids) != len(flat):
+        raise RecordError(f"a damaged {kind}BTree: a bucket with a key twice")
+    return Node(True, [], [], oids, tuple(ref.cls for ref in flat[1::2]))
 
 
 def _tree(state: object, kind: str) -> Node:
@@ -84,6 +90,32 @@ def read_node(record: bytes, kind: str) -> Node:
     raise RecordError(f"a damaged {kind}BTree: a {name} in it")
 
 
+def read_nodes(root: bytes, load_all: LoadAll, kind: str) -> Iterator[tuple[bytes, Node]]:
+    """Yield (oid, node) for all nodes of a BTree, its buckets in their order; see read_node().
+
+    Parameters
+    ----------
+    root : bytes
+        Oid of the tree.
+    load_all
+        Is asked for many nodes at once.
+    kind
+    """
+    seen: set[bytes] = set()
+    todo = deque([root])
+    while todo:
+        batch = [todo.popleft() for _ in range(min(len(todo), _BATCH))]
+        children: list[bytes] = []
+        for oid, record in zip(batch, load_all(batch), strict=True):
+            if oid in seen:
+                raise RecordError(f"a damaged {kind}BTree: a node is there twice")
+            seen.add(oid)
+            node = read_node(record, kind)
+            yield oid, node
+            children += node.children
+        todo.extendleft(reversed(children))
+
+
 class Items(NamedTuple):
     """What is in a BTree."""
 
@@ -91,23 +123,11 @@ class Items(NamedTuple):
     nodes: frozenset[bytes]  # oids of the nodes
 
 
-def read_items(root: bytes, load: Load, kind: str) -> Items:
-    """Return all that is in a BTree; see read_node().
-
-    Parameters
-    ----------
-    root : bytes
-        Oid of the tree.
-    """
+def read_items(root: bytes, load_all: LoadAll, kind: str) -> Items:
+    """Return all that is in a BTree; see read_nodes()."""
     oids: dict[int, bytes] = {}
-    seen: set[bytes] = set()
-    todo = [root]
-    while todo:
-        oid = todo.pop()
-        if oid in seen:
-            raise RecordError(f"a damaged {kind}BTree: a node is there twice")
-        seen.add(oid)
-        node = read_node(load(oid), kind)
+    nodes: list[bytes] = []
+    for oid, node in read_nodes(root, load_all, kind):
+        nodes.append(oid)
         oids.update(node.oids)
-        todo.extend(node.children)
-    return Items(dict(sorted(oids.items())), frozenset(seen))
+    return Items(dict(sorted(oids.items())), frozenset(nodes))

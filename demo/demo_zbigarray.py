@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -49,7 +50,8 @@ def gen(root: Any, worksize: int) -> None:
     from wendelin.bigarray.array_zodb import ZBigArray  # late: see check()
 
     if NAME in root:
-        print(f"replacing {NAME!r}, which is there already; packing frees its space")
+        note = f"replacing {NAME!r}, which is there already; packing frees its space"
+        print(note, file=sys.stderr)
     root[NAME] = array = ZBigArray((0,), np.float64)
     transaction.commit()
     total = worksize // array.itemsize
@@ -62,7 +64,19 @@ def gen(root: Any, worksize: int) -> None:
             bar.update(values.nbytes)
 
 
-def read(root: Any) -> None:
+@dataclass(frozen=True)
+class Result:
+    """What was computed, and what it took."""
+
+    mean: float
+    sum: float
+    bytes: int  # of the array
+    seconds: float  # for two passes
+    virt: int  # [bytes]
+    rss: int  # [bytes]
+
+
+def read(root: Any) -> Result:
     """Compute mean and sum of the whole array."""
     from wendelin.bigarray.array_zodb import ZBigArray  # late: see check()
 
@@ -78,11 +92,16 @@ def read(root: Any) -> None:
     start = perf_counter()
     mean, total = float(np.mean(a)), float(np.sum(a))
     seconds = perf_counter() - start
-    print(f"mean:\t{mean!r}\nsum:\t{total!r}")
-    print(f"time:\t{seconds:.2f} s for two passes over {a.nbytes / MB:.0f} MB")
-    print(f"speed:\t{2 * a.nbytes / MB / seconds:.0f} MB/s")
     memory = psutil.Process().memory_info()
-    print(f"VIRT:\t{memory.vms // MB} MB\nRSS:\t{memory.rss // MB} MB")
+    return Result(mean, total, a.nbytes, seconds, memory.vms, memory.rss)
+
+
+def print_result(result: Result) -> None:
+    """Print it."""
+    print(f"mean:\t{result.mean!r}\nsum:\t{result.sum!r}")
+    print(f"time:\t{result.seconds:.2f} s for two passes over {result.bytes / MB:.0f} MB")
+    print(f"speed:\t{2 * result.bytes / MB / result.seconds:.0f} MB/s")
+    print(f"VIRT:\t{result.virt // MB} MB\nRSS:\t{result.rss // MB} MB")
 
 
 def megabytes(text: str) -> int:
@@ -135,7 +154,7 @@ def run(args: argparse.Namespace) -> None:
         if args.command == "gen":
             gen(root, args.worksize)
         else:
-            read(root)
+            print_result(read(root))
     finally:
         transaction.abort()
         dbclose(root)
