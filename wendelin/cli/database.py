@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
@@ -18,6 +18,7 @@ import transaction
 from persistent.TimeStamp import TimeStamp
 from zc.lockfile import LockError
 from ZODB.POSException import POSKeyError, ReadOnlyError
+from ZODB.utils import p64, u64
 
 from wendelin.cli.errors import Failure, explain
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
@@ -31,7 +32,7 @@ def tid_time(tid: bytes) -> datetime:
 
 
 class MomentType(click.ParamType):
-    """A moment of a database: a tid, or a time."""
+    """A moment of a database: a tid, or the end of the day, minute or second that is named."""
 
     name = "TID|TIME"
 
@@ -44,12 +45,13 @@ class MomentType(click.ParamType):
         if match := re.fullmatch(r"(?:0x)?([0-9a-fA-F]{16})", value):
             return bytes.fromhex(match[1])
         try:
-            moment = datetime.fromisoformat(value).astimezone()
-            if moment.timestamp() > time.time():
+            begin = datetime.fromisoformat(value).astimezone()
+            if begin.timestamp() > time.time():
                 self.fail(f"{value!r} is in the future", param, ctx)
-            at = moment.utctimetuple()
-            seconds = at.tm_sec + moment.microsecond / 1e6
-            return bytes(TimeStamp(*at[:5], seconds).raw())
+            end = begin + _precision(value)
+            at = end.astimezone(UTC)
+            stamp = TimeStamp(*at.timetuple()[:5], at.second + at.microsecond / 1e6).raw()
+            return p64(u64(stamp) - 1)  # type: ignore[no-any-return]
         except (ValueError, OverflowError, OSError) as e:
             self.fail(
                 f"{value!r} is neither a tid, 16 hexadecimal digits, nor a time, as in "
@@ -57,6 +59,19 @@ class MomentType(click.ParamType):
                 param,
                 ctx,
             )
+
+
+def _precision(text: str) -> timedelta:
+    """Return how long what a time names takes: a day, or down to a microsecond."""
+    match = re.match(r"[^T ]+([T ]\d\d(:?\d\d(:?\d\d([.,]\d+)?)?)?)?", text)
+    hours, minutes, seconds, fraction = match.groups() if match else (None,) * 4
+    if fraction:
+        return timedelta(microseconds=10 ** max(0, 7 - len(fraction)))
+    if seconds:
+        return timedelta(seconds=1)
+    if minutes:
+        return timedelta(minutes=1)
+    return timedelta(hours=1) if hours else timedelta(days=1)
 
 
 def _refuse(url: str, error: Exception) -> Failure:

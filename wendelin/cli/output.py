@@ -95,7 +95,8 @@ def shown_tid(tid: bytes) -> dict[str, str] | None:
 
 def dtype_text(dtype: np.dtype[Any]) -> str:
     """Return a dtype in short."""
-    return str(dtype) if dtype.isbuiltin == 1 or dtype.names else dtype.str
+    plain = dtype.isnative and dtype.kind in "biufc"
+    return dtype.name if plain else str(dtype)
 
 
 def layout_texts(layout: Layout | None) -> tuple[str, str, str]:

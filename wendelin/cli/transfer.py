@@ -187,13 +187,17 @@ class Target:
         if progress is not None and isinstance(array, ZBigArray):
             differs = self._differs(progress, array, identity)
             if not differs:
-                self.array, self._progress, self.resumed = array, progress, True
-                self._check(source)
-                return
+                self.array, self._progress = array, progress
+                self.resumed = self._is_of(source)
+                if self.resumed:
+                    return
             if not replace:
-                raise Failure(
-                    f"{address} was begun from another source ({differs}): --replace begins anew"
+                why = (
+                    f"was begun from another source ({differs})"
+                    if differs
+                    else "was changed since its import was interrupted, or the source was"
                 )
+                raise Failure(f"{address} {why}: --replace begins anew")
         elif array is not None and not replace:
             raise Failure(f"{address} is there already: --replace puts the new one in its place")
         try:
@@ -219,18 +223,15 @@ class Target:
             names.append("shape")
         return ", ".join(names)
 
-    def _check(self, source: Source) -> None:
-        """See that the last of what is there is the source's."""
+    def _is_of(self, source: Source) -> bool:
+        """Say whether the last of what is there is the source's."""
         itemsize = self.array.itemsize
         first = max(0, self.done - max(1, _CHECKED // itemsize))
-        if first < self.done:
-            expected = source.read(first, self.done).view(np.uint8)
-            there = flat_bytes(self.array).read(slice(first * itemsize, self.done * itemsize))
-            if not np.array_equal(expected, there):
-                raise Failure(
-                    f"{self.address} was changed since its import was interrupted, or the source "
-                    f"was: --replace begins anew"
-                )
+        if first == self.done:
+            return True
+        expected = source.read(first, self.done).view(np.uint8)
+        there = flat_bytes(self.array).read(slice(first * itemsize, self.done * itemsize))
+        return np.array_equal(expected, there)
 
     @property
     def done(self) -> int:

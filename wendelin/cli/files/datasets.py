@@ -108,7 +108,12 @@ class DatasetSource(Source):
 def hdf5_source(path: str, member: str, identity: dict[str, Any]) -> DatasetSource:
     """Return a dataset of an HDF5 file; the only one, if no name is given."""
     h5py = _library("h5py", "hdf5")
-    file = h5py.File(path, "r")
+    try:
+        file = h5py.File(path, "r")
+    except FileNotFoundError:
+        raise
+    except OSError as e:
+        raise Failure(f"{path} is no HDF5 file that can be read: {e}") from e
     try:
         names: list[str] = []
         if member:
@@ -233,11 +238,14 @@ def zarr_sink(path: str, layout: Layout, member: str, resume: bool) -> DatasetSi
     zarr = _library("zarr", "zarr")
     if resume:
         return DatasetSink(zarr.open_array(path, path=member, mode="r+"), layout, resumable=True)
-    known = {"fill_value": 0} if layout.dtype.kind in _NUMBERS else {}
+    number = layout.dtype.kind in _NUMBERS
+    known: dict[str, Any] = {"fill_value": 0} if number else {}
+    # version 3 has numbers, and no byte order of theirs
+    version = 3 if number and layout.dtype.isnative else 2
     try:
         with warnings.catch_warnings(action="ignore"):  # of dtypes that Zarr has not settled yet
             if member:
-                zarr.open_group(path, mode="w")
+                zarr.open_group(path, mode="w", zarr_format=version)
             dataset = zarr.create_array(
                 path,
                 name=member or None,
@@ -246,6 +254,7 @@ def zarr_sink(path: str, layout: Layout, member: str, resume: bool) -> DatasetSi
                 chunks=_chunks(layout),
                 config={"write_empty_chunks": True},  # -0.0 would be empty
                 overwrite=True,
+                zarr_format=version,
                 **known,
             )
     except (TypeError, ValueError) as e:
