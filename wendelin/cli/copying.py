@@ -18,7 +18,7 @@ from ZODB.blob import is_blob_record
 from ZODB.POSException import POSKeyError, ReadOnlyError
 from ZODB.utils import z64
 
-from wendelin.cli.address import Address, AddressType
+from wendelin.cli.address import Address, AddressType, join
 from wendelin.cli.arrays import ArraySource
 from wendelin.cli.database import opened, storage_opened, tid_time
 from wendelin.cli.errors import Failure
@@ -237,7 +237,7 @@ def _copy_database(source: str, destination: str, as_json: bool) -> None:
             if not hasattr(storage, "iterator"):
                 raise Failure(f"{url} does not tell its transactions: copy arrays, by URL#path")
         work = Copy(old, new)
-        with progress(f"copy {source}", old.getSize(), in_bytes=True) as tell:
+        with progress("copy", old.getSize(), in_bytes=True) as tell:
             work.run(tell)
         last = new.lastTransaction()
     if as_json:
@@ -258,7 +258,9 @@ def _copy_array(
                 there, destination, reader, replace, array.zfile.blksize, array._zblk_fmt
             )
             before = target.done * array.itemsize
-            with progress(f"copy {source}", array.nbytes, in_bytes=True, done=before) as tell:
+            with progress(
+                f"copy {join(source.path)}", array.nbytes, in_bytes=True, done=before
+            ) as tell:
                 fill(target, reader, step, tell)
         facts = {**layout_json(reader.layout), "bytes": array.nbytes}
         size = array.nbytes

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from wendelin.cli.address import Address, AddressType
+from wendelin.cli.address import Address, AddressType, join
 from wendelin.cli.arrays import ArraySource
 from wendelin.cli.database import MomentType, opened
 from wendelin.cli.errors import Failure
@@ -222,7 +222,9 @@ def _write(
         if done:
             sink.resume(int(part.state["position"]))
         total = source.layout.size * itemsize
-        with progress(f"export {address}", total, in_bytes=True, done=done * itemsize) as tell:
+        with progress(
+            f"export {join(address.path)}", total, in_bytes=True, done=done * itemsize
+        ) as tell:
             write(source, sink, part, step, tell)
     except BaseException:
         if sink is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from contextlib import closing
 from typing import Any
 
@@ -166,7 +167,9 @@ def import_file(
         target = Target(root, address, source, replace, blksize, zblk_fmt)
         itemsize = source.layout.dtype.itemsize
         before, total = target.done * itemsize, source.layout.size * itemsize
-        with progress(f"import {file}", total, in_bytes=True, done=before) as tell:
+        with progress(
+            f"import {os.path.basename(what.path)}", total, in_bytes=True, done=before
+        ) as tell:
             fill(target, source, step, tell)
         if as_json:
             print_json(

@@ -113,7 +113,7 @@ def ls(address: Address, as_json: bool) -> int:
     failed = 0
     with (
         opened(address.url) as root,
-        progress(f"{address.url}: objects, blocks") as tell,
+        progress("objects and blocks") as tell,
     ):
         for found in walk(find(root, address), address.path, tell):
             path = join(found.path)

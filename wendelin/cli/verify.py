@@ -65,7 +65,7 @@ def verify(address: Address, as_json: bool) -> int:
     """
     arrays = blocks = 0
     bad: list[Trouble] = []
-    with opened(address.url) as root, progress(f"{address.url}: blocks") as tell:
+    with opened(address.url) as root, progress("blocks") as tell:
         for found in walk(find(root, address), address.path):
             path = join(found.path)
             try:
