@@ -9,9 +9,10 @@ from dataclasses import asdict
 
 import click
 
-from wendelin.cli.address import Address, AddressType
+from wendelin.cli.address import Address
+from wendelin.cli.arguments import AddressType, SizeType, json_option
 from wendelin.cli.database import opened
-from wendelin.cli.output import SizeType, json_option, print_json
+from wendelin.cli.output import print_json
 from wendelin.demo.demo_zbigarray import MB, UserError, gen, print_result, read
 
 __all__ = ["demo"]

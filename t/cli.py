@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -59,13 +60,25 @@ class Caller:
         return checked(Done(returned, out, err), code)
 
 
-def killed_at(args, reached, cwd, seconds=100):
-    """Run the program, and kill it as soon as reached() says so; say whether it was in time."""
+def ended_at(number, args, reached, cwd=None, seconds=100):
+    """Run the program, and send it a signal as soon as reached() says so."""
     process = subprocess.Popen(
-        [PROGRAM, *map(str, args)], cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [PROGRAM, *map(str, args)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a test that runs in the background has SIGINT ignored, and would hand that on
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     end = time.monotonic() + seconds
     while process.poll() is None and not reached() and time.monotonic() < end:
         time.sleep(0.002)
-    process.kill()
-    return process.wait() == -9
+    process.send_signal(number)
+    out, err = process.communicate(timeout=seconds)
+    return Done(process.returncode, out, err)
+
+
+def killed_at(args, reached, cwd=None):
+    """Run the program, and kill it as soon as reached() says so; say whether it was in time."""
+    return ended_at(signal.SIGKILL, args, reached, cwd).returncode == -signal.SIGKILL

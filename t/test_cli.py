@@ -27,6 +27,8 @@ from wendelin.bigfile.file_zodb import ZBigFile, ZBlk0, ZBlk1, ZData
 from wendelin.bigfile.survey import stored_numbers
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
 
+pytestmark = pytest.mark.formats
+
 DATA = Path(__file__).parent / "data"
 MIB = 1 << 20
 BLK = 64 * 1024
@@ -428,25 +430,28 @@ def transactions(url):
 
 def test_copy_of_a_database(url, tmp_path):
     """Out of the storage that runs, into a file, and back into another of its kind."""
-    with database(url) as root:  # records without data, and with data of others
-        root["A"][:] = 3
-        transaction.commit()
-        root._p_jar.db().undo(root._p_jar.db().undoLog(0, 1)[0]["id"])
-        transaction.commit()
+    neo = storages.kind() is storages.NeoDatabase
+    if not neo:  # an undo may end a storage node of NEO 1.12
+        with database(url) as root:  # records without data, and with data of others
+            root["A"][:] = 3
+            transaction.commit()
+            root._p_jar.db().undo(root._p_jar.db().undoLog(0, 1)[0]["id"])
+            transaction.commit()
     path = tmp_path / "copy.fs"
     told = wendelin("copy", "--json", url, path).json
     have = transactions(url)
     assert told["transactions"] == len(have)
     assert told["last"]["tid"] == have[-1][0].hex()
     assert transactions(path) == have
+    if neo:  # there is one cluster, for all tests
+        return
     back = storages.kind()(tmp_path)
     target = f"{tmp_path}/back.fs" if back.url == url else back.url
     done = wendelin("copy", path, target)
     assert f"{target}: {len(have)} transactions, " in done.stdout
     assert wendelin("verify", target).stdout == "7 arrays, 15 blocks: all good\n"
     assert [t[2] for t in transactions(target)] == [t[2] for t in have]
-    if storages.kind() is not storages.NeoDatabase:
-        assert transactions(target) == have
+    assert transactions(target) == have
     back.stop()
 
 
@@ -622,6 +627,14 @@ def test_completion(tmp_path):
     env |= {"COMP_WORDS": "wendelin ls da", "COMP_CWORD": "2"}
     done = subprocess.run([PROGRAM], env=env, capture_output=True, text=True)
     assert done.stdout == "file,da\n"
+    # as docs/command-line.md has it
+    path = f"{Path(PROGRAM).parent}:{os.environ['PATH']}"
+    line = 'eval "$(_WENDELIN_COMPLETE=bash_source wendelin)"; complete -p wendelin'
+    assert line.partition(";")[0] in (DATA.parent.parent / "docs/command-line.md").read_text()
+    done = subprocess.run(
+        ["bash", "-c", line], env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
+    assert "wendelin" in done.stdout, done.stderr
     env |= {"_WENDELIN_COMPLETE": "zsh_source"}
     assert "compdef" in subprocess.run([PROGRAM], env=env, capture_output=True, text=True).stdout
 
@@ -696,7 +709,8 @@ def test_moments():
     """A time is until the end of what it names."""
     from datetime import datetime
 
-    from wendelin.cli.database import MomentType, tid_time
+    from wendelin.cli.arguments import MomentType
+    from wendelin.cli.database import tid_time
 
     def at(text):
         tid = MomentType().convert(text, None, None)

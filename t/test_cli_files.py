@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import zipfile
 from pathlib import Path
@@ -12,12 +13,14 @@ import pytest
 import storages
 import transaction
 from cgroup import NoCgroup, memory_cgroup
-from cli import PROGRAM, Caller, killed_at, wendelin
+from cli import PROGRAM, Caller, ended_at, killed_at, wendelin
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.lib.zodb import dbclose, dbopen
 
 MIB = 1 << 20
+
+pytestmark = pytest.mark.formats  # which format blocks have makes no difference here
 
 RNG = np.random.default_rng(5)
 
@@ -281,9 +284,9 @@ def test_export_of_the_past(call, url, tmp_path):
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """Return a .npy file of 48 MiB."""
+    """Return a .npy file of 32 MiB."""
     path = tmp_path_factory.mktemp("large") / "x.npy"
-    np.save(path, np.random.default_rng(7).integers(0, 2**62, 48 * MIB // 8))
+    np.save(path, np.random.default_rng(7).integers(0, 2**62, 4 * MIB))
     return path
 
 
@@ -305,7 +308,7 @@ def test_an_import_that_was_killed_is_gone_on_with(url, tmp_path, large):
     args = ("import", "--step", "1M", "--blksize", "64K", large, f"{url}#x")
     assert killed_at(args, lambda: progress_of(url) > 0, tmp_path)
     done = progress_of(url)
-    assert 0 < done < 6 * MIB
+    assert 0 < done < 4 * MIB
     with database(url) as root:
         assert not root["x"][done : done + 10_000].any()
     # as it is seen meanwhile
@@ -313,7 +316,7 @@ def test_an_import_that_was_killed_is_gone_on_with(url, tmp_path, large):
     assert info["import"] == {"done": done}
     # another source is refused, and the same, elsewhere, is taken
     other = tmp_path / "other.npy"
-    np.save(other, np.zeros(6 * MIB, "i8"))
+    np.save(other, np.zeros(4 * MIB, "i8"))
     error = wendelin("import", other, f"{url}#x", code=1).stderr
     assert "was begun from another source (changed)" in error or "(changed, size)" in error
     again = wendelin("import", "--json", "--step", "8M", large, f"{url}#x").json
@@ -321,6 +324,15 @@ def test_an_import_that_was_killed_is_gone_on_with(url, tmp_path, large):
     with database(url) as root:
         assert np.array_equal(root["x"][...], np.load(large, mmap_mode="r"))
         assert set(root) == {"x"}
+
+
+def test_an_import_that_is_interrupted_says_how_to_go_on(url, large):
+    args = ("import", "--step", "1M", "--blksize", "64K", large, f"{url}#x")
+    done = ended_at(signal.SIGINT, args, lambda: progress_of(url) > 0)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert f"interrupted: {url}#x has {progress_of(url)} of {4 * MIB} elements" in line
+    assert "the same command goes on from there" in line
 
 
 def test_an_import_is_not_gone_on_with_over_what_was_changed(url, tmp_path, large):
@@ -339,7 +351,7 @@ def test_an_import_is_not_gone_on_with_over_what_was_changed(url, tmp_path, larg
 @pytest.mark.parametrize("suffix", ["npy", "csv", "zarr", "h5"])
 def test_an_export_that_was_killed_is_gone_on_with(url, tmp_path, large, suffix):
     pytest.importorskip({"h5": "h5py", "zarr": "zarr"}.get(suffix, "numpy"))
-    n = 6 * MIB if suffix in ("npy", "zarr") else MIB
+    n = 4 * MIB if suffix in ("npy", "zarr") else MIB
     values = np.load(large, mmap_mode="r")[:n]
     with database(url) as root:
         root["x"] = A = ZBigArray((n,), "i8", blksize=64 * 1024)
@@ -493,13 +505,13 @@ def test_what_files_cannot_have(call, url, tmp_path):
 
 @pytest.mark.skipif(storages.kind().has_server, reason="what a file does is in the cgroup, too")
 def test_little_memory(tmp_path):
-    """A cgroup of 160 MiB, and 400 MiB through all the commands that go over them."""
-    size = 400 * MIB
+    """A cgroup of 128 MiB, and 256 MiB through all the commands that go over them."""
+    size = 256 * MIB
     with open(tmp_path / "x.raw", "wb") as f:
-        for i in range(size // MIB):
-            f.write(RNG.integers(1 + i % 200, 255, MIB, "u1").tobytes())
+        for _ in range(size // MIB):
+            f.write(RNG.integers(1, 255, 4096, "u1").tobytes() * (MIB // 4096))
     commands = [
-        ["import", "--dtype", "f8", "--shape", "100,524288", "x.raw", "x.fs#x"],
+        ["import", "--dtype", "f8", "--shape", "64,524288", "x.raw", "x.fs#x"],
         ["verify", "x.fs"],
         ["copy", "x.fs", "y.fs"],
         ["copy", "y.fs#x", "z.fs#x"],
@@ -507,7 +519,7 @@ def test_little_memory(tmp_path):
     ]
     env = {k: v for k, v in os.environ.items() if k != "WENDELIN_CORE_RAM"}
     try:
-        with memory_cgroup(160 * MIB) as procs:
+        with memory_cgroup(128 * MIB) as procs:
             for command in commands:
                 done = subprocess.run(
                     ["sh", "-c", f'echo $$ > {procs} && exec "$@"', "sh", PROGRAM, *command],

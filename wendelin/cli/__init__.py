@@ -7,6 +7,7 @@ Organization
 ------------
     program     the commands together, and what a failure is for who called
     address     URL#path[slice]
+    arguments   what other texts of a call mean
     database    databases, opened for a command, of now or of a moment
     tree        objects in a database, by path; all arrays of it
     output      tables, sizes, times, JSON; progress

@@ -18,14 +18,13 @@ from ZODB.blob import is_blob_record
 from ZODB.POSException import POSKeyError, ReadOnlyError
 from ZODB.utils import z64
 
-from wendelin.cli.address import Address, AddressType, join
+from wendelin.cli.address import Address, join
+from wendelin.cli.arguments import AddressType, json_option, replace_option, step_option
 from wendelin.cli.arrays import ArraySource
 from wendelin.cli.database import opened, storage_opened, tid_time
 from wendelin.cli.errors import Failure
-from wendelin.cli.importing import replace_option, step_option
 from wendelin.cli.output import (
     Advance,
-    json_option,
     layout_json,
     print_json,
     progress,
@@ -78,7 +77,7 @@ class Copy:
         """
         last: bytes = self.destination.lastTransaction()
         if last == z64:
-            return z64
+            return last
         with self._iterated(self.destination) as there, self._iterated(self.source) as here:
             ours, theirs = next(here, None), next(there, None)
             same = ours is not None and theirs is not None and ours.tid == theirs.tid

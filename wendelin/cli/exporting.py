@@ -15,16 +15,21 @@ from typing import Any
 
 import click
 
-from wendelin.cli.address import Address, AddressType, join
+from wendelin.cli.address import Address, join
+from wendelin.cli.arguments import (
+    AddressType,
+    at_option,
+    delimiter_option,
+    json_option,
+    step_option,
+)
 from wendelin.cli.arrays import ArraySource
-from wendelin.cli.database import MomentType, opened
+from wendelin.cli.database import opened
 from wendelin.cli.errors import Failure
 from wendelin.cli.files import File, Options, open_sink, parse_file
 from wendelin.cli.files.base import Sink
-from wendelin.cli.importing import step_option
 from wendelin.cli.output import (
     Advance,
-    json_option,
     layout_json,
     print_json,
     progress,
@@ -160,8 +165,8 @@ Examples:
 )
 @click.argument("address", metavar="URL#path", type=AddressType())
 @click.argument("file", metavar="FILE[:NAME]")
-@click.option("--at", type=MomentType(), help="The array as it was: after a transaction, or then.")
-@click.option("--delimiter", help="Of a CSV file: one character.")
+@at_option
+@delimiter_option
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @step_option
 @json_option
@@ -180,8 +185,6 @@ def export(
     interrupted, the same command goes on, with the same state of the array; .npz and .h5 begin
     anew.
     """
-    if delimiter is not None and len(delimiter) != 1:
-        raise click.UsageError(f"--delimiter is {delimiter!r}: it must be one character")
     what = parse_file(file)
     if os.path.lexists(what.path) and not force:
         raise Failure(f"{what.path} is there already: --force replaces it")

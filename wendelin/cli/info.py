@@ -11,12 +11,12 @@ from rich.text import Text
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.survey import Place, Stored, survey
-from wendelin.cli.address import Address, AddressType, join
+from wendelin.cli.address import Address, join
+from wendelin.cli.arguments import AddressType, json_option
 from wendelin.cli.arrays import layout_of
 from wendelin.cli.database import opened, tid_time
 from wendelin.cli.output import (
     console,
-    json_option,
     layout_json,
     layout_texts,
     print_json,

@@ -11,7 +11,8 @@ import click
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.file_zodb import ZBigFile
 from wendelin.bigfile.survey import survey
-from wendelin.cli.address import Address, AddressType, join
+from wendelin.cli.address import Address, join
+from wendelin.cli.arguments import AddressType, json_option
 from wendelin.cli.arrays import layout_of
 from wendelin.cli.database import opened
 from wendelin.cli.errors import explain
@@ -19,7 +20,6 @@ from wendelin.cli.files.base import Layout
 from wendelin.cli.output import (
     Advance,
     console,
-    json_option,
     layout_json,
     layout_texts,
     print_json,

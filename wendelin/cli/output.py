@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
-import click
 import numpy as np
 from rich.console import Console
 from rich.progress import (
@@ -28,9 +27,7 @@ from wendelin.cli.files.base import Layout
 
 __all__ = [
     "Advance",
-    "SizeType",
     "console",
-    "json_option",
     "layout_json",
     "layout_texts",
     "print_json",
@@ -45,8 +42,6 @@ __all__ = [
 Advance = Callable[[int], None]
 
 _WIDE = 100_000  # where no terminal says how wide it is: a row is a line
-
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
 def console() -> Console:
@@ -134,26 +129,6 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]], right: str = ""
     for row in rows:
         result.add_row(*map(Text, row))
     return result
-
-
-class SizeType(click.ParamType):
-    """An argument that is a number of bytes: 4096, 512K, 32M, 2G."""
-
-    name = "SIZE"
-
-    def convert(
-        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int:
-        """Return the number."""
-        if isinstance(value, int):
-            return value
-        units = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-        text = value.strip().upper().removesuffix("IB").removesuffix("B")
-        number = text.rstrip("KMGT")
-        unit = text[len(number) :]
-        if number.isascii() and number.isdecimal() and int(number) > 0 and unit in units:
-            return int(number) << units[unit]
-        self.fail(f"{value!r} is no size: it must be like 4096, 512K, 32M or 2G", param, ctx)
 
 
 # ---- progress ----

@@ -12,21 +12,18 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from wendelin.cli.address import Address, AddressType
-from wendelin.cli.database import MomentType, opened
+from wendelin.cli.address import Address
+from wendelin.cli.arguments import AddressType, at_option, json_option
+from wendelin.cli.database import opened
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import slabs
 from wendelin.cli.files.text import words
-from wendelin.cli.output import json_option
 from wendelin.cli.tree import find_array
 
 __all__ = ["cat", "head"]
 
 _AT_ONCE = 4 << 20  # of what is printed [bytes]
 
-at_option = click.option(
-    "--at", type=MomentType(), help="The array as it was: after a transaction, or then."
-)
 _address = click.argument("address", metavar="URL#path[slice]", type=AddressType(index=True))
 
 
@@ -44,7 +41,7 @@ def _elements(view: NDArray[Any]) -> Iterator[NDArray[Any]]:
     step = max(1, _AT_ONCE // view.itemsize)
     for start in range(0, view.size, step):
         for slab in slabs(view.shape, start, min(start + step, view.size)):
-            yield view[slab.index].copy().reshape(-1)
+            yield view[slab.where].copy().reshape(-1)
 
 
 def print_text(view: NDArray[Any]) -> None:

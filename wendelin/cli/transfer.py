@@ -201,7 +201,8 @@ class Target:
         elif array is not None and not replace:
             raise Failure(f"{address} is there already: --replace puts the new one in its place")
         try:
-            self.array = ZBigArray(*source.layout, blksize, zblk_fmt)
+            shape, dtype, order = source.layout
+            self.array = ZBigArray(shape, dtype, order, blksize, zblk_fmt)
         except (TypeError, ValueError) as e:
             raise Failure(f"{source.identity().get('file', 'the source')}: {e}") from e
         self._progress = PersistentMapping(source=identity, done=0)

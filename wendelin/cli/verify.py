@@ -10,10 +10,11 @@ from ZODB.POSException import POSKeyError
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.check import check_blocks
-from wendelin.cli.address import Address, AddressType, join
+from wendelin.cli.address import Address, join
+from wendelin.cli.arguments import AddressType, json_option
 from wendelin.cli.database import opened
 from wendelin.cli.errors import explain
-from wendelin.cli.output import console, json_option, print_json, progress, table
+from wendelin.cli.output import console, print_json, progress, table
 from wendelin.cli.tree import Found, Unreadable, find, is_of_object, walk
 
 __all__ = ["verify"]

@@ -12,6 +12,7 @@ from typing import Any
 import click
 import numpy as np
 
+from wendelin.bigarray.array import Order
 from wendelin.cli.files.base import Layout, Sink, Source
 from wendelin.cli.files.datasets import hdf5_sink, hdf5_source, zarr_sink, zarr_source
 from wendelin.cli.files.flat import FlatSink, NpzSink, npy_source, npz_source, raw_source
@@ -46,7 +47,7 @@ class Options:
 
     dtype: np.dtype[Any] | None = None
     shape: tuple[int, ...] | None = None
-    order: str | None = None
+    order: Order | None = None
     offset: int | None = None
     columns: list[str] = field(default_factory=list)
     delimiter: str | None = None

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from wendelin.bigarray.array import Order
 from wendelin.lib.calc import mul
 
 __all__ = ["Layout", "Sink", "Slab", "Source", "slabs"]
@@ -25,7 +26,7 @@ class Layout(NamedTuple):
 
     shape: Shape
     dtype: np.dtype[Any]
-    order: str  # 'C' or 'F'
+    order: Order
 
     @property
     def size(self) -> int:
@@ -104,7 +105,7 @@ class Sink(ABC):
 class Slab(NamedTuple):
     """A part of axes, whose elements follow each other in C order."""
 
-    index: tuple[slice, ...]
+    where: tuple[slice, ...]
     shape: Shape
 
 

@@ -92,7 +92,7 @@ class DatasetSource(Source):
         at = 0
         for slab in slabs(self.layout.shape, start, stop):
             size = mul(slab.shape)
-            result[at : at + size] = np.asarray(self._dataset[slab.index]).reshape(-1)
+            result[at : at + size] = np.asarray(self._dataset[slab.where]).reshape(-1)
             at += size
         return result
 
@@ -206,9 +206,9 @@ class DatasetSink(Sink):
             size = mul(slab.shape)
             part = values[at : at + size].reshape(slab.shape)
             if fortran:
-                self._dataset[tuple(reversed(slab.index))] = part.T
+                self._dataset[tuple(reversed(slab.where))] = part.T
             else:
-                self._dataset[slab.index] = part
+                self._dataset[slab.where] = part
             at += size
 
     def finish(self) -> None:

@@ -9,6 +9,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wendelin.bigarray.array import Order
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import Layout, Sink, Source
 
@@ -137,7 +138,7 @@ def raw_source(
     path: str,
     dtype: np.dtype[Any],
     shape: tuple[int, ...] | None,
-    order: str,
+    order: Order,
     offset: int,
     identity: dict[str, Any],
 ) -> FlatSource:
