@@ -63,13 +63,12 @@ class Caller:
 def ended_at(number, args, reached, cwd=None, seconds=100):
     """Run the program, and send it a signal as soon as reached() says so."""
     process = subprocess.Popen(
-        [PROGRAM, *map(str, args)],
+        # what runs in the background has SIGINT ignored, and hands that on
+        ["env", "--default-signal=INT", PROGRAM, *map(str, args)],
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # a test that runs in the background has SIGINT ignored, and would hand that on
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     end = time.monotonic() + seconds
     while process.poll() is None and not reached() and time.monotonic() < end:
