@@ -49,7 +49,7 @@ def demo(address: Address | None, worksize: int, as_json: bool) -> None:
             url = address.url
         try:
             with opened(url, write=True) as root:
-                gen(root, worksize)
+                gen(root, worksize, quiet=None)
                 result = read(root)
         except UserError as e:
             raise click.ClickException(str(e)) from e

@@ -45,8 +45,11 @@ def signal(start: int, stop: int) -> NDArray[np.float64]:
     return t
 
 
-def gen(root: Any, worksize: int) -> None:
-    """Write `worksize` bytes of signal, in place of what is there."""
+def gen(root: Any, worksize: int, quiet: bool | None = False) -> None:
+    """Write `worksize` bytes of signal, in place of what is there.
+
+    Without showing progress, if it is to be quiet; None: if there is no terminal.
+    """
     from wendelin.bigarray.array_zodb import ZBigArray  # late: see check()
 
     if NAME in root:
@@ -56,7 +59,8 @@ def gen(root: Any, worksize: int) -> None:
     transaction.commit()
     total = worksize // array.itemsize
     step = STEP // array.itemsize
-    with tqdm(total=worksize, unit="B", unit_scale=True, unit_divisor=1024, desc="gen") as bar:
+    binary = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    with tqdm(total=worksize, desc="gen", disable=quiet, **binary) as bar:
         for start in range(0, total, step):
             values = signal(start, min(start + step, total))
             array.append(values)

@@ -19,6 +19,7 @@ from cli import PROGRAM, Caller, killed_at, wendelin
 from persistent import Persistent
 from persistent.list import PersistentList
 from persistent.mapping import PersistentMapping
+from ZODB.blob import Blob
 from ZODB.FileStorage import FileStorage
 from ZODB.utils import p64
 
@@ -491,6 +492,21 @@ def test_a_copy_that_was_killed_is_gone_on_with(tmp_path):
     done = wendelin(*args, "--json").json["transactions"]
     assert 0 < done < 34
     assert transactions(old) == transactions(new)
+
+
+def test_copy_of_blobs(call, tmp_path):
+    old = f"file://{tmp_path}/old.fs?blobstorage_dir={tmp_path}/old"
+    new = f"file://{tmp_path}/new.fs?blobstorage_dir={tmp_path}/new"
+    with database(old) as root:
+        root["b"] = Blob(b"bytes of a blob")
+        transaction.commit()
+    error = call("copy", tmp_path / "old.fs", tmp_path / "x.fs", code=1).stderr
+    assert "does not say where" in error
+    error = call("copy", old, tmp_path / "y.fs", code=1).stderr
+    assert "which the destination does not take" in error
+    call("copy", old, new)
+    with database(new) as root, root["b"].open() as file:
+        assert file.read() == b"bytes of a blob"
 
 
 class NoRestore:

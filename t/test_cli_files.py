@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -314,6 +315,8 @@ def test_an_import_that_was_killed_is_gone_on_with(url, tmp_path, large):
     # as it is seen meanwhile
     info = wendelin("info", "--json", f"{url}#x").json
     assert info["import"] == {"done": done}
+    export = ("export", f"{url}#x", tmp_path / "y.npy")
+    assert f"is not complete: it has {done} elements" in wendelin(*export, code=1).stderr
     # another source is refused, and the same, elsewhere, is taken
     other = tmp_path / "other.npy"
     np.save(other, np.zeros(4 * MIB, "i8"))
@@ -498,6 +501,45 @@ def test_what_files_cannot_have(call, url, tmp_path):
     assert "cannot have dtype" in call("export", f"{url}#m", tmp_path / "m.h5", code=1).stderr
     assert "none of the suffixes" in call("export", f"{url}#x", tmp_path / "x.q", code=2).stderr
     assert [f for f in os.listdir(tmp_path) if "part" in f or f.startswith(("x", "m"))] == []
+
+
+def test_libraries_that_are_not_installed(call, url, tmp_path, monkeypatch):
+    with database(url) as root:
+        root["x"] = ZBigArray((3,), "f8")
+        transaction.commit()
+    for name, suffix, extra in ("h5py", "h5", "hdf5"), ("zarr", "zarr", "zarr"):
+        monkeypatch.setitem(sys.modules, name, None)
+        (tmp_path / f"y.{suffix}").touch()
+        message = f"{name} is needed for that, and is not installed: pip install 'wendelin.core"
+        for args in (
+            ("export", f"{url}#x", tmp_path / f"x.{suffix}"),
+            ("import", tmp_path / f"y.{suffix}", f"{url}#y"),
+        ):
+            assert f"{message}[{extra}]'" in call(*args, code=1).stderr
+
+
+def test_a_disk_that_is_full(tmp_path):
+    """An import goes on when there is room."""
+    np.save(tmp_path / "x.npy", np.arange(4 * MIB // 8))
+    script = (
+        f"mount -t tmpfs -o size=3m none . && cd $PWD && {PROGRAM} import --step 1M --blksize 64K"
+        f" {tmp_path}/x.npy x.fs#x; echo code $?; mount -o remount,size=9m . &&"
+        f" {PROGRAM} import {tmp_path}/x.npy x.fs#x && {PROGRAM} export x.fs#x y.npy &&"
+        f" cmp y.npy {tmp_path}/x.npy && echo same"
+    )
+    (tmp_path / "disk").mkdir()
+    done = subprocess.run(
+        ["unshare", "--map-root-user", "--mount", "sh", "-c", script],
+        cwd=tmp_path / "disk",
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "code 1\n" in done.stdout, done
+    assert done.stdout.endswith("same\n"), done
+    (line,) = done.stderr.splitlines()
+    assert "No space left on device" in line
+    assert "the same command goes on from there" in line
 
 
 # ---- memory ----

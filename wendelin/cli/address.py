@@ -39,8 +39,8 @@ class Address:
     index: Index | None = None
 
     def __str__(self) -> str:
-        """Return URL#path."""
-        return f"{self.url}#{join(self.path)}"
+        """Return URL#path, or URL."""
+        return f"{self.url}#{join(self.path)}" if self.path else self.url
 
 
 def parse_index(text: str) -> Index:

@@ -72,7 +72,10 @@ class AddressType(_Type):
         match = re.fullmatch(r"([^\[\]]*)(?:\[([^\[\]]*)\])?", rest)
         if match is None:
             wrong("has brackets that are no [slice]: in a name, write %5B and %5D for [ and ]")
-        path = tuple(unquote(name, errors="strict") for name in match[1].split("/") if name)
+        try:
+            path = tuple(unquote(name, errors="strict") for name in match[1].split("/") if name)
+        except UnicodeDecodeError as e:
+            wrong(f"has a % that does not stand for UTF-8: {e}")
         if path and self._path == "none":
             wrong("names an object: here it must be a database, without #path")
         if not path and self._path == "needed":

@@ -15,7 +15,7 @@ from typing import Any
 import click
 from transaction.interfaces import TransientError
 from ZODB.blob import is_blob_record
-from ZODB.POSException import POSKeyError, ReadOnlyError
+from ZODB.POSException import POSKeyError, ReadOnlyError, Unsupported
 from ZODB.utils import z64
 
 from wendelin.cli.address import Address, join
@@ -31,7 +31,7 @@ from wendelin.cli.output import (
     shown_tid,
     size_text,
 )
-from wendelin.cli.transfer import Target, fill
+from wendelin.cli.transfer import Target, check_complete, fill
 from wendelin.cli.tree import find_array
 from wendelin.lib.zeoclient import ZEOClient
 from wendelin.lib.zrecord import without_pad
@@ -162,8 +162,8 @@ class Copy:
         if blob is None:
             self.destination.restore(record.oid, record.tid, data, "", record.data_txn, txn)
             return
-        if not hasattr(self.destination, "restoreBlob"):
-            raise Failure("the database has blobs, and the destination is not set up for them")
+        if not getattr(self.destination, "blob_dir", None):
+            raise Failure("the database has blobs, which the destination does not take")
         folder = self.destination.fshelper.temp_dir
         with (
             open(blob, "rb") as file,
@@ -182,8 +182,12 @@ class Copy:
         try:
             path: str = self.source.loadBlob(record.oid, record.tid)
             return path
-        except (POSKeyError, AttributeError):
+        except POSKeyError:
             return None
+        except (Unsupported, AttributeError) as e:
+            raise Failure(
+                "the database has blobs, and its URL does not say where: ?blobstorage_dir=..."
+            ) from e
 
     def _settle(self, size: int) -> None:
         """Wait for a server, now and then: what it has not taken yet is in memory."""
@@ -251,6 +255,7 @@ def _copy_array(
 ) -> None:
     with opened(source.url) as here, opened(destination.url, write=True) as there:
         array = find_array(here, source)
+        check_complete(here, source)
         of = {"url": source.url, "path": list(source.path), "oid": array._p_oid.hex()}
         with closing(ArraySource(array, of)) as reader:
             target = Target(

@@ -5,8 +5,6 @@ Exit codes: 2, the call is wrong as it stands, whatever databases and files hold
 
 from __future__ import annotations
 
-import errno
-
 import click
 from ZODB.POSException import ConflictError, POSKeyError, ReadOnlyError
 
@@ -50,8 +48,6 @@ def _explain(error: BaseException) -> str:
         name = f"{error.filename}: " if error.filename else ""
         # what libraries tell may be longer than what the system says
         what = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            what += ": what was committed before is saved; make room, and run the same again"
         return f"{name}{what}"
     text = str(error)
     name = type(error).__name__

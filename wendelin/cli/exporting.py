@@ -34,9 +34,10 @@ from wendelin.cli.output import (
     print_json,
     progress,
     shown_tid,
+    shown_time,
     size_text,
 )
-from wendelin.cli.transfer import parts
+from wendelin.cli.transfer import check_complete, parts
 from wendelin.cli.tree import find_array
 from wendelin.lib.zodb import zconn_at
 
@@ -189,8 +190,10 @@ def export(
     if os.path.lexists(what.path) and not force:
         raise Failure(f"{what.path} is there already: --force replaces it")
     part = Part(what.path)
+    before = part.state["done"] if part.state else None
     with opened(address.url, at=at or part.tid) as root:
         array = find_array(root, address)
+        check_complete(root, address)
         source = ArraySource(array, {})
         tid = zconn_at(array._p_jar)
         part.begin(
@@ -208,9 +211,11 @@ def export(
         _write(source, what, part, Options(delimiter=delimiter), step, address)
     part.finish()
     if as_json:
-        print_json({"file": what.path, **layout_json(source.layout), "at": shown_tid(tid)})
+        facts = {"at": shown_tid(tid), "resumed_at": before and before * array.itemsize}
+        print_json({"file": what.path, **layout_json(source.layout), **facts})
     else:
-        print(f"{file}: {size_text(size)}")
+        again = f", gone on with, as it was at {shown_time(tid)}" if before else ""
+        print(f"{file}: {size_text(size)}{again}")
 
 
 def _write(

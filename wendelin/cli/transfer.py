@@ -21,14 +21,14 @@ from ZODB.POSException import ConflictError
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.file_zodb import ZBigFile
 from wendelin.bigfile.virtmem import ram_stat
-from wendelin.cli.address import Address, join
+from wendelin.cli.address import Address
 from wendelin.cli.arrays import flat_bytes, layout_of
-from wendelin.cli.errors import Failure
+from wendelin.cli.errors import Failure, explain
 from wendelin.cli.files.base import Source
 from wendelin.cli.output import Advance
 from wendelin.cli.tree import find
 
-__all__ = ["STEP", "Target", "fill", "parts", "progress_of"]
+__all__ = ["STEP", "Target", "check_complete", "fill", "parts", "progress_of"]
 
 STEP = 32 << 20  # of a transaction, if nothing else is said [bytes]
 
@@ -103,8 +103,8 @@ class _Place:
             else:
                 setattr(self.container, name, value)
         except TypeError as e:  # a BTree with keys of another type
-            where = join(self.address.path[:-1])
-            raise Failure(f"{self.address.url}#{where} has no names for keys: {e}") from e
+            where = Address(self.address.url, self.address.path[:-1])
+            raise Failure(f"{where} has no names for keys: {e}") from e
 
     def _delete(self, name: str) -> None:
         if self._is_mapping():
@@ -141,6 +141,21 @@ def progress_of(root: Any, address: Address) -> PersistentMapping | None:
         return _Place(root, address, make=False).progress
     except Failure:
         return None
+
+
+def check_complete(root: Any, address: Address) -> None:
+    """See that an array is complete.
+
+    Raises
+    ------
+    Failure
+        Its import was interrupted.
+    """
+    if (progress := progress_of(root, address)) is not None:
+        raise Failure(
+            f"{address} is not complete: it has {progress['done']} elements of what was to be "
+            f"imported; the same `wendelin import` goes on, or `wendelin copy`"
+        )
 
 
 def _plain(identity: dict[str, Any]) -> dict[str, Any]:
@@ -288,8 +303,8 @@ def fill(target: Target, source: Source, step: int, tell: Advance) -> None:
             tell((stop - done) * itemsize)
             done = stop
         target.finish()
-    except KeyboardInterrupt:
+    except (Exception, KeyboardInterrupt) as e:
         raise Failure(
-            f"interrupted: {target.address} has {done} of {source.layout.size} elements; the same "
+            f"{explain(e)}: {target.address} has {done} of {source.layout.size} elements; the same "
             f"command goes on from there"
-        ) from None
+        ) from e

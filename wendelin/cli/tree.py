@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 from persistent import Persistent
 from transaction.interfaces import TransientError
 from ZODB.broken import Broken
+from ZODB.POSException import POSKeyError
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.file_zodb import ZBigFile, ZData
 from wendelin.bigfile.zblk import ZBlkBase
-from wendelin.cli.address import Address, Path, join, quote
+from wendelin.cli.address import Address, Path, quote
 from wendelin.cli.errors import Failure
 
 __all__ = ["Found", "Unreadable", "find", "find_array", "is_of_object", "walk"]
@@ -77,6 +78,8 @@ def _child(obj: Any, name: str) -> Any:
         try:
             if isinstance(obj, Mapping) or (isinstance(obj, Sequence) and isinstance(key, int)):
                 return obj[key]
+        except POSKeyError:
+            raise
         except (LookupError, TypeError):  # a BTree has keys of one type
             pass
     return _attributes(obj)[name]
@@ -104,12 +107,13 @@ def find(root: Any, address: Address) -> Any:
     for i, name in enumerate(address.path):
         try:
             obj = _child(obj, name)
+        except POSKeyError:
+            raise
         except KeyError:
             names = list(islice(_names(obj), _SHOWN + 1))
             have = ", ".join(map(quote, names[:_SHOWN])) + (", ..." if names[_SHOWN:] else "")
-            where = join(address.path[:i])
             raise Failure(
-                f"{address.url}#{where} has no {name!r}: "
+                f"{Address(address.url, address.path[:i])} has no {name!r}: "
                 + (f"it has {have}" if names else f"it is a {_kind(obj)}, with nothing in it")
             ) from None
     return obj
