@@ -109,7 +109,7 @@ class Copy:
             try:
                 self._restores = True
                 return self._give(txn, lambda n: None)
-            except (TransientError, ReadOnlyError, OSError, MemoryError):
+            except (Failure, TransientError, ReadOnlyError, OSError, MemoryError):
                 raise
             except Exception:  # a server says it at the vote, in its own way
                 self._restores = False
@@ -152,7 +152,7 @@ class Copy:
     def _serial(self, oid: bytes) -> bytes:
         try:
             return bytes(self.destination.getTid(oid))
-        except (POSKeyError, AttributeError):
+        except (KeyError, AttributeError):  # NEO's is no POSKeyError
             return bytes(z64)
 
     def _restore(self, record: Any, txn: Any) -> None:
