@@ -406,8 +406,9 @@ def test_a_part_of_another_export_is_left_alone(call, url, tmp_path):
     with database(url) as root:
         tid = root._p_jar.db().lastTransaction().hex()
         oid = root["x"]._p_oid.hex()
-    source = {"url": url, "path": ["x"], "oid": oid, "tid": tid}
-    (tmp_path / "w.npy.part.json").write_text(json.dumps({"source": source, "done": 5}))
+    source = {"url": url, "path": ["x"], "oid": oid}
+    state = {"source": source, "tid": tid, "done": 5}
+    (tmp_path / "w.npy.part.json").write_text(json.dumps(state))
     error = call("export", f"{url}#y", tmp_path / "w.npy", code=1).stderr
     assert "was begun by another export" in error
     assert (tmp_path / "w.npy.part").exists()

@@ -1,21 +1,13 @@
-"""wendelin export: an array into a file.
-
-It is written to FILE.part, which becomes FILE when it is complete. FILE.part.json says how much
-of it is there, where that can be gone on with after the program was killed: at the same state of
-the database.
-"""
+"""wendelin export: an array into a file."""
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 from contextlib import suppress
-from typing import Any
 
 import click
 
-from wendelin.cli.address import Address, join
+from wendelin.cli.address import Address
 from wendelin.cli.arguments import (
     AddressType,
     at_option,
@@ -25,7 +17,7 @@ from wendelin.cli.arguments import (
 )
 from wendelin.cli.arrays import ArraySource
 from wendelin.cli.database import opened
-from wendelin.cli.errors import Failure
+from wendelin.cli.errors import Failure, explain
 from wendelin.cli.files import File, Options, open_sink, parse_file
 from wendelin.cli.files.base import Sink
 from wendelin.cli.output import (
@@ -37,6 +29,7 @@ from wendelin.cli.output import (
     shown_time,
     size_text,
 )
+from wendelin.cli.part import Part
 from wendelin.cli.transfer import check_complete, parts
 from wendelin.cli.tree import find_array
 from wendelin.lib.zodb import zconn_at
@@ -44,103 +37,9 @@ from wendelin.lib.zodb import zconn_at
 __all__ = ["export"]
 
 
-class Part:
-    """A file that is not complete yet, and how far it is.
-
-    Parameters
-    ----------
-    path : str
-        Of the file, when it is complete.
-    """
-
-    def __init__(self, path: str) -> None:
-        self._path = path.rstrip("/")
-        self.path = f"{self._path}.part"
-        self._state_path = f"{self.path}.json"
-        self.state = self._read()
-
-    def _read(self) -> dict[str, Any] | None:
-        """Return what was written of an interrupted export; None: there is none."""
-        try:
-            with open(self._state_path) as file:
-                state = json.load(file)
-        except FileNotFoundError:
-            return None
-        except ValueError as e:
-            raise Failure(f"{self._state_path} is damaged: remove it ({e})") from e
-        return state if os.path.exists(self.path) else None
-
-    @property
-    def tid(self) -> bytes | None:
-        """The state of the database that is exported; None: it is for us to say."""
-        return None if self.state is None else bytes.fromhex(self.state["source"]["tid"])
-
-    def begin(self, identity: dict[str, Any]) -> None:
-        """Begin, or go on: with the same array, at the same state, only.
-
-        Raises
-        ------
-        Failure
-            What is there is of something else.
-        """
-        if self.state is None:
-            self.remove()
-            self.state = {"source": identity, "done": 0, "position": 0}
-        elif self.state["source"] != identity:
-            before = self.state["source"]
-            differs = ", ".join(n for n in identity if before.get(n) != identity[n])
-            raise Failure(
-                f"{self.path} was begun by another export ({differs}): remove it and "
-                f"{self._state_path}, to begin anew"
-            )
-
-    def save(self, done: int, position: int) -> None:
-        """Note that so many elements are on the disk."""
-        assert self.state is not None
-        self.state.update(done=done, position=position)
-        new = f"{self._state_path}~"
-        with open(new, "w") as file:
-            json.dump(self.state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self._state_path)
-
-    def finish(self) -> None:
-        """Have the file under its name."""
-        if os.path.isfile(self.path):
-            with open(self.path, "rb") as file:
-                os.fsync(file.fileno())
-        old = f"{self._path}.old~"
-        if os.path.isdir(self.path) and os.path.exists(self._path):
-            os.rename(self._path, old)  # a folder does not replace another
-        os.replace(self.path, self._path)
-        _remove(old)
-        _remove(self._state_path)
-        folder = os.open(os.path.dirname(os.path.abspath(self._path)), os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def remove(self) -> None:
-        """Remove what was begun."""
-        _remove(self._state_path)
-        _remove(self.path)
-
-
-def _remove(path: str) -> None:
-    with suppress(FileNotFoundError):
-        if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
-        else:
-            os.unlink(path)
-
-
 def write(source: ArraySource, sink: Sink, part: Part, step: int, tell: Advance) -> None:
     """Write an array, from where it is on, to its end."""
-    assert part.state is not None
-    done = int(part.state["done"])
-    itemsize = source.layout.dtype.itemsize
+    itemsize, done = source.layout.dtype.itemsize, part.done
     together = sink.together * itemsize
     step = max(together, step // together * together)
     for start, stop in parts(source, done, step, sink.sparse):
@@ -190,8 +89,8 @@ def export(
     if os.path.lexists(what.path) and not force:
         raise Failure(f"{what.path} is there already: --force replaces it")
     part = Part(what.path)
-    before = part.state["done"] if part.state else None
-    with opened(address.url, at=at or part.tid) as root:
+    before = part.done
+    with opened(address.url, at=part.tid or at) as root:
         array = find_array(root, address)
         check_complete(root, address)
         source = ArraySource(array, {})
@@ -200,44 +99,47 @@ def export(
             {
                 "url": address.url,
                 "path": list(address.path),
+                "at": at and at.hex(),
                 "oid": array._p_oid.hex(),
-                "tid": tid.hex(),
                 "kind": what.kind,
                 "member": what.member,
+                "delimiter": delimiter,
                 **source.layout.as_dict(),
-            }
+            },
+            tid,
         )
-        size = array.nbytes
-        _write(source, what, part, Options(delimiter=delimiter), step, address)
+        _export(source, what, part, Options(delimiter=delimiter), step, address.path[-1])
     part.finish()
+    layout = source.layout
+    itemsize = layout.dtype.itemsize
     if as_json:
-        facts = {"at": shown_tid(tid), "resumed_at": before and before * array.itemsize}
-        print_json({"file": what.path, **layout_json(source.layout), **facts})
+        facts = {"at": shown_tid(tid), "resumed_at": before * itemsize or None}
+        print_json({"file": what.path, **layout_json(layout), **facts})
     else:
         again = f", gone on with, as it was at {shown_time(tid)}" if before else ""
-        print(f"{file}: {size_text(size)}{again}")
+        print(f"{file}: {size_text(layout.size * itemsize)}{again}")
 
 
-def _write(
-    source: ArraySource, what: File, part: Part, options: Options, step: int, address: Address
+def _export(
+    source: ArraySource, what: File, part: Part, options: Options, step: int, name: str
 ) -> None:
-    assert part.state is not None
-    done = int(part.state["done"])
-    itemsize = source.layout.dtype.itemsize
+    itemsize, before = source.layout.dtype.itemsize, part.done
     sink: Sink | None = None
     try:
-        sink = open_sink(what, part.path, source.layout, address.path[-1], options, bool(done))
-        if done:
-            sink.resume(int(part.state["position"]))
+        sink = open_sink(what, part.path, source.layout, name, options, bool(before))
+        if before:
+            sink.resume(part.position)
         total = source.layout.size * itemsize
-        with progress(
-            f"export {join(address.path)}", total, in_bytes=True, done=done * itemsize
-        ) as tell:
+        with progress(f"export {name}", total, in_bytes=True, done=before * itemsize) as tell:
             write(source, sink, part, step, tell)
-    except BaseException:
+    except (Exception, KeyboardInterrupt) as e:
         if sink is not None:
             with suppress(Exception):
                 sink.close()
         if sink is None or not sink.resumable:
             part.remove()
-        raise
+            raise
+        raise Failure(
+            f"{explain(e)}: {part.path} has {part.done} of {source.layout.size} elements; the same "
+            f"command goes on with the array as it was then, and begins anew if that is removed"
+        ) from e
