@@ -20,13 +20,16 @@ from persistent import Persistent
 from persistent.list import PersistentList
 from persistent.mapping import PersistentMapping
 from ZODB.blob import Blob
+from ZODB.Connection import TransactionMetaData
 from ZODB.FileStorage import FileStorage
-from ZODB.utils import p64
+from ZODB.utils import load_current, p64
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.file_zodb import ZBigFile, ZBlk0, ZBlk1, ZData
 from wendelin.bigfile.survey import stored_numbers
+from wendelin.cli.tree import walk
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
+from wendelin.lib.zrecord import find_payload, without_pad
 
 pytestmark = [
     pytest.mark.formats,
@@ -177,9 +180,6 @@ def test_ls_of_what_does_not_load(call, url):
 
 def lose(root, oid, data=b"this is no record"):
     """Put something else in the place of a record."""
-    from ZODB.Connection import TransactionMetaData
-    from ZODB.utils import load_current
-
     storage = root._p_jar.db().storage
     txn = TransactionMetaData()
     storage.tpc_begin(txn)
@@ -196,8 +196,15 @@ def test_many_objects(call, testdb):
     with database(testdb.url) as root:
         root["t"] = tree = OOBTree({f"{i:05}": Thing(n=[i] * 50) for i in range(3000)})
         tree["02000"].A = filled((5,))
+        root["nodes"] = OOBTree({i: i for i in range(30_000)})
         transaction.commit()
     assert [r["path"] for r in call("ls", "--json", testdb.url).json] == ["t/02000/A"]
+    with database(testdb.url) as root:
+        cache = root._p_jar._cache
+        counts = []
+        assert len(list(walk(root, tell=lambda n: counts.append(cache.cache_non_ghost_count)))) == 1
+        assert len(counts) > 3000
+        assert max(counts) < 400 + 300  # what the cache may have, and what it has meanwhile
 
 
 # ---- info ----
@@ -259,12 +266,32 @@ def test_lost_alignment_is_told_and_pack_gets_it_back(call, tmp_path):
     assert "not aligned" not in told
 
 
-def test_arrays_of_python_2_are_not_said_to_be_mended_by_pack(call, tmp_path):
-    path = shutil.copy(DATA / "py37-0.13-1.fs", tmp_path / "x.fs")
+def test_blocks_of_python_2_are_not_said_to_be_mended_by_pack(call, tmp_path):
+    path = tmp_path / "x.fs"
+    with database(f"file://{path}?align=false") as root:
+        root["x"] = A = filled((2 * BLK,), "u1", blksize=2 * BLK)
+        transaction.commit()
+        A[:] = 1
+        transaction.commit()
+        oid = A.zfile.blktab[0]._p_oid
+        record, _ = load_current(root._p_jar.db().storage, oid)
+        op = find_payload(record).op
+        lose(root, oid, record[:op] + b"T" + record[op + 1 :])
+    assert call("info", "--json", f"{path}#x").json["blocks"] == {"ZBlk0, copied": 1}
+    with database(path) as root:
+        root._p_jar.db().pack()
+    assert call("info", "--json", f"{path}#x").json["blocks"] == {"ZBlk0, copied": 1}
+    assert call("cat", f"{path}#x[:2]").stdout == "1\n1\n"
+
+
+@pytest.mark.parametrize("name", ["py37-0.13-1", "py310-2.0a4-1", "zblk-py2_pickle1", "3.0-auto"])
+def test_old_databases(call, tmp_path, name):
+    path = shutil.copy(DATA / f"{name}.fs", tmp_path / "x.fs")
     rows = call("ls", "--json", path).json
-    assert rows
+    assert sum(row["blocks"] for row in rows)
     for row in rows:
-        call("info", f"{path}#{row['path']}")
+        if row["shape"] is not None:
+            call("info", f"{path}#{row['path']}")
     assert call("verify", path).stdout.endswith("all good\n")
 
 
@@ -420,8 +447,6 @@ def test_a_block_that_is_missing(call, tmp_path):
 
 def transactions(url):
     """Return what a storage has: (tid, description, [(oid, data)])."""
-    from wendelin.lib.zrecord import without_pad
-
     storage = dbstoropen(url)
     iterator = storage.iterator()
     result = [

@@ -17,6 +17,7 @@ from cgroup import NoCgroup, memory_cgroup
 from cli import PROGRAM, Caller, ended_at, killed_at, wendelin
 
 from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.cli.files.base import slabs
 from wendelin.lib.zodb import dbclose, dbopen
 
 MIB = 1 << 20
@@ -24,8 +25,8 @@ MIB = 1 << 20
 pytestmark = [
     pytest.mark.formats,
     pytest.mark.skipif(
-        storages.kind() is storages.CopiedFileStorageDatabase,
-        reason="the same as with a file that is mapped",
+        storages.kind() in (storages.CopiedFileStorageDatabase, storages.NeoDatabase),
+        reason="the same as with a file that is mapped, and over ZEO",
     ),
 ]
 
@@ -174,6 +175,21 @@ def test_datasets_in_chunks_that_do_not_fit(call, url, tmp_path):
     assert "a, group/b: say which one" in error
     error = call("import", tmp_path / "x.h5:c", f"{url}#c", code=1).stderr
     assert "no array 'c': it has a, group/b" in error
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 4), (2, 3, 4), (5, 1, 2, 3), (1, 1), ()])
+def test_slabs(shape):
+    """All ranges of elements; in no more slabs than there are edges."""
+    values = np.arange(int(np.prod(shape))).reshape(shape)
+    for start in range(values.size + 1):
+        for stop in range(start, values.size + 1):
+            found = list(slabs(shape, start, stop))
+            for slab in found:
+                assert values[slab.where].shape == slab.shape
+            flat = [values[slab.where].reshape(-1) for slab in found]
+            expected = values.reshape(-1)[start:stop]
+            assert np.array_equal(np.concatenate([[], *flat]), expected)
+            assert len(found) <= max(1, 2 * len(shape) - 1)
 
 
 CSV = 'time,price,"a, b"\n0,1.5,x\n1,-2e3,y\n\n2,nan,"two\nlines"\n'
