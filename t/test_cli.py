@@ -201,6 +201,7 @@ def test_many_objects(call, testdb):
     assert [r["path"] for r in call("ls", "--json", testdb.url).json] == ["t/02000/A"]
     with database(testdb.url) as root:
         cache = root._p_jar._cache
+        cache.cache_size = 400
         counts = []
         assert len(list(walk(root, tell=lambda n: counts.append(cache.cache_non_ghost_count)))) == 1
         assert len(counts) > 3000
