@@ -239,18 +239,19 @@ class _ZFile(BigFile):
                 # about just now, of which we read the outcome already.
                 if self.made_of.setdefault(blk, oid) != oid:
                     self.made_of[blk] = _UNSURE
-        return self._where(oids)
+        # Nobody has touched these: to wait for the disk, for heads all over the file, is in vain.
+        return self._where(oids, wait=False)
 
     def _remember(self, blk: int) -> bytes | None:
         oid = self.made_of[blk] = self.lookup(blk)
         return oid
 
-    def _where(self, oids: dict[int, bytes | None]) -> dict[int, Any]:
+    def _where(self, oids: dict[int, bytes | None], *, wait: bool = True) -> dict[int, Any]:
         """Return, for blocks and their objects, what mapblk returns; without None."""
         where: dict[int, Any] = {blk: HOLE for blk, oid in oids.items() if oid is None}
         stored = {blk: oid for blk, oid in oids.items() if oid is not None}
         if stored:
-            located = zconn_locate(self.conn, stored.values())
+            located = zconn_locate(self.conn, stored.values(), wait=wait)
             for blk, found in zip(stored, located, strict=True):
                 if found is None or found.size > self.blksize or not is_plain(found.head):
                     continue

@@ -25,6 +25,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from errno import EOPNOTSUPP
 from importlib import import_module
 from os import RWF_NOWAIT
 from struct import unpack_from
@@ -141,7 +142,9 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
 
     # ---- where records are ----
 
-    def locate(self, oids: Iterable[bytes], before: bytes) -> list[Located | None]:
+    def locate(
+        self, oids: Iterable[bytes], before: bytes, *, wait: bool = True
+    ) -> list[Located | None]:
         """Return where the bytes of objects lie in the file, and None for those that do not.
 
         Parameters
@@ -149,6 +152,8 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         oids : iterable of bytes
         before : bytes
             Of each object, the last revision before this tid.
+        wait : bool
+            False: return None as well where the disk would have to be waited for.
         """
         oids = list(oids)
         if not self.align:
@@ -159,17 +164,17 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
                 return [None] * len(oids)
             reader = _HeadReader(file, before)
             result: list[Located | None] = []
-            waiting: list[tuple[int, bytes, int]] = []
-            for i, oid in enumerate(oids):
+            flags = 0 if wait else RWF_NOWAIT
+            for oid in oids:
                 pos = self._index.get(oid, 0)
                 try:
-                    result.append(reader.locate(oid, pos, RWF_NOWAIT))
-                except OSError:  # it has to wait for the disk: for all of them at the same time
-                    os.posix_fadvise(file.heads, pos, 1, os.POSIX_FADV_WILLNEED)
-                    waiting.append((i, oid, pos))
-                    result.append(None)
-            for i, oid, pos in waiting:
-                result[i] = reader.locate(oid, pos)
+                    result.append(reader.locate(oid, pos, flags))
+                except OSError as e:
+                    if wait:
+                        raise
+                    if e.errno == EOPNOTSUPP:  # this file system cannot tell
+                        flags = 0
+                    result.append(None)  # the kernel reads it now, or who touches it is told
             return result
 
     def has_open(self, file: OpenFile) -> bool:
@@ -374,7 +379,7 @@ class _HeadReader:
         Raises
         ------
         OSError
-            The file cannot be read; with RWF_NOWAIT, not without waiting.
+            The file cannot be read; BlockingIOError: with RWF_NOWAIT, not without waiting.
         """
         data = self._data
         current = True
