@@ -95,6 +95,7 @@ from wendelin.lib.filestorage import OpenFile
 from wendelin.lib.fsalign import ALIGNMENT
 from wendelin.lib.zodb import (
     LivePersistent,
+    zconn_at,
     zconn_changed,
     zconn_has_open,
     zconn_is_remote,
@@ -185,6 +186,11 @@ class _ZFile(BigFile):
         oid = self.zfile._p_oid
         name = self.conn.db().database_name
         return f"<ZBigFile 0x{oid.hex() if oid else '?'} in {name!r}>"
+
+    @property
+    def tid(self) -> bytes:
+        """The transaction that pages are as of: see BlockLoadError."""
+        return zconn_at(self.conn)
 
     # ---- to memory; any thread ----
 

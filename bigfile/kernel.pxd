@@ -38,10 +38,14 @@ cdef extern from "<fcntl.h>" nogil:
     int FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
     ssize_t splice(int fd_in, long *off_in, int fd_out, long *off_out, size_t len,
                    unsigned int flags)
-    int F_DUPFD_CLOEXEC, F_SETPIPE_SZ, O_CLOEXEC
+    int F_DUPFD_CLOEXEC, F_SETPIPE_SZ, O_CLOEXEC, O_RDONLY
+    int open_ "open" (const char *path, int flags)
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
+    ssize_t read(int fd, void *buf, size_t count)
+    int getpid()
+    int gettid()
     int pipe2(int *ends, int flags)
     int ftruncate(int fd, long length)
     ssize_t pwrite(int fd, const void *buf, size_t count, long offset)
@@ -94,6 +98,7 @@ cdef extern from "<pthread.h>" nogil:
                                const timespec *until)
     int pthread_cond_broadcast(pthread_cond_t *cond)
     pthread_t pthread_self()
+    bint pthread_equal(pthread_t a, pthread_t b)
     int pthread_attr_init(pthread_attr_t *attr)
     int pthread_attr_setdetachstate(pthread_attr_t *attr, int state)
     int pthread_attr_destroy(pthread_attr_t *attr)

@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from wendelin.bigarray.indexing import BasicIndex, split_index
 from wendelin.bigfile.prefetch import prefetch
-from wendelin.bigfile.virtmem import VMA, BigFileH
+from wendelin.bigfile.virtmem import VMA, BigFileH, ram_stat
 from wendelin.lib.calc import mul
 from wendelin.lib.utils import inttuple
 
@@ -335,7 +335,8 @@ class BigArray:
         """Return a copy of A[idx], loading first what is not in memory.
 
         So that errors of the storage are raised here, before anything was computed, and do not
-        doom the transaction; and so that nobody else's thread has to load.
+        doom the transaction; and so that nobody else's thread has to load. Page memory need not
+        hold all of it: more than a quarter of that is read in steps.
 
         Raises
         ------
@@ -347,10 +348,32 @@ class BigArray:
         rows, rest = split_index(idx, self._shape)
         part = self._part(rows)
         start, stop = self._span(rows)
+        step = ram_stat()[0] // 4
+        if stop - start > max(step, self.itemsize):
+            view = part[rest]  # type: ignore[index]
+            result = np.empty_like(view)
+            self._read_into(result, view, step)
+            return result
         if start != stop:
             self._fileh().load(*self._pages(start, stop))
         result = part[rest]  # type: ignore[index]
         return result.copy("K") if isinstance(result, np.ndarray) else result
+
+    def _read_into(self, out: NDArray[Any], view: NDArray[Any], step: int) -> None:
+        """Load and copy a view, at most `step` bytes, or an element, at a time."""
+        found = _in_file(view)
+        if found is None:
+            return
+        _, start, stop = found
+        if stop - start <= step or view.size == 1:
+            self._fileh().load(*self._pages(start, stop))
+            out[...] = view
+            return
+        axis = max(range(view.ndim), key=lambda i: (view.shape[i] > 1, abs(view.strides[i])))
+        middle = view.shape[axis] // 2
+        for half in (slice(middle), slice(middle, None)):
+            idx = (slice(None),) * axis + (half,)
+            self._read_into(out[idx], view[idx], step)
 
     def prefetch(self, idx: BasicIndex = ...) -> None:
         """Start loading A[idx] in the background, and do not wait.
