@@ -23,12 +23,15 @@ class BlockLoadError(BigFileError):
         The file that was asked, a BigFile.
     blk : int
         The block [blk].
+    tid : bytes or None
+        The last transaction that the file's Connection saw then; None: it is of no database.
     """
 
     def __init__(self, message: str, file: object = None, blk: int = -1) -> None:
         super().__init__(message)
         self.file = file
         self.blk = blk
+        self.tid = getattr(file, "tid", None)
 
 
 class PageMemoryError(BigFileError, MemoryError):

@@ -38,7 +38,14 @@ from ZODB.utils import p64
 
 from wendelin.lib.fsalign import ALIGNMENT, Pieces, aligned_at
 from wendelin.lib.fspack import Packer, data_find
-from wendelin.lib.zrecord import BytesRecord, RecordError, find_payload, without_pad
+from wendelin.lib.zrecord import (
+    LONGEST_END,
+    BytesRecord,
+    RecordError,
+    find_payload,
+    is_end,
+    without_pad,
+)
 
 __all__ = ["AlignedFileStorage", "Located", "OpenFile"]
 
@@ -361,6 +368,7 @@ class _HeadReader:
         self._file = file
         self._before = before
         self._data = bytearray(DATA_HDR_LEN + ALIGNMENT + _HEAD)
+        self._tail = bytearray(LONGEST_END)
         # the last record that was found: (what is before the pad, after it, where the state
         # begins, size of the payload, of what follows); others of the same writer are alike
         self._last: tuple[bytes, bytes, int, int, int] | None = None
@@ -396,8 +404,20 @@ class _HeadReader:
                 current = False
                 pos = int.from_bytes(data[DATA_HDR_LEN : DATA_HDR_LEN + 8], "big")
             else:
-                return self._alike(pos, size) or self._payload(pos, n, size)
+                located = self._alike(pos, size) or self._payload(pos, n, size)
+                return located if located and self._ends(located, pos, n, size, flags) else None
         return None
+
+    def _ends(self, located: Located, pos: int, n: int, size: int, flags: int) -> bool:
+        """Say whether a record ends as it must: of what was cut short, no part is to be shown."""
+        stop = located.offset + located.size
+        length = pos + DATA_HDR_LEN + size - stop
+        at = stop - pos
+        if at + length > n:
+            if os.preadv(self._file.heads, [self._tail], stop, flags) < length:
+                return False
+            return is_end(bytes(self._tail[:length]))
+        return is_end(bytes(self._data[at : at + length]))
 
     def _alike(self, pos: int, size: int) -> Located | None:
         """Find the payload as in the last record: the same, many times faster."""
