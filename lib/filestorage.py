@@ -281,7 +281,12 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     def tpc_vote(self, transaction: Any) -> Any:
         """See IStorage."""
         if not self.align:
-            return super().tpc_vote(transaction)
+            try:
+                return super().tpc_vote(transaction)
+            except OSError:
+                with self._lock:
+                    self._renew_file()
+                raise
         with self._lock:
             if transaction is not self._transaction:
                 raise StorageTransactionError("tpc_vote called with wrong transaction")
@@ -302,7 +307,9 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         return bytes(header.asString())
 
     def _abort(self) -> None:
-        if self.align and self._tfile.started and not self._nextpos:
+        if not self.align:
+            self._renew_temp()
+        elif self._tfile.started and not self._nextpos:
             self._cut()
         super()._abort()
 
@@ -310,6 +317,26 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         if isinstance(self._tfile, _Tail):
             self._tfile.clear()
         super()._clear_temp()
+
+    def _renew_temp(self) -> None:
+        """Give back the room of FileStorage's temporary file; and its buffer, if there is none."""
+        try:
+            os.ftruncate(self._tfile.fileno(), 0)
+            self._tfile.truncate(0)
+        except OSError:
+            _throw_away(self._tfile)
+            self._tfile = open(f"{self._file_name}.tmp", "w+b")  # noqa: SIM115
+            self._tfmt._file = self._tfile
+
+    def _renew_file(self) -> None:
+        """Open the file anew, without what a vote has written, or was about to.
+
+        FileStorage goes on with a buffer for which there is no room on the disk: so it fails for
+        ever, or writes it behind a later transaction.
+        """
+        _throw_away(self._file)
+        self._file = open(self._file_name, "r+b")  # noqa: SIM115
+        self._cut()
 
     def _cut(self) -> None:
         """Take what the transaction has written out of the file."""
@@ -359,6 +386,14 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             return None if end is None else (end, packer.index)
         finally:
             packer.close()
+
+
+def _throw_away(file: Any) -> None:
+    """Close a buffered file of which the buffer cannot be written."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, file.fileno(), inheritable=False)
+    os.close(nowhere)
+    file.close()
 
 
 class _HeadReader:

@@ -59,8 +59,9 @@ class _Global:
     name: str
 
     def __call__(self, *args: object, **kw: object) -> object:
-        if self.name in ("_codecs.encode",):  # how protocol 2 of Python 3 pickles bytes
-            return codecs.encode(*args, **kw)  # type: ignore[call-overload]
+        # how protocol 2 of Python 3 pickles bytes; other codecs are modules, and some are large
+        if self.name == "_codecs.encode" and len(args) == 2 and args[1] == "latin1":
+            return codecs.encode(*args)  # type: ignore[call-overload]
         raise RecordError(f"a record calls {self.name}: only plain states are read here")
 
 

@@ -5,6 +5,7 @@ WENDELIN_CORE_TEST_DAMAGED says, from WENDELIN_CORE_TEST_SEED on. Those that are
 are here, against every storage.
 """
 
+import codecs
 import json
 import os
 import re
@@ -364,3 +365,26 @@ def test_block_sizes_that_are_none_are_refused_by_name(root, client, records, bl
     client.tm.begin()
     with pytest.raises((ValueError, OverflowError), match=f"blksize is {blksize}"):
         client["A"][0]
+
+
+class Calls:
+    """Is pickled as a call."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "call",
+    [(os.getpid, ()), (codecs.encode, ("x", "rot13")), (codecs.encode, (b"x", "zlib"))],
+    ids=["a function", "a codec", "another codec"],
+)
+def test_a_touch_calls_nothing_that_a_record_names(root, client, records, call):
+    A = fill(root, "ZBlk0")
+    records.put_state(oid_of(A, "table", 1), Calls(*call), ZBlk0)
+    client.tm.begin()
+    with pytest.raises(BlockLoadError, match=r"calls .*only plain states are read here"):
+        client["A"].read(BLK)
