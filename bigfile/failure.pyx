@@ -61,12 +61,8 @@ cdef object load_error(file, uint64_t blk, e):
 
 
 cdef object block_load_error(file, blk, str why):
-    tid = None
-    try:
-        tid = getattr(file, "tid", None)
-    except Exception:
-        pass                    # the connection is closed, or does not tell
-    at = f" as of tid 0x{tid.hex()}" if tid is not None else ""
+    tid = getattr(file, "tid", None)
+    at = f" at tid 0x{tid.hex()}" if tid is not None else ""
     return BlockLoadError(f"block {blk} of {describe(file)}{at} {why}", file, blk, tid)
 
 

@@ -63,7 +63,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
-from BTrees.LOBTree import LOBTree
+from BTrees.LOBTree import LOBTree, LOBTreePy
 from transaction._transaction import Status
 from transaction.interfaces import TransactionError
 from ZODB.Connection import Connection
@@ -102,6 +102,7 @@ from wendelin.lib.zodb import (
     zconn_load_all,
     zconn_locate,
 )
+from wendelin.lib.zrecord import RecordError
 
 __all__ = ["ZBigFile", "ZBigFileH", "ZBlk", "ZBlk0", "ZBlk1", "ZData"]
 
@@ -128,7 +129,10 @@ class ZBigFile(LivePersistent):
     def __getstate__(self) -> tuple[int, LOBTree]:
         return (self.blksize, self.blktab)
 
-    def __setstate__(self, state: tuple[int, LOBTree]) -> None:
+    def __setstate__(self, state: Any) -> None:
+        types = [type(x) for x in state] if isinstance(state, tuple) else []
+        if types not in ([int, LOBTree], [int, LOBTreePy]):
+            raise RecordError(f"a damaged ZBigFile: {state!r:.200} is no (blksize, LOBTree)")
         self.blksize, self.blktab = state
 
     def lives(self) -> bool:
@@ -188,9 +192,12 @@ class _ZFile(BigFile):
         return f"<ZBigFile 0x{oid.hex() if oid else '?'} in {name!r}>"
 
     @property
-    def tid(self) -> bytes:
-        """The transaction that pages are as of: see BlockLoadError."""
-        return zconn_at(self.conn)
+    def tid(self) -> bytes | None:
+        """The last transaction that its Connection sees; None: none, or it is not known."""
+        try:
+            return zconn_at(self.conn)
+        except (ConnectionStateError, TypeError):
+            return None
 
     # ---- to memory; any thread ----
 
@@ -379,6 +386,9 @@ class _ZFile(BigFile):
 
     def truncate(self, blk: int) -> None:
         blktab = self.zfile.blktab
+        root = self._table_root()
+        if root is not None:
+            self.table.between(root, blk, 1 << 63)  # BTrees takes damaged ones on trust
         keys = list(blktab.keys(min=blk))
         for key in keys:
             del blktab[key]

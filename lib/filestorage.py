@@ -38,7 +38,14 @@ from ZODB.utils import p64
 
 from wendelin.lib.fsalign import ALIGNMENT, Pieces, aligned_at
 from wendelin.lib.fspack import Packer, data_find
-from wendelin.lib.zrecord import BytesRecord, RecordError, find_payload, without_pad
+from wendelin.lib.zrecord import (
+    LONGEST_END,
+    BytesRecord,
+    RecordError,
+    find_payload,
+    is_end,
+    without_pad,
+)
 
 __all__ = ["AlignedFileStorage", "Located", "OpenFile"]
 
@@ -274,7 +281,12 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     def tpc_vote(self, transaction: Any) -> Any:
         """See IStorage."""
         if not self.align:
-            return super().tpc_vote(transaction)
+            try:
+                return super().tpc_vote(transaction)
+            except OSError:
+                with self._lock:
+                    self._renew_file()
+                raise
         with self._lock:
             if transaction is not self._transaction:
                 raise StorageTransactionError("tpc_vote called with wrong transaction")
@@ -295,7 +307,9 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         return bytes(header.asString())
 
     def _abort(self) -> None:
-        if self.align and self._tfile.started and not self._nextpos:
+        if not self.align:
+            self._renew_temp()
+        elif self._tfile.started and not self._nextpos:
             self._cut()
         super()._abort()
 
@@ -303,6 +317,26 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         if isinstance(self._tfile, _Tail):
             self._tfile.clear()
         super()._clear_temp()
+
+    def _renew_temp(self) -> None:
+        """Give back the room of FileStorage's temporary file; and its buffer, if there is none."""
+        try:
+            os.ftruncate(self._tfile.fileno(), 0)
+            self._tfile.truncate(0)
+        except OSError:
+            _throw_away(self._tfile)
+            self._tfile = open(f"{self._file_name}.tmp", "w+b")  # noqa: SIM115
+            self._tfmt._file = self._tfile
+
+    def _renew_file(self) -> None:
+        """Open the file anew, without what a vote has written, or was about to.
+
+        FileStorage goes on with a buffer for which there is no room on the disk: so it fails for
+        ever, or writes it behind a later transaction.
+        """
+        _throw_away(self._file)
+        self._file = open(self._file_name, "r+b")  # noqa: SIM115
+        self._cut()
 
     def _cut(self) -> None:
         """Take what the transaction has written out of the file."""
@@ -354,6 +388,14 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             packer.close()
 
 
+def _throw_away(file: Any) -> None:
+    """Close a buffered file of which the buffer cannot be written."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, file.fileno(), inheritable=False)
+    os.close(nowhere)
+    file.close()
+
+
 class _HeadReader:
     """Reads heads of records, to find the bytes of objects as they were before a tid."""
 
@@ -361,6 +403,7 @@ class _HeadReader:
         self._file = file
         self._before = before
         self._data = bytearray(DATA_HDR_LEN + ALIGNMENT + _HEAD)
+        self._tail = bytearray(LONGEST_END)
         # the last record that was found: (what is before the pad, after it, where the state
         # begins, size of the payload, of what follows); others of the same writer are alike
         self._last: tuple[bytes, bytes, int, int, int] | None = None
@@ -396,8 +439,20 @@ class _HeadReader:
                 current = False
                 pos = int.from_bytes(data[DATA_HDR_LEN : DATA_HDR_LEN + 8], "big")
             else:
-                return self._alike(pos, size) or self._payload(pos, n, size)
+                located = self._alike(pos, size) or self._payload(pos, n, size)
+                return located if located and self._ends(located, pos, n, size, flags) else None
         return None
+
+    def _ends(self, located: Located, pos: int, n: int, size: int, flags: int) -> bool:
+        """Say whether a record ends as it must: of what was cut short, no part is to be shown."""
+        stop = located.offset + located.size
+        length = pos + DATA_HDR_LEN + size - stop
+        at = stop - pos
+        if at + length > n:
+            if os.preadv(self._file.heads, [self._tail], stop, flags) < length:
+                return False
+            return is_end(bytes(self._tail[:length]))
+        return is_end(bytes(self._data[at : at + length]))
 
     def _alike(self, pos: int, size: int) -> Located | None:
         """Find the payload as in the last record: the same, many times faster."""

@@ -280,10 +280,10 @@ class BigArray:
         """Return rows [lo, hi) of the axes as an ndarray; nothing is loaded."""
         shape = [hi - lo for lo, hi in rows]
         start, stop = self._span(rows)
+        vma, offset = self._map(start, stop) if start != stop else (None, 0)
         try:
-            if start == stop:
+            if vma is None:
                 return np.empty(shape, self._dtype, self._order)
-            vma, offset = self._map(start, stop)
             # the stride of an axis of length 1 says nothing, and may be one that NumPy cannot say
             strides = [min(stride, sys.maxsize) for stride in self._stridev]
             return np.ndarray(shape, self._dtype, vma, offset, strides)  # type: ignore[arg-type]
