@@ -9,17 +9,20 @@ nor get to BTrees' own code, which takes some of it on trust, and crashes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from operator import lt
 from typing import Any, NamedTuple
 
 from wendelin.lib.zrecord import RecordError, Ref, class_of, state_of
 
-__all__ = ["Items", "Node", "read_items", "read_node"]
+__all__ = ["Items", "Node", "read_items", "read_node", "read_nodes"]
 
-#: (oid) -> record of the state that is read
-Load = Callable[[bytes], bytes]
+#: (oids) -> records of the state that is read
+LoadAll = Callable[[list[bytes]], list[bytes]]
+
+_BATCH = 64  # nodes that are asked for at once
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Node:
     children: list[bytes]  # oids
     oids: dict[int, bytes]  # ascending
     next: bytes | None = None  # oid of the bucket after this one; of a tree, of its first bucket
+    classes: tuple[str, ...] = ()  # of a bucket's oids, as references say; "" where one does not
 
     def bounds(self, i: int, low: int | None, high: int | None) -> tuple[int | None, int | None]:
         """Return [low, high) of child i of a tree that is in [low, high)."""
@@ -90,7 +94,7 @@ def _bucket(state: object, kind: str) -> Node:
     if not _ascend(keys):
         raise RecordError(f"a damaged {kind}BTree: a bucket with keys {keys!r:.100}")
     oids = {key: ref.oid for key, ref in zip(keys, refs, strict=True)}
-    return Node(True, [], [], oids, _next(state, kind))
+    return Node(True, [], [], oids, _next(state, kind), tuple(ref.cls for ref in refs))
 
 
 def _tree(state: object, kind: str) -> Node:
@@ -141,6 +145,42 @@ def read_node(record: bytes, kind: str) -> Node:
     raise RecordError(f"a damaged {kind}BTree: a {name} in it")
 
 
+def read_nodes(root: bytes, load_all: LoadAll, kind: str) -> Iterator[tuple[bytes, Node]]:
+    """Yield (oid, node) for all nodes of a BTree, its buckets in their order; see read_node().
+
+    Parameters
+    ----------
+    root : bytes
+        Oid of the tree.
+    load_all
+        Is asked for many nodes at once.
+    kind
+    """
+    seen: set[bytes] = set()
+    last: Node | None = None  # bucket
+    todo: deque[tuple[bytes, int | None, int | None]] = deque([(root, None, None)])
+    while todo:
+        batch = [todo.popleft() for _ in range(min(len(todo), _BATCH))]
+        children: list[tuple[bytes, int | None, int | None]] = []
+        records = load_all([oid for oid, _, _ in batch])
+        for (oid, low, high), record in zip(batch, records, strict=True):
+            if oid in seen:
+                raise RecordError(f"a damaged {kind}BTree: a node is there twice")
+            seen.add(oid)
+            node = read_node(record, kind)
+            node.check_within(low, high)
+            if node.leaf:
+                # who goes along the buckets has to see the same
+                if last is not None and last.next != oid:
+                    raise RecordError(f"a damaged {kind}BTree: its buckets are not in a chain")
+                last = node
+            yield oid, node
+            children += [(c, *node.bounds(i, low, high)) for i, c in enumerate(node.children)]
+        todo.extendleft(reversed(children))
+    if last is not None and last.next is not None:
+        raise RecordError(f"a damaged {kind}BTree: its buckets do not end")
+
+
 class Items(NamedTuple):
     """What is in a BTree."""
 
@@ -148,34 +188,11 @@ class Items(NamedTuple):
     nodes: frozenset[bytes]  # oids of the nodes
 
 
-def read_items(root: bytes, load: Load, kind: str) -> Items:
-    """Return all that is in a BTree; see read_node().
-
-    Parameters
-    ----------
-    root : bytes
-        Oid of the tree.
-    """
+def read_items(root: bytes, load_all: LoadAll, kind: str) -> Items:
+    """Return all that is in a BTree; see read_nodes()."""
     oids: dict[int, bytes] = {}
-    seen: set[bytes] = set()
-    last: Node | None = None  # bucket
-    todo: list[tuple[bytes, int | None, int | None]] = [(root, None, None)]
-    while todo:
-        oid, low, high = todo.pop()
-        if oid in seen:
-            raise RecordError(f"a damaged {kind}BTree: a node is there twice")
-        seen.add(oid)
-        node = read_node(load(oid), kind)
-        node.check_within(low, high)
-        if node.leaf:
-            # who goes along the buckets has to see the same
-            if last is not None and last.next != oid:
-                raise RecordError(f"a damaged {kind}BTree: its buckets are not in a chain")
-            last = node
-            oids.update(node.oids)
-        else:
-            children = [(c, *node.bounds(i, low, high)) for i, c in enumerate(node.children)]
-            todo.extend(reversed(children))
-    if last is not None and last.next is not None:
-        raise RecordError(f"a damaged {kind}BTree: its buckets do not end")
-    return Items(oids, frozenset(seen))
+    nodes: list[bytes] = []
+    for oid, node in read_nodes(root, load_all, kind):
+        nodes.append(oid)
+        oids.update(node.oids)
+    return Items(oids, frozenset(nodes))

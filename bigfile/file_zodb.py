@@ -88,11 +88,11 @@ from wendelin.bigfile.zblk import (
     ZData,
     format_for,
     is_plain,
+    is_whole,
     load_block,
 )
 from wendelin.bigfile.zwatch import watch_of
 from wendelin.lib.filestorage import OpenFile
-from wendelin.lib.fsalign import ALIGNMENT
 from wendelin.lib.zodb import (
     LivePersistent,
     zconn_at,
@@ -272,7 +272,7 @@ class _ZFile(BigFile):
                     where[blk] = HOLE
                     continue
                 self.mapped_from.add(found.file)
-                if found.size == self.blksize and found.offset % ALIGNMENT == 0:
+                if is_whole(found, self.blksize):
                     where[blk] = (found.file.fd, found.offset)
                 else:
                     where[blk] = (found.file.fd, found.offset, found.size)

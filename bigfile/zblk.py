@@ -36,6 +36,8 @@ from persistent import Persistent
 
 from wendelin.bigfile.btree import read_items
 from wendelin.lib import zrecord
+from wendelin.lib.filestorage import Located
+from wendelin.lib.fsalign import ALIGNMENT
 from wendelin.lib.zodb import btree_nodes
 
 __all__ = [
@@ -49,8 +51,10 @@ __all__ = [
     "ZBlkBase",
     "ZData",
     "check_format",
+    "class_name",
     "format_for",
     "is_plain",
+    "is_whole",
     "load_block",
     "trimmed",
 ]
@@ -295,7 +299,7 @@ class ZBlk1(ZBlkBase):
         root = zrecord.state_of(record)
         if not isinstance(root, zrecord.Ref):
             raise zrecord.RecordError(f"a ZBlk1 with a {type(root).__name__} for its chunks")
-        oids, nodes = read_items(root.oid, records.load, "IO")
+        oids, nodes = read_items(root.oid, records.load_all, "IO")
         data = bytearray(max(oids, default=0) + CHUNK if max(oids, default=0) < blksize else 0)
         stop = 0  # of the chunks so far
         regular = True
@@ -425,6 +429,12 @@ def format_for(name: str | None, change: Change) -> type[ZBlkBase]:
 # ---- reading ----
 
 
+def class_name(cls: str) -> str:
+    """Return the format that "module.name" of a class in a database is; of no block, the class."""
+    fmt = FORMATS.get(cls.removeprefix(f"{_MODULE}."))
+    return cls if fmt is None else fmt.__name__
+
+
 def _format_of(record: memoryview | bytes) -> type[ZBlkBase] | None:
     """Return the format of a record, or of the beginning of one; None: it is no block."""
     return FORMATS.get(zrecord.class_of(record).removeprefix(f"{_MODULE}."))
@@ -434,6 +444,11 @@ def _format_of(record: memoryview | bytes) -> type[ZBlkBase] | None:
 def is_plain(head: bytes) -> bool:
     """Say whether the state of such a record is the block's bytes; head is its beginning."""
     return _format_of(head) is ZBlk0
+
+
+def is_whole(found: Located, blksize: int) -> bool:
+    """Say whether a block can be mapped from where its bytes are; else they are copied."""
+    return found.size == blksize and found.offset % ALIGNMENT == 0
 
 
 def load_block(oid: bytes, records: Records, blksize: int) -> Block:

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
@@ -44,17 +45,22 @@ def signal(start: int, stop: int) -> NDArray[np.float64]:
     return t
 
 
-def gen(root: Any, worksize: int) -> None:
-    """Write `worksize` bytes of signal, in place of what is there."""
+def gen(root: Any, worksize: int, quiet: bool | None = False) -> None:
+    """Write `worksize` bytes of signal, in place of what is there.
+
+    Without showing progress, if it is to be quiet; None: if there is no terminal.
+    """
     from wendelin.bigarray.array_zodb import ZBigArray  # late: see check()
 
     if NAME in root:
-        print(f"replacing {NAME!r}, which is there already; packing frees its space")
+        note = f"replacing {NAME!r}, which is there already; packing frees its space"
+        print(note, file=sys.stderr)
     root[NAME] = array = ZBigArray((0,), np.float64)
     transaction.commit()
     total = worksize // array.itemsize
     step = STEP // array.itemsize
-    with tqdm(total=worksize, unit="B", unit_scale=True, unit_divisor=1024, desc="gen") as bar:
+    binary = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    with tqdm(total=worksize, desc="gen", disable=quiet, **binary) as bar:
         for start in range(0, total, step):
             values = signal(start, min(start + step, total))
             array.append(values)
@@ -62,7 +68,19 @@ def gen(root: Any, worksize: int) -> None:
             bar.update(values.nbytes)
 
 
-def read(root: Any) -> None:
+@dataclass(frozen=True)
+class Result:
+    """What was computed, and what it took."""
+
+    mean: float
+    sum: float
+    bytes: int  # of the array
+    seconds: float  # for two passes
+    virt: int  # [bytes]
+    rss: int  # [bytes]
+
+
+def read(root: Any) -> Result:
     """Compute mean and sum of the whole array."""
     from wendelin.bigarray.array_zodb import ZBigArray  # late: see check()
 
@@ -78,11 +96,16 @@ def read(root: Any) -> None:
     start = perf_counter()
     mean, total = float(np.mean(a)), float(np.sum(a))
     seconds = perf_counter() - start
-    print(f"mean:\t{mean!r}\nsum:\t{total!r}")
-    print(f"time:\t{seconds:.2f} s for two passes over {a.nbytes / MB:.0f} MB")
-    print(f"speed:\t{2 * a.nbytes / MB / seconds:.0f} MB/s")
     memory = psutil.Process().memory_info()
-    print(f"VIRT:\t{memory.vms // MB} MB\nRSS:\t{memory.rss // MB} MB")
+    return Result(mean, total, a.nbytes, seconds, memory.vms, memory.rss)
+
+
+def print_result(result: Result) -> None:
+    """Print it."""
+    print(f"mean:\t{result.mean!r}\nsum:\t{result.sum!r}")
+    print(f"time:\t{result.seconds:.2f} s for two passes over {result.bytes / MB:.0f} MB")
+    print(f"speed:\t{2 * result.bytes / MB / result.seconds:.0f} MB/s")
+    print(f"VIRT:\t{result.virt // MB} MB\nRSS:\t{result.rss // MB} MB")
 
 
 def megabytes(text: str) -> int:
@@ -135,7 +158,7 @@ def run(args: argparse.Namespace) -> None:
         if args.command == "gen":
             gen(root, args.worksize)
         else:
-            read(root)
+            print_result(read(root))
     finally:
         transaction.abort()
         dbclose(root)

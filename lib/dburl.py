@@ -71,8 +71,15 @@ def _schemes() -> set[str]:
     return {ep.name for ep in entry_points(group="zodburi.resolvers")}
 
 
-def resolve(url: str) -> tuple[Factory, dict[str, Any]]:
+def resolve(url: str, read_only: bool = False) -> tuple[Factory, dict[str, Any]]:
     """Return what makes the storage of a path or URL, and arguments of DB.
+
+    Parameters
+    ----------
+    url : str
+    read_only : bool
+        A file, or what a ZEO server has, cannot be changed, whatever the URL says. A file need not
+        be free for that: others may have it open.
 
     Raises
     ------
@@ -82,11 +89,12 @@ def resolve(url: str) -> tuple[Factory, dict[str, Any]]:
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?", url)
     scheme = match[1] if match is not None else ""
     if match is None or (match[2] is None and scheme not in _schemes()):
-        return lambda: _file_storage(os.path.abspath(url)), {}
+        options = {"read_only": True} if read_only else {}
+        return lambda: _file_storage(os.path.abspath(url), **options), {}
     if scheme == "file":
-        return _resolve_file(url)
+        return _resolve_file(url, read_only)
     if scheme == "zeo":
-        return _resolve_zeo(url)
+        return _resolve_zeo(url, read_only)
     if scheme in _NEO:
         return _resolve_neo(url, scheme)
     if scheme not in _schemes():
@@ -131,12 +139,14 @@ def _options(
 # ---- files ----
 
 
-def _resolve_file(url: str) -> tuple[Factory, dict[str, Any]]:
+def _resolve_file(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
     """Of file://PATH?option=value&..."""
     if not url.startswith("file://"):
         raise ValueError(f"{url!r} is no right URL: it must begin with file://")
     path, _, query = url.removeprefix("file://").partition("?")
     options, arguments = _options(url, query, _FILE_OPTIONS)
+    if read_only:
+        options["read_only"] = True
     return lambda: _file_storage(os.path.abspath(path), **options), arguments
 
 
@@ -156,10 +166,12 @@ def _file_storage(path: str, **options: Any) -> AlignedFileStorage:
 # ---- ZEO ----
 
 
-def _resolve_zeo(url: str) -> tuple[Factory, dict[str, Any]]:
+def _resolve_zeo(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
     """Of zeo://HOST:PORT?..., or zeo:///SOCKET?..."""
     parts = urlsplit(url)
     options, arguments = _options(url, parts.query, _ZEO_OPTIONS)
+    if read_only:
+        options["read_only"] = True
     address = _zeo_address(url, parts)
     tls = {name: options.pop(name) for name in ("ca", "cert", "key") if name in options}
     hostname = options.pop("server_hostname", None)

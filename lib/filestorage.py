@@ -47,7 +47,7 @@ from wendelin.lib.zrecord import (
     without_pad,
 )
 
-__all__ = ["AlignedFileStorage", "Located", "OpenFile"]
+__all__ = ["AlignedFileStorage", "Located", "OpenFile", "Stat"]
 
 _HEAD = 512  # what is before the pad and the payload, at most [bytes]
 _BUFFER = 1 << 16  # small writes are gathered up to this [bytes]
@@ -73,6 +73,26 @@ class Located(NamedTuple):
     offset: int  # of the payload [bytes]: a multiple of ALIGNMENT, if it could be made one
     size: int  # of the payload [bytes]
     head: bytes  # the beginning of the record, which tells the class
+
+
+class Stat(NamedTuple):
+    """What a storage says of a record without giving it."""
+
+    tid: bytes
+    size: int  # [bytes]
+
+
+def _stat(fd: int, oid: bytes, pos: int, before: bytes) -> Stat | None:
+    """Return the Stat of an object's last record before a tid; its last one is at pos."""
+    while pos:
+        header = os.pread(fd, DATA_HDR_LEN, pos)
+        if len(header) < DATA_HDR_LEN or header[:8] != oid:
+            return None
+        _, tid, prev, _, _, size = unpack_from(DATA_HDR, header)
+        if tid < before:
+            return Stat(tid, size or 8)  # 0: where the record is that an undo brought back
+        pos = prev
+    return None
 
 
 _PYTHON2 = b"FS21"  # how files of Python 2 begin
@@ -183,6 +203,17 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
                         flags = 0
                     result.append(None)  # the kernel reads it now, or who touches it is told
             return result
+
+    def stat(self, oids: Iterable[bytes], before: bytes) -> list[Stat | None]:
+        """Return tids and sizes of objects' records, and None for those that are not there.
+
+        Parameters
+        ----------
+        oids, before
+            See locate().
+        """
+        with self._files.get() as file:  # no commit or pack ends meanwhile
+            return [_stat(file.fileno(), oid, self._index.get(oid, 0), before) for oid in oids]
 
     def has_open(self, file: OpenFile) -> bool:
         """Say whether a file is the storage's, and not one that was packed."""

@@ -158,6 +158,26 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
         except (ClientDisconnected, TimeoutError):
             return None
 
+    def settle(self) -> None:
+        """Wait until the server has taken all that was sent: it is in memory until then."""
+        self._server.call("ping")
+
+    def histories(self, oids: list[bytes]) -> list[dict[str, Any] | None]:
+        """Return what history() does of the last records of objects; asked for at once.
+
+        None for those that are not there.
+        """
+        asked = [self._server.call("history", oid, 1, wait=False) for oid in oids]
+        limit = time.monotonic() + 2 * self._server.timeout
+        return [self._entry(f, limit) for f in asked]
+
+    @staticmethod
+    def _entry(future: Any, limit: float) -> dict[str, Any] | None:
+        try:
+            return dict(future.result(max(0, limit - time.monotonic()))[0])
+        except (POSKeyError, IndexError):
+            return None
+
     @staticmethod
     def _tid(future: Any, limit: float) -> bytes:
         try:

@@ -14,11 +14,11 @@ from ZODB.DB import DB
 from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage import FileStorage
 from ZODB.MappingStorage import MappingStorage
-from ZODB.POSException import ConnectionStateError
+from ZODB.POSException import ConnectionStateError, POSKeyError
 from ZODB.utils import p64, u64
 
 from wendelin.lib.dburl import resolve
-from wendelin.lib.filestorage import AlignedFileStorage, Located, OpenFile
+from wendelin.lib.filestorage import AlignedFileStorage, Located, OpenFile, Stat
 from wendelin.lib.zeoclient import ZEOClient
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "zconn_is_remote",
     "zconn_load_all",
     "zconn_locate",
+    "zconn_stat",
     "zconn_takes_bytes_records",
 ]
 
@@ -42,12 +43,12 @@ __all__ = [
 # ---- databases ----
 
 
-def dbstoropen(url: str | os.PathLike[str]) -> Any:
+def dbstoropen(url: str | os.PathLike[str], *, read_only: bool = False) -> Any:
     """Return the storage of a path or URL; see dbopen()."""
-    return resolve(os.fspath(url))[0]()
+    return resolve(os.fspath(url), read_only)[0]()
 
 
-def dbopen(url: str | os.PathLike[str]) -> Any:
+def dbopen(url: str | os.PathLike[str], *, read_only: bool = False) -> Any:
     """Open a database, and return its root object.
 
     Parameters
@@ -60,6 +61,9 @@ def dbopen(url: str | os.PathLike[str]) -> Any:
         Paths and file:// are AlignedFileStorages. file:// has the options read_only, create,
         quota, blobstorage_dir, pack_gc, pack_keep_old, and align=false: a plain FileStorage,
         whose blocks are copied into memory.
+    read_only : bool
+        Paths, file:// and zeo:// are opened as with their option read_only; a file may be in use by
+        another program then.
 
     Returns
     -------
@@ -75,7 +79,7 @@ def dbopen(url: str | os.PathLike[str]) -> Any:
     ZEO.Exceptions.ClientDisconnected
         No ZEO server has answered in time.
     """
-    factory, arguments = resolve(os.fspath(url))
+    factory, arguments = resolve(os.fspath(url), read_only)
     storage = factory()
     try:
         return DB(storage, **arguments).open().root()
@@ -234,6 +238,35 @@ def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:
         bytes(record[0] if record is not None else storage.load(oid)[0])
         for oid, record in zip(oids, found, strict=True)
     ]
+
+
+def zconn_stat(conn: Any, oids: list[bytes]) -> list[Stat | None]:
+    """Return tids and sizes of objects' records; None for those that are not there.
+
+    Records are not loaded, where the storage can say it without. Of a storage that is no
+    AlignedFileStorage it is the newest record, which the Connection may not see yet.
+    """
+    file, before = _file_of(conn), zconn_before(conn)
+    if file is not None and before is not None:
+        return file.stat(oids, before)
+    storage = conn.db().storage
+    if isinstance(storage, ZEOClient):
+        return [
+            None if entry is None else Stat(entry["tid"], entry["size"] or 8)
+            for entry in storage.histories(oids)
+        ]
+    return [_stat(conn, storage, oid) for oid in oids]
+
+
+def _stat(conn: Any, storage: Any, oid: bytes) -> Stat | None:
+    try:
+        if hasattr(storage, "history"):
+            (entry,) = storage.history(oid, 1)
+            return Stat(entry["tid"], entry["size"] or 8)
+        data, tid = conn._normal_storage.load(oid)
+        return Stat(tid, len(data))
+    except POSKeyError:
+        return None
 
 
 def zconn_is_remote(conn: Any) -> bool:

@@ -2,11 +2,14 @@
 
 Blocks of a file run in order, in one child process and one folder; where the text says that a
 new process begins ("in a new process"), one does. ```python is run, ```pycon is compared as
-doctest does, ```cython goes to the file that the text before it names, ```sh with `cythonize`
-is run. `<!-- not run: why -->` before a block leaves it out. What follows
-`<!-- runs with a server -->` in a section runs where the database of tests is one's; `url` is its.
+doctest does; so is what the commands of ```console print, which begin with $. ```cython goes to the
+file that the text before it names, ```sh with `cythonize` is run. `<!-- not run: why -->` before a
+block leaves it out. What follows `<!-- runs with a server -->` in a section runs where the database
+of tests is one's; `url` is its.
 """
 
+import doctest
+import os
 import re
 import subprocess
 import sys
@@ -52,13 +55,39 @@ def programs(path: Path, text: str, folder: Path):
             program += f"check({code!r}, {path.name!r})\n"
         elif language == "cython":
             (folder / re.findall(r"`(\w+\.pyx)`", before)[-1]).write_text(code)
+        elif language == "console":
+            yield "console", code
         elif language == "sh" and "cythonize" in code:
             yield "sh", code
     yield "python", program
 
 
+def check_console(session, folder):
+    """Run the commands of a session in a shell; compare what they print."""
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    commands = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, re.M)
+    assert commands, session
+    for command, expected in commands:
+        done = subprocess.run(
+            command,
+            shell=True,
+            cwd=folder,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=240,
+        )
+        same = doctest.OutputChecker().check_output(expected, done.stdout, flags)
+        assert same, f"{command}\n{done.stdout}"
+
+
 def run(path, text, folder, prologue=PROLOGUE):
     for kind, code in programs(path, text, folder):
+        if kind == "console":
+            check_console(code, folder)
+            continue
         if kind == "python":
             command = [sys.executable, "-c", prologue + code]
         else:
@@ -69,7 +98,7 @@ def run(path, text, folder, prologue=PROLOGUE):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md", "docs/command-line.md"])
 def test_code_blocks_run(name, tmp_path):
     path = ROOT / name
     run(path, WITH_SERVER.sub("", path.read_text()), tmp_path)
@@ -84,7 +113,7 @@ def test_code_blocks_run_with_a_server(testdb, tmp_path):
 
 def test_every_block_is_recognized():
     """A block in a language that programs() does not know would be skipped in silence."""
-    known = {"python", "pycon", "cython", "sh"}
+    known = {"python", "pycon", "console", "cython", "sh"}
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
         languages = {m.group(2) for m in BLOCK.finditer(path.read_text())}
         assert languages <= known, path

@@ -12,9 +12,10 @@ import transaction
 from BTrees.LOBTree import LOBTree
 from persistent import Persistent
 from persistent.mapping import PersistentMapping
+from transaction import TransactionManager
 from ZODB.DB import DB
 from ZODB.MappingStorage import MappingStorage
-from ZODB.POSException import ConnectionStateError, StateLoadError
+from ZODB.POSException import ConnectionStateError, ReadOnlyError, StateLoadError
 from ZODB.utils import p64, u64
 
 from wendelin.lib import dburl
@@ -25,6 +26,7 @@ from wendelin.lib.zodb import (
     dbstoropen,
     deactivate_btree,
     zconn_at,
+    zconn_stat,
 )
 
 # ---- dbopen, dbclose, dbstoropen ----
@@ -139,6 +141,22 @@ def test_read_only(tmp_path):
     root = dbopen(url)
     assert list(root) == []
     dbclose(root)
+
+
+def test_opened_read_only(testdb, tmp_path):
+    root = testdb.open()
+    root["x"] = 1
+    transaction.commit()
+    again = dbopen(testdb.url, read_only=True)  # a file is free for that
+    assert again["x"] == 1
+    again["x"] = 2
+    with pytest.raises(ReadOnlyError):
+        transaction.commit()
+    transaction.abort()
+    dbclose(again)
+    with pytest.raises(FileNotFoundError):
+        dbopen(tmp_path / "nowhere.fs", read_only=True)
+    assert not (tmp_path / "nowhere.fs").exists()
 
 
 def test_close_refuses_to_lose_changes(testdb):
@@ -434,6 +452,42 @@ def test_zconn_at(testdb):
     assert zconn_at(conn) == first
     transaction.begin()
     assert zconn_at(conn) == db.lastTransaction() == p64(u64(conn._storage._start) - 1)
+
+
+def test_zconn_stat(testdb):
+    root = testdb.open()
+    root["a"] = a = PersistentMapping({"x": "x" * 1000})
+    transaction.commit()
+    first = a._p_serial
+    a["y"] = "y" * 1000
+    transaction.commit()
+    conn = root._p_jar
+    gone, stat = zconn_stat(conn, [p64(1 << 60), a._p_oid])
+    assert gone is None
+    data, tid = conn._normal_storage.load(a._p_oid)
+    assert (stat.tid, stat.size) == (tid, len(data))
+    past = conn.db().open(TransactionManager(), at=first)
+    (stat,) = zconn_stat(past, [a._p_oid])
+    # of storages that are no file, it is the newest one
+    assert stat.tid in (first, tid)
+    if "file://" in testdb.url:
+        assert stat.tid == first
+        assert 1000 < stat.size < len(data)
+    past.close()
+
+
+def test_zconn_stat_of_what_an_undo_brought_back(tmp_path):
+    root = dbopen(tmp_path / "x.fs")
+    root["a"] = a = PersistentMapping({"x": "x" * 1000})
+    transaction.commit()
+    a["x"] = "y"
+    transaction.commit()
+    db = root._p_jar.db()
+    db.undo(db.undoLog(0, 1)[0]["id"])
+    transaction.commit()
+    (stat,) = zconn_stat(root._p_jar, [a._p_oid])
+    assert stat == (db.lastTransaction(), 8)
+    dbclose(root)
 
 
 def test_zconn_at_within_a_savepoint(testdb):

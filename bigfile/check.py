@@ -1,0 +1,140 @@
+"""Whether a ZBigFile is whole: every block loads, and is what the formats allow.
+
+It reads records, some blocks at a time, and goes on after what is bad. See docs/formats.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from transaction.interfaces import TransientError
+
+from wendelin.bigfile.btree import Node, read_node
+from wendelin.bigfile.zblk import load_block
+from wendelin.lib.zodb import zconn_load_all
+from wendelin.lib.zrecord import RecordError
+
+if TYPE_CHECKING:
+    from wendelin.bigfile.file_zodb import ZBigFile
+
+__all__ = ["Bad", "Checked", "check_blocks"]
+
+_AT_ONCE = 16 << 20  # of blocks that are asked for together [bytes]
+_MOST = 2**63 // 4096  # no file has so many blocks
+
+
+class Bad(NamedTuple):
+    """Something that is wrong."""
+
+    blk: int | None  # None: it is the block table
+    oid: bytes
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found, of some blocks."""
+
+    blocks: int
+    bad: list[Bad]
+
+
+class _Records:
+    """Records that a Connection sees; some are there already."""
+
+    def __init__(self, zfile: ZBigFile) -> None:
+        self.conn = zfile._p_jar
+        self.known: dict[bytes, bytes] = {}
+
+    def load(self, oid: bytes) -> bytes:
+        """See zblk.Records."""
+        record = self.known.pop(oid, None)
+        return zconn_load_all(self.conn, [oid])[0] if record is None else record
+
+    def load_all(self, oids: list[bytes]) -> list[bytes]:
+        """See zblk.Records."""
+        return zconn_load_all(self.conn, oids)
+
+    def ask(self, oids: list[bytes]) -> None:
+        """Have records loaded together. If one of them cannot be, none is: load() tells which."""
+        try:
+            self.known = dict(zip(oids, self.load_all(oids), strict=True))
+        except (TransientError, MemoryError):
+            raise
+        except Exception:
+            self.known = {}
+
+
+def check_blocks(zfile: ZBigFile) -> Iterator[Checked]:
+    """Yield what is found in the block table, and in every block of it; in ascending order.
+
+    Parameters
+    ----------
+    zfile : ZBigFile
+        In a Connection.
+
+    Raises
+    ------
+    TransientError
+        The storage cannot be asked now, which says nothing about the file.
+    """
+    if zfile.blktab._p_oid is None:
+        return
+    records = _Records(zfile)
+    at_once = max(1, _AT_ONCE // zfile.blksize)
+    for found in _leaves(bytes(zfile.blktab._p_oid), records):
+        if isinstance(found, Bad):
+            yield Checked(0, [found])
+            continue
+        items = list(found.oids.items())
+        for i in range(0, len(items), at_once):
+            some = items[i : i + at_once]
+            records.ask([oid for _, oid in some])
+            bad = [_check(blk, oid, records, zfile.blksize) for blk, oid in some]
+            yield Checked(len(some), [b for b in bad if b is not None])
+
+
+def _check(blk: int, oid: bytes, records: _Records, blksize: int) -> Bad | None:
+    try:
+        data = load_block(oid, records, blksize).data
+        if len(data) > blksize:
+            raise RecordError(f"it has {len(data)} bytes, and a block has {blksize}")
+    except (TransientError, MemoryError):
+        raise
+    except Exception as e:
+        return Bad(blk, oid, e)
+    return None
+
+
+def _leaves(root: bytes, records: _Records) -> Iterator[Node | Bad]:
+    """Yield the buckets of a block table, and what of it is bad.
+
+    A key outside the range that the nodes above give would not be found where it is.
+    """
+    seen: set[bytes] = set()
+    todo = [(root, 0, _MOST)]
+    while todo:
+        oid, start, stop = todo.pop()
+        try:
+            if oid in seen:
+                raise RecordError("a node is in the block table twice")
+            seen.add(oid)
+            node = read_node(records.load(oid), "LO")
+            keys = list(node.oids) if node.leaf else node.keys
+            if keys != sorted(set(keys)) or (keys and not start <= keys[0] <= keys[-1] < stop):
+                raise RecordError(
+                    f"a node of the block table has its keys not in order, or not in "
+                    f"[{start}, {stop}), where it is: {keys[0]} to {keys[-1]}"
+                )
+        except (TransientError, MemoryError):
+            raise
+        except Exception as e:
+            yield Bad(None, oid, e)
+            continue
+        if node.leaf:
+            yield node
+        else:
+            ranges = zip(node.children, [start, *keys], [*keys, stop], strict=True)
+            todo += reversed(list(ranges))

@@ -1,0 +1,758 @@
+"""wendelin ls, info, cat, head, verify, copy, demo: through the program, and in their corners."""
+
+import contextlib
+import os
+import pty
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import storages
+import transaction
+from BTrees.IOBTree import IOBTree
+from BTrees.LOBTree import LOBTree
+from BTrees.OOBTree import OOBTree
+from child import check_child
+from cli import PROGRAM, Caller, killed_at, wendelin
+from persistent import Persistent
+from persistent.list import PersistentList
+from persistent.mapping import PersistentMapping
+from ZODB.blob import Blob
+from ZODB.FileStorage import FileStorage
+from ZODB.utils import p64
+
+from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigfile.file_zodb import ZBigFile, ZBlk0, ZBlk1, ZData
+from wendelin.bigfile.survey import stored_numbers
+from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
+
+pytestmark = pytest.mark.formats
+
+DATA = Path(__file__).parent / "data"
+MIB = 1 << 20
+BLK = 64 * 1024
+
+
+@pytest.fixture
+def call(capsys):
+    return Caller(capsys)
+
+
+@contextlib.contextmanager
+def database(url):
+    root = dbopen(url)
+    try:
+        yield root
+    finally:
+        transaction.abort()
+        dbclose(root)
+
+
+def filled(shape, dtype="f8", order="C", fmt="ZBlk0", blksize=BLK):
+    """Return an array that is going to be filled by fill()."""
+    return ZBigArray(shape, dtype, order, blksize=blksize, zblk_fmt=fmt)
+
+
+class Thing(Persistent):
+    """An object with attributes."""
+
+    def __init__(self, **kw):
+        self.__dict__.update(kw)
+
+
+@pytest.fixture
+def url(testdb):
+    """Return the URL of a database with arrays in all kinds of places."""
+    with database(testdb.url) as root:
+        root["A"] = A = filled((4 * BLK,))
+        root["tree"] = tree = OOBTree()
+        tree["a/b#c[%]"] = B = filled((100, 30), ">i4", "F", "ZBlk1")
+        tree["back"] = root
+        tree[b"bytes" if False else "z"] = PersistentMapping()
+        root["numbers"] = IOBTree({5: filled((3,))})
+        root["list"] = PersistentList([0, {"k": [filled((2,), "S3")]}])
+        root["thing"] = thing = Thing(part=filled((7,)), _v_no=1)
+        thing.itself = thing
+        thing.again = A
+        root["file"] = ZBigFile(BLK)
+        root["mixed"] = M = filled((8 * BLK,), "u1", fmt="ZBlk0")
+        transaction.commit()
+        A[:BLK] = np.arange(1, BLK + 1)
+        B[:] = np.arange(3000).reshape(100, 30)
+        M[:BLK] = 1
+        M[BLK] = 1
+        transaction.commit()
+        M._fileh().zfile.zblk_fmt = "ZBlk1"
+        M[4 * BLK :: BLK] = 1
+        transaction.commit()
+    return testdb.url
+
+
+PATHS = [
+    "A",
+    "file",
+    "list/1/k/0",
+    "mixed",
+    "numbers/5",
+    "thing/part",
+    "tree/a%2Fb%23c%5B%25%5D",
+]
+
+
+# ---- ls ----
+
+
+def test_ls(url, testdb):
+    rows = wendelin("ls", "--json", url).json
+    assert [row["path"] for row in rows] == PATHS
+    found = {row["path"]: row for row in rows}
+    A = found["A"]
+    assert (A["shape"], A["dtype"], A["order"]) == ([4 * BLK], "<f8", "C")
+    assert (A["blocks"], A["formats"]) == (8, {"ZBlk0": 8})
+    assert 8 * BLK <= A["bytes"] < 8 * (BLK + 8192)
+    assert found["mixed"]["formats"] == {"ZBlk0": 2, "ZBlk1": 4}
+    B = found[PATHS[-1]]
+    assert (B["shape"], B["dtype"], B["order"], B["blocks"]) == ([100, 30], ">i4", "F", 1)
+    assert 12000 < B["bytes"] < 20000  # there may be pads
+    assert found["file"]["shape"] is None
+    with database(testdb.url) as root:
+        assert found["mixed"]["changed"]["tid"] == root._p_jar.db().lastTransaction().hex()
+        tid = root["A"].zfile.blktab[0]
+        tid._p_activate()
+        assert A["changed"]["tid"] == tid._p_serial.hex()
+    lines = wendelin("ls", url).stdout.splitlines()
+    assert " ".join(lines[0].split()) == "path shape dtype order blocks stored formats changed"
+    assert [line.split()[0] for line in lines[1:]] == PATHS
+    assert "66.7%" in lines[4]
+    assert [row["path"] for row in wendelin("ls", "--json", f"{url}#list").json] == ["list/1/k/0"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_paths_that_ls_tells_are_taken(call, url, path):
+    if path == "file":
+        error = call("info", f"{url}#{path}", code=1).stderr
+        assert "is no array: it is a wendelin.bigfile.file_zodb.ZBigFile" in error
+    else:
+        assert call("info", "--json", f"{url}#{path}").json["path"] == path
+
+
+def test_ls_loads_no_blocks(call, url, monkeypatch):
+    def load(*args):
+        raise AssertionError("a block was loaded")
+
+    monkeypatch.setattr(ZBlk0, "__setstate__", load)
+    monkeypatch.setattr(ZData, "__setstate__", load)
+    from wendelin.bigfile import zblk
+
+    monkeypatch.setattr(zblk, "load_block", load)
+    assert len(call("ls", "--json", url).json) == len(PATHS)
+    call("info", f"{url}#mixed")
+
+
+def test_a_class_that_is_not_there(url, testdb):
+    """The database of an application is read without its code."""
+    done = wendelin("ls", "--json", f"{url}#thing")  # Thing is of this test
+    assert [row["path"] for row in done.json] == ["thing/again", "thing/part"]
+    assert wendelin("cat", f"{url}#thing/part[:1]").stdout == "0.0\n"
+
+
+def test_ls_of_what_does_not_load(call, url):
+    with database(url) as root:
+        lose(root, root["tree"]._p_oid)
+        lose(root, root["numbers"][5].zfile._p_oid)
+    done = call("ls", "--json", url, code=1)
+    assert [r["path"] for r in done.json] == [
+        p for p in PATHS if p != "numbers/5" and not p.startswith("tree")
+    ]
+    assert "#tree: " in done.stderr
+    assert "#numbers/5: " in done.stderr
+
+
+def lose(root, oid, data=b"this is no record"):
+    """Put something else in the place of a record."""
+    from ZODB.Connection import TransactionMetaData
+    from ZODB.utils import load_current
+
+    storage = root._p_jar.db().storage
+    txn = TransactionMetaData()
+    storage.tpc_begin(txn)
+    storage.store(oid, load_current(storage, oid)[1], data, "", txn)
+    storage.tpc_vote(txn)
+    storage.tpc_finish(txn)
+
+
+def test_many_objects(call, testdb):
+    """In bounded memory, over an empty database and one with more objects than its cache has."""
+    with database(testdb.url) as root:
+        assert root == {}
+    assert call("ls", testdb.url).stdout == ""
+    with database(testdb.url) as root:
+        root["t"] = tree = OOBTree({f"{i:05}": Thing(n=[i] * 50) for i in range(3000)})
+        tree["02000"].A = filled((5,))
+        transaction.commit()
+    assert [r["path"] for r in call("ls", "--json", testdb.url).json] == ["t/02000/A"]
+
+
+# ---- info ----
+
+
+def test_info(url):
+    told = wendelin("info", "--json", f"{url}#mixed").json
+    assert told["oid"]
+    assert (told["shape"], told["dtype"], told["order"]) == ([8 * BLK], "|u1", "C")
+    assert (told["nbytes"], told["blksize"], told["zblk_fmt"]) == (8 * BLK, BLK, "ZBlk0")
+    mapped = storages.kind() is storages.FileStorageDatabase
+    whole, short = ("ZBlk0, mapped" if mapped else "ZBlk0, copied"), "ZBlk0, copied"
+    blocks = {"hole": 2, "ZBlk1": 4, whole: 1}
+    blocks[short] = blocks.get(short, 0) + 1
+    assert told["blocks"] == blocks
+    cells = [{whole: 1}, {short: 1}, *[{"hole": 1}] * 2, *[{"ZBlk1": 1}] * 4]
+    assert told["map"] == {"blocks_a_cell": 1, "cells": cells}
+    text = wendelin("info", f"{url}#mixed").stdout
+    assert f"{'█' if mapped else '▓'}▓··▒▒▒▒\n" in text
+    assert "8 stored" not in text
+    assert "6 stored, of 8" in text
+    assert "· 2 hole" in text
+
+
+def test_info_of_a_large_array(call, testdb):
+    with database(testdb.url) as root:
+        root["x"] = A = filled((3000, BLK), "u1")
+        root["s"] = filled((), "f8")
+        root["e"] = filled((0,), "f8")
+        transaction.commit()
+        A[:30, 0] = 1
+        transaction.commit()
+    told = call("info", "--json", f"{testdb.url}#x").json
+    assert told["map"]["blocks_a_cell"] == 3
+    assert len(told["map"]["cells"]) == 1000
+    assert sum(sum(cell.values()) for cell in told["map"]["cells"]) == 3000
+    picture = call("info", f"{testdb.url}#x").stdout
+    assert "blocks, 3 blocks a cell:\n▓▓▓▓▓▓▓▓▓▓····" in picture
+    call("info", f"{testdb.url}#s")
+    call("info", f"{testdb.url}#e")
+
+
+def test_lost_alignment_is_told_and_pack_gets_it_back(call, tmp_path):
+    """As another program wrote it, and after what is advised."""
+    path = tmp_path / "x.fs"
+    with database(f"file://{path}?align=false") as root:
+        root["x"] = A = filled((6 * BLK,), "u1", blksize=2 * BLK)
+        transaction.commit()
+        A[:] = 1
+        transaction.commit()
+    told = call("info", f"{path}#x").stdout
+    assert "░░░\n" in told
+    assert "3 blocks (384 KiB) are not aligned" in told
+    assert "a third of the speed" in told
+    advice = told[told.index("    from wendelin") :]
+    check_child("\n".join(line for line in advice.splitlines() if line.startswith("    ")))
+    told = wendelin("info", f"{path}#x").stdout
+    assert "███\n" in told
+    assert "not aligned" not in told
+
+
+def test_arrays_of_python_2_are_not_said_to_be_mended_by_pack(call, tmp_path):
+    path = shutil.copy(DATA / "py37-0.13-1.fs", tmp_path / "x.fs")
+    rows = call("ls", "--json", path).json
+    assert rows
+    for row in rows:
+        call("info", f"{path}#{row['path']}")
+    assert call("verify", path).stdout.endswith("all good\n")
+
+
+# ---- cat, head ----
+
+
+def test_cat_and_head(url):
+    B = PATHS[-1]
+    assert wendelin("cat", f"{url}#{B}[1:3, :3]").stdout == "30\t31\t32\n60\t61\t62\n"
+    assert wendelin("head", "-n", "2", f"{url}#A").stdout == "1.0\n2.0\n"
+    assert wendelin("cat", "--json", f"{url}#{B}[-1, ::-10]").json == [2999, 2989, 2979]
+
+
+def texts():
+    """Yield (array, index, as text, as JSON)."""
+    yield np.arange(6).reshape(2, 3), "", "0\t1\t2\n3\t4\t5\n", [[0, 1, 2], [3, 4, 5]]
+    yield (
+        np.arange(8.0).reshape(2, 2, 2),
+        "[...]",
+        "0.0\t1.0\n2.0\t3.0\n\n4.0\t5.0\n6.0\t7.0\n",
+        None,
+    )
+    yield np.arange(3), "[1]", "1\n", 1
+    yield np.arange(3), "[2:1]", "", []
+    yield np.zeros((2, 0)), "", "", [[], []]
+    yield np.array([0.1, np.nan, -np.inf], "f4"), "", "0.1\nnan\n-inf\n", [0.1, "nan", "-inf"]
+    yield np.array([1 / 3, 1e300]), "", "0.3333333333333333\n1e+300\n", [1 / 3, 1e300]
+    yield np.array([True, False]), "", "True\nFalse\n", [True, False]
+    yield np.array([1 + 2j]), "", "(1+2j)\n", ["(1+2j)"]
+    yield np.array([b"ab", b"\xff"]), "", "ab\n\\xff\n", ["ab", "\\xff"]
+    yield np.array(["2026-01-02"], "M8[D]"), "", "2026-01-02\n", ["2026-01-02"]
+    yield (
+        np.array([(1, [2, 3])], [("a", "u1"), ("b", "i2", 2)]),
+        "",
+        "1\t2\t3\n",
+        [{"a": 1, "b": [2, 3]}],
+    )
+    yield np.array(7, "u8"), "", "7\n", 7
+
+
+@pytest.mark.parametrize(("values", "index", "text", "data"), list(texts()))
+def test_what_is_printed(call, testdb, values, index, text, data):
+    with database(testdb.url) as root:
+        root["x"] = A = filled(values.shape, values.dtype)
+        transaction.commit()
+        A[...] = values
+        transaction.commit()
+    assert call("cat", f"{testdb.url}#x{index}").stdout == text
+    told = call("cat", "--json", f"{testdb.url}#x{index}").json
+    assert told == (values.tolist() if data is None else data)
+
+
+def test_a_reader_that_has_seen_enough(url, tmp_path):
+    done = subprocess.run(
+        f"{PROGRAM} cat '{url}#A' | head -n 2", shell=True, capture_output=True, text=True
+    )
+    assert (done.stdout, done.stderr) == ("1.0\n2.0\n", "")
+
+
+# ---- verify ----
+
+
+def test_verify(url):
+    done = wendelin("verify", url)
+    assert done.stdout == "7 arrays, 15 blocks: all good\n"
+    assert wendelin("verify", "--json", f"{url}#tree").json["bad"] == []
+
+
+def damage(root):
+    """Damage a database in all ways that formats know of; return (path, block, what is told)."""
+    A = root["A"]
+    bad = []
+
+    def block(blk, obj, what):
+        A.zfile.blktab[blk] = obj
+        bad.append(("A", blk, what))
+        return obj
+
+    block(1, Thing(), "which is no block format")
+    long = block(2, ZBlk0(), f"has {BLK + 1} bytes, and a block has {BLK}")
+    long._v_source = lambda: memoryview(bytes(BLK + 1))
+    lapped = block(3, ZBlk1(), "the one before it ends at 100")
+    past = block(4, ZBlk1(), f"and the block at {BLK}")
+    foreign = block(5, ZBlk1(), "and no ZData")
+    for zblk, start in (lapped, 0), (lapped, 50), (past, BLK - 1):
+        chunk = zblk.chunktab[start] = ZData()
+        chunk._v_source = lambda: memoryview(bytes(100))
+    foreign.chunktab[0] = Thing()
+    root["deep"] = D = filled((200 * 4096,), "u1", blksize=4096)
+    transaction.commit()
+    D[:] = 1
+    transaction.commit()
+    lose(root, A.zfile.blktab[6]._p_oid)
+    bad.append(("A", 6, "damaged record"))
+    # a bucket of the table is gone, and one has a key that is of another
+    buckets = D.zfile.blktab.__getstate__()[0][0::2]
+    lose(root, buckets[1]._p_oid)
+    bad.append(("deep", None, ""))
+    state = buckets[2].__getstate__()
+    first = state[0][0]
+    buckets[2].__setstate__(((1000, *state[0][1:]), *state[1:]))
+    buckets[2]._p_changed = True
+    del first
+    bad.append(("deep", None, "keys not in order"))
+    transaction.commit()
+    lose(root, root["thing"]._p_oid)
+    bad.append(("thing", None, ""))
+    return bad
+
+
+def test_verify_tells_all_that_is_bad(call, url):
+    with database(url) as root:
+        expected = damage(root)
+    done = call("verify", "--json", url, code=1)
+    told = [(t["path"], t["block"], t["what"]) for t in done.json["bad"]]
+    assert len(told) == len(expected)
+    for path, blk, what in expected:
+        assert any(t[:2] == (path, blk) and what in t[2] for t in told), (path, blk, what, told)
+    text = wendelin("verify", url, code=1).stdout
+    assert f"{len(expected)} bad" in text
+    assert "A " in text
+
+
+def test_a_block_that_is_missing(call, tmp_path):
+    """As after a pack that was not told of all references."""
+    path = tmp_path / "x.fs"
+    with database(path) as root:
+        root["A"] = A = filled((2 * BLK,), "u1")
+        transaction.commit()
+        A[:] = 1
+        transaction.commit()
+        oid = A.zfile.blktab[1]._p_oid
+    old, new = dbstoropen(path), FileStorage(str(tmp_path / "y.fs"))
+    for txn in old.iterator():
+        new.tpc_begin(txn, txn.tid, txn.status)
+        for r in txn:
+            if r.oid != oid:
+                new.restore(r.oid, r.tid, r.data, "", r.data_txn, txn)
+        new.tpc_vote(txn)
+        new.tpc_finish(txn)
+    old.close()
+    new.close()
+    (bad,) = call("verify", "--json", tmp_path / "y.fs", code=1).json["bad"]
+    assert (bad["block"], bad["oid"]) == (1, oid.hex())
+    assert "is missing" in bad["what"]
+    error = call("cat", f"{tmp_path}/y.fs#A", code=1).stderr
+    assert f"object 0x{oid.hex()} is missing in the database" in error
+    assert "block 1" in error
+
+
+# ---- copy ----
+
+
+def transactions(url):
+    """Return what a storage has: (tid, description, [(oid, data)])."""
+    from wendelin.lib.zrecord import without_pad
+
+    storage = dbstoropen(url)
+    iterator = storage.iterator()
+    result = [
+        (t.tid, t.description, [(r.oid, r.data and without_pad(r.data)) for r in t])
+        for t in iterator
+    ]
+    if hasattr(iterator, "close"):
+        iterator.close()
+    storage.close()
+    return result
+
+
+def test_copy_of_a_database(url, tmp_path):
+    """Out of the storage that runs, into a file, and back into another of its kind."""
+    neo = storages.kind() is storages.NeoDatabase
+    if not neo:  # an undo may end a storage node of NEO 1.12
+        with database(url) as root:  # records without data, and with data of others
+            root["A"][:] = 3
+            transaction.commit()
+            root._p_jar.db().undo(root._p_jar.db().undoLog(0, 1)[0]["id"])
+            transaction.commit()
+    path = tmp_path / "copy.fs"
+    told = wendelin("copy", "--json", url, path).json
+    have = transactions(url)
+    assert told["transactions"] == len(have)
+    assert told["last"]["tid"] == have[-1][0].hex()
+    assert transactions(path) == have
+    if neo:  # there is one cluster, for all tests
+        return
+    back = storages.kind()(tmp_path)
+    target = f"{tmp_path}/back.fs" if back.url == url else back.url
+    done = wendelin("copy", path, target)
+    assert f"{target}: {len(have)} transactions, " in done.stdout
+    assert wendelin("verify", target).stdout == "7 arrays, 15 blocks: all good\n"
+    assert [t[2] for t in transactions(target)] == [t[2] for t in have]
+    assert transactions(target) == have
+    back.stop()
+
+
+def test_a_copy_is_aligned_and_follows_its_source(call, tmp_path):
+    old, new = tmp_path / "old.fs", tmp_path / "new.fs"
+    with database(f"file://{old}?align=false") as root:
+        root["x"] = A = filled((6 * BLK,), "u1")
+        transaction.commit()
+        A[:] = 1
+        transaction.commit()
+    call("copy", old, new)
+    assert call("info", "--json", f"{new}#x").json["blocks"] == {"ZBlk0, mapped": 6}
+    assert call("copy", "--json", old, new).json["transactions"] == 0
+    with database(old) as root:
+        root["x"][:] = 2
+        transaction.commit()
+    assert call("copy", "--json", old, new).json["transactions"] == 1
+    assert transactions(old) == transactions(new)
+    with database(new) as root:
+        root["y"] = 1
+        transaction.commit()
+    assert "neither empty nor a copy" in call("copy", old, new, code=1).stderr
+    assert "are one file" in call("copy", old, old, code=2).stderr
+    assert "either both" in call("copy", old, f"{new}#x", code=2).stderr
+
+
+def test_a_copy_that_was_killed_is_gone_on_with(tmp_path):
+    old, new = tmp_path / "old.fs", tmp_path / "new.fs"
+    with database(old) as root:
+        root["x"] = A = filled((64 * MIB // 8,))
+        transaction.commit()
+        for i in range(32):
+            A[i * (2 * MIB // 8) : (i + 1) * (2 * MIB // 8)] = i + 1
+            transaction.commit()
+    args = ("copy", old, new)
+    assert killed_at(args, lambda: new.exists() and new.stat().st_size > 5 * MIB, tmp_path)
+    done = wendelin(*args, "--json").json["transactions"]
+    assert 0 < done < 34
+    assert transactions(old) == transactions(new)
+
+
+def test_copy_of_blobs(call, tmp_path):
+    old = f"file://{tmp_path}/old.fs?blobstorage_dir={tmp_path}/old"
+    new = f"file://{tmp_path}/new.fs?blobstorage_dir={tmp_path}/new"
+    with database(old) as root:
+        root["b"] = Blob(b"bytes of a blob")
+        transaction.commit()
+    error = call("copy", tmp_path / "old.fs", tmp_path / "x.fs", code=1).stderr
+    assert "does not say where" in error
+    error = call("copy", old, tmp_path / "y.fs", code=1).stderr
+    assert "which the destination does not take" in error
+    call("copy", old, new)
+    with database(new) as root, root["b"].open() as file:
+        assert file.read() == b"bytes of a blob"
+
+
+class NoRestore:
+    """A storage that takes records as of now only."""
+
+    def __init__(self, storage):
+        self._storage = storage
+
+    def __getattr__(self, name):
+        if name in ("restore", "restoreBlob"):
+            raise AttributeError(name)
+        return getattr(self._storage, name)
+
+
+@pytest.mark.parametrize("at_vote", [False, True])
+def test_a_storage_that_does_not_restore(tmp_path, call, at_vote):
+    """Its transactions get its own tids, if it does not take others; objects are the same."""
+    from wendelin.cli.copying import Copy
+
+    with database(tmp_path / "old.fs") as root:
+        root["x"] = A = filled((2 * BLK,), "u1")
+        transaction.commit()
+        for i in range(3):
+            A[:] = i
+            transaction.commit()
+    old, new = dbstoropen(tmp_path / "old.fs"), dbstoropen(tmp_path / "new.fs")
+    if at_vote:  # as a server says it
+
+        def refuse(*args):
+            raise AttributeError("'Storage' object has no attribute 'restore'")
+
+        new.restore = refuse
+    else:
+        new = NoRestore(new)
+    Copy(old, new).run(lambda n: None)
+    old.close()
+    new.close()
+    a, b = transactions(tmp_path / "old.fs"), transactions(tmp_path / "new.fs")
+    assert [t[1:] for t in a] == [t[1:] for t in b]
+    with database(tmp_path / "new.fs") as root:
+        assert root["x"][-1] == 2
+
+
+def test_copy_of_an_array(url, tmp_path):
+    """Into another database and back, beside itself."""
+    other = f"{tmp_path}/other.fs"
+    done = wendelin("copy", f"{url}#{PATHS[-1]}", f"{other}#deep/er/B")
+    assert done.stdout.startswith(f"{other}#deep/er/B: 11.7 KiB")
+    wendelin("copy", f"{other}#deep/er/B", f"{url}#tree/B")
+    with database(url) as root, database(other) as there:
+        A, B, C = root["tree"]["a/b#c[%]"], root["tree"]["B"], there["deep"]["er"]["B"]
+        for array in B, C:
+            assert (array.shape, array.dtype, array._order) == (A.shape, A.dtype, "F")
+            assert (array.zfile.blksize, array._zblk_fmt) == (BLK, "ZBlk1")
+            assert np.array_equal(A[:], array[:])
+    assert "is there already" in wendelin("copy", f"{url}#A", f"{url}#tree/B", code=1).stderr
+    wendelin("copy", "--replace", f"{url}#A", f"{url}#tree/B")
+    with database(url) as root:
+        assert np.array_equal(root["A"][:], root["tree"]["B"][:])
+
+
+def test_copy_of_an_array_of_holes(call, testdb, tmp_path):
+    """Of 2**50 bytes, of which there are few."""
+    with database(testdb.url) as root:
+        root["x"] = A = filled((1 << 50,), "u1", blksize=2 * MIB)
+        transaction.commit()
+        A[1 << 49] = 1
+        A[3 << 40] = 2
+        transaction.commit()
+    call("copy", f"{testdb.url}#x", f"{tmp_path}/y.fs#x")
+    with database(tmp_path / "y.fs") as root:
+        assert list(root["x"].zfile.blktab) == [(3 << 40) // (2 * MIB), (1 << 49) // (2 * MIB)]
+        assert root["x"][1 << 49] == 1
+
+
+# ---- the program ----
+
+
+def test_demo(tmp_path, testdb):
+    done = wendelin("demo", "--worksize", "40M", cwd=tmp_path)
+    assert done.stdout.startswith("mean:\t")
+    assert "over 40 MB" in done.stdout
+    assert os.listdir(tmp_path) == [] or storages.kind() is not storages.ZeoDatabase
+    told = wendelin("demo", "--json", "--worksize", "1M", testdb.url).json
+    assert told["bytes"] == MIB
+    assert wendelin("head", "-n", "1", f"{testdb.url}#signalv").stdout == "0.0\n"
+
+
+COMMANDS = ["cat", "copy", "demo", "export", "head", "import", "info", "ls", "verify"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_examples_that_are_right(call, command):
+    """They get past the command line: what fails then is that there is no such file."""
+    text = call(command, "--help").stdout
+    assert f"Usage: wendelin {command} " in text
+    examples = [
+        line.strip()
+        for line in text[text.index("Examples:") :].splitlines()[1:]
+        if line.strip().startswith("wendelin")
+    ]
+    assert len(examples) >= 2
+    import shlex
+
+    from wendelin.cli.program import wendelin as program
+
+    for example in examples:
+        words = shlex.split(example.partition(" | ")[0])
+        assert words[:2] == ["wendelin", command]
+        with program.make_context("wendelin", words[1:]) as ctx:
+            found = program.get_command(ctx, command)
+            found.make_context(command, words[2:], parent=ctx).close()
+
+
+def test_the_program_alone(call):
+    text = wendelin("--help").stdout
+    assert [
+        line.split()[0] for line in text.partition("Commands:")[2].splitlines()[1:10]
+    ] == COMMANDS
+    assert call().stdout.startswith("Usage:")
+    assert "3." in call("--version").stdout
+    assert "No such command 'what'" in call("what", code=2).stderr
+    assert "No such option" in call("ls", "--what", code=2).stderr
+
+
+def test_completion(tmp_path):
+    env = os.environ | {
+        "_WENDELIN_COMPLETE": "bash_complete",
+        "COMP_WORDS": "wendelin ex",
+        "COMP_CWORD": "1",
+    }
+    done = subprocess.run([PROGRAM], env=env, capture_output=True, text=True)
+    assert done.stdout == "plain,export\n"
+    env |= {"COMP_WORDS": "wendelin ls da", "COMP_CWORD": "2"}
+    done = subprocess.run([PROGRAM], env=env, capture_output=True, text=True)
+    assert done.stdout == "file,da\n"
+    # as docs/command-line.md has it
+    path = f"{Path(PROGRAM).parent}:{os.environ['PATH']}"
+    line = 'eval "$(_WENDELIN_COMPLETE=bash_source wendelin)"; complete -p wendelin'
+    assert line.partition(";")[0] in (DATA.parent.parent / "docs/command-line.md").read_text()
+    done = subprocess.run(
+        ["bash", "-c", line], env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
+    assert "wendelin" in done.stdout, done.stderr
+    env |= {"_WENDELIN_COMPLETE": "zsh_source"}
+    assert "compdef" in subprocess.run([PROGRAM], env=env, capture_output=True, text=True).stdout
+
+
+def on_terminal(*args):
+    """Run the program with a terminal for its errors; return what it said there."""
+    ours, theirs = pty.openpty()
+    wide = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
+    with subprocess.Popen(
+        [PROGRAM, *args], stdout=subprocess.DEVNULL, stderr=theirs, env=wide
+    ) as process:
+        os.close(theirs)
+        said = b""
+        with contextlib.suppress(OSError):  # EIO: it has ended
+            while piece := os.read(ours, 4096):
+                said += piece
+    os.close(ours)
+    assert process.returncode == 0, said
+    return said.decode()
+
+
+def test_progress_is_shown_on_a_terminal(testdb, tmp_path):
+    (tmp_path / "x.raw").write_bytes(bytes(3 * MIB))
+    url = f"{testdb.url}#x"
+    said = on_terminal("import", "--step", "1M", "--dtype", "u1", f"{tmp_path}/x.raw", url)
+    assert "3 MiB of 3 MiB" in said
+    assert wendelin("export", url, tmp_path / "y.raw").stderr == ""
+
+
+# FileStorage leaves a file open that is none of its
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("command", ["ls", "verify", "info", "cat", "head", "export"])
+def test_what_cannot_be_opened(call, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    Path("text.fs").write_text("this is no database, and long enough to be looked at")
+    FileStorage("empty.fs").close()
+    more = ["y.npy"] if command == "export" else []
+
+    def error(url, code=1):
+        path = "" if command in ("ls", "verify") else "#x"
+        done = call(command, f"{url}{path}", *more, code=code)
+        assert done.stderr.count("\n") == 1
+        return done.stderr
+
+    assert "x.fs: No such file" in error("x.fs")
+    assert "x.fs: No such file" in error("file://x.fs")
+    assert "No such file" in error("nowhere/x.fs")
+    assert "Is a directory" in error(".")
+    assert "text.fs cannot be opened" in error("text.fs")
+    assert "empty.fs is empty" in error("empty.fs")
+    assert "schemes" in error("foo://x")
+    assert "no ZEO server answers" in error("zeo://127.0.0.1:1?wait_timeout=1")
+    assert "names no database" in error("#x" if command in ("ls", "verify") else "", code=2)
+    assert sorted(f for f in os.listdir() if not f.startswith(("text", "empty"))) == []
+
+
+def test_a_database_in_use(call, tmp_path):
+    """What reads, reads; what writes, is told."""
+    np.save(tmp_path / "x.npy", np.arange(3))
+    with database(tmp_path / "x.fs") as root:
+        root["x"] = filled((3,))
+        transaction.commit()
+        assert [r["path"] for r in call("ls", "--json", tmp_path / "x.fs").json] == ["x"]
+        error = call("import", tmp_path / "x.npy", f"{tmp_path}/x.fs#y", code=1).stderr
+        assert "x.fs is in use" in error
+        read_only = f"file://{tmp_path}/x.fs?read_only=1"
+        error = call("import", tmp_path / "x.npy", f"{read_only}#y", code=1).stderr
+        assert "is read-only" in error
+
+
+def test_moments():
+    """A time is until the end of what it names."""
+    from datetime import datetime
+
+    from wendelin.cli.arguments import MomentType
+    from wendelin.cli.database import tid_time
+
+    def at(text):
+        tid = MomentType().convert(text, None, None)
+        return tid_time(p64(int.from_bytes(tid, "big") + 1)).astimezone()
+
+    for text, end in [
+        ("2024-02-28", "2024-02-29"),
+        ("2024-02-29T13", "2024-02-29T14:00"),
+        ("2024-02-29T13:05", "2024-02-29T13:06"),
+        ("2024-02-29 13:05:59", "2024-02-29T13:06"),
+        ("2024-02-29T13:05:59.5", "2024-02-29T13:05:59.6"),
+        ("2024-02-29T13:05:59.123456", "2024-02-29T13:05:59.123457"),
+        ("2024-02-29T13:05:59.123456Z", "2024-02-29T13:05:59.123457+00:00"),
+    ]:
+        expected = datetime.fromisoformat(end).astimezone()
+        assert abs((at(text) - expected).total_seconds()) < 2e-6, text
+
+
+def test_a_block_table_with_more_levels(call, testdb, monkeypatch):
+    monkeypatch.setattr(LOBTree, "max_internal_size", 8)
+    with database(testdb.url) as root:
+        root["x"] = A = filled((1500 * 4096,), "u1", blksize=4096)
+        transaction.commit()
+        A[::4096] = 1
+        transaction.commit()
+        assert isinstance(A.zfile.blktab.__getstate__()[0][0], LOBTree)
+        assert list(stored_numbers(A.zfile)) == list(range(1500))
+    assert call("verify", "--json", testdb.url).json == {"arrays": 1, "blocks": 1500, "bad": []}
+    assert call("ls", "--json", testdb.url).json[0]["blocks"] == 1500

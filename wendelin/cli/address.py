@@ -1,0 +1,69 @@
+"""URL#path[slice]: how the command line names databases, objects in them, and parts of arrays.
+
+The last # separates. A path is names, separated by slashes: keys of mappings, indices of sequences,
+attributes. In a name, characters that mean something here are written as in URLs: %2F, %23, %5B.
+
+It knows texts; what is in a database it does not know.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from types import EllipsisType
+
+__all__ = ["Address", "Index", "Path", "join", "parse_index", "quote"]
+
+Path = tuple[str, ...]
+Index = tuple[int | slice | EllipsisType, ...]
+
+_SPECIAL = re.compile(r"[%/#\[\]\x00-\x1f\x7f]")
+
+
+def quote(name: str) -> str:
+    """Return a name as it is in a path."""
+    return _SPECIAL.sub(lambda match: f"%{ord(match[0]):02X}", name)
+
+
+def join(path: Path) -> str:
+    """Return a path as it is written."""
+    return "/".join(map(quote, path))
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where something is."""
+
+    url: str
+    path: Path = ()
+    index: Index | None = None
+
+    def __str__(self) -> str:
+        """Return URL#path, or URL."""
+        return f"{self.url}#{join(self.path)}" if self.path else self.url
+
+
+def parse_index(text: str) -> Index:
+    """Return the index that is in brackets: integers, slices and '...', separated by commas.
+
+    Raises
+    ------
+    ValueError
+        It is none.
+    """
+    return tuple(_parse_item(item.strip()) for item in text.split(","))
+
+
+def _parse_item(text: str) -> int | slice | EllipsisType:
+    if text == "...":
+        return ...
+    parts = [part.strip() for part in text.split(":")]
+    if len(parts) > 3 or (len(parts) == 1 and not text):
+        raise ValueError(f"{text!r} is no index: it must be like 5, 2:10, ::-1 or ...")
+    try:
+        numbers = [int(part) if part else None for part in parts]
+    except ValueError as e:
+        raise ValueError(f"{text!r} is no index: it must be like 5, 2:10, ::-1 or ...") from e
+    if len(numbers) == 1 and numbers[0] is not None:
+        return numbers[0]
+    return slice(*numbers)

@@ -1,0 +1,259 @@
+"""Arguments and options of commands: what texts mean, and which are wrong."""
+
+from __future__ import annotations
+
+import ast
+import re
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
+from urllib.parse import unquote
+
+import click
+import numpy as np
+from click.shell_completion import CompletionItem
+from persistent.TimeStamp import TimeStamp
+from ZODB.utils import p64, u64
+
+from wendelin.bigfile.virtmem import BigFile
+from wendelin.cli.address import Address, parse_index
+from wendelin.cli.transfer import STEP
+
+__all__ = [
+    "AddressType",
+    "DtypeType",
+    "MomentType",
+    "ShapeType",
+    "SizeType",
+    "at_option",
+    "blksize_option",
+    "delimiter_option",
+    "format_option",
+    "json_option",
+    "replace_option",
+    "step_option",
+]
+
+
+class _Type(click.ParamType):  # type: ignore[type-arg]  # it is generic in new versions only
+    """What an argument is."""
+
+
+class AddressType(_Type):
+    """An argument that is an Address.
+
+    Parameters
+    ----------
+    path : {'needed', 'possible', 'none'}
+        Whether a #path may follow the URL.
+    index : bool
+        Whether a [slice] may follow the path.
+    """
+
+    def __init__(self, path: str = "needed", index: bool = False) -> None:
+        self._path, self._index = path, index
+        self.name = {"needed": "URL#path", "possible": "URL[#path]", "none": "URL"}[path]
+
+    def convert(
+        self, value: str | Address, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Address:
+        """See click.ParamType."""
+        if isinstance(value, Address):
+            return value
+        url, sep, rest = value.rpartition("#")
+        if not sep:
+            url, rest = value, ""
+
+        def wrong(why: str) -> NoReturn:
+            self.fail(f"{value!r} {why}", param, ctx)
+
+        if not url:
+            wrong("names no database: it must be like data.fs, or zeo://host:9991")
+        match = re.fullmatch(r"([^\[\]]*)(?:\[([^\[\]]*)\])?", rest)
+        if match is None:
+            wrong("has brackets that are no [slice]: in a name, write %5B and %5D for [ and ]")
+        try:
+            path = tuple(unquote(name, errors="strict") for name in match[1].split("/") if name)
+        except UnicodeDecodeError as e:
+            wrong(f"has a % that does not stand for UTF-8: {e}")
+        if path and self._path == "none":
+            wrong("names an object: here it must be a database, without #path")
+        if not path and self._path == "needed":
+            wrong("names no array: it must be like data.fs#path/of/array (`wendelin ls` tells)")
+        if match[2] is None:
+            return Address(url, path)
+        if not self._index:
+            wrong("has a slice: here it must be a whole array")
+        try:
+            return Address(url, path, parse_index(match[2]))
+        except ValueError as e:
+            wrong(f"is not right: {e}")
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Complete names of files: of databases, most often."""
+        return [CompletionItem(incomplete, type="file")]
+
+
+class MomentType(_Type):
+    """A moment of a database: a tid, or the end of the day, minute or second that is named."""
+
+    name = "TID|TIME"
+
+    def convert(
+        self, value: str | bytes, param: click.Parameter | None, ctx: click.Context | None
+    ) -> bytes:
+        """Return the last tid that is of the moment."""
+        if isinstance(value, bytes):
+            return value
+        if match := re.fullmatch(r"(?:0x)?([0-9a-fA-F]{16})", value):
+            return bytes.fromhex(match[1])
+        try:
+            begin = datetime.fromisoformat(value).astimezone()
+            if begin.timestamp() > time.time():
+                self.fail(f"{value!r} is in the future", param, ctx)
+            end = begin + _precision(value)
+            at = end.astimezone(UTC)
+            stamp = TimeStamp(*at.timetuple()[:5], at.second + at.microsecond / 1e6).raw()
+            return p64(u64(stamp) - 1)  # type: ignore[no-any-return]
+        except (ValueError, OverflowError, OSError) as e:
+            self.fail(
+                f"{value!r} is neither a tid, 16 hexadecimal digits, nor a time, as in "
+                f"2026-01-31T18:30 ({e})",
+                param,
+                ctx,
+            )
+
+
+def _precision(text: str) -> timedelta:
+    """Return how long what a time names takes: a day, or down to a microsecond."""
+    match = re.match(r"[^T ]+([T ]\d\d(:?\d\d(:?\d\d([.,]\d+)?)?)?)?", text)
+    hours, minutes, seconds, fraction = match.groups() if match else (None,) * 4
+    if fraction:
+        return timedelta(microseconds=10 ** max(0, 7 - len(fraction)))
+    if seconds:
+        return timedelta(seconds=1)
+    if minutes:
+        return timedelta(minutes=1)
+    return timedelta(hours=1) if hours else timedelta(days=1)
+
+
+class SizeType(_Type):
+    """An argument that is a number of bytes: 4096, 512K, 32M, 2G."""
+
+    name = "SIZE"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Return the number."""
+        if isinstance(value, int):
+            return value
+        units = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+        text = value.strip().upper().removesuffix("IB").removesuffix("B")
+        number = text.rstrip("KMGT")
+        unit = text[len(number) :]
+        if number.isascii() and number.isdecimal() and int(number) > 0 and unit in units:
+            return int(number) << units[unit]
+        self.fail(f"{value!r} is no size: it must be like 4096, 512K, 32M or 2G", param, ctx)
+
+
+class DtypeType(_Type):
+    """An argument that is a dtype: f8, >i4, S10, or a list of fields."""
+
+    name = "DTYPE"
+
+    def convert(
+        self,
+        value: str | np.dtype[Any],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> np.dtype[Any]:
+        """Return the dtype."""
+        if isinstance(value, np.dtype):
+            return value
+        try:
+            spec = ast.literal_eval(value) if value.lstrip().startswith("[") else value
+            dtype = np.dtype(spec)
+            if dtype.itemsize == 0 or dtype.hasobject:
+                raise TypeError("it has no size")
+            return dtype
+        except (TypeError, ValueError, SyntaxError) as e:
+            self.fail(
+                f"{value!r} is no dtype of numbers: it must be like f8, >i4, S10, or "
+                f"[('x','f4'),('n','i2')] ({e})",
+                param,
+                ctx,
+            )
+
+
+class ShapeType(_Type):
+    """An argument that is a shape: 100, or 100,200."""
+
+    name = "N,N,..."
+
+    def convert(
+        self,
+        value: str | tuple[int, ...],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[int, ...]:
+        """Return the shape."""
+        if isinstance(value, tuple):
+            return value
+        numbers = [n.strip() for n in value.strip("() ").rstrip(",").split(",")]
+        if all(n.isascii() and n.isdecimal() for n in numbers):
+            return tuple(map(int, numbers))
+        self.fail(f"{value!r} is no shape: it must be like 1000, or 100,200", param, ctx)
+
+
+class BlksizeType(SizeType):
+    """A size of blocks."""
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int:
+        """Return the number of bytes."""
+        size = super().convert(value, param, ctx)
+        try:
+            return BigFile(size).blksize
+        except (ValueError, OverflowError) as e:
+            self.fail(str(e), param, ctx)
+
+
+# ---- options of several commands ----
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+at_option = click.option(
+    "--at", type=MomentType(), help="The array as it was: after a transaction, or then."
+)
+step_option = click.option(
+    "--step",
+    type=SizeType(),
+    default=STEP,
+    help="How much is done at a time: in a transaction.  [default: 32M]",
+)
+replace_option = click.option(
+    "--replace", is_flag=True, help="Put it in the place of what is there already."
+)
+blksize_option = click.option(
+    "--blksize", type=BlksizeType(), default=2 << 20, help="Size of blocks.  [default: 2M]"
+)
+format_option = click.option(
+    "--format",
+    "zblk_fmt",
+    type=click.Choice(["ZBlk0", "ZBlk1", "auto"]),
+    help="Format of blocks, as ZBigArray(zblk_fmt=) has it.",
+)
+
+
+def _one_character(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and len(value) != 1:
+        raise click.BadParameter(f"{value!r} must be one character")
+    return value
+
+
+delimiter_option = click.option(
+    "--delimiter", callback=_one_character, help="Of a CSV file: one character."
+)

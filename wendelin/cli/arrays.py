@@ -1,0 +1,82 @@
+"""Arrays in databases, as what is read and filled in parts: see files.base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wendelin.bigarray import BigArray
+from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigfile.survey import stored_numbers, survey
+from wendelin.cli.files.base import Layout, Source
+
+__all__ = ["ArraySource", "flat_bytes", "layout_of"]
+
+
+def layout_of(array: ZBigArray) -> Layout:
+    """Return what an array is, besides its elements."""
+    return Layout(array.shape, array.dtype, array._order)
+
+
+def flat_bytes(array: ZBigArray) -> BigArray:
+    """Return all bytes of an array, in their order; changes are of its transaction."""
+    return BigArray((array.nbytes,), np.uint8, array._fileh())
+
+
+class ArraySource(Source):
+    """An array of a database.
+
+    Parameters
+    ----------
+    array : ZBigArray
+        In a Connection, of whose state it is read.
+    identity : dict
+        What tells the array from others; when it was changed is added.
+    """
+
+    def __init__(self, array: ZBigArray, identity: dict[str, Any]) -> None:
+        self.layout = layout_of(array)
+        self._array = array
+        self._bytes = flat_bytes(array)
+        self._identity = identity
+        self._numbers: Iterator[int] | None = None
+        self._next = -1  # the last block that came of them
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """See Source.
+
+        Raises
+        ------
+        BlockLoadError
+            A block does not load.
+        """
+        itemsize = self.layout.dtype.itemsize
+        data: NDArray[np.uint8] = self._bytes.read(slice(start * itemsize, stop * itemsize))
+        return data.view(self.layout.dtype)
+
+    def next_data(self, start: int) -> int:
+        """See Source. Starts must ascend."""
+        zfile = self._array.zfile
+        if self._numbers is None:
+            self._numbers = stored_numbers(zfile)
+        itemsize = self.layout.dtype.itemsize
+        first = start * itemsize // zfile.blksize
+        while self._next < first:
+            number = next(self._numbers, None)
+            if number is None:
+                return self.layout.size
+            self._next = number
+        found = self._next * zfile.blksize // itemsize
+        return min(max(start, found), self.layout.size)
+
+    def identity(self) -> dict[str, Any]:
+        """See Source."""
+        if "changed" not in self._identity:
+            tid = self._array._p_serial
+            for blocks in survey(self._array.zfile):
+                tid = max(tid, *(block.tid for block in blocks))
+            self._identity["changed"] = tid.hex()
+        return self._identity

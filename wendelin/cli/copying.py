@@ -1,0 +1,275 @@
+"""wendelin copy: a database, or an array, into another storage.
+
+A database is copied transaction by transaction, with its history. What was copied before is not
+copied again: so an interrupted copy is gone on with, and a copy can follow its source.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from typing import Any
+
+import click
+from transaction.interfaces import TransientError
+from ZODB.blob import is_blob_record
+from ZODB.POSException import POSKeyError, ReadOnlyError, Unsupported
+from ZODB.utils import z64
+
+from wendelin.cli.address import Address, join
+from wendelin.cli.arguments import AddressType, json_option, replace_option, step_option
+from wendelin.cli.arrays import ArraySource
+from wendelin.cli.database import opened, storage_opened, tid_time
+from wendelin.cli.errors import Failure
+from wendelin.cli.output import (
+    Advance,
+    layout_json,
+    print_json,
+    progress,
+    shown_tid,
+    size_text,
+)
+from wendelin.cli.transfer import Target, check_complete, fill
+from wendelin.cli.tree import find_array
+from wendelin.lib.zeoclient import ZEOClient
+from wendelin.lib.zrecord import without_pad
+
+__all__ = ["copy"]
+
+_SYNC = 16 << 20  # after which a server is waited for [bytes]
+
+
+class Copy:
+    """A database that is copied.
+
+    Parameters
+    ----------
+    source, destination : storage
+    """
+
+    def __init__(self, source: Any, destination: Any) -> None:
+        self.source, self.destination = source, destination
+        self.transactions = 0
+        self.size = 0  # [bytes]
+        self._sent = 0
+        # the destination takes records with their tids; None: it was not tried yet
+        self._restores: bool | None = None if hasattr(destination, "restore") else False
+        self._serials: dict[bytes, bytes] = {}  # of objects, in a destination that does not
+
+    @contextmanager
+    def _iterated(self, storage: Any, start: bytes | None = None) -> Iterator[Iterator[Any]]:
+        iterator = storage.iterator(start)
+        try:
+            yield iter(iterator)
+        finally:
+            if hasattr(iterator, "close"):
+                iterator.close()
+
+    def last(self) -> bytes:
+        """Return the last transaction that is there already; z64: the destination is empty.
+
+        Raises
+        ------
+        Failure
+            What is there is no copy of the source.
+        """
+        last: bytes = self.destination.lastTransaction()
+        if last == z64:
+            return last
+        with self._iterated(self.destination) as there, self._iterated(self.source) as here:
+            ours, theirs = next(here, None), next(there, None)
+            same = ours is not None and theirs is not None and ours.tid == theirs.tid
+        with self._iterated(self.source, last) as rest:
+            found = next(rest, None)
+            if not same or found is None or found.tid != last:
+                raise Failure(
+                    "the destination is neither empty nor a copy of the source that was begun: "
+                    "copy arrays, as in `wendelin copy URL1#path URL2#path`, or into an empty one"
+                )
+        return last
+
+    def run(self, tell: Advance) -> None:
+        """Copy what is not there."""
+        last = self.last()
+        with self._iterated(self.source, None if last == z64 else last) as transactions:
+            for txn in transactions:
+                if txn.tid > last:
+                    self._copy(txn, tell)
+                    self.transactions += 1
+
+    def _copy(self, txn: Any, tell: Advance) -> None:
+        size = self._give(txn, tell) if self._restores else self._try(txn, tell)
+        self.size += size
+
+    def _try(self, txn: Any, tell: Advance) -> int:
+        """Find out, with a transaction, whether the destination takes records with their tids."""
+        if self._restores is None:
+            try:
+                self._restores = True
+                return self._give(txn, lambda n: None)
+            except (Failure, TransientError, ReadOnlyError, OSError, MemoryError):
+                raise
+            except Exception:  # a server says it at the vote, in its own way
+                self._restores = False
+        return self._give(txn, tell)
+
+    def _give(self, txn: Any, tell: Advance) -> int:
+        """Copy a transaction; return its size."""
+        destination = self.destination
+        destination.tpc_begin(txn, txn.tid, txn.status)
+        total = 0
+        try:
+            oids = []
+            for record in txn:
+                (self._restore if self._restores else self._store)(record, txn)
+                oids.append(record.oid)
+                size = len(record.data or b"")
+                total += size
+                tell(size)
+                self._settle(size)
+            destination.tpc_vote(txn)
+            tid = destination.tpc_finish(txn)
+        except BaseException:
+            with suppress(Exception):
+                destination.tpc_abort(txn)
+            raise
+        if not self._restores:
+            self._serials.update(dict.fromkeys(oids, tid or txn.tid))
+        return total
+
+    def _store(self, record: Any, txn: Any) -> None:
+        """Give a record to a destination that takes them as of now."""
+        if record.data is None:  # an undo took the object away
+            return
+        serial = self._serials.get(record.oid) or self._serial(record.oid)
+        data = without_pad(record.data)
+        if is_blob_record(data):
+            raise Failure("the destination does not take blobs with their history")
+        self.destination.store(record.oid, serial, data, "", txn)
+
+    def _serial(self, oid: bytes) -> bytes:
+        try:
+            return bytes(self.destination.getTid(oid))
+        except (KeyError, AttributeError):  # NEO's is no POSKeyError
+            return bytes(z64)
+
+    def _restore(self, record: Any, txn: Any) -> None:
+        """Give a record to the destination; without a pad, which is of another file."""
+        data = None if record.data is None else without_pad(record.data)
+        blob = self._blob(record)
+        if blob is None:
+            self.destination.restore(record.oid, record.tid, data, "", record.data_txn, txn)
+            return
+        if not getattr(self.destination, "blob_dir", None):
+            raise Failure("the database has blobs, which the destination does not take")
+        folder = self.destination.fshelper.temp_dir
+        with (
+            open(blob, "rb") as file,
+            tempfile.NamedTemporaryFile(
+                prefix="copy-", suffix=".tmp", dir=folder, delete=False
+            ) as new,
+        ):
+            for piece in iter(lambda: file.read(1 << 20), b""):
+                new.write(piece)
+        self.destination.restoreBlob(record.oid, record.tid, data, new.name, record.data_txn, txn)
+
+    def _blob(self, record: Any) -> str | None:
+        """Return the file of a blob; None: it is none."""
+        if record.data is None or not is_blob_record(record.data):
+            return None
+        try:
+            path: str = self.source.loadBlob(record.oid, record.tid)
+            return path
+        except POSKeyError:
+            return None
+        except (Unsupported, AttributeError) as e:
+            raise Failure(
+                "the database has blobs, and its URL does not say where: ?blobstorage_dir=..."
+            ) from e
+
+    def _settle(self, size: int) -> None:
+        """Wait for a server, now and then: what it has not taken yet is in memory."""
+        self._sent += size
+        if self._sent >= _SYNC and isinstance(self.destination, ZEOClient):
+            self._sent = 0
+            self.destination.settle()
+
+
+@click.command(
+    short_help="Copy a database, or an array, into another.",
+    epilog="""\b
+Examples:
+  wendelin copy old.fs new.fs
+  wendelin copy data.fs zeo://host:9991
+  wendelin copy zeo://host:9991 backup.fs
+  wendelin copy old.fs#runs/A zeo://host:9991#A""",
+)
+@click.argument("source", metavar="URL1[#path]", type=AddressType("possible"))
+@click.argument("destination", metavar="URL2[#path]", type=AddressType("possible"))
+@replace_option
+@step_option
+@json_option
+def copy(source: Address, destination: Address, replace: bool, step: int, as_json: bool) -> None:
+    """Copy a database, with its history, into another storage; or one array, as it is now.
+
+    The other storage must be empty, or have the beginning of the same: then the rest is copied.
+    Blocks come to lie aligned in a file, to be mapped. An array is written in the block size and
+    the format that it has; if that was interrupted, the same command goes on.
+    """
+    if bool(source.path) != bool(destination.path):
+        raise click.UsageError("either both have a #path, of an array, or none has one")
+    if source.path:
+        _copy_array(source, destination, replace, step, as_json)
+        return
+    if replace:
+        raise click.UsageError("--replace is for arrays: a database is copied into an empty one")
+    there = os.path.exists(source.url) and os.path.exists(destination.url)
+    if there and os.path.samefile(source.url, destination.url):
+        raise click.UsageError(f"{source.url} and {destination.url} are one file")
+    _copy_database(source.url, destination.url, as_json)
+
+
+def _copy_database(source: str, destination: str, as_json: bool) -> None:
+    with (
+        storage_opened(source) as old,
+        storage_opened(destination, write=True) as new,
+    ):
+        for url, storage in (source, old), (destination, new):
+            if not hasattr(storage, "iterator"):
+                raise Failure(f"{url} does not tell its transactions: copy arrays, by URL#path")
+        work = Copy(old, new)
+        with progress("copy", old.getSize(), in_bytes=True) as tell:
+            work.run(tell)
+        last = new.lastTransaction()
+    if as_json:
+        print_json({"transactions": work.transactions, "bytes": work.size, "last": shown_tid(last)})
+    else:
+        upto = "" if last == z64 else f", up to {tid_time(last):%Y-%m-%d %H:%M:%S}"
+        print(f"{destination}: {work.transactions} transactions, {size_text(work.size)}{upto}")
+
+
+def _copy_array(
+    source: Address, destination: Address, replace: bool, step: int, as_json: bool
+) -> None:
+    with opened(source.url) as here, opened(destination.url, write=True) as there:
+        array = find_array(here, source)
+        check_complete(here, source)
+        of = {"url": source.url, "path": list(source.path), "oid": array._p_oid.hex()}
+        with closing(ArraySource(array, of)) as reader:
+            target = Target(
+                there, destination, reader, replace, array.zfile.blksize, array._zblk_fmt
+            )
+            before = target.done * array.itemsize
+            with progress(
+                f"copy {join(source.path)}", array.nbytes, in_bytes=True, done=before
+            ) as tell:
+                fill(target, reader, step, tell)
+        facts = {**layout_json(reader.layout), "bytes": array.nbytes}
+        size = array.nbytes
+    if as_json:
+        print_json({**facts, "resumed_at": before if target.resumed else None})
+    else:
+        again = f", from {size_text(before)} on" if target.resumed else ""
+        print(f"{destination}: {size_text(size)}{again}")

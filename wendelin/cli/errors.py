@@ -1,0 +1,54 @@
+"""What went wrong, for who called: one line, and an exit code.
+
+Exit codes: 2, the call is wrong as it stands, whatever databases and files hold; 1, it failed.
+"""
+
+from __future__ import annotations
+
+import click
+from ZODB.POSException import ConflictError, POSKeyError, ReadOnlyError
+
+from wendelin.bigfile.errors import BlockLoadError
+from wendelin.lib.zrecord import RecordError
+
+__all__ = ["Failure", "explain"]
+
+
+class Failure(click.ClickException):
+    """A command failed; the text says why, and what helps."""
+
+    exit_code = 1
+
+
+def explain(error: BaseException) -> str:
+    """Return one line that says what an exception is about."""
+    return " ".join(_explain(error).split())
+
+
+def _explain(error: BaseException) -> str:
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, BlockLoadError) and error.__cause__ is not None:
+        return f"{error}: {explain(error.__cause__)}"
+    if isinstance(error, POSKeyError):
+        oid = error.args[0] if error.args else None
+        which = f"object 0x{oid.hex()}" if isinstance(oid, bytes) else "an object"
+        return f"{which} is missing in the database"
+    if isinstance(error, ReadOnlyError):
+        return "the database is read-only"
+    if isinstance(error, ConflictError):
+        return f"somebody else has changed the same at the same time: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, RecordError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {error}" if str(error) else "not enough memory"
+    if isinstance(error, OSError) and error.errno is not None:
+        name = f"{error.filename}: " if error.filename else ""
+        # what libraries tell may be longer than what the system says
+        what = error.strerror or str(error)
+        return f"{name}{what}"
+    text = str(error)
+    name = type(error).__name__
+    return f"{name}: {text}" if text else name

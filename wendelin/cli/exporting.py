@@ -1,0 +1,145 @@
+"""wendelin export: an array into a file."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+
+import click
+
+from wendelin.cli.address import Address
+from wendelin.cli.arguments import (
+    AddressType,
+    at_option,
+    delimiter_option,
+    json_option,
+    step_option,
+)
+from wendelin.cli.arrays import ArraySource
+from wendelin.cli.database import opened
+from wendelin.cli.errors import Failure, explain
+from wendelin.cli.files import File, Options, open_sink, parse_file
+from wendelin.cli.files.base import Sink
+from wendelin.cli.output import (
+    Advance,
+    layout_json,
+    print_json,
+    progress,
+    shown_tid,
+    shown_time,
+    size_text,
+)
+from wendelin.cli.part import Part
+from wendelin.cli.transfer import check_complete, parts
+from wendelin.cli.tree import find_array
+from wendelin.lib.zodb import zconn_at
+
+__all__ = ["export"]
+
+
+def write(source: ArraySource, sink: Sink, part: Part, step: int, tell: Advance) -> None:
+    """Write an array, from where it is on, to its end."""
+    itemsize, done = source.layout.dtype.itemsize, part.done
+    together = sink.together * itemsize
+    step = max(together, step // together * together)
+    for start, stop in parts(source, done, step, sink.sparse):
+        start = start // sink.together * sink.together
+        if start < stop:
+            sink.write(start, source.read(start, stop))
+        if sink.resumable:
+            part.save(stop, sink.sync())
+        tell((stop - done) * itemsize)
+        done = stop
+    sink.finish()
+
+
+@click.command(
+    short_help="Write an array into a file.",
+    epilog="""\b
+Examples:
+  wendelin export data.fs#x x.npy
+  wendelin export data.fs#run/velocity all.npz
+  wendelin export zeo://host:9991#frames scan.h5:raw/frames
+  wendelin export --at 2026-01-31T18:30 data.fs#ticks ticks.csv
+  wendelin export --at 0x03f1a2b3c4d5e6f7 data.fs#t2m climate.zarr""",
+)
+@click.argument("address", metavar="URL#path", type=AddressType())
+@click.argument("file", metavar="FILE[:NAME]")
+@at_option
+@delimiter_option
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@step_option
+@json_option
+def export(
+    address: Address,
+    file: str,
+    at: bytes | None,
+    delimiter: str | None,
+    force: bool,
+    step: int,
+    as_json: bool,
+) -> None:
+    """Write an array into a file: .npy, .npz, .h5, .zarr, .csv, or raw bytes (.raw, .bin, .dat).
+
+    What the file is to be, its suffix says. It is FILE.part until it is complete. If that was
+    interrupted, the same command goes on, with the same state of the array; .npz and .h5 begin
+    anew.
+    """
+    what = parse_file(file)
+    if os.path.lexists(what.path) and not force:
+        raise Failure(f"{what.path} is there already: --force replaces it")
+    part = Part(what.path)
+    before = part.done
+    with opened(address.url, at=part.tid or at) as root:
+        array = find_array(root, address)
+        check_complete(root, address)
+        source = ArraySource(array, {})
+        tid = zconn_at(array._p_jar)
+        part.begin(
+            {
+                "url": address.url,
+                "path": list(address.path),
+                "at": at and at.hex(),
+                "oid": array._p_oid.hex(),
+                "kind": what.kind,
+                "member": what.member,
+                "delimiter": delimiter,
+                **source.layout.as_dict(),
+            },
+            tid,
+        )
+        _export(source, what, part, Options(delimiter=delimiter), step, address.path[-1])
+    part.finish()
+    layout = source.layout
+    itemsize = layout.dtype.itemsize
+    if as_json:
+        facts = {"at": shown_tid(tid), "resumed_at": before * itemsize or None}
+        print_json({"file": what.path, **layout_json(layout), **facts})
+    else:
+        again = f", gone on with, as it was at {shown_time(tid)}" if before else ""
+        print(f"{file}: {size_text(layout.size * itemsize)}{again}")
+
+
+def _export(
+    source: ArraySource, what: File, part: Part, options: Options, step: int, name: str
+) -> None:
+    itemsize, before = source.layout.dtype.itemsize, part.done
+    sink: Sink | None = None
+    try:
+        sink = open_sink(what, part.path, source.layout, name, options, bool(before))
+        if before:
+            sink.resume(part.position)
+        total = source.layout.size * itemsize
+        with progress(f"export {name}", total, in_bytes=True, done=before * itemsize) as tell:
+            write(source, sink, part, step, tell)
+    except (Exception, KeyboardInterrupt) as e:
+        if sink is not None:
+            with suppress(Exception):
+                sink.close()
+        if sink is None or not sink.resumable:
+            part.remove()
+            raise
+        raise Failure(
+            f"{explain(e)}: {part.path} has {part.done} of {source.layout.size} elements; the same "
+            f"command goes on with the array as it was then, and begins anew if that is removed"
+        ) from e

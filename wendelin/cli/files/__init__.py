@@ -1,0 +1,180 @@
+"""Files with arrays in them: FILE, or FILE:NAME; what they are, their suffix says.
+
+It knows kinds of files; sources and sinks of them are in the modules.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+import numpy as np
+
+from wendelin.bigarray.array import Order
+from wendelin.cli.files.base import Layout, Sink, Source
+from wendelin.cli.files.datasets import hdf5_sink, hdf5_source, zarr_sink, zarr_source
+from wendelin.cli.files.flat import FlatSink, NpzSink, npy_source, npz_source, raw_source
+from wendelin.cli.files.text import CsvSink, CsvSource
+
+__all__ = ["File", "Options", "open_sink", "open_source", "parse_file"]
+
+_KINDS = {
+    "npy": (".npy",),
+    "npz": (".npz",),
+    "hdf5": (".h5", ".hdf5", ".hdf", ".he5", ".nc", ".nc4"),
+    "zarr": (".zarr",),
+    "csv": (".csv", ".tsv", ".txt"),
+    "raw": (".raw", ".bin", ".dat"),
+}
+_WITH_MEMBERS = ("npz", "hdf5", "zarr")
+_ZARR = ("zarr.json", ".zarray", ".zgroup")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file with an array."""
+
+    path: str
+    kind: str  # one of _KINDS
+    member: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a file does not say of its array."""
+
+    dtype: np.dtype[Any] | None = None
+    shape: tuple[int, ...] | None = None
+    order: Order | None = None
+    offset: int | None = None
+    columns: list[str] = field(default_factory=list)
+    delimiter: str | None = None
+
+
+def _kind(path: str) -> str | None:
+    name = path.rstrip("/").lower()
+    for kind, suffixes in _KINDS.items():
+        if name.endswith(suffixes):
+            return kind
+    if any(os.path.exists(os.path.join(path, file)) for file in _ZARR):
+        return "zarr"
+    return None
+
+
+def parse_file(text: str, raw: bool = False) -> File:
+    """Return what FILE, or FILE:NAME, is.
+
+    Parameters
+    ----------
+    text : str
+    raw : bool
+        What no suffix tells is raw bytes.
+
+    Raises
+    ------
+    click.UsageError
+        No suffix tells.
+    """
+    path, _, member = text.rpartition(":")
+    if path and not os.path.exists(text) and _kind(path) in _WITH_MEMBERS:
+        return File(path, str(_kind(path)), member)
+    kind = _kind(text) or ("raw" if raw else None)
+    if kind is None:
+        known = ", ".join(suffix for suffixes in _KINDS.values() for suffix in suffixes)
+        raise click.UsageError(
+            f"{text!r} has none of the suffixes that tell what is in a file: {known}"
+        )
+    return File(text, kind)
+
+
+def _delimiter(file: File, options: Options) -> str:
+    return options.delimiter or ("\t" if file.path.lower().endswith(".tsv") else ",")
+
+
+def open_source(file: File, options: Options) -> Source:
+    """Open a file, to read its array.
+
+    Raises
+    ------
+    click.UsageError
+        An option is given that is not for such files, or one is missing.
+    Failure, OSError
+        It cannot be read.
+    """
+    _check(file, options)
+    state = os.stat(file.path)
+    identity: dict[str, Any] = {"file": file.path, "kind": file.kind}
+    if file.kind != "zarr":  # what is a folder
+        identity.update(size=state.st_size, changed=state.st_mtime_ns)
+    if file.kind == "npy":
+        return npy_source(file.path, identity)
+    if file.kind == "npz":
+        return npz_source(file.path, file.member, identity)
+    if file.kind == "hdf5":
+        return hdf5_source(file.path, file.member, identity)
+    if file.kind == "zarr":
+        return zarr_source(file.path, file.member, identity)
+    if file.kind == "csv":
+        dtype = options.dtype or np.dtype(float)
+        delimiter = _delimiter(file, options)
+        return CsvSource(file.path, delimiter, options.columns, dtype, identity)
+    assert options.dtype is not None
+    return raw_source(
+        file.path,
+        options.dtype,
+        options.shape,
+        options.order or "C",
+        options.offset or 0,
+        identity,
+    )
+
+
+def _check(file: File, options: Options) -> None:
+    allowed = {
+        "raw": ("dtype", "shape", "order", "offset"),
+        "csv": ("dtype", "columns", "delimiter"),
+    }.get(file.kind, ())
+    for name in ("dtype", "shape", "order", "offset", "columns", "delimiter"):
+        value = getattr(options, name)
+        given = value is not None and not (isinstance(value, list) and not value)
+        if given and name not in allowed:
+            raise click.UsageError(f"--{name} is not for {file.kind} files, as {file.path!r} is")
+    if file.kind == "raw" and options.dtype is None:
+        raise click.UsageError(f"raw bytes, as {file.path!r} has, need --dtype, and maybe --shape")
+
+
+def open_sink(
+    file: File, path: str, layout: Layout, name: str, options: Options, resume: bool
+) -> Sink:
+    """Return what writes an array to a file.
+
+    Parameters
+    ----------
+    file : File
+    path : str
+        Where it is written, until it is complete.
+    layout : Layout
+    name : str
+        Of the array, where the file has names, and none was given.
+    options : Options
+        Of which only the delimiter matters.
+    resume : bool
+        Something is there already, to go on with.
+
+    Raises
+    ------
+    Failure
+        Such a file cannot have such an array.
+    """
+    member = file.member or name
+    if file.kind in ("npy", "raw"):
+        return FlatSink(path, layout, file.kind == "npy")
+    if file.kind == "npz":
+        return NpzSink(path, layout, member)
+    if file.kind == "hdf5":
+        return hdf5_sink(path, layout, member)
+    if file.kind == "zarr":
+        return zarr_sink(path, layout, file.member, resume)
+    return CsvSink(path, layout, _delimiter(file, options))

@@ -1,0 +1,135 @@
+"""Sources and sinks: arrays in files, read and written in parts that fit into memory.
+
+An array is its elements in their order in memory, be that C or F, and a part is a range [start,
+stop) of them. Where a file has axes and no such order, slabs() says which parts of axes these are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wendelin.bigarray.array import Order
+from wendelin.lib.calc import mul
+
+__all__ = ["Layout", "Sink", "Slab", "Source", "slabs"]
+
+Shape = tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """What an array is, besides its elements."""
+
+    shape: Shape
+    dtype: np.dtype[Any]
+    order: Order
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return mul(self.shape)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the same, of plain values."""
+        descr = np.lib.format.dtype_to_descr(self.dtype)
+        return {"shape": list(self.shape), "dtype": repr(descr), "order": self.order}
+
+
+class Source(ABC):
+    """An array that is read."""
+
+    layout: Layout
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Return elements [start, stop), as a 1-d array of the layout's dtype.
+
+        Raises
+        ------
+        Failure
+            There are not as many.
+        """
+
+    def next_data(self, start: int) -> int:
+        """Return where, from an element on, the first one may be that is not zero; or the end."""
+        return start
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """Return what tells that this is the same source as before: plain values."""
+
+    def close(self) -> None:  # noqa: B027  # most have nothing to close
+        """Let go of what is open."""
+
+
+class Sink(ABC):
+    """An array that is written: from its first element on, in order."""
+
+    #: what was written, and synced, is there when a process that was killed is followed by another
+    resumable = False
+    #: what is not written is zeros
+    sparse = False
+    #: elements that are best written together
+    together = 1
+
+    @abstractmethod
+    def write(self, start: int, values: NDArray[Any]) -> None:
+        """Write elements [start, start + len(values)).
+
+        Parameters
+        ----------
+        start : int
+        values : ndarray, 1-d
+        """
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Have everything on the disk, and close."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what is open, finished or not."""
+
+    def sync(self) -> int:
+        """Have on the disk what was written; return what resume() needs to know besides."""
+        return 0
+
+    def resume(self, position: int) -> None:  # noqa: B027  # some just go on
+        """Go on after what another sink had written when its sync() returned `position`."""
+
+
+class Slab(NamedTuple):
+    """A part of axes, whose elements follow each other in C order."""
+
+    where: tuple[slice, ...]
+    shape: Shape
+
+
+def slabs(shape: Shape, start: int, stop: int) -> Iterator[Slab]:
+    """Yield slabs that, one after the other, are elements [start, stop) of an array in C order.
+
+    No more of them than are needed: parts of rows, rows, and a part of a row, for each axis.
+    """
+    rows = [mul(shape[axis + 1 :]) for axis in range(len(shape))]  # elements of one, of each axis
+    at = start
+    while at < stop:
+        if not shape:
+            yield Slab((), ())
+            return
+        axis = next(i for i, n in enumerate(rows) if at % n == 0 and stop - at >= n)
+        first = [at // n % length for n, length in zip(rows, shape, strict=True)]
+        count = min((stop - at) // rows[axis], shape[axis] - first[axis])
+        inner = shape[axis + 1 :]
+        yield Slab(
+            (
+                *(slice(i, i + 1) for i in first[:axis]),
+                slice(first[axis], first[axis] + count),
+                *(slice(0, n) for n in inner),
+            ),
+            (*(1 for _ in first[:axis]), count, *inner),
+        )
+        at += count * rows[axis]

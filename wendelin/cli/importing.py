@@ -1,0 +1,107 @@
+"""wendelin import: an array out of a file."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from typing import Any
+
+import click
+import numpy as np
+
+from wendelin.bigarray.array import Order
+from wendelin.cli.address import Address
+from wendelin.cli.arguments import (
+    AddressType,
+    DtypeType,
+    ShapeType,
+    blksize_option,
+    delimiter_option,
+    format_option,
+    json_option,
+    replace_option,
+    step_option,
+)
+from wendelin.cli.database import opened
+from wendelin.cli.files import Options, open_source, parse_file
+from wendelin.cli.output import (
+    layout_json,
+    print_json,
+    progress,
+    size_text,
+)
+from wendelin.cli.transfer import Target, fill
+from wendelin.lib.calc import mul
+
+__all__ = ["import_file"]
+
+
+@click.command(
+    "import",
+    short_help="Make an array out of a file.",
+    epilog="""\b
+Examples:
+  wendelin import x.npy data.fs#x
+  wendelin import all.npz:velocity data.fs#run/velocity
+  wendelin import scan.h5:raw/frames zeo://host:9991#frames
+  wendelin import climate.zarr:t2m data.fs#t2m
+  wendelin import --columns time,price ticks.csv data.fs#ticks
+  wendelin import --dtype '>f4' --shape 512,512 image.raw data.fs#image""",
+)
+@click.argument("file", metavar="FILE[:NAME]")
+@click.argument("address", metavar="URL#path", type=AddressType())
+@click.option("--dtype", type=DtypeType(), help="Of raw bytes; or of a CSV file.  [default: f8]")
+@click.option("--shape", type=ShapeType(), help="Of raw bytes; else they are 1-d.")
+@click.option("--order", type=click.Choice(["C", "F"]), help="Of raw bytes.  [default: C]")
+@click.option("--offset", type=click.IntRange(0), help="Where raw bytes begin in the file.")
+@click.option("--columns", help="Of a CSV file: names or numbers, as in time,price or 0,3.")
+@delimiter_option
+@blksize_option
+@format_option
+@replace_option
+@step_option
+@json_option
+def import_file(
+    file: str,
+    address: Address,
+    dtype: np.dtype[Any] | None,
+    shape: tuple[int, ...] | None,
+    order: Order | None,
+    offset: int | None,
+    columns: str | None,
+    delimiter: str | None,
+    blksize: int,
+    zblk_fmt: str | None,
+    replace: bool,
+    step: int,
+    as_json: bool,
+) -> None:
+    """Make an array out of a file: .npy, .npz, .h5, .zarr, .csv, or raw bytes.
+
+    What a file is, its suffix says; bytes are taken as they are, in their dtype and order. It is
+    done in transactions of some blocks each. If it was interrupted, the same command goes on from
+    where it was; until all is there, NAME~import is beside the array.
+    """
+    names = [name.strip() for name in columns.split(",")] if columns else []
+    options = Options(dtype, shape, order, offset, names, delimiter)
+    what = parse_file(file, raw=dtype is not None)
+    with closing(open_source(what, options)) as source, opened(address.url, write=True) as root:
+        target = Target(root, address, source, replace, blksize, zblk_fmt)
+        itemsize = source.layout.dtype.itemsize
+        before, total = target.done * itemsize, source.layout.size * itemsize
+        with progress(
+            f"import {os.path.basename(what.path)}", total, in_bytes=True, done=before
+        ) as tell:
+            fill(target, source, step, tell)
+        if as_json:
+            print_json(
+                {
+                    "path": str(address).partition("#")[2],
+                    **layout_json(source.layout),
+                    "bytes": total,
+                    "resumed_at": before if target.resumed else None,
+                }
+            )
+        else:
+            again = f", from {size_text(before)} on" if target.resumed else ""
+            print(f"{address}: {size_text(mul(source.layout.shape) * itemsize)}{again}")

@@ -1,0 +1,231 @@
+"""wendelin info: one array in detail, and a picture of its blocks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+from rich.text import Text
+
+from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigfile.survey import Place, Stored, survey
+from wendelin.cli.address import Address, join
+from wendelin.cli.arguments import AddressType, json_option
+from wendelin.cli.arrays import layout_of
+from wendelin.cli.database import opened, tid_time
+from wendelin.cli.output import (
+    console,
+    layout_json,
+    layout_texts,
+    print_json,
+    progress,
+    shown_tid,
+    size_text,
+)
+from wendelin.cli.transfer import progress_of
+from wendelin.cli.tree import find_array
+
+__all__ = ["info"]
+
+_WIDTH, _HEIGHT = 64, 16  # of the picture, at most [cells]
+
+HOLE = "hole"
+MAPPED = "ZBlk0, mapped"
+COPIED = "ZBlk0, copied"
+UNALIGNED = "ZBlk0, unaligned"
+CHUNKS = "ZBlk1"
+OTHER = "no block"
+
+#: kind of block -> (picture, colour, what it means)
+KINDS = {
+    HOLE: ("·", "bright_black", "zeros, not stored"),
+    MAPPED: ("█", "green", "aligned in the file: mapped into memory, not copied"),
+    COPIED: ("▓", "cyan", "copied into memory"),
+    UNALIGNED: ("░", "yellow", "copied, and would be mapped if the file was packed"),
+    CHUNKS: ("▒", "magenta", "in chunks of 4 KiB: small changes are small"),
+    OTHER: ("X", "red", "something else: `wendelin verify` tells"),
+}
+
+
+def kind_of(block: Stored) -> str:
+    """Return which of KINDS a block is."""
+    if block.format == "ZBlk1":
+        return CHUNKS
+    if block.format != "ZBlk0":
+        return OTHER
+    return {Place.MAPPED: MAPPED, Place.UNALIGNED: UNALIGNED, Place.COPIED: COPIED}[block.place]
+
+
+@dataclass
+class Blocks:
+    """The blocks of an array: counted, and as cells of a picture, of some blocks each."""
+
+    total: int  # that the array has room for
+    blksize: int  # [bytes]
+    kinds: Counter[str] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)  # [bytes]
+    past_end: int = 0
+    tid: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.per_cell = max(1, -(-self.total // (_WIDTH * _HEIGHT)))
+        self.cells = [Counter[str]() for _ in range(-(-self.total // self.per_cell))]
+
+    def add(self, block: Stored) -> None:
+        """Count a block."""
+        kind = kind_of(block)
+        self.kinds[kind] += 1
+        self.sizes[kind] += block.size
+        self.tid = max(self.tid, block.tid)
+        if block.blk >= self.total:
+            self.past_end += 1
+        else:
+            self.cells[block.blk // self.per_cell][kind] += 1
+
+    def finish(self) -> None:
+        """Count holes: all the others."""
+        for i, cell in enumerate(self.cells):
+            room = min(self.per_cell, self.total - i * self.per_cell)
+            cell[HOLE] = room - cell.total()
+        self.kinds[HOLE] = self.total - (self.kinds.total() - self.past_end)
+
+    @property
+    def stored(self) -> int:
+        """Number of blocks that are stored."""
+        return self.kinds.total() - self.kinds[HOLE]
+
+    def picture(self) -> Text:
+        """Return the cells, each as what most of its blocks are; what is stored goes first."""
+        text = Text()
+        for i, cell in enumerate(self.cells):
+            kind = max(cell, key=lambda k: (cell[k], k != HOLE))
+            symbol, colour, _ = KINDS[kind]
+            text.append(symbol, colour)
+            if (i + 1) % _WIDTH == 0:
+                text.append("\n")
+        text.rstrip()
+        return text
+
+
+def examine(array: ZBigArray) -> Blocks:
+    """Look at all blocks of an array; none is loaded."""
+    zfile = array.zfile
+    zfile._p_activate()
+    blocks = Blocks(-(-array.nbytes // zfile.blksize), zfile.blksize)
+    blocks.tid = max(array._p_serial, zfile._p_serial)
+    with progress("blocks") as tell:
+        for some in survey(zfile):
+            for block in some:
+                blocks.add(block)
+            tell(len(some))
+    blocks.finish()
+    return blocks
+
+
+def advice(address: Address, blocks: Blocks) -> str | None:
+    """Return what lost alignments cost, and how to get them back; None: none is lost."""
+    n = blocks.kinds[UNALIGNED]
+    if not n:
+        return None
+    return (
+        f"{n} blocks ({size_text(n * blocks.blksize)}) are not aligned in the file, as others than "
+        f"this wendelin.core wrote them, or a server. Each process that reads them copies them, at "
+        f"about a third of the speed, into memory of its own. Packing aligns them; it writes the "
+        f"file anew, and drops old revisions:\n"
+        f"    from wendelin.lib.zodb import dbopen\n"
+        f"    dbopen({address.url!r})._p_jar.db().pack()\n"
+        f"So does a copy, with all revisions: wendelin copy {address.url} NEW.fs"
+    )
+
+
+@click.command(
+    short_help="Tell all about an array.",
+    epilog="""\b
+Examples:
+  wendelin info data.fs#runs/2024/A
+  wendelin info --json zeo://host:9991#A | jq .blocks""",
+)
+@click.argument("address", metavar="URL#path", type=AddressType())
+@json_option
+def info(address: Address, as_json: bool) -> None:
+    """Tell all about an array, with a picture of its blocks.
+
+    Which are holes, in which format others are stored, and whether they are mapped out of the file
+    or copied when they are read. No block is loaded.
+    """
+    with opened(address.url) as root:
+        array = find_array(root, address)
+        blocks = examine(array)
+        unfinished = progress_of(root, address)
+        lost = advice(address, blocks)
+        if as_json:
+            print_json(_json(address, array, blocks, unfinished))
+            return
+        screen = console()
+        for name, value in _facts(address, array, blocks, unfinished):
+            screen.print(Text(f"{name:<10} ").append(value), soft_wrap=True)
+        if blocks.cells:
+            each = f", {blocks.per_cell} blocks a cell" if blocks.per_cell > 1 else ""
+            screen.print(Text(f"\nblocks{each}:"))
+            screen.print(blocks.picture())
+            screen.print()
+            for kind, (symbol, colour, meaning) in KINDS.items():
+                if n := blocks.kinds[kind]:
+                    size = f", {size_text(blocks.sizes[kind])}" if kind != HOLE else ""
+                    line = Text(symbol, colour).append(f" {n} {kind}{size}: {meaning}", "default")
+                    screen.print(line, soft_wrap=True)
+        if lost:
+            screen.print(Text(f"\n{lost}"), soft_wrap=True)
+
+
+def _facts(
+    address: Address, array: ZBigArray, blocks: Blocks, unfinished: dict[str, Any] | None
+) -> list[tuple[str, str]]:
+    shape, dtype, order = layout_texts(layout_of(array))
+    size = blocks.sizes.total()
+    part = f", {size * 100 / array.nbytes:.3g}% of its size" if array.nbytes else ""
+    facts = [
+        ("path", str(address)),
+        ("class", f"{type(array).__module__}.{type(array).__qualname__}"),
+        ("oid", f"0x{array._p_oid.hex()}"),
+        ("shape", shape),
+        ("dtype", dtype),
+        ("order", order),
+        ("size", size_text(array.nbytes)),
+        ("blksize", size_text(array.zfile.blksize)),
+        ("format", f"{array._zblk_fmt or 'as WENDELIN_CORE_ZBLK_FMT says'}, for what is written"),
+        ("blocks", f"{blocks.stored} stored, of {blocks.total}"),
+        ("stored", f"{size_text(size)}{part}"),
+        ("changed", f"{tid_time(blocks.tid):%Y-%m-%d %H:%M:%S.%f %z} (tid {blocks.tid.hex()})"),
+    ]
+    if blocks.past_end:
+        facts.append(("past end", f"{blocks.past_end} blocks, which nobody sees"))
+    if unfinished is not None:
+        done = f"{unfinished['done']} of {array.size} elements"
+        facts.append(("import", f"not complete: {done}; the same `wendelin import` goes on"))
+    return facts
+
+
+def _json(
+    address: Address, array: ZBigArray, blocks: Blocks, unfinished: dict[str, Any] | None
+) -> dict[str, Any]:
+    def counted(kinds: Counter[str]) -> dict[str, int]:
+        return {kind: kinds[kind] for kind in KINDS if kinds[kind]}
+
+    return {
+        "path": join(address.path),
+        "class": f"{type(array).__module__}.{type(array).__qualname__}",
+        "oid": array._p_oid.hex(),
+        **layout_json(layout_of(array)),
+        "nbytes": array.nbytes,
+        "blksize": blocks.blksize,
+        "zblk_fmt": array._zblk_fmt,
+        "blocks": counted(blocks.kinds),
+        "bytes": counted(blocks.sizes),
+        "past_end": blocks.past_end,
+        "changed": shown_tid(blocks.tid),
+        "import": None if unfinished is None else {"done": unfinished["done"]},
+        "map": {"blocks_a_cell": blocks.per_cell, "cells": [counted(c) for c in blocks.cells]},
+    }

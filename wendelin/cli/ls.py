@@ -1,0 +1,134 @@
+"""wendelin ls: the arrays of a database."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigfile.file_zodb import ZBigFile
+from wendelin.bigfile.survey import survey
+from wendelin.cli.address import Address, join
+from wendelin.cli.arguments import AddressType, json_option
+from wendelin.cli.arrays import layout_of
+from wendelin.cli.database import opened
+from wendelin.cli.errors import explain
+from wendelin.cli.files.base import Layout
+from wendelin.cli.output import (
+    Advance,
+    console,
+    layout_json,
+    layout_texts,
+    print_json,
+    progress,
+    shown_tid,
+    shown_time,
+    size_text,
+    table,
+    warn,
+)
+from wendelin.cli.tree import Unreadable, find, is_of_object, walk
+
+__all__ = ["ls"]
+
+COLUMNS = ("path", "shape", "dtype", "order", "blocks", "stored", "formats", "changed")
+
+
+@dataclass
+class Row:
+    """An array, in short."""
+
+    path: str
+    layout: Layout | None  # None: it is a file, and no array
+    blocks: int = 0
+    size: int = 0  # [bytes]
+    formats: Counter[str] = field(default_factory=Counter)
+    tid: bytes = b""
+
+    def text(self) -> tuple[str, ...]:
+        """Return what is in the columns."""
+        mix = ", ".join(
+            name if len(self.formats) == 1 else f"{name} {n * 100 / self.blocks:.3g}%"
+            for name, n in self.formats.most_common()
+        )
+        return (
+            self.path,
+            *layout_texts(self.layout),
+            str(self.blocks),
+            size_text(self.size),
+            mix or "-",
+            shown_time(self.tid),
+        )
+
+    def json(self) -> dict[str, Any]:
+        """Return the same for programs."""
+        return {
+            "path": self.path,
+            **layout_json(self.layout),
+            "blocks": self.blocks,
+            "bytes": self.size,
+            "formats": dict(self.formats),
+            "changed": shown_tid(self.tid),
+        }
+
+
+def row_of(path: str, obj: ZBigArray | ZBigFile, tell: Advance) -> Row:
+    """Look at an array; tell how many blocks were looked at."""
+    zfile = obj
+    layout = None
+    if isinstance(obj, ZBigArray):
+        zfile, layout = obj.zfile, layout_of(obj)
+    zfile._p_activate()
+    row = Row(path, layout, tid=max(obj._p_serial, zfile._p_serial))
+    for blocks in survey(zfile):
+        row.blocks += len(blocks)
+        row.size += sum(block.size for block in blocks)
+        row.formats.update(block.format for block in blocks)
+        row.tid = max(row.tid, *(block.tid for block in blocks))
+        tell(len(blocks))
+    return row
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  wendelin ls data.fs
+  wendelin ls zeo://host:9991
+  wendelin ls data.fs#runs/2024
+  wendelin ls --json data.fs | jq '.[] | select(.bytes > 1e9) | .path'"""
+)
+@click.argument("address", metavar="URL[#path]", type=AddressType("possible"))
+@json_option
+def ls(address: Address, as_json: bool) -> int:
+    """List the arrays of a database, or under a path.
+
+    Goes through all objects that can be reached from the root. Of each array: path, shape, dtype,
+    order, number of blocks that are stored (others are holes), their bytes in the database, their
+    formats, and when the array was changed last. No block is loaded.
+    """
+    rows: list[Row] = []
+    failed = 0
+    with (
+        opened(address.url) as root,
+        progress("objects and blocks") as tell,
+    ):
+        for found in walk(find(root, address), address.path, tell):
+            path = join(found.path)
+            try:
+                if isinstance(found, Unreadable):
+                    raise found.error
+                rows.append(row_of(path, found.obj, tell))
+            except Exception as e:
+                if not is_of_object(e):
+                    raise
+                failed += 1
+                warn("ls", f"{address.url}#{path}: {explain(e)}")
+        rows.sort(key=lambda row: row.path)
+        if as_json:
+            print_json([row.json() for row in rows])
+        elif rows:
+            console().print(table(COLUMNS, (row.text() for row in rows), "blocks stored"))
+    return 1 if failed else 0

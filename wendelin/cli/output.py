@@ -1,0 +1,186 @@
+"""What commands print: tables and texts for people, JSON for programs; progress of long work."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from wendelin.cli.database import tid_time
+from wendelin.cli.files.base import Layout
+
+__all__ = [
+    "Advance",
+    "console",
+    "layout_json",
+    "layout_texts",
+    "print_json",
+    "progress",
+    "shown_tid",
+    "shown_time",
+    "size_text",
+    "table",
+    "warn",
+]
+
+Advance = Callable[[int], None]
+
+_WIDE = 100_000  # where no terminal says how wide it is: a row is a line
+
+
+def console() -> Console:
+    """Return where people read."""
+    plain = Console(highlight=False, markup=False, emoji=False)
+    if plain.is_terminal:
+        return plain
+    return Console(highlight=False, markup=False, emoji=False, width=_WIDE)
+
+
+def print_json(data: Any) -> None:
+    """Print JSON."""
+    json.dump(data, sys.stdout, indent=2, ensure_ascii=False)
+    print()
+
+
+def warn(command: str, text: str) -> None:
+    """Tell something that does not end the command."""
+    print(f"wendelin {command}: {' '.join(text.split())}", file=sys.stderr)
+
+
+def size_text(n: float) -> str:
+    """Return a number of bytes as people read it."""
+    units = iter(("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB"))
+    unit = next(units)
+    while n >= 1000:
+        n /= 1024
+        unit = next(units, unit)
+    return f"{n:.0f} {unit}" if unit == "B" or n >= 100 else f"{n:.3g} {unit}"
+
+
+def shown_time(tid: bytes) -> str:
+    """Return the time of a transaction, in local time; nothing, of none."""
+    if not int.from_bytes(tid, "big"):
+        return "-"
+    return tid_time(tid).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def shown_tid(tid: bytes) -> dict[str, str] | None:
+    """Return a transaction for JSON: its tid, and its time."""
+    if not int.from_bytes(tid, "big"):
+        return None
+    time: datetime = tid_time(tid).astimezone(UTC)
+    return {"tid": tid.hex(), "time": time.isoformat().replace("+00:00", "Z")}
+
+
+def dtype_text(dtype: np.dtype[Any]) -> str:
+    """Return a dtype in short."""
+    plain = dtype.isnative and dtype.kind in "biufc"
+    return dtype.name if plain else str(dtype)
+
+
+def layout_texts(layout: Layout | None) -> tuple[str, str, str]:
+    """Return shape, dtype and order."""
+    if layout is None:
+        return "-", "-", "-"
+    return str(layout.shape).replace(" ", ""), dtype_text(layout.dtype), layout.order
+
+
+def layout_json(layout: Layout | None) -> dict[str, Any]:
+    """Return the same for JSON; the dtype as .npy files have it."""
+    if layout is None:
+        return {"shape": None, "dtype": None, "order": None}
+    dtype = np.lib.format.dtype_to_descr(layout.dtype)
+    return {"shape": list(layout.shape), "dtype": dtype, "order": layout.order}
+
+
+def table(columns: Iterable[str], rows: Iterable[Iterable[str]], right: str = "") -> Table:
+    """Return a table.
+
+    Parameters
+    ----------
+    columns : iterable of str
+    rows : iterable of iterable of str
+    right : str
+        Columns that are numbers, separated by spaces.
+    """
+    result = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        result.add_column(
+            Text(name),
+            justify="right" if name in right.split() else "left",
+            overflow="fold",
+        )
+    for row in rows:
+        result.add_row(*map(Text, row))
+    return result
+
+
+# ---- progress ----
+
+
+class _Done(ProgressColumn):
+    """How much is done, of how much."""
+
+    def render(self, task: Task) -> Text:
+        """See ProgressColumn."""
+        show = size_text if task.fields["in_bytes"] else lambda n: f"{int(n):,}"
+        done = show(task.completed)
+        return Text(done if task.total is None else f"{done} of {show(task.total)}")
+
+
+class _Speed(ProgressColumn):
+    """How fast it is."""
+
+    def render(self, task: Task) -> Text:
+        """See ProgressColumn."""
+        if task.speed is None:
+            return Text("")
+        show = size_text(task.speed) if task.fields["in_bytes"] else f"{task.speed:,.0f}"
+        return Text(f"{show}/s")
+
+
+@contextmanager
+def progress(
+    what: str, total: int | None = None, *, in_bytes: bool = False, done: int = 0
+) -> Iterator[Advance]:
+    """Show progress while something goes on, on a terminal; yield what is told of it.
+
+    Parameters
+    ----------
+    what : str
+        It goes on.
+    total, done : int
+        How much there is to do, if that is known, and how much was done before.
+    in_bytes : bool
+        What is counted is bytes.
+    """
+    where = Console(stderr=True)
+    if not where.is_terminal:
+        yield lambda n: None
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        _Done(),
+        _Speed(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+    )
+    with Progress(*columns, console=where) as bar:
+        task = bar.add_task(what, total=total, completed=done, in_bytes=in_bytes)
+        yield lambda n: bar.advance(task, n)

@@ -1,0 +1,103 @@
+"""The program `wendelin`: its commands, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+import click
+
+__all__ = ["main", "wendelin"]
+
+#: in pyproject.toml
+GROUP = "wendelin.commands"
+
+
+class Commands(click.Group):
+    """Commands that are loaded when they are asked for."""
+
+    def _found(self) -> dict[str, EntryPoint]:
+        return {ep.name: ep for ep in entry_points(group=GROUP)}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """See click.Group."""
+        return sorted(self._found())
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """See click.Group."""
+        found = self._found().get(cmd_name)
+        command: click.Command | None = None if found is None else found.load()
+        return command
+
+
+@click.group(
+    cls=Commands,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Errors are one line; the exit code is 2 for a wrong call, and 1 for what failed. "
+    "docs/command-line.md tells more, and how to have the shell complete commands.",
+)
+@click.version_option(package_name="wendelin.core", prog_name="wendelin")
+@click.pass_context
+def wendelin(ctx: click.Context) -> None:
+    """Look at arrays in databases; fill, copy and check them.
+
+    URL is a path of a file (data.fs), or a URL of a database (zeo://host:9991, file://...).
+    URL#path is an object in it: keys and attributes, from the root, as in data.fs#runs/2024/A.
+    """
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+def _tell(command: str, text: str) -> None:
+    print(f"{command}: error: {text}", file=sys.stderr)
+
+
+def _command(error: BaseException, prog: str) -> str:
+    ctx = getattr(error, "ctx", None)
+    return prog if ctx is None else str(ctx.command_path)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the program; return its exit code."""
+    # What libraries log, they also raise; it would come to stderr, with tracebacks.
+    logging.getLogger().addHandler(logging.NullHandler())
+    prog = "wendelin"
+    try:
+        result: Any = wendelin.main(argv, prog_name=prog, standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.UsageError as e:
+        _tell(_command(e, prog), f"{_line(e)} (--help tells how it is called)")
+        return 2
+    except BrokenPipeError:
+        # who reads, as `head` does, has seen enough; nor is Python to flush it again at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KeyboardInterrupt, click.Abort):
+        _tell(prog, "interrupted")
+        return 1
+    except Exception as e:
+        _tell(prog, _line(e))
+        return 2 if _is_setting(e) else 1
+
+
+def _line(error: Exception) -> str:
+    # late: a wrong WENDELIN_CORE_RAM lets the import of the pager fail, and is to be told as well
+    try:
+        from wendelin.cli.errors import explain
+    except ValueError as e:
+        return str(e)
+    return explain(error)
+
+
+def _is_setting(error: Exception) -> bool:
+    return isinstance(error, ValueError) and str(error).startswith("WENDELIN_CORE_")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""wendelin cat, wendelin head: elements of an array, printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from wendelin.cli.address import Address
+from wendelin.cli.arguments import AddressType, at_option, json_option
+from wendelin.cli.database import opened
+from wendelin.cli.errors import Failure
+from wendelin.cli.files.base import slabs
+from wendelin.cli.files.text import words
+from wendelin.cli.tree import find_array
+
+__all__ = ["cat", "head"]
+
+_AT_ONCE = 4 << 20  # of what is printed [bytes]
+
+_address = click.argument("address", metavar="URL#path[slice]", type=AddressType(index=True))
+
+
+def _selected(root: Any, address: Address) -> Any:
+    """Return what is to be printed: a view, nothing of it loaded."""
+    array = find_array(root, address)
+    try:
+        return np.asarray(array[address.index if address.index is not None else ...])
+    except (IndexError, ValueError) as e:
+        raise Failure(f"{address} of shape {array.shape} has no such part: {e}") from e
+
+
+def _elements(view: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield the elements of a view, in C order, some at a time, as 1-d copies."""
+    step = max(1, _AT_ONCE // view.itemsize)
+    for start in range(0, view.size, step):
+        for slab in slabs(view.shape, start, min(start + step, view.size)):
+            yield view[slab.where].copy().reshape(-1)
+
+
+def print_text(view: NDArray[Any]) -> None:
+    """Print a row a line, its elements separated by tabs; an empty line after each matrix."""
+    texts = (text for values in _elements(view) for text in words(values))
+    width = view.shape[-1] if view.ndim > 1 else 1
+    height = view.shape[-2] if view.ndim > 2 else 0
+    if not view.size:
+        return
+    write = sys.stdout.write
+    for row in range(view.size // width):
+        if height and row and row % height == 0:
+            write("\n")
+        write("\t".join(islice(texts, width)) + "\n")
+
+
+def print_as_json(view: NDArray[Any]) -> None:
+    """Print lists in lists."""
+    write = sys.stdout.write
+    if not view.ndim:
+        write(json.dumps(_json(view)) + "\n")
+        return
+    if not view.size:
+        write(json.dumps(np.empty(view.shape).tolist()) + "\n")
+        return
+    sizes = [int(np.prod(view.shape[axis:], dtype=object)) for axis in range(view.ndim)]
+    at = 0
+    for values in _elements(view):
+        for value in values:
+            opened_here = sum(at % size == 0 for size in sizes)
+            if at:
+                write(",\n" if opened_here else ", ")
+            write("[" * opened_here)
+            write(json.dumps(_json(value)))
+            at += 1
+            write("]" * sum(at % size == 0 for size in sizes))
+    write("\n")
+
+
+def _json(value: Any) -> Any:
+    """Return an element as JSON can have it."""
+    if value.dtype.names:
+        return {name: _json(np.asarray(value[name])) for name in value.dtype.names}
+    if value.ndim:
+        return [_json(v) for v in value]
+    kind = value.dtype.kind
+    if kind in "biu":
+        return value.item()
+    if kind == "f" and value.itemsize <= 8 and np.isfinite(value):
+        return float(value) if value.itemsize == 8 else json.loads(str(value))
+    return next(words(np.atleast_1d(value)))
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  wendelin cat data.fs#x
+  wendelin cat 'data.fs#image[10:20, ::4]'
+  wendelin cat --json 'zeo://host:9991#frames[-1]'"""
+)
+@_address
+@at_option
+@json_option
+def cat(address: Address, at: bytes | None, as_json: bool) -> None:
+    """Print an array, or a part of it.
+
+    A row a line, its elements separated by tabs. The slice is as in Python; in the shell, it needs
+    quotes.
+    """
+    with opened(address.url, at=at) as root:
+        view = _selected(root, address)
+        (print_as_json if as_json else print_text)(view)
+
+
+@click.command(
+    short_help="Print the first rows of an array.",
+    epilog="""\b
+Examples:
+  wendelin head data.fs#x
+  wendelin head -n 3 'data.fs#image[:, :8]'""",
+)
+@_address
+@click.option("-n", "rows", type=click.IntRange(0), default=10, show_default=True, help="Rows.")
+@at_option
+@json_option
+def head(address: Address, rows: int, at: bytes | None, as_json: bool) -> None:
+    """Print the first rows of an array, or of a part of it; see cat."""
+    with opened(address.url, at=at) as root:
+        view = _selected(root, address)
+        (print_as_json if as_json else print_text)(view[:rows] if view.ndim else view)
