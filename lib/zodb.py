@@ -19,6 +19,7 @@ from ZODB.utils import p64, u64
 
 from wendelin.lib.dburl import resolve
 from wendelin.lib.filestorage import AlignedFileStorage, Located, OpenFile
+from wendelin.lib.storurl import zstor_2zurl
 from wendelin.lib.zeoclient import ZEOClient
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "zconn_load_all",
     "zconn_locate",
     "zconn_takes_bytes_records",
+    "zstor_2zurl",
 ]
 
 
