@@ -37,6 +37,7 @@ from ZODB.POSException import StorageTransactionError
 from ZODB.utils import p64
 
 from wendelin.lib.fsalign import ALIGNMENT, Pieces, aligned_at
+from wendelin.lib.fsfollow import FileFollower
 from wendelin.lib.fspack import Packer, data_find
 from wendelin.lib.zrecord import (
     LONGEST_END,
@@ -131,6 +132,11 @@ def _reads_python2() -> Iterator[None]:
             setattr(_module, "packed_version", magic)  # noqa: B010
 
 
+def _read_index(*args: Any, **kw: Any) -> Any:
+    with _reads_python2():
+        return _module.read_index(*args, **kw)
+
+
 class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type hints
     """A FileStorage that aligns large byte strings in its file, and tells where they are.
 
@@ -138,12 +144,14 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     ----------
     file_name : str
     align : bool
-        False: be a FileStorage, and nothing more; locate() finds nothing.
+        False: be a FileStorage, without locate(), which finds nothing then.
     **options
-        Of FileStorage.
+        Of FileStorage. With read_only, another process may have the file open, to write: each
+        transaction sees what was committed before it began, as with a server.
     """
 
     _opened: weakref.ref[OpenFile] | None = None  # held by who maps it
+    _follower: FileFollower | None = None
     _tfile: Any
 
     def __init__(self, file_name: str, *, align: bool | int = True, **options: Any) -> None:
@@ -151,11 +159,28 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         with _reads_python2():
             super().__init__(file_name, **options)
         self._python2 = os.pread(self._file.fileno(), len(_PYTHON2), 0) == _PYTHON2
+        if self._is_read_only and options.get("stop") is None:
+            self._follower = FileFollower(self, self._again, _read_index)
         if align and self._tfile is not None:
             self._tfile.close()
             os.unlink(self._tfile.name)
             self._tfile = _Tail(self)
             self._tfmt._file = self._tfile
+
+    # ---- files that others write ----
+
+    def sync(self) -> None:
+        """See IStorage: be up to date, if this storage only reads."""
+        if self._follower is not None:
+            self._follower.follow()
+
+    def registerDB(self, db: Any) -> None:
+        """See IStorage."""
+        if self._follower is not None:
+            self._follower.db = db
+
+    def _again(self) -> AlignedFileStorage:
+        return AlignedFileStorage(self._file_name, align=self.align, read_only=True)
 
     # ---- files of Python 2 ----
 
@@ -222,7 +247,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     def _open_file(self, current: Any) -> OpenFile | None:
         opened = self._opened() if self._opened is not None else None
         if opened is None:
-            opened = OpenFile(self._file_name)
+            opened = OpenFile(self._files.name)
             if not os.path.sameopenfile(opened.fd, current.fileno()):
                 return None  # somebody has moved the file
             self._opened = weakref.ref(opened)
@@ -377,7 +402,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> Any:
         """See IStorageIteration."""
         with self._lock, _reads_python2():
-            iterator = FileIterator(self._file_name, None, stop)
+            iterator = FileIterator(self._files.name, None, stop)
             # Behind that may be what is being written: it has no length at its end, by which
             # the last transaction would be found.
             iterator._file_size = self._pos

@@ -36,9 +36,9 @@ from ZEO.Exceptions import ClientDisconnected
 from ZODB.POSException import POSKeyError
 from ZODB.utils import maxtid
 
-__all__ = ["ZEOClient"]
+__all__ = ["WAIT", "ZEOClient"]
 
-_WAIT = 30  # for a server that is not there, or does not answer [s]
+WAIT = 30  # for a server that is not there, or does not answer [s]
 
 _CACHE_SIZE = 20 << 20  # as ZEO has it [bytes]
 _LARGE = 16  # what is more than this part of the cache is not in it
@@ -85,7 +85,7 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
     def __init__(
         self,
         address: str | tuple[str, int],
-        wait_timeout: int = _WAIT,
+        wait_timeout: int = WAIT,
         server_sync: bool | int = True,
         cache_size: int = _CACHE_SIZE,
         client: str | None = None,

@@ -19,6 +19,7 @@ from ZODB.utils import p64, u64
 
 from wendelin.lib.dburl import resolve
 from wendelin.lib.filestorage import AlignedFileStorage, Located, OpenFile, Stat
+from wendelin.lib.storurl import zstor_2zurl
 from wendelin.lib.zeoclient import ZEOClient
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "zconn_locate",
     "zconn_stat",
     "zconn_takes_bytes_records",
+    "zstor_2zurl",
 ]
 
 

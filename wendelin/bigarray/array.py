@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from wendelin.bigarray.indexing import BasicIndex, split_index
+from wendelin.bigarray.memory import in_file
 from wendelin.bigfile.prefetch import prefetch
 from wendelin.bigfile.virtmem import VMA, BigFileH, ram_stat
 from wendelin.lib.calc import mul
@@ -37,20 +38,6 @@ def _raise_pending() -> None:
     """
 
 
-def _in_file(view: NDArray[Any]) -> tuple[VMA, int, int] | None:
-    """Return (VMA, start, stop): which bytes of its file a view lies in; None: of no file."""
-    base: Any = view
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, memoryview):
-        base = base.obj
-    if not isinstance(base, VMA) or view.size == 0:
-        return None
-    start, stop = np.lib.array_utils.byte_bounds(view)
-    first = base.filerange()[0] * base.pagesize() - base.addr_start
-    return base, start + first, stop + first
-
-
 def _no_alias(target: NDArray[Any], values: Any) -> Any:
     """Return values, or a copy where assigning them would change them in between.
 
@@ -61,7 +48,7 @@ def _no_alias(target: NDArray[Any], values: Any) -> Any:
         values = np.asarray(values)
     if not isinstance(values, np.ndarray):
         return values
-    to, of = _in_file(target), _in_file(values)
+    to, of = in_file(target), in_file(values)
     if to is None or of is None:
         return values
     (vma, start, stop), (other, begin, end) = to, of
