@@ -1,90 +1,122 @@
-"""The code blocks of README and docs run, as a reader would run them.
+"""The code blocks of README and docs run, and links lead somewhere. How: see pages.py.
 
-Blocks of a file run in order, in one child process and one folder; where the text says that a
-new process begins ("in a new process"), one does. ```python is run, ```pycon is compared as
-doctest does, ```cython goes to the file that the text before it names, ```sh with `cythonize`
-is run. `<!-- not run: why -->` before a block leaves it out. What follows
-`<!-- runs with a server -->` in a section runs where the database of tests is one's; `url` is its.
+A page that needs a package which `test` does not install runs in the environment `docs` of tox.
 """
 
+import os
 import re
-import subprocess
-import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import pages
 import pytest
 import storages
 
-ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.M | re.S)
-
-WITH_SERVER = re.compile(r"^<!-- runs with a server -->$.*?(?=^## )", re.M | re.S)
-
-PROLOGUE = """\
-import doctest, sys
-space = {"__name__": "__main__"}
-def check(source, name):
-    test = doctest.DocTestParser().get_doctest(source, space, name, name, 0)
-    flags = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL | doctest.NORMALIZE_WHITESPACE
-    failed, tried = doctest.DocTestRunner(optionflags=flags).run(test, clear_globs=False)
-    space.update(test.globs)
-    assert tried and not failed, name
-"""
+WITH_CODE = [page for page in pages.PAGES if pages.blocks(page.read_text())]
+FOR_A_SERVER = [page for page in pages.PAGES if pages.with_server(page)]
 
 
-def programs(path: Path, text: str, folder: Path):
-    """Yield ('python', program) and ('sh', command), in order; write files that blocks are."""
-    program = ""
-    last = 0
-    for match in BLOCK.finditer(text):
-        indent, language, code = match.groups()
-        before = text[last : match.start()]
-        last = match.end()
-        code = re.sub(f"^{indent}", "", code, flags=re.M)
-        if "<!-- not run" in before:
-            continue
-        if "in a new process" in before and program:
-            yield "python", program
-            program = ""
-        if language == "python":
-            program += f"exec(compile({code!r}, {str(path)!r}, 'exec'), space)\n"
-        elif language == "pycon":
-            program += f"check({code!r}, {path.name!r})\n"
-        elif language == "cython":
-            (folder / re.findall(r"`(\w+\.pyx)`", before)[-1]).write_text(code)
-        elif language == "sh" and "cythonize" in code:
-            yield "sh", code
-    yield "python", program
-
-
-def run(path, text, folder, prologue=PROLOGUE):
-    for kind, code in programs(path, text, folder):
-        if kind == "python":
-            command = [sys.executable, "-c", prologue + code]
-        else:
-            tool, *args = code.split()
-            assert tool == "cythonize"
-            command = [sys.executable, "-m", "Cython.Build.Cythonize", *args]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md"])
-def test_code_blocks_run(name, tmp_path):
-    path = ROOT / name
-    run(path, WITH_SERVER.sub("", path.read_text()), tmp_path)
+@pytest.mark.parametrize("page", WITH_CODE, ids=pages.name_of)
+def test_code_blocks_run(page, tmp_path):
+    missing = [package for package in pages.needs(page) if find_spec(package) is None]
+    if missing:
+        pytest.skip(f"not installed: {' '.join(missing)}")
+    pages.run(pages.name_of(page), pages.without_server(page), tmp_path)
 
 
 @pytest.mark.skipif(not storages.kind().has_server, reason="a file has one client")
-def test_code_blocks_run_with_a_server(testdb, tmp_path):
-    path = ROOT / "docs/tutorial.md"
-    (text,) = WITH_SERVER.findall(path.read_text())
-    run(path, text, tmp_path, f"{PROLOGUE}space['url'] = {testdb.url!r}\n")
+@pytest.mark.parametrize("page", FOR_A_SERVER, ids=pages.name_of)
+def test_code_blocks_run_with_a_server(page, testdb, tmp_path):
+    pages.run(pages.name_of(page), pages.with_server(page), tmp_path, url=testdb.url)
 
 
-def test_every_block_is_recognized():
-    """A block in a language that programs() does not know would be skipped in silence."""
-    known = {"python", "pycon", "cython", "sh"}
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        languages = {m.group(2) for m in BLOCK.finditer(path.read_text())}
-        assert languages <= known, path
+@pytest.mark.parametrize("page", pages.PAGES, ids=pages.name_of)
+def test_links(page):
+    assert pages.broken_links(page) == []
+
+
+def test_all_that_pages_need_is_installed_for_them():
+    """PyTorch is as large as all else together: its page runs where somebody has it."""
+    needed = {package for page in pages.PAGES for package in pages.needs(page)} - {"torch"}
+    names = {"sklearn": "scikit-learn"}
+    tox = (pages.ROOT / "tox.ini").read_text()
+    (docs,) = re.findall(r"^\[testenv:docs\]$.*?^commands", tox, re.M | re.S)
+    installed = set(re.findall(r"^    ([\w-]+)", docs, re.M))
+    assert {names.get(package, package) for package in needed} <= installed
+
+
+@pytest.mark.skipif("WENDELIN_CORE_TEST_SITE" not in os.environ, reason="run by tox -e docs")
+def test_site_fetches_nothing():
+    """It is built without a network, and read without one."""
+    site = Path(os.environ["WENDELIN_CORE_TEST_SITE"])
+    fetched = re.compile(
+        r"<(?:script|img|link|iframe)[^>]*(?:https?:)?//[^>]*>"
+        r"|url\(['\"]?(?:https?:)?//[^)]*\)|@import[^;]*//[^;]*"
+    )
+    files = [file for file in site.rglob("*") if file.suffix in (".html", ".css")]
+    assert len(files) > 10
+    found = {m for file in files for m in fetched.findall(file.read_text())}
+    assert not found
+
+
+class TestPages:
+    """What would be skipped in silence is not."""
+
+    def programs(self, text):
+        return pages.programs("x.md", text)
+
+    def test_block_that_cannot_run(self):
+        for language in "rust", "cython", "console":
+            with pytest.raises(pages.PageError, match=language):
+                self.programs(f"\n```{language}\nx\n```\n")
+
+    def test_block_that_does_not_run_says_why(self):
+        assert not self.programs("\n<!-- not run: it waits for ever -->\n```sh\nx\n```\n")
+        assert self.programs("\n<!-- not run: -->\n```sh\nx\n```\n")
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "```python\nassert False\n```\n",
+            "```pycon\n>>> 1 + 1\n3\n```\n",
+            "```sh\nfalse | true\n```\n",
+            "In `zeo.conf`:\n\n```text\n<zeo>\n  adress 1\n</zeo>\n```\n",
+        ],
+    )
+    def test_failure_is_seen(self, code, tmp_path):
+        with pytest.raises(pages.PageError):
+            pages.run("x.md", f"\n{code}", tmp_path)
+
+    def test_file_and_new_process(self, tmp_path):
+        text = """
+In `one.py`:
+
+```python
+x = 1
+```
+
+```python
+import one
+y = 2
+```
+
+Now, in a new process:
+
+```sh
+grep -q "x = 1" one.py
+```
+
+```python
+import one
+assert "y" not in globals() and one.x == 1
+```
+"""
+        pages.run("x.md", text, tmp_path)
+
+    def test_broken_links(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(pages, "ROOT", tmp_path)
+        page = tmp_path / "x.md"
+        page.write_text(
+            "# A b, `c`\n[1](x.md) [2](#a-b-c) [3](y.md) [4](x.md#no)\n```\n[5](z)\n```\n`[6](z)`"
+        )
+        assert pages.broken_links(page) == ["y.md", "x.md#no"]

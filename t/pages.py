@@ -1,0 +1,191 @@
+"""Pages of the documentation: their code blocks, as a program that a reader would run; their links.
+
+Blocks of a page run in order, in one process and one folder; where the text says that a new
+process begins ("in a new process"), one does. By language:
+
+| ```python     | runs |
+| ```pycon      | is compared, as doctest does |
+| ```sh         | runs in a shell, where the process is then; PATH has this Python's programs |
+| ```, ```text  | is shown, as a picture or the output of something |
+
+A block after "In `NAME`:" is a file, and does not run; one that is zeo.conf is read as a ZEO server
+would. Comments in front of a block, or a page:
+
+| <!-- not run: why -->       | the next block is not run |
+| <!-- command: name -->      | nor this one: CI runs it, or a person |
+| <!-- needs: package ... --> | the page is run where these are installed |
+| <!-- runs with a server --> | what follows in the section is run apart, with a database on a |
+|                             | server: `url` is its URL, and $url in a shell |
+"""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+_FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.M | re.S)
+_FILE = re.compile(r"In `([\w.-]+)`:\s*\Z")
+_WITH_SERVER = re.compile(r"^<!-- runs with a server -->$.*?(?=^## |\Z)", re.M | re.S)
+_LEFT_OUT = re.compile(r"<!-- (?:not run|command): .+? -->\s*\Z", re.S)
+_LINK = re.compile(r"(?<!\\)\]\(([^)\s]+)\)")
+
+_PROLOGUE = """\
+import doctest, os, subprocess
+space = {"__name__": "__main__"}
+if "url" in os.environ:
+    space["url"] = os.environ["url"]
+
+def python(source, name, line):
+    exec(compile(chr(10) * line + source, name, "exec"), space)
+
+def pycon(source, name, line):
+    test = doctest.DocTestParser().get_doctest(source, space, name, name, line)
+    flags = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL | doctest.NORMALIZE_WHITESPACE
+    failed, tried = doctest.DocTestRunner(optionflags=flags).run(test, clear_globs=False)
+    space.update(test.globs)
+    assert tried and not failed, (name, line)
+
+def sh(source, name, line):
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", source])
+    assert done.returncode == 0, (name, line, source)
+
+def file(source, name):
+    with open(name, "w") as f:
+        f.write(source)
+    if name == "zeo.conf":
+        from ZEO.runzeo import ZEOOptions
+        ZEOOptions().realize(["-C", name])
+"""
+_RUN = {"python", "pycon", "sh"}
+_SHOWN = {"", "text"}
+
+
+class PageError(Exception):
+    """A page is not as it should be."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A code block; `before` is the text between it and the one before, `line` where it begins."""
+
+    language: str
+    code: str
+    before: str
+    line: int
+
+
+def name_of(page):
+    """Return how a page is called in tests."""
+    return str(page.relative_to(ROOT))
+
+
+def needs(page):
+    """Return the packages that a page wants to have."""
+    found = re.search(r"^<!-- needs: (.+) -->$", page.read_text(), re.M)
+    return found.group(1).split() if found else []
+
+
+def without_server(page):
+    """Return the text of a page that runs anywhere; same lines."""
+    return _WITH_SERVER.sub(lambda part: "\n" * part.group().count("\n"), page.read_text())
+
+
+def with_server(page):
+    """Return the text of a page that wants a server; same lines; None if there is none."""
+    text = page.read_text()
+    parts = list(_WITH_SERVER.finditer(text))
+    if not parts:
+        return None
+    result = ""
+    for part in parts:
+        result += "\n" * (text.count("\n", 0, part.start()) - result.count("\n")) + part.group()
+    return result
+
+
+def blocks(text):
+    """Return the code blocks of a text; directives of the site are none."""
+    result, last = [], 0
+    for match in _FENCE.finditer(text):
+        indent, language, code = match.groups()
+        before, last = text[last : match.start()], match.end()
+        if not language.startswith("{"):
+            code = re.sub(f"^{indent}", "", code, flags=re.M)
+            result.append(Block(language, code, before, text.count("\n", 0, match.start()) + 1))
+    return result
+
+
+def programs(name, text):
+    """Return the Python programs that a text is; each runs in a process of its own.
+
+    Raises
+    ------
+    PageError
+        A block would neither run nor say why it does not.
+    """
+    result, program = [], ""
+    for block in blocks(text):
+        if _LEFT_OUT.search(block.before):
+            continue
+        if "in a new process" in block.before and program:
+            result.append(program)
+            program = ""
+        is_file = _FILE.search(block.before)
+        if is_file:
+            program += f"file({block.code!r}, {is_file.group(1)!r})\n"
+        elif block.language in _RUN:
+            program += f"{block.language}({block.code!r}, {name!r}, {block.line})\n"
+        elif block.language not in _SHOWN:
+            raise PageError(f"{name}:{block.line}: a block of {block.language!r} does not run")
+    return [*result, program] if program else result
+
+
+def run(name, text, folder, **env):
+    """Run a text in a folder."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    for program in programs(name, text):
+        done = subprocess.run(
+            [sys.executable, "-c", _PROLOGUE + program],
+            cwd=folder,
+            env=os.environ | env | {"PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        if done.returncode != 0:
+            raise PageError(f"{name}: {done.stdout}{done.stderr}")
+
+
+# ---- links ----
+
+
+def _prose(text):
+    """Return a text without code and comments."""
+    return re.sub(r"<!--.*?-->|`[^`\n]*`", "", _FENCE.sub("", text), flags=re.S)
+
+
+def anchors(page):
+    """Return the anchors of a page's headings, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.*)$", _FENCE.sub("", page.read_text()), re.M)
+    plain = [re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", h) for h in headings]
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in plain}
+
+
+def broken_links(page):
+    """Return the links of a page, within the project, that lead nowhere."""
+    broken = []
+    for link in _LINK.findall(_prose(page.read_text())):
+        path, _, anchor = link.partition("#")
+        if re.match(r"\w+:", link):
+            continue
+        target = (page.parent / path).resolve() if path else page
+        found = target.is_relative_to(ROOT) and target.exists()
+        if found and anchor:
+            found = target.suffix == ".md" and anchor in anchors(target)
+        if not found:
+            broken.append(link)
+    return broken
