@@ -11,11 +11,11 @@ process begins ("in a new process"), one does. By language:
 A block after "In `NAME`:" is a file, and does not run; one that is zeo.conf is read as a ZEO server
 would. Comments in front of a block, or a page:
 
-| <!-- not run: why -->       | the next block is not run |
-| <!-- command: name -->      | nor this one: CI runs it, or a person |
-| <!-- needs: package ... --> | the page is run where these are installed |
-| <!-- runs with a server --> | what follows in the section is run apart, with a database on a |
-|                             | server: `url` is its URL, and $url in a shell |
+- `<!-- not run: why -->`: the next block is not run.
+- `<!-- command: name -->`: nor this one; CI runs it, or a person.
+- `<!-- runs with PACKAGE -->`: what follows, to the end of the section, is run apart, and where
+  that is installed; before all sections: to the end of the page.
+- `<!-- runs with a server -->`: so is this, with a database on one; `url` is its URL, in sh $url.
 """
 
 import os
@@ -30,7 +30,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 _FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.M | re.S)
 _FILE = re.compile(r"In `([\w.-]+)`:\s*\Z")
-_WITH_SERVER = re.compile(r"^<!-- runs with a server -->$.*?(?=^## |\Z)", re.M | re.S)
+_PART = re.compile(r"^<!-- runs with (.+?) -->$", re.M)
+_SECTION = re.compile(r"^## ", re.M)
 _LEFT_OUT = re.compile(r"<!-- (?:not run|command): .+? -->\s*\Z", re.S)
 _LINK = re.compile(r"(?<!\\)\]\(([^)\s]+)\)")
 
@@ -79,32 +80,40 @@ class Block:
     line: int
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a page, or all of it, that runs by itself."""
+
+    name: str  # of the page
+    text: str
+    needs: str = ""  # a package, or "a server"
+
+    def __str__(self):
+        return f"{self.name} with {self.needs}" if self.needs else self.name
+
+
 def name_of(page):
     """Return how a page is called in tests."""
     return str(page.relative_to(ROOT))
 
 
-def needs(page):
-    """Return the packages that a page wants to have."""
-    found = re.search(r"^<!-- needs: (.+) -->$", page.read_text(), re.M)
-    return found.group(1).split() if found else []
+def parts():
+    """Return what there is to run: of each page what runs anywhere, and parts that need something.
 
-
-def without_server(page):
-    """Return the text of a page that runs anywhere; same lines."""
-    return _WITH_SERVER.sub(lambda part: "\n" * part.group().count("\n"), page.read_text())
-
-
-def with_server(page):
-    """Return the text of a page that wants a server; same lines; None if there is none."""
-    text = page.read_text()
-    parts = list(_WITH_SERVER.finditer(text))
-    if not parts:
-        return None
-    result = ""
-    for part in parts:
-        result += "\n" * (text.count("\n", 0, part.start()) - result.count("\n")) + part.group()
-    return result
+    Their lines are as in the page.
+    """
+    result = []
+    for page in PAGES:
+        text = rest = page.read_text()
+        for found in _PART.finditer(text):
+            in_section = _SECTION.search(text, 0, found.start())
+            end = _SECTION.search(text, found.end()) if in_section else None
+            part = slice(found.start(), end.start() if end else len(text))
+            rest = rest[: part.start] + re.sub(".", " ", text[part]) + rest[part.stop :]
+            before = "\n" * text.count("\n", 0, part.start)
+            result.append(Part(name_of(page), before + text[part], found.group(1)))
+        result.append(Part(name_of(page), rest))
+    return [part for part in result if blocks(part.text)]
 
 
 def blocks(text):
@@ -119,8 +128,8 @@ def blocks(text):
     return result
 
 
-def programs(name, text):
-    """Return the Python programs that a text is; each runs in a process of its own.
+def programs(part):
+    """Return the Python programs that a part is; each runs in a process of its own.
 
     Raises
     ------
@@ -128,7 +137,7 @@ def programs(name, text):
         A block would neither run nor say why it does not.
     """
     result, program = [], ""
-    for block in blocks(text):
+    for block in blocks(part.text):
         if _LEFT_OUT.search(block.before):
             continue
         if "in a new process" in block.before and program:
@@ -138,16 +147,16 @@ def programs(name, text):
         if is_file:
             program += f"file({block.code!r}, {is_file.group(1)!r})\n"
         elif block.language in _RUN:
-            program += f"{block.language}({block.code!r}, {name!r}, {block.line})\n"
+            program += f"{block.language}({block.code!r}, {part.name!r}, {block.line})\n"
         elif block.language not in _SHOWN:
-            raise PageError(f"{name}:{block.line}: a block of {block.language!r} does not run")
+            raise PageError(f"{part}:{block.line}: a block of {block.language!r} does not run")
     return [*result, program] if program else result
 
 
-def run(name, text, folder, **env):
-    """Run a text in a folder."""
+def run(part, folder, **env):
+    """Run a part in a folder."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    for program in programs(name, text):
+    for program in programs(part):
         done = subprocess.run(
             [sys.executable, "-c", _PROLOGUE + program],
             cwd=folder,
@@ -157,7 +166,7 @@ def run(name, text, folder, **env):
             timeout=240,
         )
         if done.returncode != 0:
-            raise PageError(f"{name}: {done.stdout}{done.stderr}")
+            raise PageError(f"{part}: {done.stdout}{done.stderr}")
 
 
 # ---- links ----

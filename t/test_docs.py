@@ -12,22 +12,22 @@ import pages
 import pytest
 import storages
 
-WITH_CODE = [page for page in pages.PAGES if pages.blocks(page.read_text())]
-FOR_A_SERVER = [page for page in pages.PAGES if pages.with_server(page)]
+PARTS = pages.parts()
+FOR_A_SERVER = [part for part in PARTS if part.needs == "a server"]
+FOR_ALL = [part for part in PARTS if part.needs != "a server"]
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=pages.name_of)
-def test_code_blocks_run(page, tmp_path):
-    missing = [package for package in pages.needs(page) if find_spec(package) is None]
-    if missing:
-        pytest.skip(f"not installed: {' '.join(missing)}")
-    pages.run(pages.name_of(page), pages.without_server(page), tmp_path)
+@pytest.mark.parametrize("part", FOR_ALL, ids=str)
+def test_code_blocks_run(part, tmp_path):
+    if part.needs and find_spec(part.needs) is None:
+        pytest.skip(f"{part.needs} is not installed")
+    pages.run(part, tmp_path)
 
 
 @pytest.mark.skipif(not storages.kind().has_server, reason="a file has one client")
-@pytest.mark.parametrize("page", FOR_A_SERVER, ids=pages.name_of)
-def test_code_blocks_run_with_a_server(page, testdb, tmp_path):
-    pages.run(pages.name_of(page), pages.with_server(page), tmp_path, url=testdb.url)
+@pytest.mark.parametrize("part", FOR_A_SERVER, ids=str)
+def test_code_blocks_run_with_a_server(part, testdb, tmp_path):
+    pages.run(part, tmp_path, url=testdb.url)
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=pages.name_of)
@@ -37,7 +37,7 @@ def test_links(page):
 
 def test_all_that_pages_need_is_installed_for_them():
     """PyTorch is as large as all else together: its page runs where somebody has it."""
-    needed = {package for page in pages.PAGES for package in pages.needs(page)} - {"torch"}
+    needed = {part.needs for part in FOR_ALL} - {"", "torch"}
     names = {"sklearn": "scikit-learn"}
     tox = (pages.ROOT / "tox.ini").read_text()
     (docs,) = re.findall(r"^\[testenv:docs\]$.*?^commands", tox, re.M | re.S)
@@ -63,7 +63,7 @@ class TestPages:
     """What would be skipped in silence is not."""
 
     def programs(self, text):
-        return pages.programs("x.md", text)
+        return pages.programs(pages.Part("x.md", text))
 
     def test_block_that_cannot_run(self):
         for language in "rust", "cython", "console":
@@ -85,7 +85,7 @@ class TestPages:
     )
     def test_failure_is_seen(self, code, tmp_path):
         with pytest.raises(pages.PageError):
-            pages.run("x.md", f"\n{code}", tmp_path)
+            pages.run(pages.Part("x.md", f"\n{code}"), tmp_path)
 
     def test_file_and_new_process(self, tmp_path):
         text = """
@@ -111,7 +111,28 @@ import one
 assert "y" not in globals() and one.x == 1
 ```
 """
-        pages.run("x.md", text, tmp_path)
+        pages.run(pages.Part("x.md", text), tmp_path)
+
+    def test_parts(self, tmp_path, monkeypatch):
+        code = "```sh\n{}\n```\n"
+        one, two = tmp_path / "one.md", tmp_path / "two.md"
+        one.write_text(f"""
+{code.format("first")}
+## A
+{code.format("second")}
+<!-- runs with numpy -->
+{code.format("third")}
+## B
+{code.format("fourth")}""")
+        two.write_text(f"<!-- runs with a server -->\n## A\n{code.format('fifth')}")
+        monkeypatch.setattr(pages, "ROOT", tmp_path)
+        monkeypatch.setattr(pages, "PAGES", [one, two])
+        found = {str(part): part for part in pages.parts()}
+        assert list(found) == ["one.md with numpy", "one.md", "two.md with a server"]
+        words = [[block.code.strip() for block in pages.blocks(p.text)] for p in found.values()]
+        assert words == [["third"], ["first", "second", "fourth"], ["fifth"]]
+        (third,) = pages.blocks(found["one.md with numpy"].text)
+        assert one.read_text().splitlines()[third.line] == "third"
 
     def test_broken_links(self, tmp_path, monkeypatch):
         monkeypatch.setattr(pages, "ROOT", tmp_path)
