@@ -13,16 +13,18 @@ would. Comments in front of a block, or a page:
 
 - `<!-- not run: why -->`: the next block is not run.
 - `<!-- command: name -->`: nor this one; CI runs it, or a person.
-- `<!-- runs with PACKAGE -->`: what follows, to the end of the section, is run apart, and where
-  that is installed; before all sections: to the end of the page.
+- `<!-- runs with NAME -->`: what follows, to the end of the section, is run apart, and where
+  that package, or program, is installed; before all sections: to the end of the page.
 - `<!-- runs with a server -->`: so is this, with a database on one; `url` is its URL, in sh $url.
 """
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +33,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.M | re.S)
 _FILE = re.compile(r"In `([\w.-]+)`:\s*\Z")
 _PART = re.compile(r"^<!-- runs with (.+?) -->$", re.M)
-_SECTION = re.compile(r"^## ", re.M)
+_SECTION = re.compile(r"^##+ ", re.M)
 _LEFT_OUT = re.compile(r"<!-- (?:not run|command): .+? -->\s*\Z", re.S)
 _LINK = re.compile(r"(?<!\\)\]\(([^)\s]+)\)")
 
@@ -153,14 +155,22 @@ def programs(part):
     return [*result, program] if program else result
 
 
+def _path():
+    return f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+
+
+def installed(name):
+    """Say whether there is a package, or a program, of this name."""
+    return name == "" or find_spec(name) is not None or shutil.which(name, path=_path()) is not None
+
+
 def run(part, folder, **env):
     """Run a part in a folder."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     for program in programs(part):
         done = subprocess.run(
             [sys.executable, "-c", _PROLOGUE + program],
             cwd=folder,
-            env=os.environ | env | {"PATH": path},
+            env=os.environ | env | {"PATH": _path()},
             capture_output=True,
             text=True,
             timeout=240,

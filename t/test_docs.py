@@ -5,7 +5,6 @@ A page that needs a package which `test` does not install runs in the environmen
 
 import os
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 import pages
@@ -19,9 +18,16 @@ FOR_ALL = [part for part in PARTS if part.needs != "a server"]
 
 @pytest.mark.parametrize("part", FOR_ALL, ids=str)
 def test_code_blocks_run(part, tmp_path):
-    if part.needs and find_spec(part.needs) is None:
+    if not pages.installed(part.needs):
         pytest.skip(f"{part.needs} is not installed")
+    if part.needs == "py-spy" and os.geteuid() != 0 and may_not_trace():
+        pytest.skip("only root may look into other processes here")
     pages.run(part, tmp_path)
+
+
+def may_not_trace():
+    scope = Path("/proc/sys/kernel/yama/ptrace_scope")
+    return scope.exists() and scope.read_text().strip() != "0"
 
 
 @pytest.mark.skipif(not storages.kind().has_server, reason="a file has one client")
@@ -37,12 +43,32 @@ def test_links(page):
 
 def test_all_that_pages_need_is_installed_for_them():
     """PyTorch is as large as all else together: its page runs where somebody has it."""
-    needed = {part.needs for part in FOR_ALL} - {"", "torch"}
+    needed = {part.needs for part in FOR_ALL} - {"", "torch", "gdb"}
     names = {"sklearn": "scikit-learn"}
     tox = (pages.ROOT / "tox.ini").read_text()
     (docs,) = re.findall(r"^\[testenv:docs\]$.*?^commands", tox, re.M | re.S)
     installed = set(re.findall(r"^    ([\w-]+)", docs, re.M))
     assert {names.get(package, package) for package in needed} <= installed
+
+
+def test_names_of_the_inside():
+    """What development.md says of a page's way is in the modules that it names."""
+    text = (pages.ROOT / "docs/development.md").read_text()
+    way = text[text.index("## A page's way") : text.index("All of it can be seen")]
+    names = re.findall(r"`(\w+)\.((?:\w+\.)*)(\w+)`", way)
+    assert len(names) > 40
+    for module, classes, name in names:
+        sources = [
+            path
+            for folder in ("bigfile", "lib", "wendelin/bigarray")
+            for path in (pages.ROOT / folder).glob(f"{module}.py*")
+            if path.suffix in (".py", ".pyx")
+        ]
+        assert len(sources) == 1, module
+        code = sources[0].read_text()
+        assert re.search(rf"^ *(cdef|def) .*\b{name}\(", code, re.M), (module, name)
+        for cls in filter(None, classes.split(".")):
+            assert re.search(rf"^class {cls}\b", code, re.M), (module, cls)
 
 
 @pytest.mark.skipif("WENDELIN_CORE_TEST_SITE" not in os.environ, reason="run by tox -e docs")
