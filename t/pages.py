@@ -6,6 +6,7 @@ process begins ("in a new process"), one does. By language:
 | ```python     | runs |
 | ```pycon      | is compared, as doctest does |
 | ```sh         | runs in a shell, where the process is then; PATH has this Python's programs |
+| ```console    | so do its commands, one by one ("$ command"); what they print is compared |
 | ```, ```text  | is shown, as a picture or the output of something |
 
 A block after "In `NAME`:" is a file, and does not run; one that is zeo.conf is read as a ZEO server
@@ -37,8 +38,8 @@ _SECTION = re.compile(r"^##+ ", re.M)
 _LEFT_OUT = re.compile(r"<!-- (?:not run|command): .+? -->\s*\Z", re.S)
 _LINK = re.compile(r"(?<!\\)\]\(([^)\s]+)\)")
 
-_PROLOGUE = """\
-import doctest, os, subprocess
+_PROLOGUE = r"""
+import doctest, os, re, subprocess
 space = {"__name__": "__main__"}
 if "url" in os.environ:
     space["url"] = os.environ["url"]
@@ -46,16 +47,27 @@ if "url" in os.environ:
 def python(source, name, line):
     exec(compile(chr(10) * line + source, name, "exec"), space)
 
+FLAGS = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL | doctest.NORMALIZE_WHITESPACE
+
 def pycon(source, name, line):
     test = doctest.DocTestParser().get_doctest(source, space, name, name, line)
-    flags = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL | doctest.NORMALIZE_WHITESPACE
-    failed, tried = doctest.DocTestRunner(optionflags=flags).run(test, clear_globs=False)
+    failed, tried = doctest.DocTestRunner(optionflags=FLAGS).run(test, clear_globs=False)
     space.update(test.globs)
     assert tried and not failed, (name, line)
 
 def sh(source, name, line):
     done = subprocess.run(["bash", "-euo", "pipefail", "-c", source])
     assert done.returncode == 0, (name, line, source)
+
+def console(source, name, line):
+    commands = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", source, re.M)
+    assert commands, (name, line)
+    for command, expected in commands:
+        done = subprocess.run(
+            ["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        same = doctest.OutputChecker().check_output(expected, done.stdout, FLAGS)
+        assert same, (name, line, command, done.stdout)
 
 def file(source, name):
     with open(name, "w") as f:
@@ -64,7 +76,7 @@ def file(source, name):
         from ZEO.runzeo import ZEOOptions
         ZEOOptions().realize(["-C", name])
 """
-_RUN = {"python", "pycon", "sh"}
+_RUN = {"python", "pycon", "sh", "console"}
 _SHOWN = {"", "text"}
 
 
