@@ -170,7 +170,7 @@ class BigArray:
 
     @property
     def data(self) -> Any:
-        """Not here: an array has no memory of its own. Use a view: A[i:j].data."""
+        """Not here, as an array has no memory of its own. A view has it."""
         raise TypeError("an array has no direct buffer: take that of a view, A[:].data")
 
     def __repr__(self) -> str:
