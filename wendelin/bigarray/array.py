@@ -348,7 +348,7 @@ class BigArray:
 
     def _read_into(self, out: NDArray[Any], view: NDArray[Any], step: int) -> None:
         """Load and copy a view, at most `step` bytes, or an element, at a time."""
-        found = _in_file(view)
+        found = in_file(view)
         if found is None:
             return
         _, start, stop = found
