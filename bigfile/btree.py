@@ -92,7 +92,7 @@ def _bucket(state: object, kind: str) -> Node:
         if not isinstance(ref, Ref):
             raise RecordError(f"a damaged {kind}BTree: {key!r} -> {ref!r}")
     if not _ascend(keys):
-        raise RecordError(f"a damaged {kind}BTree: a bucket with keys {keys!r:.100}")
+        raise RecordError(f"a damaged {kind}BTree: a bucket with keys not in order: {keys!r:.100}")
     oids = {key: ref.oid for key, ref in zip(keys, refs, strict=True)}
     return Node(True, [], [], oids, _next(state, kind), tuple(ref.cls for ref in refs))
 

@@ -153,6 +153,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     _opened: weakref.ref[OpenFile] | None = None  # held by who maps it
     _follower: FileFollower | None = None
     _tfile: Any
+    _file: Any
 
     def __init__(self, file_name: str, *, align: bool | int = True, **options: Any) -> None:
         self.align = bool(align)

@@ -62,7 +62,7 @@ class ArraySource(Source):
         zfile = self._array.zfile
         if self._numbers is None:
             self._numbers = stored_numbers(zfile)
-        itemsize = self.layout.dtype.itemsize
+        itemsize = int(self.layout.dtype.itemsize)
         first = start * itemsize // zfile.blksize
         while self._next < first:
             number = next(self._numbers, None)

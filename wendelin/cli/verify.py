@@ -108,6 +108,6 @@ def verify(address: Address, as_json: bool) -> int:
         )
         if bad:
             console().print(table(("path", "block", "oid", "what"), rows, "block"))
-        found = f"{arrays} array{'s' * (arrays != 1)}, {blocks} block{'s' * (blocks != 1)}"
-        print(f"{found}: {f'{len(bad)} bad' if bad else 'all good'}")
+        counted = f"{arrays} array{'s' * (arrays != 1)}, {blocks} block{'s' * (blocks != 1)}"
+        print(f"{counted}: {f'{len(bad)} bad' if bad else 'all good'}")
     return 1 if bad else 0
