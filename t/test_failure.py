@@ -114,6 +114,46 @@ assert len(told) == 8, told
 """)
 
 
+@pytest.mark.parametrize("own", [True, False])
+def test_a_touch_that_fails_while_blocks_are_stored(own):
+    """Nothing is stored as if it had not."""
+    broken = view(Failing(BLK).fileh_open())
+
+    class File(Failing):
+        def storeblk(self, blk, buf):
+            (mine if own else broken)[5 * BLK]
+            for _ in range(1000):
+                pass
+            super().storeblk(blk, buf)
+
+    fileh = File(BLK).fileh_open()
+    mine = view(fileh)
+    fileh.file.error = None
+    mine[:BLK] = 1
+    fileh.file.error = OSError("bad disk")
+    with pytest.raises(BlockLoadError, match="block 5 of .*bad disk"):
+        fileh.dirty_writeout(BOTH)
+    assert fileh.dirty_blocks() == [0]
+    assert not fileh.file.blocks
+
+
+def test_a_touch_that_fails_at_the_end_of_the_interpreter():
+    """What is not in memory is zeros then, and nobody is told."""
+    out = child("""
+import atexit
+a = np.frombuffer(Failing(BLK).fileh_open().mmap(0, 8), "u1")
+class Late:
+    def __del__(self): print("late", a[0], flush=True)
+keep = Late()
+keep.me = keep
+@atexit.register
+def early():
+    try: a[3 * BLK]; bytecodes()
+    except BlockLoadError: print("told")
+""")
+    assert out.split() in (["told"], ["told", "late", "0"], ["told", "late"])
+
+
 def test_the_error_goes_to_other_processes():
     fileh = Failing(BLK).fileh_open()
     with pytest.raises(BlockLoadError) as e:

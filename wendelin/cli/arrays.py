@@ -69,8 +69,8 @@ class ArraySource(Source):
             if number is None:
                 return self.layout.size
             self._next = number
-        found = self._next * zfile.blksize // itemsize
-        return min(max(start, found), self.layout.size)
+        found = int(self._next * zfile.blksize // itemsize)
+        return int(min(max(start, found), self.layout.size))
 
     def identity(self) -> dict[str, Any]:
         """See Source."""
