@@ -131,7 +131,7 @@ def test_a_touch_that_fails_while_blocks_are_stored(own):
     fileh.file.error = None
     mine[:BLK] = 1
     fileh.file.error = OSError("bad disk")
-    with pytest.raises(BlockLoadError, match="block 5 of .*bad disk"):
+    with pytest.raises(BlockLoadError, match=r"block 5 of .*bad disk"):
         fileh.dirty_writeout(BOTH)
     assert fileh.dirty_blocks() == [0]
     assert not fileh.file.blocks
