@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 import traceback
+import weakref
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -31,10 +32,10 @@ import transaction
 from transaction import TransactionManager
 from ZODB.POSException import ConflictError
 
-import wendelin.bigfile
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.bigfile import ram_reclaim
-from wendelin.bigfile.virtmem import ram_stat
+from wendelin.bigfile import ram_reclaim, stats
+from wendelin.bigfile.stats import HandleStats
+from wendelin.bigfile.virtmem import handles
 from wendelin.lib import fsalign
 from wendelin.lib.zodb import dbclose, dbopen
 
@@ -44,7 +45,8 @@ SHARED = 64 * BLK // 8  # elements of the shared one
 RAM = "4M"  # WENDELIN_CORE_RAM: less than what one thread works on
 PACK_EVERY = 10  # [s]
 WARM = 2  # before the first count: caches, pools and arenas are made once [s]
-TOLERATED = {"fds": 0, "threads": 0, "mappings": 60, "resident MiB": 60}  # arenas, stacks
+# some for arenas, and stacks
+TOLERATED = {"fds": 0, "threads": 0, "mappings": 60, "resident MiB": 60, "pages": 0, "handles": 0}
 
 
 class Own:
@@ -209,14 +211,36 @@ def are_tolerated(leaks: dict[str, float]) -> bool:
     return all(n <= TOLERATED[name] for name, n in leaks.items())
 
 
-def pack_at_times(db, until: float, seen: Counter) -> None:
-    while (left := until - time.monotonic()) > PACK_EVERY:
-        time.sleep(min(left, PACK_EVERY))
-        db.pack()
-        seen["packs"] += 1
+class Pager:
+    """What the pager did, for handles that come and go: looked at often, so about."""
+
+    NAMES = ("faults", "loads", "reclaims", "failures", "waits")
+
+    def __init__(self) -> None:
+        self.seen: dict[weakref.ref, HandleStats] = {}
+
+    def look(self) -> None:
+        for handle in list(handles):
+            counts = HandleStats("", handle.blksize, *handle.counts())
+            self.seen[weakref.ref(handle)] = counts
+
+    def total(self) -> dict[str, int]:
+        return {name: sum(getattr(c, name) for c in self.seen.values()) for name in self.NAMES}
 
 
-def session(url: str, seconds: float, threads: int, seen: Counter) -> None:
+def watch(db, until: float, seen: Counter, pager: Pager, packs: bool) -> None:
+    """Look at the pager until then; pack at times."""
+    next_pack = time.monotonic() + PACK_EVERY
+    while time.monotonic() < until:
+        time.sleep(0.1)
+        pager.look()
+        if packs and time.monotonic() > next_pack:
+            db.pack()
+            seen["packs"] += 1
+            next_pack += PACK_EVERY
+
+
+def session(url: str, seconds: float, threads: int, seen: Counter, pager: Pager) -> None:
     """Work for so many seconds.
 
     Raises
@@ -229,8 +253,7 @@ def session(url: str, seconds: float, threads: int, seen: Counter) -> None:
     clients = [Thread(db, n, until, seen) for n in range(threads)]
     for client in clients:
         client.start()
-    if url.startswith("file"):
-        pack_at_times(db, until, seen)
+    watch(db, until, seen, pager, url.startswith("file"))
     for client in clients:
         client.join()
     transaction.abort()
@@ -243,20 +266,19 @@ def session(url: str, seconds: float, threads: int, seen: Counter) -> None:
 def process(url: str, seconds: float, threads: int) -> None:
     """Work, and print what was done, and what was not given back, as JSON."""
     fsalign.SMALLEST = fsalign.ALIGNMENT
-    session(url, WARM, threads, Counter())
-    before, seen = used(), Counter()
-    session(url, seconds, threads, seen)
+    session(url, WARM, threads, Counter(), Pager())
+    before, seen, pager = used(), Counter(), Pager()
+    session(url, seconds, threads, seen, pager)
     for _ in range(20):  # threads of pools may end something yet
         after = used()
         leaks = {name: round(after[name] - before[name], 1) for name in before}
         if are_tolerated(leaks):
             break
         time.sleep(0.3)
-    stats = wendelin.bigfile.stats() if hasattr(wendelin.bigfile, "stats") else {}
-    limit, clean, dirty = ram_stat()
-    pager = {"limit": limit, "clean": clean, "dirty": dirty} | stats
-    pager["page faults"] = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    print(json.dumps({"did": seen, "pager": pager, "leaks": leaks}, default=str))
+    did = pager.total() | {"page faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt}
+    left = stats()
+    leaks |= {"pages": left.clean + left.dirty, "handles": len(left.handles)}
+    print(json.dumps({"did": seen, "pager": did, "leaks": leaks}))
 
 
 # ---- all ----

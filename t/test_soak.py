@@ -19,3 +19,5 @@ def test_soak(testdb):
     for result in results:
         for act in "write", "check", "commit", "abort", "rollback", "transfer", "sum":
             assert result["did"][act] > 0
+        assert result["pager"]["loads"] > 0
+        assert result["pager"]["reclaims"] > 0
