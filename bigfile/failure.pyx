@@ -23,6 +23,7 @@ import sys
 import threading
 
 from cpython.object cimport PyObject
+from libc.errno cimport EFBIG, EMFILE, ENFILE, ENOMEM, ENOSPC
 from libc.stdint cimport uint64_t
 from libc.string cimport strerror
 
@@ -73,9 +74,10 @@ cdef object failure(file, blk, Failure why, int err):
     if why == CIRCULAR_LOAD:
         return block_load_error(file, blk, "cannot be loaded: its loader, in another thread, waits "
                                 "for a block that this thread is loading")
-    if why == BROKEN_FILE:
+    if why == BROKEN_FILE and err not in (ENOMEM, ENOSPC, EFBIG):   # these are of page memory
+        hint = "" if err in (EMFILE, ENFILE) else ". The disk failed, or the file was cut"
         return block_load_error(file, blk, f"cannot be read from its file: "
-                                f"{strerror(err).decode()}. The disk failed, or the file was cut")
+                                f"{strerror(err).decode()}{hint}")
     what = f"{'a handle' if blk is None else f'block {blk}'} of {describe(file)}"
     if why == DIRTY_LIMIT:
         return PageMemoryError(
