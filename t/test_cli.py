@@ -20,15 +20,24 @@ from persistent import Persistent
 from persistent.list import PersistentList
 from persistent.mapping import PersistentMapping
 from ZODB.blob import Blob
+from ZODB.Connection import TransactionMetaData
 from ZODB.FileStorage import FileStorage
-from ZODB.utils import p64
+from ZODB.utils import load_current, p64
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.file_zodb import ZBigFile, ZBlk0, ZBlk1, ZData
 from wendelin.bigfile.survey import stored_numbers
+from wendelin.cli.tree import walk
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
+from wendelin.lib.zrecord import find_payload, without_pad
 
-pytestmark = pytest.mark.formats
+pytestmark = [
+    pytest.mark.formats,
+    pytest.mark.skipif(
+        storages.kind() is storages.CopiedFileStorageDatabase,
+        reason="the same as with a file that is mapped; what is not is tested with that",
+    ),
+]
 
 DATA = Path(__file__).parent / "data"
 MIB = 1 << 20
@@ -104,7 +113,7 @@ PATHS = [
 # ---- ls ----
 
 
-def test_ls(url, testdb):
+def test_ls(call, url, testdb):
     rows = wendelin("ls", "--json", url).json
     assert [row["path"] for row in rows] == PATHS
     found = {row["path"]: row for row in rows}
@@ -122,11 +131,11 @@ def test_ls(url, testdb):
         tid = root["A"].zfile.blktab[0]
         tid._p_activate()
         assert A["changed"]["tid"] == tid._p_serial.hex()
-    lines = wendelin("ls", url).stdout.splitlines()
+    lines = call("ls", url).stdout.splitlines()
     assert " ".join(lines[0].split()) == "path shape dtype order blocks stored formats changed"
     assert [line.split()[0] for line in lines[1:]] == PATHS
     assert "66.7%" in lines[4]
-    assert [row["path"] for row in wendelin("ls", "--json", f"{url}#list").json] == ["list/1/k/0"]
+    assert [row["path"] for row in call("ls", "--json", f"{url}#list").json] == ["list/1/k/0"]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -155,7 +164,6 @@ def test_a_class_that_is_not_there(url, testdb):
     """The database of an application is read without its code."""
     done = wendelin("ls", "--json", f"{url}#thing")  # Thing is of this test
     assert [row["path"] for row in done.json] == ["thing/again", "thing/part"]
-    assert wendelin("cat", f"{url}#thing/part[:1]").stdout == "0.0\n"
 
 
 def test_ls_of_what_does_not_load(call, url):
@@ -172,9 +180,6 @@ def test_ls_of_what_does_not_load(call, url):
 
 def lose(root, oid, data=b"this is no record"):
     """Put something else in the place of a record."""
-    from ZODB.Connection import TransactionMetaData
-    from ZODB.utils import load_current
-
     storage = root._p_jar.db().storage
     txn = TransactionMetaData()
     storage.tpc_begin(txn)
@@ -191,15 +196,22 @@ def test_many_objects(call, testdb):
     with database(testdb.url) as root:
         root["t"] = tree = OOBTree({f"{i:05}": Thing(n=[i] * 50) for i in range(3000)})
         tree["02000"].A = filled((5,))
+        root["nodes"] = OOBTree({i: i for i in range(30_000)})
         transaction.commit()
     assert [r["path"] for r in call("ls", "--json", testdb.url).json] == ["t/02000/A"]
+    with database(testdb.url) as root:
+        cache = root._p_jar._cache
+        counts = []
+        assert len(list(walk(root, tell=lambda n: counts.append(cache.cache_non_ghost_count)))) == 1
+        assert len(counts) > 3000
+        assert max(counts) < 400 + 300  # what the cache may have, and what it has meanwhile
 
 
 # ---- info ----
 
 
-def test_info(url):
-    told = wendelin("info", "--json", f"{url}#mixed").json
+def test_info(call, url):
+    told = call("info", "--json", f"{url}#mixed").json
     assert told["oid"]
     assert (told["shape"], told["dtype"], told["order"]) == ([8 * BLK], "|u1", "C")
     assert (told["nbytes"], told["blksize"], told["zblk_fmt"]) == (8 * BLK, BLK, "ZBlk0")
@@ -249,28 +261,48 @@ def test_lost_alignment_is_told_and_pack_gets_it_back(call, tmp_path):
     assert "a third of the speed" in told
     advice = told[told.index("    from wendelin") :]
     check_child("\n".join(line for line in advice.splitlines() if line.startswith("    ")))
-    told = wendelin("info", f"{path}#x").stdout
+    told = call("info", f"{path}#x").stdout
     assert "███\n" in told
     assert "not aligned" not in told
 
 
-def test_arrays_of_python_2_are_not_said_to_be_mended_by_pack(call, tmp_path):
-    path = shutil.copy(DATA / "py37-0.13-1.fs", tmp_path / "x.fs")
+def test_blocks_of_python_2_are_not_said_to_be_mended_by_pack(call, tmp_path):
+    path = tmp_path / "x.fs"
+    with database(f"file://{path}?align=false") as root:
+        root["x"] = A = filled((2 * BLK,), "u1", blksize=2 * BLK)
+        transaction.commit()
+        A[:] = 1
+        transaction.commit()
+        oid = A.zfile.blktab[0]._p_oid
+        record, _ = load_current(root._p_jar.db().storage, oid)
+        op = find_payload(record).op
+        lose(root, oid, record[:op] + b"T" + record[op + 1 :])
+    assert call("info", "--json", f"{path}#x").json["blocks"] == {"ZBlk0, copied": 1}
+    with database(path) as root:
+        root._p_jar.db().pack()
+    assert call("info", "--json", f"{path}#x").json["blocks"] == {"ZBlk0, copied": 1}
+    assert call("cat", f"{path}#x[:2]").stdout == "1\n1\n"
+
+
+@pytest.mark.parametrize("name", ["py37-0.13-1", "py310-2.0a4-1", "zblk-py2_pickle1", "3.0-auto"])
+def test_old_databases(call, tmp_path, name):
+    path = shutil.copy(DATA / f"{name}.fs", tmp_path / "x.fs")
     rows = call("ls", "--json", path).json
-    assert rows
+    assert sum(row["blocks"] for row in rows)
     for row in rows:
-        call("info", f"{path}#{row['path']}")
+        if row["shape"] is not None:
+            call("info", f"{path}#{row['path']}")
     assert call("verify", path).stdout.endswith("all good\n")
 
 
 # ---- cat, head ----
 
 
-def test_cat_and_head(url):
+def test_cat_and_head(call, url):
     B = PATHS[-1]
     assert wendelin("cat", f"{url}#{B}[1:3, :3]").stdout == "30\t31\t32\n60\t61\t62\n"
     assert wendelin("head", "-n", "2", f"{url}#A").stdout == "1.0\n2.0\n"
-    assert wendelin("cat", "--json", f"{url}#{B}[-1, ::-10]").json == [2999, 2989, 2979]
+    assert call("cat", "--json", f"{url}#{B}[-1, ::-10]").json == [2999, 2989, 2979]
 
 
 def texts():
@@ -322,10 +354,10 @@ def test_a_reader_that_has_seen_enough(url, tmp_path):
 # ---- verify ----
 
 
-def test_verify(url):
+def test_verify(call, url):
     done = wendelin("verify", url)
     assert done.stdout == "7 arrays, 15 blocks: all good\n"
-    assert wendelin("verify", "--json", f"{url}#tree").json["bad"] == []
+    assert call("verify", "--json", f"{url}#tree").json["bad"] == []
 
 
 def damage(root):
@@ -378,7 +410,7 @@ def test_verify_tells_all_that_is_bad(call, url):
     assert len(told) == len(expected)
     for path, blk, what in expected:
         assert any(t[:2] == (path, blk) and what in t[2] for t in told), (path, blk, what, told)
-    text = wendelin("verify", url, code=1).stdout
+    text = call("verify", url, code=1).stdout
     assert f"{len(expected)} bad" in text
     assert "A " in text
 
@@ -415,8 +447,6 @@ def test_a_block_that_is_missing(call, tmp_path):
 
 def transactions(url):
     """Return what a storage has: (tid, description, [(oid, data)])."""
-    from wendelin.lib.zrecord import without_pad
-
     storage = dbstoropen(url)
     iterator = storage.iterator()
     result = [
@@ -429,7 +459,7 @@ def transactions(url):
     return result
 
 
-def test_copy_of_a_database(url, tmp_path):
+def test_copy_of_a_database(call, url, tmp_path):
     """Out of the storage that runs, into a file, and back into another of its kind."""
     neo = storages.kind() is storages.NeoDatabase
     if not neo:  # an undo may end a storage node of NEO 1.12
@@ -450,7 +480,7 @@ def test_copy_of_a_database(url, tmp_path):
     target = f"{tmp_path}/back.fs" if back.url == url else back.url
     done = wendelin("copy", path, target)
     assert f"{target}: {len(have)} transactions, " in done.stdout
-    assert wendelin("verify", target).stdout == "7 arrays, 15 blocks: all good\n"
+    assert call("verify", target).stdout == "7 arrays, 15 blocks: all good\n"
     assert [t[2] for t in transactions(target)] == [t[2] for t in have]
     assert transactions(target) == have
     back.stop()
@@ -550,20 +580,20 @@ def test_a_storage_that_does_not_restore(tmp_path, call, at_vote):
         assert root["x"][-1] == 2
 
 
-def test_copy_of_an_array(url, tmp_path):
+def test_copy_of_an_array(call, url, tmp_path):
     """Into another database and back, beside itself."""
     other = f"{tmp_path}/other.fs"
     done = wendelin("copy", f"{url}#{PATHS[-1]}", f"{other}#deep/er/B")
     assert done.stdout.startswith(f"{other}#deep/er/B: 11.7 KiB")
-    wendelin("copy", f"{other}#deep/er/B", f"{url}#tree/B")
+    call("copy", f"{other}#deep/er/B", f"{url}#tree/B")
     with database(url) as root, database(other) as there:
         A, B, C = root["tree"]["a/b#c[%]"], root["tree"]["B"], there["deep"]["er"]["B"]
         for array in B, C:
             assert (array.shape, array.dtype, array._order) == (A.shape, A.dtype, "F")
             assert (array.zfile.blksize, array._zblk_fmt) == (BLK, "ZBlk1")
             assert np.array_equal(A[:], array[:])
-    assert "is there already" in wendelin("copy", f"{url}#A", f"{url}#tree/B", code=1).stderr
-    wendelin("copy", "--replace", f"{url}#A", f"{url}#tree/B")
+    assert "is there already" in call("copy", f"{url}#A", f"{url}#tree/B", code=1).stderr
+    call("copy", "--replace", f"{url}#A", f"{url}#tree/B")
     with database(url) as root:
         assert np.array_equal(root["A"][:], root["tree"]["B"][:])
 
@@ -585,14 +615,14 @@ def test_copy_of_an_array_of_holes(call, testdb, tmp_path):
 # ---- the program ----
 
 
-def test_demo(tmp_path, testdb):
+def test_demo(call, tmp_path, testdb):
     done = wendelin("demo", "--worksize", "40M", cwd=tmp_path)
     assert done.stdout.startswith("mean:\t")
     assert "over 40 MB" in done.stdout
-    assert os.listdir(tmp_path) == [] or storages.kind() is not storages.ZeoDatabase
-    told = wendelin("demo", "--json", "--worksize", "1M", testdb.url).json
+    assert done.stderr == ""
+    told = call("demo", "--json", "--worksize", "1M", testdb.url).json
     assert told["bytes"] == MIB
-    assert wendelin("head", "-n", "1", f"{testdb.url}#signalv").stdout == "0.0\n"
+    assert call("head", "-n", "1", f"{testdb.url}#signalv").stdout == "0.0\n"
 
 
 COMMANDS = ["cat", "copy", "demo", "export", "head", "import", "info", "ls", "verify"]
@@ -672,12 +702,12 @@ def on_terminal(*args):
     return said.decode()
 
 
-def test_progress_is_shown_on_a_terminal(testdb, tmp_path):
+def test_progress_is_shown_on_a_terminal(call, testdb, tmp_path):
     (tmp_path / "x.raw").write_bytes(bytes(3 * MIB))
     url = f"{testdb.url}#x"
     said = on_terminal("import", "--step", "1M", "--dtype", "u1", f"{tmp_path}/x.raw", url)
     assert "3 MiB of 3 MiB" in said
-    assert wendelin("export", url, tmp_path / "y.raw").stderr == ""
+    assert call("export", url, tmp_path / "y.raw").stderr == ""
 
 
 # FileStorage leaves a file open that is none of its

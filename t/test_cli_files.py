@@ -17,11 +17,18 @@ from cgroup import NoCgroup, memory_cgroup
 from cli import PROGRAM, Caller, ended_at, killed_at, wendelin
 
 from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.cli.files.base import slabs
 from wendelin.lib.zodb import dbclose, dbopen
 
 MIB = 1 << 20
 
-pytestmark = pytest.mark.formats  # which format blocks have makes no difference here
+pytestmark = [
+    pytest.mark.formats,
+    pytest.mark.skipif(
+        storages.kind() in (storages.CopiedFileStorageDatabase, storages.NeoDatabase),
+        reason="the same as with a file that is mapped, and over ZEO",
+    ),
+]
 
 RNG = np.random.default_rng(5)
 
@@ -170,6 +177,21 @@ def test_datasets_in_chunks_that_do_not_fit(call, url, tmp_path):
     assert "no array 'c': it has a, group/b" in error
 
 
+@pytest.mark.parametrize("shape", [(7,), (3, 4), (2, 3, 4), (5, 1, 2, 3), (1, 1), ()])
+def test_slabs(shape):
+    """All ranges of elements; in no more slabs than there are edges."""
+    values = np.arange(int(np.prod(shape))).reshape(shape)
+    for start in range(values.size + 1):
+        for stop in range(start, values.size + 1):
+            found = list(slabs(shape, start, stop))
+            for slab in found:
+                assert values[slab.where].shape == slab.shape
+            flat = [values[slab.where].reshape(-1) for slab in found]
+            expected = values.reshape(-1)[start:stop]
+            assert np.array_equal(np.concatenate([[], *flat]), expected)
+            assert len(found) <= max(1, 2 * len(shape) - 1)
+
+
 CSV = 'time,price,"a, b"\n0,1.5,x\n1,-2e3,y\n\n2,nan,"two\nlines"\n'
 
 
@@ -305,7 +327,7 @@ def progress_of(url):
         dbclose(root)
 
 
-def test_an_import_that_was_killed_is_gone_on_with(url, tmp_path, large):
+def test_an_import_that_was_killed_is_gone_on_with(call, url, tmp_path, large):
     args = ("import", "--step", "1M", "--blksize", "64K", large, f"{url}#x")
     assert killed_at(args, lambda: progress_of(url) > 0, tmp_path)
     done = progress_of(url)
@@ -313,14 +335,14 @@ def test_an_import_that_was_killed_is_gone_on_with(url, tmp_path, large):
     with database(url) as root:
         assert not root["x"][done : done + 10_000].any()
     # as it is seen meanwhile
-    info = wendelin("info", "--json", f"{url}#x").json
+    info = call("info", "--json", f"{url}#x").json
     assert info["import"] == {"done": done}
     export = ("export", f"{url}#x", tmp_path / "y.npy")
-    assert f"is not complete: it has {done} elements" in wendelin(*export, code=1).stderr
+    assert f"is not complete: it has {done} elements" in call(*export, code=1).stderr
     # another source is refused, and the same, elsewhere, is taken
     other = tmp_path / "other.npy"
     np.save(other, np.zeros(4 * MIB, "i8"))
-    error = wendelin("import", other, f"{url}#x", code=1).stderr
+    error = call("import", other, f"{url}#x", code=1).stderr
     assert "was begun from another source (changed)" in error or "(changed, size)" in error
     again = wendelin("import", "--json", "--step", "8M", large, f"{url}#x").json
     assert again["resumed_at"] == done * 8
@@ -338,15 +360,15 @@ def test_an_import_that_is_interrupted_says_how_to_go_on(url, large):
     assert "the same command goes on from there" in line
 
 
-def test_an_import_is_not_gone_on_with_over_what_was_changed(url, tmp_path, large):
+def test_an_import_is_not_gone_on_with_over_what_was_changed(call, url, tmp_path, large):
     args = ("import", "--step", "1M", "--blksize", "64K", large, f"{url}#x")
     assert killed_at(args, lambda: progress_of(url) > 0, tmp_path)
     with database(url) as root:
         root["x"][root["x~import"]["done"] - 3] += 1
         transaction.commit()
-    error = wendelin(*args, code=1).stderr
+    error = call(*args, code=1).stderr
     assert "was changed since its import was interrupted" in error
-    wendelin("import", "--replace", "--step", "8M", large, f"{url}#x")
+    call("import", "--replace", "--step", "8M", large, f"{url}#x")
     with database(url) as root:
         assert np.array_equal(root["x"][...], np.load(large, mmap_mode="r"))
 

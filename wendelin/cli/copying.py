@@ -184,7 +184,7 @@ class Copy:
             return path
         except POSKeyError:
             return None
-        except (Unsupported, AttributeError) as e:
+        except (Unsupported, AttributeError, TypeError) as e:
             raise Failure(
                 "the database has blobs, and its URL does not say where: ?blobstorage_dir=..."
             ) from e
