@@ -198,7 +198,7 @@ DAMAGES = {
     "a value in the table": (put_table(lambda flat: (*flat[:3], 7, *flat[4:])), "damaged LOBTree"),
     "a table that is not in order": (
         put_table(lambda flat: (*flat[2:4], *flat[:2], *flat[4:])),
-        r"bucket with keys \(1, 0",
+        r"bucket with keys not in order: \(1, 0",
     ),
     "a table with keys that are none": (
         put_table(lambda flat: (*flat[:2], True, *flat[3:])),
