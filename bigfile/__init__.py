@@ -1,7 +1,7 @@
 """Files mapped in memory: the pager, and file backends.
 
-From the ground up: ram and pagemap, mapping, readahead, page; loading, ahead, touch and fileh;
-failure, buffer, virtmem; trampoline and pagefault (compiled, the pager);
+From the ground up: ram and pagemap, mapping, readahead, waits, page; loading, ahead, touch and
+fileh; failure, buffer, virtmem; trampoline and pagefault (compiled, the pager); stats;
 file_file and, over ZODB, zblk, blktab and file_zodb.
 """
 
@@ -14,6 +14,7 @@ from wendelin.bigfile.errors import (
     ForkError,
     PageMemoryError,
 )
+from wendelin.bigfile.stats import HandleStats, Stats, stats
 from wendelin.bigfile.virtmem import (
     HOLE,
     VMA,
@@ -35,6 +36,9 @@ __all__ = [
     "BlockLoadError",
     "DoomedError",
     "ForkError",
+    "HandleStats",
     "PageMemoryError",
+    "Stats",
     "ram_reclaim",
+    "stats",
 ]

@@ -65,28 +65,41 @@ class BlockTable:
             What load raised.
         """
         node = self._get(root)
+        low: int | None = None
+        high: int | None = None
         for _ in range(64):
+            node.check_within(low, high)
             if node.leaf:
                 return node.oids.get(blk)
-            node = self._get(node.children[bisect_right(node.keys, blk)])
+            i = bisect_right(node.keys, blk)
+            low, high = node.bounds(i, low, high)
+            node = self._get(node.children[i])
         raise RecordError(_ENDLESS)
 
     def between(self, root: bytes, start: int, stop: int) -> dict[int, bytes]:
-        """Return the oids of the block objects in [start, stop), by block; see lookup()."""
+        """Return the oids of the block objects in [start, stop), by block, ascending; see lookup().
+
+        The chain of the buckets there is checked as well: who changes the table goes along it.
+        """
         found: dict[int, bytes] = {}
         seen: set[bytes] = set()
-        todo = [root]
+        last: Node | None = None  # bucket
+        todo: list[tuple[bytes, int | None, int | None]] = [(root, None, None)]
         while todo:
-            oid = todo.pop()
+            oid, low, high = todo.pop()
             if oid in seen:
                 raise RecordError(_ENDLESS)
-            seen.add(oid)
             node = self._get(oid)
-            if node.leaf:
-                found.update((blk, of) for blk, of in node.oids.items() if start <= blk < stop)
+            node.check_within(low, high)
+            if not node.leaf:
+                children = range(bisect_right(node.keys, start), bisect_left(node.keys, stop) + 1)
+                todo.extend((node.children[i], *node.bounds(i, low, high)) for i in children[::-1])
+            elif last is not None and last.next != oid:
+                raise RecordError("the block table is damaged: its buckets are not in a chain")
             else:
-                first, last = bisect_right(node.keys, start), bisect_left(node.keys, stop)
-                todo.extend(node.children[first : last + 1])
+                last = node
+                found.update((blk, of) for blk, of in node.oids.items() if start <= blk < stop)
+            seen.add(oid)
         return found
 
     def drop(self) -> None:

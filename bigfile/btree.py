@@ -2,6 +2,9 @@
 
 The block table of a file, and the chunk table of a block, are such. It knows BTrees' states, and
 nothing of what is in the trees.
+
+What is not as BTrees write it is refused: a damaged node must not make a block look like a hole,
+nor get to BTrees' own code, which takes some of it on trust, and crashes.
 """
 
 from __future__ import annotations
@@ -9,7 +12,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from operator import lt
+from typing import Any, NamedTuple
 
 from wendelin.lib.zrecord import RecordError, Ref, class_of, state_of
 
@@ -26,10 +30,54 @@ class Node:
     """A node: of a tree, children[i] has the keys in [keys[i-1], keys[i]); of a bucket, oids."""
 
     leaf: bool
-    keys: list[int]
+    keys: list[int]  # ascending
     children: list[bytes]  # oids
-    oids: dict[int, bytes]
+    oids: dict[int, bytes]  # ascending
+    next: bytes | None = None  # oid of the bucket after this one; of a tree, of its first bucket
     classes: tuple[str, ...] = ()  # of a bucket's oids, as references say; "" where one does not
+
+    def bounds(self, i: int, low: int | None, high: int | None) -> tuple[int | None, int | None]:
+        """Return [low, high) of child i of a tree that is in [low, high)."""
+        return (
+            self.keys[i - 1] if i > 0 else low,
+            self.keys[i] if i < len(self.keys) else high,
+        )
+
+    def check_within(self, low: int | None, high: int | None) -> None:
+        """Check that all keys are in [low, high), as the nodes above say; None: there is no bound.
+
+        Raises
+        ------
+        RecordError
+            They are not.
+        """
+        keys = self.keys
+        if self.leaf and self.oids:
+            keys = [next(iter(self.oids)), next(reversed(self.oids))]
+        if keys and (
+            (low is not None and keys[0] < low) or (high is not None and keys[-1] >= high)
+        ):
+            raise RecordError(
+                f"a damaged BTree: a node with keys [{keys[0]}, {keys[-1]}], where there are "
+                f"those of [{low}, {high})"
+            )
+
+
+def _ascend(keys: tuple[Any, ...]) -> bool:
+    """Say whether keys are integers, in the order of BTrees."""
+    return all(type(k) is int for k in keys) and all(map(lt, keys, keys[1:]))
+
+
+def _next(state: tuple[object, ...], kind: str) -> bytes | None:
+    """Return the oid of the bucket that the second item of a node's state refers to."""
+    if len(state) == 1:
+        return None
+    ref = state[1]
+    name = f"BTrees.{kind}BTree.{kind}Bucket"
+    # not every writer says the class
+    if not isinstance(ref, Ref) or ref.cls not in ("", name, f"{name}Py"):
+        raise RecordError(f"a damaged {kind}BTree: {ref!r} for a bucket")
+    return ref.oid
 
 
 def _bucket(state: object, kind: str) -> Node:
@@ -39,31 +87,38 @@ def _bucket(state: object, kind: str) -> Node:
     flat = state[0]
     if len(flat) % 2:
         raise RecordError(f"a damaged {kind}BTree: a bucket with a key and no value")
-    oids: dict[int, bytes] = {}
-    for key, ref in zip(flat[0::2], flat[1::2], strict=True):
-        if not isinstance(key, int) or not isinstance(ref, Ref):
+    keys, refs = flat[0::2], flat[1::2]
+    for key, ref in zip(keys, refs, strict=True):
+        if not isinstance(ref, Ref):
             raise RecordError(f"a damaged {kind}BTree: {key!r} -> {ref!r}")
-        oids[key] = ref.oid
-    if 2 * len(oids) != len(flat):
-        raise RecordError(f"a damaged {kind}BTree: a bucket with a key twice")
-    return Node(True, [], [], oids, tuple(ref.cls for ref in flat[1::2]))
+    if not _ascend(keys):
+        raise RecordError(f"a damaged {kind}BTree: a bucket with keys not in order: {keys!r:.100}")
+    oids = {key: ref.oid for key, ref in zip(keys, refs, strict=True)}
+    return Node(True, [], [], oids, _next(state, kind), tuple(ref.cls for ref in refs))
 
 
 def _tree(state: object, kind: str) -> Node:
     """Return a tree from its state: None; ((bucket state,),); ((c0, k1, c1, ...), first)."""
     if state is None:
         return Node(True, [], [], {})
-    if not (isinstance(state, tuple) and state and isinstance(state[0], tuple) and state[0]):
+    if not (
+        isinstance(state, tuple)
+        and len(state) in (1, 2)
+        and isinstance(state[0], tuple)
+        and len(state[0]) >= len(state)
+    ):
         raise RecordError(f"a damaged {kind}BTree: a tree of another shape")
     flat = state[0]
     if len(state) == 1:
+        if len(flat) != 1 or not isinstance(flat[0], tuple) or len(flat[0]) != 1:
+            raise RecordError(f"a damaged {kind}BTree: a tree of another shape")
         return _bucket(flat[0], kind)
     children, keys = flat[0::2], flat[1::2]
     if len(children) != len(keys) + 1 or not all(isinstance(c, Ref) for c in children):
         raise RecordError(f"a damaged {kind}BTree: a tree of something else")
-    if not all(isinstance(k, int) for k in keys):
-        raise RecordError(f"a damaged {kind}BTree: a tree with keys that are no integers")
-    return Node(False, list(keys), [c.oid for c in children], {})
+    if not _ascend(keys):
+        raise RecordError(f"a damaged {kind}BTree: a tree with keys {keys!r:.100}")
+    return Node(False, list(keys), [c.oid for c in children], {}, _next(state, kind))
 
 
 def read_node(record: bytes, kind: str) -> Node:
@@ -102,18 +157,28 @@ def read_nodes(root: bytes, load_all: LoadAll, kind: str) -> Iterator[tuple[byte
     kind
     """
     seen: set[bytes] = set()
-    todo = deque([root])
+    last: Node | None = None  # bucket
+    todo: deque[tuple[bytes, int | None, int | None]] = deque([(root, None, None)])
     while todo:
         batch = [todo.popleft() for _ in range(min(len(todo), _BATCH))]
-        children: list[bytes] = []
-        for oid, record in zip(batch, load_all(batch), strict=True):
+        children: list[tuple[bytes, int | None, int | None]] = []
+        records = load_all([oid for oid, _, _ in batch])
+        for (oid, low, high), record in zip(batch, records, strict=True):
             if oid in seen:
                 raise RecordError(f"a damaged {kind}BTree: a node is there twice")
             seen.add(oid)
             node = read_node(record, kind)
+            node.check_within(low, high)
+            if node.leaf:
+                # who goes along the buckets has to see the same
+                if last is not None and last.next != oid:
+                    raise RecordError(f"a damaged {kind}BTree: its buckets are not in a chain")
+                last = node
             yield oid, node
-            children += node.children
+            children += [(c, *node.bounds(i, low, high)) for i, c in enumerate(node.children)]
         todo.extendleft(reversed(children))
+    if last is not None and last.next is not None:
+        raise RecordError(f"a damaged {kind}BTree: its buckets do not end")
 
 
 class Items(NamedTuple):
@@ -130,4 +195,4 @@ def read_items(root: bytes, load_all: LoadAll, kind: str) -> Items:
     for oid, node in read_nodes(root, load_all, kind):
         nodes.append(oid)
         oids.update(node.oids)
-    return Items(dict(sorted(oids.items())), frozenset(nodes))
+    return Items(oids, frozenset(nodes))

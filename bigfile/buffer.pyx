@@ -8,8 +8,8 @@ cimport cython
 from libc.stdint cimport uint64_t
 
 from wendelin.bigfile.kernel cimport (MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE,
-                                      MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE, madvise,
-                                      mmap, munmap)
+                                      MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE,
+                                      madvise, mmap, munmap)
 from wendelin.bigfile.page cimport FileH
 
 from wendelin.bigfile.errors import PageMemoryError
@@ -57,7 +57,8 @@ cdef object scratch_buffer(size_t size):
 cdef object page_buffer(FileH *fileh, uint64_t blk):
     """Return a read-only buffer over a page in page memory."""
     cdef PageBuffer buf = PageBuffer.__new__(PageBuffer)
-    cdef void *addr = mmap(NULL, fileh.blksize, PROT_READ, MAP_SHARED, fileh.memfd,
+    # All of it is going to be read, most often by one write(2): with no page fault in between.
+    cdef void *addr = mmap(NULL, fileh.blksize, PROT_READ, MAP_SHARED | MAP_POPULATE, fileh.memfd,
                            blk * fileh.blksize)
     if addr == MAP_FAILED:
         raise PageMemoryError(f"no mapping for block {blk} to be stored from")

@@ -114,7 +114,7 @@ def _leaves(root: bytes, records: _Records) -> Iterator[Node | Bad]:
     A key outside the range that the nodes above give would not be found where it is.
     """
     seen: set[bytes] = set()
-    todo = [(root, 0, _MOST)]
+    todo: list[tuple[bytes, int | None, int | None]] = [(root, 0, _MOST)]
     while todo:
         oid, start, stop = todo.pop()
         try:
@@ -122,12 +122,7 @@ def _leaves(root: bytes, records: _Records) -> Iterator[Node | Bad]:
                 raise RecordError("a node is in the block table twice")
             seen.add(oid)
             node = read_node(records.load(oid), "LO")
-            keys = list(node.oids) if node.leaf else node.keys
-            if keys != sorted(set(keys)) or (keys and not start <= keys[0] <= keys[-1] < stop):
-                raise RecordError(
-                    f"a node of the block table has its keys not in order, or not in "
-                    f"[{start}, {stop}), where it is: {keys[0]} to {keys[-1]}"
-                )
+            node.check_within(start, stop)
         except (TransientError, MemoryError):
             raise
         except Exception as e:
@@ -136,5 +131,5 @@ def _leaves(root: bytes, records: _Records) -> Iterator[Node | Bad]:
         if node.leaf:
             yield node
         else:
-            ranges = zip(node.children, [start, *keys], [*keys, stop], strict=True)
-            todo += reversed(list(ranges))
+            ranges = [(c, *node.bounds(i, start, stop)) for i, c in enumerate(node.children)]
+            todo += reversed(ranges)

@@ -3,6 +3,10 @@
 They know nothing of the pager; it makes them, and raises them where the memory was touched.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
 __all__ = ["BigFileError", "BlockLoadError", "DoomedError", "ForkError", "PageMemoryError"]
 
 
@@ -23,12 +27,21 @@ class BlockLoadError(BigFileError):
         The file that was asked, a BigFile.
     blk : int
         The block [blk].
+    tid : bytes or None
+        The last transaction that the file was seen as of; None: it does not know transactions.
     """
 
-    def __init__(self, message: str, file: object = None, blk: int = -1) -> None:
+    def __init__(
+        self, message: str, file: object = None, blk: int = -1, tid: bytes | None = None
+    ) -> None:
         super().__init__(message)
         self.file = file
         self.blk = blk
+        self.tid = tid
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process has no such file: it gets what that is called.
+        return type(self), (str(self), repr(self.file), self.blk, self.tid)
 
 
 class PageMemoryError(BigFileError, MemoryError):

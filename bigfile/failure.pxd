@@ -5,7 +5,7 @@ from libc.stdint cimport uint64_t
 from wendelin.bigfile.page cimport Failure
 
 cdef object load_error(file, uint64_t blk, e)
-cdef object failure(str what, Failure why, int err)
+cdef object failure(file, blk, Failure why, int err)
 cdef str describe(file)
 cdef int unraisable(exc, str what) except -1
 cdef int check_nested() except -1

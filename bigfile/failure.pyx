@@ -18,40 +18,67 @@ Python.
 Locking: the GIL; the pager lock only to reset scrap.
 """
 
+import logging
 import sys
 import threading
 
 from cpython.object cimport PyObject
+from libc.errno cimport EFBIG, EMFILE, ENFILE, ENOMEM, ENOSPC
 from libc.stdint cimport uint64_t
 from libc.string cimport strerror
 
 from wendelin.bigfile.mapping cimport areas_reset_scrap
-from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY_LIMIT, FORKED, NO_MAPPING, TOUCH_IN_LOAD,
-                                    WRITE_IN_WRITEOUT, Failure)
+from wendelin.bigfile.page cimport (BROKEN_FILE, CIRCULAR_LOAD, DIRTY_LIMIT, FORKED, NO_MAPPING,
+                                    TOUCH_IN_LOAD, WRITE_IN_WRITEOUT, Failure)
 from wendelin.bigfile.ram cimport pager_lock, pager_unlock, ram_dirty, ram_limit
 
 from wendelin.bigfile.errors import BlockLoadError, DoomedError, ForkError, PageMemoryError
 
 cdef extern from "Python.h":
+    ctypedef struct PyThreadState:
+        pass
+    PyThreadState *PyThreadState_Get() noexcept
+    uint64_t PyThreadState_GetID(PyThreadState *state) noexcept
     int PyThreadState_SetAsyncExc(unsigned long thread, PyObject *exc) noexcept
 
-# thread ident -> the class that is on its way to it; protected by: the GIL
+# thread ident -> (the class that is on its way to it, which thread of that ident it was if that is
+# known, else 0); protected by: the GIL
 cdef dict failing = {}
+
+log = logging.getLogger("wendelin.bigfile")
 
 
 # ---- the exception of a failure ----
 
 cdef object load_error(file, uint64_t blk, e):
+    """Return the BlockLoadError of what a loader raised."""
     try:
         why = f"{type(e).__name__}: {e}"
     except Exception:
         why = type(e).__name__
-    exc = BlockLoadError(f"block {blk} of {describe(file)} cannot be loaded: {why}", file, blk)
+    exc = block_load_error(file, blk, f"cannot be loaded: {why}")
     exc.__cause__ = e
     return exc
 
 
-cdef object failure(str what, Failure why, int err):
+cdef object block_load_error(file, blk, str why):
+    tid = getattr(file, "tid", None)
+    at = f" at tid 0x{tid.hex()}" if tid is not None else ""
+    return BlockLoadError(f"block {blk} of {describe(file)}{at} {why}", file, blk, tid)
+
+
+cdef object failure(file, blk, Failure why, int err):
+    """Return the exception of a touch that cannot be served. blk is None for a whole handle."""
+    if why == TOUCH_IN_LOAD:
+        return block_load_error(file, blk, "cannot be loaded: its own loader touched it")
+    if why == CIRCULAR_LOAD:
+        return block_load_error(file, blk, "cannot be loaded: its loader, in another thread, waits "
+                                "for a block that this thread is loading")
+    if why == BROKEN_FILE and err not in (ENOMEM, ENOSPC, EFBIG):   # these are of page memory
+        hint = "" if err in (EMFILE, ENFILE) else ". The disk failed, or the file was cut"
+        return block_load_error(file, blk, f"cannot be read from its file: "
+                                f"{strerror(err).decode()}{hint}")
+    what = f"{'a handle' if blk is None else f'block {blk}'} of {describe(file)}"
     if why == DIRTY_LIMIT:
         return PageMemoryError(
             f"{what} cannot be changed: {ram_dirty} bytes of uncommitted changes are in memory, "
@@ -60,11 +87,6 @@ cdef object failure(str what, Failure why, int err):
     if why == FORKED:
         return ForkError(f"{what} was mapped before fork(): arrays are not inherited. Open the "
                          f"database anew in the child process")
-    if why == TOUCH_IN_LOAD:
-        return BlockLoadError(f"{what} cannot be loaded: its own loader touched it")
-    if why == BROKEN_FILE:
-        return BlockLoadError(f"{what} cannot be read from its file: {strerror(err).decode()}. The "
-                              f"disk failed, or the file was cut")
     if why == WRITE_IN_WRITEOUT:
         return DoomedError(f"{what} was changed by the thread that is storing it")
     kind = "mapping" if why == NO_MAPPING else "memory"
@@ -97,13 +119,33 @@ cdef int unraisable(exc, str what) except -1:
 
 # ---- asynchronous exceptions ----
 
+cdef object on_its_way(unsigned long ident):
+    """Return the class of the exception that is on its way to a thread, or None."""
+    if not failing:
+        return None
+    found = failing.get(ident)
+    if found is None:
+        return None
+    cls, thread = found
+    if thread != 0 and ident == threading.get_ident() and thread != this_thread():
+        # It ended before it saw its exception, and the system gave its ident to this one.
+        del failing[ident]
+        return None
+    return cls
+
+
+cdef uint64_t this_thread() noexcept:
+    """Return what no other thread is ever called."""
+    return PyThreadState_GetID(PyThreadState_Get())
+
+
 cdef int check_nested() except -1:
     """Raise now what is on its way to this thread: a touch by the loader failed.
 
     The loader has gone on over scrap; what it made of it must not become a page.
     """
     cdef unsigned long ident = threading.get_ident()
-    cls = failing.get(ident) if failing else None
+    cls = on_its_way(ident)
     if cls is not None:
         PyThreadState_SetAsyncExc(ident, NULL)
         raise cls()
@@ -122,15 +164,15 @@ def _class_of(exc, ident):
                 pager_lock()
                 areas_reset_scrap()
                 pager_unlock()
+            # here, and not in the fault: a handler of logging may want any lock
+            log.error("%s", exc)
         return exc
     return type(type(exc).__name__, (type(exc),), {"__new__": __new__, "failure": exc})
 
 
 cdef object failing_class(unsigned long owner):
     """Return the exception that is already on its way to this thread, or None."""
-    if not failing:
-        return None
-    cls = failing.get(addressee(owner))
+    cls = on_its_way(addressee(owner))
     return None if cls is None else cls.failure
 
 
@@ -143,9 +185,10 @@ cdef unsigned long addressee(unsigned long owner):
 
 cdef int raise_in(unsigned long ident, exc) except -1:
     """Raise exc in a thread when it is back in Python code, or what is on its way to it already."""
-    cls = failing.get(ident)
+    cls = on_its_way(ident)
     if cls is None:
-        cls = failing[ident] = _class_of(exc, ident)
+        cls = _class_of(exc, ident)
+        failing[ident] = cls, this_thread() if ident == threading.get_ident() else 0
     # Again, if it was on its way already: another asynchronous exception may have replaced it.
     set_async(ident, cls)
     return 0

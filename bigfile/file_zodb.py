@@ -63,7 +63,7 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
-from BTrees.LOBTree import LOBTree
+from BTrees.LOBTree import LOBTree, LOBTreePy
 from transaction._transaction import Status
 from transaction.interfaces import TransactionError
 from ZODB.Connection import Connection
@@ -95,12 +95,14 @@ from wendelin.bigfile.zwatch import watch_of
 from wendelin.lib.filestorage import OpenFile
 from wendelin.lib.zodb import (
     LivePersistent,
+    zconn_at,
     zconn_changed,
     zconn_has_open,
     zconn_is_remote,
     zconn_load_all,
     zconn_locate,
 )
+from wendelin.lib.zrecord import RecordError
 
 __all__ = ["ZBigFile", "ZBigFileH", "ZBlk", "ZBlk0", "ZBlk1", "ZData"]
 
@@ -127,7 +129,10 @@ class ZBigFile(LivePersistent):
     def __getstate__(self) -> tuple[int, LOBTree]:
         return (self.blksize, self.blktab)
 
-    def __setstate__(self, state: tuple[int, LOBTree]) -> None:
+    def __setstate__(self, state: Any) -> None:
+        types = [type(x) for x in state] if isinstance(state, tuple) else []
+        if types not in ([int, LOBTree], [int, LOBTreePy]):
+            raise RecordError(f"a damaged ZBigFile: {state!r:.200} is no (blksize, LOBTree)")
         self.blksize, self.blktab = state
 
     def lives(self) -> bool:
@@ -186,6 +191,14 @@ class _ZFile(BigFile):
         name = self.conn.db().database_name
         return f"<ZBigFile 0x{oid.hex() if oid else '?'} in {name!r}>"
 
+    @property
+    def tid(self) -> bytes | None:
+        """The last transaction that its Connection sees; None: none, or it is not known."""
+        try:
+            return zconn_at(self.conn)
+        except (ConnectionStateError, TypeError):
+            return None
+
     # ---- to memory; any thread ----
 
     def load(self, oid: bytes) -> bytes:
@@ -239,18 +252,19 @@ class _ZFile(BigFile):
                 # about just now, of which we read the outcome already.
                 if self.made_of.setdefault(blk, oid) != oid:
                     self.made_of[blk] = _UNSURE
-        return self._where(oids)
+        # Nobody has touched these: to wait for the disk, for heads all over the file, is in vain.
+        return self._where(oids, wait=False)
 
     def _remember(self, blk: int) -> bytes | None:
         oid = self.made_of[blk] = self.lookup(blk)
         return oid
 
-    def _where(self, oids: dict[int, bytes | None]) -> dict[int, Any]:
+    def _where(self, oids: dict[int, bytes | None], *, wait: bool = True) -> dict[int, Any]:
         """Return, for blocks and their objects, what mapblk returns; without None."""
         where: dict[int, Any] = {blk: HOLE for blk, oid in oids.items() if oid is None}
         stored = {blk: oid for blk, oid in oids.items() if oid is not None}
         if stored:
-            located = zconn_locate(self.conn, stored.values())
+            located = zconn_locate(self.conn, stored.values(), wait=wait)
             for blk, found in zip(stored, located, strict=True):
                 if found is None or found.size > self.blksize or not is_plain(found.head):
                     continue
@@ -372,6 +386,9 @@ class _ZFile(BigFile):
 
     def truncate(self, blk: int) -> None:
         blktab = self.zfile.blktab
+        root = self._table_root()
+        if root is not None:
+            self.table.between(root, blk, 1 << 63)  # BTrees takes damaged ones on trust
         keys = list(blktab.keys(min=blk))
         for key in keys:
             del blktab[key]

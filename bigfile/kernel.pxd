@@ -21,6 +21,7 @@ cdef extern from "<sys/mman.h>" nogil:
     void *MAP_FAILED
     int PROT_NONE, PROT_READ, PROT_WRITE
     int MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_ANONYMOUS, MAP_NORESERVE
+    int MAP_POPULATE
     int MADV_DONTNEED, MADV_DONTFORK, MADV_HUGEPAGE, MADV_POPULATE_READ, MADV_POPULATE_WRITE
     unsigned int MFD_CLOEXEC
 
@@ -37,10 +38,14 @@ cdef extern from "<fcntl.h>" nogil:
     int FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
     ssize_t splice(int fd_in, long *off_in, int fd_out, long *off_out, size_t len,
                    unsigned int flags)
-    int F_DUPFD_CLOEXEC, F_SETPIPE_SZ, O_CLOEXEC
+    int F_DUPFD_CLOEXEC, F_SETPIPE_SZ, O_CLOEXEC, O_RDONLY
+    int open_ "open" (const char *path, int flags)
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
+    ssize_t read(int fd, void *buf, size_t count)
+    int getpid()
+    int gettid()
     int pipe2(int *ends, int flags)
     int ftruncate(int fd, long length)
     ssize_t pwrite(int fd, const void *buf, size_t count, long offset)
@@ -93,6 +98,7 @@ cdef extern from "<pthread.h>" nogil:
                                const timespec *until)
     int pthread_cond_broadcast(pthread_cond_t *cond)
     pthread_t pthread_self()
+    bint pthread_equal(pthread_t a, pthread_t b)
     int pthread_attr_init(pthread_attr_t *attr)
     int pthread_attr_setdetachstate(pthread_attr_t *attr, int state)
     int pthread_attr_destroy(pthread_attr_t *attr)

@@ -19,13 +19,15 @@ from libc.stdint cimport uint64_t
 from wendelin.bigfile.kernel cimport (_SC_PAGESIZE, pthread_cond_broadcast, pthread_self, sysconf,
                                       volatile_char)
 from wendelin.bigfile.mapping cimport NONE
-from wendelin.bigfile.page cimport (BROKEN_FILE, KNOWN, LOADED, LOADING, MEMFD, NOTHING, NO_MEMORY,
-                                    TOUCH_IN_LOAD, ZEROS, Backing, Failure, FileH, Page, Source,
-                                    fileh_release, op_fail, op_load, op_wait, page_become,
-                                    page_drop, page_forget, page_new, page_protect)
+from wendelin.bigfile.page cimport (BROKEN_FILE, CIRCULAR_LOAD, KNOWN, LOADED, LOADING, MEMFD,
+                                    NOTHING, NO_FAILURE, NO_MEMORY, TOUCH_IN_LOAD, ZEROS, Backing,
+                                    Failure, FileH, Page, Source, fileh_release, op_fail, op_load,
+                                    op_wait, page_become, page_drop, page_forget, page_new,
+                                    page_protect)
 from wendelin.bigfile.pagemap cimport pagemap_get
 from wendelin.bigfile.ram cimport (pager_cond, pager_lock, pager_unlock, ram_alloc, ram_copy,
                                    ram_free, ram_reserve, ram_unreserve, ram_write)
+from wendelin.bigfile.waits cimport wait_for_load, wait_over, waits_circular, waits_loaded
 
 cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) noexcept nogil:
     """Copy a block of size <= blksize bytes into page memory; the rest is zeros. 0 or errno.
@@ -142,7 +144,11 @@ cdef int page_load(FileH *fileh, uint64_t blk, bint ahead, void **error) noexcep
         page.source = source
         page_become(page, LOADED, source.backing)
         break
-    pthread_cond_broadcast(&pager_cond)
+    if err == 0:
+        fileh.counts.loads += 1
+    elif not ahead and (errno_ == 0 or error != NULL):
+        fileh.counts.failures += 1      # else fail() counts it
+    load_over(fileh, blk)
     if errno_ != 0 and not ahead:
         if error == NULL:
             fail(fileh, blk, BROKEN_FILE, errno_)
@@ -183,14 +189,35 @@ cdef int page_bring_in(Page *page) noexcept nogil:
     else:
         page_protect(page, NONE)    # whoever shows it as ZERO or FILE looks again
         page_become(page, LOADED, MEMFD)
-    pthread_cond_broadcast(&pager_cond)
+    load_over(fileh, blk)
     fileh_release(fileh)
     return err
+
+
+cdef void load_over(FileH *fileh, uint64_t blk) noexcept nogil:
+    waits_loaded(fileh, blk)
+    pthread_cond_broadcast(&pager_cond)
+
+
+cdef Failure own_load(const Page *page) noexcept nogil:
+    """Say why this thread may not wait for a LOADING page; NO_FAILURE: it may."""
+    if page.loader == pthread_self():
+        return TOUCH_IN_LOAD
+    return CIRCULAR_LOAD if waits_circular(page.loader) else NO_FAILURE
+
+
+cdef void wait_loaded(FileH *fileh, const Page *page) noexcept nogil:
+    """Wait for a LOADING page. Then look up everything again."""
+    cdef int waiter = wait_for_load(fileh, page.blk, page.loader)
+    fileh.counts.waits += 1
+    op_wait()
+    wait_over(waiter)
 
 
 cdef void fail(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil:
     """Call op_fail in the middle of something that holds the pager lock."""
     fileh.refs += 1
+    fileh.counts.failures += 1
     pager_unlock()
     op_fail(fileh, blk, why, err)
     pager_lock()
@@ -200,6 +227,7 @@ cdef void fail(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil:
 cdef int fileh_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil:
     """Make sure that a page is in memory, or a hole, or mapped. 0; else see page_load."""
     cdef Page *page
+    cdef Failure why
     cdef int err = 0
     pager_lock()
     while True:
@@ -209,10 +237,11 @@ cdef int fileh_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil:
             break
         if page.state != LOADING:
             break
-        if page.loader == pthread_self():
-            fail(fileh, blk, TOUCH_IN_LOAD, 0)
+        why = own_load(page)
+        if why != NO_FAILURE:
+            fail(fileh, blk, why, 0)
             err = -1
             break
-        op_wait()
+        wait_loaded(fileh, page)
     pager_unlock()
     return err

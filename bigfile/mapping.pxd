@@ -41,5 +41,6 @@ cdef void areas_reset_scrap() noexcept nogil
 cdef void areas_before_fork() noexcept nogil
 cdef void areas_after_fork() noexcept nogil
 cdef Area *area_inherited(const char *addr) noexcept nogil
+cdef bint area_show_inherited(Area *area, const char *addr) noexcept nogil
 
 cdef uint64_t areas_maps, areas_shown_bytes

@@ -31,14 +31,15 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport memmove
 
 from wendelin.bigfile.kernel cimport (MADV_DONTFORK, MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS,
-                                      MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE,
-                                      MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, madvise,
-                                      mmap, mprotect, munmap)
+                                      MAP_FAILED, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_NORESERVE,
+                                      MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE,
+                                      madvise, mmap, mprotect, munmap)
 from wendelin.bigfile.ram cimport ram_limit, ram_open
 
 cdef enum:
     HUGE = 1 << 21          # [bytes] of the kernel's huge page
     SHOWN = 0x80            # flag beside a Kind
+    INHERITED_SHOWN = 64    # blocks; what is more stays shown
     SPARE = 16              # mappings in reserve, see reset_all()
     SPARE_SIZE = 1 << 16    # of each [bytes]: a multiple of the OS page
 
@@ -47,10 +48,16 @@ cdef struct Table:
     size_t used
     size_t size
 
+cdef struct Range:
+    void *addr
+    size_t size             # [bytes]
+
 cdef Table live             # areas of this process
 cdef Table inherited        # areas of the parent, in a child made by fork
 cdef uint64_t maps_budget   # kernel mappings all areas together may use
 cdef int sink_fd = -1       # memory of SINK pages
+cdef Range[INHERITED_SHOWN] inherited_shown     # to a child, in place of inherited pages
+cdef size_t n_inherited_shown
 cdef char *spare            # SPARE mappings
 
 
@@ -109,6 +116,21 @@ cdef Area *area_lookup(const char *addr) noexcept nogil:
 cdef Area *area_inherited(const char *addr) noexcept nogil:
     """Return the area of the process that forked this one which held the address, or NULL."""
     return table_lookup(&inherited, addr)
+
+
+cdef bint area_show_inherited(Area *area, const char *addr) noexcept nogil:
+    """Show zeros where an inherited block is not; False: something else is there."""
+    global n_inherited_shown
+    cdef void *at = <void *>(addr - (addr - area.start) % area.blksize)
+    if mmap(at, area.blksize, PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
+            -1, 0) == MAP_FAILED:
+        return False
+    if n_inherited_shown < INHERITED_SHOWN:
+        inherited_shown[n_inherited_shown].addr = at
+        inherited_shown[n_inherited_shown].size = area.blksize
+        n_inherited_shown += 1
+    return True
 
 
 # ---- one area ----
@@ -230,6 +252,10 @@ cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, int fd, long 
         offset = 0
     elif kind == FILE:
         flags |= MAP_PRIVATE
+    elif kind == SINK and sink_fd < 0:      # no descriptor was to be had: it takes more memory
+        flags |= MAP_PRIVATE | MAP_ANONYMOUS
+        fd = -1
+        offset = 0
     else:
         flags |= MAP_SHARED
         if kind == SINK:
@@ -258,8 +284,6 @@ cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, int fd, lon
         keep_budgets()
         if kind == SINK and sink_fd < 0:
             sink_fd = ram_open()
-            if sink_fd < 0:
-                return errno
     if n == 1 and area_kind(area, page) == kind and kind != FILE:
         return 0
     err = show_fixed(area, page, n, kind, fd, offset)
@@ -404,7 +428,11 @@ cdef void keep_budgets() noexcept nogil:
 
 cdef void areas_reset_scrap() noexcept nogil:
     """Take the scrap out of all areas, so that the next touch tries to load again."""
+    global n_inherited_shown
     cdef size_t i
+    for i in range(n_inherited_shown):
+        munmap(inherited_shown[i].addr, inherited_shown[i].size)
+    n_inherited_shown = 0
     for i in range(live.used):
         if live.areas[i].scrap:
             area_reset(live.areas[i])
@@ -427,6 +455,11 @@ cdef void areas_after_fork() noexcept nogil:
         table_add(&inherited, live.areas[i])    # no memory: a touch is a plain SIGSEGV then
     live.used = 0
     areas_maps = areas_shown_bytes = 0
+
+
+def mappings() -> int:
+    """Return how many of the kernel's mappings areas have (estimated from above)."""
+    return areas_maps
 
 
 def max_map_count() -> int:

@@ -20,11 +20,13 @@ cdef enum Backing:
     MEMFD
 
 cdef enum Failure:          # why a touch cannot be served, other than by a failed load
+    NO_FAILURE
     DIRTY_LIMIT             # dirty pages alone would pass the memory limit
     NO_MEMORY               # the system gave no memory for the page
     NO_MAPPING              # the system gave no mapping for the page
     FORKED                  # the handle is the parent's of this process
     TOUCH_IN_LOAD           # the thread that loads a page touched it
+    CIRCULAR_LOAD           # two loaders touched each other's pages
     WRITE_IN_WRITEOUT       # the thread that writes out changed a page
     BROKEN_FILE             # the file that a page is mapped from cannot be read there
 
@@ -56,7 +58,13 @@ cdef struct Page:
     Page *dirty_prev        # DIRTY: neighbours in the handle's list
     Page *dirty_next
 
+cdef struct Counts:         # of a handle, since it was opened; see stats.py
+    uint64_t faults, loads, reclaims, failures, waits
+    uint64_t resident       # pages in page memory, now
+    uint64_t mapped         # pages shown from a file, now
+
 cdef struct FileH:
+    char[96] name           # of its file, for messages
     size_t blksize          # [bytes]
     int memfd               # page memory: page p at p*blksize
     int generation          # of the process that made it: see pager_generation
@@ -77,6 +85,7 @@ cdef struct FileH:
     uint64_t zero_from      # pages from here on read as zeros, whatever the file has
     int frozen              # write-outs in progress (nested, of one thread)
     pthread_t writer        # the thread that writes out
+    Counts counts
 
 # what page_set_ops() has said
 cdef int (*op_load)(FileH *, uint64_t, Source *, void **) noexcept nogil

@@ -139,8 +139,15 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil:
         ram_unreserve(fileh.blksize)
         ram_add(&page.res)
     page.state = state
-    page.backing = backing
+    page_set_backing(page, backing)
     page.reload = False
+
+
+cdef void page_set_backing(Page *page, Backing backing) noexcept nogil:
+    cdef Counts *counts = &page.fileh.counts
+    counts.resident += (backing == MEMFD) - <int>(page.backing == MEMFD)
+    counts.mapped += (backing == FILERANGE) - <int>(page.backing == FILERANGE)
+    page.backing = backing
 
 
 cdef void page_set_stored(Page *page, bint stored) noexcept nogil:
@@ -210,11 +217,12 @@ cdef void page_free_memory(Page *page) noexcept nogil:
     if page.backing == MEMFD:
         ram_remove(&page.res)
         ram_free(fileh.memfd, page.blk * fileh.blksize, fileh.blksize)
-        page.backing = NOTHING
+        page_set_backing(page, NOTHING)
 
 
 cdef void page_forget(Page *page) noexcept nogil:
     """-> EMPTY, for a page without memory."""
+    page_set_backing(page, NOTHING)
     pagemap_del(&page.fileh.pages, page.blk)
     free(page)
 
@@ -225,6 +233,7 @@ cdef void page_cool(Resident *res) noexcept nogil:
 
 cdef void page_evict(Resident *res) noexcept nogil:
     cdef Page *page = <Page *>res
+    page.fileh.counts.reclaims += 1
     page_free_memory(page)
     if page.source.fd >= 0:
         page_become(page, KNOWN, NOTHING)

@@ -5,8 +5,9 @@ change, makes it DIRTY - and shows it. Where it cannot, the thread is shown scra
 arranged for an exception: see "Errors" in page.pyx.
 
 Who would wait for itself is told so instead: the thread that writes out and writes
-(WRITE_IN_WRITEOUT), and a loader, or a finalizer in it, that touches the page it loads
-(TOUCH_IN_LOAD). Two loaders that touch each other's pages, in two threads, wait for ever.
+(WRITE_IN_WRITEOUT), a loader, or a finalizer in it, that touches the page it loads
+(TOUCH_IN_LOAD), and the second of two loaders, in two threads, that touch each other's pages
+(CIRCULAR_LOAD: see waits).
 
 This room knows pages and areas. It does not know signals, nor who stores; it runs no Python but
 by page_set_ops().
@@ -14,23 +15,21 @@ by page_set_ops().
 Locking: see page.pyx. page_touch() and page_broken() are called without the pager lock.
 """
 
-from libc.errno cimport EIO
+from libc.errno cimport EIO, ENOMEM, ENOSPC
 from libc.stdint cimport uint64_t
 
 from wendelin.bigfile.ahead cimport load_ahead, show_ahead
-from wendelin.bigfile.kernel cimport (MADV_POPULATE_READ, MADV_POPULATE_WRITE, MAP_ANONYMOUS,
-                                      MAP_FAILED, MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
-                                      PROT_READ, PROT_WRITE, madvise, mmap, pthread_atfork,
-                                      pthread_cond_init, pthread_self)
-from wendelin.bigfile.loading cimport fail, page_bring_in, page_load
+from wendelin.bigfile.kernel cimport (MADV_POPULATE_READ, MADV_POPULATE_WRITE, madvise,
+                                      pthread_atfork, pthread_cond_init, pthread_self)
+from wendelin.bigfile.loading cimport fail, own_load, page_bring_in, page_load, wait_loaded
 from wendelin.bigfile.mapping cimport (FILE, RO, RW, SINK, ZERO, Area, Kind, area_inherited,
-                                       area_kind, area_lookup, area_show, areas_after_fork,
-                                       areas_before_fork)
+                                       area_kind, area_lookup, area_show, area_show_inherited,
+                                       areas_after_fork, areas_before_fork)
 from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, DIRTY_LIMIT, FILERANGE, FORKED, KNOWN,
-                                    LOADED, LOADING, MEMFD, NO_MAPPING, NO_MEMORY, TOUCH_IN_LOAD,
-                                    WRITE_IN_WRITEOUT, ZEROS, FileH, Page, fatal, fileh_release,
-                                    op_announce, op_fail, op_wait, page_after_fork, page_become,
-                                    page_set_stored, pager_exiting)
+                                    LOADED, LOADING, MEMFD, NO_FAILURE, NO_MAPPING, NO_MEMORY,
+                                    WRITE_IN_WRITEOUT, ZEROS, Failure, FileH, Page, fatal,
+                                    fileh_release, op_announce, op_fail, op_wait, page_after_fork,
+                                    page_become, page_set_stored, pager_exiting)
 from wendelin.bigfile.pagemap cimport pagemap_get
 from wendelin.bigfile.ram cimport (OFF, pager_cond, pager_lock, pager_unlock, ram_after_fork,
                                    ram_may_dirty, ram_touch)
@@ -88,6 +87,8 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
     cdef Page *page
     cdef uint64_t i, blk
     cdef int err
+    cdef bint counted = False
+    cdef Failure why
     cdef Kind kind
     cdef Ahead[AHEAD_PAGES] ahead
     cdef size_t n_ahead = 0
@@ -100,6 +101,8 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
             pager_unlock()
             return touch_inherited(addr)
         fileh = <FileH *>area.owner
+        fileh.counts.faults += not counted
+        counted = True
         blksize = area.blksize
         i = (addr - area.start) // blksize
         blk = area.pgoffset + i
@@ -113,11 +116,12 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
                 break
             continue
         if page.state == LOADING:
-            if page.loader == pthread_self():
-                fail(fileh, blk, TOUCH_IN_LOAD, 0)
+            why = own_load(page)
+            if why != NO_FAILURE:
+                fail(fileh, blk, why, 0)
                 show_scrap(addr, write)
                 break
-            op_wait()
+            wait_loaded(fileh, page)
             continue
         if write:
             if fileh.frozen != 0:
@@ -125,6 +129,7 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
                     fail(fileh, blk, WRITE_IN_WRITEOUT, 0)
                     show_scrap(addr, write)
                     break
+                fileh.counts.waits += 1
                 op_wait()
                 continue
             if fileh.announces and not fileh.announced:
@@ -140,7 +145,8 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
                 if page.backing != MEMFD:
                     err = page_bring_in(page)
                     if err != 0:
-                        fail(fileh, blk, NO_MEMORY, err)
+                        why = NO_MEMORY if err in (ENOMEM, ENOSPC) else BROKEN_FILE
+                        fail(fileh, blk, why, err)
                         show_scrap(addr, write)
                         break
                     continue
@@ -212,15 +218,14 @@ cdef void after_fork_in_parent() noexcept nogil:
 
 cdef bint touch_inherited(const char *addr) noexcept nogil:
     """Let a child of a fork go on that touched its parent's area. False: it did not."""
-    cdef Area *area = area_inherited(addr)
-    cdef void *at
-    if area == NULL:
-        return False
+    cdef Area *area
+    cdef bint shown
+    pager_lock()
+    area = area_inherited(addr)
     # The range was not inherited. If something else of the child is there, the fault is its own.
-    at = <void *>(addr - (addr - area.start) % area.blksize)
-    if mmap(at, area.blksize, PROT_READ | PROT_WRITE,
-            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
-            -1, 0) == MAP_FAILED:
+    shown = area != NULL and area_show_inherited(area, addr)
+    pager_unlock()
+    if not shown:
         return False
     op_fail(<FileH *>area.owner, area.pgoffset + (addr - area.start) // area.blksize, FORKED, 0)
     return True

@@ -33,6 +33,7 @@ from wendelin.bigfile.page cimport (MEMFD, ZEROS, Failure, FileH, Source, page_s
                                     page_set_ops, pager_exiting)
 from wendelin.bigfile.ram cimport pager_cond, pager_lock, pager_mutex, pager_unlock
 from wendelin.bigfile.virtmem cimport MIN_AHEAD, BigFileH, source_from
+from wendelin.bigfile.waits cimport wait_for_gil, wait_over
 
 from wendelin.bigfile.errors import DoomedError, PageMemoryError
 
@@ -82,13 +83,22 @@ cdef extern from "Python.h":
 cdef enum:
     MAX_INTERRUPTS = 8      # after so many a loader is taken to raise them itself
     MAX_AHEAD = 1024        # blocks that are asked for ahead, at most
+    MAX_FAILURES = 64       # that a handle remembers: a reader may never abort
+
+
+cdef inline int want_gil(FileH *fileh, uint64_t blk) noexcept nogil:
+    """Let the watchdog know. Return what wait_over() wants when this thread has the GIL."""
+    return -1 if PyGILState_Check() else wait_for_gil(fileh.name, blk)
 
 
 cdef int load_block(FileH *fileh, uint64_t blk, Source *source, void **error) noexcept nogil:
     """page_set_ops: load. Entered without the pager lock."""
+    cdef int waiter
     if pager_exiting:
         return -1
+    waiter = want_gil(fileh, blk)
     with gil:
+        wait_over(waiter)
         return load_with_gil(fileh, blk, source, error)
 
 
@@ -195,9 +205,12 @@ cdef int load_from_file(FileH *fileh, file, uint64_t blk, Source *source) except
 
 cdef void report(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil:
     """page_set_ops: fail. Entered without the pager lock."""
+    cdef int waiter
     if pager_exiting:
         return
+    waiter = want_gil(fileh, blk)
     with gil:
+        wait_over(waiter)
         report_with_gil(fileh, blk, why, err)
 
 
@@ -210,7 +223,7 @@ cdef void report_with_gil(FileH *fileh, uint64_t blk, Failure why, int err) noex
             pyfileh = <BigFileH>fileh.pyfileh
             exc = failing_class(pyfileh.owner)
             if exc is None:
-                exc = failure(f"block {blk} of {describe(pyfileh.file)}", why, err)
+                exc = failure(pyfileh.file, blk, why, err)
             raise_later(pyfileh, exc)
     except BaseException as e:
         unraisable(e, f"reporting a failure at block {blk}")
@@ -222,9 +235,12 @@ cdef void report_with_gil(FileH *fileh, uint64_t blk, Failure why, int err) noex
 
 cdef int announce(FileH *fileh, uint64_t blk) noexcept nogil:
     """page_set_ops: announce. Entered without the pager lock."""
+    cdef int waiter
     if pager_exiting:
         return 0
+    waiter = want_gil(fileh, blk)
     with gil:
+        wait_over(waiter)
         return announce_with_gil(fileh, blk)
 
 
@@ -257,7 +273,8 @@ cdef int raise_later(BigFileH fileh, exc) except -1:
     """Raise exc in this thread when it is back in Python code, and refuse changes till then."""
     ident = addressee(fileh.owner)
     if exc not in fileh.failures:
-        fileh.failures.append(exc)
+        if len(fileh.failures) < MAX_FAILURES:
+            fileh.failures.append(exc)
         if fileh.fileh.announces and not isinstance(exc, DoomedError):
             try:
                 fileh.first_change()

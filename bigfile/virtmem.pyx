@@ -18,6 +18,7 @@ Locking: see page.pyx. Here, whatever may take long is done without the GIL.
 """
 
 import threading
+import weakref
 from operator import index
 
 cimport cython
@@ -25,7 +26,7 @@ from cpython.object cimport PyObject
 from libc.errno cimport EAGAIN, EFBIG, errno
 from libc.stdint cimport INT64_MAX, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport strerror
+from libc.string cimport strcpy, strerror
 
 from wendelin.bigfile.buffer cimport page_buffer
 from wendelin.bigfile.failure cimport check_nested, describe, failure
@@ -37,8 +38,9 @@ from wendelin.bigfile.fileh cimport (fileh_announce_next, fileh_announced, fileh
 from wendelin.bigfile.kernel cimport EDEADLK, _SC_PAGESIZE, sysconf
 from wendelin.bigfile.loading cimport fileh_load
 from wendelin.bigfile.mapping cimport Area, areas_reset_scrap
-from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, FILERANGE, FORKED, NOTHING, ZEROS, FileH,
-                                    Known, Page, Source, fileh_new, fileh_unref, pager_generation)
+from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, FILERANGE, FORKED, NOTHING, ZEROS, Counts,
+                                    FileH, Known, Page, Source, fileh_new, fileh_unref,
+                                    pager_generation)
 from wendelin.bigfile.pagemap cimport pagemap_get
 from wendelin.bigfile.ram cimport (pager_lock, pager_unlock, ram_clean, ram_dirty, ram_limit,
                                    ram_reclaim_all)
@@ -55,6 +57,9 @@ WRITEOUT_MARKSTORED = 2     # dirty_writeout: what was stored is clean
 
 #: What mapblk returns for a block that reads as zeros.
 HOLE = type("Hole", (), {"__repr__": lambda self: "HOLE", "__slots__": ()})()
+
+#: All handles of this process: see stats.py.
+handles = weakref.WeakSet()
 
 cdef size_t os_page = sysconf(_SC_PAGESIZE)
 
@@ -163,9 +168,12 @@ cdef class BigFileH:
             hint = " (page memory is a file to the kernel: see ulimit -f)" if errno == EFBIG else ""
             raise OSError(errno, f"no page memory for {describe(file)}: "
                                  f"{strerror(errno).decode()}{hint}")
+        name = describe(self.file).encode(errors="replace")[:sizeof(self.fileh.name) - 1]
+        strcpy(self.fileh.name, name)
         self.ahead_window = MIN_AHEAD
         self.fileh.pyfileh = <void *>self
         self.fileh.announces = hasattr(self, "first_change")
+        handles.add(self)
 
     def __dealloc__(self):
         cdef FileH *fileh = self.fileh
@@ -176,7 +184,7 @@ cdef class BigFileH:
 
     cdef int check(self) except -1:
         if self.fileh.generation != pager_generation:
-            raise failure(f"a handle of {describe(self.file)}", FORKED, 0)
+            raise failure(self.file, None, FORKED, 0)
         return 0
 
     @property
@@ -239,10 +247,17 @@ cdef class BigFileH:
                 Py_XDECREF(<PyObject *>error)
                 raise exc
             if err > 0:
-                raise failure(f"block {i} of {describe(self.file)}", BROKEN_FILE, err)
+                raise failure(self.file, i, BROKEN_FILE, err)
             if err != 0:
                 check_nested()
                 raise MemoryError
+
+    def counts(self):
+        """Return what HandleStats in stats.py has after blksize."""
+        cdef Counts *counts = &self.fileh.counts
+        cdef size_t size = self.fileh.blksize
+        return (counts.faults, counts.loads, counts.mapped * size, counts.resident * size,
+                self.fileh.ndirty * size, counts.reclaims, counts.failures, counts.waits)
 
     def epoch(self):
         """Return what know() wants: call it before asking where blocks are."""

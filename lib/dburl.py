@@ -2,6 +2,7 @@
 
 It knows schemes and their options, and no databases: what opens one is in wendelin.lib.zodb. Files
 and ZEO servers get storages of ours (filestorage, zeoclient); what else zodburi knows, it resolves.
+What a storage was opened by is remembered as long as there is the storage, for storurl.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ import os
 import re
 import ssl
 import threading
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
 from importlib.metadata import entry_points
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
 
+from ZODB.DemoStorage import DemoStorage
+from ZODB.MappingStorage import MappingStorage
 from zodburi import resolve_uri
 from zodburi.datatypes import convert_bytesize, convert_int
 
 from wendelin.lib.filestorage import AlignedFileStorage
-from wendelin.lib.zeoclient import ZEOClient
+from wendelin.lib.zeoclient import WAIT, ZEOClient
 
-__all__ = ["resolve"]
+__all__ = ["opened_by", "read_only", "resolve", "split_demo"]
 
 Factory = Callable[[], Any]
 _Option = tuple[str, Callable[[str], Any]]
@@ -64,7 +68,40 @@ _ZEO_OPTIONS: dict[str, _Option] = {
 
 _ZEO_PORT = 9991  # as zodburi has it
 _NEO = ("neo", "neos")
-_WAIT = 30  # for a server that is not there, if the URL says nothing [s]
+
+
+#: of zeo:// options: what is the process's own, and not to be shared; and what is a path
+_ZEO_OWN = ("client", "client_label", "name", "var")
+_ZEO_PATHS = ("blob_dir", "ca", "cert", "key")
+
+_opened: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+def opened_by(storage: Any) -> str | None:
+    """Return the URL by which another process can open a storage, if it was opened by one."""
+    return _opened.get(storage)
+
+
+def _remembered(factory: Factory, url: str) -> Factory:
+    def make() -> Any:
+        storage = factory()
+        if not isinstance(storage, MappingStorage):  # in memory, of this process
+            _opened[storage] = url
+        return storage
+
+    return make
+
+
+def read_only(url: str) -> str:
+    """Return a URL for the same database, which does not want to be the only one to write to it."""
+    if url.startswith("file://"):
+        path, _, query = url.partition("?")
+        options = [(n, v) for n, v in parse_qsl(query) if n not in ("create", "read_only")]
+        return f"{path}?{urlencode([*options, ('read_only', 'true')], quote_via=quote, safe='/')}"
+    if url.startswith("demo:"):
+        base, changes, rest = split_demo(url)
+        return f"demo:({read_only(base)})/({read_only(changes)}){rest}"
+    return url
 
 
 def _schemes() -> set[str]:
@@ -95,15 +132,19 @@ def resolve(url: str, read_only: bool = False) -> tuple[Factory, dict[str, Any]]
         return _resolve_file(url, read_only)
     if scheme == "zeo":
         return _resolve_zeo(url, read_only)
+    if scheme == "demo":
+        return _resolve_demo(url)
     if scheme in _NEO:
-        return _resolve_neo(url, scheme)
+        factory, arguments = _resolve_neo(url, scheme)
+        return _remembered(factory, url), arguments
     if scheme not in _schemes():
         known = ", ".join(sorted(_schemes().union(_NEO)))
         raise ValueError(
             f"{url!r} is no database: it must be a path (test.fs), or a URL with one of the "
             f"schemes {known}"
         )
-    return _resolve_other(url)
+    factory, arguments = _resolve_other(url)
+    return _remembered(factory, url), arguments
 
 
 def _resolve_other(url: str, shown: str = "") -> tuple[Factory, dict[str, Any]]:
@@ -187,7 +228,14 @@ def _resolve_zeo(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
             options["ssl"] = _tls(**tls)
         return ZEOClient(address, **options)
 
-    return make, arguments
+    same = [
+        (name, os.path.abspath(value) if name in _ZEO_PATHS else value)
+        for name, value in parse_qsl(parts.query, keep_blank_values=True)
+        if name in _ZEO_OPTIONS and name not in _ZEO_OWN
+    ]
+    where = url.partition("?")[0].partition("#")[0]
+    query = urlencode(same, quote_via=quote, safe="/")
+    return _remembered(make, f"{where}?{query}" if query else where), arguments
 
 
 def _zeo_address(url: str, parts: SplitResult) -> str | tuple[str, int]:
@@ -215,6 +263,62 @@ def _tls(ca: str | None = None, cert: str | None = None, key: str | None = None)
     return context
 
 
+# ---- one over another ----
+
+
+def _closed(text: str) -> int:
+    """Return where the bracket that a text begins with is closed; -1: nowhere."""
+    depth = 0
+    for i, char in enumerate(text):
+        depth += (char == "(") - (char == ")")
+        if depth == 0:
+            return i if i else -1
+    return -1
+
+
+def split_demo(url: str) -> tuple[str, str, str]:
+    """Return the parts of demo:(BASE)/(CHANGES)#option=value&..., the last with its '#'.
+
+    Raises
+    ------
+    ValueError
+        It is no such URL.
+    """
+    text = url.removeprefix("demo:")
+    middle = _closed(text)
+    base, rest = text[1:middle], text[middle + 1 :]
+    end = _closed(rest[1:]) + 1
+    if middle < 0 or end < 1 or rest[:1] != "/" or rest[end + 1 : end + 2] not in ("", "#"):
+        raise ValueError(f"{url!r} is no right URL: it must be demo:(URL)/(URL)")
+    return base, rest[2:end], rest[end + 1 :]
+
+
+def _resolve_demo(url: str) -> tuple[Factory, dict[str, Any]]:
+    """Of demo:(BASE)/(CHANGES)#option=value&..."""
+    *both, rest = split_demo(url)
+    _, arguments = _options(url, rest[1:], {})
+    _, usual = _options(url, "", {})
+    factories = []
+    for part in both:
+        factory, others = resolve(part)
+        if others and others != usual:
+            raise ValueError(
+                f"{url!r} is no right URL: options of the database are at its end, after "
+                f"'#', and not in {part}"
+            )
+        factories.append(factory)
+
+    def make() -> Any:
+        base = factories[0]()
+        try:
+            return DemoStorage(base=base, changes=factories[1]())
+        except BaseException:
+            base.close()
+            raise
+
+    return make, arguments
+
+
 # ---- NEO ----
 
 
@@ -231,7 +335,7 @@ def _resolve_neo(url: str, scheme: str) -> tuple[Factory, dict[str, Any]]:
             f"gateway next to the cluster, and open zeo://HOST:PORT (docs/cluster.md says how)"
         )
     base, _, query = url.partition("?")
-    wait = float(_WAIT)
+    wait = float(WAIT)
     others = []
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name != "wait_timeout":

@@ -25,6 +25,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from errno import EOPNOTSUPP
 from importlib import import_module
 from os import RWF_NOWAIT
 from struct import unpack_from
@@ -36,8 +37,16 @@ from ZODB.POSException import StorageTransactionError
 from ZODB.utils import p64
 
 from wendelin.lib.fsalign import ALIGNMENT, Pieces, aligned_at
+from wendelin.lib.fsfollow import FileFollower
 from wendelin.lib.fspack import Packer, data_find
-from wendelin.lib.zrecord import BytesRecord, RecordError, find_payload, without_pad
+from wendelin.lib.zrecord import (
+    LONGEST_END,
+    BytesRecord,
+    RecordError,
+    find_payload,
+    is_end,
+    without_pad,
+)
 
 __all__ = ["AlignedFileStorage", "Located", "OpenFile", "Stat"]
 
@@ -123,6 +132,11 @@ def _reads_python2() -> Iterator[None]:
             setattr(_module, "packed_version", magic)  # noqa: B010
 
 
+def _read_index(*args: Any, **kw: Any) -> Any:
+    with _reads_python2():
+        return _module.read_index(*args, **kw)
+
+
 class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type hints
     """A FileStorage that aligns large byte strings in its file, and tells where they are.
 
@@ -130,24 +144,44 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     ----------
     file_name : str
     align : bool
-        False: be a FileStorage, and nothing more; locate() finds nothing.
+        False: be a FileStorage, without locate(), which finds nothing then.
     **options
-        Of FileStorage.
+        Of FileStorage. With read_only, another process may have the file open, to write: each
+        transaction sees what was committed before it began, as with a server.
     """
 
     _opened: weakref.ref[OpenFile] | None = None  # held by who maps it
+    _follower: FileFollower | None = None
     _tfile: Any
+    _file: Any
 
     def __init__(self, file_name: str, *, align: bool | int = True, **options: Any) -> None:
         self.align = bool(align)
         with _reads_python2():
             super().__init__(file_name, **options)
         self._python2 = os.pread(self._file.fileno(), len(_PYTHON2), 0) == _PYTHON2
+        if self._is_read_only and options.get("stop") is None:
+            self._follower = FileFollower(self, self._again, _read_index)
         if align and self._tfile is not None:
             self._tfile.close()
             os.unlink(self._tfile.name)
             self._tfile = _Tail(self)
             self._tfmt._file = self._tfile
+
+    # ---- files that others write ----
+
+    def sync(self) -> None:
+        """See IStorage: be up to date, if this storage only reads."""
+        if self._follower is not None:
+            self._follower.follow()
+
+    def registerDB(self, db: Any) -> None:
+        """See IStorage."""
+        if self._follower is not None:
+            self._follower.db = db
+
+    def _again(self) -> AlignedFileStorage:
+        return AlignedFileStorage(self._file_name, align=self.align, read_only=True)
 
     # ---- files of Python 2 ----
 
@@ -161,7 +195,9 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
 
     # ---- where records are ----
 
-    def locate(self, oids: Iterable[bytes], before: bytes) -> list[Located | None]:
+    def locate(
+        self, oids: Iterable[bytes], before: bytes, *, wait: bool = True
+    ) -> list[Located | None]:
         """Return where the bytes of objects lie in the file, and None for those that do not.
 
         Parameters
@@ -169,6 +205,8 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         oids : iterable of bytes
         before : bytes
             Of each object, the last revision before this tid.
+        wait : bool
+            False: return None as well where the disk would have to be waited for.
         """
         oids = list(oids)
         if not self.align:
@@ -179,17 +217,17 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
                 return [None] * len(oids)
             reader = _HeadReader(file, before)
             result: list[Located | None] = []
-            waiting: list[tuple[int, bytes, int]] = []
-            for i, oid in enumerate(oids):
+            flags = 0 if wait else RWF_NOWAIT
+            for oid in oids:
                 pos = self._index.get(oid, 0)
                 try:
-                    result.append(reader.locate(oid, pos, RWF_NOWAIT))
-                except OSError:  # it has to wait for the disk: for all of them at the same time
-                    os.posix_fadvise(file.heads, pos, 1, os.POSIX_FADV_WILLNEED)
-                    waiting.append((i, oid, pos))
-                    result.append(None)
-            for i, oid, pos in waiting:
-                result[i] = reader.locate(oid, pos)
+                    result.append(reader.locate(oid, pos, flags))
+                except OSError as e:
+                    if wait:
+                        raise
+                    if e.errno == EOPNOTSUPP:  # this file system cannot tell
+                        flags = 0
+                    result.append(None)  # the kernel reads it now, or who touches it is told
             return result
 
     def stat(self, oids: Iterable[bytes], before: bytes) -> list[Stat | None]:
@@ -210,7 +248,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     def _open_file(self, current: Any) -> OpenFile | None:
         opened = self._opened() if self._opened is not None else None
         if opened is None:
-            opened = OpenFile(self._file_name)
+            opened = OpenFile(self._files.name)
             if not os.path.sameopenfile(opened.fd, current.fileno()):
                 return None  # somebody has moved the file
             self._opened = weakref.ref(opened)
@@ -300,7 +338,12 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     def tpc_vote(self, transaction: Any) -> Any:
         """See IStorage."""
         if not self.align:
-            return super().tpc_vote(transaction)
+            try:
+                return super().tpc_vote(transaction)
+            except OSError:
+                with self._lock:
+                    self._renew_file()
+                raise
         with self._lock:
             if transaction is not self._transaction:
                 raise StorageTransactionError("tpc_vote called with wrong transaction")
@@ -321,7 +364,9 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         return bytes(header.asString())
 
     def _abort(self) -> None:
-        if self.align and self._tfile.started and not self._nextpos:
+        if not self.align:
+            self._renew_temp()
+        elif self._tfile.started and not self._nextpos:
             self._cut()
         super()._abort()
 
@@ -329,6 +374,26 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         if isinstance(self._tfile, _Tail):
             self._tfile.clear()
         super()._clear_temp()
+
+    def _renew_temp(self) -> None:
+        """Give back the room of FileStorage's temporary file; and its buffer, if there is none."""
+        try:
+            os.ftruncate(self._tfile.fileno(), 0)
+            self._tfile.truncate(0)
+        except OSError:
+            _throw_away(self._tfile)
+            self._tfile = open(f"{self._file_name}.tmp", "w+b")  # noqa: SIM115
+            self._tfmt._file = self._tfile
+
+    def _renew_file(self) -> None:
+        """Open the file anew, without what a vote has written, or was about to.
+
+        FileStorage goes on with a buffer for which there is no room on the disk: so it fails for
+        ever, or writes it behind a later transaction.
+        """
+        _throw_away(self._file)
+        self._file = open(self._file_name, "r+b")  # noqa: SIM115
+        self._cut()
 
     def _cut(self) -> None:
         """Take what the transaction has written out of the file."""
@@ -338,7 +403,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> Any:
         """See IStorageIteration."""
         with self._lock, _reads_python2():
-            iterator = FileIterator(self._file_name, None, stop)
+            iterator = FileIterator(self._files.name, None, stop)
             # Behind that may be what is being written: it has no length at its end, by which
             # the last transaction would be found.
             iterator._file_size = self._pos
@@ -380,6 +445,14 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             packer.close()
 
 
+def _throw_away(file: Any) -> None:
+    """Close a buffered file of which the buffer cannot be written."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, file.fileno(), inheritable=False)
+    os.close(nowhere)
+    file.close()
+
+
 class _HeadReader:
     """Reads heads of records, to find the bytes of objects as they were before a tid."""
 
@@ -387,6 +460,7 @@ class _HeadReader:
         self._file = file
         self._before = before
         self._data = bytearray(DATA_HDR_LEN + ALIGNMENT + _HEAD)
+        self._tail = bytearray(LONGEST_END)
         # the last record that was found: (what is before the pad, after it, where the state
         # begins, size of the payload, of what follows); others of the same writer are alike
         self._last: tuple[bytes, bytes, int, int, int] | None = None
@@ -405,7 +479,7 @@ class _HeadReader:
         Raises
         ------
         OSError
-            The file cannot be read; with RWF_NOWAIT, not without waiting.
+            The file cannot be read; BlockingIOError: with RWF_NOWAIT, not without waiting.
         """
         data = self._data
         current = True
@@ -422,8 +496,20 @@ class _HeadReader:
                 current = False
                 pos = int.from_bytes(data[DATA_HDR_LEN : DATA_HDR_LEN + 8], "big")
             else:
-                return self._alike(pos, size) or self._payload(pos, n, size)
+                located = self._alike(pos, size) or self._payload(pos, n, size)
+                return located if located and self._ends(located, pos, n, size, flags) else None
         return None
+
+    def _ends(self, located: Located, pos: int, n: int, size: int, flags: int) -> bool:
+        """Say whether a record ends as it must: of what was cut short, no part is to be shown."""
+        stop = located.offset + located.size
+        length = pos + DATA_HDR_LEN + size - stop
+        at = stop - pos
+        if at + length > n:
+            if os.preadv(self._file.heads, [self._tail], stop, flags) < length:
+                return False
+            return is_end(bytes(self._tail[:length]))
+        return is_end(bytes(self._data[at : at + length]))
 
     def _alike(self, pos: int, size: int) -> Located | None:
         """Find the payload as in the last record: the same, many times faster."""

@@ -9,6 +9,8 @@
 - A new connection to a server that says what has changed leaves everything else as it is. ZEO
   itself forgets all that Connections have. Of one that cannot say it, changed_since() asks.
 - Many objects are asked for at once (load_all), and wait for the server once.
+- What is new never gets an oid that was given before. A server that was killed gives those again
+  that it had given, and that were not committed; and so ZEO does, in one transaction.
 - Large objects, blocks of arrays above all, are not written to the file that is ZEO's cache: pages
   have their bytes.
 
@@ -34,9 +36,9 @@ from ZEO.Exceptions import ClientDisconnected
 from ZODB.POSException import POSKeyError
 from ZODB.utils import maxtid
 
-__all__ = ["ZEOClient"]
+__all__ = ["WAIT", "ZEOClient"]
 
-_WAIT = 30  # for a server that is not there, or does not answer [s]
+WAIT = 30  # for a server that is not there, or does not answer [s]
 
 _CACHE_SIZE = 20 << 20  # as ZEO has it [bytes]
 _LARGE = 16  # what is more than this part of the cache is not in it
@@ -83,7 +85,7 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
     def __init__(
         self,
         address: str | tuple[str, int],
-        wait_timeout: int = _WAIT,
+        wait_timeout: int = WAIT,
         server_sync: bool | int = True,
         cache_size: int = _CACHE_SIZE,
         client: str | None = None,
@@ -110,6 +112,8 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
                 f"it has no storage {options.get('storage', '1')!r}: {e}"
             ) from e
 
+    _newest = b""  # oid that was given
+
     def registerDB(self, db: Any) -> None:
         """See ClientStorage."""
         super().registerDB(db)
@@ -127,6 +131,14 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
         finally:
             if db is not None:
                 db.told = False
+
+    def new_oid(self) -> bytes:
+        """See ClientStorage."""
+        while True:
+            oid = bytes(super().new_oid())
+            if oid > self._newest:
+                self._newest = oid
+                return oid
 
     def load_all(self, oids: list[bytes], before: bytes) -> list[tuple[bytes, bytes, Any] | None]:
         """Return what loadBefore() does, for many objects; asked for at once. In any thread."""

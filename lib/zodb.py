@@ -19,6 +19,7 @@ from ZODB.utils import p64, u64
 
 from wendelin.lib.dburl import resolve
 from wendelin.lib.filestorage import AlignedFileStorage, Located, OpenFile, Stat
+from wendelin.lib.storurl import zstor_2zurl
 from wendelin.lib.zeoclient import ZEOClient
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "zconn_locate",
     "zconn_stat",
     "zconn_takes_bytes_records",
+    "zstor_2zurl",
 ]
 
 
@@ -195,16 +197,17 @@ def zconn_at(conn: Any) -> bytes:
     return bytes(p64(u64(before) - 1))
 
 
-def zconn_locate(conn: Any, oids: Iterable[bytes]) -> list[Located | None]:
+def zconn_locate(conn: Any, oids: Iterable[bytes], *, wait: bool = True) -> list[Located | None]:
     """Return where the bytes of objects lie in a file, as a Connection sees them.
 
-    None for those that do not: all of them, where the storage is no AlignedFileStorage.
+    None for those that do not: all of them, where the storage is no AlignedFileStorage; and, not
+    wait, for those for which the disk would have to be waited for.
     """
     storage = _file_of(conn)
     before = zconn_before(conn)
     if before is None or storage is None:
         return [None for _ in oids]
-    return storage.locate(oids, before)
+    return storage.locate(oids, before, wait=wait)
 
 
 def zconn_changed(conn: Any, oids: set[bytes], tid: bytes | None) -> set[bytes] | None:

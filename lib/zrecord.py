@@ -21,6 +21,7 @@ import zodbpickle
 from zodbpickle import pickle as zpickle
 
 __all__ = [
+    "LONGEST_END",
     "BytesRecord",
     "Payload",
     "RecordError",
@@ -31,6 +32,7 @@ __all__ = [
     "class_of",
     "find_payload",
     "is_bytes",
+    "is_end",
     "state_of",
     "without_pad",
 ]
@@ -57,8 +59,9 @@ class _Global:
     name: str
 
     def __call__(self, *args: object, **kw: object) -> object:
-        if self.name in ("_codecs.encode",):  # how protocol 2 of Python 3 pickles bytes
-            return codecs.encode(*args, **kw)  # type: ignore[call-overload]
+        # how protocol 2 of Python 3 pickles bytes; other codecs are modules, and some are large
+        if self.name == "_codecs.encode" and len(args) == 2 and args[1] == "latin1":
+            return codecs.encode(*args)  # type: ignore[call-overload]
         raise RecordError(f"a record calls {self.name}: only plain states are read here")
 
 
@@ -212,7 +215,8 @@ def find_payload(record: memoryview | bytes, size: int | None = None) -> Payload
     record : bytes-like
         A record, or the beginning of one, up to the payload.
     size : int, optional
-        Size of all of the record [bytes], where it is longer.
+        Size of all of the record [bytes], where it is longer; what follows the payload is for the
+        caller to look at: is_end().
     """
     state = pos = _head(record)[0]
     end = len(record)
@@ -232,14 +236,22 @@ def find_payload(record: memoryview | bytes, size: int | None = None) -> Payload
     # what follows is the memo, if any, and the end; else it is something more complicated
     if size is None:
         tail = bytes(record[stop : stop + 7])
-        if stop + len(tail) != end or tail[-1:] != b".":
+        if stop + len(tail) != end or not is_end(tail):
             return None
-        memo = tail[:-1]
-        if memo not in (b"", b"\x94") and (memo[:1], len(memo)) not in ((b"q", 2), (b"r", 5)):
-            return None
-    elif not stop < size <= stop + 6:
+    elif not stop < size <= stop + LONGEST_END:
         return None
     return Payload(state, begin, pos, start, stop, framed)
+
+
+LONGEST_END = 6  # of a record, behind its payload [bytes]
+
+
+def is_end(tail: bytes) -> bool:
+    """Say whether it is what follows a payload: [memo] STOP."""
+    memo = tail[:-1]
+    return tail[-1:] == _STOP and (
+        memo in (b"", b"\x94") or (memo[:1], len(memo)) in ((b"q", 2), (b"r", 5))
+    )
 
 
 def _bytes_at(record: memoryview | bytes, pos: int) -> tuple[int, int] | None:
@@ -272,7 +284,10 @@ def bytes_state(record: bytes, found: Payload | None = None) -> memoryview | byt
     found = found or find_payload(record)
     if found is not None:
         return memoryview(record)[found.start : found.stop]
-    return as_bytes(state_of(record))
+    state = state_of(record)
+    if not isinstance(state, bytes):  # also those of Python 2 are
+        raise RecordError(f"bytes were expected, not {type(state).__name__}")
+    return bytes(state)
 
 
 def is_bytes(record: bytes, found: Payload | None = None) -> bool:

@@ -10,7 +10,7 @@ from child import check_child
 from ramfile import RAMFile
 
 from wendelin.bigarray import BigArray
-from wendelin.bigfile import WRITEOUT_MARKSTORED, WRITEOUT_STORE, BlockLoadError
+from wendelin.bigfile import WRITEOUT_MARKSTORED, WRITEOUT_STORE, BigFileH, BlockLoadError
 
 
 def new(shape, dtype="u1", order="C", blksize=4096):
@@ -339,6 +339,32 @@ def test_read_raises_precisely_and_dooms_nothing():
     assert not A[:8192].any()
     assert A.read(3) == 0
     assert A.read(slice(0, 0)).shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "idx",
+    [slice(None), np.s_[::-3, 1:], np.s_[:, ::-1], np.s_[5:2000, 7], np.s_[..., None], np.s_[3]],
+)
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_read_more_than_page_memory_holds(monkeypatch, idx, order):
+    """In steps; each is loaded before it is copied."""
+    monkeypatch.setattr("wendelin.bigarray.array.ram_stat", lambda: (8 * 4096, 0, 0))
+    loads = []
+
+    class Handle(BigFileH):
+        def load(self, first, n):
+            loads.append(n)
+            super().load(first, n)
+
+    A = BigArray((3000, 9), "i4", Handle(RAMFile(4096)), order=order)
+    want = np.arange(27000, dtype="i4").reshape((3000, 9), order=order)
+    A[:] = want
+    A._fileh().dirty_writeout(WRITEOUT_STORE | WRITEOUT_MARKSTORED)
+    got = A.read(idx)
+    assert isinstance(got, np.ndarray)
+    assert got.shape == want[idx].shape
+    assert (got == want[idx]).all()
+    assert max(loads) <= 3
 
 
 class Signalling(Failing):

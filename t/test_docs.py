@@ -1,119 +1,177 @@
-"""The code blocks of README and docs run, as a reader would run them.
+"""The code blocks of README and docs run, and links lead somewhere. How: see pages.py.
 
-Blocks of a file run in order, in one child process and one folder; where the text says that a
-new process begins ("in a new process"), one does. ```python is run, ```pycon is compared as
-doctest does; so is what the commands of ```console print, which begin with $. ```cython goes to the
-file that the text before it names, ```sh with `cythonize` is run. `<!-- not run: why -->` before a
-block leaves it out. What follows `<!-- runs with a server -->` in a section runs where the database
-of tests is one's; `url` is its.
+A page that needs a package which `test` does not install runs in the environment `docs` of tox.
 """
 
-import doctest
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import pages
 import pytest
 import storages
 
-ROOT = Path(__file__).parent.parent
-BLOCK = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.M | re.S)
+#: where tox -e docs has built the site
+SITE = os.environ.get("WENDELIN_CORE_TEST_SITE", "")
 
-WITH_SERVER = re.compile(r"^<!-- runs with a server -->$.*?(?=^## )", re.M | re.S)
-
-PROLOGUE = """\
-import doctest, sys
-space = {"__name__": "__main__"}
-def check(source, name):
-    test = doctest.DocTestParser().get_doctest(source, space, name, name, 0)
-    flags = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL | doctest.NORMALIZE_WHITESPACE
-    failed, tried = doctest.DocTestRunner(optionflags=flags).run(test, clear_globs=False)
-    space.update(test.globs)
-    assert tried and not failed, name
-"""
+PARTS = pages.parts()
+FOR_A_SERVER = [part for part in PARTS if part.needs == "a server"]
+FOR_ALL = [part for part in PARTS if part.needs != "a server"]
+#: what takes many seconds, and is the same everywhere: one environment is enough
+ONCE = {"gdb"}
 
 
-def programs(path: Path, text: str, folder: Path):
-    """Yield ('python', program) and ('sh', command), in order; write files that blocks are."""
-    program = ""
-    last = 0
-    for match in BLOCK.finditer(text):
-        indent, language, code = match.groups()
-        before = text[last : match.start()]
-        last = match.end()
-        code = re.sub(f"^{indent}", "", code, flags=re.M)
-        if "<!-- not run" in before:
-            continue
-        if "in a new process" in before and program:
-            yield "python", program
-            program = ""
-        if language == "python":
-            program += f"exec(compile({code!r}, {str(path)!r}, 'exec'), space)\n"
-        elif language == "pycon":
-            program += f"check({code!r}, {path.name!r})\n"
-        elif language == "cython":
-            (folder / re.findall(r"`(\w+\.pyx)`", before)[-1]).write_text(code)
-        elif language == "console":
-            yield "console", code
-        elif language == "sh" and "cythonize" in code:
-            yield "sh", code
-    yield "python", program
+@pytest.mark.parametrize("part", FOR_ALL, ids=str)
+def test_code_blocks_run(part, tmp_path):
+    if not pages.installed(part.needs):
+        pytest.skip(f"{part.needs} is not installed")
+    if part.needs in ONCE and not SITE:
+        pytest.skip("run by tox -e docs")
+    if part.needs == "py-spy" and os.geteuid() != 0 and may_not_trace():
+        pytest.skip("only root may look into other processes here")
+    pages.run(part, tmp_path)
 
 
-def check_console(session, folder):
-    """Run the commands of a session in a shell; compare what they print."""
-    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-    commands = re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", session, re.M)
-    assert commands, session
-    for command, expected in commands:
-        done = subprocess.run(
-            command,
-            shell=True,
-            cwd=folder,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=240,
-        )
-        same = doctest.OutputChecker().check_output(expected, done.stdout, flags)
-        assert same, f"{command}\n{done.stdout}"
-
-
-def run(path, text, folder, prologue=PROLOGUE):
-    for kind, code in programs(path, text, folder):
-        if kind == "console":
-            check_console(code, folder)
-            continue
-        if kind == "python":
-            command = [sys.executable, "-c", prologue + code]
-        else:
-            tool, *args = code.split()
-            assert tool == "cythonize"
-            command = [sys.executable, "-m", "Cython.Build.Cythonize", *args]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240)
-        assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md", "docs/command-line.md"])
-def test_code_blocks_run(name, tmp_path):
-    path = ROOT / name
-    run(path, WITH_SERVER.sub("", path.read_text()), tmp_path)
+def may_not_trace():
+    scope = Path("/proc/sys/kernel/yama/ptrace_scope")
+    return scope.exists() and scope.read_text().strip() != "0"
 
 
 @pytest.mark.skipif(not storages.kind().has_server, reason="a file has one client")
-def test_code_blocks_run_with_a_server(testdb, tmp_path):
-    path = ROOT / "docs/tutorial.md"
-    (text,) = WITH_SERVER.findall(path.read_text())
-    run(path, text, tmp_path, f"{PROLOGUE}space['url'] = {testdb.url!r}\n")
+@pytest.mark.parametrize("part", FOR_A_SERVER, ids=str)
+def test_code_blocks_run_with_a_server(part, testdb, tmp_path):
+    pages.run(part, tmp_path, url=testdb.url)
 
 
-def test_every_block_is_recognized():
-    """A block in a language that programs() does not know would be skipped in silence."""
-    known = {"python", "pycon", "console", "cython", "sh"}
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:
-        languages = {m.group(2) for m in BLOCK.finditer(path.read_text())}
-        assert languages <= known, path
+@pytest.mark.parametrize("page", pages.PAGES, ids=pages.name_of)
+def test_links(page):
+    assert pages.broken_links(page) == []
+
+
+def test_all_that_pages_need_is_installed_for_them():
+    """PyTorch is as large as all else together: its page runs where somebody has it."""
+    needed = {part.needs for part in FOR_ALL} - {"", "torch", "gdb"}
+    names = {"sklearn": "scikit-learn"}
+    tox = (pages.ROOT / "tox.ini").read_text()
+    (docs,) = re.findall(r"^\[testenv:docs\]$.*?^commands", tox, re.M | re.S)
+    installed = set(re.findall(r"^    ([\w-]+)", docs, re.M))
+    assert {names.get(package, package) for package in needed} <= installed
+
+
+def test_names_of_the_inside():
+    """What development.md says of a page's way is in the modules that it names."""
+    text = (pages.ROOT / "docs/development.md").read_text()
+    way = text[text.index("## A page's way") : text.index("All of it can be seen")]
+    names = re.findall(r"`(\w+)\.((?:\w+\.)*)(\w+)`", way)
+    assert len(names) > 40
+    for module, classes, name in names:
+        sources = [
+            path
+            for folder in ("bigfile", "lib", "wendelin/bigarray")
+            for path in (pages.ROOT / folder).glob(f"{module}.py*")
+            if path.suffix in (".py", ".pyx")
+        ]
+        assert len(sources) == 1, module
+        code = sources[0].read_text()
+        assert re.search(rf"^ *(cdef|def) .*\b{name}\(", code, re.M), (module, name)
+        for cls in filter(None, classes.split(".")):
+            assert re.search(rf"^class {cls}\b", code, re.M), (module, cls)
+
+
+@pytest.mark.skipif(not SITE, reason="run by tox -e docs")
+def test_site_fetches_nothing():
+    """It is built without a network, and read without one."""
+    fetched = re.compile(
+        r"<(?:script|img|link|iframe)[^>]*(?:https?:)?//[^>]*>"
+        r"|url\(['\"]?(?:https?:)?//[^)]*\)|@import[^;]*//[^;]*"
+    )
+    files = [file for file in Path(SITE).rglob("*") if file.suffix in (".html", ".css")]
+    assert len(files) > 10
+    found = {m for file in files for m in fetched.findall(file.read_text())}
+    assert not found
+
+
+class TestPages:
+    """What would be skipped in silence is not."""
+
+    def programs(self, text):
+        return pages.programs(pages.Part("x.md", text))
+
+    def test_block_that_cannot_run(self):
+        for language in "rust", "cython", "bash":
+            with pytest.raises(pages.PageError, match=language):
+                self.programs(f"\n```{language}\nx\n```\n")
+
+    def test_block_that_does_not_run_says_why(self):
+        assert not self.programs("\n<!-- not run: it waits for ever -->\n```sh\nx\n```\n")
+        assert self.programs("\n<!-- not run: -->\n```sh\nx\n```\n")
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "```python\nassert False\n```\n",
+            "```pycon\n>>> 1 + 1\n3\n```\n",
+            "```sh\nfalse | true\n```\n",
+            "```console\n$ echo 1\n1\n$ echo 2\n1\n```\n",
+            "```console\nls\n```\n",
+            "In `zeo.conf`:\n\n```text\n<zeo>\n  adress 1\n</zeo>\n```\n",
+        ],
+    )
+    def test_failure_is_seen(self, code, tmp_path):
+        with pytest.raises(pages.PageError):
+            pages.run(pages.Part("x.md", f"\n{code}"), tmp_path)
+
+    def test_file_and_new_process(self, tmp_path):
+        text = """
+In `one.py`:
+
+```python
+x = 1
+```
+
+```python
+import one
+y = 2
+```
+
+Now, in a new process:
+
+```sh
+grep -q "x = 1" one.py
+```
+
+```python
+import one
+assert "y" not in globals() and one.x == 1
+```
+"""
+        pages.run(pages.Part("x.md", text), tmp_path)
+
+    def test_parts(self, tmp_path, monkeypatch):
+        code = "```sh\n{}\n```\n"
+        one, two = tmp_path / "one.md", tmp_path / "two.md"
+        one.write_text(f"""
+{code.format("first")}
+## A
+{code.format("second")}
+<!-- runs with numpy -->
+{code.format("third")}
+## B
+{code.format("fourth")}""")
+        two.write_text(f"<!-- runs with a server -->\n## A\n{code.format('fifth')}")
+        monkeypatch.setattr(pages, "ROOT", tmp_path)
+        monkeypatch.setattr(pages, "PAGES", [one, two])
+        found = {str(part): part for part in pages.parts()}
+        assert list(found) == ["one.md with numpy", "one.md", "two.md with a server"]
+        words = [[block.code.strip() for block in pages.blocks(p.text)] for p in found.values()]
+        assert words == [["third"], ["first", "second", "fourth"], ["fifth"]]
+        (third,) = pages.blocks(found["one.md with numpy"].text)
+        assert one.read_text().splitlines()[third.line] == "third"
+
+    def test_broken_links(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(pages, "ROOT", tmp_path)
+        page = tmp_path / "x.md"
+        page.write_text(
+            "# A b, `c`\n[1](x.md) [2](#a-b-c) [3](y.md) [4](x.md#no)\n```\n[5](z)\n```\n`[6](z)`"
+        )
+        assert pages.broken_links(page) == ["y.md", "x.md#no"]

@@ -16,13 +16,14 @@ import trustme
 from clients import BLK, FIRST, fill
 from persistent.mapping import PersistentMapping
 from servers import ZeoServer
+from ZEO.ClientStorage import ClientStorage
 from ZEO.Exceptions import ClientDisconnected
 from ZODB.DB import DB
 from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import POSKeyError
 
 from wendelin.lib.zeoclient import ZEOClient
-from wendelin.lib.zodb import dbclose, dbopen, zconn_load_all
+from wendelin.lib.zodb import dbclose, dbopen, zconn_load_all, zstor_2zurl
 
 served = pytest.mark.skipif(not storages.kind().has_server, reason="a file has one client")
 
@@ -165,17 +166,28 @@ def tls(tmp_path):
 @pytest.mark.servers("zeo")
 @pytest.mark.database
 @pytest.mark.formats
-def test_tls(tls, tmp_path):
+def test_tls(tls, tmp_path, monkeypatch):
     right = {"ca": "ca.pem", "cert": "client.pem", "key": "client.key"}
 
     def url(options):
         query = "&".join(f"{name}={tmp_path}/{file}" for name, file in options.items())
         return f"{tls.url}?wait_timeout=2&server_hostname=localhost&{query}"
 
-    root = dbopen(url(right))
+    monkeypatch.chdir(tmp_path)
+    root = dbopen(url(right).replace(f"{tmp_path}/", ""))
     root["x"] = 1
     transaction.commit()
+    by_url = zstor_2zurl(root._p_jar.db().storage)
     dbclose(root)
+    assert by_url == url(right)
+    monkeypatch.chdir("/")
+    root = dbopen(by_url)
+    assert root["x"] == 1
+    dbclose(root)
+    unknown = ClientStorage(("127.0.0.1", tls.port), ssl=True, wait=False)
+    with pytest.raises(NotImplementedError, match=r"TLS.*zeo://HOST:PORT\?ca="):
+        zstor_2zurl(unknown)
+    unknown.close()
     for wrong in {"ca": "ca.pem"}, right | {"ca": "other.pem"}:
         with pytest.raises(ClientDisconnected, match=f":{tls.port}.*wait_timeout"):
             dbopen(url(wrong))

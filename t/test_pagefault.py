@@ -224,6 +224,11 @@ if pid == 0:
         for _ in range(1000): pass
     except ForkError as e:
         assert "anew" in str(e)
+        try:
+            print(a[0])         # again, and not zeros
+            for _ in range(1000): pass
+            os._exit(2)
+        except ForkError: pass
         try: fileh.dirty_discard()
         except ForkError: code = 0
         _, b = new()            # its own are as ever

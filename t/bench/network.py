@@ -53,6 +53,11 @@ WORKS = {
 SLOW_TARGET = 4  # with added latency
 
 
+def random(seed, size):
+    """Return `size` random bytes, as numbers whose sum is exact: it wraps."""
+    return np.random.default_rng(seed).integers(-(2**63), 2**63, size // 8, np.int64)
+
+
 # ---- a client: a fresh process ----
 
 
@@ -99,9 +104,9 @@ def store_loop(root):
 
 def commit(root):
     """Commit an array that is written; return MiB/s, of the commit alone."""
-    root["new"] = array = ZBigArray((COMMIT * MIB,), np.uint8)
+    root["new"] = array = ZBigArray((COMMIT * MIB // 8,), np.int64)
     transaction.commit()
-    array[:] = np.random.default_rng(1).integers(0, 256, COMMIT * MIB, np.uint8)
+    array[:] = random(1, COMMIT * MIB)
     start = perf_counter()
     transaction.commit()
     return COMMIT / (perf_counter() - start)
@@ -155,13 +160,13 @@ def fill_database(url, size):
     root = dbopen(url)
     root["sums"] = PersistentMapping()
     for name, n in (("ZBlk0", size * MIB), ("ZBlk1", size // 8 * MIB)):
-        root[name] = array = ZBigArray((0,), np.uint8, zblk_fmt=name)
+        root[name] = array = ZBigArray((0,), np.int64, zblk_fmt=name)
         transaction.commit()
         total = 0
         for start in range(0, n, 32 * MIB):
-            values = np.random.default_rng(start).integers(0, 256, min(32 * MIB, n - start), "u1")
+            values = random(start, min(32 * MIB, n - start))
             array.append(values)
-            total += int(values.sum())
+            total = int(np.sum([total, values.sum()]))
             root["sums"][name] = total
             transaction.commit()
     root["block"] = root["ZBlk0"].zfile.blktab[0]

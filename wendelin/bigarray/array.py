@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from wendelin.bigarray.indexing import BasicIndex, split_index
+from wendelin.bigarray.memory import in_file
 from wendelin.bigfile.prefetch import prefetch
-from wendelin.bigfile.virtmem import VMA, BigFileH
+from wendelin.bigfile.virtmem import VMA, BigFileH, ram_stat
 from wendelin.lib.calc import mul
 from wendelin.lib.utils import inttuple
 
@@ -37,20 +38,6 @@ def _raise_pending() -> None:
     """
 
 
-def _in_file(view: NDArray[Any]) -> tuple[VMA, int, int] | None:
-    """Return (VMA, start, stop): which bytes of its file a view lies in; None: of no file."""
-    base: Any = view
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, memoryview):
-        base = base.obj
-    if not isinstance(base, VMA) or view.size == 0:
-        return None
-    start, stop = np.lib.array_utils.byte_bounds(view)
-    first = base.filerange()[0] * base.pagesize() - base.addr_start
-    return base, start + first, stop + first
-
-
 def _no_alias(target: NDArray[Any], values: Any) -> Any:
     """Return values, or a copy where assigning them would change them in between.
 
@@ -61,7 +48,7 @@ def _no_alias(target: NDArray[Any], values: Any) -> Any:
         values = np.asarray(values)
     if not isinstance(values, np.ndarray):
         return values
-    to, of = _in_file(target), _in_file(values)
+    to, of = in_file(target), in_file(values)
     if to is None or of is None:
         return values
     (vma, start, stop), (other, begin, end) = to, of
@@ -183,7 +170,7 @@ class BigArray:
 
     @property
     def data(self) -> Any:
-        """Not here: an array has no memory of its own. Use a view: A[i:j].data."""
+        """Not here, as an array has no memory of its own. A view has it."""
         raise TypeError("an array has no direct buffer: take that of a view, A[:].data")
 
     def __repr__(self) -> str:
@@ -280,10 +267,10 @@ class BigArray:
         """Return rows [lo, hi) of the axes as an ndarray; nothing is loaded."""
         shape = [hi - lo for lo, hi in rows]
         start, stop = self._span(rows)
+        vma, offset = self._map(start, stop) if start != stop else (None, 0)
         try:
-            if start == stop:
+            if vma is None:
                 return np.empty(shape, self._dtype, self._order)
-            vma, offset = self._map(start, stop)
             # the stride of an axis of length 1 says nothing, and may be one that NumPy cannot say
             strides = [min(stride, sys.maxsize) for stride in self._stridev]
             return np.ndarray(shape, self._dtype, vma, offset, strides)  # type: ignore[arg-type]
@@ -335,7 +322,8 @@ class BigArray:
         """Return a copy of A[idx], loading first what is not in memory.
 
         So that errors of the storage are raised here, before anything was computed, and do not
-        doom the transaction; and so that nobody else's thread has to load.
+        doom the transaction; and so that nobody else's thread has to load. Page memory need not
+        hold all of it: more than a quarter of that is read in steps.
 
         Raises
         ------
@@ -347,10 +335,32 @@ class BigArray:
         rows, rest = split_index(idx, self._shape)
         part = self._part(rows)
         start, stop = self._span(rows)
+        step = ram_stat()[0] // 4
+        if stop - start > max(step, self.itemsize):
+            view = part[rest]  # type: ignore[index]
+            result = np.empty_like(view)
+            self._read_into(result, view, step)
+            return result
         if start != stop:
             self._fileh().load(*self._pages(start, stop))
         result = part[rest]  # type: ignore[index]
         return result.copy("K") if isinstance(result, np.ndarray) else result
+
+    def _read_into(self, out: NDArray[Any], view: NDArray[Any], step: int) -> None:
+        """Load and copy a view, at most `step` bytes, or an element, at a time."""
+        found = in_file(view)
+        if found is None:
+            return
+        _, start, stop = found
+        if stop - start <= step or view.size == 1:
+            self._fileh().load(*self._pages(start, stop))
+            out[...] = view
+            return
+        axis = max(range(view.ndim), key=lambda i: (view.shape[i] > 1, abs(view.strides[i])))
+        middle = view.shape[axis] // 2
+        for half in (slice(middle), slice(middle, None)):
+            idx = (slice(None),) * axis + (half,)
+            self._read_into(out[idx], view[idx], step)
 
     def prefetch(self, idx: BasicIndex = ...) -> None:
         """Start loading A[idx] in the background, and do not wait.

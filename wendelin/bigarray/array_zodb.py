@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, SupportsIndex
 
+import numpy as np
 from numpy.typing import DTypeLike
 from ZODB.POSException import ConnectionStateError
 
@@ -15,6 +16,7 @@ from wendelin.bigarray.array import BigArray, Order
 from wendelin.bigfile.file_zodb import ZBigFile, ZBigFileH
 from wendelin.bigfile.zblk import check_format
 from wendelin.lib.zodb import LivePersistent
+from wendelin.lib.zrecord import RecordError
 
 __all__ = ["ZBigArray"]
 
@@ -69,11 +71,18 @@ class ZBigArray(BigArray, LivePersistent):
         return {name: getattr(self, name) for name in names}, {"zfile": self.zfile}
 
     def __setstate__(self, state: State) -> None:
-        attributes, slots = state
-        self.zfile = slots["zfile"]
-        # early databases have no order
-        self._init(attributes["_shape"], attributes["_dtype"], attributes.get("_order", "C"))
-        self._zblk_fmt = attributes.get("_zblk_fmt")
+        try:
+            attributes, slots = state
+            zfile, shape, dtype = slots["zfile"], attributes["_shape"], attributes["_dtype"]
+            if not (isinstance(zfile, ZBigFile) and isinstance(dtype, np.dtype)):
+                raise TypeError(f"its file is {zfile!r:.100}, its dtype {dtype!r:.100}")
+            # early databases have no order
+            self._init(shape, dtype, attributes.get("_order", "C"))
+            zblk_fmt = attributes.get("_zblk_fmt")
+            self._zblk_fmt = None if zblk_fmt is None else check_format(zblk_fmt, "_zblk_fmt")
+        except Exception as e:
+            raise RecordError(f"a damaged ZBigArray: {type(e).__name__}: {e}") from e
+        self.zfile = zfile
 
     def lives(self) -> bool:
         """Say whether there are views, or changes that are not committed. See LivePersistent."""

@@ -62,15 +62,15 @@ class ArraySource(Source):
         zfile = self._array.zfile
         if self._numbers is None:
             self._numbers = stored_numbers(zfile)
-        itemsize = self.layout.dtype.itemsize
+        itemsize = int(self.layout.dtype.itemsize)
         first = start * itemsize // zfile.blksize
         while self._next < first:
             number = next(self._numbers, None)
             if number is None:
                 return self.layout.size
             self._next = number
-        found = self._next * zfile.blksize // itemsize
-        return min(max(start, found), self.layout.size)
+        found = int(self._next * zfile.blksize // itemsize)
+        return int(min(max(start, found), self.layout.size))
 
     def identity(self) -> dict[str, Any]:
         """See Source."""

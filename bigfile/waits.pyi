@@ -1,0 +1,3 @@
+SECONDS: float
+
+def set_seconds(seconds: float) -> None: ...

@@ -1,0 +1,33 @@
+"""A small file system, for what has to get by with a disk that is full."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class NoDisk(Exception):  # noqa: N818  # it is no error
+    """No file system can be mounted; says what would help."""
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[Path]:
+    """Mount a tmpfs of so many bytes at a folder, which is made.
+
+    Raises
+    ------
+    NoDisk
+        This machine does not let us.
+    """
+    folder.mkdir()
+    if os.geteuid() != 0:
+        raise NoDisk("a file system can be mounted by root only")
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode != 0:
+        raise NoDisk(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
