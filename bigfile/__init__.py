@@ -14,6 +14,7 @@ from wendelin.bigfile.errors import (
     ForkError,
     PageMemoryError,
 )
+from wendelin.bigfile.ram import ram_set_limit
 from wendelin.bigfile.virtmem import (
     HOLE,
     VMA,
@@ -37,4 +38,5 @@ __all__ = [
     "ForkError",
     "PageMemoryError",
     "ram_reclaim",
+    "ram_set_limit",
 ]

@@ -17,6 +17,7 @@ cdef int fileh_invalidate(FileH *fileh, uint64_t blk) noexcept nogil
 cdef void fileh_invalidate_loading(FileH *fileh) noexcept nogil
 cdef uint64_t fileh_epoch(FileH *fileh) noexcept nogil
 cdef int fileh_know(FileH *fileh, const Known *known, size_t n, uint64_t epoch) noexcept nogil
+cdef void fileh_memory(FileH *fileh, size_t *copied, size_t *mapped, size_t *dirty) noexcept nogil
 cdef void fileh_announced(FileH *fileh, uint64_t announcements) noexcept nogil
 cdef void fileh_announce_next(FileH *fileh) noexcept nogil
 cdef int fileh_truncate(FileH *fileh, uint64_t blk) noexcept nogil

@@ -17,9 +17,10 @@ from libc.stdint cimport UINT64_MAX, uint64_t
 
 from wendelin.bigfile.kernel cimport EDEADLK, pthread_cond_broadcast, pthread_self
 from wendelin.bigfile.mapping cimport RO, Area, area_map, area_unmap
-from wendelin.bigfile.page cimport (DIRTY, KNOWN, LOADED, LOADING, MEMFD, NOTHING, ZEROS, FileH,
-                                    Known, Page, fileh_release, op_wait, page_become, page_drop,
-                                    page_free_memory, page_new, page_protect, page_set_stored)
+from wendelin.bigfile.page cimport (DIRTY, FILERANGE, KNOWN, LOADED, LOADING, MEMFD, NOTHING,
+                                    ZEROS, FileH, Known, Page, fileh_release, op_wait, page_become,
+                                    page_drop, page_free_memory, page_new, page_protect,
+                                    page_set_stored)
 from wendelin.bigfile.pagemap cimport pagemap_get, pagemap_next
 from wendelin.bigfile.ram cimport pager_cond, pager_lock, pager_unlock
 
@@ -229,6 +230,25 @@ cdef int fileh_know(FileH *fileh, const Known *known, size_t n, uint64_t epoch) 
                     page.source.backing)
     pager_unlock()
     return err
+
+
+cdef void fileh_memory(FileH *fileh, size_t *copied, size_t *mapped, size_t *dirty) noexcept nogil:
+    """Say how many pages are in page memory, and how many are mapped from files; and changed."""
+    cdef size_t cursor = 0
+    cdef Page *page
+    copied[0] = mapped[0] = dirty[0] = 0
+    pager_lock()
+    while True:
+        page = <Page *>pagemap_next(&fileh.pages, &cursor)
+        if page == NULL:
+            break
+        if page.state == DIRTY:
+            dirty[0] += 1
+        if page.state == DIRTY or page.state == LOADED and page.backing == MEMFD:
+            copied[0] += 1
+        elif page.state == LOADED and page.backing == FILERANGE:
+            mapped[0] += 1
+    pager_unlock()
 
 
 cdef void fileh_announced(FileH *fileh, uint64_t announcements) noexcept nogil:

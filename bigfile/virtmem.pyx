@@ -32,7 +32,7 @@ from wendelin.bigfile.failure cimport check_nested, describe, failure
 from wendelin.bigfile.fileh cimport (fileh_announce_next, fileh_announced, fileh_dirty_blocks,
                                      fileh_discard, fileh_epoch, fileh_freeze, fileh_invalidate,
                                      fileh_invalidate_loading, fileh_know, fileh_map,
-                                     fileh_mark_stored, fileh_set_stored, fileh_thaw,
+                                     fileh_mark_stored, fileh_memory, fileh_set_stored, fileh_thaw,
                                      fileh_truncate, fileh_unmap, fileh_untruncate)
 from wendelin.bigfile.kernel cimport EDEADLK, _SC_PAGESIZE, sysconf
 from wendelin.bigfile.loading cimport fileh_load
@@ -148,6 +148,11 @@ cdef class BigFileH:
     Parameters
     ----------
     file : BigFile
+
+    Attributes
+    ----------
+    read_only : bool
+        first_change() refuses all changes. So there is nothing that a failed touch could spoil.
     """
 
     def __cinit__(self, file, *args, **kw):
@@ -286,6 +291,17 @@ cdef class BigFileH:
     def isused(self):
         """Say whether there are VMAs, or changes that are not stored: anything to keep it for."""
         return self.fileh.areas != NULL or self.fileh.ndirty != 0 or self.truncated
+
+    def memory(self):
+        """Return (copied, mapped, changed): pages of the handle [bytes].
+
+        Those in page memory; those that are shown out of a file, in the kernel's page cache; and of
+        the first, those that were changed and are not clean yet.
+        """
+        cdef size_t copied, mapped, changed
+        with nogil:
+            fileh_memory(self.fileh, &copied, &mapped, &changed)
+        return copied * self.blksize, mapped * self.blksize, changed * self.blksize
 
     def writeout_begin(self):
         """Write-protect all pages until writeout_end(): threads that write wait until then.

@@ -209,6 +209,10 @@ class BigArray:
             raise TypeError("iteration over a 0-d array")
         return (self[i] for i in reversed(range(self._shape[0])))
 
+    def _is_read_only(self) -> bool:
+        """Say whether nothing can be changed."""
+        return self._fileh().read_only
+
     # ---- the handle ----
 
     def _fileh(self) -> BigFileH:
@@ -273,7 +277,9 @@ class BigArray:
             vma, offset = self._map(start, stop)
             # the stride of an axis of length 1 says nothing, and may be one that NumPy cannot say
             strides = [min(stride, sys.maxsize) for stride in self._stridev]
-            return np.ndarray(shape, self._dtype, vma, offset, strides)  # type: ignore[arg-type]
+            part = np.ndarray(shape, self._dtype, vma, offset, strides)  # type: ignore[arg-type]
+            part.flags.writeable = not vma.fileh.read_only
+            return part
         except ValueError as e:
             raise MemoryError(f"{self!r} has a shape that NumPy cannot have: {e}") from e
 
@@ -369,8 +375,10 @@ class BigArray:
         Raises
         ------
         TypeError, ValueError
-            shape is none; the array stays as it was.
+            shape is none, or the array is read-only; it stays as it was.
         """
+        if self._is_read_only():
+            raise ValueError(f"{self!r} is read-only: it is a past state, opened by a reference")
         new = self._check_shape(shape)
         end = mul(new) * self.itemsize
         if end != self.nbytes:
