@@ -20,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from wendelin.bigarray.indexing import BasicIndex, split_index
 from wendelin.bigarray.memory import in_file
+from wendelin.bigarray.ndarraylike import NDArrayLike
 from wendelin.bigfile.prefetch import prefetch
 from wendelin.bigfile.virtmem import VMA, BigFileH
 from wendelin.lib.calc import mul
@@ -66,7 +67,7 @@ def _strides(shape: tuple[int, ...], itemsize: int, order: str) -> tuple[int, ..
     return tuple(reversed(strides) if order == "C" else strides)
 
 
-class BigArray:
+class BigArray(NDArrayLike):
     """An ndarray-like array over a file handle.
 
     Parameters
@@ -142,6 +143,13 @@ class BigArray:
     def shape(self) -> tuple[int, ...]:
         """Lengths of the axes."""
         return self._shape
+
+    @shape.setter
+    def shape(self, shape: object) -> None:
+        raise AttributeError(
+            f"shape cannot be set: A.resize({shape}) changes the array, and A.reshape({shape}) is "
+            f"a view"
+        )
 
     @property
     def strides(self) -> tuple[int, ...]:
