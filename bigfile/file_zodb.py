@@ -233,7 +233,12 @@ class _ZFile(BigFile):
             self.ahead.loading(handle, blk)
         if oid is None:
             return b""
-        block = load_block(oid, self, self.blksize)
+        try:
+            block = load_block(oid, self, self.blksize)
+        except RecordError:
+            # Of a boundary that came about just now, some of its objects are of before, and some
+            # of after it. Again, and then it is damaged; or it has changed, and is loaded again.
+            block = load_block(oid, self, self.blksize)
         if block.parts:
             self.parts[blk] = block.parts
         return block.data
