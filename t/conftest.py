@@ -26,6 +26,7 @@ def pytest_report_header(config):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "database: opens databases of the kind that runs")
+    config.addinivalue_line("markers", "once: long, and the same in environments like others")
     config.addinivalue_line("markers", "formats: chooses formats of blocks itself")
     config.addinivalue_line("markers", "servers(kind, ...): starts its own, of the kind that runs")
 

@@ -31,6 +31,8 @@ from wendelin.bigfile.file_zodb import ZBigFile, ZBlk0, ZBlk1, ZData
 from wendelin.lib.zodb import zconn_at
 from wendelin.lib.zrecord import RecordError
 
+pytestmark = pytest.mark.once
+
 DAMAGED = int(os.environ.get("WENDELIN_CORE_TEST_DAMAGED", "100"))
 SEED = int(os.environ.get("WENDELIN_CORE_TEST_SEED", "0"))
 A_CHILD = 25  # databases that a process tries
