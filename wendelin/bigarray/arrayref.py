@@ -143,7 +143,8 @@ class ArrayRef:
             raise InvalidArrayRef(f"the root is a {type(self.root).__name__}, and no array")
         if cls is not np.ndarray:
             view = view.view(cls)
-        view.flags.writeable = view.flags.writeable and bool(self.writeable)
+        if not self.writeable:  # to say True of what is writeable is not always allowed
+            view.flags.writeable = False
         return view
 
 
