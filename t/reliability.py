@@ -217,12 +217,12 @@ def peer_table(tries: int, folder: Path) -> Iterator[str]:
 def into(page: Path, name: str, lines: list[str]) -> None:
     """Replace what is between the markers of a table."""
     text = page.read_text()
-    begin, end = f"<!-- table: {name} -->\n", f"\n<!-- end: {name} -->"
+    begin, end = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
     before, found, rest = text.partition(begin)
     _, found_end, after = rest.partition(end)
     if not (found and found_end):
-        raise SystemExit(f"{page} has no lines {begin.strip()} and {end.strip()}")
-    page.write_text(before + begin + "\n".join(lines) + end + after)
+        raise SystemExit(f"{page} has no lines {begin} and {end}")
+    page.write_text("\n".join([before + begin, *lines, end + after]))
 
 
 def main() -> None:
