@@ -14,6 +14,7 @@ from wendelin.bigfile.errors import (
     ForkError,
     PageMemoryError,
 )
+from wendelin.bigfile.ram import ram_set_limit
 from wendelin.bigfile.stats import HandleStats, Stats, stats
 from wendelin.bigfile.virtmem import (
     HOLE,
@@ -40,5 +41,6 @@ __all__ = [
     "PageMemoryError",
     "Stats",
     "ram_reclaim",
+    "ram_set_limit",
     "stats",
 ]

@@ -5,18 +5,22 @@ and kept; which nodes and which blocks changed, the owner says: drop(), changed(
 
 It knows tables, and asks for records. Locking: the GIL, for what is atomic under it; a
 lookup that runs while nodes are dropped may return what was true before, and the owner loads
-such a page again (BigFileH.invalidate_loading).
+such a page again (BigFileH.invalidate_loading). Or it sees nodes of two states, which may not fit
+together: so a table that looks damaged is looked at again, from its root.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from typing import TypeVar
 
 from wendelin.bigfile.btree import Node, read_node
 from wendelin.lib.zrecord import RecordError
 
 __all__ = ["BlockTable"]
+
+_T = TypeVar("_T")
 
 _ENDLESS = "the block table is damaged: it does not end"
 
@@ -64,6 +68,16 @@ class BlockTable:
         Exception
             What load raised.
         """
+        return self._twice(lambda: self._lookup(root, blk))
+
+    def _twice(self, look: Callable[[], _T]) -> _T:
+        try:
+            return look()
+        except RecordError:
+            self.drop()
+            return look()
+
+    def _lookup(self, root: bytes, blk: int) -> bytes | None:
         node = self._get(root)
         low: int | None = None
         high: int | None = None
@@ -81,6 +95,9 @@ class BlockTable:
 
         The chain of the buckets there is checked as well: who changes the table goes along it.
         """
+        return self._twice(lambda: self._between(root, start, stop))
+
+    def _between(self, root: bytes, start: int, stop: int) -> dict[int, bytes]:
         found: dict[int, bytes] = {}
         seen: set[bytes] = set()
         last: Node | None = None  # bucket

@@ -67,7 +67,7 @@ from BTrees.LOBTree import LOBTree, LOBTreePy
 from transaction._transaction import Status
 from transaction.interfaces import TransactionError
 from ZODB.Connection import Connection
-from ZODB.POSException import ConflictError, ConnectionStateError
+from ZODB.POSException import ConflictError, ConnectionStateError, ReadOnlyHistoryError
 
 from wendelin.bigfile.blktab import BlockTable
 from wendelin.bigfile.prefetch import ReadAhead
@@ -101,7 +101,9 @@ from wendelin.lib.zodb import (
     zconn_is_remote,
     zconn_load_all,
     zconn_locate,
+    zobj_is_committed,
 )
+from wendelin.lib.zonce import zconn_is_shared
 from wendelin.lib.zrecord import RecordError
 
 __all__ = ["ZBigFile", "ZBigFileH", "ZBlk", "ZBlk0", "ZBlk1", "ZData"]
@@ -138,6 +140,11 @@ class ZBigFile(LivePersistent):
     def lives(self) -> bool:
         """Say whether there are handles: faults read the state, in any thread."""
         return bool(getattr(self, "_v_handles", None))
+
+    def is_of_database(self) -> bool:
+        """Say whether the file is what its Connection sees of the database, unchanged."""
+        handles = list(getattr(self, "_v_handles", None) or ())
+        return zobj_is_committed(self) and all(handle.is_of_database() for handle in handles)
 
     def fileh_open(self, zblk_fmt: str | None = None) -> ZBigFileH:
         """Return a new handle.
@@ -226,7 +233,12 @@ class _ZFile(BigFile):
             self.ahead.loading(handle, blk)
         if oid is None:
             return b""
-        block = load_block(oid, self, self.blksize)
+        try:
+            block = load_block(oid, self, self.blksize)
+        except RecordError:
+            # Of a boundary that came about just now, some of its objects are of before, and some
+            # of after it. Again, and then it is damaged; or it has changed, and is loaded again.
+            block = load_block(oid, self, self.blksize)
         if block.parts:
             self.parts[blk] = block.parts
         return block.data
@@ -450,6 +462,7 @@ class ZBigFileH(BigFileH):
         self._frozen = False
         self._finished = False
         self.takes_records = False
+        self.read_only = zconn_is_shared(file.conn)
         self.watch = watch_of(file.conn)
         self.watch.followers.add(self)
 
@@ -457,6 +470,10 @@ class ZBigFileH(BigFileH):
         """Return the other handles of its Connection."""
         followers = list(self.watch.followers)
         return [h for h in followers if isinstance(h, ZBigFileH) and h is not self]
+
+    def is_of_database(self) -> bool:
+        """Say whether pages show what its Connection sees of the database, and nothing else."""
+        return self._joined is None and not self._finished
 
     # ---- joining ----
 
@@ -470,7 +487,11 @@ class ZBigFileH(BigFileH):
             and waits for its abort; or none was begun, where they are explicit.
         ConnectionStateError
             The Connection is closed.
+        ReadOnlyHistoryError
+            The Connection is shared by those who refer to a past state.
         """
+        if self.read_only:
+            raise ReadOnlyHistoryError("it is a past state, which others read, too")
         while not self._join():
             pass
 

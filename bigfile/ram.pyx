@@ -239,6 +239,34 @@ cdef void ram_unreserve(size_t size) noexcept nogil:
     ram_loading -= size
 
 
+def ram_set_limit(nbytes):
+    """Limit the page memory of this process from now on, as WENDELIN_CORE_RAM does to begin with.
+
+    Clean pages that do not fit are given back. Changes that do not fit stay, and there can be no
+    others until they are stored.
+
+    Parameters
+    ----------
+    nbytes : int
+        [bytes]
+
+    Raises
+    ------
+    ValueError
+        It is not positive.
+    """
+    global ram_limit
+    cdef size_t size
+    if nbytes <= 0:
+        raise ValueError(f"the limit of page memory is {nbytes}: it must be positive")
+    size = nbytes
+    with nogil:
+        pager_lock()
+        ram_limit = size
+        ram_reserve(0)      # clean pages give way
+        pager_unlock()
+
+
 cdef size_t ram_reclaim_all() noexcept nogil:
     """Drop every clean page; return how many."""
     cdef size_t n = 0

@@ -272,7 +272,7 @@ cdef int announce_with_gil(FileH *fileh, uint64_t blk) noexcept:
 cdef int raise_later(BigFileH fileh, exc) except -1:
     """Raise exc in this thread when it is back in Python code, and refuse changes till then."""
     ident = addressee(fileh.owner)
-    if exc not in fileh.failures:
+    if exc not in fileh.failures and not fileh.read_only:
         if len(fileh.failures) < MAX_FAILURES:
             fileh.failures.append(exc)
         if fileh.fileh.announces and not isinstance(exc, DoomedError):

@@ -153,6 +153,11 @@ cdef class BigFileH:
     Parameters
     ----------
     file : BigFile
+
+    Attributes
+    ----------
+    read_only : bool
+        first_change() refuses all changes. So there is nothing that a failed touch could spoil.
     """
 
     def __cinit__(self, file, *args, **kw):
@@ -301,6 +306,16 @@ cdef class BigFileH:
     def isused(self):
         """Say whether there are VMAs, or changes that are not stored: anything to keep it for."""
         return self.fileh.areas != NULL or self.fileh.ndirty != 0 or self.truncated
+
+    def memory(self):
+        """Return (copied, mapped, changed): pages of the handle [bytes].
+
+        Those in page memory; those that are shown out of a file, in the kernel's page cache; and of
+        the first, those that were changed and are not clean yet.
+        """
+        cdef Counts *counts = &self.fileh.counts
+        cdef size_t size = self.fileh.blksize
+        return counts.resident * size, counts.mapped * size, self.fileh.ndirty * size
 
     def writeout_begin(self):
         """Write-protect all pages until writeout_end(): threads that write wait until then.

@@ -15,7 +15,7 @@ from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage import FileStorage
 from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import ConnectionStateError, POSKeyError
-from ZODB.utils import p64, u64
+from ZODB.utils import p64, u64, z64
 
 from wendelin.lib.dburl import resolve
 from wendelin.lib.filestorage import AlignedFileStorage, Located, OpenFile, Stat
@@ -38,6 +38,7 @@ __all__ = [
     "zconn_locate",
     "zconn_stat",
     "zconn_takes_bytes_records",
+    "zobj_is_committed",
     "zstor_2zurl",
 ]
 
@@ -137,6 +138,18 @@ class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no typ
         self.__dict__.update(volatile)
 
 
+def zobj_is_committed(obj: Any) -> bool:
+    """Say whether an object is as its Connection sees it in the database: it was not changed.
+
+    Also not before a savepoint, which keeps changes.
+    """
+    conn = obj._p_jar
+    if conn is None or obj._p_serial == z64 or obj._p_changed:
+        return False
+    saved = conn._savepoint_storage
+    return saved is None or obj._p_oid not in saved.index
+
+
 def btree_nodes(btree: Any) -> list[Any]:
     """Return the nodes of a BTree that are in memory, ghosts left out. Loads nothing."""
     nodes: dict[int, Any] = {}
@@ -181,10 +194,13 @@ def zconn_before(conn: Any) -> bytes | None:
 def zconn_at(conn: Any) -> bytes:
     """Return the tid of the last transaction that a Connection sees.
 
+    Of one to a past state, that was opened by a time: the last one that there could have been then.
+    db.open(at=tid) sees the same.
+
     Raises
     ------
     ConnectionStateError
-        The Connection is closed: it sees nothing.
+        The Connection is closed, or waits for a transaction to begin: it sees nothing.
     TypeError
         The storage of the Connection does not tell.
     """
@@ -192,6 +208,8 @@ def zconn_at(conn: Any) -> bytes:
         raise ConnectionStateError(f"{conn!r} is closed")
     before = zconn_before(conn)
     if before is None:
+        if conn.explicit_transactions and hasattr(conn._normal_storage, "_start"):
+            raise ConnectionStateError(f"no transaction of {conn!r} was begun")
         name = type(conn._normal_storage).__name__
         raise TypeError(f"{name} does not tell what {conn!r} sees")
     return bytes(p64(u64(before) - 1))

@@ -26,6 +26,7 @@ def pytest_report_header(config):
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "database: opens databases of the kind that runs")
+    config.addinivalue_line("markers", "once: long, and the same in environments like others")
     config.addinivalue_line("markers", "formats: chooses formats of blocks itself")
     config.addinivalue_line("markers", "servers(kind, ...): starts its own, of the kind that runs")
 
@@ -121,8 +122,9 @@ def other(root, A):
 
 
 def resources():
-    """Return (descriptors, threads) of this process."""
-    return len(os.listdir("/proc/self/fd")), threading.active_count()
+    """Return (descriptors, threads) of this process; pools have as many threads as were needed."""
+    threads = sum(not t.name.startswith("wendelin.core-") for t in threading.enumerate())
+    return len(os.listdir("/proc/self/fd")), threads
 
 
 @pytest.fixture

@@ -8,6 +8,8 @@ import pytest
 from cgroup import NoCgroup, memory_cgroup
 from child import check_child
 
+pytestmark = pytest.mark.once
+
 MIB = 1 << 20
 
 

@@ -8,6 +8,8 @@ from ramfile import RAMFile
 
 from wendelin.bigarray import BigArray
 
+pytestmark = pytest.mark.once
+
 DTYPES = ["u1", "<f8", ">i4", "c16", "S3", "V5", [("a", "u1"), ("b", ">i2", (2,)), ("c", "S2")]]
 
 shapes = st.lists(st.sampled_from([0, 1, 2, 3, 5, 9, 70]), max_size=4).map(tuple)

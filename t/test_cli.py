@@ -33,6 +33,7 @@ from wendelin.lib.zrecord import find_payload, without_pad
 
 pytestmark = [
     pytest.mark.formats,
+    pytest.mark.once,
     pytest.mark.skipif(
         storages.kind() is storages.CopiedFileStorageDatabase,
         reason="the same as with a file that is mapped; what is not is tested with that",

@@ -25,6 +25,7 @@ MIB = 1 << 20
 
 pytestmark = [
     pytest.mark.formats,
+    pytest.mark.once,
     pytest.mark.skipif(
         storages.kind() in (storages.CopiedFileStorageDatabase, storages.NeoDatabase),
         reason="the same as with a file that is mapped, and over ZEO",

@@ -19,6 +19,8 @@ from servers import ZeoServer, wait_until
 from wendelin.lib import fsalign
 from wendelin.lib.zodb import dbclose, dbopen
 
+pytestmark = pytest.mark.once
+
 KILLS = int(os.environ.get("WENDELIN_CORE_TEST_KILLS", "20"))
 SEED = int(os.environ.get("WENDELIN_CORE_TEST_SEED", "0"))
 

@@ -26,9 +26,12 @@ from ZODB.POSException import POSKeyError, StateLoadError
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError, DoomedError
+from wendelin.bigfile.blktab import BlockTable
 from wendelin.bigfile.file_zodb import ZBigFile, ZBlk0, ZBlk1, ZData
 from wendelin.lib.zodb import zconn_at
 from wendelin.lib.zrecord import RecordError
+
+pytestmark = pytest.mark.once
 
 DAMAGED = int(os.environ.get("WENDELIN_CORE_TEST_DAMAGED", "100"))
 SEED = int(os.environ.get("WENDELIN_CORE_TEST_SEED", "0"))
@@ -304,6 +307,42 @@ def test_a_bucket_in_the_place_of_another_is_refused(client, records, large):
     with pytest.raises(BlockLoadError, match=r"a node with keys.*where there are those of"):
         client["L"].read(blk * 4096)
     assert client["L"].read(0) == 1
+
+
+def test_nodes_of_two_states_are_no_damage(records, large):
+    """A thread may look while the Connection moves to another state."""
+    first, second, *_ = buckets(records, large)
+    root, before = large.zfile.blktab._p_oid, {}
+    table = BlockTable(lambda oid: before.get(oid) or records.load(oid)[0])
+    flat, _after = records.get(second)[1]
+    # as it was when its bucket had other keys
+    cls, ((one, key, two, *rest), bucket) = records.get(root)
+    before[root] = encode(cls, ((one, key + 5, two, *rest), bucket))
+    assert table.lookup(root, 0) == records.get(first)[1][0][1].oid
+    del before[root]
+    assert table.lookup(root, key + 8) == dict(zip(flat[::2], flat[1::2], strict=True))[key + 8].oid
+    assert table.between(root, key, key + 3).keys() == {key, key + 1, key + 2}
+
+
+def test_parts_of_two_states_are_no_damage(root, client, records):
+    A = fill(root, "ZBlk1")
+    oid = oid_of(A, "table", 1, "chunks")
+    now, before = records.load(oid)[0], records.get(oid)
+    (((flat,),),) = before[1]
+    other = encode(before[0], ((((*flat[:2], 4000, *flat[3:]),),),))
+    client.tm.begin()
+    file = client["A"]._fileh().file
+    seen = []
+
+    def load_all(oids):
+        seen.extend(oids)
+        old = oid in oids and seen.count(oid) == 1
+        return [other if old and o == oid else records.load(o)[0] for o in oids]
+
+    file.load_all = load_all
+    assert np.array_equal(client["A"][:], FIRST)
+    assert seen.count(oid) == 2
+    assert now == records.load(oid)[0]
 
 
 @pytest.mark.parametrize("chain", ["no bucket", "the one before", "none"])

@@ -11,6 +11,8 @@ import pages
 import pytest
 import storages
 
+pytestmark = pytest.mark.once
+
 #: where tox -e docs has built the site
 SITE = os.environ.get("WENDELIN_CORE_TEST_SITE", "")
 

@@ -346,7 +346,7 @@ print("done")
 )
 def test_a_debugger_does_not_break_it(command):
     program, *arguments = shlex.split(command)
-    path = shutil.which(program)
+    path = shutil.which(program, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if path is None:
         pytest.skip(f"there is no {program}")
     code = SETUP + DEBUGGED

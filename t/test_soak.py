@@ -6,6 +6,8 @@ import pytest
 import soak
 import storages
 
+pytestmark = pytest.mark.once
+
 SECONDS = float(os.environ.get("WENDELIN_CORE_TEST_SECONDS", "4"))
 
 

@@ -20,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from wendelin.bigarray.indexing import BasicIndex, split_index
 from wendelin.bigarray.memory import in_file
+from wendelin.bigarray.ndarraylike import NDArrayLike
 from wendelin.bigfile.prefetch import prefetch
 from wendelin.bigfile.virtmem import VMA, BigFileH, ram_stat
 from wendelin.lib.calc import mul
@@ -66,7 +67,7 @@ def _strides(shape: tuple[int, ...], itemsize: int, order: str) -> tuple[int, ..
     return tuple(reversed(strides) if order == "C" else strides)
 
 
-class BigArray:
+class BigArray(NDArrayLike):
     """An ndarray-like array over a file handle.
 
     Parameters
@@ -143,6 +144,13 @@ class BigArray:
         """Lengths of the axes."""
         return self._shape
 
+    @shape.setter
+    def shape(self, shape: object) -> None:
+        raise AttributeError(
+            f"shape cannot be set: A.resize({shape}) changes the array, and A.reshape({shape}) is "
+            f"a view"
+        )
+
     @property
     def strides(self) -> tuple[int, ...]:
         """Steps to the next element along the axes [bytes]; as in NumPy 0 if there is none."""
@@ -209,6 +217,10 @@ class BigArray:
             raise TypeError("iteration over a 0-d array")
         return (self[i] for i in reversed(range(self._shape[0])))
 
+    def _is_read_only(self) -> bool:
+        """Say whether nothing can be changed."""
+        return self._fileh().read_only
+
     # ---- the handle ----
 
     def _fileh(self) -> BigFileH:
@@ -273,7 +285,9 @@ class BigArray:
                 return np.empty(shape, self._dtype, self._order)
             # the stride of an axis of length 1 says nothing, and may be one that NumPy cannot say
             strides = [min(stride, sys.maxsize) for stride in self._stridev]
-            return np.ndarray(shape, self._dtype, vma, offset, strides)  # type: ignore[arg-type]
+            part = np.ndarray(shape, self._dtype, vma, offset, strides)  # type: ignore[arg-type]
+            part.flags.writeable = not vma.fileh.read_only
+            return part
         except ValueError as e:
             raise MemoryError(f"{self!r} has a shape that NumPy cannot have: {e}") from e
 
@@ -392,8 +406,10 @@ class BigArray:
         Raises
         ------
         TypeError, ValueError
-            shape is none; the array stays as it was.
+            shape is none, or the array is read-only; it stays as it was.
         """
+        if self._is_read_only():
+            raise ValueError(f"{self!r} is read-only: it is a past state, opened by a reference")
         new = self._check_shape(shape)
         end = mul(new) * self.itemsize
         if end != self.nbytes:

@@ -1,26 +1,52 @@
 """ZBigArray: an array in ZODB.
 
 What is kept in the database is fixed: see docs/formats.md.
+
+Pickled by anything but a database - to be sent to another process - an array is a reference: (URL,
+oid, tid). Who unpickles it has the array as it was then, read-only, and no copy.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, SupportsIndex
+from pickle import PicklingError
+from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 from numpy.typing import DTypeLike
 from ZODB.POSException import ConnectionStateError
+from ZODB.utils import oid_repr
 
 from wendelin.bigarray.array import BigArray, Order
 from wendelin.bigfile.file_zodb import ZBigFile, ZBigFileH
 from wendelin.bigfile.zblk import check_format
-from wendelin.lib.zodb import LivePersistent
+from wendelin.lib.zodb import LivePersistent, zconn_at, zobj_is_committed, zstor_2zurl
+from wendelin.lib.zonce import zconn_past
 from wendelin.lib.zrecord import RecordError
 
 __all__ = ["ZBigArray"]
 
 State = tuple[dict[str, Any], dict[str, Any]]
+
+
+def array_at(url: str, oid: bytes, tid: bytes) -> ZBigArray:
+    """Return an array as it was at a tid: of a database that a process opens once.
+
+    Raises
+    ------
+    TypeError
+        The object is no array.
+    ZODB.POSException.POSKeyError
+        There is no such object; or not any more, as the database was packed.
+    ValueError, OSError, ZEO.Exceptions.ClientDisconnected
+        See zconn_past().
+    """
+    with zconn_past(url, tid) as conn:
+        A = conn.get(oid)
+        if not isinstance(A, ZBigArray):
+            raise TypeError(f"object {oid_repr(oid)} of {url} is a {type(A).__name__}, no array")
+        A._fileh()  # while no other thread loads objects
+        return A
 
 
 class ZBigArray(BigArray, LivePersistent):
@@ -83,6 +109,38 @@ class ZBigArray(BigArray, LivePersistent):
         except Exception as e:
             raise RecordError(f"a damaged ZBigArray: {type(e).__name__}: {e}") from e
         self.zfile = zfile
+
+    # ---- references ----
+
+    def __reduce__(self) -> tuple[Any, tuple[str, bytes, bytes]]:
+        """Be pickled as a reference. A database asks __getstate__() instead.
+
+        Raises
+        ------
+        pickle.PicklingError
+            No state of the database has what the array is now: there are changes.
+        NotImplementedError
+            No URL names the database: see zstor_2zurl().
+        """
+        conn = self._p_jar
+        if not (zobj_is_committed(self) and self.zfile.is_of_database()):
+            raise PicklingError(
+                f"{self!r} has changes that are not committed, and is pickled as a reference to "
+                f"what the database has: commit them first"
+            )
+        return array_at, (zstor_2zurl(conn.db().storage), self._p_oid, zconn_at(conn))
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} has no copy: np.array(A) copies its data; or make another array in the "
+            f"database, B, and B[:] = A[:]"
+        )
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        self.__copy__()
+
+    def _is_read_only(self) -> bool:
+        return self._p_jar is not None and super()._is_read_only()
 
     def lives(self) -> bool:
         """Say whether there are views, or changes that are not committed. See LivePersistent."""

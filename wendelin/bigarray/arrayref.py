@@ -143,7 +143,7 @@ class ArrayRef:
             raise InvalidArrayRef(f"the root is a {type(self.root).__name__}, and no array")
         if cls is not np.ndarray:
             view = view.view(cls)
-        if not self.writeable:
+        if not self.writeable:  # to say True of what is writeable is not always allowed
             view.flags.writeable = False
         return view
 
@@ -234,7 +234,9 @@ def _in_bigarray(
     if dtype.hasobject:
         raise InvalidArrayRef(f"dtype {dtype} holds objects, and an array holds bytes only")
     vma, at = root._map(*span)
-    return np.ndarray(shape, dtype, vma, at + offset - span[0], strides)  # type: ignore[arg-type]
+    view = np.ndarray(shape, dtype, vma, at + offset - span[0], strides)  # type: ignore[arg-type]
+    view.flags.writeable = not vma.fileh.read_only
+    return view
 
 
 def _in_ndarray(

@@ -1,0 +1,70 @@
+"""RAMArray: an array in memory only, with the interface of all arrays.
+
+It is one over a file that has nothing and is never told anything: what is in its pages is all there
+is. So views taken before an append show the same memory as views taken after, where numpy.append()
+copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, SupportsIndex
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from wendelin.bigarray.array import BigArray, Order
+from wendelin.bigfile import HOLE, BigFile
+
+__all__ = ["RAMArray"]
+
+BLKSIZE = 64 << 10  # memory is taken in such pieces, when they are written [bytes]
+
+
+class _Nothing(BigFile):
+    """A file of zeros, whose pages are never asked to be stored."""
+
+    def __init__(self) -> None:
+        super().__init__(BLKSIZE)
+
+    def __repr__(self) -> str:
+        return "<memory of a RAMArray>"
+
+    def mapblk(self, blk: int) -> Any:
+        return HOLE
+
+    def truncate(self, blk: int) -> None:
+        """Nothing is there."""
+
+
+class RAMArray(BigArray):
+    """An array in memory: zeros at first. What was never written takes no memory.
+
+    What is written counts as page memory, which is limited by WENDELIN_CORE_RAM, and is there until
+    the array and all its views are gone, or a resize() drops it.
+
+    Pickled, it is copied.
+
+    Parameters
+    ----------
+    shape, dtype, order
+        See BigArray.
+    """
+
+    def __init__(
+        self,
+        shape: SupportsIndex | Iterable[SupportsIndex],
+        dtype: DTypeLike,
+        order: Order = "C",
+    ) -> None:
+        super().__init__(shape, dtype, _Nothing().fileh_open(), order)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be pickled with all the data."""
+        return _filled, (type(self), np.array(self), self._order)
+
+
+def _filled(cls: type[RAMArray], values: NDArray[Any], order: Order) -> RAMArray:
+    A = cls(values.shape, values.dtype, order)
+    A[...] = values
+    return A
