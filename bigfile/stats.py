@@ -16,26 +16,26 @@ __all__ = ["HandleStats", "Stats", "stats"]
 class HandleStats(NamedTuple):
     """Of one opened file, since it was opened. Sizes are in bytes."""
 
-    file: str  # what it is called
-    blksize: int
-    faults: int  # touches that the pager was called for
-    loads: int  # blocks that were asked for, or copied
-    mapped: int  # now mapped from a file: page cache, no memory of this process
-    resident: int  # now in page memory, changed ones included
-    dirty: int  # of them, changed and not committed
-    reclaims: int  # blocks whose memory was given back because it got short
-    failures: int  # touches and loads that failed
-    waits: int  # for another thread, that loaded or stored
+    file: str  #: what it is called
+    blksize: int  #: size of a block
+    faults: int  #: touches that the pager was called for
+    loads: int  #: blocks that were asked for, or copied
+    mapped: int  #: now mapped from a file; page cache, no memory of this process
+    resident: int  #: now in page memory, changed ones included
+    dirty: int  #: of them, changed and not committed
+    reclaims: int  #: blocks whose memory was given back because it got short
+    failures: int  #: touches and loads that failed
+    waits: int  #: for another thread, that loaded or stored
 
 
 class Stats(NamedTuple):
     """Of this process. Sizes are in bytes."""
 
-    limit: int  # of page memory: WENDELIN_CORE_RAM
-    clean: int  # page memory that can be given back
-    dirty: int  # page memory of changes
-    mappings: int  # of the kernel's, about; see vm.max_map_count
-    handles: list[HandleStats]
+    limit: int  #: of page memory, WENDELIN_CORE_RAM
+    clean: int  #: page memory that can be given back
+    dirty: int  #: page memory of changes
+    mappings: int  #: of the kernel's, about; see vm.max_map_count
+    handles: list[HandleStats]  #: all that are open
 
 
 def stats() -> Stats:

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 _FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.M | re.S)
-_FILE = re.compile(r"In `([\w.-]+)`:\s*\Z")
+_FILE = re.compile(r"In\s+`([\w.-]+)`:\s*\Z")
 _PART = re.compile(r"^<!-- runs with (.+?) -->$", re.M)
 _SECTION = re.compile(r"^##+ ", re.M)
 _LEFT_OUT = re.compile(r"<!-- (?:not run|command): .+? -->\s*\Z", re.S)

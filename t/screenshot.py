@@ -17,7 +17,7 @@ import transaction
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.lib.zodb import dbclose, dbopen
 
-SIZE = 720, 640  # of the picture [px]
+SIZE = 720, 420  # of the picture [px]
 
 PAGE = """<!doctype html><meta charset="utf-8"><style>
 body {{ font: 14px/1.4 system-ui, sans-serif; margin: 16px; background: white; color: black }}
