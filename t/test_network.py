@@ -49,7 +49,7 @@ def test_a_transaction_begins_with_all_that_was_committed(testdb):
 def test_a_cluster_of_processes(testdb):
     program = Path(sys.executable).with_name("demo-cluster")
     done = subprocess.run(
-        [program, "--seconds=4", testdb.url], capture_output=True, text=True, timeout=120
+        [program, "--seconds=10", testdb.url], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert "nothing lost" in done.stdout
