@@ -172,6 +172,8 @@ def test_changes_that_are_not_committed_are_not_sent(root, A):
     assert refused(A)
     transaction.abort()
     assert np.array_equal(sent(A)[:], FIRST)
+    root._p_jar.cacheMinimize()
+    assert np.array_equal(sent(A)[:], FIRST)
 
     A.resize(5)
     assert refused(A)
