@@ -59,8 +59,7 @@ def test_an_array_in_a_database(root):
 
     A[0] = A[5 * BLK] = 1
     rows, bands = parsed(A)
-    assert rows["In memory"].startswith("32.00 KiB")
-    assert rows["In memory"].endswith(", 32.00 KiB of changes")
+    assert rows["In memory"].endswith("32.00 KiB of changes")
     assert bands == [("changed", 0, 0), ("stored", 1, 3), ("not stored", 4, 4), ("changed", 5, 5)]
     rows, bands = parsed(B)
     assert rows["Shape"] == "300 × 70"
