@@ -236,6 +236,7 @@ import transaction
 from distributed import Client, LocalCluster
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigarray.dask import from_array, to_array
+from wendelin.bigfile.virtmem import ram_stat
 from wendelin.lib import zonce
 from wendelin.lib.zodb import dbopen, dbclose
 
@@ -245,7 +246,7 @@ N = LIMIT * 5 // 4 // 8
 
 def state():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    return os.getpid(), peak, len(zonce._databases)
+    return os.getpid(), peak, sum(ram_stat()[1:]), len(zonce._databases)
 
 if __name__ == "__main__":
     root = dbopen(sys.argv[1])
@@ -270,8 +271,9 @@ if __name__ == "__main__":
         after = client.run(state)
     # they are the workers they were, and none had the array
     assert [s[0] for s in before.values()] == [s[0] for s in after.values()]
-    for _, peak, databases in after.values():
+    for _, peak, pages, databases in after.values():
         assert peak < LIMIT, (peak, LIMIT)
+        assert pages <= LIMIT // 4, (pages, LIMIT)
         assert databases <= (2 if sys.argv[3] == "write" else 1)
     dbclose(root)
 """

@@ -125,7 +125,8 @@ _limited = False
 def _limit_memory() -> None:
     """Let pages of a worker with a process of its own have a quarter of its memory.
 
-    Dask ends workers that have more than their memory. What is in pages was copied to the chunks.
+    They are a cache: what is in a chunk was copied. Otherwise they may have half of the machine's,
+    and so may those of every other worker.
     """
     global _limited
     if _limited or "WENDELIN_CORE_RAM" in os.environ:
