@@ -18,10 +18,11 @@ from typing import TypeVar
 from wendelin.bigfile.btree import Node, read_node
 from wendelin.lib.zrecord import RecordError
 
-__all__ = ["BlockTable"]
+__all__ = ["BlockTable", "stored_blocks"]
 
 _T = TypeVar("_T")
 
+_TOGETHER = 64  # nodes that are asked for at once
 _ENDLESS = "the block table is damaged: it does not end"
 
 
@@ -138,3 +139,36 @@ class BlockTable:
         self._nodes = {oid: node for oid, node in nodes.items() if oid not in oids}
         self._complete = True
         return maybe
+
+
+def stored_blocks(
+    root: bytes, load_all: Callable[[list[bytes]], list[bytes]], most: int
+) -> tuple[list[int], bool]:
+    """Return blocks that a table has, and whether these are all.
+
+    Parameters
+    ----------
+    root : bytes
+        Oid of the table.
+    load_all : (oids) -> records
+    most : int
+        No more nodes are read.
+
+    Raises
+    ------
+    RecordError
+        The table is damaged.
+    """
+    found: list[int] = []
+    seen = {root}
+    todo = [root]
+    while todo and len(seen) <= most + len(todo):
+        some, todo = todo[:_TOGETHER], todo[_TOGETHER:]
+        for record in load_all(some):
+            node = read_node(record, "LO")
+            found += node.oids
+            if not seen.isdisjoint(node.children):
+                raise RecordError(_ENDLESS)
+            seen.update(node.children)
+            todo += node.children
+    return found, not todo

@@ -144,7 +144,10 @@ def zobj_is_committed(obj: Any) -> bool:
     Also not before a savepoint, which keeps changes.
     """
     conn = obj._p_jar
-    if conn is None or obj._p_serial == z64 or obj._p_changed:
+    if conn is None:
+        return False
+    obj._p_activate()
+    if obj._p_serial == z64 or obj._p_changed:
         return False
     saved = conn._savepoint_storage
     return saved is None or obj._p_oid not in saved.index

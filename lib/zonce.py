@@ -41,6 +41,7 @@ from typing import Any
 from weakref import WeakSet, WeakValueDictionary
 
 from transaction import TransactionManager
+from zc.lockfile import LockError
 from ZODB.DB import DB
 from ZODB.utils import tid_repr
 
@@ -78,7 +79,14 @@ class _Opened:
         """Return the database."""
         self._used = time.monotonic()
         if self._db is None:
-            self._db = self._open()
+            try:
+                self._db = self._open()
+            except LockError as e:
+                e.add_note(
+                    f"{self.url} is open elsewhere, and only one process writes to a file: use "
+                    f"threads of it, or a ZEO server (docs/cluster.md)"
+                )
+                raise
         return self._db
 
     def at(self, tid: bytes) -> Any:

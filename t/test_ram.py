@@ -156,3 +156,37 @@ try: RAMFile(4096).fileh_open()
 except OSError as e: assert "ulimit -f" in str(e), e
 else: raise AssertionError
 """)
+
+
+def test_the_limit_can_be_changed():
+    child("""
+fileh = File(MIB).fileh_open()
+a = view(fileh, 0, 100)
+a[:: MIB].sum()
+assert sum(ram_stat()[1:]) > 8 * MIB
+ram_set_limit(8 * MIB)
+assert ram_stat()[0] == 8 * MIB
+assert sum(ram_stat()[1:]) <= 7 * MIB and shmem() <= 8 * MIB
+a[:: MIB].sum()
+assert sum(ram_stat()[1:]) <= 8 * MIB
+a[: 6 * MIB] = 1
+ram_set_limit(np.int64(3 * MIB))
+assert sum(ram_stat()[1:]) == 6 * MIB
+try:
+    a[7 * MIB] = 1
+    int()
+    assert False
+except MemoryError:
+    fileh.dirty_discard()
+a[7 * MIB] = 1
+assert sum(ram_stat()[1:]) <= 3 * MIB
+ram_set_limit(64 * MIB)
+a[:: MIB].sum()
+assert sum(ram_stat()[1:]) > 16 * MIB
+for bad in 0, -1, -(1 << 70):
+    try:
+        ram_set_limit(bad)
+        assert False
+    except ValueError as e:
+        assert str(bad) in str(e)
+""")

@@ -168,10 +168,19 @@ def test_changes_that_are_not_committed_are_not_sent(root, A):
     assert refused(B)
     A[0] = 1
     assert refused(A)
-    point = transaction.savepoint()
+    transaction.savepoint()
     assert refused(A)
     transaction.abort()
     assert np.array_equal(sent(A)[:], FIRST)
+    root._p_jar.cacheMinimize()
+    assert np.array_equal(sent(A)[:], FIRST)
+
+    # no page is changed by it
+    A.resize((2, A.size // 2))
+    assert refused(A)
+    transaction.savepoint()
+    assert refused(A)
+    transaction.abort()
 
     A.resize(5)
     assert refused(A)

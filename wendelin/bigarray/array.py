@@ -18,6 +18,7 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from wendelin.bigarray.html import Overview, to_html
 from wendelin.bigarray.indexing import BasicIndex, split_index
 from wendelin.bigarray.memory import in_file
 from wendelin.bigarray.ndarraylike import NDArrayLike
@@ -187,6 +188,23 @@ class BigArray(NDArrayLike):
             f"order={self._order!r})"
         )
 
+    def _repr_html_(self) -> str:
+        """Be shown by a notebook; nothing is loaded."""
+        return to_html(self._overview())
+
+    def _overview(self) -> Overview:
+        fileh = getattr(self, "_v_fileh", None)
+        return Overview(
+            type(self).__name__,
+            self._shape,
+            self._dtype,
+            self._order,
+            self.nbytes,
+            self._blksize(),
+            fileh.memory() if fileh is not None else (0, 0, 0),
+            changed=fileh.dirty_blocks() if fileh is not None else (),
+        )
+
     @property
     def _major(self) -> int:
         return 0 if self._order == "C" else max(0, self.ndim - 1)
@@ -227,6 +245,10 @@ class BigArray(NDArrayLike):
         """Return the handle of the file."""
         assert self._v_fileh is not None
         return self._v_fileh
+
+    def _blksize(self) -> int:
+        """Return the block size [bytes]."""
+        return self._fileh().blksize
 
     def _pages(self, start: int, stop: int) -> tuple[int, int]:
         """Return (first, number) of the pages that have bytes [start, stop), start < stop."""

@@ -8,12 +8,14 @@ copies.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from wendelin.bigarray.array import BigArray, Order
+from wendelin.bigarray.html import Overview
 from wendelin.bigfile import HOLE, BigFile
 
 __all__ = ["RAMArray"]
@@ -58,6 +60,12 @@ class RAMArray(BigArray):
         order: Order = "C",
     ) -> None:
         super().__init__(shape, dtype, _Nothing().fileh_open(), order)
+
+    def _overview(self) -> Overview:
+        """Pages that were written are not changes: there is nothing that they differ from."""
+        about = super()._overview()
+        copied, mapped, _ = about.memory
+        return replace(about, memory=(copied, mapped, 0), changed=())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled with all the data."""

@@ -9,22 +9,34 @@ oid, tid). Who unpickles it has the array as it was then, read-only, and no copy
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pickle import PicklingError
 from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 from numpy.typing import DTypeLike
+from persistent.timestamp import TimeStamp
 from ZODB.POSException import ConnectionStateError
-from ZODB.utils import oid_repr
+from ZODB.utils import oid_repr, z64
 
 from wendelin.bigarray.array import BigArray, Order
+from wendelin.bigarray.html import Overview
+from wendelin.bigfile.blktab import stored_blocks
 from wendelin.bigfile.file_zodb import ZBigFile, ZBigFileH
 from wendelin.bigfile.zblk import check_format
-from wendelin.lib.zodb import LivePersistent, zconn_at, zobj_is_committed, zstor_2zurl
+from wendelin.lib.zodb import (
+    LivePersistent,
+    zconn_at,
+    zconn_load_all,
+    zobj_is_committed,
+    zstor_2zurl,
+)
 from wendelin.lib.zonce import zconn_past
 from wendelin.lib.zrecord import RecordError
 
 __all__ = ["ZBigArray"]
+
+_MOST_NODES = 1000  # of the block table that are read to be shown
 
 State = tuple[dict[str, Any], dict[str, Any]]
 
@@ -141,6 +153,38 @@ class ZBigArray(BigArray, LivePersistent):
 
     def _is_read_only(self) -> bool:
         return self._p_jar is not None and super()._is_read_only()
+
+    # ---- in a notebook ----
+
+    def _overview(self) -> Overview:
+        about = super()._overview()
+        conn = self._p_jar
+        if conn is None:
+            return replace(about, rows=[("Database", "none yet")])
+        try:
+            url = zstor_2zurl(conn.db().storage)
+        except NotImplementedError:
+            url = str(conn.db().storage.getName())
+        rows = [("Database", url), ("Object", oid_repr(self._p_oid))]
+        if conn.before is not None:
+            rows.append(("State of", f"{TimeStamp(zconn_at(conn))} UTC"))
+        try:
+            blocks, is_all = self._stored_blocks()
+        except Exception as e:  # a server that is gone, for one
+            rows.append(("Stored", f"not known: {type(e).__name__}: {e}"))
+            return replace(about, rows=rows)
+        return replace(about, rows=rows, stored=blocks, all_stored=is_all)
+
+    def _stored_blocks(self) -> tuple[list[int], bool]:
+        """Return the blocks that the database has, and whether these are all; none is loaded."""
+        table = self.zfile.blktab  # with which the file is no ghost
+        conn = self._p_jar
+        if self.zfile._p_jar is None or self.zfile._p_serial == z64:
+            return [], True
+        return stored_blocks(table._p_oid, lambda oids: zconn_load_all(conn, oids), _MOST_NODES)
+
+    def _blksize(self) -> int:
+        return self.zfile.blksize
 
     def lives(self) -> bool:
         """Say whether there are views, or changes that are not committed. See LivePersistent."""
