@@ -164,8 +164,8 @@ def _class_of(exc, ident):
                 pager_lock()
                 areas_reset_scrap()
                 pager_unlock()
-            # Here, and not in the fault: a handler of logging may want any lock. And not exc itself:
-            # what keeps its record would keep frames, and views in them.
+            # Here, and not in the fault: a handler of logging may want any lock. And not exc: who
+            # keeps the record would keep frames, and views in them.
             log.error("%s", str(exc))
         return exc
     return type(type(exc).__name__, (type(exc),), {"__new__": __new__, "failure": exc})

@@ -217,12 +217,12 @@ def peer_table(tries: int, folder: Path) -> Iterator[str]:
 def into(page: Path, name: str, lines: list[str]) -> None:
     """Replace what is between the markers of a table."""
     text = page.read_text()
-    begin, end = f"<!-- table: {name} -->\n", f"\n<!-- end: {name} -->"
+    begin, end = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
     before, found, rest = text.partition(begin)
     _, found_end, after = rest.partition(end)
     if not (found and found_end):
-        raise SystemExit(f"{page} has no lines {begin.strip()} and {end.strip()}")
-    page.write_text(before + begin + "\n".join(lines) + end + after)
+        raise SystemExit(f"{page} has no lines {begin} and {end}")
+    page.write_text("\n".join([before + begin, *lines, end + after]))
 
 
 def main() -> None:
@@ -240,16 +240,15 @@ def main() -> None:
     names = {name: version(name) for name in ("numpy", "h5py", "zarr") if find_spec(name)}
     names = {"Python": platform.python_version()} | names
     what = ", ".join(f"{name} {v}" for name, v in names.items())
+    what = f"{what}, Linux {platform.release()} {platform.machine()}"
     with tempfile.TemporaryDirectory(prefix="wendelin-reliability-") as name:
-        tables = {
-            "ours": list(our_table(env, Path(name))),
-            "peers": [*peer_table(args.tries, Path(name))],
-        }
-    print(f"{what}, Linux {platform.release()} {platform.machine()}")
-    for name, lines in tables.items():
-        print("", *lines, sep="\n")
-        if args.into:
-            into(args.into, name, lines)
+        folder = Path(name)
+        tables = {"ours": our_table(env, folder), "peers": peer_table(args.tries, folder)}
+        for name, table in tables.items():
+            lines = [f"{what}.", "", *table]
+            print("", *lines, sep="\n", flush=True)
+            if args.into:
+                into(args.into, name, lines)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from cgroup import NoCgroup, memory_cgroup
 from cli import PROGRAM, Caller, ended_at, killed_at, wendelin
 
 from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigfile.file_zodb import _ZFile
 from wendelin.cli.files.base import slabs
 from wendelin.lib.zodb import dbclose, dbopen
 
@@ -359,6 +360,24 @@ def test_an_import_that_is_interrupted_says_how_to_go_on(url, large):
     (line,) = done.stderr.splitlines()
     assert f"interrupted: {url}#x has {progress_of(url)} of {4 * MIB} elements" in line
     assert "the same command goes on from there" in line
+
+
+def test_an_interrupt_in_a_fault_is_one(call, url, tmp_path, monkeypatch):
+    """Ctrl-C comes while a block is looked up: then the touch fails, and those after it."""
+    np.save(tmp_path / "x.npy", np.arange(MIB))
+    lookup = _ZFile.lookup
+    calls = []
+
+    def interrupted(self, blk):
+        calls.append(blk)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return lookup(self, blk)
+
+    monkeypatch.setattr(_ZFile, "lookup", interrupted)
+    args = ("import", "--step", "1M", "--blksize", "64K", tmp_path / "x.npy", f"{url}#x")
+    assert f"interrupted: {url}#x has 0 of {MIB} elements" in call(*args, code=1).stderr
+    call(*args)
 
 
 def test_an_import_is_not_gone_on_with_over_what_was_changed(call, url, tmp_path, large):

@@ -28,10 +28,17 @@ from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError, DoomedError
 from wendelin.bigfile.blktab import BlockTable
 from wendelin.bigfile.file_zodb import ZBigFile, ZBlk0, ZBlk1, ZData
+from wendelin.lib import fsalign
 from wendelin.lib.zodb import zconn_at
 from wendelin.lib.zrecord import RecordError
 
 pytestmark = pytest.mark.once
+
+
+@pytest.fixture(autouse=True)
+def what_is_aligned_is_what_it_was(monkeypatch):
+    monkeypatch.setattr(fsalign, "SMALLEST", fsalign.SMALLEST)
+
 
 DAMAGED = int(os.environ.get("WENDELIN_CORE_TEST_DAMAGED", "100"))
 SEED = int(os.environ.get("WENDELIN_CORE_TEST_SEED", "0"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import click
 from ZODB.POSException import ConflictError, POSKeyError, ReadOnlyError
 
-from wendelin.bigfile.errors import BlockLoadError
+from wendelin.bigfile.errors import BigFileError, BlockLoadError, DoomedError
 from wendelin.lib.zrecord import RecordError
 
 __all__ = ["Failure", "explain"]
@@ -25,9 +25,22 @@ def explain(error: BaseException) -> str:
     return " ".join(_explain(error).split())
 
 
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Say whether an exception came of Ctrl-C: a block that is being loaded fails of it, too."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _explain(error: BaseException) -> str:
     if isinstance(error, click.ClickException):
         return error.format_message()
+    if isinstance(error, BigFileError | KeyboardInterrupt) and _was_interrupted(error):
+        return "interrupted"
+    if isinstance(error, DoomedError) and error.__cause__ is not None:
+        return explain(error.__cause__)  # the first failure, of which this one came
     if isinstance(error, BlockLoadError) and error.__cause__ is not None:
         return f"{error}: {explain(error.__cause__)}"
     if isinstance(error, POSKeyError):
@@ -38,8 +51,6 @@ def _explain(error: BaseException) -> str:
         return "the database is read-only"
     if isinstance(error, ConflictError):
         return f"somebody else has changed the same at the same time: {error}"
-    if isinstance(error, KeyboardInterrupt):
-        return "interrupted"
     if isinstance(error, RecordError):
         return str(error)
     if isinstance(error, MemoryError):

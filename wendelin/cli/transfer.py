@@ -8,6 +8,7 @@ was, and what is not complete is seen to be so. The last transaction removes it.
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -304,6 +305,10 @@ def fill(target: Target, source: Source, step: int, tell: Advance) -> None:
             done = stop
         target.finish()
     except (Exception, KeyboardInterrupt) as e:
+        # it may have come when the database had committed, and we did not know yet
+        with suppress(Exception):
+            transaction.abort()
+            done = target.done
         raise Failure(
             f"{explain(e)}: {target.address} has {done} of {source.layout.size} elements; the same "
             f"command goes on from there"
