@@ -17,7 +17,7 @@ import transaction
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.lib.zodb import dbclose, dbopen
 
-SIZE = 720, 420  # of the picture [px]
+SIZE = 760, 550  # of the picture [px]
 
 PAGE = """<!doctype html><meta charset="utf-8"><style>
 body {{ font: 14px/1.4 system-ui, sans-serif; margin: 16px; background: white; color: black }}
@@ -40,6 +40,7 @@ def cells(root):
     transaction.commit()
     for name, array in (("signal", A), ("frames", B)):
         array[:1000].sum()  # some of it is in memory
+        array[-1] = 1  # and changed, not committed
         yield f'root["{name}"]', array._repr_html_()
 
 
