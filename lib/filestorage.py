@@ -39,6 +39,7 @@ from ZODB.utils import p64
 from wendelin.lib.fsalign import ALIGNMENT, Pieces, aligned_at
 from wendelin.lib.fsfollow import FileFollower
 from wendelin.lib.fspack import Packer, data_find
+from wendelin.lib.interrupt import interrupts_later
 from wendelin.lib.zrecord import (
     LONGEST_END,
     BytesRecord,
@@ -356,6 +357,11 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
                 raise
             self._nextpos = self._pos + size + 8
             return self._resolved
+
+    def tpc_finish(self, transaction: Any, f: Any = None) -> Any:
+        """See IStorage. FileStorage closes itself if this is interrupted, for good."""
+        with interrupts_later():
+            return super().tpc_finish(transaction, f)
 
     def _txn_header(self, size: int) -> bytes:
         user, description, extension = self._ude
