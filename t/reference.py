@@ -155,7 +155,10 @@ class Storage:
         if cls is ZBlk0:
             data += as_bytes(state)
         elif cls is ZBlk1:
-            for start, chunk in self.tree(state, IOBTree, IOBucket).items():
+            chunks = self.tree(state, IOBTree, IOBucket)
+            if isinstance(chunks, IOBTree):
+                chunks._check()  # of an empty bucket BTrees end the process
+            for start, chunk in chunks.items():
                 piece = as_bytes(self.state(chunk, ZData))
                 if start < len(data):
                     raise Wrong("chunks overlap")
