@@ -10,16 +10,28 @@ from pathlib import Path
 TIMEOUT = 60
 
 
+def start_child(code: str, *args: str, stderr=None, **env: str) -> subprocess.Popen:
+    """Start a process that runs Python code; its output is text."""
+    return subprocess.Popen(_command(code, args), **_options(env), stderr=stderr)
+
+
 def run_child(code: str, *args: str, timeout: float = TIMEOUT, **env: str):
     """Run Python code; return the CompletedProcess, output as text."""
     return subprocess.run(
-        # -P: the working directory may hold the sources, which are not what is tested
-        [sys.executable, "-P", "-c", textwrap.dedent(code), *args],
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | env,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
+        _command(code, args), **_options(env), capture_output=True, timeout=timeout
     )
+
+
+def _command(code, args):
+    # -P: the working directory may hold the sources, which are not what is tested
+    return [sys.executable, "-P", "-c", textwrap.dedent(code), *args]
+
+
+def _options(env):
+    return {
+        "env": os.environ | {"PYTHONPATH": str(Path(__file__).parent)} | env,
+        "text": True,
+    }
 
 
 def check_child(code: str, *args: str, **kw) -> str:
