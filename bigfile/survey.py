@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from wendelin.bigfile.btree import read_items, read_nodes
 from wendelin.bigfile.zblk import class_name, is_plain, is_whole
 from wendelin.lib import fsalign
-from wendelin.lib.filestorage import Located, Stat
+from wendelin.lib.fsrecord import Located, Stat
 from wendelin.lib.zodb import zconn_load_all, zconn_locate, zconn_stat
 from wendelin.lib.zrecord import RecordError, Ref, class_of, state_of
 

@@ -36,8 +36,8 @@ from persistent import Persistent
 
 from wendelin.bigfile.btree import read_items
 from wendelin.lib import zrecord
-from wendelin.lib.filestorage import Located
 from wendelin.lib.fsalign import ALIGNMENT
+from wendelin.lib.fsrecord import Located
 from wendelin.lib.zodb import btree_nodes
 
 __all__ = [

@@ -8,7 +8,7 @@ as long as somebody has the file open. Pack writes another file, aligned again -
 
 Organization
 ------------
-A transaction's records are written once, to where they are to be in Data.fs (_Tail); FileStorage
+A transaction's records are written once, to where they are to be in Data.fs (fstail); FileStorage
 writes them to a file of their own first, and copies them at the vote. They lie behind a
 transaction header with status 'c', as at a vote: who opens the file after a crash, or at this
 moment to read, stops there.
@@ -28,74 +28,22 @@ from contextlib import contextmanager
 from errno import EOPNOTSUPP
 from importlib import import_module
 from os import RWF_NOWAIT
-from struct import unpack_from
-from typing import Any, NamedTuple
+from typing import Any
 
 from ZODB.FileStorage import FileIterator, FileStorage
-from ZODB.FileStorage.format import DATA_HDR, DATA_HDR_LEN, TxnHeader
+from ZODB.FileStorage.format import DATA_HDR_LEN, TxnHeader
 from ZODB.POSException import StorageTransactionError
 from ZODB.utils import p64
 
-from wendelin.lib.fsalign import ALIGNMENT, Pieces, aligned_at
+from wendelin.lib.fsalign import Pieces, aligned_at
 from wendelin.lib.fsfollow import FileFollower
 from wendelin.lib.fspack import Packer, data_find
+from wendelin.lib.fsrecord import HeadReader, Located, OpenFile, Stat, stat
+from wendelin.lib.fstail import Tail, cut_unfinished
 from wendelin.lib.interrupt import interrupts_later
-from wendelin.lib.zrecord import (
-    LONGEST_END,
-    BytesRecord,
-    RecordError,
-    find_payload,
-    is_end,
-    without_pad,
-)
+from wendelin.lib.zrecord import BytesRecord, without_pad
 
-__all__ = ["AlignedFileStorage", "Located", "OpenFile", "Stat"]
-
-_HEAD = 512  # what is before the pad and the payload, at most [bytes]
-_BUFFER = 1 << 16  # small writes are gathered up to this [bytes]
-_UNFINISHED = 1 << 62  # the length of a transaction that is being written: of no file
-
-
-class OpenFile:
-    """An open file, closed when nobody refers to it any more."""
-
-    def __init__(self, path: str) -> None:
-        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # for mapping
-        # Not __del__: while that runs, weak references still give the object to other threads.
-        weakref.finalize(self, os.close, self.fd).atexit = False
-        self.heads = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # for reading heads of records
-        weakref.finalize(self, os.close, self.heads).atexit = False
-        os.posix_fadvise(self.heads, 0, 0, os.POSIX_FADV_RANDOM)
-
-
-class Located(NamedTuple):
-    """A record whose state is bytes, in one piece of a file."""
-
-    file: OpenFile
-    offset: int  # of the payload [bytes]: a multiple of ALIGNMENT, if it could be made one
-    size: int  # of the payload [bytes]
-    head: bytes  # the beginning of the record, which tells the class
-
-
-class Stat(NamedTuple):
-    """What a storage says of a record without giving it."""
-
-    tid: bytes
-    size: int  # [bytes]
-
-
-def _stat(fd: int, oid: bytes, pos: int, before: bytes) -> Stat | None:
-    """Return the Stat of an object's last record before a tid; its last one is at pos."""
-    while pos:
-        header = os.pread(fd, DATA_HDR_LEN, pos)
-        if len(header) < DATA_HDR_LEN or header[:8] != oid:
-            return None
-        _, tid, prev, _, _, size = unpack_from(DATA_HDR, header)
-        if tid < before:
-            return Stat(tid, size or 8)  # 0: where the record is that an undo brought back
-        pos = prev
-    return None
-
+__all__ = ["AlignedFileStorage"]
 
 _PYTHON2 = b"FS21"  # how files of Python 2 begin
 # in ZODB.FileStorage, the name is that of the class
@@ -166,7 +114,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         if align and self._tfile is not None:
             self._tfile.close()
             os.unlink(self._tfile.name)
-            self._tfile = _Tail(self)
+            self._tfile = Tail(self)
             self._tfmt._file = self._tfile
 
     # ---- files that others write ----
@@ -216,7 +164,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             file = self._open_file(current)
             if file is None:
                 return [None] * len(oids)
-            reader = _HeadReader(file, before)
+            reader = HeadReader(file, before)
             result: list[Located | None] = []
             flags = 0 if wait else RWF_NOWAIT
             for oid in oids:
@@ -240,7 +188,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             See locate().
         """
         with self._files.get() as file:  # no commit or pack ends meanwhile
-            return [_stat(file.fileno(), oid, self._index.get(oid, 0), before) for oid in oids]
+            return [stat(file.fileno(), oid, self._index.get(oid, 0), before) for oid in oids]
 
     def has_open(self, file: OpenFile) -> bool:
         """Say whether a file is the storage's, and not one that was packed."""
@@ -264,29 +212,13 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         # called between opening and reading the file
         restored = super()._restore_index()
         if not self._is_read_only:
-            self._cut_unfinished(restored[1] if restored else 4)
+            cut_unfinished(self._file, restored[1] if restored else 4)
         return restored
-
-    def _cut_unfinished(self, pos: int) -> None:
-        """Cut what a process that crashed has left of a transaction before its vote.
-
-        FileStorage would copy it to a file of its own first: useless, and on a full disk, maybe
-        the reason of the crash, an error.
-        """
-        fd = self._file.fileno()
-        while len(header := os.pread(fd, 17, pos)) == 17:
-            _, size, status = unpack_from(">8sQc", header)
-            if (status, size) == (b"c", _UNFINISHED):
-                self._file.truncate(pos)
-                return
-            if not len(header) <= size < _UNFINISHED:
-                return  # damaged: FileStorage finds out
-            pos += size + 8
 
     def close(self) -> None:
         """See IStorage."""
         with self._lock:
-            if isinstance(self._tfile, _Tail) and self._tfile.started and not self._nextpos:
+            if isinstance(self._tfile, Tail) and self._tfile.started and not self._nextpos:
                 self._cut()
             super().close()
 
@@ -377,7 +309,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         super()._abort()
 
     def _clear_temp(self) -> None:
-        if isinstance(self._tfile, _Tail):
+        if isinstance(self._tfile, Tail):
             self._tfile.clear()
         super()._clear_temp()
 
@@ -457,170 +389,3 @@ def _throw_away(file: Any) -> None:
     os.dup2(nowhere, file.fileno(), inheritable=False)
     os.close(nowhere)
     file.close()
-
-
-class _HeadReader:
-    """Reads heads of records, to find the bytes of objects as they were before a tid."""
-
-    def __init__(self, file: OpenFile, before: bytes) -> None:
-        self._file = file
-        self._before = before
-        self._data = bytearray(DATA_HDR_LEN + ALIGNMENT + _HEAD)
-        self._tail = bytearray(LONGEST_END)
-        # the last record that was found: (what is before the pad, after it, where the state
-        # begins, size of the payload, of what follows); others of the same writer are alike
-        self._last: tuple[bytes, bytes, int, int, int] | None = None
-
-    def locate(self, oid: bytes, pos: int, flags: int = 0) -> Located | None:
-        """Return where the bytes of an object lie.
-
-        Parameters
-        ----------
-        oid : bytes
-        pos : int
-            Where its last record is.
-        flags : int
-            Of preadv(2).
-
-        Raises
-        ------
-        OSError
-            The file cannot be read; BlockingIOError: with RWF_NOWAIT, not without waiting.
-        """
-        data = self._data
-        current = True
-        while pos:
-            n = os.preadv(self._file.heads, [data], pos, flags)
-            if n < DATA_HDR_LEN + 8:
-                return None
-            found, tid, prev, _, version, size = unpack_from(DATA_HDR, data)
-            if found != oid or version != 0:
-                return None
-            if current and tid >= self._before:
-                pos = prev
-            elif size == 0:  # written by undo: the bytes are in an earlier record
-                current = False
-                pos = int.from_bytes(data[DATA_HDR_LEN : DATA_HDR_LEN + 8], "big")
-            else:
-                located = self._alike(pos, size) or self._payload(pos, n, size)
-                return located if located and self._ends(located, pos, n, size, flags) else None
-        return None
-
-    def _ends(self, located: Located, pos: int, n: int, size: int, flags: int) -> bool:
-        """Say whether a record ends as it must: of what was cut short, no part is to be shown."""
-        stop = located.offset + located.size
-        length = pos + DATA_HDR_LEN + size - stop
-        at = stop - pos
-        if at + length > n:
-            if os.preadv(self._file.heads, [self._tail], stop, flags) < length:
-                return False
-            return is_end(bytes(self._tail[:length]))
-        return is_end(bytes(self._data[at : at + length]))
-
-    def _alike(self, pos: int, size: int) -> Located | None:
-        """Find the payload as in the last record: the same, many times faster."""
-        if self._last is None:
-            return None
-        before, after, state, payload, rest = self._last
-        data = self._data
-        length = DATA_HDR_LEN + len(before)
-        if data[DATA_HDR_LEN:length] != before:
-            return None
-        pad = length + 4 + int.from_bytes(data[length : length + 4], "little")
-        start = pad + len(after)
-        if data[pad:start] != after:
-            return None
-        if start - DATA_HDR_LEN + payload + rest != size:
-            return None
-        return Located(self._file, pos + start, payload, before[:state])
-
-    def _payload(self, pos: int, n: int, size: int) -> Located | None:
-        head = bytes(self._data[DATA_HDR_LEN:n])
-        try:
-            found = find_payload(head, size)
-        except RecordError:
-            return None
-        if found is None:
-            return None
-        payload = found.stop - found.start
-        if found.begin != found.op:
-            before, after = head[: found.begin + 1], head[found.op - 1 : found.start]
-            self._last = (before, after, found.state, payload, size - found.stop)
-        at = pos + DATA_HDR_LEN + found.start
-        return Located(self._file, at, payload, head[: found.state])
-
-
-class _Tail:
-    """The records of the running transaction, written to where they are to be in Data.fs.
-
-    FileStorage takes it for its temporary file. Position 0 is behind the transaction header.
-    """
-
-    def __init__(self, storage: AlignedFileStorage) -> None:
-        self._storage = storage
-        self._buffer = bytearray()  # what comes before the position, and is not in the file yet
-        self._position = 0
-        self.started = False  # something is in the file
-
-    def _base(self) -> int:
-        return int(self._storage._pos + self._storage._thl)
-
-    def tell(self) -> int:
-        return self._position
-
-    def clear(self) -> None:
-        """Begin with nothing, for another transaction."""
-        self._buffer = bytearray()
-        self._position = 0
-        self.started = False
-
-    def seek(self, position: int) -> None:
-        if position != self._position:
-            self._flush()
-        self._position = position
-
-    def read(self, size: int) -> bytes:
-        self._flush()
-        data = os.pread(self._storage._file.fileno(), size, self._base() + self._position)
-        self._position += len(data)
-        return data
-
-    def write(self, data: bytes | Pieces) -> None:
-        pieces = data.pieces if isinstance(data, Pieces) else (data,)
-        if len(self._buffer) + len(data) <= _BUFFER:
-            self._buffer += b"".join(pieces)
-        else:
-            self._flush(pieces)
-        self._position += len(data)
-
-    def finish(self, size: int) -> None:
-        """Complete the transaction in the file, of this size [bytes]; still with status 'c'."""
-        self._flush()
-        self._pwrite([self._storage._txn_header(size)], self._storage._pos)
-        # FileStorage reads and writes through a buffer, which may have the file as it was
-        self._storage._file.flush()
-
-    def close(self) -> None:
-        pass
-
-    def _flush(self, more: tuple[bytes | memoryview, ...] = ()) -> None:
-        if not self._buffer and not more:
-            return
-        if not self.started:
-            self.started = True
-            self._storage._file.flush()  # of a new file: its magic
-            self._pwrite([self._storage._txn_header(_UNFINISHED)], self._storage._pos)
-        at = self._base() + self._position - len(self._buffer)
-        self._pwrite([self._buffer, *more], at)
-        self._buffer = bytearray()
-
-    def _pwrite(self, pieces: Iterable[bytes | bytearray | memoryview], at: int) -> None:
-        fd = self._storage._file.fileno()
-        views = [memoryview(piece) for piece in pieces if piece]
-        while views:
-            done = os.pwritev(fd, views, at)
-            at += done
-            while views and done >= len(views[0]):
-                done -= len(views.pop(0))
-            if views:
-                views[0] = views[0][done:]

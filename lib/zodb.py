@@ -18,7 +18,8 @@ from ZODB.POSException import ConnectionStateError, POSKeyError
 from ZODB.utils import p64, u64, z64
 
 from wendelin.lib.dburl import resolve
-from wendelin.lib.filestorage import AlignedFileStorage, Located, OpenFile, Stat
+from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.lib.fsrecord import Located, OpenFile, Stat
 from wendelin.lib.storurl import zstor_2zurl
 from wendelin.lib.zeoclient import ZEOClient
 

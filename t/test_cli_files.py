@@ -17,7 +17,7 @@ from cgroup import NoCgroup, memory_cgroup
 from cli import PROGRAM, Caller, ended_at, killed_at, wendelin
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.bigfile.file_zodb import _ZFile
+from wendelin.bigfile.zfile import ZFile
 from wendelin.cli.files.base import slabs
 from wendelin.lib.zodb import dbclose, dbopen
 
@@ -365,7 +365,7 @@ def test_an_import_that_is_interrupted_says_how_to_go_on(url, large):
 def test_an_interrupt_in_a_fault_is_one(call, url, tmp_path, monkeypatch):
     """Ctrl-C comes while a block is looked up: then the touch fails, and those after it."""
     np.save(tmp_path / "x.npy", np.arange(MIB))
-    lookup = _ZFile.lookup
+    lookup = ZFile.lookup
     calls = []
 
     def interrupted(self, blk):
@@ -374,7 +374,7 @@ def test_an_interrupt_in_a_fault_is_one(call, url, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return lookup(self, blk)
 
-    monkeypatch.setattr(_ZFile, "lookup", interrupted)
+    monkeypatch.setattr(ZFile, "lookup", interrupted)
     args = ("import", "--step", "1M", "--blksize", "64K", tmp_path / "x.npy", f"{url}#x")
     assert f"interrupted: {url}#x has 0 of {MIB} elements" in call(*args, code=1).stderr
     call(*args)

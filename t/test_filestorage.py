@@ -644,7 +644,7 @@ def test_zodbs_own_tests(tmp_path):
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-10000:]
     assert int(done.stdout.split("RAN")[1]) > 400

@@ -50,7 +50,7 @@ def test_an_array_in_a_database(root):
     assert rows["Stored"] == "4 blocks, 64.00 KiB"
     assert rows["In memory"] == "0 B"
     assert rows["Database"] == zstor_2zurl(root._p_jar.db().storage)
-    assert rows["Object"] == "0x01"
+    assert rows["Object"] == f"0x{A._p_oid.hex().lstrip('0')}"
     assert "State of" not in rows
     assert bands == [("stored", 0, 3), ("not stored", 4, 5)]
     # nothing was loaded, or opened, for it

@@ -26,7 +26,7 @@ from ZODB.utils import p64, u64
 
 from wendelin.bigarray import ArrayRef
 from wendelin.bigarray.array_zodb import ZBigArray, array_at
-from wendelin.bigfile import BlockLoadError, DoomedError, file_zodb
+from wendelin.bigfile import BlockLoadError, DoomedError, zfile
 from wendelin.lib import zonce
 from wendelin.lib.zodb import zconn_at, zstor_2zurl
 
@@ -137,7 +137,7 @@ def test_a_block_that_is_not_there_is_told_each_time(root, A, monkeypatch):
         raise OSError("bad disk")
 
     with monkeypatch.context() as m:
-        m.setattr(file_zodb._ZFile, "mapblk", fail)
+        m.setattr(zfile.ZFile, "mapblk", fail)
         for _ in range(2):
             with pytest.raises(BlockLoadError, match="bad disk"):
                 b[BLK] + 1
@@ -235,7 +235,7 @@ def test_references_that_are_wrong(root, A):
     with pytest.raises(TypeError, match=r"object 0x00 of .* is a PersistentMapping"):
         array_at(url, root._p_oid, tid)
     with pytest.raises(KeyError):
-        array_at(url, p64(1000), tid)
+        array_at(url, p64(1 << 60), tid)
     with pytest.raises(ValueError, match=r"no transaction 0x.*another database"):
         array_at(url, oid, p64(u64(tid) + 1))
     with pytest.raises(ValueError, match="gopher"):

@@ -184,7 +184,7 @@ class ZBigArray(BigArray, LivePersistent):
         return stored_blocks(table._p_oid, lambda oids: zconn_load_all(conn, oids), _MOST_NODES)
 
     def _blksize(self) -> int:
-        return self.zfile.blksize
+        return int(self.zfile.blksize)
 
     def lives(self) -> bool:
         """Say whether there are views, or changes that are not committed. See LivePersistent."""
