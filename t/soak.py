@@ -269,15 +269,15 @@ def process(url: str, seconds: float, threads: int) -> None:
     session(url, WARM, threads, Counter(), Pager())
     before, seen, pager = used(), Counter(), Pager()
     session(url, seconds, threads, seen, pager)
-    for _ in range(20):  # threads of pools may end something yet
+    for _ in range(20):  # threads of pools may end something yet, or be in the collector
         after = used()
         leaks = {name: round(after[name] - before[name], 1) for name in before}
+        left = stats()
+        leaks |= {"pages": left.clean + left.dirty, "handles": len(left.handles)}
         if are_tolerated(leaks):
             break
         time.sleep(0.3)
     did = pager.total() | {"page faults": resource.getrusage(resource.RUSAGE_SELF).ru_minflt}
-    left = stats()
-    leaks |= {"pages": left.clean + left.dirty, "handles": len(left.handles)}
     print(json.dumps({"did": seen, "pager": did, "leaks": leaks}))
 
 
