@@ -9,6 +9,7 @@ import transaction
 from clients import BLK, Client, fill, zeros
 from ZODB.DB import DB
 from ZODB.MappingStorage import MappingStorage
+from ZODB.utils import oid_repr
 
 from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_ram import RAMArray
@@ -50,7 +51,7 @@ def test_an_array_in_a_database(root):
     assert rows["Stored"] == "4 blocks, 64.00 KiB"
     assert rows["In memory"] == "0 B"
     assert rows["Database"] == zstor_2zurl(root._p_jar.db().storage)
-    assert rows["Object"] == f"0x{A._p_oid.hex().lstrip('0')}"
+    assert rows["Object"] == oid_repr(A._p_oid)
     assert "State of" not in rows
     assert bands == [("stored", 0, 3), ("not stored", 4, 5)]
     # nothing was loaded, or opened, for it
