@@ -3,10 +3,8 @@
 import errno
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,14 +12,10 @@ import storages
 import transaction
 import ZODB.config
 import zodb_suite
-from child import check_child, run_child
-from persistent import Persistent
+from fsbytes import Bytes, current, data_of, located, write
 from ZODB.blob import Blob
-from ZODB.Connection import TransactionMetaData
 from ZODB.DB import DB
-from ZODB.FileStorage import FileStorage
 from ZODB.FileStorage import FileStorage as StockFileStorage
-from ZODB.POSException import ConflictError, POSKeyError
 from ZODB.utils import p64, u64
 
 from wendelin.lib import zrecord
@@ -33,57 +27,13 @@ from wendelin.lib.zrecord import bytes_state, find_payload, without_pad
 MIB = 1 << 20
 
 
-class Bytes(Persistent):
-    """An object whose state is bytes, as blocks are."""
-
-    __module__ = "t_bytes"  # what unpickles it, knows where it is
-
-    def __init__(self, data=b""):
-        self.data = data
-
-    def __getstate__(self):
-        return self.data
-
-    def __setstate__(self, state):
-        self.data = state
-
-
-sys.modules["t_bytes"] = sys.modules[__name__]
-
-
 def aligned(record, at):
     return b"".join(zrecord.aligned(record, at, 4096, 65536))
-
-
-def data_of(seed, pages=16):
-    return os.urandom(16) * (pages * ALIGNMENT // 16 - 1) + f"{seed:16}".encode()
 
 
 @pytest.fixture
 def path(tmp_path):
     return str(tmp_path / "a.fs")
-
-
-def current(storage):
-    return p64(u64(storage.lastTransaction()) + 1)
-
-
-def located(storage, obj, before=None):
-    """Return the bytes where locate() says they are, or None."""
-    (found,) = storage.locate([obj._p_oid], before or current(storage))
-    if found is None or found.offset % ALIGNMENT != 0:
-        return None
-    return os.pread(found.file.fd, found.size, found.offset)
-
-
-def write(path, *values, storage=AlignedFileStorage):
-    """Make a database with an object for each value; return (db, root)."""
-    db = DB(storage(path))
-    root = db.open().root()
-    for i, value in enumerate(values):
-        root[i] = Bytes(value)
-    transaction.commit()
-    return db, root
 
 
 # ---- what is aligned ----
@@ -187,37 +137,6 @@ def test_locate_sees_the_revision_that_is_asked_for(path):
     db.close()
 
 
-def test_undo(path):
-    db, root = write(path, data_of(0))
-    root[0].data = data_of(1)
-    root[0]._p_changed = True
-    transaction.commit()
-    db.undo(db.undoLog(0, 1)[0]["id"])
-    transaction.commit()
-    assert root[0].data.endswith(b" 0")
-    assert located(db.storage, root[0]) == root[0].data
-    db.undo(db.undoLog(0, 1)[0]["id"])
-    transaction.commit()
-    assert located(db.storage, root[0]) == root[0].data
-    assert root[0].data.endswith(b" 1")
-    db.close()
-
-
-@pytest.mark.parametrize("storage", [AlignedFileStorage, StockFileStorage])
-def test_undo_of_what_was_stored_again_in_between(path, storage):
-    """The same bytes in two records have two pads: to undo, that is no difference."""
-    db, root = write(path, data_of(0), storage=storage)
-    value = data_of(1)
-    for _ in range(2):
-        root[0].data = value
-        root[0]._p_changed = True
-        transaction.commit()
-    db.undo(db.undoLog(1, 2)[0]["id"])
-    transaction.commit()
-    assert root[0].data.endswith(b" 0")
-    db.close()
-
-
 @pytest.mark.parametrize("error", [errno.EAGAIN, errno.EOPNOTSUPP])
 @pytest.mark.parametrize("first", [AlignedFileStorage, StockFileStorage])
 def test_locate_waits_for_the_disk_if_asked_to(path, monkeypatch, first, error):
@@ -247,325 +166,7 @@ def test_locate_waits_for_the_disk_if_asked_to(path, monkeypatch, first, error):
     db.close()
 
 
-# ---- the transaction that is being written ----
-
-
-def test_an_abort_leaves_nothing(path):
-    db, root = write(path, data_of(0))
-    size = os.path.getsize(path)
-    for stage in ("store", "vote"):
-        txn = TransactionMetaData()
-        db.storage.tpc_begin(txn)
-        db.storage.store(p64(50), p64(0), b"y" * MIB, "", txn)
-        assert os.path.getsize(path) > size + MIB  # written once, to its place
-        if stage == "vote":
-            db.storage.tpc_vote(txn)
-        db.storage.tpc_abort(txn)
-        assert os.path.getsize(path) == size
-        with pytest.raises(POSKeyError):
-            db.storage.load(p64(50))
-    assert located(db.storage, root[0]) == root[0].data
-    root["x"] = 1
-    transaction.commit()
-    db.close()
-    assert not os.path.exists(path + ".tmp")
-    dbclose(dbopen(path))
-
-
-def test_what_was_read_before_an_abort_is_not_read_after_it(path):
-    """Readers have buffers, which reach into the transaction that is being written."""
-    db, root = write(path, b"x")
-    storage = db.storage
-    oid = root[0]._p_oid
-    for value in b"y", b"z":
-        txn = TransactionMetaData()
-        storage.tpc_begin(txn)
-        storage.store(p64(50), p64(0), value * 200_000, "", txn)
-        storage.load(oid)
-        storage.loadSerial(oid, root[0]._p_serial)
-        storage.tpc_abort(txn)
-    tid = storage.tpc_begin(txn) or storage._tid
-    for i in range(60, 70):
-        storage.store(p64(i), p64(0), bytes([i]) * 100, "", txn)
-    storage.tpc_vote(txn)
-    storage.tpc_finish(txn)
-    for i in range(60, 70):
-        assert storage.load(p64(i))[0] == storage.loadSerial(p64(i), tid) == bytes([i]) * 100
-    db.close()
-
-
-@pytest.mark.parametrize("stage", ["store", "vote"])
-def test_a_crash_loses_only_what_was_not_committed(path, stage):
-    db, _ = write(path, data_of(0))
-    size = os.path.getsize(path)
-    db.close()
-    code = f"""
-        import os, signal
-        from ZODB.Connection import TransactionMetaData
-        from ZODB.utils import p64
-        from wendelin.lib.filestorage import AlignedFileStorage
-        s = AlignedFileStorage({path!r})
-        txn = TransactionMetaData()
-        s.tpc_begin(txn)
-        for i in range(50, 60):
-            s.store(p64(i), p64(0), b"y" * 70000, "", txn)
-            s.store(p64(i + 10), p64(0), b"y", "", txn)
-        if {stage!r} == "vote":
-            s.tpc_vote(txn)
-        os.kill(os.getpid(), signal.SIGKILL)
-    """
-    assert run_child(code).returncode == -signal.SIGKILL
-    assert os.path.getsize(path) > size + 500000
-    reader = FileStorage(path, read_only=True)  # does not mend, and sees what is committed
-    assert len(reader) == 2
-    reader.close()
-    db = DB(AlignedFileStorage(path))
-    assert os.path.getsize(path) == size
-    # a transaction that did not come to its vote leaves no copy, as it leaves none in FileStorage
-    assert os.path.exists(path + ".tr0") is (stage == "vote")
-    root = db.open().root()
-    assert located(db.storage, root[0]) == root[0].data
-    root["x"] = 1
-    transaction.commit()
-    db.close()
-
-
-@pytest.mark.parametrize("index", [True, False])
-def test_a_crash_on_a_full_disk_does_not_keep_it_from_being_opened(path, index):
-    """There is no room for a copy of what was written of the transaction."""
-    db, _ = write(path, data_of(0))
-    size = os.path.getsize(path)
-    db.close()
-    if not index:
-        os.unlink(path + ".index")
-    code = f"""
-        import os, resource, signal, sys
-        from ZODB.Connection import TransactionMetaData
-        from ZODB.utils import p64
-        from wendelin.lib.filestorage import AlignedFileStorage
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        if os.fork() == 0:
-            s = AlignedFileStorage({path!r})
-            txn = TransactionMetaData()
-            s.tpc_begin(txn)
-            s.store(p64(50), p64(0), b"y" * 1000000, "", txn)
-            os._exit(0)
-        os.wait()
-        assert os.path.getsize({path!r}) > 1000000
-        if not {index}:
-            os.unlink({path!r} + ".index")
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200000, 200000))
-        s = AlignedFileStorage({path!r})
-        print(len(s))
-        s.close()
-    """
-    assert check_child(code) == "2\n"
-    assert os.path.getsize(path) == size
-
-
-def test_close_in_the_middle_of_a_transaction(path):
-    db, _ = write(path, data_of(0))
-    size = os.path.getsize(path)
-    txn = TransactionMetaData()
-    db.storage.tpc_begin(txn)
-    db.storage.store(p64(50), p64(0), b"y" * MIB, "", txn)
-    db.close()
-    assert os.path.getsize(path) == size
-
-
-def test_others_read_while_a_transaction_is_written(path):
-    db, root = write(path, data_of(0))
-    txn = TransactionMetaData()
-    db.storage.tpc_begin(txn)
-    db.storage.store(p64(50), p64(0), b"y" * MIB, "", txn)
-    reader = AlignedFileStorage(path, read_only=True)
-    assert located(reader, root[0]) == root[0].data
-    assert len(reader) == 2
-    assert len(list(reader.iterator())) == 2
-    reader.close()
-    assert len(list(db.storage.iterator())) == 2
-    db.storage.tpc_vote(txn)
-    db.storage.tpc_finish(txn)
-    assert db.storage.load(p64(50))[0] == b"y" * MIB
-    assert len(list(db.storage.iterator())) == 3
-    db.close()
-
-
-def test_iteration_from_a_tid_while_a_transaction_is_written(path):
-    db, root = write(path, data_of(0, 512))
-    root["x"] = 1
-    transaction.commit()
-    tids = [t.tid for t in db.storage.iterator()]
-    txn = TransactionMetaData()
-    db.storage.tpc_begin(txn)
-    db.storage.store(p64(50), p64(0), b"y" * MIB, "", txn)
-    reader = AlignedFileStorage(path, read_only=True)
-    for storage in db.storage, reader:
-        for i, tid in enumerate(tids):
-            assert [t.tid for t in storage.iterator(tid)] == tids[i:]
-        assert [t.tid for t in storage.iterator(None, tids[0])] == tids[:1]
-        assert list(storage.iterator(p64(u64(tids[-1]) + 1))) == []
-    reader.close()
-    db.storage.tpc_abort(txn)
-    db.close()
-
-
-def test_disk_full_in_the_middle(path):
-    code = f"""
-        import os, resource, signal
-        from ZODB.Connection import TransactionMetaData
-        from ZODB.utils import p64
-        from wendelin.lib.filestorage import AlignedFileStorage
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        AlignedFileStorage({path!r}).close()
-        s = AlignedFileStorage({path!r})
-        txn = TransactionMetaData()
-        for limit in 300_000, 140_115:     # in a store; and in the vote
-            size = os.path.getsize({path!r})
-            soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-            s.tpc_begin(txn)
-            try:
-                n = 0
-                for i in range(10 if limit == 300_000 else 2):
-                    s.store(p64(50 + i), p64(0), b"y" * 70000, "", txn)
-                    n += 1
-                s.tpc_vote(txn)
-            except OSError as e:
-                print(n, e.strerror)
-            s.tpc_abort(txn)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-            assert os.path.getsize({path!r}) == size
-        s.tpc_begin(txn)
-        s.store(p64(50), p64(0), b"z" * 70000, "", txn)
-        s.tpc_vote(txn); s.tpc_finish(txn)
-        assert s.load(p64(50))[0] == b"z" * 70000
-        s.close()
-    """
-    assert check_child(code).split("\n")[:2] == ["4 File too large", "2 File too large"]
-    storage = AlignedFileStorage(path)
-    assert len(storage) == 1
-    storage.close()
-
-
-def test_conflict(path):
-    db, root = write(path, data_of(0))
-    tm = transaction.TransactionManager()
-    other = db.open(tm).root()
-    other[0].data = data_of(1)
-    other[0]._p_changed = True
-    root[0].data = data_of(2)
-    root[0]._p_changed = True
-    transaction.commit()
-    with pytest.raises(ConflictError):
-        tm.commit()
-    tm.abort()
-    assert other[0].data.endswith(b" 2")
-    db.close()
-
-
-# ---- pack, copy, iterate ----
-
-
-@pytest.mark.parametrize("first", [AlignedFileStorage, StockFileStorage])
-def test_pack_aligns(path, first):
-    """Also what an old database has: all of it, before the pack time and after."""
-    db, root = write(path, data_of(0), data_of(1), data_of(2), storage=first)
-    for value in 3, 4:
-        root[1].data = data_of(value)
-        root[1]._p_changed = True
-        transaction.commit()
-    transaction.commit()
-    packtime = time.time()
-    time.sleep(0.01)
-    root[2].data = data_of(5)
-    root[2]._p_changed = True
-    transaction.commit()
-    db.undo(db.undoLog(0, 1)[0]["id"])
-    transaction.commit()
-    root["n"] = Bytes(data_of(6))
-    transaction.commit()
-    values = {key: root[key].data for key in (0, 1, 2, "n")}
-    root._p_jar.close()
-    if first is not AlignedFileStorage:
-        db.close()
-        db = DB(AlignedFileStorage(path))
-    transactions = len(list(db.storage.iterator()))
-    old = db.storage.locate([p64(1)], current(db.storage))[0]
-    db.pack(packtime)
-    root = db.open().root()
-    for key, value in values.items():
-        assert located(db.storage, root[key]) == value == root[key].data
-    db.undo(db.undoLog(1, 2)[0]["id"])  # the undo
-    transaction.abort()
-    assert len(list(db.storage.iterator())) < transactions
-    if old is not None:  # who had it, has it
-        assert os.pread(old.file.fd, old.size, old.offset) == values[0]
-    before = os.path.getsize(path)
-    del root["n"]
-    transaction.commit()
-    db.pack(time.time())
-    assert os.path.getsize(path) < before
-    for key in 0, 1, 2:
-        assert located(db.storage, root[key]) == values[key]
-    db.close()
-    DB(StockFileStorage(path)).close()
-    db = DB(AlignedFileStorage(path))
-    assert located(db.storage, db.open().root()[2]) == values[2]
-    db.close()
-
-
-def test_pack_while_others_commit(path, monkeypatch):
-    db, root = write(path, data_of(0), data_of(1))
-    root[0].data = data_of(2)
-    root[0]._p_changed = True
-    transaction.commit()
-    from wendelin.lib import fspack
-
-    other = db.open(tm := transaction.TransactionManager()).root()
-    copied = []
-
-    def to_packtime(self):
-        result = fspack.FileStoragePacker.copyToPacktime(self)
-        other[1].data = data_of(3)
-        other[1]._p_changed = True
-        tm.commit()
-        copied.append(1)
-        return result
-
-    monkeypatch.setattr(fspack.Packer, "copyToPacktime", to_packtime, raising=False)
-    db.pack(time.time())
-    assert copied
-    transaction.begin()
-    assert located(db.storage, root[1]) == root[1].data
-    assert root[1].data.endswith(b" 3")
-    db.close()
-
-
-@pytest.mark.parametrize("kinds", [("a", "a"), ("a", "s"), ("s", "a")])
-def test_copy_into_another_storage(path, tmp_path, kinds):
-    """As zodbconvert and fs copies do: also undone transactions stay references."""
-    makes = {"a": AlignedFileStorage, "s": StockFileStorage}
-    db, root = write(path, data_of(0), data_of(1, 20), storage=makes[kinds[0]])
-    root[0].data = data_of(2)
-    root[0]._p_changed = True
-    transaction.commit()
-    db.undo(db.undoLog(0, 1)[0]["id"])
-    transaction.commit()
-    values = [root[i].data for i in range(2)]
-    oids = [root[i]._p_oid for i in range(2)]
-    target = makes[kinds[1]](str(tmp_path / "b.fs"))
-    target.copyTransactionsFrom(db.storage)
-    size = db.storage.getSize()
-    db.close()
-    copy = DB(target)
-    root = copy.open().root()
-    assert [root[i].data for i in range(2)] == values
-    if kinds[1] == "a":
-        assert [located(copy.storage, root[i]) for i in range(2)] == values
-        assert target.getSize() < size + 3 * 2 * ALIGNMENT
-    assert [root[i]._p_oid for i in range(2)] == oids
-    copy.close()
+# ---- as other storages ----
 
 
 def test_history_iteration_and_blobs(path, tmp_path):
