@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import storages
 import transaction
+from cli import Caller
 from clients import Client, fill
 from neocluster import missing
 
@@ -119,6 +120,12 @@ def other(root, A):
     client = Client(root)
     yield client
     client.close()
+
+
+@pytest.fixture
+def call(capsys):
+    """Return what calls the program's main(), in this process."""
+    return Caller(capsys)
 
 
 def resources():

@@ -14,7 +14,8 @@ import pytest
 import storages
 import transaction
 from cgroup import NoCgroup, memory_cgroup
-from cli import PROGRAM, Caller, ended_at, killed_at, wendelin
+from cli import PROGRAM, ended_at, killed_at, wendelin
+from clidata import database
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.zfile import ZFile
@@ -64,24 +65,9 @@ LAYOUTS = {
 
 
 @pytest.fixture
-def call(capsys):
-    return Caller(capsys)
-
-
-@pytest.fixture
 def url(testdb):
     """Return the URL of a database that nobody has open."""
     return testdb.url
-
-
-@contextlib.contextmanager
-def database(url):
-    root = dbopen(url)
-    try:
-        yield root
-    finally:
-        transaction.abort()
-        dbclose(root)
 
 
 def same(a, b):
