@@ -14,7 +14,7 @@ import time
 from contextlib import contextmanager, suppress
 
 import pytest
-from clients import in_database
+from clients import Manager, in_database
 from neocluster import Gateway
 from proxy import Proxy
 from servers import HOST, ZeoServer
@@ -224,17 +224,9 @@ def gone(world):
     }
 
 
-class At:
-    """A data manager that does something at a point of the commit, before or after the storage."""
+class At(Manager):
+    """Does something at a point of a transaction's commit, before or after the storage."""
 
     def __init__(self, tm, phase, after, act):
-        self.transaction_manager, self.phase, self.after, self.act = tm, phase, after, act
+        super().__init__(phase, act, "~" if after else "", tm)
         tm.get().join(self)
-
-    def sortKey(self):
-        return "~" if self.after else ""
-
-    def __getattr__(self, name):
-        if name not in ("tpc_begin", "commit", "tpc_vote", "tpc_finish", "tpc_abort", "abort"):
-            raise AttributeError(name)
-        return lambda txn: self.act() if name == self.phase else None
