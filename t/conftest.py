@@ -123,6 +123,12 @@ def other(root, A):
 
 
 @pytest.fixture
+def path(tmp_path):
+    """Return where a Data.fs may be made."""
+    return str(tmp_path / "x.fs")
+
+
+@pytest.fixture
 def call(capsys):
     """Return what calls the program's main(), in this process."""
     return Caller(capsys)

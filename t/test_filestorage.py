@@ -31,11 +31,6 @@ def aligned(record, at):
     return b"".join(zrecord.aligned(record, at, 4096, 65536))
 
 
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "a.fs")
-
-
 # ---- what is aligned ----
 
 

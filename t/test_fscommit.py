@@ -19,11 +19,6 @@ from wendelin.lib.zodb import dbclose, dbopen
 MIB = 1 << 20
 
 
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "a.fs")
-
-
 def test_an_abort_leaves_nothing(path):
     db, root = write(path, data_of(0))
     size = os.path.getsize(path)

@@ -14,11 +14,6 @@ from wendelin.lib.filestorage import AlignedFileStorage
 from wendelin.lib.fsalign import ALIGNMENT
 
 
-@pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "a.fs")
-
-
 def test_undo(path):
     db, root = write(path, data_of(0))
     root[0].data = data_of(1)

@@ -20,11 +20,6 @@ from wendelin.lib.zodb import dbclose, dbopen
 
 
 @pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "x.fs")
-
-
-@pytest.fixture
 def values():
     return random_values()
 
