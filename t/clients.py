@@ -54,6 +54,21 @@ class Client:
         self.conn.close()
 
 
+class Manager:
+    """A data manager that does something in one phase of the commit; its key says when in that."""
+
+    def __init__(self, phase, act, key="~", tm=transaction.manager):
+        self.phase, self.act, self.key, self.transaction_manager = phase, act, key, tm
+
+    def sortKey(self):
+        return self.key
+
+    def __getattr__(self, name):
+        if name not in ("tpc_begin", "commit", "tpc_vote", "tpc_finish", "tpc_abort", "abort"):
+            raise AttributeError(name)
+        return lambda txn: self.act() if name == self.phase else None
+
+
 def in_database(A):
     """Return the bytes of an array as the database has them now; read as objects."""
     conn = A._p_jar.db().open(TransactionManager())

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import storages
 import transaction
+from cli import Caller
 from clients import Client, fill
 from neocluster import missing
 
@@ -119,6 +120,18 @@ def other(root, A):
     client = Client(root)
     yield client
     client.close()
+
+
+@pytest.fixture
+def path(tmp_path):
+    """Return where a Data.fs may be made."""
+    return str(tmp_path / "x.fs")
+
+
+@pytest.fixture
+def call(capsys):
+    """Return what calls the program's main(), in this process."""
+    return Caller(capsys)
 
 
 def resources():

@@ -1,8 +1,5 @@
-"""wendelin ls, info, cat, head, verify, copy, demo: through the program, and in their corners."""
+"""wendelin ls, info, cat, head, verify: through the program, and in their corners."""
 
-import contextlib
-import os
-import pty
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,25 +8,20 @@ import numpy as np
 import pytest
 import storages
 import transaction
-from BTrees.IOBTree import IOBTree
 from BTrees.LOBTree import LOBTree
 from BTrees.OOBTree import OOBTree
 from child import check_child
-from cli import PROGRAM, Caller, killed_at, wendelin
-from persistent import Persistent
-from persistent.list import PersistentList
-from persistent.mapping import PersistentMapping
-from ZODB.blob import Blob
+from cli import PROGRAM, wendelin
+from clidata import BLK, PATHS, Thing, database, filled, stock
 from ZODB.Connection import TransactionMetaData
 from ZODB.FileStorage import FileStorage
-from ZODB.utils import load_current, p64
+from ZODB.utils import load_current
 
-from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.bigfile.file_zodb import ZBigFile, ZBlk0, ZBlk1, ZData
+from wendelin.bigfile.file_zodb import ZBlk0, ZBlk1, ZData
 from wendelin.bigfile.survey import stored_numbers
 from wendelin.cli.tree import walk
-from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
-from wendelin.lib.zrecord import find_payload, without_pad
+from wendelin.lib.zodb import dbstoropen
+from wendelin.lib.zrecord import find_payload
 
 pytestmark = [
     pytest.mark.formats,
@@ -41,74 +33,13 @@ pytestmark = [
 ]
 
 DATA = Path(__file__).parent / "data"
-MIB = 1 << 20
-BLK = 64 * 1024
-
-
-@pytest.fixture
-def call(capsys):
-    return Caller(capsys)
-
-
-@contextlib.contextmanager
-def database(url):
-    root = dbopen(url)
-    try:
-        yield root
-    finally:
-        transaction.abort()
-        dbclose(root)
-
-
-def filled(shape, dtype="f8", order="C", fmt="ZBlk0", blksize=BLK):
-    """Return an array that is going to be filled by fill()."""
-    return ZBigArray(shape, dtype, order, blksize=blksize, zblk_fmt=fmt)
-
-
-class Thing(Persistent):
-    """An object with attributes."""
-
-    def __init__(self, **kw):
-        self.__dict__.update(kw)
 
 
 @pytest.fixture
 def url(testdb):
     """Return the URL of a database with arrays in all kinds of places."""
-    with database(testdb.url) as root:
-        root["A"] = A = filled((4 * BLK,))
-        root["tree"] = tree = OOBTree()
-        tree["a/b#c[%]"] = B = filled((100, 30), ">i4", "F", "ZBlk1")
-        tree["back"] = root
-        tree[b"bytes" if False else "z"] = PersistentMapping()
-        root["numbers"] = IOBTree({5: filled((3,))})
-        root["list"] = PersistentList([0, {"k": [filled((2,), "S3")]}])
-        root["thing"] = thing = Thing(part=filled((7,)), _v_no=1)
-        thing.itself = thing
-        thing.again = A
-        root["file"] = ZBigFile(BLK)
-        root["mixed"] = M = filled((8 * BLK,), "u1", fmt="ZBlk0")
-        transaction.commit()
-        A[:BLK] = np.arange(1, BLK + 1)
-        B[:] = np.arange(3000).reshape(100, 30)
-        M[:BLK] = 1
-        M[BLK] = 1
-        transaction.commit()
-        M._fileh().zfile.zblk_fmt = "ZBlk1"
-        M[4 * BLK :: BLK] = 1
-        transaction.commit()
+    stock(testdb.url)
     return testdb.url
-
-
-PATHS = [
-    "A",
-    "file",
-    "list/1/k/0",
-    "mixed",
-    "numbers/5",
-    "thing/part",
-    "tree/a%2Fb%23c%5B%25%5D",
-]
 
 
 # ---- ls ----
@@ -163,7 +94,7 @@ def test_ls_loads_no_blocks(call, url, monkeypatch):
 
 def test_a_class_that_is_not_there(url, testdb):
     """The database of an application is read without its code."""
-    done = wendelin("ls", "--json", f"{url}#thing")  # Thing is of this test
+    done = wendelin("ls", "--json", f"{url}#thing")  # Thing is of these tests
     assert [row["path"] for row in done.json] == ["thing/again", "thing/part"]
 
 
@@ -393,10 +324,8 @@ def damage(root):
     lose(root, buckets[1]._p_oid)
     bad.append(("deep", None, ""))
     state = buckets[2].__getstate__()
-    first = state[0][0]
     buckets[2].__setstate__(((1000, *state[0][1:]), *state[1:]))
     buckets[2]._p_changed = True
-    del first
     bad.append(("deep", None, "keys not in order"))
     transaction.commit()
     lose(root, root["thing"]._p_oid)
@@ -442,339 +371,6 @@ def test_a_block_that_is_missing(call, tmp_path):
     error = call("cat", f"{tmp_path}/y.fs#A", code=1).stderr
     assert f"object 0x{oid.hex()} is missing in the database" in error
     assert "block 1" in error
-
-
-# ---- copy ----
-
-
-def transactions(url):
-    """Return what a storage has: (tid, description, [(oid, data)])."""
-    storage = dbstoropen(url)
-    iterator = storage.iterator()
-    result = [
-        (t.tid, t.description, [(r.oid, r.data and without_pad(r.data)) for r in t])
-        for t in iterator
-    ]
-    if hasattr(iterator, "close"):
-        iterator.close()
-    storage.close()
-    return result
-
-
-def test_copy_of_a_database(call, url, tmp_path):
-    """Out of the storage that runs, into a file, and back into another of its kind."""
-    neo = storages.kind() is storages.NeoDatabase
-    if not neo:  # an undo may end a storage node of NEO 1.12
-        with database(url) as root:  # records without data, and with data of others
-            root["A"][:] = 3
-            transaction.commit()
-            root._p_jar.db().undo(root._p_jar.db().undoLog(0, 1)[0]["id"])
-            transaction.commit()
-    path = tmp_path / "copy.fs"
-    told = wendelin("copy", "--json", url, path).json
-    have = transactions(url)
-    assert told["transactions"] == len(have)
-    assert told["last"]["tid"] == have[-1][0].hex()
-    assert transactions(path) == have
-    if neo:  # there is one cluster, for all tests
-        return
-    back = storages.kind()(tmp_path)
-    target = f"{tmp_path}/back.fs" if back.url == url else back.url
-    done = wendelin("copy", path, target)
-    assert f"{target}: {len(have)} transactions, " in done.stdout
-    assert call("verify", target).stdout == "7 arrays, 15 blocks: all good\n"
-    assert [t[2] for t in transactions(target)] == [t[2] for t in have]
-    assert transactions(target) == have
-    back.stop()
-
-
-def test_a_copy_is_aligned_and_follows_its_source(call, tmp_path):
-    old, new = tmp_path / "old.fs", tmp_path / "new.fs"
-    with database(f"file://{old}?align=false") as root:
-        root["x"] = A = filled((6 * BLK,), "u1")
-        transaction.commit()
-        A[:] = 1
-        transaction.commit()
-    call("copy", old, new)
-    assert call("info", "--json", f"{new}#x").json["blocks"] == {"ZBlk0, mapped": 6}
-    assert call("copy", "--json", old, new).json["transactions"] == 0
-    with database(old) as root:
-        root["x"][:] = 2
-        transaction.commit()
-    assert call("copy", "--json", old, new).json["transactions"] == 1
-    assert transactions(old) == transactions(new)
-    with database(new) as root:
-        root["y"] = 1
-        transaction.commit()
-    assert "neither empty nor a copy" in call("copy", old, new, code=1).stderr
-    assert "are one file" in call("copy", old, old, code=2).stderr
-    assert "either both" in call("copy", old, f"{new}#x", code=2).stderr
-
-
-def test_a_copy_that_was_killed_is_gone_on_with(tmp_path):
-    old, new = tmp_path / "old.fs", tmp_path / "new.fs"
-    with database(old) as root:
-        root["x"] = A = filled((64 * MIB // 8,))
-        transaction.commit()
-        for i in range(32):
-            A[i * (2 * MIB // 8) : (i + 1) * (2 * MIB // 8)] = i + 1
-            transaction.commit()
-    args = ("copy", old, new)
-    assert killed_at(args, lambda: new.exists() and new.stat().st_size > 5 * MIB, tmp_path)
-    done = wendelin(*args, "--json").json["transactions"]
-    assert 0 < done < 34
-    assert transactions(old) == transactions(new)
-
-
-def test_copy_of_blobs(call, tmp_path):
-    old = f"file://{tmp_path}/old.fs?blobstorage_dir={tmp_path}/old"
-    new = f"file://{tmp_path}/new.fs?blobstorage_dir={tmp_path}/new"
-    with database(old) as root:
-        root["b"] = Blob(b"bytes of a blob")
-        transaction.commit()
-    error = call("copy", tmp_path / "old.fs", tmp_path / "x.fs", code=1).stderr
-    assert "does not say where" in error
-    error = call("copy", old, tmp_path / "y.fs", code=1).stderr
-    assert "which the destination does not take" in error
-    call("copy", old, new)
-    with database(new) as root, root["b"].open() as file:
-        assert file.read() == b"bytes of a blob"
-
-
-class NoRestore:
-    """A storage that takes records as of now only."""
-
-    def __init__(self, storage):
-        self._storage = storage
-
-    def __getattr__(self, name):
-        if name in ("restore", "restoreBlob"):
-            raise AttributeError(name)
-        return getattr(self._storage, name)
-
-
-@pytest.mark.parametrize("at_vote", [False, True])
-def test_a_storage_that_does_not_restore(tmp_path, call, at_vote):
-    """Its transactions get its own tids, if it does not take others; objects are the same."""
-    from wendelin.cli.copying import Copy
-
-    with database(tmp_path / "old.fs") as root:
-        root["x"] = A = filled((2 * BLK,), "u1")
-        transaction.commit()
-        for i in range(3):
-            A[:] = i
-            transaction.commit()
-    old, new = dbstoropen(tmp_path / "old.fs"), dbstoropen(tmp_path / "new.fs")
-    if at_vote:  # as a server says it
-
-        def refuse(*args):
-            raise AttributeError("'Storage' object has no attribute 'restore'")
-
-        new.restore = refuse
-    else:
-        new = NoRestore(new)
-    Copy(old, new).run(lambda n: None)
-    old.close()
-    new.close()
-    a, b = transactions(tmp_path / "old.fs"), transactions(tmp_path / "new.fs")
-    assert [t[1:] for t in a] == [t[1:] for t in b]
-    with database(tmp_path / "new.fs") as root:
-        assert root["x"][-1] == 2
-
-
-def test_copy_of_an_array(call, url, tmp_path):
-    """Into another database and back, beside itself."""
-    other = f"{tmp_path}/other.fs"
-    done = wendelin("copy", f"{url}#{PATHS[-1]}", f"{other}#deep/er/B")
-    assert done.stdout.startswith(f"{other}#deep/er/B: 11.7 KiB")
-    call("copy", f"{other}#deep/er/B", f"{url}#tree/B")
-    with database(url) as root, database(other) as there:
-        A, B, C = root["tree"]["a/b#c[%]"], root["tree"]["B"], there["deep"]["er"]["B"]
-        for array in B, C:
-            assert (array.shape, array.dtype, array._order) == (A.shape, A.dtype, "F")
-            assert (array.zfile.blksize, array._zblk_fmt) == (BLK, "ZBlk1")
-            assert np.array_equal(A[:], array[:])
-    assert "is there already" in call("copy", f"{url}#A", f"{url}#tree/B", code=1).stderr
-    call("copy", "--replace", f"{url}#A", f"{url}#tree/B")
-    with database(url) as root:
-        assert np.array_equal(root["A"][:], root["tree"]["B"][:])
-
-
-def test_copy_of_an_array_of_holes(call, testdb, tmp_path):
-    """Of 2**50 bytes, of which there are few."""
-    with database(testdb.url) as root:
-        root["x"] = A = filled((1 << 50,), "u1", blksize=2 * MIB)
-        transaction.commit()
-        A[1 << 49] = 1
-        A[3 << 40] = 2
-        transaction.commit()
-    call("copy", f"{testdb.url}#x", f"{tmp_path}/y.fs#x")
-    with database(tmp_path / "y.fs") as root:
-        assert list(root["x"].zfile.blktab) == [(3 << 40) // (2 * MIB), (1 << 49) // (2 * MIB)]
-        assert root["x"][1 << 49] == 1
-
-
-# ---- the program ----
-
-
-def test_demo(call, tmp_path, testdb):
-    done = wendelin("demo", "--worksize", "40M", cwd=tmp_path)
-    assert done.stdout.startswith("mean:\t")
-    assert "over 40 MB" in done.stdout
-    assert done.stderr == ""
-    told = call("demo", "--json", "--worksize", "1M", testdb.url).json
-    assert told["bytes"] == MIB
-    assert call("head", "-n", "1", f"{testdb.url}#signalv").stdout == "0.0\n"
-
-
-COMMANDS = ["cat", "copy", "demo", "export", "head", "import", "info", "ls", "verify"]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_has_examples_that_are_right(call, command):
-    """They get past the command line: what fails then is that there is no such file."""
-    text = call(command, "--help").stdout
-    assert f"Usage: wendelin {command} " in text
-    examples = [
-        line.strip()
-        for line in text[text.index("Examples:") :].splitlines()[1:]
-        if line.strip().startswith("wendelin")
-    ]
-    assert len(examples) >= 2
-    import shlex
-
-    from wendelin.cli.program import wendelin as program
-
-    for example in examples:
-        words = shlex.split(example.partition(" | ")[0])
-        assert words[:2] == ["wendelin", command]
-        with program.make_context("wendelin", words[1:]) as ctx:
-            found = program.get_command(ctx, command)
-            found.make_context(command, words[2:], parent=ctx).close()
-
-
-def test_the_program_alone(call):
-    text = wendelin("--help").stdout
-    assert [
-        line.split()[0] for line in text.partition("Commands:")[2].splitlines()[1:10]
-    ] == COMMANDS
-    assert call().stdout.startswith("Usage:")
-    assert "3." in call("--version").stdout
-    assert "No such command 'what'" in call("what", code=2).stderr
-    assert "No such option" in call("ls", "--what", code=2).stderr
-
-
-def test_completion(tmp_path):
-    env = os.environ | {
-        "_WENDELIN_COMPLETE": "bash_complete",
-        "COMP_WORDS": "wendelin ex",
-        "COMP_CWORD": "1",
-    }
-    done = subprocess.run([PROGRAM], env=env, capture_output=True, text=True)
-    assert done.stdout == "plain,export\n"
-    env |= {"COMP_WORDS": "wendelin ls da", "COMP_CWORD": "2"}
-    done = subprocess.run([PROGRAM], env=env, capture_output=True, text=True)
-    assert done.stdout == "file,da\n"
-    # as docs/command-line.md has it
-    path = f"{Path(PROGRAM).parent}:{os.environ['PATH']}"
-    line = 'eval "$(_WENDELIN_COMPLETE=bash_source wendelin)"; complete -p wendelin'
-    assert line.partition(";")[0] in (DATA.parent.parent / "docs/command-line.md").read_text()
-    done = subprocess.run(
-        ["bash", "-c", line], env=os.environ | {"PATH": path}, capture_output=True, text=True
-    )
-    assert "wendelin" in done.stdout, done.stderr
-    env |= {"_WENDELIN_COMPLETE": "zsh_source"}
-    assert "compdef" in subprocess.run([PROGRAM], env=env, capture_output=True, text=True).stdout
-
-
-def on_terminal(*args):
-    """Run the program with a terminal for its errors; return what it said there."""
-    ours, theirs = pty.openpty()
-    wide = os.environ | {"COLUMNS": "120", "TERM": "xterm"}
-    with subprocess.Popen(
-        [PROGRAM, *args], stdout=subprocess.DEVNULL, stderr=theirs, env=wide
-    ) as process:
-        os.close(theirs)
-        said = b""
-        with contextlib.suppress(OSError):  # EIO: it has ended
-            while piece := os.read(ours, 4096):
-                said += piece
-    os.close(ours)
-    assert process.returncode == 0, said
-    return said.decode()
-
-
-def test_progress_is_shown_on_a_terminal(call, testdb, tmp_path):
-    (tmp_path / "x.raw").write_bytes(bytes(3 * MIB))
-    url = f"{testdb.url}#x"
-    said = on_terminal("import", "--step", "1M", "--dtype", "u1", f"{tmp_path}/x.raw", url)
-    assert "3 MiB of 3 MiB" in said
-    assert call("export", url, tmp_path / "y.raw").stderr == ""
-
-
-# FileStorage leaves a file open that is none of its
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.parametrize("command", ["ls", "verify", "info", "cat", "head", "export"])
-def test_what_cannot_be_opened(call, tmp_path, monkeypatch, command):
-    monkeypatch.chdir(tmp_path)
-    Path("text.fs").write_text("this is no database, and long enough to be looked at")
-    FileStorage("empty.fs").close()
-    more = ["y.npy"] if command == "export" else []
-
-    def error(url, code=1):
-        path = "" if command in ("ls", "verify") else "#x"
-        done = call(command, f"{url}{path}", *more, code=code)
-        assert done.stderr.count("\n") == 1
-        return done.stderr
-
-    assert "x.fs: No such file" in error("x.fs")
-    assert "x.fs: No such file" in error("file://x.fs")
-    assert "No such file" in error("nowhere/x.fs")
-    assert "Is a directory" in error(".")
-    assert "text.fs cannot be opened" in error("text.fs")
-    assert "empty.fs is empty" in error("empty.fs")
-    assert "schemes" in error("foo://x")
-    assert "no ZEO server answers" in error("zeo://127.0.0.1:1?wait_timeout=1")
-    assert "names no database" in error("#x" if command in ("ls", "verify") else "", code=2)
-    assert sorted(f for f in os.listdir() if not f.startswith(("text", "empty"))) == []
-
-
-def test_a_database_in_use(call, tmp_path):
-    """What reads, reads; what writes, is told."""
-    np.save(tmp_path / "x.npy", np.arange(3))
-    with database(tmp_path / "x.fs") as root:
-        root["x"] = filled((3,))
-        transaction.commit()
-        assert [r["path"] for r in call("ls", "--json", tmp_path / "x.fs").json] == ["x"]
-        error = call("import", tmp_path / "x.npy", f"{tmp_path}/x.fs#y", code=1).stderr
-        assert "x.fs is in use" in error
-        read_only = f"file://{tmp_path}/x.fs?read_only=1"
-        error = call("import", tmp_path / "x.npy", f"{read_only}#y", code=1).stderr
-        assert "is read-only" in error
-
-
-def test_moments():
-    """A time is until the end of what it names."""
-    from datetime import datetime
-
-    from wendelin.cli.arguments import MomentType
-    from wendelin.cli.database import tid_time
-
-    def at(text):
-        tid = MomentType().convert(text, None, None)
-        return tid_time(p64(int.from_bytes(tid, "big") + 1)).astimezone()
-
-    for text, end in [
-        ("2024-02-28", "2024-02-29"),
-        ("2024-02-29T13", "2024-02-29T14:00"),
-        ("2024-02-29T13:05", "2024-02-29T13:06"),
-        ("2024-02-29 13:05:59", "2024-02-29T13:06"),
-        ("2024-02-29T13:05:59.5", "2024-02-29T13:05:59.6"),
-        ("2024-02-29T13:05:59.123456", "2024-02-29T13:05:59.123457"),
-        ("2024-02-29T13:05:59.123456Z", "2024-02-29T13:05:59.123457+00:00"),
-    ]:
-        expected = datetime.fromisoformat(end).astimezone()
-        assert abs((at(text) - expected).total_seconds()) < 2e-6, text
 
 
 def test_a_block_table_with_more_levels(call, testdb, monkeypatch):

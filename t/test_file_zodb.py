@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 import transaction
-from clients import stored, zeros
+from clients import Manager, stored, zeros
 from ZODB.POSException import ConnectionStateError
 from ZODB.utils import load_current
 from zodbpickle.pickle import Unpickler
@@ -115,40 +115,6 @@ def test_the_creation_of_an_array_is_aborted(root):
     assert A[:2].tolist() == [0, 1]
 
 
-class Voter:
-    """A data manager that fails in one phase."""
-
-    def __init__(self, phase):
-        self.phase = phase
-
-    transaction_manager = transaction.manager
-
-    def sortKey(self):
-        return "~" if self.phase != "tpc_begin" else "\0"
-
-    def at(self, phase):
-        if phase == self.phase:
-            raise RuntimeError(f"no {phase}")
-
-    def tpc_begin(self, txn):
-        self.at("tpc_begin")
-
-    def commit(self, txn):
-        self.at("commit")
-
-    def tpc_vote(self, txn):
-        self.at("tpc_vote")
-
-    def tpc_finish(self, txn):
-        pass
-
-    def tpc_abort(self, txn):
-        pass
-
-    def abort(self, txn):
-        pass
-
-
 @pytest.mark.parametrize("phase", ["tpc_begin", "commit", "tpc_vote"])
 def test_a_commit_that_fails_leaves_nothing_behind(root, A, phase):
     a = A[:]
@@ -160,7 +126,11 @@ def test_a_commit_that_fails_leaves_nothing_behind(root, A, phase):
     a[5 * BLK] = 7
     A.append([7, 7])
     root["x"] = 1
-    transaction.get().join(Voter(phase))
+
+    def fail():
+        raise RuntimeError(f"no {phase}")
+
+    transaction.get().join(Manager(phase, fail, "\0" if phase == "tpc_begin" else "~"))
     with pytest.raises(RuntimeError, match=phase):
         transaction.commit()
     transaction.abort()

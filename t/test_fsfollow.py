@@ -20,11 +20,6 @@ from wendelin.lib.zodb import dbclose, dbopen, zconn_at
 
 
 @pytest.fixture
-def path(tmp_path):
-    return str(tmp_path / "a.fs")
-
-
-@pytest.fixture
 def writer(path):
     """Return the root of the writer, with an array."""
     root = dbopen(path)

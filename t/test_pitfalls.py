@@ -12,7 +12,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import transaction
-from clients import BLK, FIRST, Client, N, changed, fill, in_database, stored
+from clients import BLK, FIRST, Client, Manager, N, changed, fill, in_database, stored
 from transaction import TransactionManager
 from transaction.interfaces import DoomedTransaction, NoTransaction, TransactionError
 from ZODB.POSException import ConflictError
@@ -292,23 +292,6 @@ def test_29a_a_conflict_invalidates_again(A, other):
 
 
 # ---- joining ----
-
-
-class Manager:
-    """A data manager that does something in one phase of the commit."""
-
-    transaction_manager = transaction.manager
-
-    def __init__(self, phase, act):
-        self.phase, self.act = phase, act
-
-    def sortKey(self):
-        return "~"
-
-    def __getattr__(self, name):
-        if name not in ("tpc_begin", "commit", "tpc_vote", "tpc_finish", "tpc_abort", "abort"):
-            raise AttributeError(name)
-        return lambda txn: self.act() if name == self.phase else None
 
 
 def test_30_pages_alone_make_a_transaction(A):

@@ -5,6 +5,7 @@ import threading
 import numpy as np
 import pytest
 import transaction
+from clients import Manager
 from transaction.interfaces import DoomedTransaction, NoTransaction, TransactionError
 from ZODB.POSException import ConflictError, ReadOnlyError
 
@@ -33,23 +34,6 @@ def of(A):
 
 
 FIRST = [100 + i for i in range(N)]
-
-
-class Manager:
-    """A data manager that does something in one phase of the commit."""
-
-    transaction_manager = transaction.manager
-
-    def __init__(self, phase, act, key="~"):
-        self.phase, self.act, self.key = phase, act, key
-
-    def sortKey(self):
-        return self.key
-
-    def __getattr__(self, name):
-        if name not in ("tpc_begin", "commit", "tpc_vote", "tpc_finish", "tpc_abort", "abort"):
-            raise AttributeError(name)
-        return lambda txn: self.act() if name == self.phase else None
 
 
 # ---- savepoints ----

@@ -1,0 +1,52 @@
+"""Objects in Data.fs whose state is bytes, as that of blocks is; and where those bytes lie."""
+
+import os
+
+import transaction
+from persistent import Persistent
+from ZODB.DB import DB
+from ZODB.utils import p64, u64
+
+from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.lib.fsalign import ALIGNMENT
+
+
+class Bytes(Persistent):
+    """An object whose state is bytes, as blocks are."""
+
+    def __init__(self, data=b""):
+        self.data = data
+
+    def __getstate__(self):
+        return self.data
+
+    def __setstate__(self, state):
+        self.data = state
+
+
+def data_of(seed, pages=16):
+    """Return whole pages of bytes, that end with the seed."""
+    return os.urandom(16) * (pages * ALIGNMENT // 16 - 1) + f"{seed:16}".encode()
+
+
+def current(storage):
+    """Return the tid before which all lies that is committed."""
+    return p64(u64(storage.lastTransaction()) + 1)
+
+
+def located(storage, obj, before=None):
+    """Return the bytes where locate() says they are, or None."""
+    (found,) = storage.locate([obj._p_oid], before or current(storage))
+    if found is None or found.offset % ALIGNMENT != 0:
+        return None
+    return os.pread(found.file.fd, found.size, found.offset)
+
+
+def write(path, *values, storage=AlignedFileStorage):
+    """Make a database with an object for each value; return (db, root)."""
+    db = DB(storage(path))
+    root = db.open().root()
+    for i, value in enumerate(values):
+        root[i] = Bytes(value)
+    transaction.commit()
+    return db, root
