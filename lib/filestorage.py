@@ -126,6 +126,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
 
     def registerDB(self, db: Any) -> None:
         """See IStorage."""
+        super().registerDB(db)  # how a storage around this one transforms records
         if self._follower is not None:
             self._follower.db = db
 
