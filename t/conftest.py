@@ -29,20 +29,22 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "database: opens databases of the kind that runs")
     config.addinivalue_line("markers", "once: long, and the same in environments like others")
     config.addinivalue_line("markers", "formats: chooses formats of blocks itself")
-    config.addinivalue_line("markers", "servers(kind, ...): starts its own, of the kind that runs")
+    config.addinivalue_line(
+        "markers", "only(kind, ...): runs with these kinds of database"
+    )
 
 
 def pytest_collection_modifyitems(config, items):
     """Leave out, over the network, what has run with a file and would do the same again.
 
     What opens no database of the kind that runs; and, in the environments of a format, what
-    chooses its format itself. What starts servers of other kinds is left out everywhere.
+    chooses its format itself. What is only for other kinds is left out everywhere.
     """
     kind = os.environ.get("WENDELIN_CORE_TEST_DB", "fs")
     keep, leave = [], []
     for item in items:
-        servers = item.get_closest_marker("servers")
-        (keep if servers is None or kind in servers.args else leave).append(item)
+        only = item.get_closest_marker("only")
+        (keep if only is None or kind in only.args else leave).append(item)
     if storages.kind().has_server:
         keep = _not_again(keep, leave)
     if kind == "neo" and "CI" not in os.environ and (why := missing()):

@@ -23,14 +23,7 @@ from wendelin.cli.tree import walk
 from wendelin.lib.zodb import dbstoropen
 from wendelin.lib.zrecord import find_payload
 
-pytestmark = [
-    pytest.mark.formats,
-    pytest.mark.once,
-    pytest.mark.skipif(
-        storages.kind() is storages.CopiedFileStorageDatabase,
-        reason="the same as with a file that is mapped; what is not is tested with that",
-    ),
-]
+pytestmark = [pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs", "zeo")]
 
 DATA = Path(__file__).parent / "data"
 

@@ -18,14 +18,7 @@ from wendelin.cli.files.base import slabs
 
 MIB = 1 << 20
 
-pytestmark = [
-    pytest.mark.formats,
-    pytest.mark.once,
-    pytest.mark.skipif(
-        storages.kind() in (storages.CopiedFileStorageDatabase, storages.NeoDatabase),
-        reason="the same as with a file that is mapped, and over ZEO",
-    ),
-]
+pytestmark = [pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs", "zeo")]
 
 RNG = np.random.default_rng(5)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import storages
 import transaction
 from cli import PROGRAM, ended_at, killed_at, wendelin
 from clidata import database
@@ -20,14 +19,7 @@ from wendelin.lib.zodb import dbclose, dbopen
 
 MIB = 1 << 20
 
-pytestmark = [
-    pytest.mark.formats,
-    pytest.mark.once,
-    pytest.mark.skipif(
-        storages.kind() in (storages.CopiedFileStorageDatabase, storages.NeoDatabase),
-        reason="the same as with a file that is mapped, and over ZEO",
-    ),
-]
+pytestmark = [pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs", "zeo")]
 
 
 @pytest.fixture

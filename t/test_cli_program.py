@@ -8,21 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import storages
 import transaction
 from cli import PROGRAM, wendelin
 from clidata import database, filled
 from ZODB.FileStorage import FileStorage
 from ZODB.utils import p64
 
-pytestmark = [
-    pytest.mark.formats,
-    pytest.mark.once,
-    pytest.mark.skipif(
-        storages.kind() is storages.CopiedFileStorageDatabase,
-        reason="the same as with a file that is mapped; what is not is tested with that",
-    ),
-]
+pytestmark = [pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs", "zeo")]
 
 DATA = Path(__file__).parent / "data"
 MIB = 1 << 20

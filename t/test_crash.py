@@ -42,7 +42,7 @@ def share(part, of=KILLS):
     return range(SEED, SEED + max(2, int(part * of)))
 
 
-@pytest.mark.servers("fs")
+@pytest.mark.only("fs")
 @pytest.mark.parametrize(
     ("options", "pack", "part"),
     [("", False, 0.3), ("?align=false", False, 0.3), ("", True, 0.2), ("?align=false", True, 0.2)],
@@ -65,7 +65,7 @@ def server(request, tmp_path):
 
 
 @pytest.mark.database
-@pytest.mark.servers("zeo")
+@pytest.mark.only("zeo")
 @pytest.mark.formats
 @pytest.mark.parametrize("pack", [False, True], ids=["", "packing"])
 def test_a_client_is_killed(workers, server, tmp_path, pack):
@@ -75,7 +75,7 @@ def test_a_client_is_killed(workers, server, tmp_path, pack):
 
 
 @pytest.mark.database
-@pytest.mark.servers("zeo")
+@pytest.mark.only("zeo")
 @pytest.mark.formats
 def test_a_server_is_killed(server, tmp_path):
     """Its client goes on when it is there again."""
@@ -116,7 +116,7 @@ def test_a_server_is_killed(server, tmp_path):
 
 
 @pytest.mark.database
-@pytest.mark.servers("zeo")
+@pytest.mark.only("zeo")
 @pytest.mark.formats
 def test_oids_are_new_after_a_server_was_killed(server):
     """It gives those again that it has given; one transaction may need both."""

@@ -18,7 +18,7 @@ from wendelin.lib.zodb import dbclose, dbopen
 
 MIB = 1 << 20
 
-pytestmark = [pytest.mark.servers("fs"), pytest.mark.once]
+pytestmark = [pytest.mark.only("fs"), pytest.mark.once]
 
 #: what programs begin with: a committed array of 6 blocks, and checks
 SETUP = """
@@ -186,7 +186,7 @@ def server(disk):
 
 
 @pytest.mark.database
-@pytest.mark.servers("zeo")
+@pytest.mark.only("zeo")
 @pytest.mark.formats
 def test_disk_full_at_a_server(server, fmt):
     program(

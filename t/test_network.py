@@ -163,7 +163,7 @@ def tls(tmp_path):
     server.stop()
 
 
-@pytest.mark.servers("zeo")
+@pytest.mark.only("zeo")
 @pytest.mark.database
 @pytest.mark.formats
 def test_tls(tls, tmp_path, monkeypatch):

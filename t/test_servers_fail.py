@@ -42,7 +42,7 @@ from wendelin.bigfile import BlockLoadError, DoomedError
 from wendelin.lib.zodb import dbopen
 
 pytestmark = [
-    pytest.mark.servers("zeo", "neo"),
+    pytest.mark.only("zeo", "neo"),
     pytest.mark.database,
     pytest.mark.formats,
 ]
@@ -256,7 +256,7 @@ def test_a_commit_whose_answer_is_lost(world, client, seen):
     check_either(world, client, [NEW])
 
 
-@pytest.mark.servers("zeo")
+@pytest.mark.only("zeo")
 def test_a_commit_over_a_slow_network_is_no_hanging_server(world):
     """It takes longer than wait_timeout to send, and goes on all the time."""
     client = world.open(wait=1)
@@ -328,7 +328,7 @@ def test_the_server_goes_in_the_middle_of_a_boundary(world, client):
     assert (within(LIMIT, read, client.A[:]) == expected).all()
 
 
-@pytest.mark.servers("zeo")
+@pytest.mark.only("zeo")
 def test_a_connection_that_is_lost_while_it_is_made(world, client):
     """The network takes the connection, and then forgets it: another is made."""
     a = client.A[:]
@@ -345,7 +345,7 @@ def test_a_connection_that_is_lost_while_it_is_made(world, client):
 # ---- servers of NEO ----
 
 
-@pytest.mark.servers("neo")
+@pytest.mark.only("neo")
 @pytest.mark.parametrize(("node", "point"), [(0, "in_read"), (1, "before_vote"), (0, "after_vote")])
 def test_a_storage_node_dies(world, cluster, node, point):
     """All goes on; it is brought back, and the other one dies: it has everything."""
@@ -373,7 +373,7 @@ def test_a_storage_node_dies(world, cluster, node, point):
         wait_until(cluster.is_replicated, "replication")
 
 
-@pytest.mark.servers("neo")
+@pytest.mark.only("neo")
 def test_the_master_dies(world, client, cluster):
     """What the gateway cannot answer is an error in time; with the master, all is well again."""
     a = client.A[:]
@@ -409,7 +409,7 @@ def test_there_is_no_server(no_ends):
     check_not_opened(free_port())
 
 
-@pytest.mark.servers("zeo")
+@pytest.mark.only("zeo")
 def test_there_is_a_server_of_another_kind(no_ends):
     with socket.create_server((HOST, 0)) as other:
         check_not_opened(other.getsockname()[1])

@@ -87,7 +87,7 @@ def server(tmp_path):
     server.stop()
 
 
-@pytest.mark.servers("fs")
+@pytest.mark.only("fs")
 def test_a_client_of_zeo(server):
     by_url = f"{server.url}?wait_timeout=7&storage=2&server_sync=false"
     own = "&client_label=me&connection_cache_size=5"
