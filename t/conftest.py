@@ -29,9 +29,7 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "database: opens databases of the kind that runs")
     config.addinivalue_line("markers", "once: long, and the same in environments like others")
     config.addinivalue_line("markers", "formats: chooses formats of blocks itself")
-    config.addinivalue_line(
-        "markers", "only(kind, ...): runs with these kinds of database"
-    )
+    config.addinivalue_line("markers", "only(kind, ...): runs with these kinds of database")
 
 
 def pytest_collection_modifyitems(config, items):
