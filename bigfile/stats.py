@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from wendelin.bigfile.mapping import mappings
-from wendelin.bigfile.virtmem import handles, ram_stat
+from wendelin.bigfile.virtmem import BigFileH, handles, ram_stat
 
-__all__ = ["HandleStats", "Stats", "stats"]
+__all__ = ["HandleStats", "Stats", "stats", "stats_of"]
 
 
 class HandleStats(NamedTuple):
@@ -44,5 +44,9 @@ def stats() -> Stats:
     Cheap enough to be asked every second. Handles of different connections to one file are
     different handles.
     """
-    each = [HandleStats(repr(h.file), h.blksize, *h.counts()) for h in list(handles)]
-    return Stats(*ram_stat(), mappings(), sorted(each))
+    return Stats(*ram_stat(), mappings(), sorted(map(stats_of, list(handles))))
+
+
+def stats_of(handle: BigFileH) -> HandleStats:
+    """Return what the pager has done for a handle, and holds."""
+    return HandleStats(repr(handle.file), handle.blksize, *handle.counts())

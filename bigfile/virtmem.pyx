@@ -307,16 +307,6 @@ cdef class BigFileH:
         """Say whether there are VMAs, or changes that are not stored: anything to keep it for."""
         return self.fileh.areas != NULL or self.fileh.ndirty != 0 or self.truncated
 
-    def memory(self):
-        """Return (copied, mapped, changed): pages of the handle [bytes].
-
-        Those in page memory; those that are shown out of a file, in the kernel's page cache; and of
-        the first, those that were changed and are not clean yet.
-        """
-        cdef Counts *counts = &self.fileh.counts
-        cdef size_t size = self.fileh.blksize
-        return counts.resident * size, counts.mapped * size, self.fileh.ndirty * size
-
     def writeout_begin(self):
         """Write-protect all pages until writeout_end(): threads that write wait until then.
 
@@ -550,7 +540,8 @@ cdef class VMA:
             raise MemoryError(
                 f"{pglen * fileh.blksize} bytes of {describe(fileh.file)} do not fit into the "
                 f"address space ({strerror(errno).decode()}): work in smaller parts, A[i:j]")
-        on_map()
+        if on_map_hook != NULL:
+            on_map_hook()
 
     def __dealloc__(self):
         cdef Area *area = self.area
@@ -591,11 +582,6 @@ cdef void (*on_map_hook)() noexcept nogil
 cdef void virtmem_set_on_map(void (*hook)() noexcept nogil) noexcept:
     global on_map_hook
     on_map_hook = hook
-
-
-cdef inline void on_map() noexcept:
-    if on_map_hook != NULL:
-        on_map_hook()
 
 
 def ram_reclaim():

@@ -34,7 +34,7 @@ from ZODB.POSException import ConflictError
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import ram_reclaim, stats
-from wendelin.bigfile.stats import HandleStats
+from wendelin.bigfile.stats import HandleStats, stats_of
 from wendelin.bigfile.virtmem import handles
 from wendelin.lib import fsalign
 from wendelin.lib.zodb import dbclose, dbopen
@@ -221,8 +221,7 @@ class Pager:
 
     def look(self) -> None:
         for handle in list(handles):
-            counts = HandleStats("", handle.blksize, *handle.counts())
-            self.seen[weakref.ref(handle)] = counts
+            self.seen[weakref.ref(handle)] = stats_of(handle)
 
     def total(self) -> dict[str, int]:
         return {name: sum(getattr(c, name) for c in self.seen.values()) for name in self.NAMES}

@@ -23,6 +23,7 @@ from wendelin.bigarray.indexing import BasicIndex, split_index
 from wendelin.bigarray.memory import in_file
 from wendelin.bigarray.ndarraylike import NDArrayLike
 from wendelin.bigfile.prefetch import prefetch
+from wendelin.bigfile.stats import stats_of
 from wendelin.bigfile.virtmem import VMA, BigFileH, ram_stat
 from wendelin.lib.calc import mul
 from wendelin.lib.utils import inttuple
@@ -201,7 +202,7 @@ class BigArray(NDArrayLike):
             self._order,
             self.nbytes,
             self._blksize(),
-            fileh.memory() if fileh is not None else (0, 0, 0),
+            stats_of(fileh) if fileh is not None else None,
             changed=fileh.dirty_blocks() if fileh is not None else (),
         )
 

@@ -64,8 +64,8 @@ class RAMArray(BigArray):
     def _overview(self) -> Overview:
         """Pages that were written are not changes: there is nothing that they differ from."""
         about = super()._overview()
-        copied, mapped, _ = about.memory
-        return replace(about, memory=(copied, mapped, 0), changed=())
+        memory = about.memory and about.memory._replace(dirty=0)
+        return replace(about, memory=memory, changed=())
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be pickled with all the data."""

@@ -1,6 +1,6 @@
 """How a notebook shows an array: a table, and a picture of its blocks. Nothing is loaded for it.
 
-It knows what an Overview says of an array, and HTML. All text is escaped.
+It knows what an Overview says of an array, figures of the pager, and HTML. All text is escaped.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from html import escape
 from itertools import pairwise
 
 import numpy as np
+
+from wendelin.bigfile.stats import HandleStats
 
 __all__ = ["Overview", "to_html"]
 
@@ -40,7 +42,7 @@ class Overview:
     order: str
     nbytes: int
     blksize: int  # [bytes]
-    memory: tuple[int, int, int] = (0, 0, 0)  # see BigFileH.memory()
+    memory: HandleStats | None = None
     #: blocks that the file has; None: a file is not asked
     stored: Collection[int] | None = None
     all_stored: bool = True  # False: there are more
@@ -75,12 +77,11 @@ def to_html(array: Overview) -> str:
         n = len(array.stored)
         more = "" if array.all_stored else "at least "
         rows.append(("Stored", f"{more}{n} blocks, {more}{size(n * array.blksize)}"))
-    copied, mapped, changed = array.memory
-    memory = [size(copied)]
-    if mapped:
-        memory.append(f"{size(mapped)} mapped from the file")
-    if changed:
-        memory.append(f"{size(changed)} of changes")
+    memory = [size(array.memory.resident if array.memory else 0)]
+    if array.memory and array.memory.mapped:
+        memory.append(f"{size(array.memory.mapped)} mapped from the file")
+    if array.memory and array.memory.dirty:
+        memory.append(f"{size(array.memory.dirty)} of changes")
     rows += [("In memory", ", ".join(memory)), *array.rows]
     table = "".join(
         f'<tr><th style="text-align: left">{escape(name)}</th>'
