@@ -6,6 +6,7 @@ from wendelin.bigfile.page cimport Failure
 
 cdef object load_error(file, uint64_t blk, e)
 cdef object failure(file, blk, Failure why, int err)
+cdef str no_memory(size_t blksize, int err)
 cdef str describe(file)
 cdef int unraisable(exc, str what) except -1
 cdef int check_nested() except -1

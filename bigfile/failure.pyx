@@ -29,8 +29,9 @@ from libc.string cimport strerror
 
 from wendelin.bigfile.mapping cimport areas_reset_scrap
 from wendelin.bigfile.page cimport (BROKEN_FILE, CIRCULAR_LOAD, DIRTY_LIMIT, FORKED, NO_MAPPING,
-                                    TOUCH_IN_LOAD, WRITE_IN_WRITEOUT, Failure)
-from wendelin.bigfile.ram cimport pager_lock, pager_unlock, ram_dirty, ram_limit
+                                    NO_MEMORY, TOUCH_IN_LOAD, WRITE_IN_WRITEOUT,
+                                    Failure)
+from wendelin.bigfile.ram cimport pager_lock, pager_unlock, ram_dirty, ram_largest, ram_limit
 
 from wendelin.bigfile.errors import BlockLoadError, DoomedError, ForkError, PageMemoryError
 
@@ -67,6 +68,14 @@ cdef object block_load_error(file, blk, str why):
     return BlockLoadError(f"block {blk} of {describe(file)}{at} {why}", file, blk, tid)
 
 
+cdef str no_memory(size_t blksize, int err):
+    """Return why there is no page memory for a block."""
+    if blksize > ram_largest:
+        return (f"it has {blksize} bytes, and may have {ram_largest}: half of the memory, or "
+                f"WENDELIN_CORE_RAM. Have smaller blocks (blksize)")
+    return strerror(err).decode()
+
+
 cdef object failure(file, blk, Failure why, int err):
     """Return the exception of a touch that cannot be served. blk is None for a whole handle."""
     if why == TOUCH_IN_LOAD:
@@ -79,6 +88,8 @@ cdef object failure(file, blk, Failure why, int err):
         return block_load_error(file, blk, f"cannot be read from its file: "
                                 f"{strerror(err).decode()}{hint}")
     what = f"{'a handle' if blk is None else f'block {blk}'} of {describe(file)}"
+    if why in (DIRTY_LIMIT, NO_MEMORY, BROKEN_FILE) and file.blksize > ram_largest:
+        return PageMemoryError(f"{what} cannot be in memory: {no_memory(file.blksize, err)}")
     if why == DIRTY_LIMIT:
         return PageMemoryError(
             f"{what} cannot be changed: {ram_dirty} bytes of uncommitted changes are in memory, "

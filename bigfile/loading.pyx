@@ -37,9 +37,9 @@ cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) no
     """
     cdef long offset = blk * fileh.blksize
     cdef int err, _attempt
-    pager_lock()
-    ram_reserve(fileh.blksize)
-    pager_unlock()
+    err = reserve(fileh)
+    if err != 0:
+        return err
     # The kernel does not call us for pages that are not there: it says EFAULT. Touching makes
     # them be there, most likely still at the second look.
     for _attempt in range(8):
@@ -56,16 +56,23 @@ cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) no
 
 cdef int page_copy(FileH *fileh, uint64_t blk, const Source *source) noexcept nogil:
     """As page_fill, with the bytes of a file."""
-    cdef int err
     cdef long offset = blk * fileh.blksize
-    pager_lock()
-    ram_reserve(fileh.blksize)
-    pager_unlock()
+    cdef int err = reserve(fileh)
+    if err != 0:
+        return err
     err = ram_copy(fileh.memfd, offset, source.size, source.fd, source.offset)
     if err == 0 and source.size < fileh.blksize:
         err = ram_alloc(fileh.memfd, offset + source.size, fileh.blksize - source.size)
     if err != 0:
         release(fileh, blk)
+    return err
+
+
+cdef int reserve(FileH *fileh) noexcept nogil:
+    cdef int err
+    pager_lock()
+    err = ram_reserve(fileh.blksize)
+    pager_unlock()
     return err
 
 

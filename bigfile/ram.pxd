@@ -25,7 +25,8 @@ cdef inline void pager_unlock() noexcept nogil:
     pthread_mutex_unlock(&pager_mutex)
 
 # protected by: the pager lock
-cdef size_t ram_limit       # [bytes]
+cdef size_t ram_limit       # of all pages [bytes]
+cdef size_t ram_largest     # of one page [bytes]
 cdef size_t ram_clean       # [bytes] in HOT and COLD
 cdef size_t ram_dirty       # [bytes]
 cdef size_t ram_loading     # [bytes] reserved by pages that are being loaded
@@ -38,7 +39,7 @@ cdef int ram_write(int memfd, const char *data, size_t size, long offset) noexce
 cdef int ram_copy(int memfd, long offset, size_t size, int fd, long start) noexcept nogil
 cdef void ram_free(int memfd, long offset, size_t size) noexcept nogil
 
-cdef void ram_reserve(size_t size) noexcept nogil
+cdef int ram_reserve(size_t size) noexcept nogil
 cdef void ram_unreserve(size_t size) noexcept nogil
 cdef void ram_add(Resident *res) noexcept nogil
 cdef void ram_touch(Resident *res) noexcept nogil

@@ -9,7 +9,9 @@ The limit `ram_limit` holds for clean and dirty pages together: what is loaded o
 out clean pages, until all is below 7/8 of the limit; so the process with all that it has besides
 pages stays near the limit, too. Dirty pages are never given back, and alone they may not pass the
 limit. Loads in progress may pass it by their own pages when nothing clean is left, so that a
-transaction which filled the limit with dirty pages can still read.
+transaction which filled the limit with dirty pages can still read. One page may be larger than the
+limit, but not than half of the memory as well (ram_largest): the kernel would give all that the
+machine has, and kill processes for more.
 
 What goes first is decided by a second-chance queue (Babaoglu and Joy, "Converting a swap-based
 system to do paging in an architecture lacking page-referenced bits", SOSP 1981):
@@ -26,7 +28,7 @@ told by ram_set_ops().
 Locking: everything but ram_open, ram_alloc, ram_write and ram_copy wants the pager lock.
 """
 
-from libc.errno cimport EINTR, EIO, errno
+from libc.errno cimport EINTR, EIO, ENOMEM, errno
 from libc.stdint cimport INT64_MAX
 
 from wendelin.bigfile.kernel cimport (FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, F_DUPFD_CLOEXEC,
@@ -34,6 +36,7 @@ from wendelin.bigfile.kernel cimport (FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE,
                                       ftruncate, memfd_create, pipe2, pthread_cond_init,
                                       pthread_mutex_init, pwrite, splice)
 
+from wendelin.lib.memlimit import memory_limit
 from wendelin.lib.memlimit import ram_limit as configured_ram_limit
 
 cdef enum:
@@ -183,8 +186,8 @@ cdef void ram_remove(Resident *res) noexcept nogil:
 
 
 cdef bint ram_may_dirty(size_t size) noexcept nogil:
-    """Say whether one more page may be dirty. The first one always may."""
-    return ram_dirty == 0 or ram_dirty + size <= ram_limit
+    """Say whether one more page may be dirty. The first one may, if it may be in memory."""
+    return ram_dirty + size <= ram_limit or (ram_dirty == 0 and size <= ram_largest)
 
 
 cdef void ram_make_dirty(Resident *res) noexcept nogil:
@@ -224,13 +227,16 @@ cdef bint evict_one() noexcept nogil:
     return True
 
 
-cdef void ram_reserve(size_t size) noexcept nogil:
-    """Make room for a page that is to be loaded, and count it as loading."""
+cdef int ram_reserve(size_t size) noexcept nogil:
+    """Make room for a page that is to be loaded, and count it as loading. 0 or errno."""
     global ram_loading
+    if size > ram_largest:
+        return ENOMEM
     while ram_clean + ram_dirty + ram_loading + size > ram_limit - ram_limit // 8:
         if not evict_one():
             break
     ram_loading += size
+    return 0
 
 
 cdef void ram_unreserve(size_t size) noexcept nogil:
@@ -255,14 +261,15 @@ def ram_set_limit(nbytes):
     ValueError
         It is not positive.
     """
-    global ram_limit
-    cdef size_t size
+    global ram_limit, ram_largest
+    cdef size_t size, half = memory_limit() // 2
     if nbytes <= 0:
         raise ValueError(f"the limit of page memory is {nbytes}: it must be positive")
     size = nbytes
     with nogil:
         pager_lock()
         ram_limit = size
+        ram_largest = max(size, half)
         ram_reserve(0)      # clean pages give way
         pager_unlock()
 
@@ -293,3 +300,4 @@ ring_init(&cold)
 pthread_mutex_init(&pager_mutex, NULL)
 pthread_cond_init(&pager_cond, NULL)
 ram_limit = configured_ram_limit()
+ram_largest = max(ram_limit, <size_t>memory_limit() // 2)

@@ -21,11 +21,10 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport INT64_MAX, uint64_t
-from libc.string cimport strerror
 
 from wendelin.bigfile.buffer cimport scratch_buffer
 from wendelin.bigfile.failure cimport (addressee, check_nested, describe, failing_class, failure,
-                                       interrupt, load_error, raise_in, unraisable)
+                                       interrupt, load_error, no_memory, raise_in, unraisable)
 from wendelin.bigfile.fileh cimport fileh_epoch
 from wendelin.bigfile.kernel cimport pthread_cond_wait
 from wendelin.bigfile.loading cimport page_fill
@@ -196,7 +195,7 @@ cdef int load_from_file(FileH *fileh, file, uint64_t blk, Source *source) except
         with nogil:
             err = page_fill(fileh, blk, <const char *>view.buf, view.len)
         if err != 0:
-            raise PageMemoryError(f"no page memory for it: {strerror(err).decode()}")
+            raise PageMemoryError(f"no page memory for it: {no_memory(fileh.blksize, err)}")
         source.backing = MEMFD
     finally:
         PyBuffer_Release(&view)

@@ -1,5 +1,7 @@
 """The limit of page memory: in child processes that have one."""
 
+import pytest
+from cgroup import NoCgroup, memory_cgroup
 from child import check_child
 
 SETUP = """
@@ -105,6 +107,59 @@ assert fileh.file.blocks[0][0] == 5
 """,
         ram="1M",
     )
+
+
+def test_a_block_larger_than_memory():
+    """The kernel would give all that the machine has, and kill others for more."""
+    try:
+        with memory_cgroup(512 << 20) as procs:
+            child(f"open({str(procs)!r}, 'w').write(str(os.getpid()))" + LARGER)
+    except NoCgroup as e:
+        pytest.skip(str(e))
+
+
+LARGER = """
+import re
+from wendelin.bigfile.errors import BigFileError
+from wendelin.bigfile.virtmem import HOLE
+LARGE = "has 1099511627776 bytes, and may have [0-9]+: half of the memory"
+def refused(act, kind, which):
+    try:
+        act()
+        for _ in range(1000): pass
+    except BigFileError as e:
+        assert isinstance(e, kind) and re.search(LARGE, str(e)), repr(e)
+        return
+    raise AssertionError(f"{which}: no exception")
+class Large(RAMFile):
+    def loadblk(self, blk, buf):
+        return b"x"
+class Zeros(RAMFile):
+    def mapblk(self, blk):
+        return HOLE
+class Stored(RAMFile):
+    fd = os.open(sys.executable, os.O_RDONLY)
+    def mapblk(self, blk):
+        return (self.fd, 1, 5)
+def change(a):
+    a[5] = 1
+for cls, act, kind in [
+    (Large, lambda a: a[5], BlockLoadError),
+    (Large, change, BlockLoadError),
+    (Zeros, change, PageMemoryError),
+    (Stored, lambda a: a[5], PageMemoryError),
+    (Stored, change, PageMemoryError),
+]:
+    fileh = cls(1 << 40).fileh_open()
+    a = view(fileh, 0, 2)
+    refused(lambda: act(a), kind, cls)
+    if cls is not Zeros:
+        refused(lambda: fileh.load(1, 1), kind, cls)
+    assert ram_stat()[1:] == (0, 0)
+    fileh.dirty_discard()
+a = view(Zeros(1 << 40).fileh_open())
+assert a[5] == 0
+"""
 
 
 def test_scattered_pages_stay_within_the_kernel_s_mappings():
