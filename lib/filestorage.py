@@ -25,9 +25,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from errno import EOPNOTSUPP
 from importlib import import_module
-from os import RWF_NOWAIT
 from typing import Any
 
 from ZODB.FileStorage import FileIterator, FileStorage
@@ -167,16 +165,13 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
                 return [None] * len(oids)
             reader = HeadReader(file, before)
             result: list[Located | None] = []
-            flags = 0 if wait else RWF_NOWAIT
+            flags = 0 if wait else file.nowait
             for oid in oids:
-                pos = self._index.get(oid, 0)
                 try:
-                    result.append(reader.locate(oid, pos, flags))
-                except OSError as e:
+                    result.append(reader.locate(oid, self._index.get(oid, 0), flags))
+                except OSError:
                     if wait:
                         raise
-                    if e.errno == EOPNOTSUPP:  # this file system cannot tell
-                        flags = 0
                     result.append(None)  # the kernel reads it now, or who touches it is told
             return result
 

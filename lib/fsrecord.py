@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from errno import EOPNOTSUPP
 from struct import unpack_from
 from typing import NamedTuple
 
@@ -31,6 +32,17 @@ class OpenFile:
         self.heads = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # for reading heads of records
         weakref.finalize(self, os.close, self.heads).atexit = False
         os.posix_fadvise(self.heads, 0, 0, os.POSIX_FADV_RANDOM)
+        self.nowait = _nowait(self.heads)  # of preadv(2): not to wait for the disk
+
+
+def _nowait(fd: int) -> int:
+    """Return RWF_NOWAIT, or 0 where the file system does not know it, as tmpfs."""
+    try:
+        os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+    except OSError as e:
+        if e.errno == EOPNOTSUPP:
+            return 0
+    return os.RWF_NOWAIT
 
 
 class Located(NamedTuple):

@@ -132,9 +132,8 @@ def test_locate_sees_the_revision_that_is_asked_for(path):
     db.close()
 
 
-@pytest.mark.parametrize("error", [errno.EAGAIN, errno.EOPNOTSUPP])
 @pytest.mark.parametrize("first", [AlignedFileStorage, StockFileStorage])
-def test_locate_waits_for_the_disk_if_asked_to(path, monkeypatch, first, error):
+def test_locate_waits_for_the_disk_if_asked_to(path, monkeypatch, first):
     """What is not in the kernel's cache is read for who touches it, and not for who looks ahead."""
     db, root = write(path, *(data_of(i) for i in range(4)), storage=first)
     db.close()
@@ -148,16 +147,32 @@ def test_locate_waits_for_the_disk_if_asked_to(path, monkeypatch, first, error):
     def cold(fd, buffers, offset, flags=0):
         if flags & os.RWF_NOWAIT and len(refused) < 2:
             refused.append(offset)
-            raise OSError(error, os.strerror(error))
-        return preadv(fd, buffers, offset, flags)
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return preadv(fd, buffers, offset, 0)
 
+    want[0].file.nowait = os.RWF_NOWAIT  # wherever this runs
     monkeypatch.setattr(os, "preadv", cold)
     assert db.storage.locate(oids, current(db.storage)) == want
     assert not refused
-    missing = 2 if error == errno.EAGAIN else 1  # a file system that cannot tell is asked once
-    expected = [None] * missing + want[missing:]
+    expected = [None, None, *want[2:]]
     assert db.storage.locate(oids, current(db.storage), wait=False) == expected
-    assert len(refused) == missing
+    assert len(refused) == 2
+    db.close()
+
+
+def test_a_file_system_that_cannot_tell_what_waits(path, monkeypatch):
+    """Nothing is left out, be it for who looks ahead."""
+    db, root = write(path, *(data_of(i) for i in range(4)))
+    oids = [root[i]._p_oid for i in range(4)]
+    preadv = os.preadv
+
+    def tmpfs(fd, buffers, offset, flags=0):
+        if flags & os.RWF_NOWAIT:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return preadv(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", tmpfs)
+    assert None not in db.storage.locate(oids, current(db.storage), wait=False)
     db.close()
 
 
