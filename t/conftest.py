@@ -28,22 +28,22 @@ def pytest_report_header(config):
 def pytest_configure(config):
     config.addinivalue_line("markers", "database: opens databases of the kind that runs")
     config.addinivalue_line("markers", "once: long, and the same in environments like others")
-    config.addinivalue_line("markers", "formats: chooses formats of blocks itself")
+    config.addinivalue_line("markers", "formats: the same with any format of blocks, or chooses")
     config.addinivalue_line("markers", "only(kind, ...): runs with these kinds of database")
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out, over the network, what has run with a file and would do the same again.
+    """Leave out, with other kinds of database, what has run with a file and would do the same.
 
-    What opens no database of the kind that runs; and, in the environments of a format, what
-    chooses its format itself. What is only for other kinds is left out everywhere.
+    What opens no database of the kind that runs; and, in the environments of a format, what does
+    not depend on that. What is only for other kinds is left out everywhere.
     """
     kind = os.environ.get("WENDELIN_CORE_TEST_DB", "fs")
     keep, leave = [], []
     for item in items:
         only = item.get_closest_marker("only")
         (keep if only is None or kind in only.args else leave).append(item)
-    if storages.kind().has_server:
+    if kind != "fs":
         keep = _not_again(keep, leave)
     if kind == "neo" and "CI" not in os.environ and (why := missing()):
         for item in keep:
@@ -56,8 +56,9 @@ def _not_again(items, leave):
     again = os.environ.get("WENDELIN_CORE_ZBLK_FMT", "ZBlk0") != "ZBlk0"
     keep = []
     for item in items:
-        opens = "testdb" in item.fixturenames or item.get_closest_marker("database")
-        same = again and ("fmt" in item.fixturenames or item.get_closest_marker("formats"))
+        marks = {mark.name for mark in item.iter_markers()}
+        opens = "testdb" in item.fixturenames or "database" in marks
+        same = again and ("fmt" in item.fixturenames or "formats" in marks)
         (keep if opens and not same else leave).append(item)
     return keep
 

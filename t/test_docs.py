@@ -13,7 +13,7 @@ import pages
 import pytest
 import storages
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.formats]
 
 #: where tox -e docs has built the site
 SITE = os.environ.get("WENDELIN_CORE_TEST_SITE", "")

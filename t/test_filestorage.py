@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import storages
 import transaction
 import ZODB.config
 import zodb_suite
@@ -245,10 +244,8 @@ def test_the_file_was_moved_by_hand(path):
     db.close()
 
 
-@pytest.mark.skipif(
-    storages.kind() is not storages.CopiedFileStorageDatabase,
-    reason="takes a minute: runs with WENDELIN_CORE_TEST_DB=fscopy, which tests less elsewhere",
-)
+@pytest.mark.database
+@pytest.mark.only("fscopy")  # it takes a minute, and there is less else
 def test_zodbs_own_tests(tmp_path):
     done = subprocess.run(
         [sys.executable, "-P", "-W", "ignore", zodb_suite.__file__],

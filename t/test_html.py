@@ -18,6 +18,8 @@ from wendelin.bigarray.html import size
 from wendelin.bigfile.blktab import stored_blocks
 from wendelin.lib.zodb import zconn_at, zconn_load_all, zstor_2zurl
 
+pytestmark = pytest.mark.formats
+
 
 def parsed(A):
     """Return (table, picture) of an array: {row: text}; [(what, from, to)] of its bands."""

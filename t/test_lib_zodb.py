@@ -29,6 +29,8 @@ from wendelin.lib.zodb import (
     zconn_stat,
 )
 
+pytestmark = pytest.mark.formats
+
 # ---- dbopen, dbclose, dbstoropen ----
 
 

@@ -8,6 +8,8 @@ from ramfile import RAMFile
 from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray
 
+pytestmark = pytest.mark.formats
+
 VALUES = np.arange(6 * 700, dtype="i4").reshape(6, 700) % 251
 
 

@@ -25,6 +25,8 @@ from ZODB.POSException import POSKeyError
 from wendelin.lib.zeoclient import ZEOClient
 from wendelin.lib.zodb import dbclose, dbopen, zconn_load_all, zstor_2zurl
 
+pytestmark = pytest.mark.formats
+
 served = pytest.mark.skipif(not storages.kind().has_server, reason="a file has one client")
 
 

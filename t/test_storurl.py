@@ -18,6 +18,8 @@ from wendelin.lib.dburl import read_only
 from wendelin.lib.filestorage import AlignedFileStorage
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen, zstor_2zurl
 
+pytestmark = pytest.mark.formats
+
 READ = """
 import sys
 from wendelin.lib.zodb import dbopen, dbclose

@@ -30,6 +30,8 @@ from wendelin.bigfile import BlockLoadError, DoomedError, zfile
 from wendelin.lib import zonce
 from wendelin.lib.zodb import zconn_at, zstor_2zurl
 
+pytestmark = pytest.mark.formats
+
 
 def close_past():
     """Close all that references have opened, and nobody uses; return whether that is all of it."""
