@@ -10,7 +10,8 @@ the exception was seen, reads zeros and is told nothing but by the commit. Threa
 views of their own are each told.
 
     nothing ── raise_in ──► failing ── the thread sees it ──► nothing       (_class_of)
-                               └────── a loader of its own sees it ──► nothing      (check_nested)
+                  ▲            └────── a loader of its own sees it ──► nothing      (check_nested)
+                  └── in a finalizer, where Python only prints it           (_unraisablehook)
 
 This room knows why something failed. It does not know handles, nor the way from a fault into
 Python.
@@ -128,6 +129,22 @@ cdef int unraisable(exc, str what) except -1:
     return 0
 
 
+def _unraisablehook(args, previous=sys.unraisablehook):
+    """Send an exception on its way again that came to a finalizer, or a callback of the collector.
+
+    Python raises it in whatever of the thread runs next, prints what comes out of these, and goes
+    on: who touched the memory would go on with scrap.
+    """
+    if getattr(args.exc_value, "sent", False) and not isinstance(args, _UnraisableArgs):
+        args.exc_value.sent = False
+        raise_in(threading.get_ident(), args.exc_value)
+    else:
+        previous(args)
+
+
+sys.unraisablehook = _unraisablehook
+
+
 # ---- asynchronous exceptions ----
 
 cdef object on_its_way(unsigned long ident):
@@ -178,6 +195,7 @@ def _class_of(exc, ident):
             # Here, and not in the fault: a handler of logging may want any lock. And not exc: who
             # keeps the record would keep frames, and views in them.
             log.error("%s", str(exc))
+            exc.sent = True
         return exc
     return type(type(exc).__name__, (type(exc),), {"__new__": __new__, "failure": exc})
 

@@ -209,6 +209,47 @@ assert got[1:] == [ord("1")], got
 # ---- waits ----
 
 
+def test_an_exception_that_comes_to_a_finalizer_goes_on():
+    """Python prints what comes out of __del__, and goes on; who touched the memory must not."""
+    out = child("""
+from collections import deque
+from operator import truth
+import weakref
+_, a = new(cls=Failing)
+class Thing:
+    def __del__(self):
+        ran.append(1)
+        bytecodes()
+        ran.append(2)
+class Watched: pass
+def callback(_):
+    ran.append(1)
+    bytecodes()
+def thing():
+    return Thing()
+def watched():
+    thing = Watched()
+    refs.append(weakref.ref(thing, callback))
+    return thing
+for make in thing, watched:
+    for _ in range(2):                     # BLK and on: a page is asked once in a transaction
+        ran, refs, error = [], [], None
+        try:
+            deque(map(truth, [a[:1], make()]), maxlen=0)
+            bytecodes()
+        except BlockLoadError as e:
+            error = e
+        assert isinstance(error, BlockLoadError) and error.blk == 0, (error, ran)
+        try: bytecodes()
+        except BaseException as e: raise AssertionError("once more") from e
+class Wrong:
+    def __del__(self): raise BlockLoadError("of its own")
+Wrong()
+bytecodes()
+""")
+    assert out == ""
+
+
 def test_loaders_that_wait_for_each_other():
     """The second one to wait is told; the first one goes on."""
     child("""
