@@ -108,6 +108,9 @@ class TestPages:
         for language in "rust", "cython", "bash":
             with pytest.raises(pages.PageError, match=language):
                 self.programs(f"\n```{language}\nx\n```\n")
+        with pytest.raises(pages.PageError, match="x.md:2: a block of no language"):
+            self.programs("\n```\nx\n```\n")
+        assert not self.programs("\n```text\nx\n```\n")
 
     def test_block_that_does_not_run_says_why(self):
         assert not self.programs("\n<!-- not run: it waits for ever -->\n```sh\nx\n```\n")
