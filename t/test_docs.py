@@ -13,6 +13,8 @@ import pages
 import pytest
 import storages
 
+from wendelin import bigarray, bigfile
+
 pytestmark = pytest.mark.once
 
 #: where tox -e docs has built the site
@@ -83,6 +85,26 @@ def test_names_of_the_inside():
         assert re.search(rf"^ *(cdef|def) .*\b{name}\(", code, re.M), (module, name)
         for cls in filter(None, classes.split(".")):
             assert re.search(rf"^class {cls}\b", code, re.M), (module, cls)
+
+
+def test_all_that_is_public_is_in_the_reference():
+    """Which says that names that are not there may change."""
+    reference = (pages.ROOT / "docs/reference.rst").read_text()
+    listed = set(
+        re.findall(
+            r"^\.\. auto(?:class|data|exception|function):: (\S+?)(?:\(\))?$", reference, re.M
+        )
+    )
+    for package in bigarray, bigfile:
+        for name in package.__all__:
+            ends = f"{package.__name__}.{name}", f"{package.__name__}.stats.{name}"
+            assert not listed.isdisjoint(ends), ends
+    for name in set(re.findall(r"\bWENDELIN_CORE_(?!TEST)\w+", changes_and_readme())):
+        assert f"``{name}``" in reference
+
+
+def changes_and_readme():
+    return "".join((pages.ROOT / name).read_text() for name in ("CHANGELOG.md", "README.md"))
 
 
 @pytest.mark.skipif(not SITE, reason="run by tox -e docs")
