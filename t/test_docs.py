@@ -87,6 +87,16 @@ def test_names_of_the_inside():
             assert re.search(rf"^class {cls}\b", code, re.M), (module, cls)
 
 
+def test_modules_of_the_inside():
+    """architecture.md has every module of the two folders that it goes through."""
+    text = (pages.ROOT / "docs/architecture.md").read_text()
+    paths = chain(*((pages.ROOT / folder).glob("*.py*") for folder in ("bigfile", "lib")))
+    modules = {path.stem for path in paths if path.suffix in (".py", ".pyx")} - {"__init__"}
+    modules -= {"mem", "calc", "utils", "xnumpy"}  # helpers, which the reference has
+    assert len(modules) > 30
+    assert {module for module in modules if f"`{module}`" not in text} == set()
+
+
 def test_all_that_is_public_is_in_the_reference():
     """Which says that names that are not there may change."""
     reference = (pages.ROOT / "docs/reference.rst").read_text()
