@@ -140,7 +140,7 @@ class TestPages:
         for language in "rust", "cython", "bash":
             with pytest.raises(pages.PageError, match=language):
                 self.programs(f"\n```{language}\nx\n```\n")
-        with pytest.raises(pages.PageError, match="x.md:2: a block of no language"):
+        with pytest.raises(pages.PageError, match=r"x\.md:2: a block of no language"):
             self.programs("\n```\nx\n```\n")
         assert not self.programs("\n```text\nx\n```\n")
 
