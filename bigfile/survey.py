@@ -21,9 +21,10 @@ from wendelin.lib.zrecord import RecordError, Ref, class_of, state_of
 if TYPE_CHECKING:
     from wendelin.bigfile.file_zodb import ZBigFile
 
-__all__ = ["Place", "Stored", "stored_numbers", "survey"]
+__all__ = ["Place", "Stored", "stored_numbers", "stored_size", "survey"]
 
 _BATCH = 512  # blocks that the storage is asked about at once
+_LOADS = 50  # records that a storage tells the size of, while it loads a chunk table
 
 
 class Place(Enum):
@@ -109,6 +110,43 @@ def survey(zfile: ZBigFile) -> Iterator[list[Stored]]:
         yield _survey(batch, records, zfile.blksize)
 
 
+def stored_size(zfile: ZBigFile, most: int) -> int | None:
+    """Return how much a file's blocks take in the database [bytes], as survey() has it.
+
+    Parameters
+    ----------
+    zfile : ZBigFile
+        In a Connection.
+    most : int
+        Records that the storage is asked about.
+
+    Returns
+    -------
+    int or None
+        None: there are more.
+
+    Raises
+    ------
+    RecordError, Exception
+        See survey().
+    """
+    root = _table(zfile)
+    if root is None:
+        return 0
+    records = _Records(zfile)
+    oids: list[bytes] = []
+    loads = 0
+    for _, node in read_nodes(root, records.load_all, "LO"):
+        oids += node.oids.values()
+        for oid, cls in zip(node.oids.values(), node.classes, strict=True):
+            if len(oids) + loads > most:
+                return None
+            if class_name(cls or class_of(records.load_all([oid])[0])) == "ZBlk1":
+                oids += _chunks(oid, records)
+                loads += _LOADS
+    return sum(found.size for found in records.stat(oids)) if len(oids) + loads <= most else None
+
+
 def _survey(blocks: dict[int, Ref], records: _Records, blksize: int) -> list[Stored]:
     oids = [ref.oid for ref in blocks.values()]
     located = zconn_locate(records.conn, oids)
@@ -118,19 +156,19 @@ def _survey(blocks: dict[int, Ref], records: _Records, blksize: int) -> list[Sto
         cls = ref.cls or class_of(records.load_all([ref.oid])[0])
         name = class_name(cls)
         if name == "ZBlk1":
-            size += _chunks(ref.oid, records)
+            size += sum(found.size for found in records.stat(_chunks(ref.oid, records)))
         place = _place(found, blksize) if name == "ZBlk0" else Place.COPIED
         result.append(Stored(blk, ref.oid, name, place, size, tid))
     return result
 
 
-def _chunks(oid: bytes, records: _Records) -> int:
-    """Return the size of the records, besides its own, that a ZBlk1 is made of [bytes]."""
+def _chunks(oid: bytes, records: _Records) -> list[bytes]:
+    """Return the oids of the records, besides its own, that a ZBlk1 is made of."""
     root = state_of(records.load_all([oid])[0])
     if not isinstance(root, Ref):
         raise RecordError(f"object {oid.hex()} is a ZBlk1 with a {type(root).__name__} for chunks")
     items = read_items(root.oid, records.load_all, "IO")
-    return sum(found.size for found in records.stat([*items.nodes, *items.oids.values()]))
+    return [*items.nodes, *items.oids.values()]
 
 
 def _place(found: Located | None, blksize: int) -> Place:

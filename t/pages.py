@@ -7,8 +7,9 @@ process begins ("in a new process"), one does. By language:
 | ```pycon      | is compared, as doctest does |
 | ```sh         | runs in a shell, where the process is then; PATH has this Python's programs |
 | ```console    | so do its commands, one by one ("$ command"); what they print is compared |
-| ```, ```text  | is shown, as a picture or the output of something |
+| ```text       | is shown, as a picture or the output of something |
 
+A block of no language is refused, as it may be code.
 A block after "In `NAME`:" is a file, and does not run; one that is zeo.conf is read as a ZEO server
 would. Comments in front of a block, or a page:
 
@@ -77,7 +78,7 @@ def file(source, name):
         ZEOOptions().realize(["-C", name])
 """
 _RUN = {"python", "pycon", "sh", "console"}
-_SHOWN = {"", "text"}
+_SHOWN = {"text"}
 
 
 class PageError(Exception):
@@ -163,7 +164,8 @@ def programs(part):
         elif block.language in _RUN:
             program += f"{block.language}({block.code!r}, {part.name!r}, {block.line})\n"
         elif block.language not in _SHOWN:
-            raise PageError(f"{part}:{block.line}: a block of {block.language!r} does not run")
+            what = repr(block.language) if block.language else "no language"
+            raise PageError(f"{part}:{block.line}: a block of {what} does not run")
     return [*result, program] if program else result
 
 

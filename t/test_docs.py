@@ -13,6 +13,8 @@ import pages
 import pytest
 import storages
 
+from wendelin import bigarray, bigfile
+
 pytestmark = [pytest.mark.once, pytest.mark.formats]
 
 #: where tox -e docs has built the site
@@ -85,6 +87,36 @@ def test_names_of_the_inside():
             assert re.search(rf"^class {cls}\b", code, re.M), (module, cls)
 
 
+def test_modules_of_the_inside():
+    """architecture.md has every module of the two folders that it goes through."""
+    text = (pages.ROOT / "docs/architecture.md").read_text()
+    paths = chain(*((pages.ROOT / folder).glob("*.py*") for folder in ("bigfile", "lib")))
+    modules = {path.stem for path in paths if path.suffix in (".py", ".pyx")} - {"__init__"}
+    modules -= {"mem", "calc", "utils", "xnumpy"}  # helpers, which the reference has
+    assert len(modules) > 30
+    assert {module for module in modules if f"`{module}`" not in text} == set()
+
+
+def test_all_that_is_public_is_in_the_reference():
+    """Which says that names that are not there may change."""
+    reference = (pages.ROOT / "docs/reference.rst").read_text()
+    listed = set(
+        re.findall(
+            r"^\.\. auto(?:class|data|exception|function):: (\S+?)(?:\(\))?$", reference, re.M
+        )
+    )
+    for package in bigarray, bigfile:
+        for name in package.__all__:
+            ends = f"{package.__name__}.{name}", f"{package.__name__}.stats.{name}"
+            assert not listed.isdisjoint(ends), ends
+    for name in set(re.findall(r"\bWENDELIN_CORE_(?!TEST)\w+", changes_and_readme())):
+        assert f"``{name}``" in reference
+
+
+def changes_and_readme():
+    return "".join((pages.ROOT / name).read_text() for name in ("CHANGELOG.md", "README.md"))
+
+
 @pytest.mark.skipif(not SITE, reason="run by tox -e docs")
 def test_site_fetches_nothing():
     """It is built without a network, and read without one."""
@@ -108,6 +140,9 @@ class TestPages:
         for language in "rust", "cython", "bash":
             with pytest.raises(pages.PageError, match=language):
                 self.programs(f"\n```{language}\nx\n```\n")
+        with pytest.raises(pages.PageError, match=r"x\.md:2: a block of no language"):
+            self.programs("\n```\nx\n```\n")
+        assert not self.programs("\n```text\nx\n```\n")
 
     def test_block_that_does_not_run_says_why(self):
         assert not self.programs("\n<!-- not run: it waits for ever -->\n```sh\nx\n```\n")

@@ -16,6 +16,7 @@ from wendelin.bigarray.array_ram import RAMArray
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigarray.html import size
 from wendelin.bigfile.blktab import stored_blocks
+from wendelin.bigfile.survey import stored_size, survey
 from wendelin.lib.zodb import zconn_at, zconn_load_all, zstor_2zurl
 
 pytestmark = pytest.mark.formats
@@ -40,6 +41,11 @@ def parsed(A):
     return rows, bands
 
 
+def stored_bytes(A):
+    """Return the bytes that a database has of an array's blocks, as `wendelin ls` does."""
+    return sum(block.size for blocks in survey(A.zfile) for block in blocks)
+
+
 def test_an_array_in_a_database(root):
     A = fill(root, None)
     root["B"] = B = ZBigArray((300, 70), "f4", order="F", blksize=4096)
@@ -50,7 +56,7 @@ def test_an_array_in_a_database(root):
     assert rows["Data type"] == "uint8, order C"
     assert rows["Bytes"] == "96.00 KiB"
     assert rows["Blocks"] == "6 of 16.00 KiB"
-    assert rows["Stored"] == "4 blocks, 64.00 KiB"
+    assert rows["Stored"] == f"4 blocks, {size(stored_bytes(A))}"
     assert rows["In memory"] == "0 B"
     assert rows["Database"] == zstor_2zurl(root._p_jar.db().storage)
     assert rows["Object"] == oid_repr(A._p_oid)
@@ -67,8 +73,28 @@ def test_an_array_in_a_database(root):
     rows, bands = parsed(B)
     assert rows["Shape"] == "300 × 70"
     assert rows["Data type"] == "float32, order F"
-    assert rows["Stored"] == "0 blocks, 0 B"
+    assert rows["Stored"] == "0 blocks"
     assert bands == [("not stored", 0, 20)]
+
+
+def test_bytes_that_are_stored(root):
+    """They are those of the records, not whole blocks; and many are not asked for."""
+    root["few"] = few = ZBigArray((10,), "f8", zblk_fmt="ZBlk1")
+    root["many"] = many = ZBigArray((10, 1 << 19), "u1", blksize=1 << 19, zblk_fmt="ZBlk1")
+    transaction.commit()
+    few[:] = 1
+    many[:, ::4096] = 1
+    transaction.commit()
+    client = Client(root)
+    few, many = client["few"], client["many"]
+    n = stored_bytes(few)
+    assert 80 < n < 4096
+    assert parsed(few)[0]["Stored"] == f"1 block, {n} B"
+    n = stored_bytes(many)
+    records = 10 * (1 + 128)  # and chunk tables
+    assert stored_size(many.zfile, 2 * records) == n
+    assert stored_size(many.zfile, records) is None
+    client.close()
 
 
 def test_a_past_state(root):
@@ -86,7 +112,7 @@ def test_an_array_that_is_in_no_database_yet(root):
     assert parsed(A)[0]["Database"] == "none yet"
     root["A"] = A
     root._p_jar.add(A)
-    assert parsed(A)[0]["Stored"] == "0 blocks, 0 B"
+    assert parsed(A)[0]["Stored"] == "0 blocks"
     A[1] = 5
     assert parsed(A)[1] == [("changed", 0, 0)]
 
@@ -128,7 +154,7 @@ def test_a_table_of_many_nodes(root):
     assert len(reads) < 100
     assert 0 < len(some) < 3000
     rows, bands = parsed(A)
-    assert rows["Stored"] == "3000 blocks, 11.72 MiB"
+    assert rows["Stored"] == "3000 blocks"
     assert bands == [("stored", 0, 2999)]
 
 
@@ -163,6 +189,14 @@ def test_all_text_is_escaped():
     assert "<script" not in html
     assert "<img" not in html
     assert str(dtype) in parsed(A)[0]["Data type"]
+
+
+def test_text_has_the_colour_of_the_page():
+    """Which may be dark."""
+    root = ElementTree.fromstring(RAMArray((3, 4, 5), "u1")._repr_html_())
+    texts = list(root.iter("{http://www.w3.org/2000/svg}text"))
+    assert [text.text for text in texts] == ["5", "3", "4"]
+    assert {text.get("fill") for text in texts} == {"currentColor"}
 
 
 def test_sizes():

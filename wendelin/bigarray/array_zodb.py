@@ -23,6 +23,7 @@ from wendelin.bigarray.array import BigArray, Order
 from wendelin.bigarray.html import Overview
 from wendelin.bigfile.blktab import stored_blocks
 from wendelin.bigfile.file_zodb import ZBigFile, ZBigFileH
+from wendelin.bigfile.survey import stored_size
 from wendelin.bigfile.zblk import check_format
 from wendelin.lib.zodb import (
     LivePersistent,
@@ -36,7 +37,9 @@ from wendelin.lib.zrecord import RecordError
 
 __all__ = ["ZBigArray"]
 
-_MOST_NODES = 1000  # of the block table that are read to be shown
+# what is asked of a database to show an array
+_MOST_NODES = 1000  # of the block table
+_MOST_SIZES = 2000  # of records
 
 State = tuple[dict[str, Any], dict[str, Any]]
 
@@ -170,10 +173,12 @@ class ZBigArray(BigArray, LivePersistent):
             rows.append(("State of", f"{TimeStamp(zconn_at(conn))} UTC"))
         try:
             blocks, is_all = self._stored_blocks()
+            known = is_all and 0 < len(blocks) <= _MOST_SIZES
+            size = stored_size(self.zfile, _MOST_SIZES) if known else None
         except Exception as e:  # a server that is gone, for one
             rows.append(("Stored", f"not known: {type(e).__name__}: {e}"))
             return replace(about, rows=rows)
-        return replace(about, rows=rows, stored=blocks, all_stored=is_all)
+        return replace(about, rows=rows, stored=blocks, all_stored=is_all, stored_size=size)
 
     def _stored_blocks(self) -> tuple[list[int], bool]:
         """Return the blocks that the database has, and whether these are all; none is loaded."""

@@ -46,6 +46,8 @@ class Overview:
     #: blocks that the file has; None: a file is not asked
     stored: Collection[int] | None = None
     all_stored: bool = True  # False: there are more
+    #: what they take in the file [bytes]; None: that is not asked
+    stored_size: int | None = None
     changed: Collection[int] = ()  # blocks
     #: more rows of the table
     rows: list[tuple[str, str]] = field(default_factory=list)
@@ -75,8 +77,12 @@ def to_html(array: Overview) -> str:
     ]
     if array.stored is not None:
         n = len(array.stored)
-        more = "" if array.all_stored else "at least "
-        rows.append(("Stored", f"{more}{n} blocks, {more}{size(n * array.blksize)}"))
+        stored = f"{n} block{'s' * (n != 1)}"
+        if not array.all_stored:
+            stored = f"at least {stored}"
+        elif array.stored_size is not None:
+            stored += f", {size(array.stored_size)}"
+        rows.append(("Stored", stored))
     memory = [size(array.memory.resident if array.memory else 0)]
     if array.memory and array.memory.mapped:
         memory.append(f"{size(array.memory.mapped)} mapped from the file")
@@ -161,7 +167,10 @@ def _line(x1: float, y1: float, x2: float, y2: float) -> str:
 
 
 def _text(x: float, y: float, text: str, anchor: str) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="currentColor">'
+        f"{escape(text)}</text>"
+    )
 
 
 def _bands(array: Overview) -> Iterator[tuple[int, int, str]]:
