@@ -80,7 +80,7 @@ def import_file(
 
     What a file is, its suffix says; bytes are taken as they are, in their dtype and order. It is
     done in transactions of some blocks each. If it was interrupted, the same command goes on from
-    where it was; until all is there, NAME~import is beside the array.
+    where it was; until all is there, the array is in NAME~import, and nothing by its name.
     """
     names = [name.strip() for name in columns.split(",")] if columns else []
     options = Options(dtype, shape, order, offset, names, delimiter)
