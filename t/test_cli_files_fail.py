@@ -81,6 +81,21 @@ def test_an_import_that_was_killed_is_gone_on_with(call, url, tmp_path, large):
         assert set(root) == {"x"}
 
 
+def test_an_import_of_rows_that_was_killed_is_gone_on_with(url, tmp_path):
+    """A CSV file is read from its beginning on, whatever was there already."""
+    values = np.random.default_rng(3).integers(0, 1000, (50_000, 3))
+    lines = "\n".join(",".join(map(str, row)) for row in values.tolist())
+    (tmp_path / "x.csv").write_text(f"a,b,c\n{lines}\n")
+    args = ("--dtype", "i8", "--blksize", "4K", tmp_path / "x.csv", f"{url}#x")
+    killed = ("import", "--step", "4K", *args)  # steps end within rows
+    assert killed_at(killed, lambda: progress_of(url) > 0, tmp_path)
+    done = progress_of(url)
+    assert 0 < done < values.size
+    assert wendelin("import", "--json", *args).json["resumed_at"] == done * 8
+    with database(url) as root:
+        assert np.array_equal(root["x"][...], values)
+
+
 def test_an_import_that_is_interrupted_says_how_to_go_on(url, large):
     args = ("import", "--step", "1M", "--blksize", "64K", large, f"{url}#x")
     done = ended_at(signal.SIGINT, args, lambda: progress_of(url) > 0)
@@ -315,6 +330,16 @@ def test_nothing_is_lost(call, url, tmp_path):
         (["--step", "0", "x.npy", "{url}#x"], 2, "'0' is no size"),
         (["--blksize", "1000", "x.npy", "{url}#x"], 2, "1000"),
         (["--delimiter", "ab", "x.csv", "{url}#x"], 2, "one character"),
+        (["--delimiter", '"', "x.csv", "{url}#x"], 2, "has another meaning"),
+        (["--delimiter", "\n", "x.csv", "{url}#x"], 2, "has another meaning"),
+        (["--dtype", "(2,)f4", "x.csv", "{url}#x"], 2, "it has a shape"),
+        (["--header", "x.npy", "{url}#x"], 2, "--header is not for npy files"),
+        (["--blksize", "1T", "x.npy", "{url}#x"], 2, "'1T' is more than page memory may have"),
+        (["--dtype", "u1", "--offset", "99", "text.npy.raw", "{url}#x"], 1, "21 bytes: --offset"),
+        (["--dtype", "u1", "pipe", "{url}#x"], 1, "pipe is no regular file"),
+        (["pipe.npy", "{url}#x"], 1, "pipe.npy is no regular file"),
+        (["pipe.csv", "{url}#x"], 1, "pipe.csv is no regular file"),
+        (["latin.csv", "{url}#x"], 1, "latin.csv is no text in UTF-8"),
         (["--format", "ZBlk7", "x.npy", "{url}#x"], 2, "'ZBlk7'"),
         (["nowhere.npy", "{url}#x"], 1, "nowhere.npy: No such file"),
         (["text.npy", "{url}#x"], 1, "is no .npy that can be read"),
@@ -344,6 +369,9 @@ def test_a_wrong_import_is_one_line(call, url, tmp_path, monkeypatch, args, code
     np.save("objects.npy", np.array([{}], object))
     Path("short.npy").write_bytes(Path("x.npy").read_bytes()[:-40])
     Path("empty.csv").touch()
+    Path("latin.csv").write_bytes(b"1\n\xff\n")
+    for name in "pipe", "pipe.npy", "pipe.csv":
+        os.mkfifo(name)
     for name in "text.npy", "text.npz", "text.h5", "text.npy.raw":
         Path(name).write_text("this is no such file\n")
     with database(url) as root:
@@ -356,6 +384,15 @@ def test_a_wrong_import_is_one_line(call, url, tmp_path, monkeypatch, args, code
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
     assert transaction_of(url) == before
+
+
+def test_strings_of_zarr(call, url, tmp_path):
+    zarr = pytest.importorskip("zarr")
+    group = zarr.open_group(str(tmp_path / "z.zarr"), mode="w")
+    group.create_array("s", shape=(3,), dtype=str)
+    error = call("import", f"{tmp_path}/z.zarr:s", f"{url}#x", code=1).stderr
+    assert "StringDType() holds objects" in error
+    assert error.count("\n") == 1
 
 
 def test_what_files_cannot_have(call, url, tmp_path):

@@ -15,6 +15,8 @@ from typing import Any
 import click
 from transaction.interfaces import TransientError
 from ZODB.blob import is_blob_record
+from ZODB.DemoStorage import DemoStorage
+from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import POSKeyError, ReadOnlyError, Unsupported
 from ZODB.utils import z64
 
@@ -242,6 +244,8 @@ def _copy_database(source: str, destination: str, as_json: bool) -> None:
         for url, storage in (source, old), (destination, new):
             if not hasattr(storage, "iterator"):
                 raise Failure(f"{url} does not tell its transactions: copy arrays, by URL#path")
+        if isinstance(new, MappingStorage | DemoStorage):
+            raise Failure(f"{destination} is in memory, and gone when the copy is complete")
         work = Copy(old, new)
         with progress("copy", old.getSize(), in_bytes=True) as tell:
             work.run(tell)

@@ -203,6 +203,11 @@ class Target:
         self._root, self._replace = root, replace
         self._place = _Place(root, address, make=True)
         self._check_there()
+        if source.layout.dtype.hasobject:
+            raise Failure(
+                f"{source.identity().get('file', 'the source')}: {source.layout.dtype} holds "
+                f"objects, and no numbers or bytes"
+            )
         identity = {**_plain(source.identity()), **source.layout.as_dict()}
         progress = self._place.progress
         self.resumed = False
