@@ -80,6 +80,7 @@ def test_a_copy_is_aligned_and_follows_its_source(call, tmp_path):
         root["y"] = 1
         transaction.commit()
     assert "neither empty nor a copy" in call("copy", old, new, code=1).stderr
+    assert "is in memory" in call("copy", old, "memory://", code=1).stderr
     assert "are one file" in call("copy", old, old, code=2).stderr
     assert "either both" in call("copy", old, f"{new}#x", code=2).stderr
 

@@ -200,6 +200,9 @@ def test_csv(call, url, tmp_path, options, expected):
         assert same(root["x"][...], expected)
 
 
+NESTED = np.dtype([("a", "f4", (2, 2)), ("p", [("x", "?"), ("y, z", "S2")]), ("b", "i4")])
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -207,16 +210,106 @@ def test_csv(call, url, tmp_path, options, expected):
         RNG.standard_normal((200, 3)).astype("f4"),
         np.array([(1, "a,b"), (2, 'c"d')], [("n", "i4"), ("s", "S5")]),
         np.arange(10).view("M8[D]"),
+        np.array([3, "NaT", -(1 << 60)], "m8[us]"),
+        np.array([1 + 2j, -0.0, complex(0, np.nan)], "c16"),
+        np.array([False, True, False]),
+        np.array([[True, False], [False, True]]),
+        np.array([b"", b" ", b"a b", b"\r", b"a\nb", b"1"]),
+        np.array([["\t", ""], ["", "\u20ac"]]),
+        np.array(
+            [([[1, 2], [3, 4]], (True, b","), 5), ([[6, 7], [8, 9]], (False, b""), 0)], NESTED
+        ),
+        np.empty(0, NESTED),
     ],
+    ids=lambda values: f"{values.dtype.char}{values.shape}",
 )
 def test_csv_is_the_same_after_a_round_trip(call, url, tmp_path, values):
     np.save(tmp_path / "x.npy", values)
     call("import", tmp_path / "x.npy", f"{url}#x")
     call("export", "--step", "1K", f"{url}#x", tmp_path / "x.csv")
     dtype = str(values.dtype.descr if values.dtype.names else values.dtype.str)
-    call("import", "--dtype", dtype, tmp_path / "x.csv", f"{url}#y")
+    # text may well be names
+    header = ["--no-header"] if values.dtype.kind in "SU" else []
+    call("import", "--dtype", dtype, *header, tmp_path / "x.csv", f"{url}#y")
     with database(url) as root:
         assert same(root["y"][...], values)
+
+
+def test_csv_names_all_columns(call, url, tmp_path):
+    np.save(tmp_path / "x.npy", np.zeros(1, NESTED))
+    call("import", tmp_path / "x.npy", f"{url}#x")
+    call("export", f"{url}#x", tmp_path / "x.csv")
+    header = 'a[0][0],a[0][1],a[1][0],a[1][1],p.x,"p.y, z",b'
+    assert (tmp_path / "x.csv").read_text() == f'{header}\n0.0,0.0,0.0,0.0,False,"",0\n'
+
+
+def test_bytes_that_are_no_text(call, url, tmp_path):
+    np.save(tmp_path / "x.npy", np.array([b"a", b"\xff"]))
+    call("import", tmp_path / "x.npy", f"{url}#x")
+    error = call("export", f"{url}#x", tmp_path / "x.csv", code=1).stderr
+    assert r"b'\xff' is none in ASCII" in error
+    assert not (tmp_path / "x.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "header", "expected"),
+    [
+        ("a,b\n1,2\n", [], ["a", "b"], [[1, 2]]),
+        ("N/A\n1\n2\n", [], ["N/A"], [1, 2]),
+        ("N/A\n1\n2\n", ["--no-header"], None, "could not convert string 'N/A'"),
+        ("1\n2\n", ["--header"], ["1"], [2]),
+        ("300\n2\n", ["--dtype", "u1"], None, "could not convert string '300'"),
+        ("2.5\n", ["--dtype", "i4"], None, "could not convert string '2.5'"),
+        ("nan\n2\n", [], None, [np.nan, 2]),
+        ("1,x\n", [], None, "could not convert string 'x'"),
+        ("name\nab\ncd\n", ["--dtype", "S4"], ["name"], [b"ab", b"cd"]),
+        ("False\n1\n0\ntrue\n", ["--dtype", "?"], None, [False, True, False, True]),
+        ("1\nmaybe\n", ["--dtype", "?"], None, "maybe"),
+        ("2020-01-01\n", ["--dtype", "M8[D]"], None, [np.datetime64("2020-01-01").item()]),
+        # numbers of columns are no names, if there are no names
+        ("1,5\n", ["--columns", "1"], None, [5]),
+        ("1,5\n", ["--columns", "1", "--header"], ["1", "5"], []),
+        ("1,5\n", ["--columns", "a"], None, "no column 'a': it has 2 columns, without names"),
+        ('1,"2\n3,4\n', [], None, "a quote in line 1 that is not closed"),
+        ('1,2\n\n3,"4\n5,6\n', [], None, "a quote in line 3 that is not closed"),
+        ("1\n \n2\n", [], None, "could not convert string ' '"),
+        ("1\n\r\n\n2\n", [], None, [1, 2]),
+        ("1,2\n3,4,5\n", [], None, "number of columns"),
+        ("1,2\n,\n", [], None, "could not convert string ''"),
+        ("1,2\n3\n", [], None, "number of columns"),
+        ("a,b\n1,2\n", ["--dtype", "[('x','f4',(2,)),('y','i2')]"], None, "has 3 columns"),
+    ],
+)
+def test_no_row_of_a_csv_file_is_lost(call, url, tmp_path, text, options, header, expected):
+    (tmp_path / "x.csv").write_text(text, newline="")
+    code = 1 if isinstance(expected, str) else 0
+    done = call("import", "--json", *options, tmp_path / "x.csv", f"{url}#x", code=code)
+    if code:
+        assert expected in done.stderr
+        assert done.stderr.count("\n") == 1
+        return
+    assert done.json["header"] == header
+    with database(url) as root:
+        assert np.array_equal(root["x"][...].tolist(), expected, equal_nan=expected == [np.nan, 2])
+
+
+def test_a_number_of_columns_that_changes_between_steps(tmp_path):
+    from wendelin.cli.errors import Failure
+    from wendelin.cli.files.text import CsvSource
+
+    (tmp_path / "x.csv").write_text("1,2\n3,4\n5,6,7\n8,9,1\n")
+    with contextlib.closing(
+        CsvSource(str(tmp_path / "x.csv"), ",", [], np.dtype(float), None, {})
+    ) as source:
+        assert source.read(0, 4).tolist() == [1, 2, 3, 4]
+        with pytest.raises(Failure, match="the number of columns is 3, and 2 in the first line"):
+            source.read(4, 8)
+
+
+def test_an_import_tells_of_the_header(call, url, tmp_path):
+    (tmp_path / "x.csv").write_text("N/A\n1\n2\n")
+    done = call("import", tmp_path / "x.csv", f"{url}#x")
+    assert done.stdout == f"{url}#x: 16 B, after a header: N/A\n"
 
 
 def test_tabs_in_tsv(call, url, tmp_path):

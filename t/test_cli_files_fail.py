@@ -15,6 +15,7 @@ from clidata import database
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.zfile import ZFile
+from wendelin.cli.address import Address
 from wendelin.lib.zodb import dbclose, dbopen
 
 MIB = 1 << 20
@@ -59,12 +60,15 @@ def test_an_import_that_was_killed_is_gone_on_with(call, url, tmp_path, large):
     done = progress_of(url)
     assert 0 < done < 4 * MIB
     with database(url) as root:
-        assert not root["x"][done : done + 10_000].any()
+        assert "x" not in root
+        assert not root["x~import"]["array"][done : done + 10_000].any()
     # as it is seen meanwhile
     info = call("info", "--json", f"{url}#x").json
     assert info["import"] == {"done": done}
-    export = ("export", f"{url}#x", tmp_path / "y.npy")
-    assert f"is not complete: it has {done} elements" in call(*export, code=1).stderr
+    assert f"{done} of {4 * MIB} elements" in call("info", f"{url}#x").stdout
+    assert [a["path"] for a in call("ls", "--json", url).json] == ["x~import/array"]
+    for args in ("export", f"{url}#x", tmp_path / "y.npy"), ("copy", f"{url}#x", f"{url}#y"):
+        assert "has no 'x': it has x~import" in call(*args, code=1).stderr
     # another source is refused, and the same, elsewhere, is taken
     other = tmp_path / "other.npy"
     np.save(other, np.zeros(4 * MIB, "i8"))
@@ -75,6 +79,21 @@ def test_an_import_that_was_killed_is_gone_on_with(call, url, tmp_path, large):
     with database(url) as root:
         assert np.array_equal(root["x"][...], np.load(large, mmap_mode="r"))
         assert set(root) == {"x"}
+
+
+def test_an_import_of_rows_that_was_killed_is_gone_on_with(url, tmp_path):
+    """A CSV file is read from its beginning on, whatever was there already."""
+    values = np.random.default_rng(3).integers(0, 1000, (50_000, 3))
+    lines = "\n".join(",".join(map(str, row)) for row in values.tolist())
+    (tmp_path / "x.csv").write_text(f"a,b,c\n{lines}\n")
+    args = ("--dtype", "i8", "--blksize", "4K", tmp_path / "x.csv", f"{url}#x")
+    killed = ("import", "--step", "4K", *args)  # steps end within rows
+    assert killed_at(killed, lambda: progress_of(url) > 0, tmp_path)
+    done = progress_of(url)
+    assert 0 < done < values.size
+    assert wendelin("import", "--json", *args).json["resumed_at"] == done * 8
+    with database(url) as root:
+        assert np.array_equal(root["x"][...], values)
 
 
 def test_an_import_that_is_interrupted_says_how_to_go_on(url, large):
@@ -101,14 +120,18 @@ def test_an_interrupt_in_a_fault_is_one(call, url, tmp_path, monkeypatch):
     monkeypatch.setattr(ZFile, "lookup", interrupted)
     args = ("import", "--step", "1M", "--blksize", "64K", tmp_path / "x.npy", f"{url}#x")
     assert f"interrupted: {url}#x has 0 of {MIB} elements" in call(*args, code=1).stderr
-    call(*args)
+    assert call("info", "--json", f"{url}#x").json["import"] == {"done": 0}
+    # nothing of it is there that would be lost: another one may begin
+    np.save(tmp_path / "y.npy", np.arange(3))
+    call("import", tmp_path / "y.npy", f"{url}#x")
+    assert call("cat", f"{url}#x").stdout == "0\n1\n2\n"
 
 
 def test_an_import_is_not_gone_on_with_over_what_was_changed(call, url, tmp_path, large):
     args = ("import", "--step", "1M", "--blksize", "64K", large, f"{url}#x")
     assert killed_at(args, lambda: progress_of(url) > 0, tmp_path)
     with database(url) as root:
-        root["x"][root["x~import"]["done"] - 3] += 1
+        root["x~import"]["array"][root["x~import"]["done"] - 3] += 1
         transaction.commit()
     error = call(*args, code=1).stderr
     assert "was changed since its import was interrupted" in error
@@ -183,6 +206,98 @@ def test_a_part_of_another_export_is_left_alone(call, url, tmp_path):
 # ---- what cannot be ----
 
 
+def transaction_of(url):
+    """Return the last transaction of a database."""
+    with database(url) as root:
+        return root._p_jar.db().lastTransaction()
+
+
+def corrupt_npz(path):
+    """Write a .npz whose array fails its checksum, after its first MiB."""
+    np.savez(path, a=np.arange(2 * MIB // 8))
+    data = bytearray(path.read_bytes())
+    data[3 * MIB // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_what_is_replaced_is_there_until_the_new_one_is(call, url, tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(1, 6))
+    call("import", tmp_path / "x.npy", f"{url}#x")
+    (tmp_path / "wrong.csv").write_text("1\nx\n")
+    corrupt_npz(tmp_path / "corrupt.npz")
+    there = transaction_of(url)
+    error = call("import", "--replace", tmp_path / "wrong.csv", f"{url}#x", code=1).stderr
+    assert "could not convert string 'x'" in error
+    assert "the same command" not in error
+    assert transaction_of(url) == there
+    assert call("cat", f"{url}#x").stdout == "1\n2\n3\n4\n5\n"
+    args = ("--step", "512K", "--blksize", "64K", tmp_path / "corrupt.npz", f"{url}#x")
+    error = call("import", "--replace", *args, code=1).stderr
+    assert "Bad CRC-32" in error
+    assert "--replace begins anew" in error
+    assert call("cat", f"{url}#x").stdout == "1\n2\n3\n4\n5\n"
+    assert call("info", "--json", f"{url}#x").json["import"]["done"] > 0
+    call("export", f"{url}#x", tmp_path / "y.npy")
+    call("import", "--replace", tmp_path / "x.npy", f"{url}#x")
+    with database(url) as root:
+        assert set(root) == {"x"}
+
+
+def test_a_copy_of_an_array_onto_itself(call, url, tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(5))
+    call("import", tmp_path / "x.npy", f"{url}#x")
+    there = transaction_of(url)
+    assert "are one array" in call("copy", "--replace", f"{url}#x", f"{url}#x", code=2).stderr
+    assert transaction_of(url) == there
+
+
+def test_only_arrays_are_replaced(call, url, tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(5))
+    call("import", tmp_path / "x.npy", f"{url}#x/y")
+    call("import", tmp_path / "x.npy", f"{url}#a~import")
+    there = transaction_of(url)
+    error = call("import", "--replace", tmp_path / "x.npy", f"{url}#x", code=1).stderr
+    assert "x is there already: a BTrees.OOBTree.OOBTree, and no array" in error
+    for replace in [], ["--replace"]:  # the name that an import has for itself
+        error = call("import", *replace, tmp_path / "x.npy", f"{url}#a", code=1).stderr
+        assert "a~import is a wendelin.bigarray.array_zodb.ZBigArray: an import needs" in error
+    assert transaction_of(url) == there
+
+
+def test_a_corrected_command_is_not_in_the_way_of_the_wrong_one(call, url, tmp_path):
+    (tmp_path / "semi.csv").write_text("1;2\n3;4\n")
+    there = transaction_of(url)
+    error = call("import", tmp_path / "semi.csv", f"{url}#g/x", code=1).stderr
+    assert "the same command" not in error
+    assert transaction_of(url) == there
+    call("import", "--delimiter", ";", tmp_path / "semi.csv", f"{url}#g/x")
+    assert call("cat", f"{url}#g/x").stdout == "1.0\t2.0\n3.0\t4.0\n"
+
+
+def test_who_was_overtaken_does_not_replace(call, url, tmp_path):
+    """Another import of the same begins while one is under way."""
+    from wendelin.cli.errors import Failure
+    from wendelin.cli.files.flat import npy_source
+    from wendelin.cli.transfer import Target
+
+    np.save(tmp_path / "x.npy", np.arange(5))
+    with database(url) as root:
+        source = npy_source(tmp_path / "x.npy", {})
+        args = (Address(url, ("x",)), source, False, 1 << 16, None)
+        first = Target(root, *args)
+        first.begin()
+        second = Target(root, *args)
+        second.begin()
+        for step in lambda: first.advance(5), first.finish:
+            with pytest.raises(Failure, match="x has begun meanwhile"):
+                step()
+        second.finish()
+        assert root["x"] is second.array
+        with pytest.raises(Failure, match="is there already"):
+            Target(root, *args)
+        source.close()
+
+
 def test_nothing_is_lost(call, url, tmp_path):
     np.save(tmp_path / "x.npy", np.arange(5))
     np.save(tmp_path / "y.npy", np.arange(6.0))
@@ -215,6 +330,16 @@ def test_nothing_is_lost(call, url, tmp_path):
         (["--step", "0", "x.npy", "{url}#x"], 2, "'0' is no size"),
         (["--blksize", "1000", "x.npy", "{url}#x"], 2, "1000"),
         (["--delimiter", "ab", "x.csv", "{url}#x"], 2, "one character"),
+        (["--delimiter", '"', "x.csv", "{url}#x"], 2, "has another meaning"),
+        (["--delimiter", "\n", "x.csv", "{url}#x"], 2, "has another meaning"),
+        (["--dtype", "(2,)f4", "x.csv", "{url}#x"], 2, "it has a shape"),
+        (["--header", "x.npy", "{url}#x"], 2, "--header is not for npy files"),
+        (["--blksize", "1T", "x.npy", "{url}#x"], 2, "'1T' is more than page memory may have"),
+        (["--dtype", "u1", "--offset", "99", "text.npy.raw", "{url}#x"], 1, "21 bytes: --offset"),
+        (["--dtype", "u1", "pipe", "{url}#x"], 1, "pipe is no regular file"),
+        (["pipe.npy", "{url}#x"], 1, "pipe.npy is no regular file"),
+        (["pipe.csv", "{url}#x"], 1, "pipe.csv is no regular file"),
+        (["latin.csv", "{url}#x"], 1, "latin.csv is no text in UTF-8"),
         (["--format", "ZBlk7", "x.npy", "{url}#x"], 2, "'ZBlk7'"),
         (["nowhere.npy", "{url}#x"], 1, "nowhere.npy: No such file"),
         (["text.npy", "{url}#x"], 1, "is no .npy that can be read"),
@@ -229,6 +354,8 @@ def test_nothing_is_lost(call, url, tmp_path):
         (["x.npy", "nowhere/x.fs#x"], 1, "No such file"),
         (["x.npy", "{url}#a/b"], 1, "a is a wendelin.bigarray.array_zodb.ZBigArray"),
         (["x.npy", "{url}#list/b"], 1, "list is a persistent.list.PersistentList"),
+        (["x.npy", "{url}#list/1/z"], 1, "list is a persistent.list.PersistentList"),
+        (["x.npy", "{url}#list/0/z"], 1, "list/0 is a builtins.dict"),
         (["x.npy", "{url}#numbers/b"], 1, "numbers has no names for keys"),
         (["x.npy", "{url}#plain/b"], 1, "plain is a builtins.dict"),
     ],
@@ -242,20 +369,30 @@ def test_a_wrong_import_is_one_line(call, url, tmp_path, monkeypatch, args, code
     np.save("objects.npy", np.array([{}], object))
     Path("short.npy").write_bytes(Path("x.npy").read_bytes()[:-40])
     Path("empty.csv").touch()
+    Path("latin.csv").write_bytes(b"1\n\xff\n")
+    for name in "pipe", "pipe.npy", "pipe.csv":
+        os.mkfifo(name)
     for name in "text.npy", "text.npz", "text.h5", "text.npy.raw":
         Path(name).write_text("this is no such file\n")
     with database(url) as root:
         root["a"] = ZBigArray((3,), "f8")
-        root["list"], root["numbers"], root["plain"] = PersistentList(), IOBTree(), {}
+        root["list"], root["numbers"], root["plain"] = PersistentList([{}]), IOBTree(), {}
         transaction.commit()
         before = root._p_jar.db().lastTransaction()
     done = call("import", *(arg.format(url=url) for arg in args), code=code)
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.stdout == ""
-    if "short" not in args[0]:
-        with database(url) as root:
-            assert root._p_jar.db().lastTransaction() == before
+    assert transaction_of(url) == before
+
+
+def test_strings_of_zarr(call, url, tmp_path):
+    zarr = pytest.importorskip("zarr")
+    group = zarr.open_group(str(tmp_path / "z.zarr"), mode="w")
+    group.create_array("s", shape=(3,), dtype=str)
+    error = call("import", f"{tmp_path}/z.zarr:s", f"{url}#x", code=1).stderr
+    assert "StringDType() holds objects" in error
+    assert error.count("\n") == 1
 
 
 def test_what_files_cannot_have(call, url, tmp_path):

@@ -15,7 +15,7 @@ from click.shell_completion import CompletionItem
 from persistent.TimeStamp import TimeStamp
 from ZODB.utils import p64, u64
 
-from wendelin.bigfile.virtmem import BigFile
+from wendelin.bigfile.virtmem import BigFile, ram_stat
 from wendelin.cli.address import Address, parse_index
 from wendelin.cli.transfer import STEP
 
@@ -178,6 +178,8 @@ class DtypeType(_Type):
             dtype = np.dtype(spec)
             if dtype.itemsize == 0 or dtype.hasobject:
                 raise TypeError("it has no size")
+            if dtype.subdtype is not None:
+                raise TypeError("it has a shape")
             return dtype
         except (TypeError, ValueError, SyntaxError) as e:
             self.fail(
@@ -216,6 +218,14 @@ class BlksizeType(SizeType):
     ) -> int:
         """Return the number of bytes."""
         size = super().convert(value, param, ctx)
+        limit, _, _ = ram_stat()
+        if isinstance(value, str) and size > limit:
+            self.fail(
+                f"{value!r} is more than page memory may have, {limit} bytes: half of the memory, "
+                f"or WENDELIN_CORE_RAM",
+                param,
+                ctx,
+            )
         try:
             return BigFile(size).blksize
         except (ValueError, OverflowError) as e:
@@ -251,6 +261,8 @@ format_option = click.option(
 def _one_character(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value is not None and len(value) != 1:
         raise click.BadParameter(f"{value!r} must be one character")
+    if value is not None and value in '"\r\n':
+        raise click.BadParameter(f"{value!r} has another meaning in CSV files")
     return value
 
 

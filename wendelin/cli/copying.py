@@ -15,6 +15,8 @@ from typing import Any
 import click
 from transaction.interfaces import TransientError
 from ZODB.blob import is_blob_record
+from ZODB.DemoStorage import DemoStorage
+from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import POSKeyError, ReadOnlyError, Unsupported
 from ZODB.utils import z64
 
@@ -31,7 +33,7 @@ from wendelin.cli.output import (
     shown_tid,
     size_text,
 )
-from wendelin.cli.transfer import Target, check_complete, fill
+from wendelin.cli.transfer import Target, fill
 from wendelin.cli.tree import find_array
 from wendelin.lib.zeoclient import ZEOClient
 from wendelin.lib.zrecord import without_pad
@@ -220,13 +222,16 @@ def copy(source: Address, destination: Address, replace: bool, step: int, as_jso
     """
     if bool(source.path) != bool(destination.path):
         raise click.UsageError("either both have a #path, of an array, or none has one")
+    there = os.path.exists(source.url) and os.path.exists(destination.url)
+    one_file = there and os.path.samefile(source.url, destination.url)
     if source.path:
+        if source.path == destination.path and (one_file or source.url == destination.url):
+            raise click.UsageError(f"{source} and {destination} are one array")
         _copy_array(source, destination, replace, step, as_json)
         return
     if replace:
         raise click.UsageError("--replace is for arrays: a database is copied into an empty one")
-    there = os.path.exists(source.url) and os.path.exists(destination.url)
-    if there and os.path.samefile(source.url, destination.url):
+    if one_file:
         raise click.UsageError(f"{source.url} and {destination.url} are one file")
     _copy_database(source.url, destination.url, as_json)
 
@@ -239,6 +244,8 @@ def _copy_database(source: str, destination: str, as_json: bool) -> None:
         for url, storage in (source, old), (destination, new):
             if not hasattr(storage, "iterator"):
                 raise Failure(f"{url} does not tell its transactions: copy arrays, by URL#path")
+        if isinstance(new, MappingStorage | DemoStorage):
+            raise Failure(f"{destination} is in memory, and gone when the copy is complete")
         work = Copy(old, new)
         with progress("copy", old.getSize(), in_bytes=True) as tell:
             work.run(tell)
@@ -255,7 +262,6 @@ def _copy_array(
 ) -> None:
     with opened(source.url) as here, opened(destination.url, write=True) as there:
         array = find_array(here, source)
-        check_complete(here, source)
         of = {"url": source.url, "path": list(source.path), "oid": array._p_oid.hex()}
         with closing(ArraySource(array, of)) as reader:
             target = Target(

@@ -31,7 +31,6 @@ from wendelin.cli.output import (
     size_text,
 )
 from wendelin.cli.transfer import Target, fill
-from wendelin.lib.calc import mul
 
 __all__ = ["import_file"]
 
@@ -55,6 +54,11 @@ Examples:
 @click.option("--order", type=click.Choice(["C", "F"]), help="Of raw bytes.  [default: C]")
 @click.option("--offset", type=click.IntRange(0), help="Where raw bytes begin in the file.")
 @click.option("--columns", help="Of a CSV file: names or numbers, as in time,price or 0,3.")
+@click.option(
+    "--header/--no-header",
+    default=None,
+    help="Whether the first line of a CSV file has names.  [default: if it has no number]",
+)
 @delimiter_option
 @blksize_option
 @format_option
@@ -69,6 +73,7 @@ def import_file(
     order: Order | None,
     offset: int | None,
     columns: str | None,
+    header: bool | None,
     delimiter: str | None,
     blksize: int,
     zblk_fmt: str | None,
@@ -80,10 +85,10 @@ def import_file(
 
     What a file is, its suffix says; bytes are taken as they are, in their dtype and order. It is
     done in transactions of some blocks each. If it was interrupted, the same command goes on from
-    where it was; until all is there, NAME~import is beside the array.
+    where it was; until all is there, the array is in NAME~import, and nothing by its name.
     """
     names = [name.strip() for name in columns.split(",")] if columns else []
-    options = Options(dtype, shape, order, offset, names, delimiter)
+    options = Options(dtype, shape, order, offset, names, delimiter, header)
     what = parse_file(file, raw=dtype is not None)
     with closing(open_source(what, options)) as source, opened(address.url, write=True) as root:
         target = Target(root, address, source, replace, blksize, zblk_fmt)
@@ -99,9 +104,13 @@ def import_file(
                     "path": str(address).partition("#")[2],
                     **layout_json(source.layout),
                     "bytes": total,
+                    "header": source.header,
                     "resumed_at": before if target.resumed else None,
                 }
             )
         else:
             again = f", from {size_text(before)} on" if target.resumed else ""
-            print(f"{address}: {size_text(mul(source.layout.shape) * itemsize)}{again}")
+            names = source.header or []
+            shown = ", ".join(names[:8]) + (", ..." if names[8:] else "")
+            after = f", after a header: {shown}" if names else ""
+            print(f"{address}: {size_text(total)}{after}{again}")

@@ -15,6 +15,7 @@ from wendelin.cli.address import Address, join
 from wendelin.cli.arguments import AddressType, json_option
 from wendelin.cli.arrays import layout_of
 from wendelin.cli.database import opened, tid_time
+from wendelin.cli.errors import Failure
 from wendelin.cli.output import (
     console,
     layout_json,
@@ -156,9 +157,14 @@ def info(address: Address, as_json: bool) -> None:
     or copied when they are read. No block is loaded.
     """
     with opened(address.url) as root:
-        array = find_array(root, address)
-        blocks = examine(array)
         unfinished = progress_of(root, address)
+        try:
+            array = find_array(root, address)
+        except Failure:
+            if unfinished is None:
+                raise
+            array = unfinished["array"]
+        blocks = examine(array)
         lost = advice(address, blocks)
         if as_json:
             print_json(_json(address, array, blocks, unfinished))
@@ -203,7 +209,7 @@ def _facts(
     if blocks.past_end:
         facts.append(("past end", f"{blocks.past_end} blocks, which nobody sees"))
     if unfinished is not None:
-        done = f"{unfinished['done']} of {array.size} elements"
+        done = f"{unfinished['done']} of {unfinished['array'].size} elements"
         facts.append(("import", f"not complete: {done}; the same `wendelin import` goes on"))
     return facts
 

@@ -1,12 +1,15 @@
 """An array of a database that is filled from a source: in bounded transactions, and resumable.
 
-Beside the array, by its name and `~import`, is a small object, which is changed in each of the
-transactions: what the source is, and how much of it is there. So who was killed goes on where he
-was, and what is not complete is seen to be so. The last transaction removes it.
+Until it is complete, the array is in a small object by its name and `~import`, which is changed in
+each of the transactions: what the source is, and how much of it is there. So who was killed goes on
+where he was, and what is not complete is seen by no one who asks for the name. The last transaction
+puts the array in its place, and removes the object.
 """
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -17,8 +20,8 @@ from BTrees.OOBTree import OOBTree
 from persistent import Persistent
 from persistent.mapping import PersistentMapping
 from ZODB.broken import Broken
-from ZODB.POSException import ConflictError
 
+from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.file_zodb import ZBigFile
 from wendelin.bigfile.virtmem import ram_stat
@@ -29,13 +32,17 @@ from wendelin.cli.files.base import Source
 from wendelin.cli.output import Advance
 from wendelin.cli.tree import find
 
-__all__ = ["STEP", "Target", "check_complete", "fill", "parts", "progress_of"]
+__all__ = ["STEP", "Target", "fill", "parts", "progress_of"]
 
 STEP = 32 << 20  # of a transaction, if nothing else is said [bytes]
 
 _NO_CONTAINERS = (Broken, ZBigArray, ZBigFile, Sequence)
 _SUFFIX = "~import"
 _CHECKED = 1 << 20  # of what is there already, when it is gone on with [bytes]
+_PROGRESS = {"source", "done", "array"}  # keys of what is at the suffix
+
+#: of a source, or of its values: the same command fails of the same
+_LASTING = (Failure, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
 def parts(source: Source, start: int, step: int, sparse: bool = True) -> Iterator[tuple[int, int]]:
@@ -61,30 +68,36 @@ def parts(source: Source, start: int, step: int, sparse: bool = True) -> Iterato
         start = stop
 
 
+def _kind(obj: Any) -> str:
+    return f"{type(obj).__module__}.{type(obj).__qualname__}"
+
+
 class _Place:
     """Where in a database something is: in what, by which name."""
 
     def __init__(self, root: Any, address: Address, make: bool) -> None:
-        self.address = address
         *names, self.name = address.path
         self.container = root
-        path: tuple[str, ...] = ()
-        for name in names:
-            path = (*path, name)
-            if make and self._get(name) is None:
-                self._set(name, OOBTree())
-            self.container = find(root, Address(address.url, path))
+        self._where = Address(address.url, ())
+        for i in range(len(names)):
+            where = Address(address.url, tuple(names[: i + 1]))
+            try:
+                self.container = find(root, where)
+            except Failure:
+                if not make:
+                    raise
+                self._set(names[i], OOBTree())
+                self.container = self._get(names[i])
+            self._where = where
         self._check()
 
     def _check(self) -> None:
         container = self.container
         ok = isinstance(container, Persistent) and not isinstance(container, _NO_CONTAINERS)
         if not ok:
-            kind = f"{type(container).__module__}.{type(container).__qualname__}"
-            where = Address(self.address.url, self.address.path[:-1])
             raise Failure(
-                f"{where} is a {kind}: an array can be put into a persistent mapping, a "
-                f"BTree, or another persistent object"
+                f"{self._where} is a {_kind(container)}: an array can be put into a persistent "
+                f"mapping, a BTree, or another persistent object"
             )
 
     def _is_mapping(self) -> bool:
@@ -104,8 +117,7 @@ class _Place:
             else:
                 setattr(self.container, name, value)
         except TypeError as e:  # a BTree with keys of another type
-            where = Address(self.address.url, self.address.path[:-1])
-            raise Failure(f"{where} has no names for keys: {e}") from e
+            raise Failure(f"{self._where} has no names for keys: {e}") from e
 
     def _delete(self, name: str) -> None:
         if self._is_mapping():
@@ -124,9 +136,16 @@ class _Place:
 
     @property
     def progress(self) -> PersistentMapping | None:
-        """How far it is; None: nobody fills it."""
+        """How far it is, and the array; None: nobody fills it."""
         found = self._get(self.name + _SUFFIX)
-        return found if isinstance(found, PersistentMapping) else None
+        if found is None:
+            return None
+        if not isinstance(found, PersistentMapping) or found.keys() != _PROGRESS:
+            raise Failure(
+                f"{Address(self._where.url, (*self._where.path, self.name + _SUFFIX))} is a "
+                f"{_kind(found)}: an import needs that name"
+            )
+        return found
 
     @progress.setter
     def progress(self, value: PersistentMapping | None) -> None:
@@ -137,26 +156,11 @@ class _Place:
 
 
 def progress_of(root: Any, address: Address) -> PersistentMapping | None:
-    """Return how far the import of an array is; None: it is complete."""
+    """Return how far the import of an array is, and the array; None: nobody fills it."""
     try:
         return _Place(root, address, make=False).progress
     except Failure:
         return None
-
-
-def check_complete(root: Any, address: Address) -> None:
-    """See that an array is complete.
-
-    Raises
-    ------
-    Failure
-        Its import was interrupted.
-    """
-    if (progress := progress_of(root, address)) is not None:
-        raise Failure(
-            f"{address} is not complete: it has {progress['done']} elements of what was to be "
-            f"imported; the same `wendelin import` goes on, or `wendelin copy`"
-        )
 
 
 def _plain(identity: dict[str, Any]) -> dict[str, Any]:
@@ -175,7 +179,7 @@ class Target:
         Of the array; mappings on the way to it are made, if they are not there.
     source : Source
     replace : bool
-        Something else may be there, and is replaced.
+        Another array may be there, and is replaced when this one is complete.
     blksize : int
     zblk_fmt : str, optional
         See ZBigArray.
@@ -196,17 +200,23 @@ class Target:
         zblk_fmt: str | None,
     ) -> None:
         self.address = address
+        self._root, self._replace = root, replace
         self._place = _Place(root, address, make=True)
+        self._check_there()
+        if source.layout.dtype.hasobject:
+            raise Failure(
+                f"{source.identity().get('file', 'the source')}: {source.layout.dtype} holds "
+                f"objects, and no numbers or bytes"
+            )
         identity = {**_plain(source.identity()), **source.layout.as_dict()}
-        progress, array = self._place.progress, self._place.obj
+        progress = self._place.progress
         self.resumed = False
-        if progress is not None and isinstance(array, ZBigArray):
-            differs = self._differs(progress, array, identity)
-            if not differs:
-                self.array, self._progress = array, progress
-                self.resumed = self._is_of(source)
-                if self.resumed:
-                    return
+        if progress is not None and progress["done"]:
+            self.array, self._progress = progress["array"], progress
+            differs = self._differs(progress, identity)
+            self.resumed = not differs and self._is_of(source)
+            if self.resumed:
+                return
             if not replace:
                 why = (
                     f"was begun from another source ({differs})"
@@ -214,29 +224,31 @@ class Target:
                     else "was changed since its import was interrupted, or the source was"
                 )
                 raise Failure(f"{address} {why}: --replace begins anew")
-        elif array is not None and not replace:
-            raise Failure(f"{address} is there already: --replace puts the new one in its place")
         try:
             shape, dtype, order = source.layout
             self.array = ZBigArray(shape, dtype, order, blksize, zblk_fmt)
         except (TypeError, ValueError) as e:
             raise Failure(f"{source.identity().get('file', 'the source')}: {e}") from e
-        self._progress = PersistentMapping(source=identity, done=0)
-        self._place.obj = self.array
-        self._place.progress = self._progress
-        if self.array._p_jar is None:
-            root._p_jar.add(self.array)
-        self._progress["array"] = self.array._p_oid.hex()
-        self._commit(f"wendelin: {address.path[-1]!r} begun")
+        self._progress = PersistentMapping(source=identity, done=0, array=self.array)
+
+    def _check_there(self) -> None:
+        """See that what is by the name may be replaced, or nothing is."""
+        there = self._place.obj
+        if there is None:
+            return
+        if not isinstance(there, ZBigArray):
+            raise Failure(f"{self.address} is there already: a {_kind(there)}, and no array")
+        if not self._replace:
+            raise Failure(
+                f"{self.address} is there already: --replace puts the new one in its place"
+            )
 
     @staticmethod
-    def _differs(progress: PersistentMapping, array: ZBigArray, identity: dict[str, Any]) -> str:
+    def _differs(progress: PersistentMapping, identity: dict[str, Any]) -> str:
         """Return what is not as it was; nothing, if all is."""
-        before = progress["source"]
+        before, layout = progress["source"], layout_of(progress["array"]).as_dict()
         names = [n for n in {**before, **identity} if before.get(n) != identity.get(n)]
-        if progress["array"] != array._p_oid.hex():
-            names.append("array")
-        elif any(before[n] != value for n, value in layout_of(array).as_dict().items()):
+        if not names and any(before[n] != value for n, value in layout.items()):
             names.append("shape")
         return ", ".join(names)
 
@@ -255,26 +267,33 @@ class Target:
         """Elements that are there."""
         return int(self._progress["done"])
 
+    def begin(self) -> None:
+        """Commit an array of zeros, to be filled."""
+        if self._progress._p_jar is None:
+            self._place.progress = self._progress
+            self._commit("begun")
+
     def advance(self, done: int) -> None:
         """Commit what was written; that many elements are there now."""
+        self._check_ours()
         self._progress["done"] = done
-        self._commit(f"wendelin: {self.address.path[-1]!r}")
+        self._commit(f"{done} elements")
 
     def finish(self) -> None:
-        """It is complete."""
+        """It is complete: put it in its place."""
+        self._check_ours()
+        self._check_there()  # another one may have come
+        self._place.obj = self.array
         self._place.progress = None
-        self._commit(f"wendelin: {self.address.path[-1]!r} complete")
+        self._commit("complete")
+
+    def _check_ours(self) -> None:
+        if self._place.progress is not self._progress:
+            raise Failure(f"another import of {self.address} has begun meanwhile")
 
     def _commit(self, note: str) -> None:
-        transaction.get().note(note)
-        try:
-            transaction.commit()
-        except ConflictError as e:
-            transaction.abort()
-            raise Failure(
-                f"{self.address}: somebody else has changed it, or what it is in, at the same "
-                f"time; the same command goes on ({e})"
-            ) from e
+        transaction.get().note(f"wendelin: {self.address.path[-1]!r} {note}")
+        transaction.commit()
 
 
 def fill(target: Target, source: Source, step: int, tell: Advance) -> None:
@@ -294,22 +313,29 @@ def fill(target: Target, source: Source, step: int, tell: Advance) -> None:
     limit, _, _ = ram_stat()
     # whole blocks: so that none is stored twice
     step = max(blksize, min(step, limit // 4) // blksize * blksize)
-    flat = flat_bytes(array)
+    flat: BigArray | None = None
     done = target.done
     try:
         for start, stop in parts(source, done, step):
-            if start < stop:
-                flat[start * itemsize : stop * itemsize] = source.read(start, stop).view(np.uint8)
+            values = source.read(start, stop) if start < stop else None
+            target.begin()  # now that something could be read
+            if values is not None:
+                flat = flat_bytes(array) if flat is None else flat
+                flat[start * itemsize : stop * itemsize] = values.view(np.uint8)
             target.advance(stop)
             tell((stop - done) * itemsize)
             done = stop
+        target.begin()
         target.finish()
     except (Exception, KeyboardInterrupt) as e:
         # it may have come when the database had committed, and we did not know yet
         with suppress(Exception):
             transaction.abort()
             done = target.done
+        lasting = isinstance(e, _LASTING)
+        if lasting and not done:
+            raise Failure(explain(e)) from e
+        then = "--replace begins anew" if lasting else "the same command goes on from there"
         raise Failure(
-            f"{explain(e)}: {target.address} has {done} of {source.layout.size} elements; the same "
-            f"command goes on from there"
+            f"{explain(e)}: {target.address} has {done} of {source.layout.size} elements; {then}"
         ) from e

@@ -6,6 +6,7 @@ It knows kinds of files; sources and sinks of them are in the modules.
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ import click
 import numpy as np
 
 from wendelin.bigarray.array import Order
+from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import Layout, Sink, Source
 from wendelin.cli.files.datasets import hdf5_sink, hdf5_source, zarr_sink, zarr_source
 from wendelin.cli.files.flat import FlatSink, NpzSink, npy_source, npz_source, raw_source
@@ -51,6 +53,7 @@ class Options:
     offset: int | None = None
     columns: list[str] = field(default_factory=list)
     delimiter: str | None = None
+    header: bool | None = None
 
 
 def _kind(path: str) -> str | None:
@@ -105,6 +108,8 @@ def open_source(file: File, options: Options) -> Source:
     """
     _check(file, options)
     state = os.stat(file.path)
+    if not (stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)):
+        raise Failure(f"{file.path} is no regular file: write what it gives into one first")
     identity: dict[str, Any] = {"file": file.path, "kind": file.kind}
     if file.kind != "zarr":  # what is a folder
         identity.update(size=state.st_size, changed=state.st_mtime_ns)
@@ -119,7 +124,7 @@ def open_source(file: File, options: Options) -> Source:
     if file.kind == "csv":
         dtype = options.dtype or np.dtype(float)
         delimiter = _delimiter(file, options)
-        return CsvSource(file.path, delimiter, options.columns, dtype, identity)
+        return CsvSource(file.path, delimiter, options.columns, dtype, options.header, identity)
     assert options.dtype is not None
     return raw_source(
         file.path,
@@ -134,9 +139,9 @@ def open_source(file: File, options: Options) -> Source:
 def _check(file: File, options: Options) -> None:
     allowed = {
         "raw": ("dtype", "shape", "order", "offset"),
-        "csv": ("dtype", "columns", "delimiter"),
+        "csv": ("dtype", "columns", "delimiter", "header"),
     }.get(file.kind, ())
-    for name in ("dtype", "shape", "order", "offset", "columns", "delimiter"):
+    for name in ("dtype", "shape", "order", "offset", "columns", "delimiter", "header"):
         value = getattr(options, name)
         given = value is not None and not (isinstance(value, list) and not value)
         if given and name not in allowed:

@@ -43,6 +43,8 @@ class Source(ABC):
     """An array that is read."""
 
     layout: Layout
+    #: of text: what stands in its first line, if that has names and is no data
+    header: list[str] | None = None
 
     @abstractmethod
     def read(self, start: int, stop: int) -> NDArray[Any]:

@@ -146,12 +146,14 @@ def raw_source(
     file = open(path, "rb")  # noqa: SIM115  # it is the source's
     try:
         size = os.fstat(file.fileno()).st_size - offset
+        if size < 0:
+            raise Failure(f"{path} has {size + offset} bytes: --offset {offset} is past its end")
         if shape is None:
             shape = (size // dtype.itemsize,)
         layout = Layout(shape, dtype, order)
         if layout.size * dtype.itemsize != size:
             raise Failure(
-                f"{path} has {max(size, 0)} bytes from {offset} on, and an array of shape {shape} "
+                f"{path} has {size} bytes from {offset} on, and an array of shape {shape} "
                 f"and dtype {dtype} has {layout.size * dtype.itemsize}"
             )
         return FlatSource(file, layout, offset, {**identity, "offset": offset})

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -16,6 +16,8 @@ from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import Layout, Sink, Source
 
 __all__ = ["CsvSink", "CsvSource", "fields", "words"]
+
+_LONGEST = 64 << 20  # row, with what is quoted in it [characters]
 
 
 def fields(value: Any) -> Iterator[str]:
@@ -44,6 +46,49 @@ def words(values: NDArray[Any]) -> Iterator[str]:
         yield from map(str, values.tolist())
 
 
+def _leaves(values: NDArray[Any], name: str = "") -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield the columns that the rows of an array of structures have as text: name, elements."""
+    if values.ndim > 1:
+        for index in np.ndindex(values.shape[1:]):
+            of = name + "".join(f"[{i}]" for i in index)
+            yield from _leaves(values[(slice(None), *index)], of)
+    elif values.dtype.names:
+        for field in values.dtype.names:
+            yield from _leaves(values[field], f"{name}.{field}" if name else field)
+    else:
+        yield name, values
+
+
+def _kinds(dtype: np.dtype[Any]) -> list[str]:
+    """Return the kinds of numbers that are the columns of a dtype."""
+    return [leaf.dtype.kind for _, leaf in _leaves(np.empty(0, dtype))]
+
+
+def _truth(text: str) -> bool:
+    """Return the bool of a text."""
+    word = text.strip().lower()
+    return {"true": True, "false": False}[word] if word.isalpha() else bool(int(word))
+
+
+def _is_value(cell: str, kinds: str) -> bool:
+    """Say whether a cell is a number, or as values of other kinds are written."""
+    text = cell.strip()
+    parsers: list[Any] = [float]
+    if any(map(str.isdecimal, text)):
+        parsers.append(complex)
+        if "M" in kinds:
+            parsers.append(np.datetime64)
+    if "b" in kinds:
+        parsers.append(_truth)
+    for parse in parsers:
+        try:
+            parse(text)
+            return True
+        except (ValueError, KeyError):
+            pass
+    return text.lower() == "nat" and bool({"M", "m"}.intersection(kinds))
+
+
 class CsvSource(Source):
     """Columns of a CSV file: 1-d, if it is one; else an axis for rows, and one for columns.
 
@@ -56,6 +101,9 @@ class CsvSource(Source):
     columns : list of str
         Names, or numbers from 0; empty: all of them.
     dtype : data-type
+    header : bool, optional
+        Whether the first line has names. None: it has, if there is no number in it, or a column is
+        asked for by its name.
     identity : dict
         See Source.
     """
@@ -66,81 +114,112 @@ class CsvSource(Source):
         delimiter: str,
         columns: list[str],
         dtype: np.dtype[Any],
+        header: bool | None,
         identity: dict[str, Any],
     ) -> None:
         self._path, self._delimiter, self._dtype = path, delimiter, dtype
         self._file = open(path, encoding="utf-8-sig", newline="")  # noqa: SIM115
         try:
-            first = next(self._lines(), "")
-            names = next(csv.reader([first], delimiter=delimiter), [])
-            if not names:
-                raise Failure(f"{path} is empty")
-            names = [name.strip() for name in names]
-            self._columns = self._numbers(columns, names)
-            by_name = any(column in names and not column.isdecimal() for column in columns)
-            self._header = by_name or not self._is_data(first)
+            self._begin(columns, header)
             rows = sum(1 for _ in self._rows())
-        except UnicodeDecodeError as e:
-            raise Failure(f"{path} is no text in UTF-8: {e}") from e
-        except BaseException:
+        except BaseException as e:
             self._file.close()
+            if isinstance(e, UnicodeDecodeError):
+                raise Failure(f"{path} is no text in UTF-8: {e}") from e
             raise
-        self._width = 1 if dtype.names else len(self._columns)  # elements of a row
         shape = (rows,) if self._width == 1 else (rows, self._width)
         self.layout = Layout(shape, dtype, "C")
-        self._identity = {**identity, "columns": self._columns, "delimiter": delimiter}
+        self._identity = {
+            **identity,
+            "columns": self._columns,
+            "delimiter": delimiter,
+            "header": self.header,
+        }
         self._next = 0  # the row that _left is before
         self._left = self._rows()
+
+    def _begin(self, columns: list[str], header: bool | None) -> None:
+        """Find out what the first line is, and which columns are read."""
+        first = next(self._lines(), "")
+        try:
+            cells = [cell.strip() for cell in next(csv.reader([first], delimiter=self._delimiter))]
+        except (StopIteration, csv.Error):
+            cells = []
+        if not cells:
+            raise Failure(f"{self._path} is empty" if not first else f"{self._path} is no CSV file")
+        kinds = _kinds(self._dtype)
+        if header is None:
+            by_name = any(column in cells and not column.isdecimal() for column in columns)
+            header = by_name or not any(_is_value(cell, "".join(kinds)) for cell in cells)
+        if header:
+            self.header = cells
+        self._columns = self._numbers(columns, cells if header else [], len(cells))
+        # the parser sees to it that all rows have as many, if it is not told which ones
+        self._chosen = self._columns if columns else None
+        if self._dtype.names and len(kinds) != len(self._columns):
+            raise Failure(
+                f"{self._path}: {self._dtype} has {len(kinds)} columns, and these are "
+                f"{len(self._columns)}: --columns tells which ones to take"
+            )
+        self._width = 1 if self._dtype.names else len(self._columns)  # elements of a row
+        kinds = kinds if self._dtype.names else kinds * self._width
+        self._converters: dict[int | str, Callable[[str], Any]] = {
+            number: _truth for number, kind in zip(self._columns, kinds, strict=True) if kind == "b"
+        }
 
     def _lines(self) -> Iterator[str]:
         """Yield lines, from the first one on, that are not empty; with those of quoted fields."""
         self._file.seek(0)
         parts: list[str] = []
-        quotes = 0
-        for line in self._file:
+        quotes = size = first = 0
+        for number, line in enumerate(self._file, 1):
+            first = first if parts else number
             parts.append(line)
+            size += len(line)
             quotes += line.count('"')
             if quotes % 2 == 0:
                 whole = "".join(parts)
                 parts = []
-                if not whole.isspace():
+                size = 0
+                if whole.strip("\r\n"):
                     yield whole
+            elif size > _LONGEST:
+                break
         if parts:
-            yield "".join(parts)
+            raise Failure(f"{self._path} has a quote in line {first} that is not closed")
 
     def _rows(self) -> Iterator[str]:
         """Yield lines that are data."""
-        return islice(self._lines(), 1 if self._header else 0, None)
+        return islice(self._lines(), 0 if self.header is None else 1, None)
 
-    def _numbers(self, columns: list[str], names: list[str]) -> list[int]:
+    def _numbers(self, columns: list[str], names: list[str], n: int) -> list[int]:
         """Return the numbers of columns."""
         numbers = []
         for column in columns:
             if column in names:
                 numbers.append(names.index(column))
-            elif column.isdecimal() and int(column) < len(names):
+            elif column.isdecimal() and int(column) < n:
                 numbers.append(int(column))
             else:
                 have = ", ".join(names[:8]) + (", ..." if names[8:] else "")
+                have = have or f"{n} columns, without names"
                 raise Failure(f"{self._path} has no column {column!r}: it has {have}")
-        return numbers or list(range(len(names)))
-
-    def _is_data(self, line: str) -> bool:
-        try:
-            self._parse([line])
-        except ValueError:
-            return False
-        return True
+        return numbers or list(range(n))
 
     def _parse(self, lines: list[str]) -> NDArray[Any]:
-        return np.loadtxt(
+        values = np.loadtxt(
             lines,
             self._dtype,
             comments=None,
             delimiter=self._delimiter,
             quotechar='"',
-            usecols=self._columns,
+            usecols=self._chosen,
+            converters=self._converters,
         ).reshape(-1)
+        if len(values) != len(lines) * self._width:
+            n = len(values) // len(lines)
+            raise ValueError(f"the number of columns is {n}, and {self._width} in the first line")
+        return values
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """See Source."""
@@ -154,7 +233,7 @@ class CsvSource(Source):
             raise Failure(f"{self._path} has become shorter: it ends after row {self._next}")
         try:
             values = self._parse(lines)
-        except ValueError as e:
+        except (ValueError, KeyError) as e:
             raise Failure(
                 f"{self._path}, in rows {first + 1} to {last} of data: {e}; --columns tells which "
                 f"columns to take, and --dtype what is in them"
@@ -187,7 +266,8 @@ class CsvSink(Sink):
         self._delimiter = delimiter
         self.together = self._columns = layout.shape[1] if len(layout.shape) == 2 else 1
         self._started = False
-        self._names = layout.dtype.names
+        self._dtype = layout.dtype
+        self._special = re.compile(f'[\\s"{re.escape(delimiter)}]|^$')
 
     def resume(self, position: int) -> None:
         """See Sink."""
@@ -198,23 +278,38 @@ class CsvSink(Sink):
     def write(self, start: int, values: NDArray[Any]) -> None:
         """See Sink."""
         self._begin()
-        if self._names:
-            self._write(fields(value) for value in values)
+        if self._dtype.names:
+            self._write(zip(*(self._cells(leaf) for _, leaf in _leaves(values)), strict=True))
         else:
-            texts, n = words(values), self._columns
+            texts, n = self._cells(values), self._columns
             self._write(islice(texts, n) for _ in range(len(values) // n))
 
+    @staticmethod
+    def _cells(values: NDArray[Any]) -> Iterator[str]:
+        """Yield elements as text, of which the same elements can be read."""
+        if values.dtype.kind == "S":
+            for value in values:
+                if not value.isascii():
+                    raise Failure(
+                        f"a CSV file is text, and {bytes(value)!r} is none in ASCII: .npy takes any"
+                    )
+        elif values.dtype.kind == "m":
+            values = np.where(np.isnat(values), "NaT", values.astype("i8").astype("U"))
+        return words(values)
+
+    def _quoted(self, text: str) -> str:
+        return '"' + text.replace('"', '""') + '"' if self._special.search(text) else text
+
     def _write(self, rows: Iterable[Iterable[str]]) -> None:
-        text = io.StringIO()
-        csv.writer(text, delimiter=self._delimiter, lineterminator="\n").writerows(rows)
-        self._file.write(text.getvalue().encode())
+        lines = (self._delimiter.join(map(self._quoted, row)) + "\n" for row in rows)
+        self._file.write("".join(lines).encode())
 
     def _begin(self) -> None:
         if not self._started:
             self._started = True
             self._file.truncate(0)
-            if self._names:
-                self._write([self._names])
+            if self._dtype.names:
+                self._write([[name for name, _ in _leaves(np.empty(0, self._dtype))]])
 
     def sync(self) -> int:
         """See Sink."""
