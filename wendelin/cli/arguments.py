@@ -249,8 +249,13 @@ format_option = click.option(
 
 
 def _one_character(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value is not None and len(value) != 1:
-        raise click.BadParameter(f"{value!r} must be one character")
+    if value is None:
+        return None
+    # of what UTF-8 cannot have: bytes of the call that were no text
+    if len(value) != 1 or value in '\r\n"' or "\ud800" <= value <= "\udfff":
+        raise click.BadParameter(
+            f"{value!r} must be one character, which neither ends lines nor quotes fields"
+        )
     return value
 
 
