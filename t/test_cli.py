@@ -63,6 +63,13 @@ def test_ls(call, url, testdb):
     assert [row["path"] for row in call("ls", "--json", f"{url}#list").json] == ["list/1/k/0"]
 
 
+@pytest.mark.parametrize("under", ["list", "list/1", "list/1/k", "list/1/k/0"])
+def test_ls_and_verify_under_what_is_no_object_of_the_database(call, url, under):
+    assert [row["path"] for row in call("ls", "--json", f"{url}#{under}").json] == ["list/1/k/0"]
+    assert call("verify", f"{url}#{under}").stdout.startswith("1 array,")
+    assert call("ls", "--json", f"{url}#list/0").json == []  # a number
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_paths_that_ls_tells_are_taken(call, url, path):
     if path == "file":
@@ -128,7 +135,16 @@ def test_many_objects(call, testdb):
         cache = root._p_jar._cache
         cache.cache_size = 400
         counts = []
-        assert len(list(walk(root, tell=lambda n: counts.append(cache.cache_non_ghost_count)))) == 1
+        assert (
+            len(
+                list(
+                    walk(
+                        root._p_jar, root, tell=lambda n: counts.append(cache.cache_non_ghost_count)
+                    )
+                )
+            )
+            == 1
+        )
         assert len(counts) > 3000
         assert max(counts) < 400 + 300  # what the cache may have, and what it has meanwhile
 

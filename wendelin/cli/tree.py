@@ -169,22 +169,23 @@ def is_of_object(error: Exception) -> bool:
 
 
 def walk(
-    start: Any, path: Path = (), tell: Callable[[int], None] = lambda n: None
+    conn: Any, start: Any, path: Path = (), tell: Callable[[int], None] = lambda n: None
 ) -> Iterator[Found | Unreadable]:
     """Yield all arrays that can be reached from an object; each once, by the shortest path.
 
     Parameters
     ----------
+    conn : Connection
     start : object
-        Of a Connection. Memory holds the numbers of all objects under it, and no more of most.
+        Of it, or in one of it. Memory holds the numbers of all objects under it, and no more of
+        most.
     path : tuple of str
         Of the object.
     tell
         Is told how many objects were looked at.
     """
-    conn = start._p_jar
     todo = deque([_Node(start, "", None)])
-    seen = {start._p_oid}
+    seen = {start._p_oid} if isinstance(start, Persistent) else set()
     count = 0
     while todo:
         node = todo.popleft()
