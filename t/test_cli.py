@@ -247,6 +247,38 @@ def test_cat_and_head(call, url):
     assert call("cat", "--json", f"{url}#{B}[-1, ::-10]").json == [2999, 2989, 2979]
 
 
+INDICES = ["", "[...]", "[:]", "[1]", "[1,2]", "[...,1]", "[0,...,1]", "[::-1]", "[2:0:-1,...]"]
+INDICES += ["[1,::-2]", "[1,...,::-1]", "[-1:5]", "[:0]", "[...,0:2,::-1]", "[1,2,3]", "[-2:-1]"]
+
+
+def test_head_is_the_first_of_what_cat_prints(call, testdb):
+    values = np.arange(60).reshape(3, 4, 5)
+    with database(testdb.url) as root:
+        root["x"] = A = filled(values.shape, values.dtype)
+        transaction.commit()
+        A[...] = values
+        transaction.commit()
+    for index in INDICES:
+        found = call("cat", "--json", f"{testdb.url}#x{index}").json
+        for rows in 0, 1, 2, 100:
+            told = call("head", "-n", rows, "--json", f"{testdb.url}#x{index}").json
+            first = np.asarray(found)[:rows].tolist() if isinstance(found, list) else found
+            assert told == first, (index, rows)
+
+
+def test_head_of_what_is_larger_than_the_address_space(call, testdb):
+    with database(testdb.url) as root:
+        root["x"] = filled((1 << 70,), "u1")
+        root["y"] = filled((1 << 70, 3), "u1", "C")
+        transaction.commit()
+    assert call("head", "-n", "3", f"{testdb.url}#x").stdout == "0\n0\n0\n"
+    assert call("head", "-n", "1", f"{testdb.url}#x[5:]").stdout == "0\n"
+    assert call("head", "-n", "2", f"{testdb.url}#y").stdout == "0\t0\t0\n" * 2
+    for index in "[1,2]", "[...,...]", "[::0]":
+        error = call("head", f"{testdb.url}#x{index}", code=1).stderr
+        assert "has no such part" in error
+
+
 def texts():
     """Yield (array, index, as text, as JSON)."""
     yield np.arange(6).reshape(2, 3), "", "0\t1\t2\n3\t4\t5\n", [[0, 1, 2], [3, 4, 5]]
