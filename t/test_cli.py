@@ -13,6 +13,7 @@ from BTrees.OOBTree import OOBTree
 from child import check_child
 from cli import PROGRAM, wendelin
 from clidata import BLK, PATHS, Thing, database, filled, stock
+from persistent.mapping import PersistentMapping
 from ZODB.Connection import TransactionMetaData
 from ZODB.FileStorage import FileStorage
 from ZODB.utils import load_current
@@ -26,6 +27,10 @@ from wendelin.lib.zrecord import find_payload
 pytestmark = [pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs", "zeo")]
 
 DATA = Path(__file__).parent / "data"
+
+
+class Shelf(PersistentMapping):
+    """A mapping that may have attributes as well."""
 
 
 @pytest.fixture
@@ -77,6 +82,25 @@ def test_paths_that_ls_tells_are_taken(call, url, path):
         assert "is no array: it is a wendelin.bigfile.file_zodb.ZBigFile" in error
     else:
         assert call("info", "--json", f"{url}#{path}").json["path"] == path
+
+
+def test_names_that_stand_for_more_than_one(call, testdb):
+    """They are listed, and refused; an empty key has a name."""
+    with database(testdb.url) as root:
+        root["both"] = PersistentMapping({5: filled((1,)), "5": filled((2,)), "6": filled((3,))})
+        root["named"] = named = Shelf()
+        named["x"], named.x = filled((4,)), filled((5,))
+        named["y"] = named.y = filled((6,))
+        root[""] = filled((7,))
+        root["d"] = {"": {"": filled((8,))}}
+        transaction.commit()
+    paths = ["''", "both/5", "both/5", "both/6", "d/''/''", "named/x", "named/x", "named/y"]
+    assert [row["path"] for row in call("ls", "--json", testdb.url).json] == paths
+    for path, which in ("both/5", "key '5', key 5"), ("named/x", "key 'x', attribute 'x'"):
+        error = call("info", f"{testdb.url}#{path}", code=1).stderr
+        assert f"has more than one {path[-1]}: {which}. A path cannot" in error
+    for path, n in ("both/6", 3), ("named/y", 6), ("''", 7), ("d/''/''", 8):
+        assert call("info", "--json", f"{testdb.url}#{path}").json["shape"] == [n]
 
 
 def test_ls_loads_no_blocks(call, url, monkeypatch):
