@@ -25,7 +25,7 @@ def test_demo(call, tmp_path, testdb):
     assert done.stdout.startswith("mean:\t")
     assert "over 40 MB" in done.stdout
     assert done.stderr == ""
-    told = call("demo", "--json", "--worksize", "1M", testdb.url).json
+    told = wendelin("demo", "--json", "--worksize", "1M", testdb.url).json
     assert told["bytes"] == MIB
     assert call("head", "-n", "1", f"{testdb.url}#signalv").stdout == "0.0\n"
 
