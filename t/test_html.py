@@ -14,7 +14,6 @@ from ZODB.utils import oid_repr
 from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_ram import RAMArray
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.bigarray.html import size
 from wendelin.bigfile.blktab import stored_blocks
 from wendelin.lib.zodb import zconn_at, zconn_load_all, zstor_2zurl
 
@@ -46,9 +45,9 @@ def test_an_array_in_a_database(root):
     rows, bands = parsed(client["A"])
     assert rows["Shape"] == "98304"
     assert rows["Data type"] == "uint8, order C"
-    assert rows["Bytes"] == "96.00 KiB"
-    assert rows["Blocks"] == "6 of 16.00 KiB"
-    assert rows["Stored"] == "4 blocks, 64.00 KiB"
+    assert rows["Bytes"] == "96 KiB"
+    assert rows["Blocks"] == "6 of 16 KiB"
+    assert rows["Stored"] == "4 blocks, 64 KiB"
     assert rows["In memory"] == "0 B"
     assert rows["Database"] == zstor_2zurl(root._p_jar.db().storage)
     assert rows["Object"] == oid_repr(A._p_oid)
@@ -60,7 +59,7 @@ def test_an_array_in_a_database(root):
 
     A[0] = A[5 * BLK] = 1
     rows, bands = parsed(A)
-    assert rows["In memory"].endswith("32.00 KiB of changes")
+    assert rows["In memory"].endswith("32 KiB of changes")
     assert bands == [("changed", 0, 0), ("stored", 1, 3), ("not stored", 4, 4), ("changed", 5, 5)]
     rows, bands = parsed(B)
     assert rows["Shape"] == "300 × 70"
@@ -126,7 +125,7 @@ def test_a_table_of_many_nodes(root):
     assert len(reads) < 100
     assert 0 < len(some) < 3000
     rows, bands = parsed(A)
-    assert rows["Stored"] == "3000 blocks, 11.72 MiB"
+    assert rows["Stored"] == "3000 blocks, 11.7 MiB"
     assert bands == [("stored", 0, 2999)]
 
 
@@ -147,7 +146,7 @@ def test_shapes(shape, order):
 def test_memory():
     A = RAMArray((1 << 20,), "u1")
     A[: 1 << 18] = 1
-    assert parsed(A)[0]["In memory"] == "256.00 KiB"
+    assert parsed(A)[0]["In memory"] == "256 KiB"
 
 
 def test_all_text_is_escaped():
@@ -161,14 +160,3 @@ def test_all_text_is_escaped():
     assert "<script" not in html
     assert "<img" not in html
     assert str(dtype) in parsed(A)[0]["Data type"]
-
-
-def test_sizes():
-    assert [size(n) for n in (0, 1023, 1024, 1 << 30, 3 << 51, 1 << 70)] == [
-        "0 B",
-        "1023 B",
-        "1.00 KiB",
-        "1.00 GiB",
-        "6.00 PiB",
-        "1,048,576.00 PiB",
-    ]

@@ -18,6 +18,7 @@ from ZODB.utils import p64, u64
 from wendelin.bigfile.virtmem import BigFile
 from wendelin.cli.address import Address, parse_index
 from wendelin.cli.transfer import STEP
+from wendelin.lib.sizes import parse_size
 
 __all__ = [
     "AddressType",
@@ -140,7 +141,7 @@ def _precision(text: str) -> timedelta:
 
 
 class SizeType(_Type):
-    """An argument that is a number of bytes: 4096, 512K, 32M, 2G."""
+    """An argument that is a number of bytes: 4096, 512K, 32M, 1.5G."""
 
     name = "SIZE"
 
@@ -150,13 +151,10 @@ class SizeType(_Type):
         """Return the number."""
         if isinstance(value, int):
             return value
-        units = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-        text = value.strip().upper().removesuffix("IB").removesuffix("B")
-        number = text.rstrip("KMGT")
-        unit = text[len(number) :]
-        if number.isascii() and number.isdecimal() and int(number) > 0 and unit in units:
-            return int(number) << units[unit]
-        self.fail(f"{value!r} is no size: it must be like 4096, 512K, 32M or 2G", param, ctx)
+        try:
+            return parse_size(value)
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
 
 
 class DtypeType(_Type):
