@@ -25,6 +25,7 @@ from tqdm import tqdm
 from ZODB.POSException import POSError, ReadOnlyError
 
 from wendelin.lib.memlimit import ram_limit
+from wendelin.lib.sizes import parse_size
 from wendelin.lib.zodb import dbclose, dbopen
 
 MB = 1 << 20
@@ -110,9 +111,10 @@ def print_result(result: Result) -> None:
 
 def megabytes(text: str) -> int:
     """Return the number of bytes that --worksize says."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number of MB, at least 1")
-    return int(text) * MB
+    try:
+        return parse_size(text, "M")
+    except ValueError as e:
+        raise argparse.ArgumentTypeError(f"{e}; a number is MB") from None
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -125,7 +127,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="<MB>",
         type=megabytes,
         default=2 * psutil.virtual_memory().total,
-        help="how much to write [MB] (default: twice as much as RAM)",
+        help="how much to write, as in 512 or 1.5G (default: twice as much as RAM)",
     )
     parser.add_argument("command", choices=("gen", "read"))
     parser.add_argument(

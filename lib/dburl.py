@@ -121,11 +121,12 @@ def resolve(url: str, read_only: bool = False) -> tuple[Factory, dict[str, Any]]
     Raises
     ------
     ValueError
-        The scheme is unknown, or the URL is wrong.
+        The scheme is unknown, or the URL is wrong; or a path has options, as only URLs do.
     """
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?", url)
     scheme = match[1] if match is not None else ""
     if match is None or (match[2] is None and scheme not in _schemes()):
+        _check_path(url)
         options = {"read_only": True} if read_only else {}
         return lambda: _file_storage(os.path.abspath(url), **options), {}
     if scheme == "file":
@@ -189,6 +190,22 @@ def _resolve_file(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
     if read_only:
         options["read_only"] = True
     return lambda: _file_storage(os.path.abspath(path), **options), arguments
+
+
+def _check_path(path: str) -> None:
+    """See that a path is no half URL: only URLs have options.
+
+    Raises
+    ------
+    ValueError
+        It has such, and there is no file of that name.
+    """
+    if re.search(r"\?[A-Za-z_]+=", path) and not os.path.lexists(path):
+        plain, _, query = path.partition("?")
+        raise ValueError(
+            f"{path!r} is a path, and paths have no options: write "
+            f"file://{os.path.abspath(plain)}?{query}"
+        )
 
 
 def _file_storage(path: str, **options: Any) -> AlignedFileStorage:

@@ -9,9 +9,9 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
-__all__ = ["memory_limit", "parse_size", "ram_limit"]
+from wendelin.lib.sizes import parse_size
 
-_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+__all__ = ["memory_limit", "parse_share", "ram_limit"]
 
 
 def memory_limit(root: str = "/") -> int:
@@ -51,28 +51,22 @@ def _read(path: Path) -> str:
         return ""
 
 
-def parse_size(text: str) -> int:
-    """Return a size [bytes]: '1000000', '512M', '1.5G', or a part of memory_limit(), '25%'.
+def parse_share(text: str) -> int:
+    """Return a size [bytes] as parse_size() does: '512M'; or a part of memory_limit(): '25%'.
 
     Raises
     ------
     ValueError
         It is none of these, or not positive.
     """
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([KMGT]?|%)(?:i?B)?\s*", text, re.I)
-    size = 0
-    if match:
-        number, unit = Fraction(match[1]), match[2].upper()
-        if unit == "%" and number <= 100:
-            size = int(memory_limit() * number / 100)
-        elif unit != "%":
-            size = int(number * _UNITS[unit])
-    if size <= 0:
-        raise ValueError(
-            f"{text!r} is no size: it must be bytes as in 1000000, 512M or 2G, or a part of the "
-            f"memory as in 25%"
-        )
-    return size
+    match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*%\s*", text)
+    share = Fraction(match[1]) / 100 if match else Fraction(0)
+    if share <= 1 and (size := int(memory_limit() * share)):
+        return size
+    try:
+        return parse_size(text)
+    except ValueError as e:
+        raise ValueError(f"{e}; or a part of the memory, as in 25%") from None
 
 
 def ram_limit() -> int:
@@ -87,6 +81,6 @@ def ram_limit() -> int:
     if text is None:
         return memory_limit() // 2
     try:
-        return parse_size(text)
+        return parse_share(text)
     except ValueError as e:
         raise ValueError(f"WENDELIN_CORE_RAM: {e}") from None

@@ -13,6 +13,7 @@ from BTrees.OOBTree import OOBTree
 from child import check_child
 from cli import PROGRAM, wendelin
 from clidata import BLK, PATHS, Thing, database, filled, stock
+from persistent.mapping import PersistentMapping
 from ZODB.Connection import TransactionMetaData
 from ZODB.FileStorage import FileStorage
 from ZODB.utils import load_current
@@ -26,6 +27,10 @@ from wendelin.lib.zrecord import find_payload
 pytestmark = [pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs", "zeo")]
 
 DATA = Path(__file__).parent / "data"
+
+
+class Shelf(PersistentMapping):
+    """A mapping that may have attributes as well."""
 
 
 @pytest.fixture
@@ -63,6 +68,13 @@ def test_ls(call, url, testdb):
     assert [row["path"] for row in call("ls", "--json", f"{url}#list").json] == ["list/1/k/0"]
 
 
+@pytest.mark.parametrize("under", ["list", "list/1", "list/1/k", "list/1/k/0"])
+def test_ls_and_verify_under_what_is_no_object_of_the_database(call, url, under):
+    assert [row["path"] for row in call("ls", "--json", f"{url}#{under}").json] == ["list/1/k/0"]
+    assert call("verify", f"{url}#{under}").stdout.startswith("1 array,")
+    assert call("ls", "--json", f"{url}#list/0").json == []  # a number
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_paths_that_ls_tells_are_taken(call, url, path):
     if path == "file":
@@ -70,6 +82,25 @@ def test_paths_that_ls_tells_are_taken(call, url, path):
         assert "is no array: it is a wendelin.bigfile.file_zodb.ZBigFile" in error
     else:
         assert call("info", "--json", f"{url}#{path}").json["path"] == path
+
+
+def test_names_that_stand_for_more_than_one(call, testdb):
+    """They are listed, and refused; an empty key has a name."""
+    with database(testdb.url) as root:
+        root["both"] = PersistentMapping({5: filled((1,)), "5": filled((2,)), "6": filled((3,))})
+        root["named"] = named = Shelf()
+        named["x"], named.x = filled((4,)), filled((5,))
+        named["y"] = named.y = filled((6,))
+        root[""] = filled((7,))
+        root["d"] = {"": {"": filled((8,))}}
+        transaction.commit()
+    paths = ["''", "both/5", "both/5", "both/6", "d/''/''", "named/x", "named/x", "named/y"]
+    assert [row["path"] for row in call("ls", "--json", testdb.url).json] == paths
+    for path, which in ("both/5", "key '5', key 5"), ("named/x", "key 'x', attribute 'x'"):
+        error = call("info", f"{testdb.url}#{path}", code=1).stderr
+        assert f"has more than one {path[-1]}: {which}. A path cannot" in error
+    for path, n in ("both/6", 3), ("named/y", 6), ("''", 7), ("d/''/''", 8):
+        assert call("info", "--json", f"{testdb.url}#{path}").json["shape"] == [n]
 
 
 def test_ls_loads_no_blocks(call, url, monkeypatch):
@@ -128,7 +159,16 @@ def test_many_objects(call, testdb):
         cache = root._p_jar._cache
         cache.cache_size = 400
         counts = []
-        assert len(list(walk(root, tell=lambda n: counts.append(cache.cache_non_ghost_count)))) == 1
+        assert (
+            len(
+                list(
+                    walk(
+                        root._p_jar, root, tell=lambda n: counts.append(cache.cache_non_ghost_count)
+                    )
+                )
+            )
+            == 1
+        )
         assert len(counts) > 3000
         assert max(counts) < 400 + 300  # what the cache may have, and what it has meanwhile
 
@@ -229,6 +269,38 @@ def test_cat_and_head(call, url):
     assert wendelin("cat", f"{url}#{B}[1:3, :3]").stdout == "30\t31\t32\n60\t61\t62\n"
     assert wendelin("head", "-n", "2", f"{url}#A").stdout == "1.0\n2.0\n"
     assert call("cat", "--json", f"{url}#{B}[-1, ::-10]").json == [2999, 2989, 2979]
+
+
+INDICES = ["", "[...]", "[:]", "[1]", "[1,2]", "[...,1]", "[0,...,1]", "[::-1]", "[2:0:-1,...]"]
+INDICES += ["[1,::-2]", "[1,...,::-1]", "[-1:5]", "[:0]", "[...,0:2,::-1]", "[1,2,3]", "[-2:-1]"]
+
+
+def test_head_is_the_first_of_what_cat_prints(call, testdb):
+    values = np.arange(60).reshape(3, 4, 5)
+    with database(testdb.url) as root:
+        root["x"] = A = filled(values.shape, values.dtype)
+        transaction.commit()
+        A[...] = values
+        transaction.commit()
+    for index in INDICES:
+        found = call("cat", "--json", f"{testdb.url}#x{index}").json
+        for rows in 0, 1, 2, 100:
+            told = call("head", "-n", rows, "--json", f"{testdb.url}#x{index}").json
+            first = np.asarray(found)[:rows].tolist() if isinstance(found, list) else found
+            assert told == first, (index, rows)
+
+
+def test_head_of_what_is_larger_than_the_address_space(call, testdb):
+    with database(testdb.url) as root:
+        root["x"] = filled((1 << 70,), "u1")
+        root["y"] = filled((1 << 70, 3), "u1", "C")
+        transaction.commit()
+    assert call("head", "-n", "3", f"{testdb.url}#x").stdout == "0\n0\n0\n"
+    assert call("head", "-n", "1", f"{testdb.url}#x[5:]").stdout == "0\n"
+    assert call("head", "-n", "2", f"{testdb.url}#y").stdout == "0\t0\t0\n" * 2
+    for index in "[1,2]", "[...,...]", "[::0]":
+        error = call("head", f"{testdb.url}#x{index}", code=1).stderr
+        assert "has no such part" in error
 
 
 def texts():

@@ -156,7 +156,7 @@ def test_an_export_that_was_killed_is_gone_on_with(url, tmp_path, large, suffix)
     def reached():
         if suffix == "h5":
             return part.exists()
-        return state.exists()
+        return state.exists() and json.loads(state.read_text())["done"]
 
     assert killed_at(args, reached, tmp_path)
     assert part.exists()
@@ -196,7 +196,7 @@ def test_a_part_of_another_export_is_left_alone(call, url, tmp_path):
         tid = root._p_jar.db().lastTransaction().hex()
         oid = root["x"]._p_oid.hex()
     source = {"url": url, "path": ["x"], "oid": oid}
-    state = {"source": source, "tid": tid, "done": 5}
+    state = {"source": source, "tid": tid, "done": 5, "position": 0}
     (tmp_path / "w.npy.part.json").write_text(json.dumps(state))
     error = call("export", f"{url}#y", tmp_path / "w.npy", code=1).stderr
     assert "was begun by another export" in error

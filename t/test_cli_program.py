@@ -25,7 +25,7 @@ def test_demo(call, tmp_path, testdb):
     assert done.stdout.startswith("mean:\t")
     assert "over 40 MB" in done.stdout
     assert done.stderr == ""
-    told = call("demo", "--json", "--worksize", "1M", testdb.url).json
+    told = wendelin("demo", "--json", "--worksize", "1M", testdb.url).json
     assert told["bytes"] == MIB
     assert call("head", "-n", "1", f"{testdb.url}#signalv").stdout == "0.0\n"
 
@@ -65,6 +65,43 @@ def test_the_program_alone(call):
     assert "3." in call("--version").stdout
     assert "No such command 'what'" in call("what", code=2).stderr
     assert "No such option" in call("ls", "--what", code=2).stderr
+
+
+def test_errors_name_the_command(call, tmp_path):
+    """Also those that are no wrong calls."""
+    assert call("what", code=2).stderr.startswith("wendelin: error: ")
+    for args, code in [
+        (("cat", "--what"), 2),
+        (("cat", tmp_path / "x.fs#x"), 1),
+        (("export", f"{tmp_path}/x.fs#x", "x.what"), 2),
+        (("demo", "foo://x"), 1),
+    ]:
+        assert call(*args, code=code).stderr.startswith(f"wendelin {args[0]}: error: ")
+    error = wendelin("cat", "x.fs#x", cwd=tmp_path, code=1).stderr
+    assert error.startswith("wendelin cat: error: ")
+
+
+def test_a_traceback_for_who_looks_for_a_bug(call, tmp_path, monkeypatch):
+    from wendelin.cli import show
+
+    def bug(root, address, rows=None):
+        raise KeyError("a bug")
+
+    with database(tmp_path / "x.fs") as root:
+        root["x"] = filled((3,))
+        transaction.commit()
+    args = ("cat", f"{tmp_path}/x.fs#x")
+    call(*args)
+    monkeypatch.setattr(show, "_selected", bug)
+    assert call(*args, code=1).stderr == "wendelin cat: error: KeyError: 'a bug'\n"
+    monkeypatch.setenv("WENDELIN_DEBUG", "0")
+    call(*args, code=1)
+    monkeypatch.setenv("WENDELIN_DEBUG", "1")
+    with pytest.raises(AssertionError, match="Traceback") as e:  # which the caller refuses
+        call(*args, code=1)
+    told = str(e.value).partition("assert")[0]
+    assert "in bug" in told
+    assert "wendelin cat: error: KeyError: 'a bug'\n" in told
 
 
 def test_completion(tmp_path):

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from wendelin.lib.memlimit import memory_limit, parse_size, ram_limit
+from wendelin.lib.memlimit import memory_limit, parse_share, ram_limit
 
 RAM = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 M = 1 << 20
@@ -88,7 +88,7 @@ def test_what_makes_no_sense_limits_nothing(machine, text):
     ],
 )
 def test_sizes(text, size):
-    assert parse_size(text) == size
+    assert parse_share(text) == size
 
 
 @pytest.mark.parametrize(
@@ -96,8 +96,8 @@ def test_sizes(text, size):
     ["", "0", "-1", "0%", "101%", "M", "%", "1X", "1 000", "1e9", "nan", "inf%", "ten", "5%%", "٣"],
 )
 def test_no_sizes(text):
-    with pytest.raises(ValueError, match="512M") as e:
-        parse_size(text)
+    with pytest.raises(ValueError, match=r"1\.5G; or a part of the memory, as in 25%") as e:
+        parse_share(text)
     assert repr(text) in str(e.value)
 
 

@@ -72,6 +72,19 @@ def test_files(options, query, tmp_path, monkeypatch):
     again.close()
 
 
+@pytest.mark.parametrize("name", ["a.fs?read_only=1", "a.fs?align=false&create=1"])
+def test_a_path_has_no_options(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="paths have no options") as e:
+        dbopen(name)
+    assert f"write file://{tmp_path}/{name}" in str(e.value)
+    assert os.listdir() == []
+    # but for who has a file of that name, or one that is no half URL
+    for path in name, "what?.fs", "x?=.fs":
+        FileStorage(path).close()
+        dbclose(dbopen(path))
+
+
 def test_a_file_of_filestorage(tmp_path):
     storage = FileStorage(str(tmp_path / "a.fs"))
     assert zstor_2zurl(storage) == f"file://{tmp_path}/a.fs?align=false"

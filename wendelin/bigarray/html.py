@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from wendelin.bigfile.stats import HandleStats
+from wendelin.lib.sizes import size_text
 
 __all__ = ["Overview", "to_html"]
 
@@ -58,22 +59,13 @@ class Overview:
         return -(-self.nbytes // self.blksize)
 
 
-def size(n: float) -> str:
-    """Return a size [bytes] for people."""
-    for unit in "B", "KiB", "MiB", "GiB", "TiB", "PiB":
-        if n < 1024 or unit == "PiB":
-            break
-        n /= 1024
-    return f"{n} {unit}" if isinstance(n, int) else f"{n:,.2f} {unit}"
-
-
 def to_html(array: Overview) -> str:
     """Return an array as HTML."""
     rows = [
         ("Shape", " × ".join(map(str, array.shape)) or "()"),
         ("Data type", f"{array.dtype}, order {array.order}"),
-        ("Bytes", size(array.nbytes)),
-        ("Blocks", f"{array.blocks} of {size(array.blksize)}"),
+        ("Bytes", size_text(array.nbytes)),
+        ("Blocks", f"{array.blocks} of {size_text(array.blksize)}"),
     ]
     if array.stored is not None:
         n = len(array.stored)
@@ -81,13 +73,13 @@ def to_html(array: Overview) -> str:
         if not array.all_stored:
             stored = f"at least {stored}"
         elif array.stored_size is not None:
-            stored += f", {size(array.stored_size)}"
+            stored += f", {size_text(array.stored_size)}"
         rows.append(("Stored", stored))
-    memory = [size(array.memory.resident if array.memory else 0)]
+    memory = [size_text(array.memory.resident if array.memory else 0)]
     if array.memory and array.memory.mapped:
-        memory.append(f"{size(array.memory.mapped)} mapped from the file")
+        memory.append(f"{size_text(array.memory.mapped)} mapped from the file")
     if array.memory and array.memory.dirty:
-        memory.append(f"{size(array.memory.dirty)} of changes")
+        memory.append(f"{size_text(array.memory.dirty)} of changes")
     rows += [("In memory", ", ".join(memory)), *array.rows]
     table = "".join(
         f'<tr><th style="text-align: left">{escape(name)}</th>'

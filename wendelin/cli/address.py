@@ -1,7 +1,8 @@
 """URL#path[slice]: how the command line names databases, objects in them, and parts of arrays.
 
 The last # separates. A path is names, separated by slashes: keys of mappings, indices of sequences,
-attributes. In a name, characters that mean something here are written as in URLs: %2F, %23, %5B.
+attributes. In a name, characters that mean something here are written as in URLs: %2F, %23, %5B; an
+empty name is ''.
 
 It knows texts; what is in a database it does not know.
 """
@@ -21,8 +22,8 @@ _SPECIAL = re.compile(r"[%/#\[\]\x00-\x1f\x7f]")
 
 
 def quote(name: str) -> str:
-    """Return a name as it is in a path."""
-    return _SPECIAL.sub(lambda match: f"%{ord(match[0]):02X}", name)
+    """Return a name as it is in a path; an empty one as Python writes it, or it would be none."""
+    return _SPECIAL.sub(lambda match: f"%{ord(match[0]):02X}", name) or "''"
 
 
 def join(path: Path) -> str:

@@ -18,6 +18,7 @@ from ZODB.utils import p64, u64
 from wendelin.bigfile.virtmem import BigFile, ram_stat
 from wendelin.cli.address import Address, parse_index
 from wendelin.cli.transfer import STEP
+from wendelin.lib.sizes import parse_size
 
 __all__ = [
     "AddressType",
@@ -140,7 +141,7 @@ def _precision(text: str) -> timedelta:
 
 
 class SizeType(_Type):
-    """An argument that is a number of bytes: 4096, 512K, 32M, 2G."""
+    """An argument that is a number of bytes: 4096, 512K, 32M, 1.5G."""
 
     name = "SIZE"
 
@@ -150,13 +151,10 @@ class SizeType(_Type):
         """Return the number."""
         if isinstance(value, int):
             return value
-        units = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-        text = value.strip().upper().removesuffix("IB").removesuffix("B")
-        number = text.rstrip("KMGT")
-        unit = text[len(number) :]
-        if number.isascii() and number.isdecimal() and int(number) > 0 and unit in units:
-            return int(number) << units[unit]
-        self.fail(f"{value!r} is no size: it must be like 4096, 512K, 32M or 2G", param, ctx)
+        try:
+            return parse_size(value)
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
 
 
 class DtypeType(_Type):
@@ -259,10 +257,13 @@ format_option = click.option(
 
 
 def _one_character(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value is not None and len(value) != 1:
-        raise click.BadParameter(f"{value!r} must be one character")
-    if value is not None and value in '"\r\n':
-        raise click.BadParameter(f"{value!r} has another meaning in CSV files")
+    if value is None:
+        return None
+    # of what UTF-8 cannot have: bytes of the call that were no text
+    if len(value) != 1 or value in '\r\n"' or "\ud800" <= value <= "\udfff":
+        raise click.BadParameter(
+            f"{value!r} must be one character, which neither ends lines nor quotes fields"
+        )
     return value
 
 

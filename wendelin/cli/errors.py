@@ -1,9 +1,14 @@
 """What went wrong, for who called: one line, and an exit code.
 
 Exit codes: 2, the call is wrong as it stands, whatever databases and files hold; 1, it failed.
+
+With WENDELIN_DEBUG=1, the traceback is before the line: for who looks for a bug of ours.
 """
 
 from __future__ import annotations
+
+import os
+import traceback
 
 import click
 from ZODB.POSException import ConflictError, POSKeyError, ReadOnlyError
@@ -22,6 +27,8 @@ class Failure(click.ClickException):
 
 def explain(error: BaseException) -> str:
     """Return one line that says what an exception is about."""
+    if os.environ.get("WENDELIN_DEBUG", "0") not in ("", "0"):
+        traceback.print_exception(error)
     return " ".join(_explain(error).split())
 
 
@@ -40,9 +47,9 @@ def _explain(error: BaseException) -> str:
     if isinstance(error, BigFileError | KeyboardInterrupt) and _was_interrupted(error):
         return "interrupted"
     if isinstance(error, DoomedError) and error.__cause__ is not None:
-        return explain(error.__cause__)  # the first failure, of which this one came
+        return _explain(error.__cause__)  # the first failure, of which this one came
     if isinstance(error, BlockLoadError) and error.__cause__ is not None:
-        return f"{error}: {explain(error.__cause__)}"
+        return f"{error}: {_explain(error.__cause__)}"
     if isinstance(error, POSKeyError):
         oid = error.args[0] if error.args else None
         which = f"object 0x{oid.hex()}" if isinstance(oid, bytes) else "an object"

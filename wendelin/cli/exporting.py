@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 
@@ -18,7 +19,7 @@ from wendelin.cli.arguments import (
 from wendelin.cli.arrays import ArraySource
 from wendelin.cli.database import opened
 from wendelin.cli.errors import Failure, explain
-from wendelin.cli.files import File, Options, open_sink, parse_file
+from wendelin.cli.files import WITH_MEMBERS, File, Options, check_options, open_sink, parse_file
 from wendelin.cli.files.base import Sink
 from wendelin.cli.output import (
     Advance,
@@ -35,6 +36,45 @@ from wendelin.cli.tree import find_array
 from wendelin.lib.zodb import zconn_at
 
 __all__ = ["export"]
+
+_MOST = (1 << 63) - 1  # of a file [bytes]
+
+
+def check_target(file: File, force: bool) -> None:
+    """See that a file can be put where it is to be, before anything is done.
+
+    Raises
+    ------
+    Failure, OSError
+        It cannot.
+    """
+    folder = os.path.dirname(os.path.abspath(file.path))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
+    if not os.path.lexists(file.path):
+        return
+    if not force:
+        others = f", with all that is in {file.path}" if file.kind in WITH_MEMBERS else ""
+        raise Failure(f"{file.path} is there already: --force replaces it{others}")
+    if os.path.isdir(file.path) != (file.kind == "zarr"):
+        is_, makes = ("folder", "file") if os.path.isdir(file.path) else ("file", "folder")
+        raise Failure(
+            f"{file.path} is a {is_}, and the export makes a {makes}: --force does not replace "
+            f"one by the other, remove it"
+        )
+
+
+def check_size(source: ArraySource, file: File) -> None:
+    """See that an array is not larger than a file can be; of Zarr, each chunk is a file.
+
+    Raises
+    ------
+    Failure
+        It is.
+    """
+    size = source.layout.size * source.layout.dtype.itemsize
+    if size > _MOST and file.kind != "zarr":
+        raise Failure(f"the array has {size} bytes: a file cannot have more than {_MOST}")
 
 
 def write(source: ArraySource, sink: Sink, part: Part, step: int, tell: Advance) -> None:
@@ -67,7 +107,11 @@ Examples:
 @click.argument("file", metavar="FILE[:NAME]")
 @at_option
 @delimiter_option
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Replace a file that is there: all of FILE, with whatever else is in it.",
+)
 @step_option
 @json_option
 def export(
@@ -81,18 +125,20 @@ def export(
 ) -> None:
     """Write an array into a file: .npy, .npz, .h5, .zarr, .csv, or raw bytes (.raw, .bin, .dat).
 
-    What the file is to be, its suffix says. It is FILE.part until it is complete. If that was
-    interrupted, the same command goes on, with the same state of the array; .npz and .h5 begin
-    anew.
+    What the file is to be, its suffix says; it has this array only. It is FILE.part until it is
+    complete. If that was interrupted, the same command goes on, with the same state of the array;
+    .npz and .h5 begin anew.
     """
     what = parse_file(file)
-    if os.path.lexists(what.path) and not force:
-        raise Failure(f"{what.path} is there already: --force replaces it")
+    options = Options(delimiter=delimiter)
+    check_options(what, options)
+    check_target(what, force)
     part = Part(what.path)
     before = part.done
     with opened(address.url, at=part.tid or at) as root:
         array = find_array(root, address)
         source = ArraySource(array, {})
+        check_size(source, what)
         tid = zconn_at(array._p_jar)
         part.begin(
             {
@@ -107,7 +153,7 @@ def export(
             },
             tid,
         )
-        _export(source, what, part, Options(delimiter=delimiter), step, address.path[-1])
+        _export(source, what, part, options, step, address.path[-1])
     part.finish()
     layout = source.layout
     itemsize = layout.dtype.itemsize
@@ -125,7 +171,7 @@ def _export(
     itemsize, before = source.layout.dtype.itemsize, part.done
     sink: Sink | None = None
     try:
-        sink = open_sink(what, part.path, source.layout, name, options, bool(before))
+        sink = open_sink(what, part.path, source.layout, name, options, resume=bool(before))
         if before:
             sink.resume(part.position)
         total = source.layout.size * itemsize
@@ -135,7 +181,7 @@ def _export(
         if sink is not None:
             with suppress(Exception):
                 sink.close()
-        if sink is None or not sink.resumable:
+        if not part.done:
             part.remove()
             raise
         raise Failure(

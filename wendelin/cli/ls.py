@@ -115,7 +115,7 @@ def ls(address: Address, as_json: bool) -> int:
         opened(address.url) as root,
         progress("objects and blocks") as tell,
     ):
-        for found in walk(find(root, address), address.path, tell):
+        for found in walk(root._p_jar, find(root, address), address.path, tell):
             path = join(found.path)
             try:
                 if isinstance(found, Unreadable):

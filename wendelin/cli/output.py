@@ -24,6 +24,7 @@ from rich.text import Text
 
 from wendelin.cli.database import tid_time
 from wendelin.cli.files.base import Layout
+from wendelin.lib.sizes import size_text
 
 __all__ = [
     "Advance",
@@ -61,16 +62,6 @@ def print_json(data: Any) -> None:
 def warn(command: str, text: str) -> None:
     """Tell something that does not end the command."""
     print(f"wendelin {command}: {' '.join(text.split())}", file=sys.stderr)
-
-
-def size_text(n: float) -> str:
-    """Return a number of bytes as people read it."""
-    units = iter(("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB", "ZiB"))
-    unit = next(units)
-    while n >= 1000:
-        n /= 1024
-        unit = next(units, unit)
-    return f"{n:.0f} {unit}" if unit == "B" or n >= 100 else f"{n:.3g} {unit}"
 
 
 def shown_time(tid: bytes) -> str:

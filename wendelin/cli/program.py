@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -51,38 +52,42 @@ def wendelin(ctx: click.Context) -> None:
     """
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())
+    elif isinstance(ctx.obj, _Call):
+        ctx.obj.command = f"{ctx.command_path} {ctx.invoked_subcommand}"
 
 
-def _tell(command: str, text: str) -> None:
-    print(f"{command}: error: {text}", file=sys.stderr)
+@dataclass
+class _Call:
+    """A call of the program."""
 
+    command: str  # what is to be named as who fails
 
-def _command(error: BaseException, prog: str) -> str:
-    ctx = getattr(error, "ctx", None)
-    return prog if ctx is None else str(ctx.command_path)
+    def tell(self, text: str) -> None:
+        print(f"{self.command}: error: {text}", file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
     # What libraries log, they also raise; it would come to stderr, with tracebacks.
     logging.getLogger().addHandler(logging.NullHandler())
-    prog = "wendelin"
+    call = _Call("wendelin")
     try:
-        result: Any = wendelin.main(argv, prog_name=prog, standalone_mode=False)
+        result: Any = wendelin.main(argv, prog_name=call.command, standalone_mode=False, obj=call)
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
     except click.UsageError as e:
-        _tell(_command(e, prog), f"{_line(e)} (--help tells how it is called)")
+        call.command = e.ctx.command_path if e.ctx is not None else call.command
+        call.tell(f"{_line(e)} (--help tells how it is called)")
         return 2
     except BrokenPipeError:
         # who reads, as `head` does, has seen enough; nor is Python to flush it again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, click.Abort):
-        _tell(prog, "interrupted")
+        call.tell("interrupted")
         return 1
     except Exception as e:
-        _tell(prog, _line(e))
+        call.tell(_line(e))
         return 2 if _is_setting(e) else 1
 
 

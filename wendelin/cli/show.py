@@ -12,7 +12,7 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from wendelin.cli.address import Address
+from wendelin.cli.address import Address, Index
 from wendelin.cli.arguments import AddressType, at_option, json_option
 from wendelin.cli.database import opened
 from wendelin.cli.errors import Failure
@@ -27,13 +27,35 @@ _AT_ONCE = 4 << 20  # of what is printed [bytes]
 _address = click.argument("address", metavar="URL#path[slice]", type=AddressType(index=True))
 
 
-def _selected(root: Any, address: Address) -> Any:
-    """Return what is to be printed: a view, nothing of it loaded."""
+def _selected(root: Any, address: Address, rows: int | None = None) -> Any:
+    """Return what is to be printed: a view, nothing of it loaded; of so many rows, if that is said.
+
+    The array may be larger than the address space: no more of it is mapped.
+    """
     array = find_array(root, address)
+    index: Index = (...,) if address.index is None else address.index
+    if rows is not None:
+        index = _first(index, array.shape, rows)
     try:
-        return np.asarray(array[address.index if address.index is not None else ...])
+        return np.asarray(array[index])
     except (IndexError, ValueError) as e:
         raise Failure(f"{address} of shape {array.shape} has no such part: {e}") from e
+
+
+def _first(index: Index, shape: tuple[int, ...], rows: int) -> Index:
+    """Return an index that selects the first rows of what an index does."""
+    missing = len(shape) - sum(item is not ... for item in index)
+    if missing < 0 or index.count(...) > 1:
+        return index  # which is refused
+    at = index.index(...) if ... in index else len(index)
+    whole = [*index[:at], *[slice(None)] * missing, *index[at + 1 :]]
+    for axis, item in enumerate(whole):
+        if isinstance(item, slice) and item.step != 0:
+            some = range(shape[axis])[item][:rows]
+            stop = some.stop if some.stop >= 0 else None
+            whole[axis] = slice(some.start, stop, some.step) if some else slice(0, 0)
+            break
+    return tuple(whole)
 
 
 def _elements(view: NDArray[Any]) -> Iterator[NDArray[Any]]:
@@ -130,5 +152,5 @@ Examples:
 def head(address: Address, rows: int, at: bytes | None, as_json: bool) -> None:
     """Print the first rows of an array, or of a part of it; see cat."""
     with opened(address.url, at=at) as root:
-        view = _selected(root, address)
-        (print_as_json if as_json else print_text)(view[:rows] if view.ndim else view)
+        view = _selected(root, address, rows)
+        (print_as_json if as_json else print_text)(view)

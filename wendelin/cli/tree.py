@@ -68,21 +68,42 @@ def _child(obj: Any, name: str) -> Any:
     ------
     KeyError
         It has nothing of that name.
+    _AmbiguousError
+        It has more than one.
     """
-    keys: list[Any] = [name]
-    try:
-        keys.append(ast.literal_eval(name))
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        pass
-    for key in keys:
+    found: dict[str, Any] = {}
+    for key in _keys(name):
         try:
-            if isinstance(obj, Mapping) or (isinstance(obj, Sequence) and isinstance(key, int)):
-                return obj[key]
+            if isinstance(obj, Mapping):
+                if key in obj:
+                    found[f"key {key!r}"] = obj[key]
+            elif isinstance(obj, Sequence) and isinstance(key, int):
+                found[f"index {key}"] = obj[key]
         except POSKeyError:
             raise
         except (LookupError, TypeError):  # a BTree has keys of one type
             pass
-    return _attributes(obj)[name]
+    attributes = _attributes(obj)
+    if name in attributes:
+        found[f"attribute {name!r}"] = attributes[name]
+    if len({id(value) for value in found.values()}) > 1:
+        raise _AmbiguousError(", ".join(found))
+    if not found:
+        raise KeyError(name)
+    return next(iter(found.values()))
+
+
+class _AmbiguousError(Exception):
+    """A name stands for several things: which ones."""
+
+
+def _keys(name: str) -> list[Any]:
+    """Return the keys that a name may stand for."""
+    try:
+        key = ast.literal_eval(name)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return [name]
+    return [name, key]
 
 
 def _names(obj: Any) -> Iterator[str]:
@@ -109,6 +130,11 @@ def find(root: Any, address: Address) -> Any:
             obj = _child(obj, name)
         except POSKeyError:
             raise
+        except _AmbiguousError as e:
+            raise Failure(
+                f"{Address(address.url, address.path[:i])} has more than one {quote(name)}: {e}. A "
+                f"path cannot tell them apart: a program can, and can give one another name"
+            ) from None
         except KeyError:
             names = list(islice(_names(obj), _SHOWN + 1))
             have = ", ".join(map(quote, names[:_SHOWN])) + (", ..." if names[_SHOWN:] else "")
@@ -169,22 +195,23 @@ def is_of_object(error: Exception) -> bool:
 
 
 def walk(
-    start: Any, path: Path = (), tell: Callable[[int], None] = lambda n: None
+    conn: Any, start: Any, path: Path = (), tell: Callable[[int], None] = lambda n: None
 ) -> Iterator[Found | Unreadable]:
     """Yield all arrays that can be reached from an object; each once, by the shortest path.
 
     Parameters
     ----------
+    conn : Connection
     start : object
-        Of a Connection. Memory holds the numbers of all objects under it, and no more of most.
+        Of it, or in one of it. Memory holds the numbers of all objects under it, and no more of
+        most.
     path : tuple of str
         Of the object.
     tell
         Is told how many objects were looked at.
     """
-    conn = start._p_jar
     todo = deque([_Node(start, "", None)])
-    seen = {start._p_oid}
+    seen = {start._p_oid} if isinstance(start, Persistent) else set()
     count = 0
     while todo:
         node = todo.popleft()

@@ -67,7 +67,7 @@ def verify(address: Address, as_json: bool) -> int:
     arrays = blocks = 0
     bad: list[Trouble] = []
     with opened(address.url) as root, progress("blocks") as tell:
-        for found in walk(find(root, address), address.path):
+        for found in walk(root._p_jar, find(root, address), address.path):
             path = join(found.path)
             try:
                 if isinstance(found, Unreadable):

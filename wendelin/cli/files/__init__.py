@@ -20,7 +20,15 @@ from wendelin.cli.files.datasets import hdf5_sink, hdf5_source, zarr_sink, zarr_
 from wendelin.cli.files.flat import FlatSink, NpzSink, npy_source, npz_source, raw_source
 from wendelin.cli.files.text import CsvSink, CsvSource
 
-__all__ = ["File", "Options", "open_sink", "open_source", "parse_file"]
+__all__ = [
+    "WITH_MEMBERS",
+    "File",
+    "Options",
+    "check_options",
+    "open_sink",
+    "open_source",
+    "parse_file",
+]
 
 _KINDS = {
     "npy": (".npy",),
@@ -30,7 +38,8 @@ _KINDS = {
     "csv": (".csv", ".tsv", ".txt"),
     "raw": (".raw", ".bin", ".dat"),
 }
-_WITH_MEMBERS = ("npz", "hdf5", "zarr")
+#: kinds of files that may have more than one array
+WITH_MEMBERS = ("npz", "hdf5", "zarr")
 _ZARR = ("zarr.json", ".zarray", ".zgroup")
 
 
@@ -81,7 +90,7 @@ def parse_file(text: str, raw: bool = False) -> File:
         No suffix tells.
     """
     path, _, member = text.rpartition(":")
-    if path and not os.path.exists(text) and _kind(path) in _WITH_MEMBERS:
+    if path and not os.path.exists(text) and _kind(path) in WITH_MEMBERS:
         return File(path, str(_kind(path)), member)
     kind = _kind(text) or ("raw" if raw else None)
     if kind is None:
@@ -106,7 +115,9 @@ def open_source(file: File, options: Options) -> Source:
     Failure, OSError
         It cannot be read.
     """
-    _check(file, options)
+    check_options(file, options)
+    if file.kind == "raw" and options.dtype is None:
+        raise click.UsageError(f"raw bytes, as {file.path!r} has, need --dtype, and maybe --shape")
     state = os.stat(file.path)
     if not (stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)):
         raise Failure(f"{file.path} is no regular file: write what it gives into one first")
@@ -136,7 +147,14 @@ def open_source(file: File, options: Options) -> Source:
     )
 
 
-def _check(file: File, options: Options) -> None:
+def check_options(file: File, options: Options) -> None:
+    """See that the options that are given are for such files.
+
+    Raises
+    ------
+    click.UsageError
+        One is not.
+    """
     allowed = {
         "raw": ("dtype", "shape", "order", "offset"),
         "csv": ("dtype", "columns", "delimiter", "header"),
@@ -146,8 +164,6 @@ def _check(file: File, options: Options) -> None:
         given = value is not None and not (isinstance(value, list) and not value)
         if given and name not in allowed:
             raise click.UsageError(f"--{name} is not for {file.kind} files, as {file.path!r} is")
-    if file.kind == "raw" and options.dtype is None:
-        raise click.UsageError(f"raw bytes, as {file.path!r} has, need --dtype, and maybe --shape")
 
 
 def open_sink(
