@@ -97,7 +97,7 @@ class ZBigArray(BigArray, LivePersistent):
         zblk_fmt: str | None = None,
     ) -> None:
         LivePersistent.__init__(self)
-        self._init(shape, dtype, order)
+        self._create(shape, dtype, order)
         if zblk_fmt is not None:
             self._zblk_fmt = check_format(zblk_fmt)
         self.zfile = ZBigFile(blksize)
