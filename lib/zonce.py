@@ -216,7 +216,7 @@ def zconn_now(url: str) -> Iterator[Any]:
         It cannot be opened; see dbopen().
     """
     own = _own[url]() if url in _own else None
-    if own is not None and hasattr(own, "storage"):  # it is open
+    if own is not None and "storage" in vars(own):  # it is open
         with _connected(own) as conn:
             yield conn
         return

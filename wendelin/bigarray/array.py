@@ -196,7 +196,7 @@ class BigArray(NDArrayLike):
             f"order={self._order!r})"
         )
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
         """Be shown by a notebook; nothing is loaded."""
         return to_html(self._overview())
 
