@@ -16,6 +16,8 @@ from ZEO.ClientStorage import ClientStorage
 from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage import FileStorage
 from ZODB.mvccadapter import Base as Adapter
+from ZODB.POSException import ConnectionStateError
+from ZODB.valuedoc import ValueDoc
 
 from wendelin.lib.dburl import opened_by, split_demo
 from wendelin.lib.zeoclient import WAIT
@@ -37,7 +39,11 @@ def zstor_2zurl(storage: Any) -> str:
     ------
     NotImplementedError
         Its URL is not known, or there is none, as for a storage in memory.
+    ConnectionStateError
+        It is what a DB has that was closed.
     """
+    if isinstance(storage, ValueDoc):
+        raise ConnectionStateError("the database is closed: open it again, as with dbopen()")
     while isinstance(storage, Adapter):
         storage = storage._storage
     if isinstance(storage, FileStorage):

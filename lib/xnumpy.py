@@ -34,6 +34,8 @@ def structured(arr: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
     size = arr.shape[-1] * arr.itemsize
     if size != dtype.itemsize:
         raise ValueError(f"a row has {size} bytes, and dtype {dtype} has {dtype.itemsize}")
+    if arr.size == 0:  # strides say nothing
+        return np.empty(arr.shape[:-1], dtype)
     if arr.shape[-1] > 1 and arr.strides[-1] != arr.itemsize:
         raise ValueError(
             f"the minor axis is not contiguous: stride {arr.strides[-1]}, item {arr.itemsize} bytes"

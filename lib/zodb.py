@@ -33,7 +33,9 @@ __all__ = [
     "zconn_at",
     "zconn_before",
     "zconn_changed",
+    "zconn_check_open",
     "zconn_has_open",
+    "zconn_is_open",
     "zconn_is_remote",
     "zconn_load_all",
     "zconn_locate",
@@ -195,6 +197,20 @@ def zconn_before(conn: Any) -> bytes | None:
     return before if isinstance(before, bytes) and len(before) == 8 else None
 
 
+def zconn_is_open(conn: Any) -> bool:
+    """Say whether neither a Connection nor its database was closed."""
+    return conn.opened is not None and conn._normal_storage is not None
+
+
+def zconn_check_open(conn: Any) -> None:
+    """Raise ConnectionStateError if a Connection or its database was closed."""
+    if not zconn_is_open(conn):
+        raise ConnectionStateError(
+            f"{conn!r} is closed: open the database again, and take the object from there, as in "
+            f"root = dbopen(url); A = root['A']"
+        )
+
+
 def zconn_at(conn: Any) -> bytes:
     """Return the tid of the last transaction that a Connection sees.
 
@@ -208,8 +224,7 @@ def zconn_at(conn: Any) -> bytes:
     TypeError
         The storage of the Connection does not tell.
     """
-    if conn.opened is None:
-        raise ConnectionStateError(f"{conn!r} is closed")
+    zconn_check_open(conn)
     before = zconn_before(conn)
     if before is None:
         if conn.explicit_transactions and hasattr(conn._normal_storage, "_start"):
@@ -250,6 +265,8 @@ def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:
     Safe in any thread. What was changed in the Connection, and is not committed, is not seen.
     """
     storage = conn._normal_storage
+    if storage is None:
+        zconn_check_open(conn)
     if len(oids) == 1 or not zconn_is_remote(conn):
         return [bytes(storage.load(oid)[0]) for oid in oids]
     before = zconn_before(conn)

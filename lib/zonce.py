@@ -89,6 +89,10 @@ class _Opened:
                 raise
         return self._db
 
+    def has(self, db: Any) -> bool:
+        """Say whether a database is this one. Safe in any thread."""
+        return self._db is db
+
     def at(self, tid: bytes) -> Any:
         """Return the Connection to the state at a tid."""
         conn = self._conns.get(tid)
@@ -184,9 +188,13 @@ def share(db: Any) -> str:
     ------
     NotImplementedError
         It has no URL: see zstor_2zurl().
+    ValueError
+        It was opened here, for references or tasks, and is closed when these are done.
     """
     url = zstor_2zurl(db.storage)
     with _lock:
+        if any(opened.has(db) for opened in _databases.values()):
+            raise ValueError(f"{url} is no database of the program's own, which it could share")
         _own[url] = weakref.ref(db)
     return url
 
@@ -208,7 +216,7 @@ def zconn_now(url: str) -> Iterator[Any]:
         It cannot be opened; see dbopen().
     """
     own = _own[url]() if url in _own else None
-    if own is not None and hasattr(own, "storage"):  # it is open
+    if own is not None and "storage" in vars(own):  # it is open
         with _connected(own) as conn:
             yield conn
         return

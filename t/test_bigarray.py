@@ -28,6 +28,17 @@ def test_attributes_are_those_of_an_ndarray():
                     assert len(A) == (shape[0] if order == "C" else shape[-1])
 
 
+def test_subarrays_are_axes():
+    for order in "CF":
+        for shape, dtype in (((8,), "(2,)f4"), ((3, 4), ("(2,)f4", (5,))), ((), "(2,)f4")):
+            A, a = new(shape, dtype, order), np.zeros(shape, dtype, order)
+            assert (A.shape, A.dtype, A.strides) == (a.shape, a.dtype, a.strides)
+            A[...] = np.arange(a.size).reshape(a.shape)
+            if order == "C":
+                A.append(A[:1])
+                assert np.array_equal(A[-1], A[0])
+
+
 def test_sizes_are_exact_and_may_be_huge():
     A = new((1 << 62, np.int64(1 << 62)), "f8")
     assert A.size == 1 << 124

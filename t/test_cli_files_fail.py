@@ -325,6 +325,7 @@ def test_nothing_is_lost(call, url, tmp_path):
         (["--columns", "a", "x.raw", "{url}#x"], 2, "--columns is not for raw files"),
         (["x.raw", "{url}#x"], 2, "need --dtype"),
         (["--dtype", "O", "x.raw", "{url}#x"], 2, "'O' is no dtype of numbers"),
+        (["--dtype", "(2,)f4", "x.raw", "{url}#x"], 2, "its subarrays are axes of the shape"),
         (["--dtype", "[('x',", "x.raw", "{url}#x"], 2, "is no dtype of numbers"),
         (["--shape", "1,x", "x.raw", "{url}#x"], 2, "'1,x' is no shape"),
         (["--step", "0", "x.npy", "{url}#x"], 2, "'0' is no size"),

@@ -394,6 +394,18 @@ def test_arrays_of_wrong_types_are_refused_by_name(root, client, records, name, 
     assert re.search(f"damaged ZBigArray.*({why})", str(e.value.__cause__))
 
 
+def test_an_array_whose_elements_are_arrays_opens_as_it_is(root, client):
+    # it could be made once, where it is an array of more axes now
+    root["A"] = A = ZBigArray((8,), "f4", blksize=4096)
+    A._init((8,), "(2,)f4", "C")
+    transaction.commit()
+    A[...] = 7
+    transaction.commit()
+    client.tm.begin()
+    assert (client["A"].shape, client["A"].dtype) == ((8,), np.dtype("(2,)f4"))
+    assert np.array_equal(client["A"][...], np.full((8, 2), 7))
+
+
 @pytest.mark.parametrize("state", [None, (4096,), (4096, None), ("4096", "table")])
 def test_files_of_wrong_types_are_refused_by_name(root, client, records, state):
     A = fill(root, "ZBlk0")

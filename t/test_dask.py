@@ -14,11 +14,14 @@ import storages
 import transaction
 from child import check_child
 from clients import Client
-from ZODB.POSException import ConflictError
+from ZEO.Exceptions import ClientDisconnected
+from ZODB.Connection import Connection
+from ZODB.POSException import ConflictError, ReadOnlyError, ReadOnlyHistoryError
 
 from wendelin.bigarray.array_ram import RAMArray
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib.zodb import zstor_2zurl
+from wendelin.bigfile.file_zodb import ZBigFileH
+from wendelin.lib.zodb import dbclose, dbopen, zstor_2zurl
 
 pytest.importorskip("dask", reason="Dask is not installed: tox -e docs")
 pytest.importorskip("distributed", reason="Dask distributed is not installed: tox -e docs")
@@ -81,6 +84,12 @@ def test_one_moment_has_one_name(A):
     A[0, 0] = 5
     transaction.commit()
     assert x.name != from_array(A).name
+
+
+def test_other_chunks_have_another_name(A):
+    x, y = from_array(A, chunks=(10, 10)), from_array(A, chunks=(20, 10))
+    assert dask.compute(x[:10].sum(), y[:20].sum()) == (VALUES[:10].sum(), VALUES[:20].sum())
+    assert x.name == from_array(A, chunks=(10, (10,) * 100)).name
 
 
 def test_what_is_sent_is_small(A):
@@ -170,6 +179,45 @@ def test_another_shape(B):
         to_array(da.zeros((60, 999)), B)
 
 
+def test_what_cannot_be_changed(root, A, testdb):
+    past = pickle.loads(pickle.dumps(A))
+    with pytest.raises(ReadOnlyHistoryError, match="past state"):
+        to_array(da.full(A.shape, 7), past)
+    with pytest.raises(ValueError, match="own"):
+        ours.share(past._p_jar.db())
+    transaction.begin()
+    assert np.array_equal(A, VALUES)
+    client = Client(root, at=A._p_serial)
+    with pytest.raises(ReadOnlyHistoryError, match="past state"):
+        to_array(da.full(A.shape, 7), client["A"])
+    client.close()
+
+
+def test_a_database_that_is_read_only(tmp_path):
+    root = dbopen(tmp_path / "a.fs")
+    root["A"] = ZBigArray((5,), "u1")
+    transaction.commit()
+    dbclose(root)
+    root = dbopen(tmp_path / "a.fs", read_only=True)
+    with pytest.raises(ReadOnlyError, match="opened to be read only"):
+        to_array(da.ones(5), root["A"])
+    dbclose(root)
+
+
+@pytest.mark.parametrize("chunks", [(60, 10), (1, 1000), (30, 1000), (60, 1000)])
+def test_a_transaction_changes_no_more_than_some_of_the_blocks(B, chunks, monkeypatch):
+    monkeypatch.setattr(ours, "BATCH", 64 << 10)
+    changed = []
+    commit = ZBigFileH.commit
+    monkeypatch.setattr(
+        ZBigFileH, "commit", lambda h, txn: changed.append(len(h.dirty_blocks())) or commit(h, txn)
+    )
+    to_array(da.from_array(VALUES, chunks), B)
+    transaction.begin()
+    assert np.array_equal(B, VALUES)
+    assert max(changed) <= (64 << 10) // 8192 + 1
+
+
 class Once:
     """A chunk that is first taken when others are taken, too."""
 
@@ -227,6 +275,21 @@ def test_a_conflict_that_stays(root, B, monkeypatch):
     client.close()
 
 
+def test_a_transaction_that_cannot_begin_now_begins_again(root, B, monkeypatch):
+    begin, fails = Connection.newTransaction, [ClientDisconnected("gone")]
+
+    def flaky(self, transaction, sync=True):
+        if sync and self is not root._p_jar and fails:  # it asks the server
+            raise fails.pop()
+        return begin(self, transaction, sync)
+
+    monkeypatch.setattr(Connection, "newTransaction", flaky)
+    to_array(da.ones(B.shape), B)
+    assert not fails
+    transaction.begin()
+    assert (B[...] == 1).all()
+
+
 # ---- processes ----
 
 CLUSTER = """
@@ -234,6 +297,7 @@ import os, resource, sys
 import numpy as np
 import transaction
 from distributed import Client, LocalCluster
+from wendelin.bigarray import ArrayRef
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigarray.dask import from_array, to_array
 from wendelin.bigfile.virtmem import ram_stat
@@ -247,6 +311,10 @@ N = LIMIT * 5 // 4 // 8
 def state():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     return os.getpid(), peak, sum(ram_stat()[1:]), len(zonce._databases)
+
+def found(A, ref):
+    part = ref.deref()
+    return type(A).__name__, A.shape, int(A[N - 1]), part.shape, part[::3].tolist()
 
 if __name__ == "__main__":
     root = dbopen(sys.argv[1])
@@ -262,6 +330,8 @@ if __name__ == "__main__":
         before = client.run(state)
         x = from_array(A, chunks=2 * MIB)
         assert int(x.sum().compute()) == N * (N - 1) // 2
+        got = client.submit(found, A, ArrayRef(A[5:12])).result()
+        assert got == ("ZBigArray", (N,), N - 1, (7,), [5, 8, 11]), got
         if sys.argv[3] == "write":
             b = B[:]
             to_array((x[:M] + 1).rechunk(777_777), B)

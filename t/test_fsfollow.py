@@ -50,6 +50,16 @@ def reader(writer, path, request):
     reader.close()
 
 
+def test_an_index_that_is_not_up_to_date_is_no_news_to_a_reader(writer, path, caplog):
+    Reader(path).close()  # the index is that of the file when it was made
+    assert not caplog.text
+    copy = Path(path).with_name("copy.fs")
+    for suffix in "", ".index":
+        copy.with_name(copy.name + suffix).write_bytes(Path(f"{path}{suffix}").read_bytes())
+    AlignedFileStorage(str(copy)).close()
+    assert "Ignoring index" in caplog.text  # who writes is told
+
+
 def test_each_transaction_sees_what_was_committed_before_it(writer, reader):
     a = reader.A[:]
     assert np.array_equal(a, FIRST)

@@ -96,6 +96,13 @@ def test_structured_of_a_part():
     assert structured(a, PAIR).tolist() == [(1, 2), (9, 10), (17, 18)]
 
 
+def test_structured_of_nothing():
+    for a in (np.zeros((0, 2), "i4"), np.arange(6, dtype="i4").reshape(3, 2)[:0, ::-1]):
+        s = structured(a, PAIR)
+        assert (s.shape, s.dtype) == ((0,), PAIR)
+    assert structured(np.zeros((3, 0, 2), "i4"), "i8").shape == (3, 0)
+
+
 def test_structured_of_one_column():
     a = np.arange(6, dtype="i4").reshape(3, 2)[:, :1]
     assert structured(a, [("a", "i4")]).tolist() == [(0,), (2,), (4,)]

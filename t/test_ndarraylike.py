@@ -125,6 +125,24 @@ def test_operators(A):
         (lambda: A - A, r"- is not .*A\[\.\.\.\] - x"),
         (lambda: A**2, r"\*\* is not .*A\[i:j\]"),
         (lambda: A @ [1, 2], r"@ is not"),
+        (lambda: A < 1, r"< is not .*A\[\.\.\.\] < x makes"),
+        (lambda: 1 < A, r"> is not .*A\[\.\.\.\] > x makes"),  # noqa: SIM300
+        (lambda: A >= A, r">= is not "),
+        (lambda: sorted([A, A]), r"< is not "),
+        (lambda: A == 1, r"== is not .*A\[\.\.\.\] == x makes"),
+        (lambda: 1.5 != A, r"!= is not .*A\[\.\.\.\] != x makes"),  # noqa: SIM300
+        (lambda: A == [1, 2], r"== is not"),
+        (lambda: A == True, r"== is not"),  # noqa: E712
+        (lambda: 1 in [A], r"== is not"),
+        (lambda: -A, r"-A is not .*view, -A\[\.\.\.\] makes"),
+        (lambda: +A, r"\+A is not"),
+        (lambda: ~A, r"~A is not"),
+        (lambda: abs(A), r"abs\(A\) is not .*abs\(A\[\.\.\.\]\)"),
+        (lambda: divmod(A, 2), r"divmod is not .*divmod\(A\[\.\.\.\], x\)"),
+        (lambda: divmod(2, A), r"divmod is not .*divmod\(x, A\[\.\.\.\]\)"),
+        (lambda: int(A), r"int\(\) is not .*int\(A\[i\]\), .*A\[i:j\].astype\(int\)"),
+        (lambda: float(A), r"float\(\) is not"),
+        (lambda: complex(A), r"complex\(\) is not"),
     ):
         with pytest.raises(TypeError, match=hint):
             compute()
@@ -135,6 +153,18 @@ def test_operators(A):
     assert np.array_equal(A, VALUES + 1)
 
 
+def test_arrays_are_compared_by_identity(A):
+    B = BigArray(A.shape, A.dtype, A._fileh())
+    assert A == A
+    assert A != B
+    for other in (None, "A", b"A", object(), {}, {A}, ...):
+        assert other != A
+        assert not other == A  # noqa: SIM201
+        assert other != A
+    assert len({A, B, A}) == 2
+    assert [None, "A", B, A].index(A) == 3
+
+
 def test_operators_of_ndarrays_take_it(A):
     ones = np.ones(700, "i4")
     for compute in (
@@ -142,6 +172,11 @@ def test_operators_of_ndarrays_take_it(A):
         lambda a: a + ones,
         lambda a: a @ ones,
         lambda a: ones <= a,
+        lambda a: a <= ones,
+        lambda a: a == ones,
+        lambda a: a != np.int32(3),
+        lambda a: np.divmod(a, ones + 1)[0],
+        lambda a: divmod(a, ones + 1)[1],
     ):
         assert np.array_equal(compute(A), compute(VALUES))
     assert np.array_equal(A + np.int32(5), VALUES + 5)

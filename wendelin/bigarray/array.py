@@ -77,7 +77,7 @@ class BigArray(NDArrayLike):
     shape : int or sequence of int
         Any size, also beyond what fits into memory, or into 2**63 bytes.
     dtype : data-type
-        Of numbers, or structures of numbers.
+        Of numbers, or structures of numbers. Of subarrays, as '(2,)f4': more axes, as in NumPy.
     bigfileh : BigFileH
         Handle of the file: the array is its first bytes.
     order : {'C', 'F'}
@@ -108,8 +108,15 @@ class BigArray(NDArrayLike):
         bigfileh: BigFileH,
         order: Order = "C",
     ) -> None:
-        self._init(shape, dtype, order)
+        self._create(shape, dtype, order)
         self._v_fileh = bigfileh
+
+    def _create(self, shape: object, dtype: DTypeLike, order: Order) -> None:
+        """Be an array that was not there before."""
+        dtype, shape = np.dtype(dtype), self._check_shape(shape)
+        while dtype.subdtype is not None:  # they may be nested
+            shape, dtype = (*shape, *dtype.shape), dtype.base
+        self._init(shape, dtype, order)
 
     def _init(self, shape: object, dtype: DTypeLike, order: Order) -> None:
         dtype = np.dtype(dtype)
@@ -189,7 +196,7 @@ class BigArray(NDArrayLike):
             f"order={self._order!r})"
         )
 
-    def _repr_html_(self) -> str:
+    def _repr_html_(self) -> str | None:
         """Be shown by a notebook; nothing is loaded."""
         return to_html(self._overview())
 

@@ -28,6 +28,8 @@ from wendelin.bigfile.zblk import check_format
 from wendelin.lib.zodb import (
     LivePersistent,
     zconn_at,
+    zconn_check_open,
+    zconn_is_open,
     zconn_load_all,
     zobj_is_committed,
     zstor_2zurl,
@@ -62,6 +64,11 @@ def array_at(url: str, oid: bytes, tid: bytes) -> ZBigArray:
             raise TypeError(f"object {oid_repr(oid)} of {url} is a {type(A).__name__}, no array")
         A._fileh()  # while no other thread loads objects
         return A
+
+
+def _is_closed(A: ZBigArray) -> bool:
+    """Say whether an array cannot be loaded any more; A.method() would load it."""
+    return A._p_jar is not None and not zconn_is_open(A._p_jar)
 
 
 class ZBigArray(BigArray, LivePersistent):
@@ -100,7 +107,7 @@ class ZBigArray(BigArray, LivePersistent):
         zblk_fmt: str | None = None,
     ) -> None:
         LivePersistent.__init__(self)
-        self._init(shape, dtype, order)
+        self._create(shape, dtype, order)
         if zblk_fmt is not None:
             self._zblk_fmt = check_format(zblk_fmt)
         self.zfile = ZBigFile(blksize)
@@ -136,8 +143,12 @@ class ZBigArray(BigArray, LivePersistent):
             No state of the database has what the array is now: there are changes.
         NotImplementedError
             No URL names the database: see zstor_2zurl().
+        ConnectionStateError
+            The Connection is closed.
         """
         conn = self._p_jar
+        if conn is not None:
+            zconn_check_open(conn)
         if not (zobj_is_committed(self) and self.zfile.is_of_database()):
             raise PicklingError(
                 f"{self!r} has changes that are not committed, and is pickled as a reference to "
@@ -157,7 +168,18 @@ class ZBigArray(BigArray, LivePersistent):
     def _is_read_only(self) -> bool:
         return self._p_jar is not None and super()._is_read_only()
 
-    # ---- in a notebook ----
+    # ---- shown ----
+
+    def __repr__(self) -> str:
+        if not _is_closed(self):
+            return super().__repr__()
+        if self._p_changed is None:  # a ghost, which cannot be loaded
+            return f"<closed ZBigArray {oid_repr(self._p_oid)}>"
+        return f"<closed {super().__repr__()}>"
+
+    def _repr_html_(self) -> str | None:
+        """Be shown by a notebook; nothing is loaded. Closed: as repr() has it."""
+        return None if _is_closed(self) else super()._repr_html_()
 
     def _overview(self) -> Overview:
         about = super()._overview()
@@ -205,7 +227,7 @@ class ZBigArray(BigArray, LivePersistent):
         Raises
         ------
         ConnectionStateError
-            The array does not belong to a Connection yet.
+            The array does not belong to a Connection yet; or the database was closed.
         """
         conn = self._p_jar
         if conn is None:
@@ -214,6 +236,8 @@ class ZBigArray(BigArray, LivePersistent):
                 f"it to the database and commit (root['A'] = A; transaction.commit()), or "
                 f"conn.add(A)"
             )
+        if conn._normal_storage is None:
+            zconn_check_open(conn)
         fileh: ZBigFileH | None = getattr(self, "_v_fileh", None)
         # an array whose creation was aborted may be added elsewhere
         if fileh is None or fileh.conn is not conn:

@@ -15,15 +15,18 @@ import logging
 import os
 import random
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, TypeVar
 
 import dask
 import dask.array
 import numpy as np
+from dask.array.core import normalize_chunks
 from dask.delayed import Delayed
 from numpy.typing import NDArray
 from transaction.interfaces import TransientError
+from ZODB.POSException import ReadOnlyError, ReadOnlyHistoryError
 
 from wendelin.bigarray.array import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray, array_at
@@ -36,10 +39,11 @@ __all__ = ["from_array", "to_array"]
 log = logging.getLogger(__name__)
 
 PIECE = 16 << 20  # that is loaded and copied at a time [bytes]
-BATCH = 32 << 20  # that is changed in a transaction, unless a chunk is larger [bytes]
+BATCH = 32 << 20  # that a task stores, unless a chunk is larger; and changes at a time [bytes]
 MOST_TRIES = 100  # of a transaction that has a conflict
 
 Slices = tuple[slice, ...]
+T = TypeVar("T")
 
 
 def from_array(A: ZBigArray, chunks: Any = "auto") -> dask.array.Array:
@@ -63,10 +67,11 @@ def from_array(A: ZBigArray, chunks: Any = "auto") -> dask.array.Array:
         No URL names the database: see wendelin.lib.zodb.zstor_2zurl().
     """
     source = _Source(A)
+    sizes = normalize_chunks(chunks, A.shape, dtype=A.dtype, previous_chunks=source.chunks)
+    # what has one name is the same to Dask: chunk (0, 0) of it, too
+    name = f"ZBigArray-{dask.base.tokenize(source.token, sizes)}"
     meta = np.empty((0,) * A.ndim, A.dtype)
-    return dask.array.from_array(
-        source, chunks, name=f"ZBigArray-{source.token}", asarray=False, fancy=False, meta=meta
-    )
+    return dask.array.from_array(source, sizes, name=name, asarray=False, fancy=False, meta=meta)
 
 
 class _Source:
@@ -147,14 +152,18 @@ def _limit_memory() -> None:
 
 
 def to_array(darr: dask.array.Array, A: ZBigArray, compute: bool = True) -> Any:
-    """Store a Dask array in an array, chunk by chunk, by whichever workers have the chunks.
+    """Store a Dask array in an array, chunk by chunk, by whichever workers there are.
 
-    Each stores some chunks that follow each other, 32 MiB or one, in a transaction, and tries again
-    if that has a conflict with another one. So it is not atomic: others see some chunks before
-    others, and if it fails, what was stored is there. It is no harm to store it again. The caller
-    sees it in his next transaction.
+    Each task stores some chunks that follow each other, 32 MiB or one, on a worker that has one
+    of them, to which the others are sent. It does so in transactions, each of at most 32 MiB of
+    the array from its first change to its last, and tries one again if it has a conflict with
+    another one. So it is not atomic: others see some parts before others, and if it fails, what
+    was stored is there. It is no harm to store it again. The caller sees it in his next
+    transaction.
 
-    Chunks of whole blocks have no conflicts: `darr.rechunk(from_array(A).chunks)`.
+    Chunks of whole blocks have no conflicts, and are stored once:
+    `darr.rechunk(from_array(A).chunks)`. Of narrow ones, as of some columns of an array in C
+    order, each has a small part of many blocks, and all of these are stored for it.
 
     Parameters
     ----------
@@ -169,18 +178,26 @@ def to_array(darr: dask.array.Array, A: ZBigArray, compute: bool = True) -> Any:
     ------
     ValueError
         The shape is another.
+    ZODB.POSException.ReadOnlyError, ZODB.POSException.ReadOnlyHistoryError
+        A cannot be changed: its database was opened to be read, or it is a past state.
     pickle.PicklingError
         There are changes that are not committed.
     NotImplementedError
         No URL names the database: see wendelin.lib.zodb.zstor_2zurl().
+    zc.lockfile.LockError
+        The database is a file, which is open here, and the workers are other processes: they need
+        a server.
     ZODB.POSException.ConflictError
         After a hundred tries.
+    PageMemoryError
+        The memory of pages is full of changes of others.
     """
     if not isinstance(A, ZBigArray):
         raise TypeError(f"{type(A).__name__} is in no database: it must be a ZBigArray")
     if darr.shape != A.shape:
         raise ValueError(f"shape {darr.shape} cannot be stored in an array of shape {A.shape}")
     _, (url, oid, _) = A.__reduce__()
+    _check_writable(A)
     share(A._p_jar.db())
     tasks = [
         dask.delayed(_store, pure=False)(url, oid, places, blocks)
@@ -188,6 +205,18 @@ def to_array(darr: dask.array.Array, A: ZBigArray, compute: bool = True) -> Any:
     ]
     done = dask.delayed(_all_done)(tasks)
     return done.compute() if compute else done
+
+
+def _check_writable(A: ZBigArray) -> None:
+    """Raise if nothing can be stored in an array."""
+    conn = A._p_jar
+    if conn.before is not None:
+        raise ReadOnlyHistoryError(
+            f"{A!r} is a past state, which cannot be changed: take the array from its database, "
+            f"as it is now"
+        )
+    if conn.db().storage.isReadOnly():
+        raise ReadOnlyError(f"{A!r} cannot be changed: its database was opened to be read only")
 
 
 def _batches(darr: dask.array.Array, order: str) -> Iterator[tuple[list[Slices], list[Delayed]]]:
@@ -215,25 +244,71 @@ def _batches(darr: dask.array.Array, order: str) -> Iterator[tuple[list[Slices],
 
 
 def _store(url: str, oid: bytes, places: list[Slices], blocks: list[Any]) -> None:
-    """Store chunks in one transaction."""
+    """Store chunks, in a transaction for each part of the array that is changed at a time."""
     _limit_memory()
     with zconn_now(url) as conn:
-        manager = conn.transaction_manager
-        for tried in range(MOST_TRIES):
+        # from the first chunk to the last
+        box = tuple(
+            slice(min(s.start for s in along), max(s.stop for s in along))
+            for along in zip(*places, strict=True)
+        )
+        # what is changed stays in memory until it is committed, and others want some, too
+        size = min(BATCH, ram_stat()[0] // 8)
+        for part in _in_transaction(conn, lambda: list(_parts(conn.get(oid), box, size))):
+            common = [_common(place, part) for place in places]
+            some = [
+                (to, of, block)
+                for (to, of), block in zip(common, blocks, strict=True)
+                if all(s.start < s.stop for s in to)
+            ]
+            if some:
+                _in_transaction(conn, partial(_assign, conn, oid, some))
+
+
+def _parts(A: BigArray, box: Slices, size: int) -> Iterator[Slices]:
+    """Yield parts of a part of an array, each of `size` bytes from its first to its last."""
+    start, stop = A._span([(s.start, s.stop) for s in box])
+    lengths = [s.stop - s.start for s in box]
+    if stop - start <= size or max(lengths, default=1) == 1:
+        yield box
+        return
+    axis = max(range(len(box)), key=lambda i: (lengths[i] > 1, A._stridev[i]))
+    middle = box[axis].start + lengths[axis] // 2
+    for half in slice(box[axis].start, middle), slice(middle, box[axis].stop):
+        yield from _parts(A, (*box[:axis], half, *box[axis + 1 :]), size)
+
+
+def _common(place: Slices, part: Slices) -> tuple[Slices, Slices]:
+    """Return what a chunk has of a part: (where in the array, where in the chunk)."""
+    both = list(zip(place, part, strict=True))
+    to = tuple(slice(max(s.start, t.start), min(s.stop, t.stop)) for s, t in both)
+    of = tuple(slice(s.start - t.start, s.stop - t.start) for s, t in zip(to, place, strict=True))
+    return to, of
+
+
+def _assign(conn: Any, oid: bytes, values: list[tuple[Slices, Slices, Any]]) -> None:
+    A = conn.get(oid)
+    for to, of, block in values:
+        A[to] = np.asanyarray(block)[of]
+
+
+def _in_transaction(conn: Any, do: Callable[[], T]) -> T:
+    """Return what is done in a transaction; it is done again as long as that may help."""
+    manager = conn.transaction_manager
+    for tried in range(MOST_TRIES):
+        try:
             manager.begin()
-            try:
-                A = conn.get(oid)
-                for place, block in zip(places, blocks, strict=True):
-                    A[place] = block
-                manager.commit()
-                return
-            except TransientError as e:
-                manager.abort()
-                if tried == MOST_TRIES - 1:
-                    raise
-                log.info("storing %s again: %s", places, e)
-                # others try again, too, and each at another moment
-                time.sleep(random.uniform(0, min(1, 0.01 * 2**tried)))
+            result = do()
+            manager.commit()
+            break
+        except TransientError as e:
+            manager.abort()
+            if tried == MOST_TRIES - 1:
+                raise
+            log.info("storing again: %s", e)
+            # others try again, too, and each at another moment
+            time.sleep(random.uniform(0, min(1, 0.01 * 2**tried)))
+    return result
 
 
 def _all_done(results: list[None]) -> None:

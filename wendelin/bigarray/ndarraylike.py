@@ -10,6 +10,7 @@ It knows of an array that it can be indexed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,17 @@ _OPERATORS = {
     "and": "&",
     "xor": "^",
     "or": "|",
+    "divmod": "divmod",
 }
+
+_ORDERINGS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+_EQUALITIES = {"eq": "==", "ne": "!="}
+_UNARY = {"neg": "-{}", "pos": "+{}", "invert": "~{}", "abs": "abs({})"}
+_CONVERSIONS = ["int", "float", "complex"]
+
+#: what an ndarray is compared with element by element. With all else an array is compared by
+#: identity, as any object of a database: with None, other arrays, whatever containers compare.
+_VALUES = (Number, list, tuple, range)
 
 
 class NDArrayLike:
@@ -95,30 +106,79 @@ class NDArrayLike:
         raise AttributeError(what, name=name, obj=self)
 
 
-def _refuses(name: str, sign: str, right: bool, inplace: bool) -> Callable[[Any, Any], Any]:
+def _no(what: str, A: NDArrayLike, instead: str) -> TypeError:
+    return TypeError(
+        f"{what} is not defined for {type(A).__name__}, which may be larger than memory: {instead}"
+    )
+
+
+def _makes(expression: str) -> str:
+    return f"take a view, {expression} makes an array as large; or go through it in parts, A[i:j]"
+
+
+def _binary(sign: str, right: bool = False) -> Callable[[Any, Any], Any]:
     """Return a method of an operator, which leaves ndarrays to do it and says so to others."""
+    a, b = ("x", "A[...]") if right else ("A[...]", "x")
+    expression = f"divmod({a}, {b})" if sign == "divmod" else f"{a} {sign} {b}"
 
     def method(self: NDArrayLike, other: object) -> Any:
-        if not inplace and isinstance(other, np.ndarray | np.generic):
+        if isinstance(other, np.ndarray | np.generic):
             return NotImplemented  # it can, and makes an array
-        if inplace:
-            view = f"A[...] {sign}= x does it in place"
-        elif right:
-            view = f"x {sign} A[...]"
-        else:
-            view = f"A[...] {sign} x"
-        more = "" if inplace else " makes an array as large"
-        kind = type(self).__name__
-        raise TypeError(
-            f"{sign}{'=' if inplace else ''} is not defined for {kind}, which may be larger than "
-            f"memory: take a view, {view}{more}; or go through it in parts, A[i:j]"
-        )
+        raise _no(sign, self, _makes(expression))
 
-    method.__name__ = name
     return method
 
 
-for _name, _sign in _OPERATORS.items():
-    for _prefix in "", "r", "i":
-        _method = f"__{_prefix}{_name}__"
-        setattr(NDArrayLike, _method, _refuses(_method, _sign, _prefix == "r", _prefix == "i"))
+def _equality(sign: str) -> Callable[[Any, Any], Any]:
+    refuses = _binary(sign)
+
+    def method(self: NDArrayLike, other: object) -> Any:
+        return refuses(self, other) if isinstance(other, _VALUES) else NotImplemented
+
+    return method
+
+
+def _inplace(sign: str) -> Callable[[Any, Any], Any]:
+    def method(self: NDArrayLike, other: object) -> Any:
+        view = f"A[...] {sign}= x"
+        raise _no(
+            f"{sign}=",
+            self,
+            f"take a view, {view} does it in place; or go through it in parts, A[i:j]",
+        )
+
+    return method
+
+
+def _unary(expression: str) -> Callable[[Any], Any]:
+    def method(self: NDArrayLike) -> Any:
+        raise _no(expression.format("A"), self, _makes(expression.format("A[...]")))
+
+    return method
+
+
+def _conversion(name: str) -> Callable[[Any], Any]:
+    def method(self: NDArrayLike) -> Any:
+        raise _no(
+            f"{name}()", self, f"take an element, {name}(A[i]), or a view, A[i:j].astype({name})"
+        )
+
+    return method
+
+
+def _methods() -> dict[str, Callable[..., Any]]:
+    methods: dict[str, Callable[..., Any]] = {}
+    for name, sign in _OPERATORS.items():
+        methods[name], methods[f"r{name}"] = _binary(sign), _binary(sign, right=True)
+        if name != "divmod":
+            methods[f"i{name}"] = _inplace(sign)
+    methods |= {name: _binary(sign) for name, sign in _ORDERINGS.items()}
+    methods |= {name: _equality(sign) for name, sign in _EQUALITIES.items()}
+    methods |= {name: _unary(expression) for name, expression in _UNARY.items()}
+    methods |= {name: _conversion(name) for name in _CONVERSIONS}
+    return methods
+
+
+for _name, _method in _methods().items():
+    _method.__name__ = f"__{_name}__"
+    setattr(NDArrayLike, _method.__name__, _method)

@@ -176,8 +176,8 @@ class DtypeType(_Type):
             dtype = np.dtype(spec)
             if dtype.itemsize == 0 or dtype.hasobject:
                 raise TypeError("it has no size")
-            if dtype.subdtype is not None:
-                raise TypeError("it has a shape")
+            if dtype.shape:
+                raise TypeError("its subarrays are axes of the shape")
             return dtype
         except (TypeError, ValueError, SyntaxError) as e:
             self.fail(
