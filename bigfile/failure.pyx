@@ -11,7 +11,7 @@ views of their own are each told.
 
     nothing ── raise_in ──► failing ── the thread sees it ──► nothing       (_class_of)
                   ▲            └────── a loader of its own sees it ──► nothing      (check_nested)
-                  └── in a finalizer, where Python only prints it           (_unraisablehook)
+                  └── a finalizer sees it, of which Python only prints it   (send_again)
 
 This room knows why something failed. It does not know handles, nor the way from a fault into
 Python.
@@ -129,22 +129,6 @@ cdef int unraisable(exc, str what) except -1:
     return 0
 
 
-def _unraisablehook(args, previous=sys.unraisablehook):
-    """Send an exception on its way again that came to a finalizer, or a callback of the collector.
-
-    Python raises it in whatever of the thread runs next, prints what comes out of these, and goes
-    on: who touched the memory would go on with scrap.
-    """
-    if getattr(args.exc_value, "sent", False) and not isinstance(args, _UnraisableArgs):
-        args.exc_value.sent = False
-        raise_in(threading.get_ident(), args.exc_value)
-    else:
-        previous(args)
-
-
-sys.unraisablehook = _unraisablehook
-
-
 # ---- asynchronous exceptions ----
 
 cdef object on_its_way(unsigned long ident):
@@ -180,8 +164,8 @@ cdef int check_nested() except -1:
     return 0
 
 
-def _class_of(exc, ident):
-    """Return a class that gives exc when it is called.
+def _class_of(exc, ident, frame):
+    """Return a class that gives exc when it is called. frame: where the memory was touched.
 
     An asynchronous exception is set as a class, and made when it is raised. So this is also
     where we learn that the thread has seen it.
@@ -195,7 +179,7 @@ def _class_of(exc, ident):
             # Here, and not in the fault: a handler of logging may want any lock. And not exc: who
             # keeps the record would keep frames, and views in them.
             log.error("%s", str(exc))
-            exc.sent = True
+            exc.touched_in = frame
         return exc
     return type(type(exc).__name__, (type(exc),), {"__new__": __new__, "failure": exc})
 
@@ -217,8 +201,10 @@ cdef int raise_in(unsigned long ident, exc) except -1:
     """Raise exc in a thread when it is back in Python code, or what is on its way to it already."""
     cls = on_its_way(ident)
     if cls is None:
-        cls = _class_of(exc, ident)
-        failing[ident] = cls, this_thread() if ident == threading.get_ident() else 0
+        mine = ident == threading.get_ident()
+        cls = _class_of(exc, ident, sys._getframe() if mine else None)
+        failing[ident] = cls, this_thread() if mine else 0
+        send_again()
     # Again, if it was on its way already: another asynchronous exception may have replaced it.
     set_async(ident, cls)
     return 0
@@ -226,7 +212,7 @@ cdef int raise_in(unsigned long ident, exc) except -1:
 
 cdef int interrupt(exc) except -1:
     """Raise exc, which is nobody's failure, in this thread when it is back in Python code."""
-    set_async(threading.get_ident(), _class_of(exc, None))
+    set_async(threading.get_ident(), _class_of(exc, None, None))
     return 0
 
 
@@ -237,3 +223,41 @@ cdef int set_async(unsigned long ident, cls) except -1:
         exc = cls()
         sys.unraisablehook(_UnraisableArgs(exc, "raising in a thread that is gone"))
     return 0
+
+
+# ---- finalizers ----
+
+cdef int send_again() except -1:
+    """Have exceptions sent again that are seen by a finalizer, or a callback of the collector.
+
+    Python raises an asynchronous exception in whatever of the thread runs next, and prints what
+    comes out of these: who touched the memory would go on with scrap. Called whenever one is sent,
+    as others, pytest for one, put hooks of their own there.
+    """
+    if not hasattr(sys.unraisablehook, "sends_again"):
+        hook = _hook_before(sys.unraisablehook)
+        hook.sends_again = True
+        sys.unraisablehook = hook
+    return 0
+
+
+def _hook_before(hook):
+    def before(args):
+        exc = args.exc_value
+        known = getattr(exc, "__dict__", {})
+        if "touched_in" not in known or isinstance(args, _UnraisableArgs):
+            hook(args)
+            return
+        if _is_running(known.pop("touched_in")):
+            raise_in(threading.get_ident(), exc)
+        else:
+            hook(args)                      # most likely a finalizer has touched the memory
+    return before
+
+
+def _is_running(frame):
+    """Say whether a frame is one of this thread, and has not ended."""
+    running = sys._getframe()
+    while running is not None and running is not frame:
+        running = running.f_back
+    return running is not None

@@ -244,8 +244,23 @@ for make in thing, watched:
         except BaseException as e: raise AssertionError("once more") from e
 class Wrong:
     def __del__(self): raise BlockLoadError("of its own")
+class Touching:
+    def __del__(self):
+        a[0]
+        bytecodes()
 Wrong()
+Touching()                                 # nobody else has touched it
+said = []
+sys.unraisablehook = said.append           # as others do
+try:
+    deque(map(truth, [a[:1], thing()]), maxlen=0)
+    bytecodes()
+    raise AssertionError("swallowed")
+except BlockLoadError: pass
+assert not said
+Touching()
 bytecodes()
+assert len(said) == 1 and isinstance(said[0].exc_value, BlockLoadError), said
 """)
     assert out == ""
 

@@ -15,6 +15,7 @@ def test_an_interrupt_in_a_commits_last_step_comes_after_it(tmp_path):
     """FileStorage closes itself when it is interrupted there."""
     code = """
         import importlib, os, signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         import transaction
         from wendelin.bigarray.array_zodb import ZBigArray
         from wendelin.lib.zodb import dbopen, dbclose
@@ -51,6 +52,14 @@ def test_an_interrupt_in_a_commits_last_step_comes_after_it(tmp_path):
     """
     for url in (f"file://{tmp_path}/1.fs", f"file://{tmp_path}/2.fs?align=false"):
         check_child(code, url)
+
+
+@pytest.fixture(autouse=True)
+def handled():
+    """Who was started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def test_it_is_handled_at_the_end():
