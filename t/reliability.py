@@ -118,6 +118,14 @@ ROWS = [
         "fs",
         "test_exhaust.py -k page_memory",
     ),
+    Row(
+        "a block larger than memory",
+        "blocks of 1 TiB, in a memory cgroup: read and written, of a hole, a file, a loader",
+        "{n} case",
+        "`PageMemoryError`, or `BlockLoadError` with it as its cause, with both sizes",
+        "fs",
+        "test_ram.py -k larger_than_memory",
+    ),
 ]
 
 #: fault -> what it is
