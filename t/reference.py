@@ -134,6 +134,8 @@ class Storage:
 
         if type(state) is tuple and len(state) == 2 and type(state[1]) is not Ref:
             raise Wrong("BTrees crash here, as it has no type")
+        if cls is tree and type(state) is tuple and len(state) == 2 and not state[0]:
+            raise Wrong("BTrees crash here, as it has no children")
         if cls is tree and state is not None and len(state) == 2:
             children = [self.tree(c, tree, bucket) for c in state[0][0::2]]
             flat = [x for pair in zip(children, [*state[0][1::2], None], strict=True) for x in pair]
