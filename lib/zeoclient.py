@@ -27,6 +27,7 @@ import time
 import weakref
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Collection, Coroutine
+from concurrent.futures import Future
 from typing import Any
 
 from ZEO.asyncio.client import ClientIO, ClientThread, Protocol
@@ -43,6 +44,7 @@ WAIT = 30  # for a server that is not there, or does not answer [s]
 _CACHE_SIZE = 20 << 20  # as ZEO has it [bytes]
 _LARGE = 16  # what is more than this part of the cache is not in it
 
+_LOOK = 1.0  # how often a wait looks whether there is still a connection to wait for [s]
 _RECEIVE = 4 << 20  # in one piece, at most [bytes]; asyncio's own is 256 KiB
 
 #: what may take longer: the server works on it
@@ -272,7 +274,7 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
         start = time.monotonic()
         while True:
             try:
-                return future.result(limit)
+                return self._result(future, limit)
             except ClientDisconnected:
                 if time.monotonic() - start >= self.timeout:
                     self._in_loop(self._abort_late)
@@ -285,6 +287,21 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
                     continue  # it is sent, or just was: an answer may come
                 self._in_loop(self._give_up, f"the ZEO server did not answer within {limit} s")
                 limit = 10  # it ends now
+
+    def _result(self, future: Future[Any], limit: float) -> Any:
+        """Return what comes of a call; of one whose loop was closed meanwhile nothing ever does."""
+        end = time.monotonic() + limit
+        while True:
+            left = end - time.monotonic()
+            try:
+                return future.result(max(0.0, min(left, _LOOK)))
+            except TimeoutError:
+                if future.done():
+                    return future.result()
+                if self.loop.is_closed():
+                    raise ClientDisconnected("the connection was closed") from None
+                if left <= 0:
+                    raise
 
     def _in_loop(self, act: Callable[..., None], *args: Any) -> None:
         if not self.loop.is_closed():

@@ -3,9 +3,11 @@
 What happens when servers fail is in test_servers_fail.py.
 """
 
+import asyncio
 import subprocess
 import sys
 import threading
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import POSKeyError
 
 from wendelin.lib.zeoclient import ZEOClient
-from wendelin.lib.zodb import dbclose, dbopen, zconn_load_all, zstor_2zurl
+from wendelin.lib.zodb import dbclose, dbopen, dbstoropen, zconn_load_all, zstor_2zurl
 
 pytestmark = pytest.mark.formats
 
@@ -197,3 +199,18 @@ def test_tls(tls, tmp_path, monkeypatch):
         dbopen(f"{tls.url}?wait_timeout=2")
     with pytest.raises(FileNotFoundError):
         dbopen(url(right | {"cert": "nothing.pem"}))
+
+
+@served
+def test_a_call_ends_when_its_storage_is_closed(testdb):
+    """Also one that was on its way to the thread of the connection when that ended."""
+    storage = dbstoropen(testdb.url)
+
+    async def never():
+        await asyncio.Event().wait()
+
+    with ThreadPoolExecutor(1) as pool:
+        call = pool.submit(storage._server._limited_call, never())
+        storage.close()
+        with pytest.raises((ClientDisconnected, RuntimeError, CancelledError)):
+            call.result(60)
