@@ -3,19 +3,27 @@
     python2.7 gateway.py CONFIGURATION      # as that of runzeo
 
 Run by Python 2.7 with neoppod 1.12.0 and ZEO 5.4.1: see neo-gateway, which finds and starts it.
-Three things are different from runzeo:
+Four things are different from runzeo:
 
 - Messages are msgpack, with text where Python 3 wants text: names of methods, keys, classes.
-- Objects are loaded by several threads, each with a client of NEO of its own, as a client loads one
-  object at a time: so all storage nodes work at once. Those that only load have no caches, which
-  would be told of commits later than the one that commits; clients of ZEO have theirs.
+- Objects are asked for as requests come, many at a time and of all storage nodes, where NEO's own
+  client asks for one, and waits for it. What is out of the ordinary goes through that one.
 - ConflictErrors have the attribute that the ZEO server asks for.
+- SHA-1 of objects, which NEO compares, is computed by libcrypto where this Python has none of its
+  own that is fast: five times as fast, and threads run meanwhile.
 
-The order of answers is what makes loads by threads delicate: a client takes what it gets as the
-newest revision, until it is told of a newer one. So what was loaded while its object was
-invalidated is loaded again, before it is sent:
+Two threads are at it, the loop of the server and that in which NEO's client receives:
 
-    loop                        thread of the load           NEO
+    loop                                  NEO's poll thread           storage node
+    loadBefore: _ask()  ------------------------------------------->  AskObject
+    other requests, other nodes           put()  <------------------  AnswerObject
+    _answered(): checked, reply  <------  call_soon_threadsafe()
+
+The order of answers is what makes this delicate: a client takes what it gets as the newest
+revision, until it is told of a newer one. So what was loaded while its object was invalidated is
+loaded again, before it is sent:
+
+    loop                        load                         NEO
     loadBefore(oid)             asks, gets revision 1
     invalidate(oid): noted,                                  commits revision 2
       goes to the client
@@ -25,20 +33,50 @@ invalidated is loaded again, before it is sent:
 
 from __future__ import absolute_import, print_function
 
+import ctypes
+import ctypes.util
 import sys
 import threading
+import time
 from collections import deque
 from multiprocessing.pool import ThreadPool
 
-from Queue import Queue
+if sys.version_info[0] != 2:
+    sys.exit("gateway.py is run by Python 2.7, as NEO 1.12 is: see neo-gateway")
+
+from neo.client import app as neo_app
+from neo.client.handlers import storage as neo_storage
+from neo.lib import util
+from neo.lib.compress import decompress_list
+from neo.lib.protocol import Packets
 from ZEO import StorageServer, runzeo
 from ZEO.asyncio import marshal, server
 from ZODB.POSException import ConflictError
 
-THREADS = 4  # that load
+# ---- SHA-1 ----
 
-if sys.version_info[0] != 2:
-    sys.exit("gateway.py is run by Python 2.7, as NEO 1.12 is: see neo-gateway")
+
+def sha1_of_libcrypto():
+    """Return what makeChecksum() does, by OpenSSL."""
+    sha1 = ctypes.CDLL(ctypes.util.find_library("crypto")).SHA1
+    sha1.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p]
+    sha1.restype = ctypes.c_void_p
+
+    def checksum(data):
+        digest = ctypes.create_string_buffer(20)
+        sha1(data, len(data), digest)
+        return digest.raw
+
+    return checksum
+
+
+try:
+    import _hashlib  # noqa: F401  # Python's own, of OpenSSL too
+except ImportError:
+    try:
+        neo_app.makeChecksum = neo_storage.makeChecksum = util.makeChecksum = sha1_of_libcrypto()
+    except (AttributeError, OSError, TypeError):
+        pass  # there is none: slowly, then
 
 
 # ---- text ----
@@ -95,7 +133,7 @@ get_info_of_zeo = StorageServer.ZEOStorage.get_info
 StorageServer.ZEOStorage.get_info = lambda self: text(get_info_of_zeo(self))
 
 
-# ---- loads by threads ----
+# ---- loads ----
 
 
 class Invalidated(object):
@@ -132,22 +170,6 @@ class Invalidated(object):
 
 
 invalidated = Invalidated()
-pool = ThreadPool(THREADS)
-loaders = Queue()  # storages, for whoever loads
-openers = []  # of more of them
-
-
-def more_loaders():
-    """Open another one, in the background: it takes a second or so."""
-    try:
-        opener = openers.pop()
-    except IndexError:
-        return
-    thread = threading.Thread(target=lambda: loaders.put(opener.open()))
-    thread.daemon = True
-    thread.start()
-
-
 invalidate_of_zeo = StorageServer.StorageServer.invalidate
 
 
@@ -157,29 +179,117 @@ def invalidate(self, conn, storage_id, tid, oids=(), *args, **kw):
     return invalidate_of_zeo(self, conn, storage_id, tid, oids, *args, **kw)
 
 
-class LoadReply(server.MTDelay):
-    """The answer to loadBefore, when a thread has it."""
+class Asked(object):
+    """What storage nodes were asked for, and have not answered yet; all of it in the loop.
 
-    def __init__(self, oid, tid):
-        server.MTDelay.__init__(self)
-        self.oid, self.tid = oid, tid
+    A node joins all that it has to send anew at each piece it sends: so a few large objects are
+    under way at a time, and many small ones.
+    """
+
+    BYTES = 4 << 20  # under way from a node, about
+    LEAST, MOST = 2, 64  # requests
+
+    def __init__(self):
+        self.under_way = {}  # connection -> number of requests
+        self.size = 0  # of the last object [bytes]
+        self.waiting = deque()  # loads, for a node to be free
+
+    def connection(self, app, oid):
+        """Return (connection of the node to ask, whether it may be asked now).
+
+        (None, True): NEO's client is to find one.
+        """
+        best = None
+        for cell in app.pt.getCellList(app.pt.getPartition(oid), True):
+            node = cell.getNode()
+            conn = node._connection
+            if conn is None or not node._identified or conn.isClosed():
+                failed_until = app._node_failure_dict.get(node.getUUID(), 0)
+                if node.isRunning() and failed_until < time.time():
+                    return None, True  # which connects to nodes
+            elif best is None or self.under_way.get(conn, 0) < self.under_way.get(best, 0):
+                best = conn
+        if best is None:
+            return None, True
+        most = min(max(self.BYTES // max(self.size, 1), self.LEAST), self.MOST)
+        return best, self.under_way.get(best, 0) < most
+
+    def begin(self, conn):
+        self.under_way[conn] = self.under_way.get(conn, 0) + 1
+
+    def end(self, conn):
+        self.under_way[conn] -= 1
+        if not self.under_way[conn]:
+            del self.under_way[conn]
+
+    def go_on(self):
+        """Ask for what waits, as far as may be."""
+        waiting = self.waiting
+        while waiting and waiting[0].ask():
+            waiting.popleft()
+
+
+asked = Asked()
+pool = ThreadPool(4)  # for what NEO's client loads
+
+
+class LoadReply(server.Delay):
+    """The answer to loadBefore; and the queue that NEO's client puts a node's answer into."""
+
+    def __init__(self, storage, oid, tid):
+        self.storage, self.oid, self.tid = storage, oid, tid
+
+    def set_sender(self, message_id, protocol):
+        """See Delay. It begins here, in the loop: who is to be told is known."""
+        server.Delay.set_sender(self, message_id, protocol)
         self.begin()
 
     def begin(self):
         self.count = invalidated.load_begins()
-        pool.apply_async(self.run)
+        asked.waiting.append(self)
+        if asked.waiting[0] is self:
+            asked.go_on()
 
-    def run(self):
-        if loaders.empty():
-            more_loaders()
-        storage = loaders.get()
+    def ask(self):
+        """Ask a node; False: it has to wait."""
         try:
-            result, failure = storage.loadBefore(self.oid, self.tid), None
+            self.conn, now = asked.connection(self.storage.app, self.oid)
+            if not now:
+                return False
+            if self.conn is not None:
+                self.conn.ask(Packets.AskObject(self.oid, None, self.tid), queue=self)
+                asked.begin(self.conn)
+                return True
+        except Exception:  # the cluster has no such partition now, or the connection is gone
+            pass
+        pool.apply_async(self.load)
+        return True
+
+    def put(self, answer):
+        """Take a node's answer. In NEO's poll thread, which has locks."""
+        self.protocol.call_soon_threadsafe(self.answered, answer[1])
+
+    def answered(self, packet):
+        """In the loop."""
+        asked.end(self.conn)
+        result = None
+        if isinstance(packet, Packets.AnswerObject):
+            _, tid, next_tid, compression, checksum, data, _ = packet.decode()
+            if data and checksum == util.makeChecksum(data):
+                asked.size = len(data)
+                result = decompress_list[compression](data), tid, next_tid
+        if result is None:
+            pool.apply_async(self.load)  # it knows what to do, and what to say
+        else:
+            self.finish(result, None)
+        asked.go_on()
+
+    def load(self):
+        """Load by NEO's client: it waits, tries other nodes, raises. In a thread of the pool."""
+        try:
+            result, failure = self.storage.loadBefore(self.oid, self.tid), None
         except Exception:
             result, failure = None, sys.exc_info()
-        finally:
-            loaders.put(storage)
-        self.ready.wait()
         self.protocol.call_soon_threadsafe(self.finish, result, failure)
 
     def finish(self, result, failure):
@@ -189,35 +299,35 @@ class LoadReply(server.MTDelay):
         if again:
             self.begin()
         elif failure is not None:
-            server.Delay.error(self, failure)
+            self.error(failure)
         else:
-            server.Delay.reply(self, result)
+            self.reply(result)
 
 
 def loadBefore(self, oid, tid):  # ZEO calls it so
     """See ZEOStorage."""
     self.stats.loads += 1
-    return LoadReply(oid, tid)
+    return LoadReply(self.storage, oid, tid)
+
+
+send_reply_of_zeo = server.ServerProtocol.send_reply
+
+
+def send_reply(self, message_id, result, *args, **kw):
+    """See ServerProtocol, which sees that it is a Delay when it cannot be encoded."""
+    if isinstance(result, server.Delay):
+        result.set_sender(message_id, self)
+    else:
+        send_reply_of_zeo(self, message_id, result, *args, **kw)
 
 
 StorageServer.StorageServer.invalidate = invalidate
 StorageServer.ZEOStorage.loadBefore = loadBefore
-
-
-class Server(runzeo.ZEOServer):
-    """A ZEO server of one storage, and of others that load from the same cluster."""
-
-    def open_storages(self):
-        """See ZEOServer."""
-        runzeo.ZEOServer.open_storages(self)
-        (opener,) = self.options.storages
-        loaders.put(self.storages[opener.name])
-        opener.config.cache_size = 0
-        openers.extend([opener] * (THREADS - 1))
+server.ServerProtocol.send_reply = send_reply
 
 
 if __name__ == "__main__":
     sys.setcheckinterval(1000)  # threads of Python 2 take the lock from each other too often
     options = runzeo.ZEOOptions()
     options.realize(["-C", sys.argv[1]])
-    Server(options).main()
+    runzeo.ZEOServer(options).main()
