@@ -28,6 +28,7 @@ import weakref
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Collection, Coroutine
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from ZEO.asyncio.client import ClientIO, ClientThread, Protocol
@@ -37,6 +38,8 @@ from ZEO.Exceptions import ClientDisconnected
 from ZODB.POSException import POSKeyError
 from ZODB.utils import maxtid
 
+from wendelin.lib.zeoreceive import Receiver, decoder
+
 __all__ = ["WAIT", "ZEOClient"]
 
 WAIT = 30  # for a server that is not there, or does not answer [s]
@@ -45,7 +48,6 @@ _CACHE_SIZE = 20 << 20  # as ZEO has it [bytes]
 _LARGE = 16  # what is more than this part of the cache is not in it
 
 _LOOK = 1.0  # how often a wait looks whether there is still a connection to wait for [s]
-_RECEIVE = 4 << 20  # in one piece, at most [bytes]; asyncio's own is 256 KiB
 
 #: what may take longer: the server works on it
 _UNLIMITED = {"pack"}
@@ -123,8 +125,7 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
 
     def notify_connected(self, conn: ClientIO, info: dict[str, Any]) -> None:
         """See ClientStorage. Runs in the thread of the connection, as invalidations do."""
-        # ZEO joins what it receives, piece by piece: the time is the square of their number
-        conn.protocol.sm_protocol.transport.max_size = _RECEIVE
+        conn.protocol.decode = decoder(conn.protocol)
         db = self._db
         if db is not None:
             db.told = conn.verify_result in _TOLD
@@ -221,8 +222,19 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
         """See ClientRunner. Runs in the thread of the connection."""
         super().setup_delegation(loop)
         self.io_call = self._limited_call
+        self.client.try_connecting = self._try_connecting
+        self._receive()
         #: connections that were not ready when a caller had waited for one
         self._late: weakref.WeakSet[Protocol] = weakref.WeakSet()
+
+    def _try_connecting(self) -> None:
+        ClientIO.try_connecting(self.client)
+        self._receive()
+
+    def _receive(self) -> None:
+        """Have what connections receive go through a Receiver; before they are made."""
+        for protocol in self.client.protocols:
+            protocol.protocol_factory = partial(Receiver, protocol)
 
     def call(self, method: str, *args: Any, **kw: Any) -> Any:
         """See ClientRunner."""

@@ -1,0 +1,111 @@
+"""Messages of a ZEO server, as a transport gives them piece by piece, and as they are decoded."""
+
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ZEO.asyncio.marshal import encoder
+from ZODB.POSException import POSKeyError
+
+from wendelin.lib.zeoreceive import Receiver, decoder
+
+
+class Protocol:
+    """What takes messages, as a Protocol of ZEO and what is below it do."""
+
+    def __init__(self, version=b"Z5"):
+        self.protocol_version = version
+        self.sm_protocol = self
+        self.messages = []
+        self.receive = self.take
+
+    def take(self, message):
+        self.messages.append(bytes(message))
+        if message == b"fail":
+            raise ValueError("fail")
+        if message == b"close":
+            self.receive = None
+
+    def decode(self, message):
+        return "by ZEO", bytes(message)
+
+
+def feed(receiver, stream, pieces):
+    """Give a stream of bytes as a transport does, at most so much at a time."""
+    at = 0
+    for most in pieces:
+        buffer = receiver.get_buffer(-1)
+        assert len(buffer), "a read of nothing is the end of a stream"
+        n = min(most, len(buffer), len(stream) - at)
+        if n == 0:
+            break
+        buffer[:n] = stream[at : at + n]
+        at += n
+        receiver.buffer_updated(n)
+    while at < len(stream):
+        buffer = receiver.get_buffer(-1)
+        n = min(len(buffer), len(stream) - at)
+        assert n, "a read of nothing is the end of a stream"
+        buffer[:n] = stream[at : at + n]
+        at += n
+        receiver.buffer_updated(n)
+
+
+sizes = st.one_of(
+    st.integers(0, 20),
+    st.integers((64 << 10) - 10, (64 << 10) + 10),
+    st.integers(0, 300_000),
+)
+
+
+@given(st.lists(sizes, max_size=8), st.lists(st.integers(1, 200_000), max_size=20))
+def test_messages_are_those_that_were_sent(sizes, pieces):
+    messages = [bytes([i]) * size for i, size in enumerate(sizes)]
+    protocol = Protocol()
+    feed(Receiver(protocol), b"".join(struct.pack(">I", len(m)) + m for m in messages), pieces)
+    assert protocol.messages == messages
+
+
+def test_a_very_large_message():
+    message = bytes(20 << 20)
+    protocol = Protocol()
+    receiver = Receiver(protocol)
+    for _ in range(2):
+        feed(receiver, struct.pack(">I", len(message)) + message, [100, 5])
+    assert protocol.messages == [message] * 2
+
+
+def test_what_is_not_understood_ends_nothing():
+    protocol = Protocol()
+    feed(Receiver(protocol), b"".join(struct.pack(">I", 4) + m for m in (b"fail", b"next")), [])
+    assert protocol.messages == [b"fail", b"next"]
+
+
+def test_after_the_end_nothing_is_given():
+    protocol = Protocol()
+    stream = struct.pack(">I", 5) + b"close" + struct.pack(">I", 4) + b"next"
+    feed(Receiver(protocol), stream, [])
+    assert protocol.messages == [b"close"]
+
+
+@pytest.mark.parametrize("size", [0, 100, 70_000, 3 << 20])
+@pytest.mark.parametrize("last", [b"t" * 8, None, POSKeyError])
+def test_large_messages_are_decoded_as_zeo_does(size, last):
+    message = ((b"o" * 8, b"t" * 8), 0, ".reply", (b"x" * size, b"t" * 8, last))
+    decode = decoder(Protocol())
+    assert decode(memoryview(bytearray(encoder(b"Z5")(*message)))) == message
+
+
+def test_what_zeo_does_not_allow_it_is_asked_about():
+    """It says why."""
+    import pickle
+
+    evil = pickle.dumps((1, 0, ".reply", print), 3)
+    assert decoder(Protocol())(memoryview(evil)) == ("by ZEO", evil)
+    assert decoder(Protocol())(evil) == ("by ZEO", evil)
+
+
+def test_other_protocols_are_left_to_zeo():
+    protocol = Protocol(b"M5")
+    assert decoder(protocol) == protocol.decode
