@@ -12,7 +12,7 @@ together: so a table that looks damaged is looked at again, from its root.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from wendelin.bigfile.btree import Node, read_node
@@ -31,12 +31,12 @@ class BlockTable:
 
     Parameters
     ----------
-    load : (oid) -> record
+    load_all : (oids) -> records
         Gives records of the state that is to be read.
     """
 
-    def __init__(self, load: Callable[[bytes], bytes]) -> None:
-        self._load = load
+    def __init__(self, load_all: Callable[[list[bytes]], list[bytes]]) -> None:
+        self._load_all = load_all
         self._nodes: dict[bytes, Node] = {}
         # oids of all nodes that were ever looked at: noted before they are loaded, so that a lookup
         # in another thread cannot have gone through a node which changed() does not know
@@ -44,14 +44,17 @@ class BlockTable:
         # _seen has every node that what the owner depends on was found in
         self._complete = True
 
-    def _get(self, oid: bytes) -> Node:
+    def _get(self, oid: bytes, soon: Iterable[bytes] = ()) -> Node:
+        """Return a node; if it has to be loaded, others with it that are asked for soon."""
         nodes = self._nodes
         node = nodes.get(oid)
         if node is None:
-            self._seen.add(oid)
-            node = read_node(self._load(oid), "LO")
+            oids = [oid, *(o for o in soon if o != oid and o not in nodes)]
+            self._seen.update(oids)
+            read = [read_node(record, "LO") for record in self._load_all(oids)]
             # into the dict we began with: drop() leaves that one behind
-            nodes[oid] = node
+            nodes.update(zip(oids, read, strict=True))
+            node = read[0]
         return node
 
     def lookup(self, root: bytes, blk: int) -> bytes | None:
@@ -67,7 +70,7 @@ class BlockTable:
         RecordError
             The table is damaged.
         Exception
-            What load raised.
+            What load_all raised.
         """
         return self._twice(lambda: self._lookup(root, blk))
 
@@ -107,7 +110,7 @@ class BlockTable:
             oid, low, high = todo.pop()
             if oid in seen:
                 raise RecordError(_ENDLESS)
-            node = self._get(oid)
+            node = self._get(oid, (o for o, _, _ in todo[:-_TOGETHER:-1]))
             node.check_within(low, high)
             if not node.leaf:
                 children = range(bisect_right(node.keys, start), bisect_left(node.keys, stop) + 1)

@@ -158,6 +158,10 @@ class ZBigFileH(BigFileH):
         """Say whether pages show what its Connection sees of the database, and nothing else."""
         return self._joined is None and not self._finished
 
+    def expect(self, pgoffset: int, pglen: int) -> None:
+        """See BigFileH."""
+        self.zfile.ahead.expect(pgoffset, pglen)
+
     # ---- joining ----
 
     def first_change(self) -> None:

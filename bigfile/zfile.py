@@ -86,7 +86,7 @@ class ZFile(BigFile):
         self.zfile = zfile
         self.conn = conn
         self.zblk_fmt = zblk_fmt
-        self.table = BlockTable(self.load)
+        self.table = BlockTable(self.load_all)
         # What pages that are, or were, in memory were made of: blk -> oid, None for a hole,
         # _UNSURE where the table had two answers;
         self.made_of: dict[int, bytes | None] = {}
@@ -95,7 +95,7 @@ class ZFile(BigFile):
         # Files that pages may be mapped from: they stay open as long as the handle lives.
         self.mapped_from: set[OpenFile] = set()
         self.handle: weakref.ref[ZBigFileH] | None = None
-        self.ahead = ReadAhead(zfile.blksize, zconn_is_remote(conn))
+        self.ahead = ReadAhead(zfile.blksize, zconn_is_remote(conn), self.find)
 
     def __repr__(self) -> str:
         oid = self.zfile._p_oid
@@ -124,6 +124,12 @@ class ZFile(BigFile):
         """See BigFile."""
         root = self._table_root()
         return None if root is None else self.table.lookup(root, blk)
+
+    def find(self, start: int, stop: int) -> None:
+        """See ReadAhead."""
+        root = self._table_root()
+        if root is not None:
+            self.table.between(root, start, stop)
 
     def _table_root(self) -> bytes | None:
         """Return the oid of the block table; None: it is not in the database yet."""

@@ -320,7 +320,7 @@ def test_nodes_of_two_states_are_no_damage(records, large):
     """A thread may look while the Connection moves to another state."""
     first, second, *_ = buckets(records, large)
     root, before = large.zfile.blktab._p_oid, {}
-    table = BlockTable(lambda oid: before.get(oid) or records.load(oid)[0])
+    table = BlockTable(lambda oids: [before.get(oid) or records.load(oid)[0] for oid in oids])
     flat, _after = records.get(second)[1]
     # as it was when its bucket had other keys
     cls, ((one, key, two, *rest), bucket) = records.get(root)

@@ -8,14 +8,27 @@ from wendelin.bigfile.virtmem import ram_stat
 BLK = 2 << 20
 
 
+class Table:
+    """What knows where blocks are; and a pool that looks there at once."""
+
+    def __init__(self):
+        self.found = set()
+
+    def find(self, start, stop):
+        self.found.update(range(start, stop))
+
+    def submit(self, work, *args):
+        work(*args)
+
+
 @pytest.mark.parametrize("remote", [True, False])
 @pytest.mark.parametrize("start", [0, 1, 5000])
 def test_a_sequential_reader_loads_a_few_blocks_itself(remote, start, monkeypatch):
-    issued = []
+    issued, table = [], Table()
     monkeypatch.setattr(
         prefetch, "prefetch", lambda owner, fileh, pages, threads: issued.append(list(pages))
     )
-    ahead = prefetch.ReadAhead(BLK, remote)
+    ahead = prefetch.ReadAhead(BLK, remote, table.find)
     most = min(32 << 20 if remote else 16 << 20, ram_stat()[0] // 16) // BLK
     itself = []
     for blk in range(start, start + 300):
@@ -34,7 +47,7 @@ def test_a_sequential_reader_loads_a_few_blocks_itself(remote, start, monkeypatc
 def test_others_get_nothing_ahead(monkeypatch):
     issued = []
     monkeypatch.setattr(prefetch, "prefetch", lambda *args: issued.append(args))
-    ahead = prefetch.ReadAhead(BLK, True)
+    ahead = prefetch.ReadAhead(BLK, True, Table().find)
     for blk in 7, 3, 9, 2, 40, 38:
         ahead.loading(None, blk)
     assert issued == []
@@ -43,9 +56,32 @@ def test_others_get_nothing_ahead(monkeypatch):
 def test_blocks_larger_than_the_window(monkeypatch):
     issued = []
     monkeypatch.setattr(prefetch, "prefetch", lambda owner, fileh, pages, _: issued.extend(pages))
-    ahead = prefetch.ReadAhead(1 << 40, True)
+    ahead = prefetch.ReadAhead(1 << 40, True, Table().find)
     for blk in range(1, 20):
         if blk not in issued:
             ahead.loading(None, blk)
     assert issued
     assert max(issued) <= 20
+
+
+def test_where_blocks_are_is_looked_up_a_window_before(monkeypatch):
+    issued, table = [], Table()
+    monkeypatch.setattr(prefetch, "_pool", lambda: table)
+    monkeypatch.setattr(prefetch, "prefetch", lambda owner, fileh, pages, _: issued.extend(pages))
+    ahead = prefetch.ReadAhead(BLK, True, table.find)
+    for blk in range(300):
+        if blk not in issued:
+            before, known = len(issued), set(table.found)
+            ahead.loading(None, blk)
+            assert not before or known.issuperset(issued[before:])
+    assert issued
+
+
+def test_on_this_machine_nothing_is_looked_up_before(monkeypatch):
+    table = Table()
+    monkeypatch.setattr(prefetch, "_pool", lambda: table)
+    monkeypatch.setattr(prefetch, "prefetch", lambda *args: None)
+    ahead = prefetch.ReadAhead(BLK, False, table.find)
+    for blk in range(20):
+        ahead.loading(None, blk)
+    assert not table.found

@@ -268,6 +268,7 @@ class BigArray(NDArrayLike):
         """Return (VMA, offset of byte `start` in it) that has bytes [start, stop) of the file."""
         fileh = self._fileh()
         first, n = self._pages(start, stop)
+        fileh.expect(first, n)
         ref = getattr(self, "_v_vma", None)
         vma: VMA | None = ref() if ref is not None else None
         if vma is not None and vma.fileh is fileh:
