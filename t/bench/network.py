@@ -3,8 +3,10 @@
     python t/bench/network.py [--size MIB] [--runs N] [--only zeo,neo,nodes] [--json FILE]
         [--svg FILE] [--into PAGE]
 
-The loop is what a program does without us: one request, and then the next. Both are measured in
-one fresh process after the other, in turns, and their ratio is that of pairs. `nodes` reads from
+The loop is what a program does without us: one request, and then the next, of a ClientStorage as
+ZEO has it. Both are measured in one fresh process after the other, in turns, and their ratio is
+that of pairs. The same loop on the connection of ours is measured as well: it is faster, as large
+objects are received and decoded otherwise (zeoreceive). `nodes` reads from
 NEO clusters of one, two and three storage nodes, each behind a proxy that limits its bandwidth.
 Servers are started for it, on this machine.
 """
@@ -34,8 +36,11 @@ from proxy import Proxy
 from servers import HOST, ZeoServer, free_port
 from tqdm import tqdm
 from work import Table
+from ZEO.ClientStorage import ClientStorage
+from ZODB.utils import maxtid
 
 from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.lib.zeoclient import ZEOClient
 from wendelin.lib.zodb import dbclose, dbopen
 
 MIB = 1 << 20
@@ -70,11 +75,10 @@ def objects(array):
     return oids
 
 
-def loop(root, oids, part):
+def loop(storage, oids, part):
     """Load every part-th object, one after the other: it takes long. Return MiB/s."""
-    load = root._p_jar._normal_storage.load
     start = perf_counter()
-    size = sum(len(load(oid)[0]) for oid in oids[::part])
+    size = sum(len(storage.loadBefore(oid, maxtid)[0]) for oid in oids[::part])
     return size / MIB / (perf_counter() - start)
 
 
@@ -88,10 +92,9 @@ def first_pass(root, name):
     return array.nbytes / MIB / seconds
 
 
-def store_loop(root):
+def store_loop(storage, block):
     """Commit blocks as a plain program does: store() after store(); return MiB/s."""
-    storage = root._p_jar.db().storage
-    record = root._p_jar._normal_storage.load(root["block"]._p_oid)[0]
+    record = storage.loadBefore(block, maxtid)[0]
     txn = transaction.TransactionManager().get()
     start = perf_counter()
     storage.tpc_begin(txn)
@@ -112,23 +115,32 @@ def commit(root):
     return COMMIT / (perf_counter() - start)
 
 
+def plain(client, port, work, part, oids, block):
+    """Return MiB/s of a loop with a ClientStorage, or what is one."""
+    storage = client((HOST, port))
+    try:
+        return store_loop(storage, block) if work == "commit" else loop(storage, oids, part)
+    finally:
+        storage.close()
+
+
 def child(url, work, part, ours_first):
-    """Print MiB/s: of the loop, and ours."""
+    """Print MiB/s: of the loop, ours, and of the loop on a connection of ours."""
+    root = dbopen(url)
+    oids = [] if work == "commit" else objects(root[work])
+    block = root["block"]._p_oid
+    dbclose(root)  # and with it the cache of what objects() has loaded
+    port = int(url.rpartition(":")[2])
     results = {}
     for side in ("ours", "loop") if ours_first else ("loop", "ours"):
-        root = dbopen(url)
-        if work == "commit":
-            results[side] = commit(root) if side == "ours" else store_loop(root)
-        elif side == "ours":
-            results[side] = first_pass(root, work)
+        if side == "loop":
+            results["loop"] = plain(ClientStorage, port, work, part, oids, block)
+            results["same"] = plain(ZEOClient, port, work, part, oids, block)
         else:
-            oids = objects(root[work])
-            root._p_jar.cacheMinimize()
-            dbclose(root)  # and with it the cache of what objects() has loaded
             root = dbopen(url)
-            results[side] = loop(root, oids, part)
-        dbclose(root)
-    print(json.dumps([results["loop"], results["ours"]]))
+            results["ours"] = commit(root) if work == "commit" else first_pass(root, work)
+            dbclose(root)
+    print(json.dumps([results["loop"], results["ours"], results["same"]]))
 
 
 # ---- servers ----
@@ -213,7 +225,7 @@ def cpu_seconds():
 
 
 def run_child(url, work, part, number):
-    """Run a client; return (loop, ours), and the part of the machine's CPU that was in use."""
+    """Run a client; return what child() prints, and the part of the machine's CPU in use."""
     before, start = cpu_seconds(), perf_counter()
     command = [sys.executable, __file__, "child", url, work, str(part), str(number % 2)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, timeout=900)
@@ -222,7 +234,7 @@ def run_child(url, work, part, number):
 
 
 def measure(kind, size, runs, bar):
-    """Return {figure: [(loop, ours, busy), ...]} of a kind of server."""
+    """Return {figure: [(loop, ours, same, busy), ...]} of a kind of server."""
     results = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="net-")))
@@ -241,7 +253,7 @@ def measure(kind, size, runs, bar):
 
 
 def measure_nodes(size, runs, bar):
-    """Return {number of storage nodes: [(loop, ours, busy), ...]}."""
+    """Return {number of storage nodes: [(loop, ours, same, busy), ...]}."""
     results = {}
     for n in 1, 2, 3:
         with ExitStack() as stack:
@@ -270,16 +282,16 @@ def target(figure):
 def markdown(title, results, nodes):
     """Return the tables."""
     lines = [
-        "| work | loop | wendelin.core | ratio | target | CPUs in use |",
-        "| --- " + "| ---: " * 5 + "|",
+        "| work | loop | wendelin.core | ratio | target | loop on our connection | CPUs in use |",
+        "| --- " + "| ---: " * 6 + "|",
     ]
     for figure, values in results.items():
-        loops, ours, busy = (statistics.median(v) for v in zip(*values, strict=True))
-        ratio = statistics.median(o / a for a, o, _ in values)
+        loops, ours, same, busy = (statistics.median(v) for v in zip(*values, strict=True))
+        ratio = statistics.median(o / a for a, o, *_ in values)
         asked = target(figure)
         lines.append(
             f"| {figure} | {loops:.3g} | {ours:.3g} | {ratio:.2f} | "
-            f"{asked if asked else 'reported'} | {busy:.0%} |"
+            f"{asked if asked else 'reported'} | {same:.3g} | {busy:.0%} |"
         )
     text = f"{fill(title, 100)}\n\n" + "\n".join(lines)
     if nodes:
