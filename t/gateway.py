@@ -35,6 +35,7 @@ from __future__ import absolute_import, print_function
 
 import ctypes
 import ctypes.util
+import logging
 import sys
 import threading
 import time
@@ -53,18 +54,23 @@ from ZEO import StorageServer, runzeo
 from ZEO.asyncio import marshal, server
 from ZODB.POSException import ConflictError
 
+LARGE = 64 << 10  # what others do not wait for [bytes]
+
 # ---- SHA-1 ----
 
 
 def sha1_of_libcrypto():
     """Return what makeChecksum() does, by OpenSSL."""
-    sha1 = ctypes.CDLL(ctypes.util.find_library("crypto")).SHA1
-    sha1.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p]
-    sha1.restype = ctypes.c_void_p
+    name = ctypes.util.find_library("crypto")
+    # threads run meanwhile; which is not worth it for what takes some microseconds
+    large, small = ctypes.CDLL(name).SHA1, ctypes.PyDLL(name).SHA1
+    for sha1 in large, small:
+        sha1.argtypes = [ctypes.c_char_p, ctypes.c_size_t, ctypes.c_char_p]
+        sha1.restype = ctypes.c_void_p
 
     def checksum(data):
         digest = ctypes.create_string_buffer(20)
-        sha1(data, len(data), digest)
+        (small if len(data) < LARGE else large)(data, len(data), digest)
         return digest.raw
 
     return checksum
@@ -267,22 +273,38 @@ class LoadReply(server.Delay):
 
     def put(self, answer):
         """Take a node's answer. In NEO's poll thread, which has locks."""
-        self.protocol.call_soon_threadsafe(self.answered, answer[1])
+        answers.append((self, answer[1]))
+        if len(answers) == 1:
+            self.protocol.call_soon_threadsafe(take_answers)
 
     def answered(self, packet):
         """In the loop."""
         asked.end(self.conn)
-        result = None
-        if isinstance(packet, Packets.AnswerObject):
-            _, tid, next_tid, compression, checksum, data, _ = packet.decode()
-            if data and checksum == util.makeChecksum(data):
-                asked.size = len(data)
-                result = decompress_list[compression](data), tid, next_tid
-        if result is None:
+        if not isinstance(packet, Packets.AnswerObject):
             pool.apply_async(self.load)  # it knows what to do, and what to say
+        elif asked.size < LARGE:
+            self.checked(*self.check(packet))
+        else:
+            pool.apply_async(self.check_large, (packet,))
+
+    def check_large(self, packet):
+        """In a thread of the pool: the loop goes on meanwhile."""
+        self.protocol.call_soon_threadsafe(self.checked, *self.check(packet))
+
+    def check(self, packet):
+        """Return (what is loaded or None, its size)."""
+        _, tid, next_tid, compression, checksum, data, _ = packet.decode()
+        if data and checksum == util.makeChecksum(data):
+            return (decompress_list[compression](data), tid, next_tid), len(data)
+        return None, LARGE
+
+    def checked(self, result, size):
+        """In the loop."""
+        asked.size = size
+        if result is None:
+            pool.apply_async(self.load)
         else:
             self.finish(result, None)
-        asked.go_on()
 
     def load(self):
         """Load by NEO's client: it waits, tries other nodes, raises. In a thread of the pool."""
@@ -302,6 +324,76 @@ class LoadReply(server.Delay):
             self.error(failure)
         else:
             self.reply(result)
+
+
+#: (load, packet), for the loop: one call for many, as each wakes it up
+answers = deque()
+
+
+def take_answers():
+    """In the loop: take all that have come."""
+    with corked:
+        while answers:
+            load, packet = answers[0]
+            try:
+                load.answered(packet)
+            except Exception:
+                logging.exception("an answer of a storage node is not understood")
+                pool.apply_async(load.load)
+            # taken out after it was looked at: who puts the next one need not call
+            answers.popleft()
+        asked.go_on()
+
+
+class Cork(object):
+    """What is sent to clients goes out together, at the end of a with; all of it in the loop."""
+
+    def __init__(self):
+        self.lines = None  # transport -> what is to be sent
+
+    def __enter__(self):
+        self.lines = {}
+
+    def __exit__(self, *exc):
+        lines, self.lines = self.lines, None
+        for transport, data in lines.items():
+            small = []
+            for line in data:  # large ones as they are: to join them is to copy them
+                if len(line) >= LARGE:
+                    transport.writelines(small)
+                    transport.write(line)
+                    small = []
+                else:
+                    small.append(line)
+            transport.writelines(small)
+
+
+corked = Cork()
+
+
+class Transport(object):
+    """What ZEO writes to."""
+
+    def __init__(self, transport):
+        self.transport = transport
+
+    def __getattr__(self, name):
+        return getattr(self.transport, name)
+
+    def writelines(self, data):
+        """See WriteTransport."""
+        if corked.lines is None:
+            self.transport.writelines(data)
+        else:
+            corked.lines.setdefault(self.transport, []).extend(data)
+
+
+connection_made_of_zeo = server.ServerProtocol.connection_made
+
+
+def connection_made(self, transport):
+    """See ServerProtocol."""
+    connection_made_of_zeo(self, Transport(transport))
 
 
 def loadBefore(self, oid, tid):  # ZEO calls it so
@@ -324,6 +416,7 @@ def send_reply(self, message_id, result, *args, **kw):
 StorageServer.StorageServer.invalidate = invalidate
 StorageServer.ZEOStorage.loadBefore = loadBefore
 server.ServerProtocol.send_reply = send_reply
+server.ServerProtocol.connection_made = connection_made
 
 
 if __name__ == "__main__":

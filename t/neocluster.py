@@ -21,7 +21,7 @@ REQUIREMENTS = [
     "neoppod[master,storage-sqlite,admin,ctl,client]==1.12.0",
     "ZEO==5.4.1",
     "ZODB==5.8.1",
-    "msgpack==1.0.5",
+    "msgpack==0.6.2",  # the last that is compiled for Python 2.7
     "zodburi==2.6.0",
 ]
 VIRTUALENV = "virtualenv<20.22"  # the last that makes environments of Python 2.7
