@@ -135,6 +135,17 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
             if db is not None:
                 db.told = False
 
+    def store(self, oid: bytes, serial: bytes, data: bytes, version: str, txn: Any) -> None:
+        """See ClientStorage."""
+        if self._cache.takes(data):
+            super().store(oid, serial, data, version, txn)
+            return
+        # ZEO writes data to a temporary file, to have it for its cache when the commit is finished:
+        # in pickles of protocol 1, bytes as text, which takes as long as to send them.
+        changes = self._check_trans(txn, "store")
+        self._async("storea", oid, serial, data, id(txn))
+        changes.store(oid, None)
+
     def new_oid(self) -> bytes:
         """See ClientStorage."""
         while True:
@@ -209,9 +220,12 @@ class _ToldDB:
 class _Cache(ClientCache):  # type: ignore[misc]  # ZEO has no type hints
     """ZEO's cache, without large objects."""
 
+    def takes(self, data: bytes) -> bool:
+        return len(data) <= self.maxsize // _LARGE
+
     def store(self, oid: bytes, start_tid: bytes, end_tid: bytes | None, data: bytes) -> None:
         """See ClientCache."""
-        if len(data) <= self.maxsize // _LARGE:
+        if self.takes(data):
             super().store(oid, start_tid, end_tid, data)
 
 

@@ -4,6 +4,7 @@ What happens when servers fail is in test_servers_fail.py.
 """
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from persistent.mapping import PersistentMapping
 from servers import ZeoServer
 from ZEO.ClientStorage import ClientStorage
 from ZEO.Exceptions import ClientDisconnected
+from ZEO.TransactionBuffer import TransactionBuffer
 from ZODB.DB import DB
 from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import POSKeyError
@@ -141,6 +143,29 @@ def test_large_objects_are_not_in_the_cache_of_zeo(testdb):
         cache.clear()
         assert len(large["data"]) == 2 << 20
         assert len(small["data"]) == 1000
+
+
+@served
+def test_an_object_that_is_large_now_and_then(testdb, monkeypatch):
+    """What the cache has of it is out of date, whether the new record goes into it or not."""
+    kept = []
+    store = TransactionBuffer.store
+    monkeypatch.setattr(
+        TransactionBuffer,
+        "store",
+        lambda self, oid, data: kept.append(data) or store(self, oid, data),
+    )
+    root, other = testdb.open(), testdb.open()
+    root["m"] = PersistentMapping()
+    transaction.commit()
+    for size in 1000, 3 << 20, 500, 2 << 20, 100:
+        root["m"]["data"] = data = os.urandom(size)
+        transaction.commit()
+        for r in root, other:
+            r._p_jar.transaction_manager.begin()
+            r._p_jar.cacheMinimize()
+            assert r["m"]["data"] == data
+    assert not any(data and len(data) > 2 << 20 for data in kept), "it is kept in vain"
 
 
 # ---- TLS ----
