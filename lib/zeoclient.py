@@ -221,7 +221,7 @@ class _Cache(ClientCache):  # type: ignore[misc]  # ZEO has no type hints
     """ZEO's cache, without large objects."""
 
     def takes(self, data: bytes) -> bool:
-        return len(data) <= self.maxsize // _LARGE
+        return bool(len(data) <= self.maxsize // _LARGE)
 
     def store(self, oid: bytes, start_tid: bytes, end_tid: bytes | None, data: bytes) -> None:
         """See ClientCache."""
