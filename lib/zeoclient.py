@@ -19,7 +19,6 @@ It knows ZEO. It does not know URLs.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import struct
@@ -27,11 +26,11 @@ import time
 import weakref
 from asyncio import AbstractEventLoop
 from collections.abc import Callable, Collection, Coroutine
-from concurrent.futures import Future
 from functools import partial
 from typing import Any
 
 from ZEO.asyncio.client import ClientIO, ClientThread, Protocol
+from ZEO.asyncio.futures import run_coroutine_threadsafe
 from ZEO.cache import ClientCache
 from ZEO.ClientStorage import ClientStorage
 from ZEO.Exceptions import ClientDisconnected
@@ -291,7 +290,7 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
         return [await answer for answer in answers]
 
     def _limited_call(self, coro: Coroutine[Any, Any, Any], wait: bool = True) -> Any:
-        future = asyncio.run_coroutine_threadsafe(coro, self.loop)
+        future = run_coroutine_threadsafe(coro, self.loop)
         if not wait:
             return future
         # twice: first for a connection, which has its own limit, and then for the answer
@@ -314,7 +313,7 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
                 self._in_loop(self._give_up, f"the ZEO server did not answer within {limit} s")
                 limit = 10  # it ends now
 
-    def _result(self, future: Future[Any], limit: float) -> Any:
+    def _result(self, future: Any, limit: float) -> Any:
         """Return what comes of a call; of one whose loop was closed meanwhile nothing ever does."""
         end = time.monotonic() + limit
         while True:

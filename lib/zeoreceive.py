@@ -29,6 +29,7 @@ from typing import Any
 
 from ZEO.asyncio.client import Protocol
 from ZEO.asyncio.marshal import find_global
+from ZEO.Exceptions import ProtocolError
 
 __all__ = ["Receiver", "decoder"]
 
@@ -113,6 +114,12 @@ class Receiver(BufferedProtocol):
             (size,) = _HEADER.unpack_from(small, self._start)
             start = self._start + _HEADER.size
             if size > _SMALL - _HEADER.size:
+                if self._protocol.protocol_version is None:
+                    # As ZEO does it; which would wait for all of it, a gigabyte of "SSH-".
+                    self._start = self._end
+                    begin = bytes(small[:100])
+                    self._protocol.client.register_failed(self._protocol, ProtocolError(begin))
+                    break
                 self._begin_large(size, small[start : self._end])
                 break
             if self._end - start < size:

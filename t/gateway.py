@@ -39,7 +39,7 @@ import logging
 import sys
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from multiprocessing.pool import ThreadPool
 
 if sys.version_info[0] != 2:
@@ -147,26 +147,29 @@ class Invalidated(object):
 
     def __init__(self):
         self.lock = threading.Lock()
-        self.loads = 0  # under way
         self.count = 0  # of invalidations
-        self.notes = deque()  # (count, oids)
+        self.began = OrderedDict()  # count -> loads under way that began then; ascending
+        self.notes = deque()  # (count, oids), that some of them are older than
 
     def load_begins(self):
-        """Return what since() wants."""
+        """Return what since() and load_ends() want."""
         with self.lock:
-            self.loads += 1
+            self.began[self.count] = self.began.get(self.count, 0) + 1
             return self.count
 
-    def load_ends(self):
+    def load_ends(self, count):
         with self.lock:
-            self.loads -= 1
-            if not self.loads:
-                self.notes.clear()
+            self.began[count] -= 1
+            if not self.began[count]:
+                del self.began[count]
+            oldest = next(iter(self.began), self.count)
+            while self.notes and self.notes[0][0] <= oldest:
+                self.notes.popleft()
 
     def note(self, oids):
         with self.lock:
             self.count += 1
-            if self.loads:
+            if self.began:
                 self.notes.append((self.count, frozenset(oids)))
 
     def since(self, count, oid):
@@ -198,7 +201,7 @@ class Asked(object):
     def __init__(self):
         self.under_way = {}  # connection -> number of requests
         self.size = 0  # of the last object [bytes]
-        self.waiting = deque()  # loads, for a node to be free
+        self.waiting = {}  # partition -> loads, for one of its nodes to be free
 
     def connection(self, app, oid):
         """Return (connection of the node to ask, whether it may be asked now).
@@ -228,11 +231,24 @@ class Asked(object):
         if not self.under_way[conn]:
             del self.under_way[conn]
 
-    def go_on(self):
-        """Ask for what waits, as far as may be."""
-        waiting = self.waiting
+    def wait(self, load, partition):
+        """Ask for what a load wants, as soon as may be."""
+        waiting = self.waiting.setdefault(partition, deque())
+        waiting.append(load)
+        if len(waiting) == 1:
+            self.try_partition(partition)
+
+    def try_partition(self, partition):
+        waiting = self.waiting[partition]
         while waiting and waiting[0].ask():
             waiting.popleft()
+        if not waiting:
+            del self.waiting[partition]
+
+    def go_on(self):
+        """Ask for what waits, as far as may be; nobody waits for nodes that others wait for."""
+        for partition in list(self.waiting):
+            self.try_partition(partition)
 
 
 asked = Asked()
@@ -252,12 +268,17 @@ class LoadReply(server.Delay):
 
     def begin(self):
         self.count = invalidated.load_begins()
-        asked.waiting.append(self)
-        if asked.waiting[0] is self:
-            asked.go_on()
+        try:
+            partition = self.storage.app.pt.getPartition(self.oid)
+        except Exception:  # the cluster has none now
+            partition = None
+        asked.wait(self, partition)
 
     def ask(self):
         """Ask a node; False: it has to wait."""
+        if not self.protocol.connected:
+            invalidated.load_ends(self.count)
+            return True
         try:
             self.conn, now = asked.connection(self.storage.app, self.oid)
             if not now:
@@ -292,10 +313,13 @@ class LoadReply(server.Delay):
         self.protocol.call_soon_threadsafe(self.checked, *self.check(packet))
 
     def check(self, packet):
-        """Return (what is loaded or None, its size)."""
-        _, tid, next_tid, compression, checksum, data, _ = packet.decode()
-        if data and checksum == util.makeChecksum(data):
-            return (decompress_list[compression](data), tid, next_tid), len(data)
+        """Return (what is loaded, its size); or (None, LARGE), if it is not to be had so."""
+        try:
+            _, tid, next_tid, compression, checksum, data, _ = packet.decode()
+            if data and checksum == util.makeChecksum(data):
+                return (decompress_list[compression](data), tid, next_tid), len(data)
+        except Exception:
+            logging.exception("an answer of a storage node is not understood")
         return None, LARGE
 
     def checked(self, result, size):
@@ -317,7 +341,7 @@ class LoadReply(server.Delay):
     def finish(self, result, failure):
         """In the loop, where messages are sent in their order."""
         again = invalidated.since(self.count, self.oid)
-        invalidated.load_ends()
+        invalidated.load_ends(self.count)
         if again:
             self.begin()
         elif failure is not None:
@@ -338,8 +362,7 @@ def take_answers():
             try:
                 load.answered(packet)
             except Exception:
-                logging.exception("an answer of a storage node is not understood")
-                pool.apply_async(load.load)
+                logging.exception("a client was not answered")
             # taken out after it was looked at: who puts the next one need not call
             answers.popleft()
         asked.go_on()
@@ -357,15 +380,22 @@ class Cork(object):
     def __exit__(self, *exc):
         lines, self.lines = self.lines, None
         for transport, data in lines.items():
-            small = []
-            for line in data:  # large ones as they are: to join them is to copy them
-                if len(line) >= LARGE:
-                    transport.writelines(small)
-                    transport.write(line)
-                    small = []
-                else:
-                    small.append(line)
-            transport.writelines(small)
+            try:
+                self.send(transport, data)
+            except Exception:
+                logging.exception("a client cannot be written to")
+                transport.abort()
+
+    def send(self, transport, data):
+        small = []
+        for line in data:  # large ones as they are: to join them is to copy them
+            if len(line) >= LARGE:
+                transport.writelines(small)
+                transport.write(line)
+                small = []
+            else:
+                small.append(line)
+        transport.writelines(small)
 
 
 corked = Cork()

@@ -26,6 +26,7 @@ from ZODB.DB import DB
 from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import POSKeyError
 
+from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.lib.zeoclient import ZEOClient
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen, zconn_load_all, zstor_2zurl
 
@@ -239,3 +240,20 @@ def test_a_call_ends_when_its_storage_is_closed(testdb):
         storage.close()
         with pytest.raises((ClientDisconnected, RuntimeError, CancelledError)):
             call.result(60)
+
+
+@served
+def test_closing_while_blocks_are_loaded_ahead(testdb, caplog):
+    """Loads that are under way end with the connection, one and all, without a word."""
+    root = testdb.open()
+    root["A"] = array = ZBigArray((40 * BLK // 8,), np.int64, blksize=BLK)
+    transaction.commit()
+    array[:] = np.arange(len(array))
+    transaction.commit()
+    for _ in range(5):
+        root = dbopen(testdb.url)
+        view = root["A"][:]
+        assert view[0] == 0
+        dbclose(root)
+        del root, view
+    assert not [r for r in caplog.records if r.name == "asyncio" or r.levelname == "ERROR"]

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ZEO.asyncio.marshal import encoder
+from ZEO.Exceptions import ProtocolError
 from ZODB.POSException import POSKeyError
 
 from wendelin.lib.zeoreceive import Receiver, decoder
@@ -87,6 +88,20 @@ def test_after_the_end_nothing_is_given():
     stream = struct.pack(">I", 5) + b"close" + struct.pack(">I", 4) + b"next"
     feed(Receiver(protocol), stream, [])
     assert protocol.messages == [b"close"]
+
+
+def test_what_is_no_zeo_server_is_not_waited_for():
+    """Nor is there memory for a message as large as its first bytes say."""
+    protocol = Protocol(None)
+    protocol.client, failed = protocol, []
+    protocol.register_failed = lambda of, why: failed.append((of, why))
+    feed(Receiver(protocol), b"SSH-2.0-OpenSSH_9.2p1\r\n", [])
+    assert not protocol.messages
+    (of, why), *others = failed
+    assert of is protocol
+    assert isinstance(why, ProtocolError)
+    assert "SSH-2.0" in str(why)
+    assert not others
 
 
 @pytest.mark.parametrize("size", [0, 100, 70_000, 3 << 20])
