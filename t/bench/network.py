@@ -279,6 +279,11 @@ def target(figure):
     return None
 
 
+def three(number):
+    """Return a number with three digits, or more before the point."""
+    return f"{number:.3g}" if number < 1000 else f"{number:.0f}"
+
+
 def markdown(title, results, nodes):
     """Return the tables."""
     lines = [
@@ -290,8 +295,8 @@ def markdown(title, results, nodes):
         ratio = statistics.median(o / a for a, o, *_ in values)
         asked = target(figure)
         lines.append(
-            f"| {figure} | {loops:.3g} | {ours:.3g} | {ratio:.2f} | "
-            f"{asked if asked else 'reported'} | {same:.3g} | {busy:.0%} |"
+            f"| {figure} | {three(loops)} | {three(ours)} | {ratio:.2f} | "
+            f"{asked if asked else 'reported'} | {three(same)} | {busy:.0%} |"
         )
     text = f"{fill(title, 100)}\n\n" + "\n".join(lines)
     if nodes:
