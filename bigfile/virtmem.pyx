@@ -214,7 +214,7 @@ cdef class BigFileH:
         return VMA(self, *self.check_range(pgoffset, pglen))
 
     def expect(self, pgoffset, pglen):
-        """Be told that a view of pages [pgoffset, pgoffset + pglen) is given out: for subclasses."""
+        """Be told that a view of these pages is given out; for subclasses."""
 
     def check_range(self, pgoffset, pglen):
         """Check a range of pages as mmap() and load() do; return it as Python's integers."""
