@@ -24,7 +24,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from typing import Any
 
@@ -375,13 +375,21 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     ) -> tuple[int, Any] | None:
         """See IFileStoragePacker."""
         if not storage.align:
-            return FileStorage.packer(storage, referencesf, stop, gc)  # type: ignore[no-any-return]
-        packer = Packer(storage, referencesf, stop, gc)
-        try:
-            end = packer.pack()
-            return None if end is None else (end, packer.index)
-        finally:
-            packer.close()
+            found = FileStorage.packer(storage, referencesf, stop, gc)
+        else:
+            packer = Packer(storage, referencesf, stop, gc)
+            try:
+                end = packer.pack()
+                found = None if end is None else (end, packer.index)
+            finally:
+                packer.close()
+        if found is not None:
+            # FileStorage renames the file to .old now, and then the new one to the file: who is
+            # killed in between has no file, and the next who opens it has an empty one. To rename a
+            # file to another name of its own does nothing: so the new one takes its place at once.
+            with suppress(OSError):  # a file system may have no links
+                os.link(storage._file_name, f"{storage._file_name}.old")
+        return found  # type: ignore[no-any-return]
 
 
 def _throw_away(file: Any) -> None:

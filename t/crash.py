@@ -18,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
@@ -168,6 +169,8 @@ def serve() -> None:
         if pid == 0:
             try:
                 work(*args)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(1)
         time.sleep(seconds)

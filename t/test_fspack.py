@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 import pytest
 import transaction
@@ -90,6 +91,41 @@ def test_pack_aligns(path, first):
     DB(StockFileStorage(path)).close()
     db = DB(AlignedFileStorage(path))
     assert located(db.storage, db.open().root()[2]) == values[2]
+    db.close()
+
+
+@pytest.mark.parametrize("align", [True, False])
+@pytest.mark.parametrize("keep", [True, False])
+def test_at_no_moment_of_a_pack_there_is_no_file(path, monkeypatch, align, keep):
+    """Who is killed then would find an empty database when it is opened the next time."""
+    db = DB(AlignedFileStorage(path, align=align, pack_keep_old=keep))
+    with db.transaction() as conn:
+        conn.root()["x"] = 1
+    with db.transaction() as conn:
+        conn.root()["x"] = 2
+    rename, there = os.rename, []
+    before = Path(path).read_bytes()
+
+    def watched(src, dst):
+        rename(src, dst)
+        if path in (src, dst):
+            there.append(os.path.exists(path))
+
+    monkeypatch.setattr(os, "rename", watched)
+    db.pack()
+    assert len(there) == 2
+    assert all(there)
+    with db.transaction() as conn:
+        assert conn.root()["x"] == 2
+        conn.root()["x"] = 3
+    db.close()
+    assert os.path.getsize(path) < len(before) + 200
+    assert os.path.exists(f"{path}.old") == keep
+    if keep:
+        assert Path(f"{path}.old").read_bytes() == before
+    db = DB(AlignedFileStorage(path, align=align))
+    with db.transaction() as conn:
+        assert conn.root()["x"] == 3
     db.close()
 
 
