@@ -1,7 +1,7 @@
 """ZEOClient: a ZEO ClientStorage that sees what was committed, and does not wait for ever.
 
-- A transaction sees all that was committed before its begin(), by any client, as with a file or with
-  NEO: each begin() asks the server once (server_sync). Without that it may see less.
+- A transaction sees all that was committed before its begin(), by any client, as with a file or
+  with NEO: each begin() asks the server once (server_sync). Without that it may see less.
 - A server that hangs does not hang its clients: what it does not answer in time is an error, and
   the connection is made anew. ZEO itself limits only the time to connect. Time in which a large
   commit is still being sent does not count.
