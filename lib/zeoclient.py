@@ -290,7 +290,11 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
         return [await answer for answer in answers]
 
     def _limited_call(self, coro: Coroutine[Any, Any, Any], wait: bool = True) -> Any:
-        future = run_coroutine_threadsafe(coro, self.loop)
+        try:
+            future = run_coroutine_threadsafe(coro, self.loop)
+        except RuntimeError:  # the loop is closed
+            coro.close()
+            raise
         if not wait:
             return future
         # twice: first for a connection, which has its own limit, and then for the answer
@@ -301,6 +305,8 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
             try:
                 return self._result(future, limit)
             except ClientDisconnected:
+                if self.loop.is_closed():
+                    coro.close()  # which may not have begun
                 if time.monotonic() - start >= self.timeout:
                     self._in_loop(self._abort_late)
                 raise
@@ -312,6 +318,10 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
                     continue  # it is sent, or just was: an answer may come
                 self._in_loop(self._give_up, f"the ZEO server did not answer within {limit} s")
                 limit = 10  # it ends now
+
+    def _io_call_after_closure(self, coro: Coroutine[Any, Any, Any], *args: Any, **kw: Any) -> Any:
+        coro.close()
+        return super()._io_call_after_closure(coro, *args, **kw)
 
     def _result(self, future: Any, limit: float) -> Any:
         """Return what comes of a call; of one whose loop was closed meanwhile nothing ever does."""
