@@ -110,7 +110,7 @@ class Receiver(BufferedProtocol):
             return
         self._end += nbytes
         small = self._small
-        while self._end - self._start >= _HEADER.size:
+        while self._end - self._start >= _HEADER.size and self._receives():
             (size,) = _HEADER.unpack_from(small, self._start)
             start = self._start + _HEADER.size
             if size > _SMALL - _HEADER.size:
@@ -126,24 +126,29 @@ class Receiver(BufferedProtocol):
                 break
             self._start = start + size
             self._give(bytes(small[start : self._start]))
+        if not self._receives():
+            self._start = self._end
         rest = self._end - self._start
         small[:rest] = small[self._start : self._end]
         self._start, self._end = 0, rest
 
     def _begin_large(self, size: int, begin: memoryview) -> None:
-        """Receive a message that does not fit into `small`, and ends it with its beginning."""
+        """Receive a message that does not fit into `small`, which has its beginning."""
         if len(self._large) < size:
             self._large = memoryview(bytearray(size))
         self._large[: len(begin)] = begin
         self._got, self._want = len(begin), size
         self._start = self._end
 
+    def _receives(self) -> bool:
+        """Say whether it is not closed; what comes after that is nobody's."""
+        return self._protocol.sm_protocol.receive is not None
+
     def _give(self, message: bytes | memoryview) -> None:
-        receive = self._protocol.sm_protocol.receive
-        if receive is None:  # it is closed
+        if not self._receives():
             return
         try:
-            receive(message)
+            self._protocol.sm_protocol.receive(message)
         except Exception:
             log.exception("a message of a ZEO server, of %d bytes, is not understood", len(message))
 

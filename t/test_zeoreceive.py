@@ -90,6 +90,17 @@ def test_after_the_end_nothing_is_given():
     assert protocol.messages == [b"close"]
 
 
+@pytest.mark.parametrize("version", [None, b"Z5"])
+def test_after_the_end_nothing_is_received(version):
+    """Neither is there memory for a large message, nor is it told again that it failed."""
+    protocol = Protocol(version)
+    receiver = Receiver(protocol)
+    stream = struct.pack(">I", 5) + b"close" + struct.pack(">I", 1 << 30) + bytes(200_000)
+    feed(receiver, stream, [9, 2, 2, 2])
+    assert protocol.messages == [b"close"]
+    assert len(receiver.get_buffer(-1)) == 64 << 10
+
+
 def test_what_is_no_zeo_server_is_not_waited_for():
     """Nor is there memory for a message as large as its first bytes say."""
     protocol = Protocol(None)
