@@ -11,8 +11,8 @@
 - Many objects are asked for at once (load_all), and wait for the server once.
 - What is new never gets an oid that was given before. A server that was killed gives those again
   that it had given, and that were not committed; and so ZEO does, in one transaction.
-- Large objects, blocks of arrays above all, are not written to the file that is ZEO's cache: pages
-  have their bytes.
+- Large objects, blocks of arrays above all, are not written to the file that is ZEO's cache, nor to
+  that in which it keeps a commit: pages have their bytes.
 
 It knows ZEO. It does not know URLs.
 """
@@ -292,11 +292,12 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
     def _limited_call(self, coro: Coroutine[Any, Any, Any], wait: bool = True) -> Any:
         try:
             future = run_coroutine_threadsafe(coro, self.loop)
-        except RuntimeError:  # the loop is closed
-            coro.close()
-            raise
-        if not wait:
-            return future
+            return self._limited_result(future) if wait else future
+        finally:
+            if self.loop.is_closed():
+                coro.close()  # which may never have begun
+
+    def _limited_result(self, future: Any) -> Any:
         # twice: first for a connection, which has its own limit, and then for the answer
         limit = 2 * self.timeout
         arrived = -1
@@ -305,8 +306,6 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
             try:
                 return self._result(future, limit)
             except ClientDisconnected:
-                if self.loop.is_closed():
-                    coro.close()  # which may not have begun
                 if time.monotonic() - start >= self.timeout:
                     self._in_loop(self._abort_late)
                 raise
