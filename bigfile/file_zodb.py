@@ -159,7 +159,7 @@ class ZBigFileH(BigFileH):
         return self._joined is None and not self._finished
 
     def expect(self, pgoffset: int, pglen: int) -> None:
-        """See BigFileH."""
+        """Be told that somebody has a view of these pages."""
         self.zfile.ahead.expect(pgoffset, pglen)
 
     # ---- joining ----

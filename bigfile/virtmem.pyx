@@ -213,9 +213,6 @@ cdef class BigFileH:
         self.owner = threading.get_ident()
         return VMA(self, *self.check_range(pgoffset, pglen))
 
-    def expect(self, pgoffset, pglen):
-        """Be told that a view of these pages is given out; for subclasses."""
-
     def check_range(self, pgoffset, pglen):
         """Check a range of pages as mmap() and load() do; return it as Python's integers."""
         # NumPy's integers would wrap around below

@@ -268,7 +268,7 @@ class BigArray(NDArrayLike):
         """Return (VMA, offset of byte `start` in it) that has bytes [start, stop) of the file."""
         fileh = self._fileh()
         first, n = self._pages(start, stop)
-        fileh.expect(first, n)
+        self._expect(first, n)
         ref = getattr(self, "_v_vma", None)
         vma: VMA | None = ref() if ref is not None else None
         if vma is not None and vma.fileh is fileh:
@@ -288,6 +288,9 @@ class BigArray(NDArrayLike):
                     f"smaller parts, as in A[i:j] ({e})"
                 ) from e
         return vma, start - vma.filerange()[0] * fileh.blksize
+
+    def _expect(self, first: int, n: int) -> None:
+        """Be told that a view of these pages is given out; for subclasses."""
 
     def _mmap(self, first: int, n: int) -> VMA:
         vma = self._fileh().mmap(first, n)

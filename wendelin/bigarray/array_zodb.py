@@ -246,6 +246,9 @@ class ZBigArray(BigArray, LivePersistent):
             fileh = self._v_fileh = self.zfile.fileh_open(self._zblk_fmt)
         return fileh
 
+    def _expect(self, first: int, n: int) -> None:
+        self._fileh().expect(first, n)
+
     def _drop(self, start: int, stop: int) -> None:
         # No data can have been touched before it belongs to a Connection.
         if self._p_jar is not None:
