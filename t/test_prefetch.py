@@ -85,3 +85,32 @@ def test_on_this_machine_nothing_is_looked_up_before(monkeypatch):
     for blk in range(20):
         ahead.loading(None, blk)
     assert not table.found
+
+
+@pytest.mark.parametrize("first", [0, 7])
+@pytest.mark.parametrize(
+    ("n", "touched", "ahead"),
+    [
+        (prefetch.MANY, 0, True),
+        (prefetch.MANY - 1, 0, False),  # few are read for themselves
+        (100, 1, False),  # somebody looks here and there
+        (100, 50, False),
+    ],
+)
+def test_who_begins_with_the_first_of_many_is_a_sequential_reader(
+    first, n, touched, ahead, monkeypatch
+):
+    issued = []
+    monkeypatch.setattr(prefetch, "prefetch", lambda owner, fileh, pages, _: issued.extend(pages))
+    reader = prefetch.ReadAhead(BLK, True, Table().find)
+    reader.expect(first, n)
+    reader.loading(None, first + touched)
+    assert bool(issued) == ahead
+    if ahead:
+        assert min(issued) == first + 1
+        assert max(issued) <= first + (32 << 20) // BLK
+        issued.clear()
+        reader.loading(None, 1000)  # a reader of another place is none because of it
+        assert not issued
+        reader.loading(None, first)  # nor is who comes back
+        assert not issued
