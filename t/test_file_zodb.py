@@ -14,6 +14,7 @@ from zodbpickle.pickle import Unpickler
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError, DoomedError, ram_reclaim
 from wendelin.bigfile.file_zodb import ZBigFile, ZBlk1
+from wendelin.bigfile.prefetch import MANY
 from wendelin.lib.zodb import dbclose, dbopen
 
 BLK = 4096  # block size of most arrays here [bytes]
@@ -269,7 +270,8 @@ def test_close_refuses_to_lose_changes(testdb):
 @pytest.mark.parametrize("align", [True, False])
 def test_views_outlive_the_connection(tmp_path, align):
     root = dbopen(f"file://{tmp_path}/x.fs?align={align}")
-    root["A"] = A = ZBigArray((4 * BLK,), "u1", blksize=BLK)
+    n = MANY - 1  # blocks: the first to be touched does not have the others loaded
+    root["A"] = A = ZBigArray((n * BLK,), "u1", blksize=BLK)
     transaction.commit()
     A[:] = 1
     transaction.commit()
