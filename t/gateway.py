@@ -12,12 +12,13 @@ Four things are different from runzeo:
 - SHA-1 of objects, which NEO compares, is computed by libcrypto where this Python has none of its
   own that is fast: five times as fast, and threads run meanwhile.
 
-Two threads are at it, the loop of the server and that in which NEO's client receives:
+The loop of the server and the thread in which NEO's client receives are at it; and the threads of a
+pool, for SHA-1 of large objects, and for what NEO's own client has to load:
 
     loop                                  NEO's poll thread           storage node
-    loadBefore: _ask()  ------------------------------------------->  AskObject
+    loadBefore: ask()  -------------------------------------------->  AskObject
     other requests, other nodes           put()  <------------------  AnswerObject
-    _answered(): checked, reply  <------  call_soon_threadsafe()
+    answered(): checked, reply  <-------  call_soon_threadsafe()
 
 The order of answers is what makes this delicate: a client takes what it gets as the newest
 revision, until it is told of a newer one. So what was loaded while its object was invalidated is
@@ -449,8 +450,13 @@ server.ServerProtocol.send_reply = send_reply
 server.ServerProtocol.connection_made = connection_made
 
 
-if __name__ == "__main__":
+def main():
+    """Run until SIGTERM."""
     sys.setcheckinterval(1000)  # threads of Python 2 take the lock from each other too often
     options = runzeo.ZEOOptions()
     options.realize(["-C", sys.argv[1]])
     runzeo.ZEOServer(options).main()
+
+
+if __name__ == "__main__":
+    main()
