@@ -92,7 +92,7 @@ class ZBigFile(LivePersistent):
         self.blksize, self.blktab = state
 
     def lives(self) -> bool:
-        """Say whether there are handles: faults read the state, in any thread."""
+        """Say whether there are handles, which are known by it."""
         return bool(getattr(self, "_v_handles", None))
 
     def is_of_database(self) -> bool:

@@ -84,6 +84,9 @@ class ZFile(BigFile):
     def __init__(self, zfile: ZBigFile, conn: Connection, zblk_fmt: str | None) -> None:
         super().__init__(zfile.blksize)
         self.zfile = zfile
+        # The table's object is the same as long as there is the file's. Of both, faults use what a
+        # ghost has, too: no other thread may load persistent objects, or see one half loaded.
+        self.blktab = zfile.blktab
         self.conn = conn
         self.zblk_fmt = zblk_fmt
         self.table = BlockTable(self.load_all)
@@ -133,9 +136,9 @@ class ZFile(BigFile):
 
     def _table_root(self) -> bytes | None:
         """Return the oid of the block table; None: it is not in the database yet."""
-        # A file and its table come into the database together. Here is no ghost: see lives().
-        root = self.zfile.blktab
-        return None if root._p_oid is None or self.zfile._p_serial == _NEW else bytes(root._p_oid)
+        # a file and its table come into the database together
+        oid = self.blktab._p_oid
+        return None if oid is None or self.zfile._p_serial == _NEW else bytes(oid)
 
     def loadblk(self, blk: int, buf: memoryview) -> memoryview | bytes:
         """See BigFile."""
@@ -274,7 +277,7 @@ class ZFile(BigFile):
         """Mark the object of a block as changed; its bytes are taken when it is pickled."""
         handle = self.handle() if self.handle is not None else None
         assert handle is not None
-        zblk: ZBlkBase | None = self.zfile.blktab.get(blk)
+        zblk: ZBlkBase | None = self.blktab.get(blk)
         if zblk is not None and any(zblk is h.stored.get(blk) for h in handle.others()):
             raise ConflictError(
                 f"block {blk} of {self!r} was changed through two of its handles", zblk
@@ -292,7 +295,7 @@ class ZFile(BigFile):
         else:
             if zblk is not None:
                 self._drop_current(zblk)
-            zblk = self.zfile.blktab[blk] = cls()
+            zblk = self.blktab[blk] = cls()
             # in this order, not in the one in which the Connection finds them: backwards
             self.conn.add(zblk)
         zblk.store_from(handle, blk, change)
@@ -312,7 +315,7 @@ class ZFile(BigFile):
 
     def truncate(self, blk: int) -> None:
         """See BigFile."""
-        blktab = self.zfile.blktab
+        blktab = self.blktab
         root = self._table_root()
         if root is not None:
             self.table.between(root, blk, 1 << 63)  # BTrees takes damaged ones on trust

@@ -2,6 +2,7 @@
 
 import gc
 import io
+import threading
 
 import numpy as np
 import pytest
@@ -364,3 +365,39 @@ def test_a_block_that_does_not_come_to_its_storage_stops_the_commit(root, A0):
         transaction.commit()
     transaction.abort()
     assert not A[:].any()
+
+
+def test_what_is_read_ahead_leaves_ghosts_alone(root, A):
+    """A thread of its own does it, when there may be no handle any more."""
+    A[0] = 1
+    transaction.commit()
+    zfile, file = A.zfile, A._fileh().zfile
+    for _ in range(2):  # first the array with the handle, then the file
+        root._p_jar.cacheMinimize()
+        gc.collect()
+    assert zfile._p_changed is None
+    file.find(0, 9)
+    assert zfile._p_changed is None
+
+
+def test_a_touch_while_the_file_reads_its_state_anew(root, monkeypatch):
+    """Of another thread: it does without the state."""
+    root["A"] = A = ZBigArray((9 * BLK,), "u1", blksize=BLK)
+    transaction.commit()
+    A[::BLK] = np.arange(9)
+    transaction.commit()
+    ram_reclaim()
+    a, got = A[:], []
+    assert a[4 * BLK] == 4
+    setstate = ZBigFile.__setstate__
+
+    def touched_meanwhile(self, state):
+        thread = threading.Thread(target=lambda: got.append(a[8 * BLK]))
+        thread.start()
+        thread.join(60)
+        setstate(self, state)
+
+    monkeypatch.setattr(ZBigFile, "__setstate__", touched_meanwhile)
+    A.zfile._p_invalidate()
+    assert got == [8]
+    assert a[0] == 0
