@@ -271,13 +271,18 @@ class ZBigFileH(BigFileH):
             self.forget_failures()  # of touches while there was no transaction
         self.zfile.follow(oids, own, self)
 
+    def forget(self) -> None:
+        """See zwatch.Follower."""
+        self.zfile.forget(self)
+
     def take_stored(self) -> set[bytes]:
         """Pages that were stored are clean. Return what they are made of."""
         if not self._finished:
             return set()
-        self._finished = False
         self.dirty_writeout(WRITEOUT_MARKSTORED)
-        return self.zfile.committed(self)
+        mine = self.zfile.committed(self)
+        self._finished = False
+        return mine
 
     def join_at_last(self, txn: Any) -> None:
         """Join a transaction which is about to end, if the one that was joined is another.

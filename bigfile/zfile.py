@@ -228,12 +228,25 @@ class ZFile(BigFile):
         if oids is None and not packed:
             since = zconn_changed(self.conn, self._oids(), handle.watch.before)
         if packed or since is None:
-            # Let go of the old file: of its descriptor after the last page that knows it.
-            old, self.mapped_from = self.mapped_from, set()
-            self._drop(set(self.made_of.copy()), handle)
-            old.clear()
+            self._drop_all(handle)
         elif changed or unknown:
             self._drop(self._stale(changed.difference(mine).union(since), moved), handle)
+
+    def forget(self, handle: ZBigFileH) -> None:
+        """Let no page be of what was before: see zwatch.Follower."""
+        self.table.drop()
+        handle.invalidate_loading()
+        try:
+            handle.take_stored()
+        finally:
+            handle.stored.clear()
+            self._drop_all(handle)
+
+    def _drop_all(self, handle: ZBigFileH) -> None:
+        # Let go of the file: of its descriptor after the last page that knows it.
+        files, self.mapped_from = self.mapped_from, set()
+        self._drop(set(self.made_of.copy()), handle)
+        files.clear()
 
     def _oids(self) -> set[bytes]:
         """Return the objects that pages in memory are made of."""

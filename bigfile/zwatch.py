@@ -35,6 +35,9 @@ class Follower(Protocol):
             Of objects that this Connection has stored since the last boundary.
         """
 
+    def forget(self) -> None:
+        """Be told of a boundary at which something went wrong: keep nothing. Asks nobody."""
+
     def join_at_last(self, txn: Any) -> None:
         """Be told that a transaction is about to end."""
 
@@ -129,11 +132,21 @@ class Watch:
     def poll(self) -> list[bytes] | None:
         """Be the storage's poll_invalidations()."""
         conn = self._conn()
-        self.before = None if conn is None else zconn_before(conn)
-        oids = self._poll()
-        own, self._own = self._own, set()
-        for follower in list(self.followers):
-            follower.follow(oids, own)
+        assert conn is not None  # which asks
+        self.before = zconn_before(conn)
+        followers = list(self.followers)
+        try:
+            oids = self._poll()
+            own, self._own = self._own, set()
+            for follower in followers:
+                follower.follow(oids, own)
+        except BaseException:
+            # Nobody will be told again what has changed. A Ctrl-C comes here, if nothing else.
+            if zconn_before(conn) != self.before:
+                for follower in followers:
+                    follower.forget()
+                conn._cache.invalidate(conn._cache.cache_data.copy())
+            raise
         return oids
 
 

@@ -111,6 +111,58 @@ def test_a_block_that_was_stored_here_and_goes_away_there(root, A, other):
     assert a.sum() == 0
 
 
+@pytest.mark.parametrize("where", ["is_current", "_moved", "_stale", "_drop"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_a_boundary_that_is_interrupted_keeps_nothing_of_before(root, A, other, where, error):
+    """ZODB tells us once what has changed."""
+    root["n"] = 1
+    transaction.commit()
+    other.tm.begin()
+    b, file = other.root["A"][:], other.root["A"]._fileh().zfile
+    assert (b.sum(), other.root["n"]) == (0, 1)
+    A[3 * BLK] = 5
+    root["n"] = 2
+    transaction.commit()
+    interrupt(file, where, error)
+    with pytest.raises(error):
+        other.tm.begin()
+    for _ in range(2):
+        assert (b.sum(), other.root["n"]) == (5, 2)
+        other.tm.begin()
+    b[4 * BLK] = 1
+    other.tm.commit()
+    assert b.sum() == 6
+
+
+@pytest.mark.parametrize("where", ["is_current", "committed"])
+def test_what_was_committed_stays_if_the_boundary_is_interrupted(root, A, other, where):
+    b, file = other.root["A"][:], other.root["A"]._fileh().zfile
+    assert b.sum() == 0
+    A[3 * BLK] = 5
+    transaction.commit()
+    b[4 * BLK] = 1
+    interrupt(file, where, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        other.tm.commit()
+    for _ in range(2):
+        assert b.sum() == 6
+        other.tm.begin()
+    b[4 * BLK] = 2
+    other.tm.commit()
+    transaction.begin()
+    assert A[:].sum() == 7
+
+
+def interrupt(obj, name, error):
+    """Let a method raise, once."""
+
+    def interrupted(*args, **kw):
+        delattr(obj, name)
+        raise error
+
+    setattr(obj, name, interrupted)
+
+
 def test_many_blocks_and_a_table_that_splits(root, other):
     root["B"] = B = ZBigArray((3000 * BLK,), "u1", blksize=BLK)
     transaction.commit()
