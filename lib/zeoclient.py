@@ -4,7 +4,8 @@
   with NEO: each begin() asks the server once (server_sync). Without that it may see less.
 - A server that hangs does not hang its clients: what it does not answer in time is an error, and
   the connection is made anew. ZEO itself limits only the time to connect. Time in which a large
-  commit is still being sent does not count.
+  commit is still being sent does not count, and more is allowed to write it.
+- What is stored waits in the memory of the client until it is sent: not much of it does.
 - What only reads is asked again over the next connection, if one is lost meanwhile.
 - A new connection to a server that says what has changed leaves everything else as it is. ZEO
   itself forgets all that Connections have. Of one that cannot say it, changed_since() asks.
@@ -19,27 +20,31 @@ It knows ZEO. It does not know URLs.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import struct
 import time
 import weakref
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Collection, Coroutine
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 from ZEO.asyncio.client import ClientIO, ClientThread, Protocol
-from ZEO.asyncio.futures import run_coroutine_threadsafe
+from ZEO.asyncio.futures import Future, run_coroutine_threadsafe
 from ZEO.cache import ClientCache
 from ZEO.ClientStorage import ClientStorage
 from ZEO.Exceptions import ClientDisconnected
-from ZODB.POSException import POSKeyError
 from ZODB.utils import maxtid
 
 from wendelin.lib.zeoreceive import Receiver, decoder
 
 __all__ = ["WAIT", "ZEOClient"]
+
+log = logging.getLogger(__name__)
 
 WAIT = 30  # for a server that is not there, or does not answer [s]
 
@@ -50,6 +55,12 @@ _LOOK = 1.0  # how often a wait looks whether there is still a connection to wai
 
 #: what may take longer: the server works on it
 _UNLIMITED = {"pack"}
+
+_SLOW = 4 << 20  # a server writes no slower, or seems to hang [bytes/s]
+
+_STORES = {"storea", "restorea"}  # their third argument is data
+_STEP = 8 << 20  # of what is stored [bytes]
+_STEPS_AHEAD = 4  # that may be under way
 
 #: objects that the server is asked about, rather than to forget them all
 _MOST_ASKED = 20_000
@@ -165,37 +176,34 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
         if len(oids) > _MOST_ASKED:
             return None
         try:
-            asked = {oid: self._server.call("getTid", oid, wait=False) for oid in oids}
-            limit = time.monotonic() + 2 * self._server.timeout
-            return {oid for oid, f in asked.items() if self._tid(f, limit) >= tid}
-        except (ClientDisconnected, TimeoutError):
+            answers = self._server.ask_all("getTid", [(oid,) for oid in oids])
+            tids = map(self._tid, answers)
+            return {oid for oid, now in zip(oids, tids, strict=True) if now >= tid}
+        except ClientDisconnected:
             return None
-
-    def settle(self) -> None:
-        """Wait until the server has taken all that was sent: it is in memory until then."""
-        self._server.call("ping")
+        except Exception:
+            log.warning("it cannot be asked which objects have changed", exc_info=True)
+            return None
 
     def histories(self, oids: list[bytes]) -> list[dict[str, Any] | None]:
         """Return what history() does of the last records of objects; asked for at once.
 
         None for those that are not there.
         """
-        asked = [self._server.call("history", oid, 1, wait=False) for oid in oids]
-        limit = time.monotonic() + 2 * self._server.timeout
-        return [self._entry(f, limit) for f in asked]
+        return [self._entry(f) for f in self._server.ask_all("history", [(o, 1) for o in oids])]
 
     @staticmethod
-    def _entry(future: Any, limit: float) -> dict[str, Any] | None:
+    def _entry(answer: Future) -> dict[str, Any] | None:
         try:
-            return dict(future.result(max(0, limit - time.monotonic()))[0])
-        except (POSKeyError, IndexError):
+            return dict(answer.result()[0])
+        except (KeyError, IndexError):
             return None
 
     @staticmethod
-    def _tid(future: Any, limit: float) -> bytes:
+    def _tid(answer: Future) -> bytes:
         try:
-            return bytes(future.result(max(0, limit - time.monotonic())))
-        except POSKeyError:
+            return bytes(answer.result())
+        except KeyError:  # NEO's is no POSKeyError
             return bytes(maxtid)  # it is gone
 
 
@@ -237,6 +245,9 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
         self.io_call = self._limited_call
         self.client.try_connecting = self._try_connecting
         self._receive()
+        self._stored = 0  # by the transaction [bytes]
+        #: of which the answers say that what was stored before has arrived; ascending
+        self._pings: deque[Future] = deque()
         #: connections that were not ready when a caller had waited for one
         self._late: weakref.WeakSet[Protocol] = weakref.WeakSet()
 
@@ -254,6 +265,8 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
         ask = super().call
         if method in _READS:
             return self._again(lambda: ask(method, *args, **kw))
+        if method == "vote":  # the server writes all that is stored
+            kw["more"] = self._stored / _SLOW
         if method not in _UNLIMITED or not kw.get("wait", True):
             return ask(method, *args, **kw)
         return ask(method, *args, **kw, wait=False).result()
@@ -277,34 +290,65 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
 
     def load_all(self, oids: list[bytes], before: bytes) -> list[Any]:
         """See ZEOClient."""
+        # past the cache: what is read so becomes a page
+        calls = [(oid, before) for oid in oids]
         return self._again(  # type: ignore[no-any-return]
-            lambda: self.io_call(self._load_all(oids, before))
+            lambda: [answer.result() for answer in self.ask_all("loadBefore", calls)]
         )
 
-    async def _load_all(self, oids: list[bytes], before: bytes) -> list[Any]:
+    def ask_all(self, method: str, calls: Sequence[tuple[Any, ...]]) -> list[Future]:
+        """Ask for many things at once, and wait for all answers: these are done, or have failed."""
+        return self.io_call(self._ask_all(method, calls))  # type: ignore[no-any-return]
+
+    async def _ask_all(self, method: str, calls: Sequence[tuple[Any, ...]]) -> list[Future]:
         client = self.client
         if not client.operational:
             await client.await_operational_co(self.timeout)
-        # past the cache: what is read so becomes a page
-        answers = [client.protocol.call_sync("loadBefore", (oid, before)) for oid in oids]
-        return [await answer for answer in answers]
+        answers = [_heard(client.protocol.call_sync(method, args)) for args in calls]
+        for answer in answers:
+            with suppress(Exception):  # it is in the answer
+                await answer
+        return answers
 
-    def _limited_call(self, coro: Coroutine[Any, Any, Any], wait: bool = True) -> Any:
+    def async_(self, method: str, *args: Any) -> None:
+        """See ClientRunner. What is to be stored is not sent faster than the server takes it."""
+        super().async_(method, *args)
+        if method == "tpc_begin":
+            self._stored = 0
+        elif method in _STORES:
+            before, self._stored = self._stored, self._stored + len(args[2] or b"")
+            if before // _STEP != self._stored // _STEP:
+                self.io_call(self._keep_up())
+
+    async def _keep_up(self) -> None:
+        """Wait until all has arrived but the last of what was sent: it is in memory until then."""
+        pings = self._pings
+        while pings and pings[0].done():
+            pings.popleft()
+        if not self.client.operational:
+            raise ClientDisconnected
+        pings.append(_heard(self.client.protocol.call_sync("ping", ())))
+        if len(pings) > _STEPS_AHEAD:
+            await pings.popleft()
+
+    def _limited_call(
+        self, coro: Coroutine[Any, Any, Any], wait: bool = True, more: float = 0
+    ) -> Any:
         try:
             future = run_coroutine_threadsafe(coro, self.loop)
-            return self._limited_result(future) if wait else future
+            # twice: first for a connection, which has its own limit, and then for the answer
+            return self._limited_result(future, 2 * self.timeout + more) if wait else future
         finally:
             if self.loop.is_closed():
                 coro.close()  # which may never have begun
 
-    def _limited_result(self, future: Any) -> Any:
-        # twice: first for a connection, which has its own limit, and then for the answer
-        limit = 2 * self.timeout
+    def _limited_result(self, future: Any, limit: float) -> Any:
+        """Return what comes of a call; of one whose loop was closed meanwhile nothing ever does."""
+        start = since = time.monotonic()
         arrived = -1
-        start = time.monotonic()
         while True:
             try:
-                return self._result(future, limit)
+                return future.result(max(0.0, min(since + limit - time.monotonic(), _LOOK)))
             except ClientDisconnected:
                 if time.monotonic() - start >= self.timeout:
                     self._in_loop(self._abort_late)
@@ -312,37 +356,26 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
             except TimeoutError:
                 if future.done():
                     return future.result()
-                before, arrived = arrived, self._arrived()
-                if arrived != before:
-                    continue  # it is sent, or just was: an answer may come
-                self._in_loop(self._give_up, f"the ZEO server did not answer within {limit} s")
-                limit = 10  # it ends now
+                if self.loop.is_closed():
+                    raise ClientDisconnected("the connection was closed") from None
+            now = time.monotonic()
+            before, arrived = arrived, self._arrived()
+            if arrived != before:
+                since = now  # it is sent, or just was: an answer may come
+            elif now - since >= limit:
+                self._in_loop(self._give_up, f"the ZEO server did not answer within {limit:.0f} s")
+                since, limit = now, 10  # it ends now
 
     def _io_call_after_closure(self, coro: Coroutine[Any, Any, Any], *args: Any, **kw: Any) -> Any:
         coro.close()
         return super()._io_call_after_closure(coro, *args, **kw)
-
-    def _result(self, future: Any, limit: float) -> Any:
-        """Return what comes of a call; of one whose loop was closed meanwhile nothing ever does."""
-        end = time.monotonic() + limit
-        while True:
-            left = end - time.monotonic()
-            try:
-                return future.result(max(0.0, min(left, _LOOK)))
-            except TimeoutError:
-                if future.done():
-                    return future.result()
-                if self.loop.is_closed():
-                    raise ClientDisconnected("the connection was closed") from None
-                if left <= 0:
-                    raise
 
     def _in_loop(self, act: Callable[..., None], *args: Any) -> None:
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(act, *args)
 
     def _arrived(self) -> int:
-        """Return how much of a request that is still being sent has arrived [bytes]; -1: all."""
+        """Return what changes as long as requests are still being sent; -1: all have arrived."""
         protocol = self.client.protocol
         transport = getattr(getattr(protocol, "sm_protocol", None), "transport", None)
         if transport is None:
@@ -352,7 +385,8 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
             acked, _received, _out, _in, not_sent = struct.unpack_from("=QQIII", info, 120)
         except (AttributeError, OSError, struct.error):
-            return -1  # a UNIX socket; or the connection is gone
+            # a UNIX socket; or the connection is gone
+            return -1 - int(transport.get_write_buffer_size())
         return int(acked) if not_sent or transport.get_write_buffer_size() else -1
 
     # ---- in the thread of the connection ----
@@ -384,6 +418,12 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
                 self.client.disconnected(protocol)
             else:
                 self._late.add(protocol)
+
+
+def _heard(answer: Future) -> Future:
+    """Let nobody complain that an answer, which may be an error, was not looked at."""
+    answer.add_done_callback(Future.exception)
+    return answer
 
 
 def _abort(protocol: Protocol, why: str) -> None:

@@ -25,6 +25,7 @@ from ZEO.TransactionBuffer import TransactionBuffer
 from ZODB.DB import DB
 from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import POSKeyError
+from ZODB.utils import p64, u64
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.lib.zeoclient import ZEOClient
@@ -167,6 +168,25 @@ def test_an_object_that_is_large_now_and_then(testdb, monkeypatch):
             r._p_jar.cacheMinimize()
             assert r["m"]["data"] == data
     assert not any(data and len(data) > 2 << 20 for data in kept), "it is kept in vain"
+
+
+@served
+def test_which_objects_have_changed(testdb):
+    """Also of those that are gone."""
+    root = testdb.open()
+    for name in "abc":
+        root[name] = PersistentMapping()
+    transaction.commit()
+    storage = root._p_jar.db().storage
+    after = p64(u64(storage.lastTransaction()) + 1)
+    root["b"]["x"] = 1
+    transaction.commit()
+    a, b, c = (root[name]._p_oid for name in "abc")
+    never = b"\0" * 6 + b"\x77\x77"
+    assert storage.changed_since([a, b, never, c], after) == {b, never}
+    assert storage.changed_since([a, c], after) == set()
+    storage.close()
+    assert storage.changed_since([a], after) is None
 
 
 # ---- TLS ----

@@ -8,10 +8,12 @@ place where pages are dropped.
 Whatever could hang runs in a thread with a limit (within()).
 """
 
+import gc
 import signal
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
@@ -265,6 +267,62 @@ def test_a_commit_over_a_slow_network_is_no_hanging_server(world):
     within(LIMIT, client.tm.commit)
     world.proxy.bandwidth = None
     assert len(world.in_database()) == N * BLK + (2 << 20)
+
+
+def test_a_commit_does_not_keep_in_memory_what_the_server_has_not_taken(world):
+    client = world.near()
+    BLOCK = 2 << 20
+    client.root["B"] = ZBigArray((40 * BLOCK,), "u1", blksize=BLOCK)
+    client.tm.commit()
+    client.root["B"][:] = 7
+    world.server.send(signal.SIGSTOP)
+    sent, at, async_ = [], [], client.storage._async
+    client.storage._async = lambda method, *args: (sent.append(method), async_(method, *args))
+
+    def waits():
+        at.append(sent.count("storea") * BLOCK)
+        return len(at) > 20 and at[-20] == at[-1] > 8 << 20
+
+    with meanwhile(client.tm.commit):
+        try:
+            wait_until(waits, "the commit waits")
+            assert at[-1] <= 48 << 20
+        finally:
+            world.server.send(signal.SIGCONT)
+    assert world.near().root["B"].read(-1) == 7
+
+
+def test_a_large_transaction_has_more_time_for_its_vote(world):
+    """The server writes all of it then, and says nothing."""
+    client = world.open(wait=1)
+    client.A.append(np.full(16 << 20, 3, "u1"))
+
+    def hang():
+        client.storage._server.call("ping")  # it has taken all
+        world.server.send(signal.SIGSTOP)
+        threading.Timer(3.5, world.server.send, [signal.SIGCONT]).start()
+
+    At(client.tm, *POINTS["before_vote"], hang)
+    within(LIMIT, client.tm.commit)
+    assert world.in_database()[-1] == 3
+
+
+@pytest.mark.parametrize("way", ["killed", "hangs", "closed"])
+def test_many_answers_that_do_not_come_are_one_error(world, client, caplog, way):
+    """Of a commit, too, which asks now and then what has arrived; nothing is said of the others."""
+    storage = client.storage
+    oids = [client.A._p_oid, client.A.zfile._p_oid] * 200
+    go, come = (gone(world) | {"closed": (storage.close, lambda: None)})[way]
+    world.server.send(signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        loads = pool.submit(storage._server.load_all, oids, b"\x7f" + b"\xff" * 7)
+        wait_until(lambda: len(storage._server.client.protocol.futures) >= len(oids), "requests")
+        within(LIMIT, go)
+        with pytest.raises(ClientDisconnected):
+            loads.result(LIMIT)
+    gc.collect()
+    assert [r for r in caplog.records if r.name == "asyncio"] == []
+    come()
 
 
 # ---- coming back ----

@@ -35,12 +35,9 @@ from wendelin.cli.output import (
 )
 from wendelin.cli.transfer import Target, fill
 from wendelin.cli.tree import find_array
-from wendelin.lib.zeoclient import ZEOClient
 from wendelin.lib.zrecord import without_pad
 
 __all__ = ["copy"]
-
-_SYNC = 16 << 20  # after which a server is waited for [bytes]
 
 
 class Copy:
@@ -55,7 +52,6 @@ class Copy:
         self.source, self.destination = source, destination
         self.transactions = 0
         self.size = 0  # [bytes]
-        self._sent = 0
         # the destination takes records with their tids; None: it was not tried yet
         self._restores: bool | None = None if hasattr(destination, "restore") else False
         self._serials: dict[bytes, bytes] = {}  # of objects, in a destination that does not
@@ -130,7 +126,6 @@ class Copy:
                 size = len(record.data or b"")
                 total += size
                 tell(size)
-                self._settle(size)
             destination.tpc_vote(txn)
             tid = destination.tpc_finish(txn)
         except BaseException:
@@ -190,13 +185,6 @@ class Copy:
             raise Failure(
                 "the database has blobs, and its URL does not say where: ?blobstorage_dir=..."
             ) from e
-
-    def _settle(self, size: int) -> None:
-        """Wait for a server, now and then: what it has not taken yet is in memory."""
-        self._sent += size
-        if self._sent >= _SYNC and isinstance(self.destination, ZEOClient):
-            self._sent = 0
-            self.destination.settle()
 
 
 @click.command(
