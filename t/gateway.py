@@ -3,17 +3,19 @@
     python2.7 gateway.py CONFIGURATION      # as that of runzeo
 
 Run by Python 2.7 with neoppod 1.12.0 and ZEO 5.4.1: see neo-gateway, which finds and starts it.
-Four things are different from runzeo:
+Six things are different from runzeo:
 
 - Messages are msgpack, with text where Python 3 wants text: names of methods, keys, classes.
 - Objects are asked for as requests come, many at a time and of all storage nodes, where NEO's own
   client asks for one, and waits for it. What is out of the ordinary goes through that one.
+- Begin() of a transaction sees what other gateways have committed: the master is asked.
+- Who asks for the tid of an object has only that read, not all of the object.
 - ConflictErrors have the attribute that the ZEO server asks for.
 - SHA-1 of objects, which NEO compares, is computed by libcrypto where this Python has none of its
   own that is fast: five times as fast, and threads run meanwhile.
 
-The loop of the server and the thread in which NEO's client receives are at it; and the threads of a
-pool, for SHA-1 of large objects, and for what NEO's own client has to load:
+At work are the loop of the server, the thread in which NEO's client receives, and threads of pools,
+for SHA-1 of large objects, and for what NEO's own client does, which waits.
 
     loop                                  NEO's poll thread           storage node
     loadBefore: ask()  -------------------------------------------->  AskObject
@@ -47,13 +49,15 @@ if sys.version_info[0] != 2:
     sys.exit("gateway.py is run by Python 2.7, as NEO 1.12 is: see neo-gateway")
 
 from neo.client import app as neo_app
+from neo.client.exception import NEOStorageNotFoundError
 from neo.client.handlers import storage as neo_storage
 from neo.lib import util
 from neo.lib.compress import decompress_list
+from neo.lib.connection import ConnectionClosed
 from neo.lib.protocol import Packets
 from ZEO import StorageServer, runzeo
 from ZEO.asyncio import marshal, server
-from ZODB.POSException import ConflictError
+from ZODB.POSException import ConflictError, POSKeyError
 
 LARGE = 64 << 10  # what others do not wait for [bytes]
 
@@ -202,7 +206,7 @@ class Asked(object):
     def __init__(self):
         self.under_way = {}  # connection -> number of requests
         self.size = 0  # of the last object [bytes]
-        self.waiting = {}  # partition -> loads, for one of its nodes to be free
+        self.waiting = {}  # (storage, partition) -> loads, for one of its nodes to be free
 
     def connection(self, app, oid):
         """Return (connection of the node to ask, whether it may be asked now).
@@ -253,7 +257,53 @@ class Asked(object):
 
 
 asked = Asked()
-pool = ThreadPool(4)  # for what NEO's client loads
+
+# what waits in one is not waited for in another
+checks = ThreadPool(2)
+loads = ThreadPool(4)  # what NEO's client loads
+tids = ThreadPool(4)
+syncs = ThreadPool(2)
+
+
+class Later(server.Delay):
+    """The answer to what takes its time, in a thread of a pool."""
+
+    def __init__(self, pool, work, *args):
+        self.pool, self.work, self.args = pool, work, args
+
+    def set_sender(self, message_id, protocol):
+        """See Delay."""
+        server.Delay.set_sender(self, message_id, protocol)
+        self.pool.apply_async(self.run)
+
+    def run(self):
+        if not self.protocol.connected:
+            return
+        try:
+            answer = self.reply, self.work(*self.args)
+        except Exception:
+            answer = self.error, sys.exc_info()
+        self.protocol.call_soon_threadsafe(*answer)
+
+
+def sync(storage):
+    """Wait for what others have committed: the master answers after it has told us of that."""
+    while True:
+        try:
+            return storage.sync()
+        except ConnectionClosed:
+            pass  # the next call waits for a master
+
+
+def get_tid(storage, oid):
+    """Return the tid of the last record of an object."""
+    try:
+        ((tid, size),) = storage.app._askStorageForRead(oid, Packets.AskObjectHistory(oid, 0, 1))
+    except NEOStorageNotFoundError:
+        size = 0
+    if not size:  # or its creation was undone
+        raise POSKeyError(oid)
+    return tid
 
 
 class LoadReply(server.Delay):
@@ -273,12 +323,17 @@ class LoadReply(server.Delay):
             partition = self.storage.app.pt.getPartition(self.oid)
         except Exception:  # the cluster has none now
             partition = None
-        asked.wait(self, partition)
+        asked.wait(self, (self.storage, partition))
+
+    def is_gone(self):
+        """Say whether nobody waits for it any more; then it has ended."""
+        if not self.protocol.connected:
+            invalidated.load_ends(self.count)
+        return not self.protocol.connected
 
     def ask(self):
         """Ask a node; False: it has to wait."""
-        if not self.protocol.connected:
-            invalidated.load_ends(self.count)
+        if self.is_gone():
             return True
         try:
             self.conn, now = asked.connection(self.storage.app, self.oid)
@@ -290,24 +345,26 @@ class LoadReply(server.Delay):
                 return True
         except Exception:  # the cluster has no such partition now, or the connection is gone
             pass
-        pool.apply_async(self.load)
+        loads.apply_async(self.load)
         return True
 
     def put(self, answer):
         """Take a node's answer. In NEO's poll thread, which has locks."""
-        answers.append((self, answer[1]))
-        if len(answers) == 1:
+        with putting:
+            first = not answers
+            answers.append((self, answer[1]))
+        if first:
             self.protocol.call_soon_threadsafe(take_answers)
 
     def answered(self, packet):
         """In the loop."""
         asked.end(self.conn)
         if not isinstance(packet, Packets.AnswerObject):
-            pool.apply_async(self.load)  # it knows what to do, and what to say
+            loads.apply_async(self.load)  # it knows what to do, and what to say
         elif asked.size < LARGE:
             self.checked(*self.check(packet))
         else:
-            pool.apply_async(self.check_large, (packet,))
+            checks.apply_async(self.check_large, (packet,))
 
     def check_large(self, packet):
         """In a thread of the pool: the loop goes on meanwhile."""
@@ -327,20 +384,24 @@ class LoadReply(server.Delay):
         """In the loop."""
         asked.size = size
         if result is None:
-            pool.apply_async(self.load)
+            loads.apply_async(self.load)
         else:
             self.finish(result, None)
 
     def load(self):
         """Load by NEO's client: it waits, tries other nodes, raises. In a thread of the pool."""
+        result = failure = None
         try:
-            result, failure = self.storage.loadBefore(self.oid, self.tid), None
+            if self.protocol.connected:
+                result = self.storage.loadBefore(self.oid, self.tid)
         except Exception:
-            result, failure = None, sys.exc_info()
+            failure = sys.exc_info()
         self.protocol.call_soon_threadsafe(self.finish, result, failure)
 
     def finish(self, result, failure):
         """In the loop, where messages are sent in their order."""
+        if self.is_gone():
+            return
         again = invalidated.since(self.count, self.oid)
         invalidated.load_ends(self.count)
         if again:
@@ -353,6 +414,7 @@ class LoadReply(server.Delay):
 
 #: (load, packet), for the loop: one call for many, as each wakes it up
 answers = deque()
+putting = threading.Lock()
 
 
 def take_answers():
@@ -433,6 +495,20 @@ def loadBefore(self, oid, tid):  # ZEO calls it so
     return LoadReply(self.storage, oid, tid)
 
 
+setup_delegation_of_zeo = StorageServer.ZEOStorage.setup_delegation
+
+
+def setup_delegation(self):
+    """See ZEOStorage."""
+    setup_delegation_of_zeo(self)
+    self.getTid = lambda oid: Later(tids, get_tid, self.storage, oid)
+
+
+def ping(self):
+    """See ZEOStorage. A client asks it when a transaction begins."""
+    return Later(syncs, sync, self.storage)
+
+
 send_reply_of_zeo = server.ServerProtocol.send_reply
 
 
@@ -446,6 +522,8 @@ def send_reply(self, message_id, result, *args, **kw):
 
 StorageServer.StorageServer.invalidate = invalidate
 StorageServer.ZEOStorage.loadBefore = loadBefore
+StorageServer.ZEOStorage.setup_delegation = setup_delegation
+StorageServer.ZEOStorage.ping = ping
 server.ServerProtocol.send_reply = send_reply
 server.ServerProtocol.connection_made = connection_made
 

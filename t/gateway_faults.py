@@ -3,8 +3,9 @@
     python2.7 gateway_faults.py CONFIGURATION
 
 WENDELIN_CORE_GATEWAY_FAULTS says what: "broken", answers of storage nodes that cannot be read, and
-nodes that cannot be asked; or "late", answers that come some time after they were made. Told by
-SIGUSR1, it says what is under way: "LEFT []", if nothing is.
+nodes that cannot be asked; "late", answers that come some time after they were made; or "busy": it
+takes time to take what others have committed. Told by SIGUSR1, it says what is under way: "LEFT
+[]", if nothing is.
 """
 
 from __future__ import absolute_import, print_function
@@ -14,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 
 import gateway
 
@@ -48,6 +50,11 @@ def put_late(load, answer):
     threading.Timer(LATE * (next(put) % 3), put_of_gateway, (load, answer)).start()
 
 
+def invalidate_late(*args, **kw):
+    time.sleep(LATE)
+    return gateway.invalidate(*args, **kw)
+
+
 faults = os.environ["WENDELIN_CORE_GATEWAY_FAULTS"]
 if faults == "broken":
     connection_of_gateway, gateway.asked.connection = gateway.asked.connection, connection
@@ -55,6 +62,8 @@ if faults == "broken":
     make_checksum_of_neo, gateway.util.makeChecksum = gateway.util.makeChecksum, make_checksum
 elif faults == "late":
     put_of_gateway, gateway.LoadReply.put = gateway.LoadReply.put, put_late
+elif faults == "busy":
+    gateway.StorageServer.StorageServer.invalidate = invalidate_late
 
 
 def say_what_is_left(*_):

@@ -94,11 +94,24 @@ def test_what_is_invalidated_while_it_is_loaded_is_not_taken_for_the_newest(test
                 conn.root()[i]["value"] = now
             tm.commit()
             assert reading.result(LIMIT) in (now - 1, now)
-            # sooner or later, as it is committed by way of another gateway
-            wait_until(lambda now=now: read() == now, f"commit {now}", LIMIT)
+            assert read() == now
     conn.close()
     dbclose(reader)
     faulty.check_nothing_is_left()
+
+
+@pytest.mark.parametrize("faulty", ["busy"], indirect=True)
+def test_a_transaction_begins_with_what_was_committed_through_another_gateway(testdb, faulty):
+    root = testdb.open()
+    root["x"] = 0
+    transaction.commit()
+    reader = dbopen(faulty.url)
+    for i in range(20):
+        assert reader["x"] == i
+        root["x"] = i + 1
+        transaction.commit()
+        transaction.begin()
+    dbclose(reader)
 
 
 @pytest.fixture(scope="module")
