@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from ZODB.Connection import Connection
 
-from wendelin.lib.zodb import zconn_before, zconn_takes_bytes_records
+from wendelin.lib.zodb import zconn_before, zconn_forget, zconn_takes_bytes_records
 from wendelin.lib.zrecord import BytesRecord
 
 __all__ = ["Follower", "Watch", "watch_of"]
@@ -79,6 +79,8 @@ class Watch:
         self._after_completion: Callable[[Any], None] = conn.afterCompletion
         conn.beforeCompletion = self.before_completion
         conn.afterCompletion = self.after_completion
+        self._new_transaction: Callable[[Any, bool], None] = conn.newTransaction
+        conn.newTransaction = self.new_transaction
 
     def before_completion(self, txn: Any) -> None:
         """Be the Connection's beforeCompletion(): this thread commits, or aborts."""
@@ -132,22 +134,27 @@ class Watch:
     def poll(self) -> list[bytes] | None:
         """Be the storage's poll_invalidations()."""
         conn = self._conn()
-        assert conn is not None  # which asks
-        self.before = zconn_before(conn)
-        followers = list(self.followers)
-        try:
-            oids = self._poll()
-            own, self._own = self._own, set()
-            for follower in followers:
-                follower.follow(oids, own)
-        except BaseException:
-            # Nobody will be told again what has changed. A Ctrl-C comes here, if nothing else.
-            if zconn_before(conn) != self.before:
-                for follower in followers:
-                    follower.forget()
-                conn._cache.invalidate(conn._cache.cache_data.copy())
-            raise
+        self.before = None if conn is None else zconn_before(conn)
+        oids = self._poll()
+        own, self._own = self._own, set()
+        for follower in list(self.followers):
+            follower.follow(oids, own)
         return oids
+
+    def new_transaction(self, transaction: Any, sync: bool = True) -> None:
+        """Be the Connection's newTransaction()."""
+        conn = self._conn()
+        assert conn is not None  # who calls it
+        before = zconn_before(conn)
+        try:
+            self._new_transaction(transaction, sync)
+        except BaseException:
+            # Nobody is told a second time what has changed. A Ctrl-C comes here, if nothing else.
+            if zconn_before(conn) != before:
+                for follower in list(self.followers):
+                    follower.forget()
+                zconn_forget(conn)
+            raise
 
 
 def watch_of(conn: Connection) -> Watch:

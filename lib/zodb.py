@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -34,6 +35,7 @@ __all__ = [
     "zconn_before",
     "zconn_changed",
     "zconn_check_open",
+    "zconn_forget",
     "zconn_has_open",
     "zconn_is_open",
     "zconn_is_remote",
@@ -111,6 +113,9 @@ def dbclose(root: Any) -> None:
 # ---- objects ----
 
 
+_here = threading.local()  # .forgets: see zconn_forget()
+
+
 class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no type hints
     """A persistent object that holds things which live, and is no ghost as long as it does.
 
@@ -134,11 +139,23 @@ class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no typ
             return
         volatile = {k: v for k, v in self.__dict__.items() if k.startswith("_v_")}
         super()._p_invalidate()
-        # It may be gone, or the database may. This is no place to raise: other objects wait to be
-        # invalidated. It stays a ghost then, and its next user is told.
-        with suppress(Exception):
-            self._p_activate()
-        self.__dict__.update(volatile)
+        try:
+            # It may be gone, or the database may. This is no place to raise: other objects wait to
+            # be invalidated. It stays a ghost then, and its next user is told.
+            with suppress(Exception):
+                if not getattr(_here, "forgets", False):
+                    self._p_activate()
+        finally:
+            self.__dict__.update(volatile)
+
+
+def zconn_forget(conn: Any) -> None:
+    """Invalidate all objects of a Connection. Nothing is read, and nobody waited for."""
+    _here.forgets = True
+    try:
+        conn._cache.invalidate(conn._cache.cache_data.copy())
+    finally:
+        _here.forgets = False
 
 
 def zobj_is_committed(obj: Any) -> bool:

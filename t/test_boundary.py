@@ -7,6 +7,7 @@ import pytest
 import storages
 import transaction
 from clients import Client, zeros
+from persistent.mapping import PersistentMapping
 from ZODB.POSException import ConflictError, ReadOnlyHistoryError
 
 from wendelin.bigarray.array_zodb import ZBigArray
@@ -151,6 +152,37 @@ def test_what_was_committed_stays_if_the_boundary_is_interrupted(root, A, other,
     other.tm.commit()
     transaction.begin()
     assert A[:].sum() == 7
+
+
+def test_a_boundary_that_is_interrupted_while_an_array_reads_its_state(root, A, other, monkeypatch):
+    """That is in the middle of ZODB's list of what has changed."""
+    for i in range(20):
+        root[i] = PersistentMapping(n=1)
+    transaction.commit()
+    other.tm.begin()
+    b = other.root["A"][:]
+    assert (b.sum(), [other.root[i]["n"] for i in range(20)]) == (0, [1] * 20)
+    A.append(np.ones(5, "u1"))
+    for i in range(20):
+        root[i]["n"] = 2
+    transaction.commit()
+    setstate = ZBigArray.__setstate__
+
+    def interrupted(self, state):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ZBigArray, "__setstate__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        other.tm.begin()
+    assert ZBigArray.__setstate__ is setstate
+    for _ in range(2):
+        assert [other.root[i]["n"] for i in range(20)] == [2] * 20
+        assert other.root["A"][:].sum() == 5
+        other.tm.begin()
+    other.root["A"][3] = 2  # it is of one handle with the view
+    assert b[3] == 2
+    other.tm.commit()
 
 
 def interrupt(obj, name, error):

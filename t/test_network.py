@@ -263,10 +263,11 @@ def test_a_call_ends_when_its_storage_is_closed(testdb):
 
 
 @served
-def test_closing_while_blocks_are_loaded_ahead(testdb, caplog):
+@pytest.mark.parametrize("zblk_fmt", ["ZBlk0", "ZBlk1"])
+def test_closing_while_blocks_are_loaded_ahead(testdb, caplog, zblk_fmt):
     """Loads that are under way end with the connection, one and all, without a word."""
     root = testdb.open()
-    root["A"] = array = ZBigArray((40 * BLK // 8,), np.int64, blksize=BLK)
+    root["A"] = array = ZBigArray((40 * BLK // 8,), np.int64, blksize=BLK, zblk_fmt=zblk_fmt)
     transaction.commit()
     array[:] = np.arange(len(array))
     transaction.commit()
