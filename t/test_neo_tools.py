@@ -81,7 +81,7 @@ def test_a_gateway_with_tls_and_a_limit(testdb, tmp_path):
         for pem in cert.cert_chain_pems:
             pem.write_to_path(tmp_path / f"{name}.pem", append=True)
     text = (HERE.parent / "docs" / "cluster.md").read_text()
-    example = text.split("```\n%import neo.client\n")[1].split("```")[0]
+    example = text.split("```text\n%import neo.client\n")[1].split("```")[0]
     port = free_port()
     changes = {
         "10.0.0.5:9991": f"127.0.0.1:{port}",
