@@ -54,8 +54,8 @@ class Watch:
     they would be copied four times.
 
     The third thing is to know which thread ends a transaction: its manager tells Connections before
-    and after. And the last, whether a boundary came to its end: one that did not - it may wait for a
-    network, and be interrupted - has told us of nothing that can be relied on.
+    and after. The last is whether a boundary came to its end. One that did not has told us nothing
+    that can be relied on: it may wait for a network, and be interrupted.
     """
 
     def __init__(self, conn: Connection) -> None:
