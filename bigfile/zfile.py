@@ -17,7 +17,8 @@ for what changed meanwhile, and that is where we listen (zwatch). Pages are drop
   memory whenever a node of the block table changed.
 
 A storage that was away for too long cannot say what changed. Then it is asked for the tids of what
-pages are made of; or, if it has no such way, all pages are dropped.
+pages are made of; or, if it has no such way, all pages are dropped. So they are if a boundary was
+interrupted (forget): nobody is told again what has changed.
 
 Until the boundary that follows a commit its pages stay DIRTY to the pager, though stored: so
 they cannot be reclaimed, and be loaded again from a state which does not have them yet. They

@@ -11,6 +11,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any, Protocol
 
 from ZODB.Connection import Connection
@@ -152,9 +153,10 @@ class Watch:
         except BaseException:
             # Nobody is told a second time what has changed. A Ctrl-C comes here, if nothing else.
             if zconn_before(conn) != before:
-                for follower in list(self.followers):
-                    follower.forget()
-                zconn_forget(conn)
+                with ExitStack() as todo:  # all of it, should one be interrupted again
+                    todo.callback(zconn_forget, conn)
+                    for follower in list(self.followers):
+                        todo.callback(follower.forget)
             raise
 
 

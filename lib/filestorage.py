@@ -4,7 +4,8 @@ Data.fs is what ZODB.FileStorage writes, and reads: the one difference is that a
 state is bytes, a whole number of OS pages of them, is padded so that they begin at a multiple
 of the OS page in the file (see zrecord.aligned; others unpickle the pad and throw it away).
 locate() tells where bytes are, aligned or not, of a committed revision: they never change there,
-as long as somebody has the file open. Pack writes another file, aligned again - also what was not.
+as long as somebody has the file open. Pack writes another file, aligned again - also what was not -
+which takes its place at once.
 
 Organization
 ------------

@@ -185,6 +185,25 @@ def test_a_boundary_that_is_interrupted_while_an_array_reads_its_state(root, A, 
     other.tm.commit()
 
 
+def test_a_boundary_that_is_interrupted_twice(root, A, other):
+    """All others are told nevertheless."""
+    root["B"] = B = ZBigArray((20 * BLK,), "u1", blksize=BLK)
+    root["n"] = 1
+    transaction.commit()
+    other.tm.begin()
+    b = other.root["B"][:]
+    assert (other.root["A"][:].sum(), b.sum(), other.root["n"]) == (0, 0, 1)
+    A[3 * BLK] = B[3 * BLK] = 5
+    root["n"] = 2
+    transaction.commit()
+    handle = other.root["A"]._fileh()
+    interrupt(handle.zfile, "is_current", KeyboardInterrupt)
+    interrupt(handle, "forget", KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        other.tm.begin()
+    assert (b.sum(), other.root["n"]) == (5, 2)
+
+
 def interrupt(obj, name, error):
     """Let a method raise, once."""
 
