@@ -98,14 +98,18 @@ def _bucket(state: object, kind: str) -> Node:
 
 
 def _tree(state: object, kind: str) -> Node:
-    """Return a tree from its state: None; ((bucket state,),); ((c0, k1, c1, ...), first)."""
+    """Return a tree from its state: None; ((bucket state,),); ((c0, k1, c1, ...), first).
+
+    BTrees writes a tree of one bucket in the second form while the bucket has no oid. A bucket that
+    deletes have left of many has one: that is the third form, with one child.
+    """
     if state is None:
         return Node(True, [], [], {})
     if not (
         isinstance(state, tuple)
         and len(state) in (1, 2)
         and isinstance(state[0], tuple)
-        and len(state[0]) >= len(state)
+        and state[0]
     ):
         raise RecordError(f"a damaged {kind}BTree: a tree of another shape")
     flat = state[0]
