@@ -11,18 +11,17 @@ together: so a table that looks damaged is looked at again, from its root.
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterable
+from bisect import bisect_right
+from collections.abc import Callable
 from typing import TypeVar
 
-from wendelin.bigfile.btree import Node, read_node
+from wendelin.bigfile.btree import Node, Todo, from_records, read_node, soon, walk
 from wendelin.lib.zrecord import RecordError
 
 __all__ = ["BlockTable", "stored_blocks"]
 
 _T = TypeVar("_T")
 
-_TOGETHER = 64  # nodes that are asked for at once
 _ENDLESS = "the block table is damaged: it does not end"
 
 
@@ -44,12 +43,12 @@ class BlockTable:
         # _seen has every node that what the owner depends on was found in
         self._complete = True
 
-    def _get(self, oid: bytes, soon: Iterable[bytes] = ()) -> Node:
+    def _get(self, oid: bytes, todo: Todo) -> Node:
         """Return a node; if it has to be loaded, others with it that are asked for soon."""
         nodes = self._nodes
         node = nodes.get(oid)
         if node is None:
-            oids = [oid, *(o for o in soon if o != oid and o not in nodes)]
+            oids = [oid, *(o for o in soon(todo) if o != oid and o not in nodes)]
             self._seen.update(oids)
             read = [read_node(record, "LO") for record in self._load_all(oids)]
             # into the dict we began with: drop() leaves that one behind
@@ -82,7 +81,8 @@ class BlockTable:
             return look()
 
     def _lookup(self, root: bytes, blk: int) -> bytes | None:
-        node = self._get(root)
+        # walk() to one block, in half of the time: a boundary looks up all blocks in memory
+        node = self._get(root, [])
         low: int | None = None
         high: int | None = None
         for _ in range(64):
@@ -91,37 +91,50 @@ class BlockTable:
                 return node.oids.get(blk)
             i = bisect_right(node.keys, blk)
             low, high = node.bounds(i, low, high)
-            node = self._get(node.children[i])
+            node = self._get(node.children[i], [])
         raise RecordError(_ENDLESS)
 
     def between(self, root: bytes, start: int, stop: int) -> dict[int, bytes]:
-        """Return the oids of the block objects in [start, stop), by block, ascending; see lookup().
-
-        The chain of the buckets there is checked as well: who changes the table goes along it.
-        """
+        """Return the oids of block objects in [start, stop), by block, ascending; see lookup()."""
         return self._twice(lambda: self._between(root, start, stop))
 
     def _between(self, root: bytes, start: int, stop: int) -> dict[int, bytes]:
         found: dict[int, bytes] = {}
-        seen: set[bytes] = set()
-        last: Node | None = None  # bucket
-        todo: list[tuple[bytes, int | None, int | None]] = [(root, None, None)]
-        while todo:
-            oid, low, high = todo.pop()
-            if oid in seen:
-                raise RecordError(_ENDLESS)
-            node = self._get(oid, (o for o, _, _ in todo[:-_TOGETHER:-1]))
-            node.check_within(low, high)
-            if not node.leaf:
-                children = range(bisect_right(node.keys, start), bisect_left(node.keys, stop) + 1)
-                todo.extend((node.children[i], *node.bounds(i, low, high)) for i in children[::-1])
-            elif last is not None and last.next != oid:
-                raise RecordError("the block table is damaged: its buckets are not in a chain")
-            else:
-                last = node
-                found.update((blk, of) for blk, of in node.oids.items() if start <= blk < stop)
-            seen.add(oid)
+        for _, node in walk(root, self._get, start, stop):
+            found.update((blk, of) for blk, of in node.oids.items() if start <= blk < stop)
         return found
+
+    def deletable(self, root: bytes, start: int) -> list[int]:
+        """Return the blocks from `start` on, which BTrees is going to delete; see lookup().
+
+        BTrees goes along the chain of the buckets for that, and takes what is there on trust.
+
+        Raises
+        ------
+        RecordError
+            There is something else than buckets in the chain, or it does not end.
+        """
+        return self._twice(lambda: self._deletable(root, start))
+
+    def _deletable(self, root: bytes, start: int) -> list[int]:
+        nodes = list(walk(root, self._get, start))
+        # the bucket before is changed as well, if the next one is taken out
+        low = [node.keys[: bisect_right(node.keys, start)][-1:] for _, node in nodes]
+        before = max(low, default=[])
+        if before:
+            nodes = list(walk(root, self._get, before[0] - 1))
+        ended: set[bytes] = set()  # from these on, the chain ends
+        for oid, node in nodes:
+            way = {oid}
+            while node.next is not None and node.next not in ended:
+                if node.next in way:
+                    raise RecordError(_ENDLESS)
+                way.add(node.next)
+                node = self._get(node.next, [])
+                if not node.leaf or node.inline:
+                    raise RecordError("the block table is damaged: a tree in a chain of buckets")
+            ended |= way
+        return [blk for _, node in nodes for blk in node.oids if blk >= start]
 
     def drop(self) -> None:
         """Forget all nodes."""
@@ -163,15 +176,8 @@ def stored_blocks(
         The table is damaged.
     """
     found: list[int] = []
-    seen = {root}
-    todo = [root]
-    while todo and len(seen) <= most + len(todo):
-        some, todo = todo[:_TOGETHER], todo[_TOGETHER:]
-        for record in load_all(some):
-            node = read_node(record, "LO")
-            found += node.oids
-            if not seen.isdisjoint(node.children):
-                raise RecordError(_ENDLESS)
-            seen.update(node.children)
-            todo += node.children
-    return found, not todo
+    for count, (_, node) in enumerate(walk(root, from_records(load_all, "LO"))):
+        if count == most:
+            return found, False
+        found += node.oids
+    return found, True

@@ -9,20 +9,25 @@ nor get to BTrees' own code, which takes some of it on trust, and crashes.
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import lt
 from typing import Any, NamedTuple
 
+from transaction.interfaces import TransientError
+
 from wendelin.lib.zrecord import RecordError, Ref, class_of, state_of
 
-__all__ = ["Items", "Node", "read_items", "read_node", "read_nodes"]
+__all__ = ["Items", "Node", "Todo", "from_records", "read_items", "read_node", "soon", "walk"]
 
 #: (oids) -> records of the state that is read
 LoadAll = Callable[[list[bytes]], list[bytes]]
 
-_BATCH = 64  # nodes that are asked for at once
+#: nodes that are to be visited, the next one last: (oid, low, high), its keys are in [low, high)
+Todo = list[tuple[bytes, int | None, int | None]]
+
+TOGETHER = 64  # nodes that are asked for at once
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,7 @@ class Node:
     oids: dict[int, bytes]  # ascending
     next: bytes | None = None  # oid of the bucket after this one; of a tree, of its first bucket
     classes: tuple[str, ...] = ()  # of a bucket's oids, as references say; "" where one does not
+    inline: bool = False  # a tree whose only bucket is in its own state
 
     def bounds(self, i: int, low: int | None, high: int | None) -> tuple[int | None, int | None]:
         """Return [low, high) of child i of a tree that is in [low, high)."""
@@ -61,6 +67,10 @@ class Node:
                 f"a damaged BTree: a node with keys [{keys[0]}, {keys[-1]}], where there are "
                 f"those of [{low}, {high})"
             )
+
+
+#: (oid, todo) -> node: see walk()
+Get = Callable[[bytes, Todo], Node]
 
 
 def _ascend(keys: tuple[Any, ...]) -> bool:
@@ -104,7 +114,7 @@ def _tree(state: object, kind: str) -> Node:
     deletes have left of many has one: that is the third form, with one child.
     """
     if state is None:
-        return Node(True, [], [], {})
+        return Node(True, [], [], {}, inline=True)
     if not (
         isinstance(state, tuple)
         and len(state) in (1, 2)
@@ -114,9 +124,9 @@ def _tree(state: object, kind: str) -> Node:
         raise RecordError(f"a damaged {kind}BTree: a tree of another shape")
     flat = state[0]
     if len(state) == 1:
-        if len(flat) != 1 or not isinstance(flat[0], tuple) or len(flat[0]) != 1:
+        if len(flat) != 1:
             raise RecordError(f"a damaged {kind}BTree: a tree of another shape")
-        return _bucket(flat[0], kind)
+        return replace(_bucket(flat[0], kind), inline=True)
     children, keys = flat[0::2], flat[1::2]
     if len(children) != len(keys) + 1 or not all(isinstance(c, Ref) for c in children):
         raise RecordError(f"a damaged {kind}BTree: a tree of something else")
@@ -149,40 +159,87 @@ def read_node(record: bytes, kind: str) -> Node:
     raise RecordError(f"a damaged {kind}BTree: a {name} in it")
 
 
-def read_nodes(root: bytes, load_all: LoadAll, kind: str) -> Iterator[tuple[bytes, Node]]:
-    """Yield (oid, node) for all nodes of a BTree, its buckets in their order; see read_node().
+def walk(
+    root: bytes,
+    get: Get,
+    start: int | None = None,
+    stop: int | None = None,
+    bad: Callable[[bytes, Exception], None] | None = None,
+) -> Iterator[tuple[bytes, Node]]:
+    """Yield (oid, node) for the nodes of a BTree, from its root down, its leaves in their order.
+
+    A key is where the separators of the nodes above say: BTrees' own lookups have no other way. The
+    chain of the buckets is not looked at. BTrees itself breaks it: a new inner node, which a delete
+    leaves one new bucket of in the same transaction, is stored with that bucket in it, and the
+    chain has a second copy of the bucket, which is not changed again.
 
     Parameters
     ----------
     root : bytes
         Oid of the tree.
-    load_all
-        Is asked for many nodes at once.
-    kind
+    get : (oid, todo) -> Node
+        Gets a node. At the end of todo are those that are going to be asked for, as (oid, ...).
+    start, stop : int, optional
+        Only nodes on the way to keys in [start, stop).
+    bad : (oid, exception) -> None, optional
+        Is told of nodes that are damaged, or cannot be loaded, and left out.
+
+    Raises
+    ------
+    RecordError
+        The tree is damaged.
+    Exception
+        What get raised.
     """
     seen: set[bytes] = set()
-    last: Node | None = None  # bucket
-    todo: deque[tuple[bytes, int | None, int | None]] = deque([(root, None, None)])
+    todo: Todo = [(root, None, None)]
     while todo:
-        batch = [todo.popleft() for _ in range(min(len(todo), _BATCH))]
-        children: list[tuple[bytes, int | None, int | None]] = []
-        records = load_all([oid for oid, _, _ in batch])
-        for (oid, low, high), record in zip(batch, records, strict=True):
+        oid, low, high = todo.pop()
+        try:
             if oid in seen:
-                raise RecordError(f"a damaged {kind}BTree: a node is there twice")
+                raise RecordError("a damaged BTree: a node is there twice")
             seen.add(oid)
-            node = read_node(record, kind)
+            node = get(oid, todo)
             node.check_within(low, high)
-            if node.leaf:
-                # who goes along the buckets has to see the same
-                if last is not None and last.next != oid:
-                    raise RecordError(f"a damaged {kind}BTree: its buckets are not in a chain")
-                last = node
-            yield oid, node
-            children += [(c, *node.bounds(i, low, high)) for i, c in enumerate(node.children)]
-        todo.extendleft(reversed(children))
-    if last is not None and last.next is not None:
-        raise RecordError(f"a damaged {kind}BTree: its buckets do not end")
+        except (TransientError, MemoryError):
+            raise
+        except Exception as e:
+            if bad is None:
+                raise
+            bad(oid, e)
+            continue
+        yield oid, node
+        if not node.leaf:
+            first = 0 if start is None else bisect_right(node.keys, start)
+            last = len(node.keys) if stop is None else bisect_left(node.keys, stop)
+            children = range(last, first - 1, -1)
+            todo += [(node.children[i], *node.bounds(i, low, high)) for i in children]
+
+
+def soon(todo: Todo) -> Iterator[bytes]:
+    """Yield the oids of nodes to be loaded together with one that walk() asks for."""
+    return (oid for oid, _, _ in todo[:-TOGETHER:-1])
+
+
+def from_records(load_all: LoadAll, kind: str) -> Get:
+    """Return what gets nodes for walk(), many at once, and keeps none that it gave.
+
+    If one of them cannot be loaded, each is loaded for itself: another one may be intact.
+    """
+    known: dict[bytes, bytes] = {}
+
+    def get(oid: bytes, todo: Todo) -> Node:
+        if oid not in known:
+            oids = [oid, *soon(todo)]
+            try:
+                known.update(zip(oids, load_all(oids), strict=True))
+            except (TransientError, MemoryError):
+                raise
+            except Exception:
+                known.update(zip(oids[:1], load_all(oids[:1]), strict=True))
+        return read_node(known.pop(oid), kind)
+
+    return get
 
 
 class Items(NamedTuple):
@@ -190,13 +247,20 @@ class Items(NamedTuple):
 
     oids: dict[int, bytes]  # ascending by key
     nodes: frozenset[bytes]  # oids of the nodes
+    chained: bool  # the chain of the buckets is as BTrees' own code relies on: it may change them
 
 
 def read_items(root: bytes, load_all: LoadAll, kind: str) -> Items:
-    """Return all that is in a BTree; see read_nodes()."""
+    """Return all that is in a BTree; see walk()."""
     oids: dict[int, bytes] = {}
     nodes: list[bytes] = []
-    for oid, node in read_nodes(root, load_all, kind):
+    chained = True
+    last: Node | None = None  # bucket
+    for oid, node in walk(root, from_records(load_all, kind)):
         nodes.append(oid)
         oids.update(node.oids)
-    return Items(oids, frozenset(nodes))
+        if node.leaf:
+            chained &= (last is None or last.next == oid) and (not node.inline or oid == root)
+            last = node
+    chained &= last is not None and last.next is None
+    return Items(oids, frozenset(nodes), chained)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from transaction.interfaces import TransientError
 
-from wendelin.bigfile.btree import Node, read_node
+from wendelin.bigfile.btree import from_records, walk
 from wendelin.bigfile.zblk import load_block
 from wendelin.lib.zodb import zconn_load_all
 from wendelin.lib.zrecord import RecordError
@@ -84,16 +84,26 @@ def check_blocks(zfile: ZBigFile) -> Iterator[Checked]:
         return
     records = _Records(zfile)
     at_once = max(1, _AT_ONCE // zfile.blksize)
-    for found in _leaves(bytes(zfile.blktab._p_oid), records):
-        if isinstance(found, Bad):
-            yield Checked(0, [found])
-            continue
-        items = list(found.oids.items())
+    bad: list[Bad] = []  # nodes
+    get = from_records(records.load_all, "LO")
+    root = bytes(zfile.blktab._p_oid)
+    for oid, node in walk(root, get, bad=lambda oid, e: bad.append(Bad(None, oid, e))):
+        items = list(node.oids.items())
+        try:
+            node.check_within(0, _MOST)
+        except RecordError as e:
+            bad.append(Bad(None, oid, e))
+            items = []
+        if bad:
+            yield Checked(0, bad.copy())
+            bad.clear()
         for i in range(0, len(items), at_once):
             some = items[i : i + at_once]
             records.ask([oid for _, oid in some])
-            bad = [_check(blk, oid, records, zfile.blksize) for blk, oid in some]
-            yield Checked(len(some), [b for b in bad if b is not None])
+            found = [_check(blk, oid, records, zfile.blksize) for blk, oid in some]
+            yield Checked(len(some), [b for b in found if b is not None])
+    if bad:
+        yield Checked(0, bad)
 
 
 def _check(blk: int, oid: bytes, records: _Records, blksize: int) -> Bad | None:
@@ -106,30 +116,3 @@ def _check(blk: int, oid: bytes, records: _Records, blksize: int) -> Bad | None:
     except Exception as e:
         return Bad(blk, oid, e)
     return None
-
-
-def _leaves(root: bytes, records: _Records) -> Iterator[Node | Bad]:
-    """Yield the buckets of a block table, and what of it is bad.
-
-    A key outside the range that the nodes above give would not be found where it is.
-    """
-    seen: set[bytes] = set()
-    todo: list[tuple[bytes, int | None, int | None]] = [(root, 0, _MOST)]
-    while todo:
-        oid, start, stop = todo.pop()
-        try:
-            if oid in seen:
-                raise RecordError("a node is in the block table twice")
-            seen.add(oid)
-            node = read_node(records.load(oid), "LO")
-            node.check_within(start, stop)
-        except (TransientError, MemoryError):
-            raise
-        except Exception as e:
-            yield Bad(None, oid, e)
-            continue
-        if node.leaf:
-            yield node
-        else:
-            ranges = [(c, *node.bounds(i, start, stop)) for i, c in enumerate(node.children)]
-            todo += reversed(ranges)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, NamedTuple
 
-from wendelin.bigfile.btree import read_items, read_nodes
+from wendelin.bigfile.btree import from_records, read_items, walk
 from wendelin.bigfile.zblk import class_name, is_plain, is_whole
 from wendelin.lib import fsalign
 from wendelin.lib.fsrecord import Located, Stat
@@ -76,7 +76,7 @@ def stored_numbers(zfile: ZBigFile) -> Iterator[int]:
     """
     root = _table(zfile)
     if root is not None:
-        for _, node in read_nodes(root, _Records(zfile).load_all, "LO"):
+        for _, node in walk(root, from_records(_Records(zfile).load_all, "LO")):
             yield from node.oids
 
 
@@ -100,7 +100,7 @@ def survey(zfile: ZBigFile) -> Iterator[list[Stored]]:
         return
     records = _Records(zfile)
     batch: dict[int, Ref] = {}
-    for _, node in read_nodes(root, records.load_all, "LO"):
+    for _, node in walk(root, from_records(records.load_all, "LO")):
         for (blk, oid), cls in zip(node.oids.items(), node.classes, strict=True):
             batch[blk] = Ref(oid, cls)
         if len(batch) >= _BATCH:
@@ -136,7 +136,7 @@ def stored_size(zfile: ZBigFile, most: int) -> int | None:
     records = _Records(zfile)
     oids: list[bytes] = []
     loads = 0
-    for _, node in read_nodes(root, records.load_all, "LO"):
+    for _, node in walk(root, from_records(records.load_all, "LO")):
         oids += node.oids.values()
         for oid, cls in zip(node.oids.values(), node.classes, strict=True):
             if len(oids) + loads > most:

@@ -299,10 +299,10 @@ class ZBlk1(ZBlkBase):
         root = zrecord.state_of(record)
         if not isinstance(root, zrecord.Ref):
             raise zrecord.RecordError(f"a ZBlk1 with a {type(root).__name__} for its chunks")
-        oids, nodes = read_items(root.oid, records.load_all, "IO")
+        oids, nodes, chained = read_items(root.oid, records.load_all, "IO")
         data = bytearray(max(oids, default=0) + CHUNK if max(oids, default=0) < blksize else 0)
         stop = 0  # of the chunks so far
-        regular = True
+        regular = chained
         head = b""  # of the chunk before: most are of one writer, who is looked at once
         loaded = records.load_all(list(oids.values()))
         for (start, oid), chunk in zip(oids.items(), loaded, strict=True):

@@ -331,9 +331,10 @@ class ZFile(BigFile):
         """See BigFile."""
         blktab = self.blktab
         root = self._table_root()
-        if root is not None:
-            self.table.between(root, blk, 1 << 63)  # BTrees takes damaged ones on trust
-        keys = list(blktab.keys(min=blk))
+        # What is stored is found by the tree: its chain of buckets may have others. What was
+        # changed since, and is not stored, by BTrees.
+        stored = [] if root is None else self.table.deletable(root, blk)
+        keys = [key for key in {*stored, *blktab.keys(min=blk)} if key in blktab]
         for key in keys:
             del blktab[key]
         if keys:

@@ -352,24 +352,52 @@ def test_parts_of_two_states_are_no_damage(root, client, records):
     assert now == records.load(oid)[0]
 
 
-@pytest.mark.parametrize("chain", ["no bucket", "the one before", "none"])
-def test_a_shrink_over_a_chain_that_is_damaged_is_refused(client, records, large, chain):
+@pytest.mark.parametrize("chain", ["no bucket", "a tree", "a block", "the one before"])
+@pytest.mark.parametrize("left", [1, 70])
+def test_a_shrink_over_a_chain_that_is_damaged_is_refused(client, records, large, chain, left):
     """BTrees' own code would crash, or never end."""
     oids = buckets(records, large)
     flat, after = records.get(oids[2])[1]
     states = {
         "no bucket": (flat, {}),
+        "a tree": (flat, Ref(large.zfile.blktab._p_oid, after.cls)),
+        "a block": (flat, Ref(flat[1].oid, None)),
         "the one before": (flat, Ref(oids[1], after.cls)),
-        "none": (flat,),
     }
     records.put_state(oids[2], states[chain])
     client.tm.begin()
-    client["L"].resize((4096,))
+    client["L"].resize((left * 4096,))
     with pytest.raises(RecordError, match="damaged"):
         client.tm.commit()
     client.tm.abort()
     assert client["L"].shape == (200 * 4096,)
     assert client["L"].read(0) == 1
+
+
+def test_a_shrink_where_the_bucket_before_is_followed_by_something_else(client, records, large):
+    """BTrees changes it, too, if all of its next one is deleted."""
+    oids = buckets(records, large)
+    first = records.get(oids[1])[1][0][0]
+    flat, _ = records.get(oids[0])[1]
+    records.put_state(oids[0], (flat, Ref(flat[1].oid, None)))
+    client.tm.begin()
+    client["L"].resize((first * 4096,))
+    with pytest.raises(RecordError, match="damaged"):
+        client.tm.commit()
+
+
+def test_a_chain_that_ends_early_hides_no_blocks(client, records, large):
+    """BTrees writes such, after it has put a new bucket into its tree: see btree.walk()."""
+    oids = buckets(records, large)
+    flat, _ = records.get(oids[2])[1]
+    records.put_state(oids[2], (flat,))
+    client.tm.begin()
+    L = client["L"]
+    assert (L[::4096] == 1).all()
+    L.resize((4096,))
+    client.tm.commit()
+    L.resize((200 * 4096,))
+    assert np.flatnonzero(L[:]).tolist() == [0]
 
 
 @pytest.mark.parametrize(
