@@ -82,6 +82,15 @@ class ZBigFile(LivePersistent):
     def __init__(self, blksize: int) -> None:
         self.__setstate__((BigFile(blksize).blksize, LOBTree()))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        keeps = name in ("blksize", "blktab") or name.startswith(("_v_", "_p_"))
+        if not keeps and type(self).__getstate__ is ZBigFile.__getstate__:
+            raise AttributeError(
+                f"a ZBigFile keeps no {name!r}: a database has its blocks and their size only. "
+                f"Keep it in the array, or in another object"
+            )
+        super().__setattr__(name, value)
+
     def __getstate__(self) -> tuple[int, LOBTree]:
         return (self.blksize, self.blktab)
 

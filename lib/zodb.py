@@ -120,8 +120,11 @@ class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no typ
     """A persistent object that holds things which live, and is no ghost as long as it does.
 
     The Connection's cache may not take its state away. When it is invalidated - by abort, or as
-    others changed it - it reads its new state at once; attributes `_v_...` stay what they were.
+    others changed it - it reads its new state at once; attributes `_v_...` stay what they were, but
+    those that __setstate__() sets.
     """
+
+    _kept = ("_v_",)  # what names begin with that stay
 
     def lives(self) -> bool:
         """Say whether there is anything to keep alive. Called when the object is no ghost."""
@@ -137,7 +140,7 @@ class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no typ
         if self._p_changed is None or self._p_jar is None or not self.lives():
             super()._p_invalidate()
             return
-        volatile = {k: v for k, v in self.__dict__.items() if k.startswith("_v_")}
+        volatile = {k: v for k, v in self.__dict__.items() if k.startswith(self._kept)}
         super()._p_invalidate()
         try:
             # It may be gone, or the database may. This is no place to raise: other objects wait to
@@ -146,7 +149,7 @@ class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no typ
                 if not getattr(_here, "forgets", False):
                     self._p_activate()
         finally:
-            self.__dict__.update(volatile)
+            self.__dict__.update(volatile | self.__dict__)
 
 
 def zconn_forget(conn: Any) -> None:

@@ -68,8 +68,16 @@ class RAMArray(BigArray):
         return replace(about, memory=memory, changed=())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Be pickled with all the data."""
-        return _filled, (type(self), np.array(self), self._order)
+        """Be pickled with all the data, and attributes."""
+        state: Any = object.__getstate__(self)
+        attributes, slots = state if isinstance(state, tuple) else (state, None)
+        own = BigArray.__annotations__.keys()
+        attributes = {k: v for k, v in attributes.items() if k not in own}
+        return (
+            _filled,
+            (type(self), np.array(self), self._order),
+            (attributes, slots) if slots else attributes or None,
+        )
 
 
 def _filled(cls: type[RAMArray], values: NDArray[Any], order: Order) -> RAMArray:

@@ -77,6 +77,9 @@ class ZBigArray(BigArray, LivePersistent):
     Keep it in any object of a database: `root['A'] = A`. Its data can be touched once it belongs
     to a Connection: after the first commit, or `conn.add(A)`.
 
+    It takes attributes as any persistent object: `A.unit = "mV"` is saved by a commit. Those whose
+    names begin with `_v_` are not. A subclass may add to __getstate__() and __setstate__().
+
     Parameters
     ----------
     shape, dtype, order
@@ -95,6 +98,11 @@ class ZBigArray(BigArray, LivePersistent):
         zblk_fmt is none of these; or see BigArray.
     """
 
+    __slots__ = ("zfile",)  # as databases have it
+
+    # what a subclass caches in others is of a state that is gone
+    _kept = ("_v_fileh", "_v_vma")
+
     zfile: ZBigFile
     _zblk_fmt: str | None = None
 
@@ -112,11 +120,8 @@ class ZBigArray(BigArray, LivePersistent):
             self._zblk_fmt = check_format(zblk_fmt)
         self.zfile = ZBigFile(blksize)
 
-    def __getstate__(self) -> State:
-        names = ["_dtype", "_shape", "_order", "_stridev"]
-        if self._zblk_fmt is not None:
-            names.append("_zblk_fmt")
-        return {name: getattr(self, name) for name in names}, {"zfile": self.zfile}
+    # The state is the one of Persistent, (attributes, slots): so whatever attributes users and
+    # subclasses add are kept, and earlier versions keep them as well.
 
     def __setstate__(self, state: State) -> None:
         try:
@@ -124,13 +129,14 @@ class ZBigArray(BigArray, LivePersistent):
             zfile, shape, dtype = slots["zfile"], attributes["_shape"], attributes["_dtype"]
             if not (isinstance(zfile, ZBigFile) and isinstance(dtype, np.dtype)):
                 raise TypeError(f"its file is {zfile!r:.100}, its dtype {dtype!r:.100}")
+            zblk_fmt = attributes.get("_zblk_fmt")
+            if zblk_fmt is not None:
+                check_format(zblk_fmt, "_zblk_fmt")
+            super().__setstate__(state)
             # early databases have no order
             self._init(shape, dtype, attributes.get("_order", "C"))
-            zblk_fmt = attributes.get("_zblk_fmt")
-            self._zblk_fmt = None if zblk_fmt is None else check_format(zblk_fmt, "_zblk_fmt")
         except Exception as e:
             raise RecordError(f"a damaged ZBigArray: {type(e).__name__}: {e}") from e
-        self.zfile = zfile
 
     # ---- references ----
 
