@@ -21,6 +21,7 @@ from ZODB.utils import p64, u64, z64
 from wendelin.lib.dburl import resolve
 from wendelin.lib.filestorage import AlignedFileStorage
 from wendelin.lib.fsrecord import Located, OpenFile, Stat
+from wendelin.lib.storthreads import asks_in_parallel, class_of
 from wendelin.lib.storurl import zstor_2zurl
 from wendelin.lib.zeoclient import ZEOClient
 
@@ -214,6 +215,11 @@ def zconn_before(conn: Any) -> bytes | None:
     """Return the tid before which a Connection sees everything; None: its storage does not say."""
     storage = conn._normal_storage
     before = getattr(storage, "_before", None) or getattr(storage, "_start", None)
+    if before is None:
+        visible = getattr(
+            storage, "highest_visible_tid", 0
+        )  # of RelStorage; 0 before its first poll
+        before = p64(visible + 1) if isinstance(visible, int) and visible else None
     return before if isinstance(before, bytes) and len(before) == 8 else None
 
 
@@ -249,8 +255,7 @@ def zconn_at(conn: Any) -> bytes:
     if before is None:
         if conn.explicit_transactions and hasattr(conn._normal_storage, "_start"):
             raise ConnectionStateError(f"no transaction of {conn!r} was begun")
-        name = type(conn._normal_storage).__name__
-        raise TypeError(f"{name} does not tell what {conn!r} sees")
+        raise TypeError(f"{class_of(conn._normal_storage)} does not tell what {conn!r} sees")
     return bytes(p64(u64(before) - 1))
 
 
@@ -282,12 +287,13 @@ def zconn_changed(conn: Any, oids: set[bytes], tid: bytes | None) -> set[bytes] 
 def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:
     """Return the records of objects as a Connection sees them; asked for together, if that can be.
 
-    Safe in any thread. What was changed in the Connection, and is not committed, is not seen.
+    Safe in any thread, once the Connection has a handle of an array (storthreads). What was changed
+    in the Connection, and is not committed, is not seen.
     """
     storage = conn._normal_storage
     if storage is None:
         zconn_check_open(conn)
-    if len(oids) == 1 or not zconn_is_remote(conn):
+    if len(oids) == 1 or not zconn_is_remote(conn) or not asks_in_parallel(storage):
         return [bytes(storage.load(oid)[0]) for oid in oids]
     before = zconn_before(conn)
     client = getattr(storage, "_storage", None)
@@ -316,15 +322,15 @@ def zconn_stat(conn: Any, oids: list[bytes]) -> list[Stat | None]:
             None if entry is None else Stat(entry["tid"], entry["size"] or 8)
             for entry in storage.histories(oids)
         ]
-    return [_stat(conn, storage, oid) for oid in oids]
+    return [_stat(conn._normal_storage, oid) for oid in oids]
 
 
-def _stat(conn: Any, storage: Any, oid: bytes) -> Stat | None:
+def _stat(storage: Any, oid: bytes) -> Stat | None:
     try:
         if hasattr(storage, "history"):
             (entry,) = storage.history(oid, 1)
             return Stat(entry["tid"], entry["size"] or 8)
-        data, tid = conn._normal_storage.load(oid)
+        data, tid = storage.load(oid)
         return Stat(tid, len(data))
     except POSKeyError:
         return None

@@ -28,6 +28,7 @@ from ZODB.POSException import POSKeyError
 from ZODB.utils import p64, u64
 
 from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.lib import storthreads
 from wendelin.lib.zeoclient import ZEOClient
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen, zconn_load_all, zstor_2zurl
 
@@ -74,7 +75,7 @@ def test_a_cluster_of_a_file_is_refused(tmp_path):
 
 
 class Waiting:
-    """Another storage, whose load() waits until several are under way."""
+    """Another storage that threads may ask; its load() waits until several are under way."""
 
     def __init__(self):
         self.inner = MappingStorage()
@@ -90,7 +91,9 @@ class Waiting:
         return self.inner.loadBefore(oid, tid)
 
 
-def test_other_storages_are_asked_for_many_objects_at_once():
+def test_other_storages_are_asked_for_many_objects_at_once(monkeypatch):
+    known = {*storthreads.IN_PARALLEL, f"{Waiting.__module__}.Waiting"}
+    monkeypatch.setattr(storthreads, "IN_PARALLEL", known)
     storage = Waiting()
     db = DB(storage)
     conn = db.open()
