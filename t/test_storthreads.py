@@ -145,7 +145,7 @@ REFERENCE = """
     transaction.commit()
     other = "import pickle, sys; print(pickle.load(sys.stdin.buffer).deref().sum())"
     for one in ref, pickle.dumps(ArrayRef(A[7:])):
-        subprocess.run([sys.executable, "-c", other], input=one, check=True)
+        subprocess.run([sys.executable, "-P", "-c", other], input=one, check=True)
     dbclose(root)
 """
 
