@@ -37,6 +37,7 @@ _FILE_OPTIONS: dict[str, _Option] = {
     "align": ("align", convert_int),
     "blobstorage_dir": ("blob_dir", str),
     "create": ("create", convert_int),
+    "ordered": ("ordered", convert_int),
     "pack_gc": ("pack_gc", convert_int),
     "pack_keep_old": ("pack_keep_old", convert_int),
     "quota": ("quota", convert_bytesize),
@@ -310,6 +311,22 @@ def split_demo(url: str) -> tuple[str, str, str]:
     return base, rest[2:end], rest[end + 1 :]
 
 
+class _Demo(DemoStorage):  # type: ignore[misc]  # ZODB has no type hints
+    """DemoStorage, of which a pack packs the changes.
+
+    ZODB's pack() ends with an AttributeError where there are both storages. Objects cannot be
+    collected there: those of the base refer to those of the changes.
+    """
+
+    def pack(self, t: float, referencesf: Any, gc: bool | None = None) -> None:
+        if gc:
+            raise TypeError(
+                "gc=True: what only the base refers to would be garbage. Pack without it, "
+                "or the base by itself"
+            )
+        self.changes.pack(t, referencesf, gc=False)
+
+
 def _resolve_demo(url: str) -> tuple[Factory, dict[str, Any]]:
     """Of demo:(BASE)/(CHANGES)#option=value&..."""
     *both, rest = split_demo(url)
@@ -328,7 +345,7 @@ def _resolve_demo(url: str) -> tuple[Factory, dict[str, Any]]:
     def make() -> Any:
         base = factories[0]()
         try:
-            return DemoStorage(base=base, changes=factories[1]())
+            return _Demo(base=base, changes=factories[1]())
         except BaseException:
             base.close()
             raise

@@ -21,68 +21,40 @@ Locking: as in FileStorage: the commit lock > the pool of readers > _lock.
 
 from __future__ import annotations
 
+import io
+import logging
 import os
-import threading
 import weakref
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from importlib import import_module
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
+from ZODB._compat import FILESTORAGE_MAGIC
 from ZODB.FileStorage import FileIterator, FileStorage
+from ZODB.FileStorage.FileStorage import FileStorageFormatError
 from ZODB.FileStorage.format import DATA_HDR_LEN, TxnHeader
 from ZODB.POSException import StorageTransactionError
-from ZODB.utils import p64
+from ZODB.utils import p64, z64
 
 from wendelin.lib.fsalign import Pieces, aligned_at
 from wendelin.lib.fsfollow import FileFollower
-from wendelin.lib.fspack import Packer, data_find
+from wendelin.lib.fsindex import load_index, save_index, sync_folder
+from wendelin.lib.fslock import FileLock
+from wendelin.lib.fspack import Packer, data_find, pack
 from wendelin.lib.fsrecord import HeadReader, Located, OpenFile, Stat, stat
-from wendelin.lib.fstail import Tail, cut_unfinished
+from wendelin.lib.fsscan import FIRST, Scanned, cut_end, scan
+from wendelin.lib.fstail import Tail
 from wendelin.lib.interrupt import interrupts_later
 from wendelin.lib.zrecord import BytesRecord, without_pad
 
-__all__ = ["AlignedFileStorage"]
+__all__ = ["LARGE", "AlignedFileStorage"]
 
-_PYTHON2 = b"FS21"  # how files of Python 2 begin
-# in ZODB.FileStorage, the name is that of the class
-_module = import_module("ZODB.FileStorage.FileStorage")
+#: the records of a transaction of this size are synced before its status is written [bytes]
+LARGE = 16 << 20
 
+log = logging.getLogger(__name__)
 
-class _EitherMagic(bytes):
-    """How a file may begin."""
-
-    __hash__ = bytes.__hash__
-
-    def __eq__(self, other: object) -> bool:
-        return bytes(self) == other or other == _PYTHON2
-
-    def __ne__(self, other: object) -> bool:
-        return not self == other
-
-
-_reading = threading.Lock()
-
-
-@contextmanager
-def _reads_python2() -> Iterator[None]:
-    """Let FileStorage read files of Python 2.
-
-    They have another magic, so that Python 2 does not take files of Python 3 for its own; the
-    format is the same.
-    """
-    with _reading:
-        magic = _module.packed_version
-        setattr(_module, "packed_version", _EitherMagic(magic))  # noqa: B010  # for mypy
-        try:
-            yield
-        finally:
-            setattr(_module, "packed_version", magic)  # noqa: B010
-
-
-def _read_index(*args: Any, **kw: Any) -> Any:
-    with _reads_python2():
-        return _module.read_index(*args, **kw)
+_PYTHON2 = b"FS21"  # how files of Python 2 begin: the format is the same
 
 
 class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type hints
@@ -93,6 +65,11 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     file_name : str
     align : bool
         False: be a FileStorage, without locate(), which finds nothing then.
+    ordered : bool
+        True: the records of each transaction are on disk before its status says that it is
+        committed, so that a power failure in the middle of a commit never leaves a part of it. That
+        costs a second sync a commit. False: only those of transactions of LARGE and more, for
+        which it costs nothing that could be measured.
     **options
         Of FileStorage. With read_only, another process may have the file open, to write: each
         transaction sees what was committed before it began, as with a server.
@@ -100,21 +77,114 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
 
     _opened: weakref.ref[OpenFile] | None = None  # held by who maps it
     _follower: FileFollower | None = None
+    _own: FileLock | None = None
     _tfile: Any
     _file: Any
 
-    def __init__(self, file_name: str, *, align: bool | int = True, **options: Any) -> None:
+    def __init__(
+        self,
+        file_name: str,
+        *,
+        align: bool | int = True,
+        ordered: bool | int = False,
+        **options: Any,
+    ) -> None:
         self.align = bool(align)
-        with _reads_python2():
+        self.ordered = bool(ordered)
+        if os.path.islink(file_name):
+            # what is beside the file - its lock, its index - is so for all names of it, and a pack
+            # replaces the file, not the link
+            file_name = os.path.realpath(file_name)
+        self._stop = options.get("stop")
+        if not options.get("read_only"):
+            self._own = FileLock()
+        try:
+            if self._own is not None and os.path.exists(file_name):
+                self._own.take(file_name)  # before FileStorage changes anything
             super().__init__(file_name, **options)
+        except BaseException:
+            self._let_go()
+            raise
+        # FileStorage has read on in an empty file, see _restore_index()
+        self._file, self._pos, self._used_index = self._whole_file, self._end, self._index_believed
+        with suppress(ValueError):  # there is no object
+            self._oid = self._index.maxKey()
         self._python2 = os.pread(self._file.fileno(), len(_PYTHON2), 0) == _PYTHON2
-        if self._is_read_only and options.get("stop") is None:
-            self._follower = FileFollower(self, self._again, _read_index)
+        if self._is_read_only and self._stop is None:
+            self._follower = FileFollower(self, self._again)
+        if not self._used_index:
+            self._save_index()
         if align and self._tfile is not None:
             self._tfile.close()
             os.unlink(self._tfile.name)
             self._tfile = Tail(self)
             self._tfmt._file = self._tfile
+
+    def _let_go(self) -> None:
+        """Close what __init__ has opened when it fails."""
+        for name in "_whole_file", "_file", "_tfile", "_lock_file", "_files":
+            file = self.__dict__.get(name)
+            if file is not None:
+                file.close()
+        if self._own is not None:
+            self._own.release()
+
+    # ---- opening ----
+
+    def _restore_index(self) -> Any:
+        """Read the file: FileStorage calls this when it has opened it, and reads on from there.
+
+        What is behind the last whole transaction, FileStorage takes for damage, or for data; so
+        it is given an empty file to read on in.
+        """
+        self._whole_file = file = self._file
+        if self._own is not None:
+            self._own.take(self._file_name)
+        fd = file.fileno()
+        self._check_magic(fd)
+        begin = Scanned(FIRST, z64)
+        index, _ = self._newIndexes()
+        saved = load_index(f"{self._file_name}.index", fd)
+        if saved is not None and (self._stop is None or saved.tid < self._stop):
+            index, begin = saved.index, Scanned(saved.pos, saved.tid)
+        elif os.path.exists(f"{self._file_name}.index"):
+            log.info("%s: its index is not used, and all of it is read", self._file_name)
+        end = scan(fd, self._file_name, index, *begin, stop=self._stop)
+        if not self._is_read_only:
+            cut_end(fd, self._file_name, end.pos)
+            os.fsync(fd)  # a process that was killed may not have come to it: what is shown, stays
+            if end.pos == FIRST:  # it may be new
+                sync_folder(os.path.dirname(self._file_name))
+        self._end = end.pos
+        self._index_believed = int(begin.pos != FIRST)
+        self._file = io.BytesIO()
+        return index, end.pos, end.tid
+
+    def _check_magic(self, fd: int) -> None:
+        if not self._is_read_only:
+            self._file.flush()
+        magic = os.pread(fd, FIRST, 0)
+        if magic in (FILESTORAGE_MAGIC, _PYTHON2):
+            return
+        if magic.strip(b"\0") and not FILESTORAGE_MAGIC.startswith(magic):
+            raise FileStorageFormatError(self._file_name)
+        if os.fstat(fd).st_size > FIRST:
+            raise FileStorageFormatError(self._file_name)
+        if not self._is_read_only:  # a new file, or one whose maker came no further
+            os.pwrite(fd, FILESTORAGE_MAGIC, 0)
+            os.fsync(fd)
+
+    def _save_index(self) -> None:
+        """Save the index, for a quick start. To do without it costs time, and nothing else."""
+        if self._is_read_only or self._file.closed:
+            return
+        try:
+            save_index(
+                f"{self._file_name}.index", self._file.fileno(), self._index, self._pos, self._ltid
+            )
+        except OSError as e:
+            log.warning("%s: the index cannot be saved: %s", self._file_name, e)
+        self._saved += 1
 
     # ---- files that others write ----
 
@@ -132,17 +202,12 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     def _again(self) -> AlignedFileStorage:
         return AlignedFileStorage(self._file_name, align=self.align, read_only=True)
 
-    def _sane(self, index: Any, pos: int) -> Any:
-        # An index of before what was written is of no interest to who only reads: its writer saves
-        # it when it closes the file. FileStorage logs a warning.
-        return self._check_sanity(index, pos) if self._is_read_only else super()._sane(index, pos)
-
     # ---- files of Python 2 ----
 
     def _begin(self, tid: bytes, u: bytes, d: bytes, e: bytes) -> None:
         if self._python2:  # it is going to have what Python 2 cannot read
             self._file.seek(0)
-            self._file.write(bytes(_module.packed_version))
+            self._file.write(FILESTORAGE_MAGIC)
             self._file.flush()
             self._python2 = False
         super()._begin(tid, u, d, e)
@@ -210,19 +275,15 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         super()._initIndex(index, tindex)
         self._opened = None
 
-    def _restore_index(self) -> Any:
-        # called between opening and reading the file
-        restored = super()._restore_index()
-        if not self._is_read_only:
-            cut_unfinished(self._file, restored[1] if restored else 4)
-        return restored
-
     def close(self) -> None:
         """See IStorage."""
         with self._lock:
             if isinstance(self._tfile, Tail) and self._tfile.started and not self._nextpos:
                 self._cut()
+            self._save_index()  # as long as the file is locked
             super().close()
+            if self._own is not None:
+                self._own.release()
 
     # ---- writing ----
 
@@ -272,13 +333,21 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
 
     def tpc_vote(self, transaction: Any) -> Any:
         """See IStorage."""
-        if not self.align:
+        if self.align:
+            self._vote(transaction)
+        else:
             try:
-                return super().tpc_vote(transaction)
+                super().tpc_vote(transaction)
             except OSError:
                 with self._lock:
                     self._renew_file()
                 raise
+        if self.ordered or self._nextpos - self._pos >= LARGE:
+            # The status is written after that. If this fails, the transaction is aborted.
+            os.fdatasync(self._file.fileno())
+        return self._resolved
+
+    def _vote(self, transaction: Any) -> None:
         with self._lock:
             if transaction is not self._transaction:
                 raise StorageTransactionError("tpc_vote called with wrong transaction")
@@ -290,7 +359,6 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
                 self._cut()
                 raise
             self._nextpos = self._pos + size + 8
-            return self._resolved
 
     def tpc_finish(self, transaction: Any, f: Any = None) -> Any:
         """See IStorage. FileStorage closes itself if this is interrupted, for good."""
@@ -342,14 +410,21 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
 
     def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> Any:
         """See IStorageIteration."""
-        with self._lock, _reads_python2():
-            iterator = FileIterator(self._files.name, None, stop)
-            # Behind that may be what is being written: it has no length at its end, by which
-            # the last transaction would be found.
-            iterator._file_size = self._pos
-        if start and iterator._file_size > 4:  # the magic
+        with self._lock:
+            iterator = _Iterator(self._files.name, FIRST, self._pos, stop)
+        if start and iterator._file_size > FIRST:
             iterator._skip_to_start(start)
         return iterator
+
+    def lastInvalidations(self, count: int) -> list[tuple[bytes, list[bytes]]]:
+        """See ZEO: return (tid, oids) of the last transactions."""
+        with self._lock:
+            pos = self._pos
+            while count > 0 and pos > FIRST:
+                count -= 1
+                pos -= 8 + self._read_num(pos - 8)
+            transactions = _Iterator(self._files.name, pos, self._pos, None)
+        return [(txn.tid, [record.oid for record in txn]) for txn in transactions]
 
     # ---- where pads would be seen ----
 
@@ -384,13 +459,30 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
                 found = None if end is None else (end, packer.index)
             finally:
                 packer.close()
-        if found is not None:
-            # FileStorage renames the file to .old now, and then the new one to the file: who is
-            # killed in between has no file, and the next who opens it has an empty one. To rename a
-            # file to another name of its own does nothing: so the new one takes its place at once.
-            with suppress(OSError):  # a file system may have no links
-                os.link(storage._file_name, f"{storage._file_name}.old")
         return found  # type: ignore[no-any-return]
+
+    def pack(self, t: float, referencesf: Any, gc: bool | None = None) -> None:
+        """See IStorage."""
+        pack(self, t, referencesf, gc)
+
+
+class _Iterator(FileIterator):  # type: ignore[misc]  # ZODB has no type hints
+    """Iterates over transactions up to a position: what is behind may be anything."""
+
+    def __init__(self, name: str, pos: int, end: int, stop: bytes | None) -> None:
+        self._file = open(name, "rb")  # noqa: SIM115
+        self._file_name = name
+        self._file_size = end
+        self._pos = pos
+        self._start, self._stop = None, stop
+
+    def __next__(self) -> Any:
+        if self._pos >= self._file_size:
+            self.close()
+            raise StopIteration
+        return super().__next__()
+
+    next = __next__
 
 
 def _throw_away(file: Any) -> None:

@@ -5,8 +5,8 @@ transaction, the reader looks whether there is more behind the last transaction 
 takes that in as if it had come from a client of its own; or whether a pack has put another file
 in the place of this one, and takes that.
 
-It knows files of FileStorage, by ZODB's own reader of them. What is being written, or was voted for
-and is not finished, has status 'c', where that reader stops.
+What is being written, or was voted for and is not finished, has status 'c': the scan of the file
+(fsscan) stops before it, and its tid is not the last one.
 
 The file that is open is named by its descriptor (open_name): its path may be that of another one.
 
@@ -22,6 +22,8 @@ from typing import Any
 
 from ZODB.FileStorage.format import TRANS_HDR_LEN
 
+from wendelin.lib.fsscan import scan
+
 __all__ = ["FileFollower"]
 
 
@@ -30,21 +32,9 @@ def open_name(file: Any) -> str:
     return f"/proc/self/fd/{file.fileno()}"
 
 
-class _Newer:
-    """The index of a storage, for read_index(): what is new is noted, and nothing changed."""
-
-    def __init__(self, index: Any) -> None:
-        self._index = index
-        self.found: dict[bytes, int] = {}
-
-    def get(self, oid: bytes, default: int) -> int:
-        return self.found.get(oid) or self._index.get(oid, default)
-
-    def update(self, found: dict[bytes, int]) -> None:
-        self.found.update(found)
-
-    def maxKey(self) -> bytes:
-        return max([*self.found, bytes(self._index.maxKey())])
+def _size_and_time(file: Any) -> tuple[int, int]:
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns
 
 
 class FileFollower:
@@ -55,17 +45,14 @@ class FileFollower:
     storage : FileStorage
     again : () -> FileStorage
         Opens its path once more.
-    read_index : callable
-        ZODB's.
     """
 
-    def __init__(
-        self, storage: Any, again: Callable[[], Any], read_index: Callable[..., Any]
-    ) -> None:
+    def __init__(self, storage: Any, again: Callable[[], Any]) -> None:
         self._storage = storage
         self._again = again
-        self._read_index = read_index
         self._following = threading.Lock()
+        # the file's (size, mtime) when nothing whole was found behind the last transaction
+        self._nothing: tuple[int, int] | None = None  # protected by: _following
         #: ZODB's MVCCAdapter, which tells Connections
         self.db: Any = None
         storage._files.name = open_name(storage._file)
@@ -75,7 +62,7 @@ class FileFollower:
 
         Raises
         ------
-        FileStorageFormatError, CorruptedDataError
+        CorruptedTransactionError, FileStorageFormatError
             The file is damaged.
         """
         with self._following:
@@ -83,7 +70,7 @@ class FileFollower:
             if not self._is_in_place(file):
                 self._reopen()
             elif self._has_more(file):
-                self._read_more()
+                self._read_more(file)
 
     def _is_in_place(self, file: Any) -> bool:
         try:
@@ -93,27 +80,29 @@ class FileFollower:
 
     def _has_more(self, file: Any) -> bool:
         header = os.pread(file.fileno(), TRANS_HDR_LEN, self._storage._pos)
-        return len(header) == TRANS_HDR_LEN and header[16:17] != b"c"
+        return (
+            len(header) == TRANS_HDR_LEN
+            and header[16:17] != b"c"
+            and _size_and_time(file) != self._nothing
+        )
 
-    def _read_more(self) -> None:
+    def _read_more(self, file: Any) -> None:
         storage = self._storage
-        newer = _Newer(storage._index)
-        with open(open_name(storage._file), "rb") as file:  # with nothing of before in its buffer
-            pos, oid, tid = self._read_index(
-                file,
-                storage._file_name,
-                newer,
-                {},
-                ltid=storage._ltid,
-                start=storage._pos,
-                read_only=True,
-            )
+        was = _size_and_time(file)
+        found: dict[bytes, int] = {}
+        pos, tid = scan(
+            file.fileno(), storage._file_name, found, storage._pos, storage.lastTransaction()
+        )
+        if pos == storage._pos:
+            self._nothing = was
+            return
         with storage._files.write_lock(), storage._lock:
             storage._files.empty()  # buffers may have what was there before
-            storage._index.update(newer.found)
-            storage._pos, storage._oid = pos, oid
+            storage._index.update(found)
+            storage._pos = pos
+            storage._oid = max([storage._oid, *found])
             if self.db is not None:
-                self.db.invalidate(tid, list(newer.found))
+                self.db.invalidate(tid, list(found))
             storage._ltid = tid
 
     def _reopen(self) -> None:
@@ -122,6 +111,7 @@ class FileFollower:
             new = self._again()
         except FileNotFoundError:
             return
+        self._nothing = None
         with storage._files.write_lock(), storage._lock:
             storage._files.empty()
             storage._file, old = new._file, storage._file

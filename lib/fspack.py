@@ -1,18 +1,128 @@
-"""Pack of an AlignedFileStorage: as FileStorage packs, and aligns what it copies."""
+"""Pack of an AlignedFileStorage: as FileStorage packs, and aligns what it copies.
+
+At no moment of a pack a kill or a power failure leaves anything but the file as it was, or the
+packed one, and commits that return afterwards are in the file that is found then:
+
+1. the packed file, NAME.pack, is on disk, and locked;
+2. the index of the file as it was is gone, for good: the folder is synced;
+3. the packed file takes the name, in one rename; the file as it was has another one, NAME.old, or
+   is kept by the readers that have it open;
+4. that is on disk, too: the folder is synced, before any other transaction may be committed, and
+   before a blob is removed;
+5. the index of the packed file is saved.
+
+Locking: the commit lock is held from the end of copying until 4 is done; see filestorage.
+"""
 
 from __future__ import annotations
 
+import logging
 import os
+import time
+from contextlib import suppress
 from typing import Any
 
+from persistent.TimeStamp import TimeStamp
+from ZODB.blob import remove_committed_dir
+from ZODB.FileStorage.FileStorage import FileStorageError, RedundantPackWarning
 from ZODB.FileStorage.format import DATA_HDR_LEN
 from ZODB.FileStorage.fspack import FileStoragePacker, PackCopier
-from ZODB.utils import p64
+from ZODB.POSException import ReadOnlyError
+from ZODB.utils import p64, z64
 
 from wendelin.lib.fsalign import aligned_at
+from wendelin.lib.fsindex import sync_folder
+from wendelin.lib.fslock import FileLock
 from wendelin.lib.zrecord import without_pad
 
-__all__ = ["Packer", "data_find"]
+__all__ = ["Packer", "data_find", "pack"]
+
+log = logging.getLogger(__name__)
+
+
+def pack(storage: Any, t: float, referencesf: Any, gc: bool | None) -> None:
+    """Pack an AlignedFileStorage as of a time; see IStorage.pack()."""
+    if storage.isReadOnly():
+        raise ReadOnlyError
+    stop = TimeStamp(*time.gmtime(t)[:5], t % 60).raw()
+    if stop == z64:
+        raise FileStorageError("Invalid pack time")
+    if not storage._index:
+        return  # it is empty
+    with storage._lock:
+        if storage._pack_is_in_progress:
+            raise FileStorageError("Already packing")
+        storage._pack_is_in_progress = True
+    old = f"{storage._file_name}.old"
+    try:
+        with suppress(FileNotFoundError):
+            os.remove(old)
+        if storage.blob_dir and os.path.exists(f"{storage.blob_dir}.old"):
+            remove_committed_dir(f"{storage.blob_dir}.old")
+        try:
+            found = storage.packer(
+                storage, referencesf, stop, storage._pack_gc if gc is None else gc
+            )
+        except RedundantPackWarning as e:
+            log.info("%s", e)
+            return
+        if found is None:
+            return
+        try:
+            _replace(storage, old, *found)
+        finally:
+            storage._commit_lock.release()
+        if storage.blob_dir:
+            storage._remove_blob_files_tagged_for_removal_during_pack()
+    finally:
+        with storage._lock:
+            storage._pack_is_in_progress = False
+    if not storage.pack_keep_old:
+        with suppress(FileNotFoundError):
+            os.remove(old)
+    with storage._lock:
+        storage._save_index()
+
+
+def _replace(storage: Any, old: str, end: int, index: Any) -> None:
+    """Have the packed file take the place of the file, with this index."""
+    path = storage._file_name
+    packed, folder = f"{path}.pack", os.path.dirname(path)
+    lock = FileLock()
+    file: Any = open(packed, "r+b")  # noqa: SIM115
+    try:
+        os.fsync(file.fileno())
+        lock.take(packed)
+        with suppress(FileNotFoundError):
+            os.unlink(f"{path}.index")
+        sync_folder(folder)
+        with storage._files.write_lock(), storage._lock:
+            storage._files.empty()
+            try:
+                os.link(path, old)
+            except OSError:  # a file system may have no links: for a moment there is no file
+                os.rename(path, old)
+            os.rename(packed, path)
+            file.raw.name = path
+            file, storage._file = storage._file, file
+            lock, storage._own = storage._own, lock
+            storage._initIndex(index, storage._tindex)
+            storage._pos = end
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(packed)
+        raise
+    finally:
+        lock.release()
+        file.close()
+    try:
+        sync_folder(folder)
+    except OSError:
+        # What is committed from now on may be lost with the new name. FileStorage closes itself
+        # when a sync fails, too.
+        log.critical("%s: the folder cannot be synced after a pack: closing", path)
+        storage.close()
+        raise
 
 
 def data_find(formatter: Any, tpos: int, oid: bytes, data: bytes) -> int:
@@ -53,6 +163,27 @@ class _PackCopier(PackCopier):  # type: ignore[misc]  # ZODB has no type hints
 
 class Packer(FileStoragePacker):  # type: ignore[misc]  # ZODB has no type hints
     """Aligns what it copies."""
+
+    def __init__(self, storage: Any, referencesf: Any, stop: bytes, gc: bool) -> None:
+        super().__init__(storage, referencesf, stop, gc)
+        self._frees = False
+        is_reachable = self.gc.isReachable
+
+        def noted(oid: bytes, pos: int) -> bool:
+            reachable = bool(is_reachable(oid, pos))
+            self._frees = self._frees or not reachable
+            return reachable
+
+        self.gc.isReachable = noted
+
+    def copyToPacktime(self) -> tuple[int, int]:
+        """Copy what is kept; return where that ends, in the file as it was and in the new one.
+
+        FileStorage takes equal positions for nothing to do. But pads may have grown by what was
+        freed, which may be records and blobs.
+        """
+        end, new_end = super().copyToPacktime()
+        return end, -1 if self._frees else new_end
 
     def writePackedDataRecord(self, h: Any, data: bytes | None, new_tpos: int) -> None:
         """Copy a record of before the pack time."""

@@ -8,32 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from struct import unpack_from
 from typing import Any
 
 from wendelin.lib.fsalign import Pieces
+from wendelin.lib.fsscan import UNFINISHED
 
-__all__ = ["Tail", "cut_unfinished"]
+__all__ = ["Tail"]
 
 _BUFFER = 1 << 16  # small writes are gathered up to this [bytes]
-_UNFINISHED = 1 << 62  # the length of a transaction that is being written: of no file
-
-
-def cut_unfinished(file: Any, pos: int) -> None:
-    """Cut what a process that crashed has left of a transaction before its vote, behind pos.
-
-    FileStorage would copy it to a file of its own first: useless, and on a full disk, maybe
-    the reason of the crash, an error.
-    """
-    fd = file.fileno()
-    while len(header := os.pread(fd, 17, pos)) == 17:
-        _, size, status = unpack_from(">8sQc", header)
-        if (status, size) == (b"c", _UNFINISHED):
-            file.truncate(pos)
-            return
-        if not len(header) <= size < _UNFINISHED:
-            return  # damaged: FileStorage finds out
-        pos += size + 8
 
 
 class Tail:
@@ -99,7 +81,7 @@ class Tail:
         if not self.started:
             self.started = True
             self._storage._file.flush()  # of a new file: its magic
-            self._pwrite([self._storage._txn_header(_UNFINISHED)], self._storage._pos)
+            self._pwrite([self._storage._txn_header(UNFINISHED)], self._storage._pos)
         at = self._base() + self._position - len(self._buffer)
         self._pwrite([self._buffer, *more], at)
         self._buffer = bytearray()

@@ -83,6 +83,7 @@ def _of_file(storage: FileStorage) -> str:
             "align": None if aligns else "false",
             "blobstorage_dir": getattr(storage, "blob_dir", None)
             or getattr(helper, "base_dir", None),
+            "ordered": "true" if getattr(storage, "ordered", False) else None,
             "pack_gc": None if storage._pack_gc else "false",
             "pack_keep_old": None if storage.pack_keep_old else "false",
             "quota": storage._quota,

@@ -10,11 +10,20 @@ from wendelin.lib.filestorage import AlignedFileStorage
 
 __all__ = ["AlignedFileStorageSection"]
 
-_OPTIONS = ("align", "blob_dir", "create", "read_only", "quota", "pack_gc", "pack_keep_old")
+_OPTIONS = (
+    "align",
+    "blob_dir",
+    "create",
+    "ordered",
+    "pack_gc",
+    "pack_keep_old",
+    "quota",
+    "read_only",
+)
 
 
 class AlignedFileStorageSection(BaseConfig):  # type: ignore[misc]  # ZODB has no type hints
-    """<alignedfilestorage>: the options of <filestorage>, and align."""
+    """<alignedfilestorage>: the options of <filestorage>, align and ordered."""
 
     def open(self) -> AlignedFileStorage:
         """Return the storage."""
