@@ -10,8 +10,18 @@ the exception was seen, reads zeros and is told nothing but by the commit. Threa
 views of their own are each told.
 
     nothing ── raise_in ──► failing ── the thread sees it ──► nothing       (_class_of)
-                  ▲            └────── a loader of its own sees it ──► nothing      (check_nested)
+                  ▲            ├────── a loader of its own sees it ──► nothing      (check_nested)
+                  │            └────── the thread discards its changes ──► nothing  (forget_failing)
                   └── a finalizer sees it, of which Python only prints it   (send_again)
+
+Failures of failures
+--------------------
+All of that is Python: it can fail itself, at the recursion limit, or as there is no memory. Then
+raise_unsaid() raises a class that is ready, in C: the thread gets an exception in any case, if not
+one that says why. That may be one of Python's own, as to make an exception can fail, too; then
+`failing` is not told, and has it that the first one is still on its way: the next touch that
+would have to load sends it once more, if its thread did not abort before.
+So loaders that go on over scrap are known by what C counts (check_nested).
 
 This room knows why something failed. It does not know handles, nor the way from a fault into
 Python.
@@ -28,24 +38,30 @@ from libc.errno cimport EFBIG, EMFILE, ENFILE, ENOMEM, ENOSPC
 from libc.stdint cimport uint64_t
 from libc.string cimport strerror
 
+from wendelin.bigfile.interpreter cimport (PyErr_SetObject, PyErr_WriteUnraisable,
+                                           PyThread_get_thread_ident, PyThreadState_Get,
+                                           PyThreadState_GetID, PyThreadState_SetAsyncExc)
 from wendelin.bigfile.mapping cimport areas_reset_scrap
 from wendelin.bigfile.page cimport (BROKEN_FILE, CIRCULAR_LOAD, DIRTY_LIMIT, FORKED, NO_MAPPING,
                                     NO_MEMORY, TOUCH_IN_LOAD, WRITE_IN_WRITEOUT,
                                     Failure)
 from wendelin.bigfile.ram cimport pager_lock, pager_unlock, ram_dirty, ram_largest, ram_limit
+from wendelin.bigfile.touch cimport scraps_shown
 
 from wendelin.bigfile.errors import BlockLoadError, DoomedError, ForkError, PageMemoryError
 
-cdef extern from "Python.h":
-    ctypedef struct PyThreadState:
-        pass
-    PyThreadState *PyThreadState_Get() noexcept
-    uint64_t PyThreadState_GetID(PyThreadState *state) noexcept
-    int PyThreadState_SetAsyncExc(unsigned long thread, PyObject *exc) noexcept
+cdef extern from *:
+    """
+    static __thread unsigned long wc_seen;      /* scraps_shown() when it saw an exception, last */
+    """
+    unsigned long seen "wc_seen"
 
 # thread ident -> (the class that is on its way to it, which thread of that ident it was if that is
 # known, else 0); protected by: the GIL
 cdef dict failing = {}
+
+WHY_UNSAID = ("cannot be had, and why could not be said: there was no memory left for it, or the "
+              "recursion limit was reached")
 
 log = logging.getLogger("wendelin.bigfile")
 
@@ -112,21 +128,45 @@ cdef str describe(file):
         return f"<{type(file).__name__}>"
 
 
-class _UnraisableArgs:
-    """What sys.unraisablehook wants, for an error in the reporting of errors."""
+class _Unraisable:
+    """What Python says an exception was ignored in."""
 
-    def __init__(self, exc, what):
-        self.exc_type = type(exc)
-        self.exc_value = exc
-        self.exc_traceback = exc.__traceback__
-        self.err_msg = f"wendelin.core: error while {what}"
-        self.object = None
+    def __init__(self, what):
+        self.what = what
+
+    def __repr__(self):
+        return f"wendelin.core, {self.what}"
 
 
 cdef int unraisable(exc, str what) except -1:
     """Say an exception that nobody can be given."""
-    sys.unraisablehook(_UnraisableArgs(exc, what))
+    where = _Unraisable(what)
+    PyErr_SetObject(type(exc), exc)
+    PyErr_WriteUnraisable(where)
     return 0
+
+
+cdef object unsaid(file, blk):
+    """Return the exception of a failure of which nothing more could be said when it happened."""
+    return block_load_error(file, blk, WHY_UNSAID)
+
+
+class _Unsaid(BlockLoadError):
+    """Gives the exception of a failure of which nothing could be said."""
+
+    def __new__(cls):
+        global seen
+        seen = scraps_shown()
+        return BlockLoadError(f"a block {WHY_UNSAID}")
+
+
+# Not looked up when it is wanted: that may fail.
+cdef object unsaid_class = _Unsaid
+
+
+cdef void raise_unsaid(unsigned long ident) noexcept:
+    """Raise something in a thread when it is back in Python code. Needs no memory, and no Python."""
+    PyThreadState_SetAsyncExc(ident, <PyObject *>unsaid_class)
 
 
 # ---- asynchronous exceptions ----
@@ -151,16 +191,27 @@ cdef uint64_t this_thread() noexcept:
     return PyThreadState_GetID(PyThreadState_Get())
 
 
-cdef int check_nested() except -1:
+cdef int check_nested(unsigned long scraps) except -1:
     """Raise now what is on its way to this thread: a touch by the loader failed.
 
     The loader has gone on over scrap; what it made of it must not become a page.
+    scraps: scraps_shown() when the loader was called.
     """
-    cdef unsigned long ident = threading.get_ident()
+    cdef unsigned long ident = PyThread_get_thread_ident()
     cls = on_its_way(ident)
     if cls is not None:
         PyThreadState_SetAsyncExc(ident, NULL)
         raise cls()
+    if scraps_shown() > max(scraps, seen):
+        PyThreadState_SetAsyncExc(ident, NULL)
+        raise BlockLoadError(f"a block that its loader touched {WHY_UNSAID}")
+    return 0
+
+
+cdef int forget_failing() except -1:
+    """This thread discards its changes: it has seen what was on its way, or can do without."""
+    if failing:
+        failing.pop(PyThread_get_thread_ident(), None)
     return 0
 
 
@@ -171,21 +222,28 @@ def _class_of(exc, ident, frame):
     where we learn that the thread has seen it.
     """
     def __new__(cls, *args):
+        global seen
+        seen = scraps_shown()
         if failing.pop(ident, None) is not None:
             with nogil:
                 pager_lock()
                 areas_reset_scrap()
                 pager_unlock()
-            # Here, and not in the fault: a handler of logging may want any lock. And not exc: who
-            # keeps the record would keep frames, and views in them.
-            log.error("%s", str(exc))
             exc.touched_in = frame
+            try:
+                # Here, and not in the fault: a handler of logging may want any lock. And not exc:
+                # who keeps the record would keep frames, and views in them.
+                log.error("%s", str(exc))
+            except Exception as e:
+                unraisable(e, "logging a failure")
         return exc
     return type(type(exc).__name__, (type(exc),), {"__new__": __new__, "failure": exc})
 
 
 cdef object failing_class(unsigned long owner):
     """Return the exception that is already on its way to this thread, or None."""
+    if not failing:
+        return None
     cls = on_its_way(addressee(owner))
     return None if cls is None else cls.failure
 
@@ -201,10 +259,10 @@ cdef int raise_in(unsigned long ident, exc) except -1:
     """Raise exc in a thread when it is back in Python code, or what is on its way to it already."""
     cls = on_its_way(ident)
     if cls is None:
+        send_again()
         mine = ident == threading.get_ident()
         cls = _class_of(exc, ident, sys._getframe() if mine else None)
         failing[ident] = cls, this_thread() if mine else 0
-        send_again()
     # Again, if it was on its way already: another asynchronous exception may have replaced it.
     set_async(ident, cls)
     return 0
@@ -212,16 +270,18 @@ cdef int raise_in(unsigned long ident, exc) except -1:
 
 cdef int interrupt(exc) except -1:
     """Raise exc, which is nobody's failure, in this thread when it is back in Python code."""
-    set_async(threading.get_ident(), _class_of(exc, None, None))
-    return 0
+    try:
+        cls = _class_of(exc, None, None)
+    except (MemoryError, RecursionError):
+        cls = type(exc)
+    return set_async(threading.get_ident(), cls)
 
 
 cdef int set_async(unsigned long ident, cls) except -1:
     if PyThreadState_SetAsyncExc(ident, <PyObject *>cls) == 0:
         # The thread has no Python state to raise in: say it at least.
         failing.pop(ident, None)
-        exc = cls()
-        sys.unraisablehook(_UnraisableArgs(exc, "raising in a thread that is gone"))
+        unraisable(cls(), "raising in a thread that is gone")
     return 0
 
 
@@ -245,7 +305,7 @@ def _hook_before(hook):
     def before(args):
         exc = args.exc_value
         known = getattr(exc, "__dict__", {})
-        if "touched_in" not in known or isinstance(args, _UnraisableArgs):
+        if "touched_in" not in known or isinstance(args.object, _Unraisable):
             hook(args)
             return
         if _is_running(known.pop("touched_in")):

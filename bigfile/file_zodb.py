@@ -21,7 +21,8 @@ Connection, together with the Connection itself. From then on the transaction de
     abort, tpc_abort changes are discarded
 
 A touch that failed joins as well: the commit of that transaction is refused, with the reason.
-One that found no transaction to join has failed for its thread only.
+One that found no transaction to join has failed for its thread only. One that could not even look
+for it, at the recursion limit or without memory, joins when the next transaction ends.
 
 A savepoint copies the pages that changed since the one before to a temporary file, and its
 rollback brings them back (savepoint). Nothing of the database is involved: the Connection does the
@@ -276,8 +277,11 @@ class ZBigFileH(BigFileH):
 
     def follow(self, oids: list[bytes] | None, own: set[bytes]) -> None:
         """The Connection reads a new state of the database, which has what was committed."""
-        if self._joined is None and self.failed:
-            self.forget_failures()  # of touches while there was no transaction
+        # Of touches while there was no transaction. But what failed in another thread, after this
+        # one's end had begun, and could not join the next, is kept for that.
+        late = self.watch.completes() and not self.doom_told
+        if self.doomed and self._joined is None and not late:
+            self.forget_failures()
         self.zfile.follow(oids, own, self)
 
     def forget(self) -> None:
@@ -297,9 +301,15 @@ class ZBigFileH(BigFileH):
         """Join a transaction which is about to end, if the one that was joined is another.
 
         Two threads that ask an idle manager for its transaction may be given two, of which the
-        manager forgets one.
+        manager forgets one. And a touch that failed may have had no memory, or no room on its
+        stack, to join.
         """
-        if self._joined is not None and self._joined is not txn:
+        late = self._joined is not None and self._joined is not txn
+        if not late and self.doomed and not self.doom_told:
+            late = all(manager is not self for manager in txn._resources)
+        if late and txn.status is Status.COMMITFAILED:
+            self.abort(txn)  # it takes no more managers, and can only be aborted
+        elif late:
             if all(manager is not self.conn for manager in txn._resources):
                 txn.join(self.conn)
             txn.join(self)

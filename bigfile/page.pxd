@@ -29,6 +29,9 @@ cdef enum Failure:          # why a touch cannot be served, other than by a fail
     CIRCULAR_LOAD           # two loaders touched each other's pages
     WRITE_IN_WRITEOUT       # the thread that writes out changed a page
     BROKEN_FILE             # the file that a page is mapped from cannot be read there
+    LOAD_FAILED             # the file was asked for the block, and gave none
+    CHANGE_REFUSED          # what wants to know of a change before it refused it
+    EXITING                 # the interpreter is going away: nobody is asked
 
 cdef struct Source:         # where a block is
     # ZEROS; FILERANGE: to be mapped from a file; NOTHING: to be copied from a file;
@@ -85,6 +88,10 @@ cdef struct FileH:
     uint64_t zero_from      # pages from here on read as zeros, whatever the file has
     int frozen              # write-outs in progress (nested, of one thread)
     pthread_t writer        # the thread that writes out
+    # since changes were discarded: a touch failed, and at which block. What was read may be zeros
+    Failure doom
+    uint64_t doom_blk
+    bint doom_told          # the transaction knows of it, or there was none
     Counts counts
 
 # what page_set_ops() has said
@@ -108,6 +115,8 @@ cdef void page_protect(Page *page, Kind most) noexcept nogil
 cdef void page_drop(Page *page) noexcept nogil
 cdef void page_free_memory(Page *page) noexcept nogil
 cdef void page_after_fork() noexcept nogil
+cdef void fileh_doom(FileH *fileh, uint64_t blk, Failure why) noexcept nogil
+cdef void fileh_undoom(FileH *fileh) noexcept nogil
 cdef void fatal(const char *msg) noexcept nogil
 cdef void page_forget(Page *page) noexcept nogil
 

@@ -66,6 +66,12 @@ Errors
 Functions return 0 or an errno. A touch cannot fail: where it cannot be served, the area shows
 scrap (zeros for a read, a SINK for a write), which is never stored, and op_fail or op_load have
 arranged for an exception.
+
+Before any scrap is shown, the handle is doomed, in C and without memory: fileh_doom(). What wants
+to store its changes asks for that. So nothing that fails while a failure is told - Python may
+have no memory left, or no room on its stack - makes zeros that are true.
+
+    sound ── fileh_doom: a touch failed ──► doomed ── fileh_undoom: discard, forget ──► sound
 """
 
 from libc.stdint cimport UINT64_MAX, uint64_t
@@ -242,6 +248,19 @@ cdef void page_evict(Resident *res) noexcept nogil:
 
 
 # ---- handles ----
+
+cdef void fileh_doom(FileH *fileh, uint64_t blk, Failure why) noexcept nogil:
+    """A touch failed. With the pager lock held."""
+    if fileh.doom == NO_FAILURE:
+        fileh.doom = why
+        fileh.doom_blk = blk
+        fileh.doom_told = False
+
+
+cdef void fileh_undoom(FileH *fileh) noexcept nogil:
+    """Changes were discarded, or there were none, and no scrap is shown. With the pager lock held."""
+    fileh.doom = NO_FAILURE
+
 
 cdef FileH *fileh_new(size_t blksize) noexcept nogil:
     """Return a new handle with one reference; NULL with errno."""

@@ -25,15 +25,28 @@ from wendelin.bigfile.loading cimport fail, own_load, page_bring_in, page_load, 
 from wendelin.bigfile.mapping cimport (FILE, RO, RW, SINK, ZERO, Area, Kind, area_inherited,
                                        area_kind, area_lookup, area_show, area_show_inherited,
                                        areas_after_fork, areas_before_fork)
-from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, DIRTY_LIMIT, FILERANGE, FORKED, KNOWN,
-                                    LOADED, LOADING, MEMFD, NO_FAILURE, NO_MAPPING, NO_MEMORY,
-                                    WRITE_IN_WRITEOUT, ZEROS, Failure, FileH, Page, fatal,
-                                    fileh_release, op_announce, op_fail, op_wait, page_after_fork,
-                                    page_become, page_set_stored, pager_exiting)
+from wendelin.bigfile.page cimport (BROKEN_FILE, CHANGE_REFUSED, DIRTY, DIRTY_LIMIT, EXITING,
+                                    FILERANGE, FORKED, KNOWN, LOAD_FAILED, LOADED, LOADING, MEMFD,
+                                    NO_FAILURE, NO_MAPPING, NO_MEMORY, WRITE_IN_WRITEOUT, ZEROS,
+                                    Failure, FileH, Page, fatal, fileh_doom, fileh_release,
+                                    op_announce, op_fail, op_wait, page_after_fork, page_become,
+                                    page_set_stored, pager_exiting)
 from wendelin.bigfile.pagemap cimport pagemap_get
 from wendelin.bigfile.ram cimport (OFF, pager_cond, pager_lock, pager_unlock, ram_after_fork,
                                    ram_may_dirty, ram_touch)
 from wendelin.bigfile.readahead cimport AHEAD_PAGES, Ahead, readahead_post
+
+cdef extern from *:
+    """
+    static __thread unsigned long wc_scraps;    /* shown to this thread */
+    """
+    unsigned long scraps "wc_scraps"
+
+
+cdef unsigned long scraps_shown() noexcept nogil:
+    """Return how often this thread was shown scrap. If it grows, what was computed is void."""
+    return scraps
+
 
 cdef int announce(FileH *fileh, uint64_t blk) noexcept nogil:
     """Call op_announce in the middle of something that holds the pager lock.
@@ -57,13 +70,16 @@ cdef int announce(FileH *fileh, uint64_t blk) noexcept nogil:
     return err
 
 
-cdef void show_scrap(const char *addr, bint write) noexcept nogil:
-    """Let the thread go on over memory that is never stored."""
+cdef void show_scrap(const char *addr, bint write, Failure why) noexcept nogil:
+    """Let the thread go on over memory that is never stored; nor is what is made of it."""
+    global scraps
     cdef Area *area = area_lookup(addr)
     cdef uint64_t i
     if area == NULL:
         return
     i = (addr - area.start) // area.blksize
+    fileh_doom(<FileH *>area.owner, area.pgoffset + i, why)
+    scraps += 1
     area.scrap = True
     if area_show(area, i, 1, SINK if write else ZERO, -1, 0) != 0:
         fatal(b"wendelin.core: no memory left to report a failure with\n")
@@ -108,18 +124,18 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
         blk = area.pgoffset + i
         page = <Page *>pagemap_get(&fileh.pages, blk)
         if pager_exiting and (page == NULL or page.state == LOADING):
-            show_scrap(addr, write)
+            show_scrap(addr, write, EXITING)
             break
         if page == NULL or page.state == KNOWN:
             if page_load(fileh, blk, False, NULL) != 0:
-                show_scrap(addr, write)
+                show_scrap(addr, write, LOAD_FAILED)
                 break
             continue
         if page.state == LOADING:
             why = own_load(page)
             if why != NO_FAILURE:
                 fail(fileh, blk, why, 0)
-                show_scrap(addr, write)
+                show_scrap(addr, write, why)
                 break
             wait_loaded(fileh, page)
             continue
@@ -127,27 +143,27 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
             if fileh.frozen != 0:
                 if fileh.writer == pthread_self():
                     fail(fileh, blk, WRITE_IN_WRITEOUT, 0)
-                    show_scrap(addr, write)
+                    show_scrap(addr, write, WRITE_IN_WRITEOUT)
                     break
                 fileh.counts.waits += 1
                 op_wait()
                 continue
             if fileh.announces and not fileh.announced:
                 if announce(fileh, blk) != 0:
-                    show_scrap(addr, write)
+                    show_scrap(addr, write, CHANGE_REFUSED)
                     break
                 continue
             if page.state == LOADED:
                 if not ram_may_dirty(fileh.blksize):
                     fail(fileh, blk, DIRTY_LIMIT, 0)
-                    show_scrap(addr, write)
+                    show_scrap(addr, write, DIRTY_LIMIT)
                     break
                 if page.backing != MEMFD:
                     err = page_bring_in(page)
                     if err != 0:
                         why = NO_MEMORY if err in (ENOMEM, ENOSPC) else BROKEN_FILE
                         fail(fileh, blk, why, err)
-                        show_scrap(addr, write)
+                        show_scrap(addr, write, why)
                         break
                     continue
                 page_become(page, DIRTY, MEMFD)
@@ -169,7 +185,7 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
         err = area_show(area, i, 1, kind, page.source.fd, page.source.offset)
         if err != 0:
             fail(fileh, blk, NO_MAPPING, err)
-            show_scrap(addr, write)
+            show_scrap(addr, write, NO_MAPPING)
         break
     pager_unlock()
     if n_ahead != 0:
@@ -195,7 +211,7 @@ cdef bint page_broken(const char *addr, bint write) noexcept nogil:
         if area_kind(area, i) == FILE:
             fileh = <FileH *>area.owner
             fail(fileh, area.pgoffset + i, BROKEN_FILE, EIO)
-            show_scrap(addr, write)
+            show_scrap(addr, write, BROKEN_FILE)
         else:
             # It was, and is not any more: go on. But not round and round, if this has no memory.
             ours = madvise(area.start + i * area.blksize, area.blksize, MADV_POPULATE_READ) == 0
@@ -218,12 +234,14 @@ cdef void after_fork_in_parent() noexcept nogil:
 
 cdef bint touch_inherited(const char *addr) noexcept nogil:
     """Let a child of a fork go on that touched its parent's area. False: it did not."""
+    global scraps
     cdef Area *area
     cdef bint shown
     pager_lock()
     area = area_inherited(addr)
     # The range was not inherited. If something else of the child is there, the fault is its own.
     shown = area != NULL and area_show_inherited(area, addr)
+    scraps += shown
     pager_unlock()
     if not shown:
         return False

@@ -5,7 +5,10 @@ by any thread, with the GIL or without, in the middle of anything. So they save 
 exception that is being raised, and the one that is being handled; errno is pagefault's.
 
 What the loader raises becomes a BlockLoadError, which raise_later() sets on its way to the
-thread: see failure.pyx.
+thread: see failure.pyx. Python can fail at any of that, and at saying so: at the recursion limit, or
+as there is no memory. So whatever decides - did it fail, is the handle doomed, is the thread told -
+is in C, in a Call and in these three; the functions of Python that they call are wrapped, and
+return nothing.
 A KeyboardInterrupt, or any other exception that is not an Exception, is not the loader's: it
 goes on its way to the thread, and the block is loaded again.
 
@@ -19,65 +22,28 @@ import atexit
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.object cimport PyObject
-from cpython.ref cimport Py_INCREF
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport INT64_MAX, uint64_t
 
 from wendelin.bigfile.buffer cimport scratch_buffer
 from wendelin.bigfile.failure cimport (addressee, check_nested, describe, failing_class, failure,
-                                       interrupt, load_error, no_memory, raise_in, unraisable)
+                                       interrupt, load_error, no_memory, raise_in, raise_unsaid)
 from wendelin.bigfile.fileh cimport fileh_epoch
+from wendelin.bigfile.interpreter cimport (PyEval_RestoreThread, PyEval_SaveThread,
+                                           PyGILState_Check, PyGILState_GetThisThreadState,
+                                           PyThread_get_thread_ident, PyThreadState, Raised,
+                                           put_aside, put_back)
 from wendelin.bigfile.kernel cimport pthread_cond_wait
 from wendelin.bigfile.loading cimport page_fill
-from wendelin.bigfile.page cimport (MEMFD, ZEROS, Failure, FileH, Source, page_set_exiting,
-                                    page_set_ops, pager_exiting)
+from wendelin.bigfile.page cimport (CHANGE_REFUSED, LOAD_FAILED, MEMFD, ZEROS, Failure, FileH,
+                                    Source, fileh_doom, page_set_exiting, page_set_ops,
+                                    pager_exiting)
 from wendelin.bigfile.ram cimport pager_cond, pager_lock, pager_mutex, pager_unlock
+from wendelin.bigfile.touch cimport scraps_shown
 from wendelin.bigfile.virtmem cimport MIN_AHEAD, BigFileH, source_from
 from wendelin.bigfile.waits cimport wait_for_gil, wait_over
 
 from wendelin.bigfile.errors import DoomedError, PageMemoryError
-
-cdef extern from "Python.h" nogil:
-    """
-    /* The exception being raised, as one object: PyErr_GetRaisedException is new in 3.12. */
-    static PyObject *wc_take_raised(void) {
-    #if PY_VERSION_HEX >= 0x030C0000
-        return PyErr_GetRaisedException();
-    #else
-        PyObject *type, *value, *tb;
-        PyErr_Fetch(&type, &value, &tb);
-        if (type == NULL)
-            return NULL;
-        PyErr_NormalizeException(&type, &value, &tb);
-        if (tb != NULL)
-            PyException_SetTraceback(value, tb);
-        Py_DECREF(type);
-        Py_XDECREF(tb);
-        return value;
-    #endif
-    }
-    static void wc_put_raised(PyObject *exc) {
-    #if PY_VERSION_HEX >= 0x030C0000
-        PyErr_SetRaisedException(exc);
-    #else
-        if (exc != NULL) {
-            PyObject *type = (PyObject *)Py_TYPE(exc);
-            Py_INCREF(type);
-            PyErr_Restore(type, exc, PyException_GetTraceback(exc));
-        }
-    #endif
-    }
-    """
-    ctypedef struct PyThreadState:
-        pass
-    bint PyGILState_Check()
-    PyThreadState *PyEval_SaveThread()
-    void PyEval_RestoreThread(PyThreadState *state)
-cdef extern from "Python.h":
-    PyObject *wc_take_raised() noexcept
-    void wc_put_raised(PyObject *exc) noexcept
-    PyObject *PyErr_GetHandledException() noexcept
-    void PyErr_SetHandledException(PyObject *exc) noexcept
-    void Py_XDECREF(PyObject *obj) noexcept
 
 cdef enum:
     MAX_INTERRUPTS = 8      # after so many a loader is taken to raise them itself
@@ -85,69 +51,110 @@ cdef enum:
     MAX_FAILURES = 64       # that a handle remembers: a reader may never abort
 
 
-cdef inline int want_gil(FileH *fileh, uint64_t blk) noexcept nogil:
-    """Let the watchdog know. Return what wait_over() wants when this thread has the GIL."""
-    return -1 if PyGILState_Check() else wait_for_gil(fileh.name, blk)
+cdef struct Call:           # of Python, by a fault
+    FileH *fileh
+    uint64_t blk
+    int result              # 0: done; -1: failed. In C, as the exception of a failure may get lost
+    PyObject *exc           # failed: what to raise; NULL: nothing could be made, or it is told
+    unsigned long ident     # failed: the thread that gets an exception without a word
+    unsigned long scraps    # scraps_shown() before
+    int waiter
+    Raised aside
+
+
+cdef void call_begin(Call *call, FileH *fileh, uint64_t blk) noexcept nogil:
+    """Before the GIL is taken."""
+    call.fileh = fileh
+    call.blk = blk
+    call.result = -1
+    call.exc = NULL
+    call.scraps = scraps_shown()
+    call.ident = PyThread_get_thread_ident() if PyGILState_GetThisThreadState() != NULL else 0
+    # let the watchdog know
+    call.waiter = -1 if PyGILState_Check() else wait_for_gil(fileh.name, blk)
+
+
+cdef void call_begin_with_gil(Call *call) noexcept:
+    wait_over(call.waiter)
+    put_aside(&call.aside)
+    if call.ident == 0 and call.fileh.pyfileh != NULL:
+        call.ident = (<BigFileH>call.fileh.pyfileh).owner
+
+
+cdef void call_failed(Call *call, Failure why) noexcept:
+    """Doom the handle, then say why: only the latter can fail."""
+    cdef PyObject *exc = call.exc
+    cdef bint told = False
+    with nogil:
+        pager_lock()
+        fileh_doom(call.fileh, call.blk, why)
+        pager_unlock()
+    if call.fileh.pyfileh == NULL:
+        return
+    if exc != NULL:
+        try:
+            told = raise_later(<BigFileH>call.fileh.pyfileh, <object>exc, why) == 0
+        except BaseException:
+            pass
+        Py_DECREF(<object>exc)
+    if not told:
+        raise_unsaid(call.ident)
 
 
 cdef int load_block(FileH *fileh, uint64_t blk, Source *source, void **error) noexcept nogil:
     """page_set_ops: load. Entered without the pager lock."""
-    cdef int waiter
+    cdef Call call
     if pager_exiting:
         return -1
-    waiter = want_gil(fileh, blk)
+    call_begin(&call, fileh, blk)
     with gil:
-        wait_over(waiter)
-        return load_with_gil(fileh, blk, source, error)
+        call_begin_with_gil(&call)
+        load_with_gil(&call, source, error != NULL)
+        if error != NULL:
+            error[0] = <void *>call.exc
+        elif call.result != 0:
+            call_failed(&call, LOAD_FAILED)
+        put_back(&call.aside)
+    return call.result
 
 
-cdef int load_with_gil(FileH *fileh, uint64_t blk, Source *source, void **error) noexcept:
-    cdef PyObject *raised = wc_take_raised()
-    cdef PyObject *handled = PyErr_GetHandledException()
+cdef void load_with_gil(Call *call, Source *source, bint direct) noexcept:
+    """Load a block; or say in call.exc why not."""
     cdef BigFileH pyfileh
-    cdef int result = -1
-    cdef uint64_t epoch = fileh_epoch(fileh)
-    PyErr_SetHandledException(NULL)
-    interrupts = []
+    cdef uint64_t epoch = fileh_epoch(call.fileh)
     try:
-        if fileh.pyfileh != NULL:
-            pyfileh = <BigFileH>fileh.pyfileh
-            exc = failing_class(pyfileh.owner) if error == NULL else None
-            while exc is None:
-                try:
-                    load_from_file(fileh, pyfileh.file, blk, source)
-                    check_nested()
-                    result = 0
-                    break
-                except Exception as e:
-                    exc = load_error(pyfileh.file, blk, e)
-                except BaseException as e:
-                    if len(interrupts) == MAX_INTERRUPTS:
-                        exc = load_error(pyfileh.file, blk, e)
-                    else:
-                        interrupts.append(e)
-            if result != 0:
-                if error == NULL:
-                    raise_later(pyfileh, exc)
+        if call.fileh.pyfileh == NULL:
+            return
+        pyfileh = <BigFileH>call.fileh.pyfileh
+        exc = None if direct else failing_class(pyfileh.owner)
+        interrupts = []
+        while exc is None:
+            try:
+                load_from_file(call.fileh, pyfileh.file, call.blk, source)
+                check_nested(call.scraps)
+                call.result = 0
+                break
+            except Exception as e:
+                exc = load_error(pyfileh.file, call.blk, e)
+            except BaseException as e:
+                if len(interrupts) == MAX_INTERRUPTS:
+                    exc = load_error(pyfileh.file, call.blk, e)
                 else:
-                    Py_INCREF(exc)
-                    error[0] = <void *>exc
-            elif source.backing != MEMFD:
-                try:
-                    look_ahead(pyfileh, blk, epoch)
-                except Exception:
-                    pass        # who touches those blocks is told
-                except BaseException as e:
                     interrupts.append(e)
+        if exc is not None:
+            Py_INCREF(exc)
+            call.exc = <PyObject *>exc
+        elif source.backing != MEMFD:
+            try:
+                look_ahead(pyfileh, call.blk, epoch)
+            except Exception:
+                pass        # who touches those blocks is told
+            except BaseException as e:
+                interrupts.append(e)
         for e in interrupts:
             interrupt(e)
-    except BaseException as e:
-        unraisable(e, f"loading block {blk}")
-    finally:
-        PyErr_SetHandledException(handled)
-        Py_XDECREF(handled)
-        wc_put_raised(raised)
-    return result
+    except BaseException:
+        pass
 
 
 cdef int look_ahead(BigFileH fileh, uint64_t blk, uint64_t epoch) except -1:
@@ -204,81 +211,83 @@ cdef int load_from_file(FileH *fileh, file, uint64_t blk, Source *source) except
 
 cdef void report(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil:
     """page_set_ops: fail. Entered without the pager lock."""
-    cdef int waiter
+    cdef Call call
+    pager_lock()
+    fileh_doom(fileh, blk, why)
+    pager_unlock()
     if pager_exiting:
         return
-    waiter = want_gil(fileh, blk)
+    call_begin(&call, fileh, blk)
     with gil:
-        wait_over(waiter)
-        report_with_gil(fileh, blk, why, err)
+        call_begin_with_gil(&call)
+        report_with_gil(&call, why, err)
+        call_failed(&call, why)
+        put_back(&call.aside)
 
 
-cdef void report_with_gil(FileH *fileh, uint64_t blk, Failure why, int err) noexcept:
-    cdef PyObject *raised = wc_take_raised()
-    cdef PyObject *handled = PyErr_GetHandledException()
-    PyErr_SetHandledException(NULL)
+cdef void report_with_gil(Call *call, Failure why, int err) noexcept:
+    """Say in call.exc what is to be raised."""
     try:
-        if fileh.pyfileh != NULL:
-            pyfileh = <BigFileH>fileh.pyfileh
+        if call.fileh.pyfileh != NULL:
+            pyfileh = <BigFileH>call.fileh.pyfileh
             exc = failing_class(pyfileh.owner)
             if exc is None:
-                exc = failure(pyfileh.file, blk, why, err)
-            raise_later(pyfileh, exc)
-    except BaseException as e:
-        unraisable(e, f"reporting a failure at block {blk}")
-    finally:
-        PyErr_SetHandledException(handled)
-        Py_XDECREF(handled)
-        wc_put_raised(raised)
+                exc = failure(pyfileh.file, call.blk, why, err)
+            Py_INCREF(exc)
+            call.exc = <PyObject *>exc
+    except BaseException:
+        pass
 
 
 cdef int announce(FileH *fileh, uint64_t blk) noexcept nogil:
     """page_set_ops: announce. Entered without the pager lock."""
-    cdef int waiter
+    cdef Call call
     if pager_exiting:
         return 0
-    waiter = want_gil(fileh, blk)
+    call_begin(&call, fileh, blk)
     with gil:
-        wait_over(waiter)
-        return announce_with_gil(fileh, blk)
+        call_begin_with_gil(&call)
+        announce_with_gil(&call)
+        if call.result != 0:
+            call_failed(&call, CHANGE_REFUSED)
+        put_back(&call.aside)
+    return call.result
 
 
-cdef int announce_with_gil(FileH *fileh, uint64_t blk) noexcept:
-    cdef PyObject *raised = wc_take_raised()
-    cdef PyObject *handled = PyErr_GetHandledException()
-    cdef int result = -1
-    PyErr_SetHandledException(NULL)
+cdef void announce_with_gil(Call *call) noexcept:
+    """Let the handle know of its first change; or say in call.exc why it refused it."""
     try:
-        if fileh.pyfileh != NULL:
-            pyfileh = <BigFileH>fileh.pyfileh
+        if call.fileh.pyfileh != NULL:
+            pyfileh = <BigFileH>call.fileh.pyfileh
             try:
                 pyfileh.first_change()
-                result = 0
+                call.result = 0
             except BaseException as e:
-                exc = DoomedError(f"block {blk} of {describe(pyfileh.file)} cannot be changed: "
-                                  f"{type(e).__name__}: {e}")
+                exc = DoomedError(f"block {call.blk} of {describe(pyfileh.file)} cannot be "
+                                  f"changed: {type(e).__name__}: {e}")
                 exc.__cause__ = e
-                raise_later(pyfileh, exc)
-    except BaseException as e:
-        unraisable(e, f"announcing a change of block {blk}")
-    finally:
-        PyErr_SetHandledException(handled)
-        Py_XDECREF(handled)
-        wc_put_raised(raised)
-    return result
+                Py_INCREF(exc)
+                call.exc = <PyObject *>exc
+    except BaseException:
+        pass
 
 
-cdef int raise_later(BigFileH fileh, exc) except -1:
+cdef int raise_later(BigFileH fileh, exc, Failure why) except -1:
     """Raise exc in this thread when it is back in Python code, and refuse changes till then."""
     ident = addressee(fileh.owner)
     if exc not in fileh.failures and not fileh.read_only:
         if len(fileh.failures) < MAX_FAILURES:
             fileh.failures.append(exc)
-        if fileh.fileh.announces and not isinstance(exc, DoomedError):
+        untold = exc.__cause__ if why == CHANGE_REFUSED else None
+        if fileh.fileh.announces and why != CHANGE_REFUSED:
             try:
                 fileh.first_change()
             except Exception as e:
                 exc.add_note(f"(its transaction could not be told: {type(e).__name__}: {e})")
+                untold = e
+        # These are of Python. What is the transaction's is final: there is none that could be told.
+        if not isinstance(untold, (MemoryError, RecursionError)):
+            fileh.fileh.doom_told = True
     return raise_in(ident, exc)
 
 

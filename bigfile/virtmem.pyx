@@ -29,7 +29,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport strcpy, strerror
 
 from wendelin.bigfile.buffer cimport page_buffer
-from wendelin.bigfile.failure cimport check_nested, describe, failure
+from wendelin.bigfile.failure cimport check_nested, describe, failure, forget_failing, unsaid
 from wendelin.bigfile.fileh cimport (fileh_announce_next, fileh_announced, fileh_dirty_blocks,
                                      fileh_discard, fileh_epoch, fileh_freeze, fileh_invalidate,
                                      fileh_invalidate_loading, fileh_know, fileh_map,
@@ -38,12 +38,13 @@ from wendelin.bigfile.fileh cimport (fileh_announce_next, fileh_announced, fileh
 from wendelin.bigfile.kernel cimport EDEADLK, _SC_PAGESIZE, sysconf
 from wendelin.bigfile.loading cimport fileh_load
 from wendelin.bigfile.mapping cimport Area, areas_reset_scrap
-from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, FILERANGE, FORKED, NOTHING, ZEROS, Counts,
-                                    FileH, Known, Page, Source, fileh_new, fileh_unref,
-                                    pager_generation)
+from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, FILERANGE, FORKED, NO_FAILURE, NOTHING,
+                                    ZEROS, Counts, FileH, Known, Page, Source, fileh_new,
+                                    fileh_undoom, fileh_unref, pager_generation)
 from wendelin.bigfile.pagemap cimport pagemap_get
 from wendelin.bigfile.ram cimport (pager_lock, pager_unlock, ram_clean, ram_dirty, ram_limit,
                                    ram_reclaim_all)
+from wendelin.bigfile.touch cimport scraps_shown
 
 from wendelin.bigfile.errors import DoomedError
 
@@ -240,6 +241,7 @@ cdef class BigFileH:
         cdef uint64_t blk
         cdef void *error
         cdef int err
+        cdef unsigned long scraps = scraps_shown()
         self.check()
         pgoffset, pglen = self.check_range(pgoffset, pglen)
         for i in range(pgoffset, pgoffset + pglen):
@@ -254,8 +256,8 @@ cdef class BigFileH:
             if err > 0:
                 raise failure(self.file, i, BROKEN_FILE, err)
             if err != 0:
-                check_nested()
-                raise MemoryError
+                check_nested(scraps)
+                raise unsaid(self.file, i)
 
     def counts(self):
         """Return what HandleStats in stats.py has after blksize."""
@@ -422,14 +424,27 @@ cdef class BigFileH:
 
     def check_failures(self):
         """Raise DoomedError if a touch failed since the last dirty_discard()."""
-        if self.failures:
+        if self.doomed:
+            first = self.failed[0]
             raise DoomedError(f"changes of {describe(self.file)} cannot be stored, because a "
-                              f"touch of its memory failed: {self.failures[0]}. Abort, then "
-                              f"try again") from self.failures[0]
+                              f"touch of its memory failed: {first}. Abort, then "
+                              f"try again") from first
+
+    @property
+    def doomed(self):
+        """Whether a touch failed since the last dirty_discard(), so that changes are refused."""
+        return self.fileh.doom != NO_FAILURE and not self.read_only
+
+    @property
+    def doom_told(self):
+        """Whether first_change() knows that the handle is doomed: it did what it can."""
+        return self.fileh.doom_told
 
     @property
     def failed(self):
         """The failures of touches since the last dirty_discard()."""
+        if self.doomed and not self.failures:
+            return (unsaid(self.file, self.fileh.doom_blk),)
         return tuple(self.failures)
 
     def dirty_discard(self):
@@ -447,18 +462,22 @@ cdef class BigFileH:
             if err == 0:
                 pager_lock()
                 areas_reset_scrap()
+                fileh_undoom(self.fileh)
                 pager_unlock()
         self.check_deadlock(err, "dirty_discard")
         self.truncated = False
         self.failures.clear()
+        forget_failing()
 
     def forget_failures(self):
         """Forget failures of touches, of which no change is: the next touch tries again."""
         with nogil:
             pager_lock()
             areas_reset_scrap()
+            fileh_undoom(self.fileh)
             pager_unlock()
         self.failures.clear()
+        forget_failing()
 
     def changes_stored(self):
         """Let first_change() be called for the next change: a transaction ended."""

@@ -107,6 +107,10 @@ class Watch:
         """Say whether another thread ends the transaction at this moment."""
         return self._ender not in (None, threading.get_ident())
 
+    def completes(self) -> bool:
+        """Say whether a transaction ends at this moment, in any thread."""
+        return self._ender is not None
+
     def wait_for_end(self) -> bool:
         """Wait while another thread ends the transaction. False: none does."""
         with self._ended:
