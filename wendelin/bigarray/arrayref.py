@@ -10,12 +10,14 @@ What a reference says is not believed: it may come from anywhere, and the root m
 since. deref() gives memory of the root, or raises. It computes with Python's integers, which do not
 overflow, and builds views through NumPy's own checks.
 
-It knows ndarrays and BigArrays. How a root is pickled, the root knows.
+It knows ndarrays and BigArrays. How a root is pickled, the root knows. What of a reference is
+pickled is fixed: see docs/formats.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from operator import index
 from typing import Any
 
@@ -72,6 +74,8 @@ class ArrayRef:
     array([8, 6, 4])
     """
 
+    __module__ = "wendelin.bigarray"  # as databases have it
+
     root: BigArray | NDArray[Any]
 
     def __init__(self, a: NDArray[Any] | BigArray) -> None:
@@ -93,7 +97,27 @@ class ArrayRef:
             self.type = type(a)
             self.writeable = a.flags.writeable
 
+    # The state has the names of docs/formats.md, and whatever attributes users and subclasses add.
+    # What is damaged stays as it was stored.
+
+    def __getstate__(self) -> Any:
+        state: Any = object.__getstate__(self)
+        attributes, slots = state if isinstance(state, tuple) else (state, None)
+        if attributes.keys() >= _NAMES:
+            attributes = _as_stored(attributes)
+        return (attributes, slots) if slots else attributes
+
+    def __setstate__(self, state: Any) -> None:
+        attributes, slots = state if isinstance(state, tuple) else (state, None)
+        with suppress(KeyError, TypeError, ValueError, AttributeError):
+            attributes = _from_stored(attributes)
+        self.__dict__.update(attributes or {})
+        for name, value in (slots or {}).items():
+            setattr(self, name, value)
+
     def __repr__(self) -> str:
+        if "lo" in self.__dict__:
+            return f"<damaged ArrayRef {self.__dict__!r:.300}>"
         root = self.root
         what = (
             repr(root)
@@ -123,6 +147,8 @@ class ArrayRef:
             raise InvalidArrayRef(f"the reference is damaged: {type(e).__name__}: {e}") from e
 
     def _deref(self) -> NDArray[Any]:
+        if "lo" in self.__dict__:
+            raise InvalidArrayRef(f"{self!r}: what it says does not fit together")
         shape, strides = _integers(self.shape), _integers(self.strides)
         dtype, cls = self.dtype, self.type
         if not isinstance(dtype, np.dtype) or dtype.subdtype is not None:
@@ -152,6 +178,37 @@ def _integers(x: Iterable[Any]) -> tuple[int, ...]:
     if not isinstance(x, tuple | list):
         raise InvalidArrayRef(f"{x!r} is no shape, and no strides")
     return tuple(map(index, x))
+
+
+# ---- as databases have it ----
+
+_NAMES = {"offset", "shape", "strides", "dtype", "type", "writeable"}
+
+
+def _as_stored(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a reference by the names of docs/formats.md."""
+    stored = attributes.copy()
+    offset, strides = stored.pop("offset"), stored.pop("strides")
+    lo, hi = _span(offset, stored["shape"], strides, stored["dtype"].itemsize) or (offset, offset)
+    stored.update(lo=lo, hi=hi, z0=offset - lo, stridev=strides, atype=stored.pop("type"))
+    if stored["writeable"]:
+        del stored["writeable"]  # which others do not know
+    return stored
+
+
+def _from_stored(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return the attributes of a reference from what is stored."""
+    attributes = stored.copy()
+    if "lo" not in stored:  # of 3.0.0.dev0
+        return attributes
+    lo, hi, z0 = (index(attributes.pop(name)) for name in ("lo", "hi", "z0"))
+    shape, strides = _integers(attributes["shape"]), _integers(attributes.pop("stridev"))
+    span = _span(lo + z0, shape, strides, attributes["dtype"].itemsize)
+    if span is not None and not lo <= span[0] <= span[1] <= hi:
+        raise InvalidArrayRef(f"it is to bytes [{span[0]}, {span[1]}), not in [{lo}, {hi})")
+    attributes.update(offset=lo + z0, shape=shape, strides=strides, type=attributes.pop("atype"))
+    attributes.setdefault("writeable", True)
+    return attributes
 
 
 # ---- from a view to its root ----
