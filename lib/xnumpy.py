@@ -11,10 +11,14 @@ __all__ = ["structured"]
 def structured(arr: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
     """Return a view of arr in which each row of the minor axis is one element of dtype.
 
+    The minor axis is the one whose elements are side by side: the last one in C order, the first
+    one in Fortran order.
+
     Parameters
     ----------
-    arr : ndarray, shape (..., n)
-        The minor axis must be contiguous.
+    arr : ndarray, shape (..., n), or (n, ...) in Fortran order
+        The other axes may be of any strides. Where both axes can be it, as in an array of one
+        column, it is the last one, if its size fits.
     dtype : data-type
         Its size must be that of a row, n * arr.itemsize [bytes].
 
@@ -26,18 +30,27 @@ def structured(arr: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
     Raises
     ------
     ValueError
-        The minor axis is not contiguous, or its size is another.
+        No such axis is contiguous, or its size is another.
     """
     dtype = np.dtype(dtype)
     if arr.ndim == 0:
         raise ValueError("a 0-d array has no minor axis")
-    size = arr.shape[-1] * arr.itemsize
-    if size != dtype.itemsize:
-        raise ValueError(f"a row has {size} bytes, and dtype {dtype} has {dtype.itemsize}")
-    if arr.size == 0:  # strides say nothing
-        return np.empty(arr.shape[:-1], dtype)
-    if arr.shape[-1] > 1 and arr.strides[-1] != arr.itemsize:
+    # of an axis of one element, and of an array of none, strides say nothing
+    axes = [
+        axis
+        for axis in dict.fromkeys((arr.ndim - 1, 0))
+        if arr.size == 0 or arr.shape[axis] == 1 or arr.strides[axis] == arr.itemsize
+    ]
+    if not axes:
         raise ValueError(
-            f"the minor axis is not contiguous: stride {arr.strides[-1]}, item {arr.itemsize} bytes"
+            f"the minor axis is not contiguous: an item has {arr.itemsize} bytes, and the strides "
+            f"are {arr.strides}"
         )
-    return arr.view(dtype)[..., 0]
+    sizes = {axis: arr.shape[axis] * arr.itemsize for axis in axes}
+    minor = next((axis for axis in axes if sizes[axis] == dtype.itemsize), None)
+    if minor is None:
+        raise ValueError(f"a row has {sizes[axes[0]]} bytes, and dtype {dtype} {dtype.itemsize}")
+    rows = np.moveaxis(arr, minor, -1)
+    if arr.size == 0:
+        return np.empty(rows.shape[:-1], dtype)
+    return rows.view(dtype)[..., 0]

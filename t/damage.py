@@ -83,6 +83,8 @@ class Base:
             return {"zbigf": range(5)}
         if "new-" in self.path.name:
             return {"whole": range(6), "many": range(0, 131, 10), "large": range(3)}
+        if "kept-0.13" in self.path.name:
+            return {"A": range(2), "early": range(2)}
         if "kept-py" in self.path.name:
             return {"mixed": range(4), "a1_ZBlk0": range(1)}
         return {"mixed": range(9), "i4": range(2)}

@@ -91,6 +91,38 @@ def test_structured(shape):
         assert (a[..., 1] == 77).all()  # nothing was copied
 
 
+@pytest.mark.parametrize("shape", [(2, 5), (2, 3, 4), (2,), (2, 1), (2, 0), (2, 1, 3)])
+def test_structured_in_fortran_order(shape):
+    a = np.arange(math.prod(shape), dtype="i4").reshape(shape).copy("F")
+    s = structured(a, PAIR)
+    assert s.shape == shape[1:]
+    assert s.dtype == PAIR
+    assert np.array_equal(s["a"], a[0])
+    assert np.array_equal(s["b"], a[1])
+    if a.size:
+        s["b"] = 77
+        assert (a[1] == 77).all()  # nothing was copied
+
+
+@pytest.mark.parametrize("order", "CF")
+def test_structured_is_the_other_way_of_a_view(order):
+    """Of what a structured array was made of, in both orders, it is that array."""
+    dtype = np.dtype([(n, "<i2") for n in "abc"])
+    for shape in (4,), (4, 5), (1, 4), (4, 1), (1, 1), (3, 2, 4):
+        s = np.zeros(shape, dtype, order)
+        s.reshape(-1, order="A").view("<i2")[:] = np.arange(3 * s.size)
+        rows = (*shape, 3) if order == "C" else (3, *shape)
+        a = np.ndarray(rows, "<i2", s, order=order)
+        found = structured(a, dtype)
+        assert np.array_equal(found, s)
+        assert np.shares_memory(found, s)
+
+
+def test_structured_of_a_part_in_fortran_order():
+    a = np.arange(24, dtype="i4").reshape((4, 6), order="F")[1:3, ::-2]
+    assert structured(a, PAIR).tolist() == [(21, 22), (13, 14), (5, 6)]
+
+
 def test_structured_of_a_part():
     a = np.arange(24, dtype="i4").reshape(6, 4)[::2, 1:3]
     assert structured(a, PAIR).tolist() == [(1, 2), (9, 10), (17, 18)]
@@ -114,7 +146,9 @@ def test_structured_of_one_column():
         (np.zeros((5, 3), "i4"), "12 bytes"),
         (np.zeros((5, 4), "i4")[:, ::2], "not contiguous"),
         (np.zeros((5, 2), "i4")[:, ::-1], "not contiguous"),
-        (np.zeros((5, 2), "i4", "F"), "not contiguous"),
+        (np.zeros((5, 2), "i4", "F"), "20 bytes"),
+        (np.zeros((4, 4), "i4", "F")[::2], "not contiguous"),
+        (np.zeros((4, 4, 4), "i4").swapaxes(1, 2), "not contiguous"),
         (np.broadcast_to(np.zeros((1, 1), "i4"), (5, 2)), "not contiguous"),
         (np.zeros((), "i8"), "0-d"),
     ],
