@@ -1,5 +1,5 @@
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, Self
 from weakref import WeakSet
 
 from typing_extensions import disjoint_base
@@ -10,7 +10,8 @@ HOLE: Final[Any]
 
 @disjoint_base
 class BigFile:
-    def __init__(self, blksize: int) -> None: ...
+    def __new__(cls, *args: Any, **kw: Any) -> Self: ...
+    def __init__(self, blksize: int = ...) -> None: ...
     @property
     def blksize(self) -> int: ...
     def loadblk(self, blk: int, buf: memoryview) -> Any: ...

@@ -19,6 +19,7 @@ Locking: see page.pyx. Here, whatever may take long is done without the GIL.
 
 import threading
 import weakref
+from contextlib import suppress
 from operator import index
 
 cimport cython
@@ -88,6 +89,16 @@ cdef int source_from(found, size_t blksize, Source *source) except -1:
     return 0
 
 
+def blksize_of(blksize):
+    """Return a block size that a program gives [bytes]."""
+    size = index(blksize) if hasattr(type(blksize), "__index__") else None
+    if size is None:
+        raise TypeError(f"blksize must be an integer, not {type(blksize).__name__}")
+    if size <= 0 or size % os_page != 0 or size > 1 << 40:
+        raise ValueError(f"blksize is {size}: it must be a multiple of the OS page, {os_page} bytes")
+    return size
+
+
 # ---- the classes ----
 
 cdef class BigFile:
@@ -118,14 +129,24 @@ cdef class BigFile:
         Drop this block and all after it. Without it, an array that shrinks writes zeros.
     """
 
-    def __init__(self, blksize):
-        size = blksize.__index__() if hasattr(blksize, "__index__") else None
-        if size is None:
-            raise TypeError(f"blksize must be an integer, not {type(blksize).__name__}")
-        if size <= 0 or size % os_page != 0 or size > 1 << 40:
-            raise ValueError(f"blksize is {size}: it must be a multiple of the OS page, "
-                             f"{os_page} bytes")
-        self.blksize = size
+    # Subclasses for 0.x give the block size to __new__(), and need not call __init__(). Where __new__()
+    # is not theirs, it gets what they give to their __init__(), which may be anything.
+
+    def __cinit__(self, *args, **kw):
+        blksize = args[0] if args else kw.get("blksize")
+        if type(self).__new__ is not BigFile.__new__:
+            if blksize is not None:  # by the __new__() of a subclass
+                self.blksize = blksize_of(blksize)
+        else:
+            with suppress(TypeError, ValueError):
+                self.blksize = blksize_of(blksize)
+
+    def __init__(self, *args, **kw):
+        given = args or kw
+        if self.blksize != 0 and type(self).__new__ is not BigFile.__new__:
+            if not given or type(self).__init__ is BigFile.__init__:
+                return  # they are the arguments of that __new__()
+        self.blksize = blksize_of(*args, **kw)
 
     def loadblk(self, blk, buf):
         """Load a block; see the class."""

@@ -38,7 +38,7 @@ from wendelin.bigfile.btree import read_items
 from wendelin.lib import zrecord
 from wendelin.lib.fsalign import ALIGNMENT
 from wendelin.lib.fsrecord import Located
-from wendelin.lib.zodb import btree_nodes
+from wendelin.lib.zodb import btree_nodes, btree_values
 
 __all__ = [
     "CHUNK",
@@ -361,18 +361,9 @@ class ZBlk1(ZBlkBase):
             return
         for node in btree_nodes(self.chunktab):
             yield node
-            for chunk in _values(node):
+            for chunk in btree_values(node):
                 if chunk._p_changed is not None:
                     yield chunk
-
-
-def _values(node: Any) -> list[Any]:
-    """Return the chunks in a node of a chunk table: those of a bucket, also one in its tree."""
-    state = node.__getstate__()
-    if state is None or (hasattr(node, "insert") and len(state) == 2):
-        return []  # a tree of nodes
-    flat = state[0][0][0] if hasattr(node, "insert") else state[0]
-    return list(flat[1::2])
 
 
 def _chunk_of(page: Page, blk: int, start: int) -> Callable[[], memoryview]:

@@ -1,10 +1,14 @@
 """Small conversions."""
 
+import functools
 import operator
-from collections.abc import Iterable
-from typing import SupportsIndex
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Any, ParamSpec, SupportsIndex, TypeVar
 
-__all__ = ["inttuple"]
+__all__ = ["inttuple", "renamed"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def inttuple(x: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
@@ -15,7 +19,7 @@ def inttuple(x: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
     Raises
     ------
     TypeError
-        Something in x is no integer.
+        Something in x is no integer; or x has no order, as a set or a dict.
 
     Examples
     --------
@@ -25,7 +29,7 @@ def inttuple(x: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
     n = _int(x)
     if n is not None:
         return (n,)
-    if isinstance(x, Iterable) and not isinstance(x, str | bytes):
+    if isinstance(x, Iterable) and not isinstance(x, str | bytes | Set | Mapping):
         items = list(x)
         result = [n for n in map(_int, items) if n is not None]
         if len(result) == len(items):
@@ -38,3 +42,21 @@ def _int(x: object) -> int | None:
         return None if isinstance(x, bool) else operator.index(x)  # type: ignore[arg-type]
     except TypeError:
         return None
+
+
+def renamed(**names: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
+    """Let a function take keywords by their names in 0.x as well: renamed(old="new")."""
+
+    def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
+        @functools.wraps(function)
+        def call(*args: Any, **kw: Any) -> _T:
+            for old, new in names.items():
+                if old in kw:
+                    if new in kw:
+                        raise TypeError(f"{old!r} and {new!r} are one argument: give one of them")
+                    kw[new] = kw.pop(old)
+            return function(*args, **kw)
+
+        return call  # type: ignore[return-value]
+
+    return decorate

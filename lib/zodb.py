@@ -23,11 +23,13 @@ from wendelin.lib.filestorage import AlignedFileStorage
 from wendelin.lib.fsrecord import Located, OpenFile, Stat
 from wendelin.lib.storthreads import asks_in_parallel, class_of
 from wendelin.lib.storurl import zstor_2zurl
+from wendelin.lib.utils import renamed
 from wendelin.lib.zeoclient import ZEOClient
 
 __all__ = [
     "LivePersistent",
     "btree_nodes",
+    "btree_values",
     "dbclose",
     "dbopen",
     "dbstoropen",
@@ -52,11 +54,13 @@ __all__ = [
 # ---- databases ----
 
 
+@renamed(uri="url")
 def dbstoropen(url: str | os.PathLike[str], *, read_only: bool = False) -> Any:
     """Return the storage of a path or URL; see dbopen()."""
     return resolve(os.fspath(url), read_only)[0]()
 
 
+@renamed(uri="url")
 def dbopen(url: str | os.PathLike[str], *, read_only: bool = False) -> Any:
     """Open a database, and return its root object.
 
@@ -195,9 +199,25 @@ def btree_nodes(btree: Any) -> list[Any]:
 
 
 def deactivate_btree(btree: Any) -> None:
-    """Turn all unchanged nodes of a BTree that are in memory into ghosts. Loads nothing."""
-    for node in btree_nodes(btree):
+    """Turn all unchanged nodes and values of a BTree that are in memory into ghosts. Loads nothing.
+
+    Values that are no persistent objects go with the nodes; a LivePersistent that lives stays.
+    """
+    nodes = btree_nodes(btree)
+    for obj in [value for node in nodes for value in btree_values(node)]:
+        if isinstance(obj, Persistent):
+            obj._p_deactivate()
+    for node in nodes:
         node._p_deactivate()
+
+
+def btree_values(node: Any) -> list[Any]:
+    """Return the values in a node of a BTree, no ghost: of a bucket, also of one in its tree."""
+    state = node.__getstate__()
+    if state is None or (hasattr(node, "insert") and len(state) == 2):
+        return []  # a tree of nodes
+    flat = state[0][0][0] if hasattr(node, "insert") else state[0]
+    return list(flat[1::2])
 
 
 def _children(btree: Any) -> list[Any]:

@@ -10,6 +10,8 @@ from child import check_child
 from ramfile import RAMFile
 
 from wendelin.bigarray import BigArray
+from wendelin.bigarray.array_ram import RAMArray
+from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import WRITEOUT_MARKSTORED, WRITEOUT_STORE, BigFileH, BlockLoadError
 
 
@@ -112,6 +114,28 @@ def test_shape_may_be_an_integer_or_a_list():
     A = new(3)
     A.resize([4, 5])
     assert A.shape == (4, 5)
+
+
+def test_keywords_of_0_x():
+    A = BigArray((10,), dtype_="f4", bigfileh=RAMFile().fileh_open())
+    assert A.dtype == np.float32
+    for refcheck in False, True, np.False_:
+        A.resize(new_shape=(5, 2), refcheck=refcheck)
+        assert A.shape == (5, 2)
+    A.resize((20,), False)
+    assert A.shape == (20,)
+    with pytest.raises(TypeError, match=r"refcheck is 3.*A shape is one argument"):
+        A.resize(2, 3)  # an ndarray's resize() takes it so
+    for bad in {5}, {5: 2}, "5", b"5":
+        with pytest.raises(TypeError, match="neither an integer nor a sequence"):
+            A.resize(bad)
+        with pytest.raises(TypeError, match="neither an integer nor a sequence"):
+            BigArray(bad, "f4", RAMFile().fileh_open())
+    assert A.shape == (20,)
+    with pytest.raises(TypeError, match="'dtype_' and 'dtype' are one argument"):
+        BigArray(3, dtype="f4", dtype_="f4", bigfileh=RAMFile().fileh_open())
+    for cls in ZBigArray, RAMArray:
+        assert cls((3,), dtype_="u2").dtype == np.uint16
 
 
 def test_advanced_indexing_says_what_to_do():

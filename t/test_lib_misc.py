@@ -64,6 +64,10 @@ def test_inttuple(x, expected):
         (None, "None"),
         ([[1]], "[1]"),
         (np.array([1.5]), "1.5"),
+        ({4, 5}, "{4, 5}"),
+        (frozenset([4]), "frozenset({4})"),
+        ({4: 1, 5: 2}, "{4: 1, 5: 2}"),
+        ({4: 1}.keys(), "dict_keys([4])"),
     ],
     ids=repr,
 )

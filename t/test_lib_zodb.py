@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 import transaction
-from BTrees.LOBTree import LOBTree
+from BTrees.LOBTree import LOBTree, LOBTreePy
+from BTrees.OOBTree import OOBTree
 from persistent import Persistent
 from persistent.mapping import PersistentMapping
 from transaction import TransactionManager
@@ -234,6 +235,15 @@ def test_a_storage_that_is_never_there_is_waited_for_in_vain():
     assert isinstance(dburl._within(30, Storage, "neo://name@master"), Storage)
 
 
+def test_keywords_of_0_x(tmp_path):
+    dbclose(dbopen(uri=f"{tmp_path}/a.fs"))
+    storage = dbstoropen(uri=f"{tmp_path}/a.fs")
+    assert storage.getName() == f"{tmp_path}/a.fs"
+    storage.close()
+    with pytest.raises(TypeError, match="'uri' and 'url' are one argument"):
+        dbopen(uri="a.fs", url="b.fs")
+
+
 # ---- LivePersistent ----
 
 
@@ -397,8 +407,28 @@ def test_deactivate_btree(tree):
         value._p_activate()
     deactivate_btree(tree)
     assert {node._p_state for node in nodes_of(conn)} == {-1}
-    assert value is None or value._p_state == 0  # values are not the tree's
+    assert value is None or value._p_state == -1
     assert tree.get(0) is value
+
+
+def test_deactivate_btree_makes_ghosts_of_values(testdb):
+    root = testdb.open()
+    for cls in LOBTree, OOBTree, LOBTreePy:
+        for n in 1, 40, 500:  # in the tree itself, in buckets, in buckets of nodes
+            root["tree"] = tree = cls({i: Value() for i in range(n)})
+            tree[n], tree[n + 1] = live, plain = Live(1), 7
+            transaction.commit()
+            values = list(tree.values())[:n]
+            for value in values:
+                value._p_activate()
+            values[0].x = 1  # changed
+            deactivate_btree(tree)
+            assert {node._p_state for node in nodes_of(root._p_jar)} == {-1}
+            assert [value._p_state for value in values] == [1] + [-1] * (n - 1)
+            assert live._p_state == 0  # it lives
+            assert list(tree.values()) == [*values, live, plain]
+            transaction.commit()
+            root._p_jar.cacheMinimize()
 
 
 def test_deactivate_btree_loads_nothing(tree, monkeypatch):

@@ -26,7 +26,7 @@ from wendelin.bigfile.prefetch import prefetch
 from wendelin.bigfile.stats import stats_of
 from wendelin.bigfile.virtmem import VMA, BigFileH, ram_stat
 from wendelin.lib.calc import mul
-from wendelin.lib.utils import inttuple
+from wendelin.lib.utils import inttuple, renamed
 
 __all__ = ["BigArray"]
 
@@ -101,6 +101,7 @@ class BigArray(NDArrayLike):
     _v_fileh: BigFileH | None
     _v_vma: weakref.ref[VMA] | None
 
+    @renamed(dtype_="dtype")
     def __init__(
         self,
         shape: SupportsIndex | Iterable[SupportsIndex],
@@ -430,21 +431,31 @@ class BigArray(NDArrayLike):
 
     # ---- size ----
 
-    def resize(self, shape: SupportsIndex | Iterable[SupportsIndex]) -> None:
+    def resize(
+        self, new_shape: SupportsIndex | Iterable[SupportsIndex], refcheck: bool = True
+    ) -> None:
         """Give the array another shape, in place and in constant time.
 
         Bytes keep their place in the file: so elements do where the minor axes stay. Grown
         parts are zeros, also where there was data before a shrink: what is past the end is
         dropped. Views taken before keep their size, and see zeros there.
 
+        Parameters
+        ----------
+        new_shape : int or sequence of int
+        refcheck : bool
+            For programs that resize ndarrays: there are no references that it could harm.
+
         Raises
         ------
         TypeError, ValueError
-            shape is none, or the array is read-only; it stays as it was.
+            new_shape is none, or the array is read-only; it stays as it was.
         """
+        if not isinstance(refcheck, bool | np.bool):
+            raise TypeError(f"refcheck is {refcheck!r}: it must be a bool. A shape is one argument")
         if self._is_read_only():
             raise ValueError(f"{self!r} is read-only: it is a past state, opened by a reference")
-        new = self._check_shape(shape)
+        new = self._check_shape(new_shape)
         end = mul(new) * self.itemsize
         if end != self.nbytes:
             self._drop(min(end, self.nbytes), max(end, self.nbytes))

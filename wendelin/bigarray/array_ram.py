@@ -17,6 +17,7 @@ from numpy.typing import DTypeLike, NDArray
 from wendelin.bigarray.array import BigArray, Order
 from wendelin.bigarray.html import Overview
 from wendelin.bigfile import HOLE, BigFile
+from wendelin.lib.utils import renamed
 
 __all__ = ["RAMArray"]
 
@@ -53,6 +54,7 @@ class RAMArray(BigArray):
         See BigArray.
     """
 
+    @renamed(dtype_="dtype")
     def __init__(
         self,
         shape: SupportsIndex | Iterable[SupportsIndex],

@@ -25,6 +25,7 @@ from wendelin.bigfile.blktab import stored_blocks
 from wendelin.bigfile.file_zodb import ZBigFile, ZBigFileH
 from wendelin.bigfile.survey import stored_size
 from wendelin.bigfile.zblk import check_format
+from wendelin.lib.utils import renamed
 from wendelin.lib.zodb import (
     LivePersistent,
     zconn_at,
@@ -106,6 +107,7 @@ class ZBigArray(BigArray, LivePersistent):
     zfile: ZBigFile
     _zblk_fmt: str | None = None
 
+    @renamed(dtype_="dtype")
     def __init__(
         self,
         shape: SupportsIndex | Iterable[SupportsIndex],
