@@ -28,6 +28,8 @@ __all__ = ["zstor_2zurl"]
 def zstor_2zurl(storage: Any) -> str:
     """Return the URL of a storage: dbstoropen() opens the same again, in any process.
 
+    That of a FileStorage, if it packs as by default, is opened by zodburi alone as well.
+
     Parameters
     ----------
     storage : storage
@@ -76,11 +78,12 @@ def _of_file(storage: FileStorage) -> str:
         raise NotImplementedError(f"no URL can name {_name(storage)}: there is a '?' in its path")
     if storage.isReadOnly() and getattr(storage, "_follower", True) is None:
         raise NotImplementedError(f"no URL can name a past state (stop=) of {_name(storage)}")
-    aligns = getattr(storage, "align", False)
     helper = getattr(storage, "fshelper", None)
     return f"file://{path}" + _query(
         {
-            "align": None if aligns else "false",
+            # A plain FileStorage says nothing of it: its URL is one of zodburi, without our options
+            # where it has none that zodburi does not know.
+            "align": None if getattr(storage, "align", True) else "false",
             "blobstorage_dir": getattr(storage, "blob_dir", None)
             or getattr(helper, "base_dir", None),
             "ordered": "true" if getattr(storage, "ordered", False) else None,

@@ -236,9 +236,7 @@ def zconn_before(conn: Any) -> bytes | None:
     storage = conn._normal_storage
     before = getattr(storage, "_before", None) or getattr(storage, "_start", None)
     if before is None:
-        visible = getattr(
-            storage, "highest_visible_tid", 0
-        )  # of RelStorage; 0: of nothing yet
+        visible = getattr(storage, "highest_visible_tid", 0)  # of RelStorage; 0: of nothing yet
         before = p64(visible + 1) if isinstance(visible, int) and visible else None
     return before if isinstance(before, bytes) and len(before) == 8 else None
 

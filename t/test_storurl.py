@@ -1,6 +1,8 @@
 """lib/storurl.py and lib/dburl.py: from a storage to its URL, and back."""
 
 import os
+from contextlib import closing
+from functools import partial
 
 import pytest
 import storages
@@ -12,6 +14,7 @@ from ZODB.DB import DB
 from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage import FileStorage
 from ZODB.MappingStorage import MappingStorage
+from zodburi import resolve_uri
 
 from wendelin.lib import dburl
 from wendelin.lib.dburl import read_only
@@ -85,9 +88,38 @@ def test_a_path_has_no_options(name, tmp_path, monkeypatch):
         dbclose(dbopen(path))
 
 
-def test_a_file_of_filestorage(tmp_path):
-    storage = FileStorage(str(tmp_path / "a.fs"))
-    assert zstor_2zurl(storage) == f"file://{tmp_path}/a.fs?align=false"
+@pytest.mark.parametrize(
+    ("options", "query"),
+    [
+        ({}, ""),
+        ({"read_only": True}, "?read_only=true"),
+        ({"quota": 1 << 20}, "?quota=1048576"),
+        ({"blob_dir": "blobs"}, "?blobstorage_dir={}/blobs"),
+    ],
+)
+def test_a_file_of_filestorage_has_a_url_of_zodburi(tmp_path, monkeypatch, options, query):
+    monkeypatch.chdir(tmp_path)
+    with closing(FileStorage("a #b.fs")) as storage:
+        db = DB(storage)
+        with db.transaction() as conn:
+            conn.root()["x"] = 1
+    with closing(FileStorage("a #b.fs", **options)) as storage:
+        url = zstor_2zurl(storage)
+        demo = DemoStorage(base=storage, changes=AlignedFileStorage("changes.fs"))
+        demo_url = zstor_2zurl(demo)
+        demo.changes.close()
+    assert url == f"file://{tmp_path}/a #b.fs{query.format(tmp_path)}"
+    for each in url, demo_url:
+        for factory, arguments in (resolve_uri(each), (partial(dbstoropen, each), {})):
+            with closing(factory()) as storage:
+                assert storage.isReadOnly() is (each is url and "read_only" in options)
+                assert DB(storage, **arguments).open().root()["x"] == 1
+
+
+def test_a_file_of_filestorage_that_packs_in_another_way(tmp_path):
+    """It would lose what it keeps."""
+    storage = FileStorage(str(tmp_path / "a.fs"), pack_gc=False)
+    assert zstor_2zurl(storage) == f"file://{tmp_path}/a.fs?pack_gc=false"
     storage.close()
 
 
