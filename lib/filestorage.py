@@ -204,13 +204,18 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
 
     # ---- files of Python 2 ----
 
-    def _begin(self, tid: bytes, u: bytes, d: bytes, e: bytes) -> None:
-        if self._python2:  # it is going to have what Python 2 cannot read
+    def _finish(self, tid: bytes, u: bytes, d: bytes, e: bytes) -> None:
+        if self._python2 and self._nextpos:  # it is going to have what Python 2 cannot read
             self._file.seek(0)
             self._file.write(FILESTORAGE_MAGIC)
             self._file.flush()
             self._python2 = False
-        super()._begin(tid, u, d, e)
+            log.warning(
+                "%s was written by Python 2, and this is the first commit of Python 3: from now on "
+                "Python 2 cannot open it",
+                self._file_name,
+            )
+        super()._finish(tid, u, d, e)
 
     # ---- where records are ----
 

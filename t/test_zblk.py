@@ -3,7 +3,10 @@
 import io
 import shutil
 import sys
+from contextlib import closing
 from pathlib import Path
+from pickle import dumps
+from struct import pack
 
 import numpy as np
 import pytest
@@ -12,7 +15,9 @@ from BTrees.IOBTree import IOBTree
 from BTrees.LOBTree import LOBTree
 from clients import zeros
 from persistent import Persistent
-from ZODB.utils import get_pickle_metadata, load_current
+from ZODB.Connection import TransactionMetaData
+from ZODB.FileStorage import FileStorage
+from ZODB.utils import get_pickle_metadata, load_current, z64
 from zodbpickle import binary
 from zodbpickle.pickle import Pickler
 
@@ -142,6 +147,54 @@ def test_early_databases_are_read(name, align, tmp_path):
     root._p_jar.sync()
     assert np.array_equal(view[1], block1)
     assert np.array_equal(view[3], block3)
+    dbclose(root)
+
+
+def index_of_python2(path):
+    """Return the index that ZODB on Python 2 saves of a file: keys and buckets are str."""
+
+    def text(data):
+        size = len(data)
+        return b"U" + bytes([size]) + data if size < 256 else b"T" + pack("<i", size) + data
+
+    with closing(FileStorage(path, read_only=True)) as fs:
+        index, pos = fs._index, fs._pos
+    parts = [b"J" + pack("<i", pos) + b"."]
+    for prefix, bucket in index._data.items():
+        parts.append(text(prefix) + text(bucket.toString()) + b"\x86.")
+    return b"".join([*parts, b"N."])
+
+
+@pytest.mark.parametrize("align", [True, False])
+def test_the_first_commit_to_a_database_of_python2_says_so(align, tmp_path, caplog):
+    path = Path(shutil.copy(DATA / "zblk-py2_pickle2.fs", tmp_path))
+    copy = tmp_path / "copy.fs"
+    copy.write_bytes(b"FS30" + path.read_bytes()[4:])  # to be read by FileStorage here
+    Path(f"{path}.index").write_bytes(index_of_python2(str(copy)))
+    root = dbopen(f"file://{path}?align={align}")
+    root["zbigf"].fileh_open()
+    assert "Traceback" not in caplog.text
+    assert not any(record.exc_info for record in caplog.records)
+    root["x"] = 1
+    transaction.abort()
+    storage = root._p_jar.db().storage
+    for phase in "begin", "vote":
+        txn = TransactionMetaData()
+        storage.tpc_begin(txn)
+        storage.store(storage.new_oid(), z64, dumps(("a", "B")) + dumps(1), "", txn)
+        if phase == "vote":
+            storage.tpc_vote(txn)
+        storage.tpc_abort(txn)
+        assert path.read_bytes()[:4] == b"FS21"  # what was not committed changes nothing
+    assert "Python 2" not in caplog.text
+    for i in range(2):
+        root["x"] = i
+        transaction.commit()
+        assert path.read_bytes()[:4] == b"FS30"
+    said = [r.getMessage() for r in caplog.records if "Python 2" in r.getMessage()]
+    assert len(said) == 1
+    assert str(path) in said[0]
+    assert "from now on Python 2 cannot open it" in said[0]
     dbclose(root)
 
 
