@@ -12,13 +12,14 @@ from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.survey import stored_numbers, survey
 from wendelin.cli.files.base import Layout, Source
+from wendelin.cli.files.convert import plain
 
 __all__ = ["ArraySource", "flat_bytes", "layout_of"]
 
 
 def layout_of(array: ZBigArray) -> Layout:
     """Return what an array is, besides its elements."""
-    return Layout(array.shape, array.dtype, array._order)
+    return Layout(array.shape, plain(array.dtype), array._order)
 
 
 def flat_bytes(array: ZBigArray) -> BigArray:
@@ -45,7 +46,7 @@ class ArraySource(Source):
         self._numbers: Iterator[int] | None = None
         self._next = -1  # the last block that came of them
 
-    def read(self, start: int, stop: int) -> NDArray[Any]:
+    def _read(self, start: int, stop: int) -> NDArray[Any]:
         """See Source.
 
         Raises

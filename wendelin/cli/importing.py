@@ -23,7 +23,9 @@ from wendelin.cli.arguments import (
     step_option,
 )
 from wendelin.cli.database import opened
-from wendelin.cli.files import Options, open_source, parse_file
+from wendelin.cli.errors import Failure
+from wendelin.cli.files import File, Options, open_source, parse_file
+from wendelin.cli.files.base import Source
 from wendelin.cli.output import (
     layout_json,
     print_json,
@@ -33,6 +35,29 @@ from wendelin.cli.output import (
 from wendelin.cli.transfer import Target, fill
 
 __all__ = ["import_file"]
+
+_MOST = 1 << 47  # of an array: what a process can map [bytes]
+
+
+def _opened_source(file: File, options: Options) -> Source:
+    """Open a file, before anything is done; an array that is too large to be meant is refused.
+
+    Raises
+    ------
+    Failure
+        It has more than a process can map: a file of some KiB may say so.
+    """
+    source = open_source(file, options)
+    size = source.layout.size * source.layout.dtype.itemsize
+    if size <= _MOST:
+        return source
+    source.close()
+    name = f"{file.path}:{file.member}" if file.member else file.path
+    raise Failure(
+        f"{name} is too large: its shape is {source.layout.shape}, so it has {size_text(size)}; an "
+        f"import takes {size_text(_MOST)} at most, which is what a process can map. A program can "
+        f"make such an array, and fill parts of it"
+    )
 
 
 @click.command(
@@ -59,6 +84,11 @@ Examples:
     default=None,
     help="Whether the first line of a CSV file has names.  [default: if it has no number]",
 )
+@click.option(
+    "--external",
+    is_flag=True,
+    help="Read also what an HDF5 file, or a Zarr folder, says to be in other files: of any path.",
+)
 @delimiter_option
 @blksize_option
 @format_option
@@ -74,6 +104,7 @@ def import_file(
     offset: int | None,
     columns: str | None,
     header: bool | None,
+    external: bool,
     delimiter: str | None,
     blksize: int,
     zblk_fmt: str | None,
@@ -88,9 +119,12 @@ def import_file(
     where it was; until all is there, the array is in NAME~import, and nothing by its name.
     """
     names = [name.strip() for name in columns.split(",")] if columns else []
-    options = Options(dtype, shape, order, offset, names, delimiter, header)
+    options = Options(dtype, shape, order, offset, names, delimiter, header, external)
     what = parse_file(file, raw=dtype is not None)
-    with closing(open_source(what, options)) as source, opened(address.url, write=True) as root:
+    with (
+        closing(_opened_source(what, options)) as source,
+        opened(address.url, write=True) as root,
+    ):
         target = Target(root, address, source, replace, blksize, zblk_fmt)
         itemsize = source.layout.dtype.itemsize
         before, total = target.done * itemsize, source.layout.size * itemsize

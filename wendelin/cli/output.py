@@ -24,6 +24,7 @@ from rich.text import Text
 
 from wendelin.cli.database import tid_time
 from wendelin.cli.files.base import Layout
+from wendelin.cli.files.convert import describe
 from wendelin.lib.sizes import size_text
 
 __all__ = [
@@ -93,10 +94,10 @@ def layout_texts(layout: Layout | None) -> tuple[str, str, str]:
 
 
 def layout_json(layout: Layout | None) -> dict[str, Any]:
-    """Return the same for JSON; the dtype as .npy files have it."""
+    """Return the same for JSON; the dtype as .npy files have it, or as np.dtype() takes it."""
     if layout is None:
         return {"shape": None, "dtype": None, "order": None}
-    dtype = np.lib.format.dtype_to_descr(layout.dtype)
+    dtype = describe(layout.dtype)
     return {"shape": list(layout.shape), "dtype": dtype, "order": layout.order}
 
 

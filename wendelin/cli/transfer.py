@@ -29,6 +29,7 @@ from wendelin.cli.address import Address
 from wendelin.cli.arrays import flat_bytes, layout_of
 from wendelin.cli.errors import Failure, explain
 from wendelin.cli.files.base import Source
+from wendelin.cli.files.convert import as_bytes
 from wendelin.cli.output import Advance
 from wendelin.cli.tree import find
 
@@ -258,7 +259,7 @@ class Target:
         first = max(0, self.done - max(1, _CHECKED // itemsize))
         if first == self.done:
             return True
-        expected = source.read(first, self.done).view(np.uint8)
+        expected = as_bytes(source.read(first, self.done))
         there = flat_bytes(self.array).read(slice(first * itemsize, self.done * itemsize))
         return np.array_equal(expected, there)
 
@@ -286,6 +287,12 @@ class Target:
         self._place.obj = self.array
         self._place.progress = None
         self._commit("complete")
+
+    def discard(self) -> None:
+        """Leave nothing of what was begun, when nothing can come of it."""
+        self._check_ours()
+        self._place.progress = None
+        self._commit("given up")
 
     def _check_ours(self) -> None:
         if self._place.progress is not self._progress:
@@ -317,11 +324,11 @@ def fill(target: Target, source: Source, step: int, tell: Advance) -> None:
     done = target.done
     try:
         for start, stop in parts(source, done, step):
-            values = source.read(start, stop) if start < stop else None
+            data = as_bytes(source.read(start, stop)) if start < stop else None
             target.begin()  # now that something could be read
-            if values is not None:
+            if data is not None:
                 flat = flat_bytes(array) if flat is None else flat
-                flat[start * itemsize : stop * itemsize] = values.view(np.uint8)
+                flat[start * itemsize : stop * itemsize] = data
             target.advance(stop)
             tell((stop - done) * itemsize)
             done = stop
@@ -334,6 +341,8 @@ def fill(target: Target, source: Source, step: int, tell: Advance) -> None:
             done = target.done
         lasting = isinstance(e, _LASTING)
         if lasting and not done:
+            with suppress(Exception):
+                target.discard()
             raise Failure(explain(e)) from e
         then = "--replace begins anew" if lasting else "the same command goes on from there"
         raise Failure(

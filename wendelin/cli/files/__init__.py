@@ -16,9 +16,10 @@ import numpy as np
 from wendelin.bigarray.array import Order
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import Layout, Sink, Source
-from wendelin.cli.files.datasets import hdf5_sink, hdf5_source, zarr_sink, zarr_source
 from wendelin.cli.files.flat import FlatSink, NpzSink, npy_source, npz_source, raw_source
+from wendelin.cli.files.hdf5 import hdf5_sink, hdf5_source
 from wendelin.cli.files.text import CsvSink, CsvSource
+from wendelin.cli.files.zarrs import zarr_sink, zarr_source
 
 __all__ = [
     "WITH_MEMBERS",
@@ -63,6 +64,7 @@ class Options:
     columns: list[str] = field(default_factory=list)
     delimiter: str | None = None
     header: bool | None = None
+    external: bool = False  # what the file has in other files is read there
 
 
 def _kind(path: str) -> str | None:
@@ -129,9 +131,9 @@ def open_source(file: File, options: Options) -> Source:
     if file.kind == "npz":
         return npz_source(file.path, file.member, identity)
     if file.kind == "hdf5":
-        return hdf5_source(file.path, file.member, identity)
+        return hdf5_source(file.path, file.member, options.external, identity)
     if file.kind == "zarr":
-        return zarr_source(file.path, file.member, identity)
+        return zarr_source(file.path, file.member, options.external, identity)
     if file.kind == "csv":
         dtype = options.dtype or np.dtype(float)
         delimiter = _delimiter(file, options)
@@ -158,10 +160,12 @@ def check_options(file: File, options: Options) -> None:
     allowed = {
         "raw": ("dtype", "shape", "order", "offset"),
         "csv": ("dtype", "columns", "delimiter", "header"),
+        "hdf5": ("external",),
+        "zarr": ("external",),
     }.get(file.kind, ())
-    for name in ("dtype", "shape", "order", "offset", "columns", "delimiter", "header"):
-        value = getattr(options, name)
-        given = value is not None and not (isinstance(value, list) and not value)
+    for name, value in vars(options).items():
+        # not ==: to NumPy, f8 is equal to None
+        given = bool(value) if name in ("columns", "external") else value is not None
         if given and name not in allowed:
             raise click.UsageError(f"--{name} is not for {file.kind} files, as {file.path!r} is")
 

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wendelin.bigarray.array import Order
+from wendelin.cli.errors import Failure
+from wendelin.cli.files.convert import describe, elements
 from wendelin.lib.calc import mul
 
 __all__ = ["Layout", "Sink", "Slab", "Source", "slabs"]
@@ -35,8 +37,26 @@ class Layout(NamedTuple):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the same, of plain values."""
-        descr = np.lib.format.dtype_to_descr(self.dtype)
-        return {"shape": list(self.shape), "dtype": repr(descr), "order": self.order}
+        return {
+            "shape": list(self.shape),
+            "dtype": repr(describe(self.dtype)),
+            "order": self.order,
+        }
+
+    def with_axes(self) -> Layout:
+        """Return the same where elements that are arrays are axes: the last ones.
+
+        Raises
+        ------
+        ValueError
+            They are not the last ones in the order of elements: it is 'F'.
+        """
+        shape, dtype = self.shape, self.dtype
+        if dtype.subdtype is not None and self.order == "F":
+            raise ValueError(f"its elements are arrays, {dtype}, in Fortran order")
+        while dtype.subdtype is not None:  # they may be nested
+            shape, dtype = (*shape, *dtype.shape), dtype.base
+        return Layout(shape, dtype, self.order)
 
 
 class Source(ABC):
@@ -46,15 +66,28 @@ class Source(ABC):
     #: of text: what stands in its first line, if that has names and is no data
     header: list[str] | None = None
 
-    @abstractmethod
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Return elements [start, stop), as a 1-d array of the layout's dtype.
 
         Raises
         ------
         Failure
-            There are not as many.
+            There are not as many, or they are not what was announced.
         """
+        try:
+            values = elements(self._read(start, stop), self.layout.dtype)
+        except TypeError as e:
+            raise Failure(f"{self.identity().get('file', 'the source')} gave {e}") from e
+        if len(values) != stop - start:
+            raise Failure(
+                f"{self.identity().get('file', 'the source')} gave {len(values)} elements where "
+                f"{stop - start} were asked for"
+            )
+        return values
+
+    @abstractmethod
+    def _read(self, start: int, stop: int) -> NDArray[Any]:
+        """Return elements [start, stop) in C order, as they are read: see elements()."""
 
     def next_data(self, start: int) -> int:
         """Return where, from an element on, the first one may be that is not zero; or the end."""
@@ -77,8 +110,9 @@ class Sink(ABC):
     sparse = False
     #: elements that are best written together
     together = 1
+    #: of elements in the file: byte order and offsets of fields may differ from the array's
+    dtype: np.dtype[Any]
 
-    @abstractmethod
     def write(self, start: int, values: NDArray[Any]) -> None:
         """Write elements [start, start + len(values)).
 
@@ -86,7 +120,13 @@ class Sink(ABC):
         ----------
         start : int
         values : ndarray, 1-d
+            Of the array's dtype.
         """
+        self._write(start, elements(values, self.dtype))
+
+    @abstractmethod
+    def _write(self, start: int, values: NDArray[Any]) -> None:
+        """Write elements, which have the dtype of the file."""
 
     @abstractmethod
     def finish(self) -> None:

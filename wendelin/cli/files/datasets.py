@@ -1,10 +1,12 @@
-"""Datasets: of HDF5 files, by h5py, and of Zarr, by zarr; neither has to be installed."""
+"""Datasets, as h5py and zarr have them: shape, dtype, chunks, and indices.
+
+What files these libraries have, and what of them is refused, is in the modules hdf5 and zarrs.
+"""
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Callable
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -14,17 +16,24 @@ from numpy.typing import NDArray
 
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import Layout, Sink, Source, slabs
-from wendelin.cli.files.flat import only_member
+from wendelin.cli.files.convert import elements, plain
 from wendelin.lib.calc import mul
 
-__all__ = ["DatasetSink", "DatasetSource", "hdf5_sink", "hdf5_source", "zarr_sink", "zarr_source"]
+__all__ = ["NUMBERS", "DatasetSink", "DatasetSource", "chunks_of", "library"]
 
 _CACHED = 64 << 20  # of rows of chunks, at most, which are read once [bytes]
-_NUMBERS = "biufc"  # kinds of dtypes for which what is not written is zeros
+NUMBERS = "biufc"  # kinds of dtypes for which what is not written is zeros
 _CHUNK = 4 << 20  # of chunks that are written, about [bytes]
 
 
-def _library(name: str, extra: str) -> ModuleType:
+def library(name: str, extra: str) -> ModuleType:
+    """Return a library that need not be installed.
+
+    Raises
+    ------
+    Failure
+        It is not.
+    """
     try:
         return import_module(name)
     except ImportError as e:
@@ -36,47 +45,71 @@ def _library(name: str, extra: str) -> ModuleType:
 class DatasetSource(Source):
     """A dataset, as h5py and zarr have it.
 
-    Where rows of chunks are not too large, each is read once, as a whole.
+    Where rows of chunks are not too large, each is read once, as a whole. Elements that are arrays
+    are axes: the last ones.
 
     Parameters
     ----------
     dataset
         With shape, dtype, and indices.
-    chunk_rows : int
-        Rows, along the first axis, of a chunk.
+    chunk : sequence of int
+        Shape of a chunk; empty: there are none.
     identity : dict
         See Source.
     close
         Closes what it is in.
+    stored : list of tuple of int, optional
+        Where the chunks begin that are there: others are zeros. None: all may be there.
     """
 
     def __init__(
         self,
         dataset: Any,
-        chunk_rows: int,
+        chunk: Sequence[int],
         identity: dict[str, Any],
         close: Callable[[], None] = lambda: None,
+        stored: list[tuple[int, ...]] | None = None,
     ) -> None:
         self._dataset = dataset
-        # what libraries note on it is not NumPy's
-        dtype = np.lib.format.drop_metadata(dataset.dtype)
-        self.layout = Layout(tuple(map(int, dataset.shape)), dtype, "C")
+        shape = tuple(map(int, dataset.shape))
+        self._axes = len(shape)  # of the dataset
+        self.layout = Layout(shape, plain(dataset.dtype), "C").with_axes()
         self._identity = identity
         self._close = close
-        together = chunk_rows * mul(self.layout.shape[1:])
-        self._together = together if together * dtype.itemsize <= _CACHED else 0
+        rows = mul(self.layout.shape[1:])
+        together = (chunk[0] if chunk else 1) * rows
+        itemsize = self.layout.dtype.itemsize
+        self._together = together if 0 < together * itemsize <= _CACHED else 0
         self._cached: tuple[int, NDArray[Any]] | None = None
+        self._firsts: list[int] | None = None  # elements with which stored chunks begin
+        if stored is not None:
+            steps = [mul(self.layout.shape[axis + 1 :]) for axis in range(self._axes)]
+            self._firsts = sorted(
+                sum(i * step for i, step in zip(at, steps, strict=True)) for at in stored
+            )
+            # from the first of a chunk to its last one, at most
+            self._span = sum((n - 1) * step for n, step in zip(chunk, steps, strict=False))
+            self._span += mul(self.layout.shape[self._axes :]) - 1
 
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """See Source."""
+    def next_data(self, start: int) -> int:
+        """See Source: chunks that are not stored are zeros."""
+        if self._firsts is None:
+            return start
+        # as all reach equally far, the first that does not end before
+        i = bisect_left(self._firsts, start - self._span)
+        return max(start, self._firsts[i]) if i < len(self._firsts) else self.layout.size
+
+    def _read(self, start: int, stop: int) -> NDArray[Any]:
         if not self._together:
-            return self._read(start, stop)
-        parts = []
+            return self._part(start, stop)
+        result = np.empty(stop - start, self.layout.dtype)
         for n in range(start // self._together, -(-stop // self._together)):
             first = n * self._together
             rows = self._rows(n)
-            parts.append(rows[max(0, start - first) : stop - first])
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            part = rows[max(0, start - first) : stop - first]
+            at = max(start, first) - start
+            result[at : at + len(part)] = part
+        return result
 
     def _rows(self, n: int) -> NDArray[Any]:
         """Return all elements of the n-th row of chunks."""
@@ -84,15 +117,21 @@ class DatasetSource(Source):
             first = n * self._together
             self._cached = None
             stop = min(first + self._together, self.layout.size)
-            self._cached = n, self._read(first, stop)
+            self._cached = n, self._part(first, stop)
         return self._cached[1]
 
-    def _read(self, start: int, stop: int) -> NDArray[Any]:
+    def _part(self, start: int, stop: int) -> NDArray[Any]:
+        """Return elements [start, stop) of the layout's dtype, as the library reads them."""
         result = np.empty(stop - start, self.layout.dtype)
         at = 0
         for slab in slabs(self.layout.shape, start, stop):
             size = mul(slab.shape)
-            result[at : at + size] = np.asarray(self._dataset[slab.where]).reshape(-1)
+            # a scalar is one with (), and may be no ndarray
+            values = np.asarray(self._dataset[slab.where[: self._axes]])
+            if inner := slab.where[self._axes :]:
+                index: Any = (..., *inner)
+                values = values[index]
+            result[at : at + size] = elements(values, self.layout.dtype)
             at += size
         return result
 
@@ -105,61 +144,10 @@ class DatasetSource(Source):
         self._close()
 
 
-def hdf5_source(path: str, member: str, identity: dict[str, Any]) -> DatasetSource:
-    """Return a dataset of an HDF5 file; the only one, if no name is given."""
-    h5py = _library("h5py", "hdf5")
-    try:
-        file = h5py.File(path, "r")
-    except FileNotFoundError:
-        raise
-    except OSError as e:
-        raise Failure(f"{path} is no HDF5 file that can be read: {e}") from e
-    try:
-        names: list[str] = []
-        if member:
-            names = [member] if isinstance(file.get(member), h5py.Dataset) else []
-        if not names:
-            file.visititems(
-                lambda name, obj: names.append(name) if isinstance(obj, h5py.Dataset) else None
-            )
-        name = only_member(path, member, names)
-        dataset = file[name]
-        if dataset.shape is None:
-            raise Failure(f"{path}:{name} is an empty dataset, without a shape")
-        rows = dataset.chunks[0] if dataset.chunks else 1
-        return DatasetSource(dataset, rows, {**identity, "member": name}, file.close)
-    except BaseException:
-        file.close()
-        raise
-
-
-def zarr_source(path: str, member: str, identity: dict[str, Any]) -> DatasetSource:
-    """Return an array of a Zarr folder; the only one, if no name is given."""
-    zarr = _library("zarr", "zarr")
-    if not os.path.exists(path):
-        raise FileNotFoundError(2, "No such file or directory", path)
-    try:
-        found = zarr.open(path, mode="r")
-    except (ValueError, KeyError, OSError) as e:
-        raise Failure(f"{path} is no Zarr array, nor a group of such: {e}") from e
-    name = ""
-    if isinstance(found, zarr.Group):
-        names = [key for key, obj in found.members(max_depth=None) if isinstance(obj, zarr.Array)]
-        name = only_member(path, member.strip("/"), sorted(names))
-        found = found[name]
-    elif member:
-        raise Failure(f"{path} is an array, and has none by the name {member!r}")
-    chunks = found.shards or found.chunks
-    meta = [os.path.join(path, name, file) for file in ("zarr.json", ".zarray")]
-    changed = [os.stat(file).st_mtime_ns for file in meta if os.path.exists(file)]
-    rows = chunks[0] if chunks else 1
-    return DatasetSource(found, rows, {**identity, "member": name, "changed": changed})
-
-
 # ---- sinks ----
 
 
-def _chunks(layout: Layout) -> tuple[int, ...]:
+def chunks_of(layout: Layout) -> tuple[int, ...]:
     """Return a shape of chunks whose elements follow each other in the array's order."""
     most = max(1, _CHUNK // layout.dtype.itemsize)
     chunk = []
@@ -178,6 +166,8 @@ class DatasetSink(Sink):
     dataset
         Which takes values by indices.
     layout : Layout
+    dtype : data-type
+        That the library has for it.
     close
         Closes what it is in.
     resumable : bool
@@ -188,19 +178,21 @@ class DatasetSink(Sink):
         self,
         dataset: Any,
         layout: Layout,
+        dtype: np.dtype[Any],
         close: Callable[[], None] = lambda: None,
         resumable: bool = False,
     ) -> None:
         self._dataset = dataset
         self._layout = layout
+        self.dtype = dtype
         self._close = close
         self.resumable = resumable
-        self.sparse = layout.dtype.kind in _NUMBERS
-        self.together = mul(_chunks(layout))
+        self.sparse = layout.dtype.kind in NUMBERS
+        self.together = mul(chunks_of(layout))
 
-    def write(self, start: int, values: NDArray[Any]) -> None:
-        """See Sink."""
+    def _write(self, start: int, values: NDArray[Any]) -> None:
         shape, fortran = self._layout.shape, self._layout.order == "F"
+        values = values.view(self.dtype)  # with what the library notes on it
         at = 0
         for slab in slabs(tuple(reversed(shape)) if fortran else shape, start, start + len(values)):
             size = mul(slab.shape)
@@ -218,45 +210,3 @@ class DatasetSink(Sink):
     def close(self) -> None:
         """See Sink."""
         self._close()
-
-
-def hdf5_sink(path: str, layout: Layout, member: str) -> DatasetSink:
-    """Return a new HDF5 file with one dataset."""
-    h5py = _library("h5py", "hdf5")
-    file = h5py.File(path, "w")
-    try:
-        chunks = _chunks(layout) if layout.shape and layout.size else None
-        dataset = file.create_dataset(member, layout.shape, layout.dtype, chunks=chunks)
-    except TypeError as e:
-        file.close()
-        raise Failure(f"an HDF5 file cannot have dtype {layout.dtype}: {e}") from e
-    return DatasetSink(dataset, layout, file.close)
-
-
-def zarr_sink(path: str, layout: Layout, member: str, resume: bool) -> DatasetSink:
-    """Return a Zarr array in a folder of its own; a new one, or one to go on with."""
-    zarr = _library("zarr", "zarr")
-    if resume:
-        return DatasetSink(zarr.open_array(path, path=member, mode="r+"), layout, resumable=True)
-    number = layout.dtype.kind in _NUMBERS
-    known: dict[str, Any] = {"fill_value": 0} if number else {}
-    # version 3 has numbers, and no byte order of theirs
-    version = 3 if number and layout.dtype.isnative else 2
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of dtypes that Zarr has not settled yet
-            if member:
-                zarr.open_group(path, mode="w", zarr_format=version)
-            dataset = zarr.create_array(
-                path,
-                name=member or None,
-                shape=layout.shape,
-                dtype=layout.dtype,
-                chunks=_chunks(layout),
-                config={"write_empty_chunks": True},  # -0.0 would be empty
-                overwrite=True,
-                zarr_format=version,
-                **known,
-            )
-    except (TypeError, ValueError) as e:
-        raise Failure(f"a Zarr array cannot have dtype {layout.dtype}: {e}") from e
-    return DatasetSink(dataset, layout, resumable=True)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import struct
+import warnings
 import zipfile
 from typing import IO, Any
 
@@ -12,8 +16,19 @@ from numpy.typing import NDArray
 from wendelin.bigarray.array import Order
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import Layout, Sink, Source
+from wendelin.cli.files.convert import as_bytes, is_described, packed, plain
 
-__all__ = ["FlatSink", "FlatSource", "NpzSink", "npy_source", "npz_source", "raw_source"]
+__all__ = [
+    "FlatSink",
+    "FlatSource",
+    "NpzSink",
+    "npy_source",
+    "npz_source",
+    "only_member",
+    "raw_source",
+]
+
+_HEADER = 1 << 20  # of a .npy, at most: it has all fields of a structure [bytes]
 
 
 class FlatSource(Source):
@@ -26,30 +41,64 @@ class FlatSource(Source):
     layout : Layout
     offset : int
         Of the first element [bytes].
+    size : int
+        That the file has, from there on [bytes].
     identity : dict
         See Source.
+    sparse : bool
+        The file is one of the system's, not buffered: which knows where it has holes.
+
+    Raises
+    ------
+    Failure
+        The file is too short.
     """
 
     def __init__(
-        self, file: IO[bytes], layout: Layout, offset: int, identity: dict[str, Any]
+        self,
+        file: IO[bytes],
+        layout: Layout,
+        offset: int,
+        size: int,
+        identity: dict[str, Any],
+        sparse: bool = True,
     ) -> None:
         self._file = file
         self.layout = layout
         self._offset = offset
         self._identity = identity
+        self._sparse = sparse
+        if size < layout.size * layout.dtype.itemsize:
+            self._fail(size)
 
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """See Source."""
+    def _fail(self, size: int) -> None:
+        raise Failure(
+            f"{self._identity['file']} ends after {size} bytes of data, of "
+            f"{self.layout.size * self.layout.dtype.itemsize}"
+        )
+
+    def _read(self, start: int, stop: int) -> NDArray[Any]:
         itemsize = self.layout.dtype.itemsize
         self._file.seek(self._offset + start * itemsize)
-        size = (stop - start) * itemsize
-        data = self._file.read(size)
-        if len(data) != size:
-            raise Failure(
-                f"{self._identity['file']} ends after {start * itemsize + len(data)} bytes of "
-                f"data, of {self.layout.size * itemsize}"
-            )
-        return np.frombuffer(data, self.layout.dtype)
+        data = np.empty((stop - start) * itemsize, np.uint8)
+        view, at = data.data, 0
+        while at < len(view):
+            n = self._file.readinto(view[at:])  # type: ignore[attr-defined]
+            if not n:
+                self._fail(start * itemsize + at)
+            at += n
+        return data.view(self.layout.dtype)
+
+    def next_data(self, start: int) -> int:
+        """See Source: holes of the file are zeros."""
+        if not self._sparse:
+            return start
+        itemsize = self.layout.dtype.itemsize
+        try:
+            at = os.lseek(self._file.fileno(), self._offset + start * itemsize, os.SEEK_DATA)
+        except OSError as e:
+            return self.layout.size if e.errno == errno.ENXIO else start
+        return min(max(start, (at - self._offset) // itemsize), self.layout.size)
 
     def identity(self) -> dict[str, Any]:
         """See Source."""
@@ -60,27 +109,54 @@ class FlatSource(Source):
         self._file.close()
 
 
+def _read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return shape, whether in Fortran order, and dtype.
+
+    Raises
+    ------
+    ValueError
+        It is no .npy.
+    """
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file, _HEADER)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(file, _HEADER)
+    if version != (3, 0):
+        raise ValueError(f"it is of version {version[0]}.{version[1]}: 1.0, 2.0 and 3.0 are read")
+    # NumPy has no public name for it. It is 2.0, but for its encoding: in literals of Python, which
+    # names of fields are, a character may be an escape as well.
+    head = file.read(4)
+    length = struct.unpack("<I", head)[0] if len(head) == 4 else _HEADER + 1
+    text = file.read(length) if length <= _HEADER else b""
+    if len(text) != length:
+        raise ValueError(f"its header is cut, or has more than {_HEADER} bytes")
+    latin = text.decode().encode("latin-1", "backslashreplace")
+    header = io.BytesIO(struct.pack("<I", len(latin)) + latin)
+    return np.lib.format.read_array_header_2_0(header, 8 * _HEADER)
+
+
 def _npy_layout(file: IO[bytes], name: str) -> Layout:
     """Return what the header of a .npy says; the file is behind it then."""
     try:
-        version = np.lib.format.read_magic(file)
-        if version == (1, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        elif version == (2, 0):
-            shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
-        else:
-            raise ValueError(f"it is of version {version[0]}.{version[1]}, and not 1.0 or 2.0")
-    except ValueError as e:
+        with warnings.catch_warnings(action="ignore"):  # Python 2 has written it
+            shape, fortran, dtype = _read_npy_header(file)
+        if any(n < 0 for n in shape):
+            raise ValueError(f"its shape is {shape}")
+        return Layout(shape, plain(dtype), "F" if fortran and len(shape) > 1 else "C").with_axes()
+    except OSError:
+        raise
+    except Exception as e:  # of Python's parser, too
         raise Failure(f"{name} is no .npy that can be read: {e}") from e
-    return Layout(shape, dtype, "F" if fortran and len(shape) > 1 else "C")
 
 
 def npy_source(path: str, identity: dict[str, Any]) -> FlatSource:
     """Return the array of a .npy file."""
-    file = open(path, "rb")  # noqa: SIM115  # it is the source's
+    file = open(path, "rb", buffering=0)  # noqa: SIM115  # it is the source's
     try:
         layout = _npy_layout(file, path)
-        return FlatSource(file, layout, file.tell(), identity)
+        size = os.fstat(file.fileno()).st_size - file.tell()
+        return FlatSource(file, layout, file.tell(), size, identity)
     except BaseException:
         file.close()
         raise
@@ -108,7 +184,9 @@ def npz_source(path: str, member: str, identity: dict[str, Any]) -> FlatSource:
         name = only_member(path, member, names)
         file = archive.open(f"{name}.npy")
         layout = _npy_layout(file, f"{path}:{name}")
-        source = _NpzSource(file, layout, file.tell(), {**identity, "member": name})
+        size = archive.getinfo(f"{name}.npy").file_size - file.tell()
+        identity = {**identity, "member": name}
+        source = _NpzSource(file, layout, file.tell(), size, identity, sparse=False)
         source.archive = archive
         return source
     except BaseException:
@@ -143,7 +221,7 @@ def raw_source(
     identity: dict[str, Any],
 ) -> FlatSource:
     """Return the bytes of a file, from an offset on, as an array; 1-d, if no shape is given."""
-    file = open(path, "rb")  # noqa: SIM115  # it is the source's
+    file = open(path, "rb", buffering=0)  # noqa: SIM115  # it is the source's
     try:
         size = os.fstat(file.fileno()).st_size - offset
         if size < 0:
@@ -156,7 +234,7 @@ def raw_source(
                 f"{path} has {size} bytes from {offset} on, and an array of shape {shape} "
                 f"and dtype {dtype} has {layout.size * dtype.itemsize}"
             )
-        return FlatSource(file, layout, offset, {**identity, "offset": offset})
+        return FlatSource(file, layout, offset, size, {**identity, "offset": offset})
     except BaseException:
         file.close()
         raise
@@ -165,16 +243,33 @@ def raw_source(
 # ---- sinks ----
 
 
+def _npy_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype that a .npy has for a dtype: its header can only say what is in order."""
+    return dtype if is_described(dtype) else packed(dtype)
+
+
 def _write_npy_header(file: IO[bytes], layout: Layout) -> None:
     header = {
-        "descr": np.lib.format.dtype_to_descr(layout.dtype),
+        "descr": np.lib.format.dtype_to_descr(_npy_dtype(layout.dtype)),
         "fortran_order": layout.order == "F",
         "shape": layout.shape,
     }
-    try:
-        np.lib.format.write_array_header_1_0(file, header)
-    except ValueError:  # many fields
-        np.lib.format.write_array_header_2_0(file, header)
+    for write in np.lib.format.write_array_header_1_0, np.lib.format.write_array_header_2_0:
+        try:
+            write(file, header)
+            return
+        except UnicodeEncodeError:  # names of fields
+            break
+        except ValueError:  # many fields
+            pass
+    # version 3, for which NumPy has no public name, byte for byte as it writes it
+    text = "".join(f"{name!r}: {value!r}, " for name, value in sorted(header.items()))
+    data = f"{{{text}}}".encode()
+    if layout.shape:  # room for the major axis, which may grow
+        major = layout.shape[-1 if layout.order == "F" else 0]
+        data += b" " * (21 - len(repr(major)))
+    data += b" " * (64 - (12 + len(data) + 1) % 64) + b"\n"
+    file.write(np.lib.format.magic(3, 0) + struct.pack("<I", len(data)) + data)
 
 
 class FlatSink(Sink):
@@ -194,9 +289,14 @@ class FlatSink(Sink):
     def __init__(self, path: str, layout: Layout, npy: bool) -> None:
         # not emptied: what another one wrote may be gone on with
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
-        self._layout = layout
+        self.dtype = _npy_dtype(layout.dtype) if npy else layout.dtype
+        self._size = layout.size * self.dtype.itemsize  # [bytes]
         if npy:
-            _write_npy_header(self._file, layout)
+            try:
+                _write_npy_header(self._file, layout)
+            except BaseException:
+                self._file.close()
+                raise
         self._offset = self._file.tell()
         self._resumed = False
 
@@ -204,11 +304,10 @@ class FlatSink(Sink):
         """See Sink."""
         self._resumed = True
 
-    def write(self, start: int, values: NDArray[Any]) -> None:
-        """See Sink."""
+    def _write(self, start: int, values: NDArray[Any]) -> None:
         self._begin()
-        self._file.seek(self._offset + start * self._layout.dtype.itemsize)
-        self._file.write(values.view(np.uint8).data)
+        self._file.seek(self._offset + start * self.dtype.itemsize)
+        self._file.write(as_bytes(values).data)
 
     def _begin(self) -> None:
         if not self._resumed:
@@ -226,7 +325,7 @@ class FlatSink(Sink):
         """See Sink."""
         self._begin()
         self._file.flush()
-        self._file.truncate(self._offset + self._layout.size * self._layout.dtype.itemsize)
+        self._file.truncate(self._offset + self._size)
         self.sync()
         self.close()
 
@@ -240,13 +339,13 @@ class NpzSink(Sink):
 
     def __init__(self, path: str, layout: Layout, member: str) -> None:
         self._path = path
+        self.dtype = _npy_dtype(layout.dtype)
         self._archive = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True)
         self._file = self._archive.open(f"{member}.npy", "w", force_zip64=True)
         _write_npy_header(self._file, layout)
 
-    def write(self, start: int, values: NDArray[Any]) -> None:
-        """See Sink."""
-        self._file.write(values.view(np.uint8).data)
+    def _write(self, start: int, values: NDArray[Any]) -> None:
+        self._file.write(as_bytes(values).data)
 
     def finish(self) -> None:
         """See Sink."""

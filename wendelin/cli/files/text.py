@@ -221,8 +221,7 @@ class CsvSource(Source):
             raise ValueError(f"the number of columns is {n}, and {self._width} in the first line")
         return values
 
-    def read(self, start: int, stop: int) -> NDArray[Any]:
-        """See Source."""
+    def _read(self, start: int, stop: int) -> NDArray[Any]:
         n = self._width
         first, last = start // n, -(-stop // n)
         if first < self._next:
@@ -266,7 +265,7 @@ class CsvSink(Sink):
         self._delimiter = delimiter
         self.together = self._columns = layout.shape[1] if len(layout.shape) == 2 else 1
         self._started = False
-        self._dtype = layout.dtype
+        self.dtype = layout.dtype
         self._special = re.compile(f'[\\s"{re.escape(delimiter)}]|^$')
 
     def resume(self, position: int) -> None:
@@ -275,14 +274,13 @@ class CsvSink(Sink):
         self._file.truncate(position)
         self._file.seek(position)
 
-    def write(self, start: int, values: NDArray[Any]) -> None:
-        """See Sink."""
+    def _write(self, start: int, values: NDArray[Any]) -> None:
         self._begin()
-        if self._dtype.names:
-            self._write(zip(*(self._cells(leaf) for _, leaf in _leaves(values)), strict=True))
+        if self.dtype.names:
+            self._write_rows(zip(*(self._cells(leaf) for _, leaf in _leaves(values)), strict=True))
         else:
             texts, n = self._cells(values), self._columns
-            self._write(islice(texts, n) for _ in range(len(values) // n))
+            self._write_rows(islice(texts, n) for _ in range(len(values) // n))
 
     @staticmethod
     def _cells(values: NDArray[Any]) -> Iterator[str]:
@@ -300,7 +298,7 @@ class CsvSink(Sink):
     def _quoted(self, text: str) -> str:
         return '"' + text.replace('"', '""') + '"' if self._special.search(text) else text
 
-    def _write(self, rows: Iterable[Iterable[str]]) -> None:
+    def _write_rows(self, rows: Iterable[Iterable[str]]) -> None:
         lines = (self._delimiter.join(map(self._quoted, row)) + "\n" for row in rows)
         self._file.write("".join(lines).encode())
 
@@ -308,8 +306,8 @@ class CsvSink(Sink):
         if not self._started:
             self._started = True
             self._file.truncate(0)
-            if self._dtype.names:
-                self._write([[name for name, _ in _leaves(np.empty(0, self._dtype))]])
+            if self.dtype.names:
+                self._write_rows([[name for name, _ in _leaves(np.empty(0, self.dtype))]])
 
     def sync(self) -> int:
         """See Sink."""

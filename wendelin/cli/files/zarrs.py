@@ -1,0 +1,135 @@
+"""Arrays in Zarr folders, by zarr, which need not be installed: version 2 and 3.
+
+A folder may have symbolic links to any file of the machine, and a codec that unpickles what it
+reads. The former are followed only if the user says so, the latter is not used at all.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any
+
+import numpy as np
+
+from wendelin.cli.errors import Failure
+from wendelin.cli.files.base import Layout
+from wendelin.cli.files.convert import packed, plain, without_titles
+from wendelin.cli.files.datasets import NUMBERS, DatasetSink, DatasetSource, chunks_of, library
+from wendelin.cli.files.flat import only_member
+
+__all__ = ["zarr_sink", "zarr_source"]
+
+_WRITE_ALL = {"write_empty_chunks": True}  # -0.0 would be empty
+
+
+def _store(path: str, external: bool) -> Any:
+    if external:
+        return path
+    from wendelin.cli.files.zarrstore import FolderStore  # it needs zarr
+
+    return FolderStore(path)
+
+
+def zarr_source(path: str, member: str, external: bool, identity: dict[str, Any]) -> DatasetSource:
+    """Return an array of a Zarr folder; the only one, if no name is given.
+
+    Raises
+    ------
+    Failure
+        There is none; or there are symbolic links, and external is False.
+    """
+    zarr = library("zarr", "zarr")
+    if not os.path.exists(path):
+        raise FileNotFoundError(2, "No such file or directory", path)
+    if not os.path.isdir(path):
+        raise Failure(f"{path} is no Zarr folder: a file of one (zip) is to be unpacked first")
+    member = member.strip("/")
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of dtypes that Zarr has not settled yet
+            found = _array(zarr, zarr.open(_store(path, external), mode="r"), path, member)
+    except (ValueError, KeyError, TypeError, OSError) as e:
+        raise Failure(f"{path} is no Zarr array, nor a group of such: {e}") from e
+    # version 2 has one compressor; what is not there is None
+    codecs = [*(found.filters or ()), *(found.compressors or ())]
+    if any(getattr(codec, "codec_id", "") == "pickle" for codec in codecs):
+        raise Failure(f"{path} has objects that are pickled, which could run any program")
+    meta = [os.path.join(path, found.path, file) for file in ("zarr.json", ".zarray")]
+    changed = [os.stat(file).st_mtime_ns for file in meta if os.path.exists(file)]
+    identity = {**identity, "member": found.path, "changed": changed}
+    return DatasetSource(found, found.shards or found.chunks, identity)
+
+
+def _array(zarr: Any, found: Any, path: str, member: str) -> Any:
+    """Return an array in what a folder has: the array by a name, or the only one."""
+    if isinstance(found, zarr.Array):
+        if member:
+            raise Failure(f"{path} is an array, and has none by the name {member!r}")
+        return found
+    array = found[member] if member and member in found else None
+    if isinstance(array, zarr.Array):
+        return array
+    names = [key for key, obj in found.members(max_depth=None) if isinstance(obj, zarr.Array)]
+    return found[only_member(path, member, sorted(names))]
+
+
+def zarr_sink(path: str, layout: Layout, member: str, resume: bool) -> DatasetSink:
+    """Return a Zarr array in a folder of its own; a new one, or one to go on with.
+
+    Raises
+    ------
+    Failure
+        Zarr has no such dtype.
+    """
+    zarr = library("zarr", "zarr")
+    if resume:
+        dataset = zarr.open_array(path, path=member, mode="r+", config=_WRITE_ALL)
+        return DatasetSink(dataset, layout, plain(dataset.dtype), resumable=True)
+    dtype = packed(without_titles(layout.dtype))  # it has fields, and no offsets of them
+    # Version 3 has numbers, and no byte order of theirs; structures, text and bytes, in forms that
+    # are not settled. These are in version 2, if it has them.
+    number = dtype.kind in NUMBERS
+    versions = (3,) if number and dtype.isnative else (2, 3)
+    why: Exception | None = None
+    with warnings.catch_warnings(action="ignore"):  # of what is not settled
+        for version in versions:
+            settings: dict[str, Any] = {"dtype": dtype, "zarr_format": version}
+            if number:
+                settings["fill_value"] = 0
+            try:
+                found = _tried(zarr, settings)
+            except (TypeError, ValueError) as e:
+                why = e
+                continue
+            if member:
+                zarr.open_group(path, mode="w", zarr_format=version)
+            dataset = zarr.create_array(
+                path,
+                name=member or None,
+                shape=layout.shape,
+                chunks=chunks_of(layout),
+                config=_WRITE_ALL,
+                overwrite=True,
+                **settings,
+            )
+            return DatasetSink(dataset, layout, found, resumable=True)
+    raise Failure(f"a Zarr array cannot have dtype {layout.dtype}: {why}") from why
+
+
+def _tried(zarr: Any, settings: dict[str, Any]) -> np.dtype[Any]:
+    """Write and read an element; return its dtype: zarr makes arrays that it cannot write or read.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Zarr does not have the dtype.
+    """
+    store = zarr.storage.MemoryStore()
+    dtype = settings["dtype"]
+    zeros = np.zeros(1, dtype)
+    array = zarr.create_array(store, shape=(1,), chunks=(1,), config=_WRITE_ALL, **settings)
+    array[:] = zeros
+    found = plain(zarr.open_array(store, mode="r")[:].dtype)
+    if found.newbyteorder("=") != dtype.newbyteorder("="):
+        raise TypeError(f"zarr makes {found} of it")
+    return found

@@ -1,0 +1,194 @@
+"""A Zarr folder that is only read, and only itself: no symbolic link, no `..`, no pipe or device.
+
+What zarr asks for comes out of metadata, which a stranger may have written: each key is opened name
+by name from the folder on, and what is not a regular file under it is refused. It needs zarr.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import contextmanager
+from typing import IO, TYPE_CHECKING, NoReturn
+
+from zarr.abc.store import (
+    ByteRequest,
+    OffsetByteRequest,
+    RangeByteRequest,
+    Store,
+    SuffixByteRequest,
+)
+
+from wendelin.cli.errors import Failure
+
+if TYPE_CHECKING:
+    from zarr.core.buffer import Buffer, BufferPrototype
+
+__all__ = ["FolderStore"]
+
+_NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+class FolderStore(Store):
+    """What is in a folder.
+
+    Parameters
+    ----------
+    path : str
+        Of the folder; it may be a symbolic link itself.
+    """
+
+    supports_writes = False
+    supports_deletes = False
+    supports_listing = True
+
+    def __init__(self, path: str) -> None:
+        super().__init__(read_only=True)
+        self._path = path
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, FolderStore) and other._path == self._path
+
+    def __str__(self) -> str:
+        return self._path
+
+    # ---- files ----
+
+    @contextmanager
+    def _folder(self, names: list[str]) -> Iterator[int]:
+        """Open a folder under the folder."""
+        fd = os.open(self._path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            for i, name in enumerate(names):
+                self._check(fd, name, names[: i + 1])
+                flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+                inner = os.open(name, flags, dir_fd=fd)
+                os.close(fd)
+                fd = inner
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _check(self, fd: int, name: str, names: list[str]) -> os.stat_result:
+        """Return what is by a name in an open folder.
+
+        Raises
+        ------
+        Failure
+            It is, or may be, elsewhere.
+        """
+        if name == ".." or "\0" in name:
+            raise Failure(
+                f"{'/'.join([self._path, *names])} is asked for, and is not in the folder"
+            )
+        state = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        if stat.S_ISLNK(state.st_mode):
+            raise Failure(
+                f"{'/'.join([self._path, *names])} is a symbolic link: it is followed with "
+                f"--external only, if you trust the folder"
+            )
+        return state
+
+    def _file(self, key: str) -> IO[bytes]:
+        """Open the file of a key, to be read."""
+        *folders, name = _names(key) or [""]
+        with self._folder(folders) as fd:
+            state = self._check(fd, name, [*folders, name])
+            if stat.S_ISDIR(state.st_mode):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+            if not stat.S_ISREG(state.st_mode):
+                raise Failure(f"{self._path}/{key} is neither a file nor a folder")
+            flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            return os.fdopen(os.open(name, flags, dir_fd=fd), "rb")
+
+    # ---- as zarr asks ----
+
+    async def get(
+        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
+    ) -> Buffer | None:
+        """See Store."""
+        try:
+            with self._file(key) as file:
+                size = os.fstat(file.fileno()).st_size
+                start, stop = _range(byte_range, size)
+                file.seek(start)
+                data = file.read(max(0, stop - start))
+        except _NOT_THERE:
+            return None
+        return prototype.buffer.from_bytes(data)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """See Store."""
+        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+
+    async def exists(self, key: str) -> bool:
+        """See Store."""
+        try:
+            self._file(key).close()
+        except _NOT_THERE:
+            return False
+        return True
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """See Store."""
+        try:
+            with self._folder(_names(prefix)) as fd:
+                names = os.listdir(fd)
+        except _NOT_THERE:
+            return
+        for name in names:
+            yield name
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """See Store."""
+        at = "/".join(_names(prefix))
+        async for name in self.list_dir(at):
+            key = f"{at}/{name}" if at else name
+            if await self.exists(key):
+                yield key
+            else:
+                async for inner in self.list_prefix(key):
+                    yield inner
+
+    async def list(self) -> AsyncIterator[str]:
+        """See Store."""
+        async for key in self.list_prefix(""):
+            yield key
+
+    def with_read_only(self, read_only: bool = False) -> FolderStore:
+        """See Store."""
+        if not read_only:
+            self._refuse_writes()
+        return FolderStore(self._path)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """See Store."""
+        self._refuse_writes()
+
+    async def delete(self, key: str) -> None:
+        """See Store."""
+        self._refuse_writes()
+
+    def _refuse_writes(self) -> NoReturn:
+        raise ValueError(f"{self._path} is only read")
+
+
+def _names(key: str) -> list[str]:
+    return [name for name in key.split("/") if name not in ("", ".")]
+
+
+def _range(request: ByteRequest | None, size: int) -> tuple[int, int]:
+    """Return [start, stop) of what is asked for, of so many bytes."""
+    match request:
+        case None:
+            return 0, size
+        case RangeByteRequest():
+            return request.start, min(request.end, size)
+        case OffsetByteRequest():
+            return request.offset, size
+        case SuffixByteRequest():
+            return max(0, size - request.suffix), size
