@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from wendelin.lib.errors import BigFileError, ForkError
+
 __all__ = ["BigFileError", "BlockLoadError", "DoomedError", "ForkError", "PageMemoryError"]
-
-
-class BigFileError(Exception):
-    """Something went wrong with a file that is mapped in memory: the root of the others."""
 
 
 class BlockLoadError(BigFileError):
@@ -50,10 +48,6 @@ class PageMemoryError(BigFileError, MemoryError):
     Raised as BlockLoadError is; changes made after it went nowhere, so none of this
     transaction's can be stored.
     """
-
-
-class ForkError(BigFileError):
-    """A child of a fork touched an array of its parent. Open the database anew in the child."""
 
 
 class DoomedError(BigFileError):

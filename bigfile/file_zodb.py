@@ -62,6 +62,7 @@ from wendelin.bigfile.zblk import (
 )
 from wendelin.bigfile.zfile import ZFile
 from wendelin.bigfile.zwatch import watch_of
+from wendelin.lib.forked import is_inherited
 from wendelin.lib.zodb import LivePersistent, zobj_is_committed
 from wendelin.lib.zonce import zconn_is_shared
 from wendelin.lib.zrecord import RecordError
@@ -250,7 +251,9 @@ class ZBigFileH(BigFileH):
         self._end()
 
     def abort(self, txn: Any) -> None:
-        """Discard all changes."""
+        """Discard all changes. In a child of a fork they are its parent's, and stay."""
+        if is_inherited(self.conn):
+            return
         self._end()
         self._finished = False
         self.stored.clear()

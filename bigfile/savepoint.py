@@ -7,6 +7,8 @@ by the thread of the transaction.
 
 from __future__ import annotations
 
+import errno
+import os
 import tempfile
 from dataclasses import dataclass
 from typing import Protocol
@@ -15,10 +17,15 @@ __all__ = ["SavedPages", "Savepoint"]
 
 
 class SavedPages:
-    """Pages that savepoints of a transaction have saved, in a temporary file."""
+    """Pages that savepoints of a transaction have saved, in a temporary file.
+
+    Without a buffer, and without a position in the file: a child of a fork would share them.
+    """
 
     def __init__(self, blksize: int) -> None:
-        self._file = tempfile.TemporaryFile(prefix="wendelin.core-savepoint-")  # noqa: SIM115
+        self._file = tempfile.TemporaryFile(  # noqa: SIM115
+            prefix="wendelin.core-savepoint-", buffering=0
+        )
         self._blksize = blksize
         self._end = 0
         #: blk -> offset of what was saved last [bytes]
@@ -32,16 +39,23 @@ class SavedPages:
         OSError
             There is no room.
         """
-        self._file.seek(self._end)
-        self._file.write(buf)
+        at = self._end
+        while buf:
+            n = os.pwrite(self._file.fileno(), buf, at)
+            buf, at = buf[n:], at + n
         self.where[blk] = self._end
         self._end += self._blksize
 
     def read(self, offset: int, buf: memoryview) -> None:
         """Fill buf with a page."""
-        self._file.seek(offset)
-        # not readinto(): the kernel would write to the page, and get no pager's help
-        buf[:] = self._file.read(self._blksize)
+        start, stop = 0, self._blksize
+        while start < stop:
+            # not preadv(): the kernel would write to the page, and get no pager's help
+            piece = os.pread(self._file.fileno(), stop - start, offset + start)
+            if not piece:
+                raise OSError(errno.EIO, "the file of savepoints was cut")
+            buf[start : start + len(piece)] = piece
+            start += len(piece)
 
     def close(self) -> None:
         """Forget all."""

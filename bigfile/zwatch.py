@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from ZODB.Connection import Connection
 
+from wendelin.lib.forked import of_this_process
 from wendelin.lib.storthreads import asked_in_turn
 from wendelin.lib.zodb import zconn_before, zconn_forget, zconn_takes_bytes_records
 from wendelin.lib.zrecord import BytesRecord
@@ -64,6 +65,7 @@ class Watch:
         self.followers: weakref.WeakSet[Follower] = weakref.WeakSet()
         #: oid -> what makes the record, of blocks that the running commit stores
         self.records: dict[bytes, Callable[[bytes], BytesRecord]] = {}
+        of_this_process(conn.db())
         asked_in_turn(conn)  # from here on other threads ask, too
         storage = conn._normal_storage
         #: of objects that this Connection has stored since the last boundary

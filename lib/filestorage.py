@@ -36,6 +36,7 @@ from ZODB.FileStorage.format import DATA_HDR_LEN, TxnHeader
 from ZODB.POSException import StorageTransactionError
 from ZODB.utils import p64, z64
 
+from wendelin.lib.forked import of_this_process
 from wendelin.lib.fsalign import Pieces, aligned_at
 from wendelin.lib.fsfollow import FileFollower
 from wendelin.lib.fsindex import load_index, save_index, sync_folder
@@ -119,6 +120,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             os.unlink(self._tfile.name)
             self._tfile = Tail(self)
             self._tfmt._file = self._tfile
+        of_this_process(self)
 
     def _let_go(self) -> None:
         """Close what __init__ has opened when it fails."""

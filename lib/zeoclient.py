@@ -40,6 +40,7 @@ from ZEO.ClientStorage import ClientStorage
 from ZEO.Exceptions import ClientDisconnected
 from ZODB.utils import maxtid
 
+from wendelin.lib.forked import of_this_process
 from wendelin.lib.zeoreceive import Receiver, decoder
 
 __all__ = ["WAIT", "ZEOClient"]
@@ -125,6 +126,7 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
                 f"no ZEO server answers at {where} (tried for {wait_timeout} s: wait_timeout), or "
                 f"it has no storage {options.get('storage', '1')!r}: {e}"
             ) from e
+        of_this_process(self)
 
     _newest = b""  # oid that was given
 

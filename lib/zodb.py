@@ -20,6 +20,7 @@ from ZODB.utils import p64, u64, z64
 
 from wendelin.lib.dburl import resolve
 from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.lib.forked import is_inherited, let_go, of_this_process
 from wendelin.lib.fsrecord import Located, OpenFile, Stat
 from wendelin.lib.storthreads import asks_in_parallel, class_of
 from wendelin.lib.storurl import zstor_2zurl
@@ -57,7 +58,9 @@ __all__ = [
 @renamed(uri="url")
 def dbstoropen(url: str | os.PathLike[str], *, read_only: bool = False) -> Any:
     """Return the storage of a path or URL; see dbopen()."""
-    return resolve(os.fspath(url), read_only)[0]()
+    storage = resolve(os.fspath(url), read_only)[0]()
+    of_this_process(storage)
+    return storage
 
 
 @renamed(uri="url")
@@ -95,7 +98,9 @@ def dbopen(url: str | os.PathLike[str], *, read_only: bool = False) -> Any:
     factory, arguments = resolve(os.fspath(url), read_only)
     storage = factory()
     try:
-        return DB(storage, **arguments).open().root()
+        db = DB(storage, **arguments)
+        of_this_process(db)
+        return db.open().root()
     except BaseException:
         storage.close()
         raise
@@ -104,6 +109,8 @@ def dbopen(url: str | os.PathLike[str], *, read_only: bool = False) -> Any:
 def dbclose(root: Any) -> None:
     """Close the Connection, the database and the storage of a root that dbopen() returned.
 
+    In a child of a fork, of what its parent has opened: let go of it. The parent's goes on.
+
     Raises
     ------
     ZODB.POSException.ConnectionStateError
@@ -111,6 +118,9 @@ def dbclose(root: Any) -> None:
     """
     conn = root._p_jar
     db = conn.db()
+    if is_inherited(conn):
+        let_go(conn)
+        return
     conn.close()
     db.close()
 

@@ -46,6 +46,7 @@ from ZODB.DB import DB
 from ZODB.utils import tid_repr
 
 from wendelin.lib.dburl import read_only, resolve
+from wendelin.lib.forked import of_this_process
 from wendelin.lib.storurl import zstor_2zurl
 
 __all__ = ["share", "zconn_is_shared", "zconn_now", "zconn_past"]
@@ -81,6 +82,7 @@ class _Opened:
         if self._db is None:
             try:
                 self._db = self._open()
+                of_this_process(self._db)
             except LockError as e:
                 e.add_note(
                     f"{self.url} is open elsewhere, and only one process writes to a file: use "

@@ -1,0 +1,237 @@
+"""A child of fork(): the databases that it has inherited are its parent's, and refuse.
+
+What a child does to them could be seen as done by the parent. They share the lock of a file, the
+position in it, the connection to a server, and what was half written. So in a child
+
+- a storage, and its database, raise ForkError when they are asked, changed, or closed;
+- the files of a storage are /dev/null: what a buffer still has goes nowhere when it is flushed;
+- an inherited Connection takes no part in the child's transactions: begin() does not ask it. A
+  commit of what was changed through it, before the fork or after it, raises ForkError;
+- dbclose() only lets go of it.
+
+Nothing costs the parent anything: all of it is done to the child's copies, when the child begins.
+
+It knows storages, databases and Connections of ZODB and ZEO. Of others it knows the methods that
+storages have.
+
+Locking: none. Other threads of the parent, which may have held locks, are not in the child.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any, NoReturn
+from weakref import WeakSet
+
+from ZEO.ClientStorage import ClientStorage
+from ZODB.DB import DB
+from ZODB.FileStorage import FileStorage
+
+from wendelin.lib.errors import ForkError
+
+__all__ = ["is_inherited", "let_go", "of_this_process"]
+
+#: methods of a storage, or of what a Connection has of it, that ask others, or change something
+_REFUSED = (
+    "before_instance",
+    "changed_since",
+    "checkCurrentSerialInTransaction",
+    "close",
+    "copyTransactionsFrom",
+    "deleteObject",
+    "getTid",
+    "histories",
+    "history",
+    "iterator",
+    "load",
+    "loadBefore",
+    "loadBlob",
+    "loadSerial",
+    "load_all",
+    "locate",
+    "new_instance",
+    "new_oid",
+    "openCommittedBlobFile",
+    "pack",
+    "ping",
+    "prefetch",
+    "record_iternext",
+    "reset",
+    "restore",
+    "restoreBlob",
+    "stat",
+    "store",
+    "storeBlob",
+    "tpc_abort",
+    "tpc_begin",
+    "tpc_finish",
+    "tpc_vote",
+    "undo",
+    "undoInfo",
+    "undoLog",
+    "undo_instance",
+)
+#: those that a transaction's begin and end call, and that may do nothing
+_QUIET = ("afterCompletion", "poll_invalidations", "release", "sync")
+_REFUSED_BY_DB = ("close", "open", "pack", "transaction", "undo", "undoMultiple")
+
+#: what one storage has of others
+_PARTS = ("_asked", "_base", "_storage", "base", "changes")
+
+_storages: WeakSet[Any] = WeakSet()
+_databases: WeakSet[DB] = WeakSet()
+#: Of the parent. They are kept: who collects them would close them.
+_inherited: list[Any] = []
+_connections: WeakSet[Any] = WeakSet()  # of these
+
+
+def of_this_process(thing: Any) -> None:
+    """Let a storage, or a database, be refused by the children of this process."""
+    (_databases if isinstance(thing, DB) else _storages).add(thing)
+
+
+def is_inherited(conn: Any) -> bool:
+    """Say whether a Connection is one of the parent process."""
+    return conn in _connections
+
+
+def let_go(conn: Any, primary: bool = True) -> None:
+    """Be the close() of a Connection that was inherited: its parent's goes on."""
+    manager, conn.transaction_manager, conn.opened = conn.transaction_manager, None, None
+    if manager is not None:
+        with suppress(Exception):  # no transaction was begun
+            txn = manager.get()
+            for resource in list(txn._resources):
+                if _connection_of(resource) is conn:
+                    txn._unjoin(resource)
+    conn._storage = conn._normal_storage = None
+
+
+def _connection_of(resource: Any) -> Any:
+    """Return the Connection of what has joined a transaction, or None."""
+    return resource if resource in _connections else getattr(resource, "conn", None)
+
+
+def _refuse(name: str, call: str, *args: Any, **kw: Any) -> NoReturn:
+    raise ForkError(
+        f"{call}() of {name}, which was opened before fork(): it is the parent process's. Open the "
+        f"database anew in the child process, as with dbopen()"
+    )
+
+
+def _refuse_commit(name: str, txn: Any) -> None:
+    if any(is_inherited(_connection_of(resource)) for resource in txn._resources):
+        _refuse(name, "commit")
+
+
+def _nothing(*args: Any, **kw: Any) -> list[Any]:
+    return []
+
+
+# ---- in the child ----
+
+
+def _after_fork_in_child() -> None:
+    global _storages, _databases
+    seen: set[int] = set()
+    for db in list(_databases):
+        _inherit_db(db, seen)
+    for storage in list(_storages):
+        _inherit_storage(storage, seen)
+    _inherited.extend([*_databases, *_storages])
+    _storages, _databases = WeakSet(), WeakSet()
+
+
+def _inherit_db(db: DB, seen: set[int]) -> None:
+    if "storage" not in vars(db):
+        return  # it is closed
+    name = _name(db.storage)
+    for conn in [*db.pool, *db.historical_pool]:
+        _inherit_connection(conn, name, seen)
+    for call in _REFUSED_BY_DB:
+        setattr(db, call, partial(_refuse, name, call))
+    for storage in db.storage, db._mvcc_storage:
+        _inherit_storage(storage, seen)
+
+
+def _inherit_connection(conn: Any, name: str, seen: set[int]) -> None:
+    _connections.add(conn)
+    _inherited.append(conn)
+    conn.close = partial(let_go, conn)
+    manager = conn.transaction_manager
+    if manager is not None:
+        with suppress(Exception):  # it was not registered, or no transaction was begun
+            manager.unregisterSynch(conn)
+            if not conn._needs_to_join:
+                txn = manager.get()
+                txn.addBeforeCommitHook(_refuse_commit, (name, txn))
+    for storage in conn._storage, conn._normal_storage:
+        if storage is None:
+            continue
+        _inherit_storage(storage, seen)
+        # A commit was refused at its begin, so there is nothing to abort; or it is the parent's,
+        # and so are the savepoints that an abort would close.
+        storage.tpc_abort = storage.close = _nothing
+
+
+def _inherit_storage(storage: Any, seen: set[int]) -> None:
+    """Let a storage refuse, and what it consists of."""
+    if id(storage) in seen:
+        return
+    seen.add(id(storage))
+    has = getattr(storage, "__dict__", {})
+    for part in _PARTS:
+        if has.get(part) is not None:
+            _inherit_storage(has[part], seen)
+    name = _name(storage)
+    for call in (*_REFUSED, *_QUIET):
+        if hasattr(storage, call):
+            with suppress(AttributeError):  # it takes no attributes
+                setattr(storage, call, _nothing if call in _QUIET else partial(_refuse, name, call))
+    for file in _files(has):
+        with suppress(AttributeError, OSError, ValueError):  # it is none, or closed
+            _point_to_nowhere(file.fileno())
+    if isinstance(storage, ClientStorage):
+        storage._server.io_call = partial(_no_io, name)
+    elif isinstance(storage, FileStorage):
+        storage._lock = threading.RLock()  # of lastTransaction(), for example
+
+
+def _files(values: dict[str, Any]) -> Iterator[Any]:
+    """Yield the files that a storage, with these attributes, may write to or move in."""
+    for name in "_file", "_tfile":  # of FileStorage, and of what keeps savepoints
+        yield values.get(name)
+    yield getattr(values.get("_lock_file"), "_fp", None)
+    cache = values.get("_cache")  # of ClientStorage
+    yield getattr(cache, "f", None)
+    yield getattr(getattr(cache, "_lock_file", None), "_fp", None)
+    pool = values.get("_files")
+    yield from (*getattr(pool, "_files", ()), *getattr(pool, "_out", ()))
+
+
+def _point_to_nowhere(fd: int) -> None:
+    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.dup2(nowhere, fd, inheritable=False)
+    finally:
+        os.close(nowhere)
+
+
+def _no_io(name: str, coro: Any, *args: Any, **kw: Any) -> NoReturn:
+    coro.close()
+    _refuse(name, "a call")
+
+
+def _name(storage: Any) -> str:
+    names: Callable[[], str] | None = getattr(storage, "getName", None)
+    try:
+        return repr(names()) if names is not None else type(storage).__name__
+    except Exception:
+        return type(storage).__name__
+
+
+os.register_at_fork(after_in_child=_after_fork_in_child)
