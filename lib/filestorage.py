@@ -31,7 +31,7 @@ from typing import Any
 
 from ZODB._compat import FILESTORAGE_MAGIC
 from ZODB.FileStorage import FileIterator, FileStorage
-from ZODB.FileStorage.FileStorage import FileStorageFormatError
+from ZODB.FileStorage.FileStorage import CorruptedTransactionError, FileStorageFormatError
 from ZODB.FileStorage.format import DATA_HDR_LEN, TxnHeader
 from ZODB.POSException import StorageTransactionError
 from ZODB.utils import p64, z64
@@ -79,6 +79,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     _opened: weakref.ref[OpenFile] | None = None  # held by who maps it
     _follower: FileFollower | None = None
     _own: FileLock | None = None
+    _index_end: Scanned | None = None  # of the saved index
     _tfile: Any
     _file: Any
 
@@ -107,7 +108,9 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             self._let_go()
             raise
         # FileStorage has read on in an empty file, see _restore_index()
-        self._file, self._pos, self._used_index = self._whole_file, self._end, self._index_believed
+        self._file, (self._index_end, end) = self._whole_file, self._opens
+        self._pos = end.pos
+        self._used_index = int(self._index_end.pos != FIRST)
         with suppress(ValueError):  # there is no object
             self._oid = self._index.maxKey()
         self._python2 = os.pread(self._file.fileno(), len(_PYTHON2), 0) == _PYTHON2
@@ -144,21 +147,29 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             self._own.take(self._file_name)
         fd = file.fileno()
         self._check_magic(fd)
+        size = _size(fd)
         begin = Scanned(FIRST, z64)
         index, _ = self._newIndexes()
         saved = load_index(f"{self._file_name}.index", fd)
-        if saved is not None and (self._stop is None or saved.tid < self._stop):
-            index, begin = saved.index, Scanned(saved.pos, saved.tid)
+        if saved and saved.positions and (self._stop is None or saved.tid < self._stop):
+            index, begin = saved.positions, Scanned(saved.pos, saved.tid)
         elif os.path.exists(f"{self._file_name}.index"):
             log.info("%s: its index is not used, and all of it is read", self._file_name)
         end = scan(fd, self._file_name, index, *begin, stop=self._stop)
+        if saved and self._stop is None and end.pos < saved.pos <= size:
+            raise CorruptedTransactionError(
+                f"{self._file_name} is damaged at {end.pos}: what is there is not a whole "
+                f"transaction, but {self._file_name}.index says that it was. Nothing was changed. "
+                f"Restore a backup. Or remove that index, in particular if it is of another file: "
+                f"then what is behind {end.pos} is cut off, and kept beside"
+            )
         if not self._is_read_only:
             cut_end(fd, self._file_name, end.pos)
-            os.fsync(fd)  # a process that was killed may not have come to it: what is shown, stays
+            if end != begin or begin.pos == FIRST:
+                os.fsync(fd)  # a process that was killed may not have come to it
             if end.pos == FIRST:  # it may be new
                 sync_folder(os.path.dirname(self._file_name))
-        self._end = end.pos
-        self._index_believed = int(begin.pos != FIRST)
+        self._opens = begin, end
         self._file = io.BytesIO()
         return index, end.pos, end.tid
 
@@ -170,7 +181,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             return
         if magic.strip(b"\0") and not FILESTORAGE_MAGIC.startswith(magic):
             raise FileStorageFormatError(self._file_name)
-        if os.fstat(fd).st_size > FIRST:
+        if _size(fd) > FIRST:
             raise FileStorageFormatError(self._file_name)
         if not self._is_read_only:  # a new file, or one whose maker came no further
             os.pwrite(fd, FILESTORAGE_MAGIC, 0)
@@ -180,10 +191,12 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         """Save the index, for a quick start. To do without it costs time, and nothing else."""
         if self._is_read_only or self._file.closed:
             return
+        path, end = f"{self._file_name}.index", Scanned(self._pos, self._ltid)
+        if end == self._index_end and os.path.exists(path):
+            return
         try:
-            save_index(
-                f"{self._file_name}.index", self._file.fileno(), self._index, self._pos, self._ltid
-            )
+            save_index(path, self._file.fileno(), self._index, *end)
+            self._index_end = end
         except OSError as e:
             log.warning("%s: the index cannot be saved: %s", self._file_name, e)
         self._saved += 1
@@ -280,7 +293,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     def _initIndex(self, index: Any, tindex: Any) -> None:
         # called when the file is opened, and when pack has put another in its place
         super()._initIndex(index, tindex)
-        self._opened = None
+        self._opened = self._index_end = None
 
     def close(self) -> None:
         """See IStorage."""
@@ -471,6 +484,10 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     def pack(self, t: float, referencesf: Any, gc: bool | None = None) -> None:
         """See IStorage."""
         pack(self, t, referencesf, gc)
+
+
+def _size(fd: int) -> int:
+    return os.fstat(fd).st_size
 
 
 class _Iterator(FileIterator):  # type: ignore[misc]  # ZODB has no type hints

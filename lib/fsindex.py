@@ -41,11 +41,14 @@ _SAMPLE = 4096  # of a file, at each end [bytes]
 
 
 class Saved(NamedTuple):
-    """A saved index."""
+    """A saved index of a right checksum.
 
-    index: fsIndex
+    If it is of this file, all that is before pos was whole, and on disk.
+    """
+
     pos: int  # where the file ended [bytes]
     tid: bytes  # of the last transaction before that
+    positions: fsIndex | None  # oid -> position; None: it is not known to be of this file
 
 
 def _digest(data: bytes) -> bytes:
@@ -84,7 +87,7 @@ def save_index(path: str, fd: int, index: fsIndex, pos: int, tid: bytes) -> None
 
 
 def load_index(path: str, fd: int) -> Saved | None:
-    """Return the saved index of an open file; None: there is none, or it is not to be believed."""
+    """Return the saved index of an open file; None: there is none, or it is damaged."""
     try:
         with open(path, "rb") as file:
             data = file.read()
@@ -94,10 +97,13 @@ def load_index(path: str, fd: int) -> Saved | None:
     if length < 0 or _digest(data[:-_DIGEST]) != data[-_DIGEST:]:
         return None
     magic, _, pos, tid, _ = _TRAILER.unpack_from(data, length)
-    if magic != _MAGIC or not FIRST <= pos <= os.fstat(fd).st_size:
+    if magic != _MAGIC or pos < FIRST:
         return None
-    if data[length:-_DIGEST] != _trailer(fd, pos, tid):
-        return None
+    ours = pos <= os.fstat(fd).st_size and data[length:-_DIGEST] == _trailer(fd, pos, tid)
+    return Saved(pos, tid, _unpickled(data, pos) if ours else None)
+
+
+def _unpickled(data: bytes, pos: int) -> fsIndex | None:
     index = fsIndex()
     try:
         load = _Plain(io.BytesIO(data)).load
@@ -108,7 +114,7 @@ def load_index(path: str, fd: int) -> Saved | None:
             index._data[prefix] = fsBucket().fromString(bucket)
     except (pickle.UnpicklingError, EOFError, ValueError, TypeError):
         return None
-    return Saved(index, pos, tid)
+    return index
 
 
 class _Plain(pickle.Unpickler):

@@ -76,6 +76,7 @@ class Base:
         index = Path(f"{path}.index")
         self.index = index.read_bytes() if index.exists() else None
         self.places = self._places()
+        self.transactions: list[tuple[int, int]] = []  # [start, stop) of each
         self.spots = self._spots()
 
     def _places(self) -> Places:
@@ -106,6 +107,7 @@ class Base:
                 spots.append((max(data, data + length - 40), data + length))
                 at = data + length
             spots.append((stop, stop + 8))
+            self.transactions.append((pos, stop + 8))
             pos = stop + 8
         return spots
 

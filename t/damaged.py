@@ -3,7 +3,9 @@
 For each seed a copy of a small database (FOLDER/bases) is damaged (damage.py), then opened, read,
 changed and committed. What is read must be an exception, or what was there before, or what plain
 ZODB reads as well (reference.py, in a process of its own): bytes of a payload can be damaged so
-that nobody can know.
+that nobody can know. If the end of the file was damaged, as a power failure could have done, it
+must be what was there before that end; the end must be kept beside, and without a transaction that
+is as it was.
 
 A process tries many seeds, and says which one it is at: so a crash or a hang is known by its seed.
 """
@@ -213,6 +215,18 @@ class Damaged:
                 raise Defect(f"{base.path} is damaged: {self.was[base.path]}")
         return self.was[base.path]
 
+    def _without_end(self, base: Base, raw: bytes, end: bytes) -> Snapshot:
+        """Return what plain ZODB reads of a file of which the end was cut, rightly."""
+        cut = len(raw) - len(end)
+        if self.path.read_bytes() + end != raw:
+            raise Defect(f"what was cut at {cut} is not what is kept")
+        for start, stop in base.transactions:
+            if start >= cut and raw[start:stop] == base.raw[start:stop]:
+                raise Defect(f"the transaction at {start} was cut, and is whole")
+        Path(f"{self.plain}.index").unlink(missing_ok=True)
+        self.plain.write_bytes(b"FS30" + raw[4:cut])
+        return plain_snapshot(self.plain, base.places) or {}
+
     def run(self, seed: int) -> Counter:
         """Damage a database and try it; return what was seen."""
         rng = random.Random(seed)
@@ -225,10 +239,16 @@ class Damaged:
         if index.exists():
             shutil.copy(index, f"{self.plain}.index")
         plain = plain_snapshot(self.plain, base.places)
+        raw = self.path.read_bytes()
+        kept = Path(f"{self.path}.tr0")
+        kept.unlink(missing_ok=True)
         mine = ours(self.path, base.places, rng.random() < 0.5, align)
         seen = Counter({how: 1})
         if plain is None:
             seen["plain ZODB crashed"] += 1
+        elif kept.exists():
+            seen["the end was cut"] += 1
+            check(mine, was, plain, self._without_end(base, raw, kept.read_bytes()))
         else:
             check(mine, was, plain)
         seen["opened"] += "open" not in mine

@@ -4,8 +4,9 @@ import os
 
 import transaction
 from persistent import Persistent
+from ZODB.Connection import TransactionMetaData
 from ZODB.DB import DB
-from ZODB.utils import p64, u64
+from ZODB.utils import p64, u64, z64
 
 from wendelin.lib.filestorage import AlignedFileStorage
 from wendelin.lib.fsalign import ALIGNMENT
@@ -50,3 +51,17 @@ def write(path, *values, storage=AlignedFileStorage):
         root[i] = Bytes(value)
     transaction.commit()
     return db, root
+
+
+def commit(storage, *records):
+    """Commit records, (number, data); return the tid."""
+    txn = TransactionMetaData()
+    storage.tpc_begin(txn)
+    for number, data in records:
+        try:
+            old = storage.getTid(p64(number))
+        except KeyError:
+            old = z64
+        storage.store(p64(number), old, data, "", txn)
+    storage.tpc_vote(txn)
+    return storage.tpc_finish(txn)

@@ -47,7 +47,8 @@ ROWS = [
         "a seed flips bits, cuts, inserts, swaps and overwrites pieces of Data.fs, or stores "
         "records of wrong contents; then it is opened, read, changed, committed",
         "1,000 databases",
-        "an exception, or what was there, or what plain ZODB reads there, too",
+        "an exception, or what was there, or what plain ZODB reads there, too; if the end of the "
+        "file is damaged, maybe what was there before the last transaction",
         "fs",
         "test_damage.py::test_damaged_databases",
     ),

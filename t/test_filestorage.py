@@ -20,7 +20,7 @@ from ZODB.utils import p64, u64
 from wendelin.lib import zrecord
 from wendelin.lib.filestorage import AlignedFileStorage
 from wendelin.lib.fsalign import ALIGNMENT
-from wendelin.lib.zodb import dbclose, dbopen
+from wendelin.lib.zodb import dbclose, dbopen, zstor_2zurl
 from wendelin.lib.zrecord import bytes_state, find_payload, without_pad
 
 MIB = 1 << 20
@@ -214,10 +214,12 @@ def test_zconfig(tmp_path):
             <alignedfilestorage>
                 path {tmp_path}/a.fs
                 align false
+                ordered true
                 packer ZODB.FileStorage.FileStorage.FileStorage.packer
             </alignedfilestorage>
         </zodb>""")
     assert not db.storage.align
+    assert db.storage.ordered
     assert db.storage.packer is StockFileStorage.packer
     db.close()
 
@@ -231,7 +233,11 @@ def test_urls(tmp_path):
         assert storage.align is align
         assert storage.isReadOnly() is ("read_only" in query)
         dbclose(root)
-    for query in "align=perhaps", "quota=many", "aling=true":
+    root = dbopen(f"file://{tmp_path}/a.fs?ordered=1")
+    assert root._p_jar.db().storage.ordered
+    assert zstor_2zurl(root._p_jar.db().storage) == f"file://{tmp_path}/a.fs?ordered=true"
+    dbclose(root)
+    for query in "ordered=perhaps", "align=perhaps", "quota=many", "aling=true":
         with pytest.raises(ValueError, match=query.split("=")[0]):
             dbopen(f"file://{tmp_path}/a.fs?{query}")
 

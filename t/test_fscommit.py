@@ -1,7 +1,12 @@
 """lib/filestorage.py: the transaction that is being written, who sees it, what is left of it."""
 
+import errno
 import os
 import signal
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from struct import unpack_from
 
 import pytest
 import transaction
@@ -13,10 +18,11 @@ from ZODB.FileStorage import FileStorage
 from ZODB.POSException import ConflictError, POSKeyError
 from ZODB.utils import p64, u64
 
-from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.lib.filestorage import LARGE, AlignedFileStorage
 from wendelin.lib.zodb import dbclose, dbopen
 
 MIB = 1 << 20
+fs_module = import_module("ZODB.FileStorage.FileStorage")  # ZODB.FileStorage has the class there
 
 
 def test_an_abort_leaves_nothing(path):
@@ -215,6 +221,84 @@ def test_disk_full_in_the_middle(path):
     storage = AlignedFileStorage(path)
     assert len(storage) == 1
     storage.close()
+
+
+class Synced:
+    """Notes what a file has at each of its syncs, and can let them fail."""
+
+    def __init__(self, path, monkeypatch):
+        self.path = path
+        self.seen = []  # (name of the call, status of the last transaction, its size)
+        self.fails = False
+        for module, name in (os, "fdatasync"), (fs_module, "fsync"):
+            monkeypatch.setattr(module, name, partial(self._sync, name, getattr(os, name)))
+
+    def _sync(self, name, call, fd):
+        if os.path.samestat(os.fstat(fd), os.stat(self.path)):
+            raw = Path(self.path).read_bytes()
+            pos = self.storage._pos
+            size, status = unpack_from(">Qc", raw, pos + 8)
+            whole = pos + size + 8 == len(raw) and raw[-8:] == raw[pos + 8 : pos + 16]
+            self.seen.append((name, status, whole))
+            if self.fails:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return call(fd)
+
+
+@pytest.mark.parametrize("align", [True, False])
+@pytest.mark.parametrize(("ordered", "size"), [(False, 1000), (True, 1000), (False, LARGE)])
+def test_records_are_on_disk_before_the_status(path, monkeypatch, align, ordered, size):
+    """By the option, or if that costs nothing."""
+    storage = AlignedFileStorage(path, align=align, ordered=ordered)
+    db = DB(storage, large_record_size=2 * LARGE)
+    synced = Synced(path, monkeypatch)
+    synced.storage = storage
+    with db.transaction() as conn:
+        conn.root()["x"] = b"x" * size
+    first = [("fdatasync", b"c", True)] if ordered or size == LARGE else []
+    assert synced.seen == [*first, ("fsync", b" ", True)]
+    if first:
+        before = Path(path).read_bytes()
+        synced.fails = True
+        with pytest.raises(OSError, match="Input/output error"), db.transaction() as conn:
+            conn.root()["x"] = b"y" * size
+        assert Path(path).read_bytes() == before
+        synced.fails = False
+        with db.transaction() as conn:
+            assert conn.root()["x"] == b"x" * size
+            conn.root()["x"] = b"z" * size
+    monkeypatch.undo()
+    db.close()
+    db = DB(AlignedFileStorage(path))
+    with db.transaction() as conn:
+        assert conn.root()["x"][:1] == (b"z" if first else b"x")
+    db.close()
+
+
+def test_a_new_file_is_on_disk_with_its_name(path, monkeypatch):
+    """Else a commit that has returned could be lost with the file."""
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")) or fsync(fd)
+    )
+    AlignedFileStorage(path).close()
+    assert path in synced
+    assert os.path.dirname(path) in synced[synced.index(path) :]
+
+
+def test_what_a_killed_process_has_not_synced_is_synced_before_it_is_shown(path, monkeypatch):
+    db, _ = write(path, data_of(0))
+    index = Path(f"{path}.index").read_bytes()  # what a kill leaves
+    db.close()
+    Path(f"{path}.index").write_bytes(index)
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")) or fsync(fd)
+    )
+    AlignedFileStorage(path).close()
+    assert synced == [path, f"{path}.index.index_tmp"]
+    AlignedFileStorage(path).close()  # nothing is new
+    assert len(synced) == 2
 
 
 def test_conflict(path):

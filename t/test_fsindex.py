@@ -6,9 +6,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fsbytes import data_of, write
+from fsbytes import commit, data_of, write
 from ZODB.DB import DB
 from ZODB.FileStorage import FileStorage as StockFileStorage
+from ZODB.FileStorage.FileStorage import CorruptedTransactionError
 
 from wendelin.lib import fsindex
 from wendelin.lib.filestorage import AlignedFileStorage
@@ -33,6 +34,12 @@ def used(path, storage=AlignedFileStorage, **options):
     assert len(opened) == 4
     opened.close()
     return result
+
+
+def loaded(path, file):
+    """Return the index of a file, if it is believed."""
+    found = load_index(str(path), file.fileno())
+    return found and found.positions
 
 
 def test_stock_filestorage_uses_it_and_its_own_is_not_believed(saved):
@@ -80,13 +87,13 @@ def test_every_flipped_byte_is_noticed(saved):
     path = Path(f"{saved}.index")
     raw = path.read_bytes()
     with open(saved, "rb") as file:
-        assert load_index(str(path), file.fileno()) is not None
+        assert loaded(path, file) is not None
         for at in [*range(0, len(raw), 7), *range(len(raw) - 80, len(raw))]:
             path.write_bytes(raw[:at] + bytes([raw[at] ^ 0x10]) + raw[at + 1 :])
-            assert load_index(str(path), file.fileno()) is None
+            assert loaded(path, file) is None
         for size in range(0, len(raw), 5):
             path.write_bytes(raw[:size])
-            assert load_index(str(path), file.fileno()) is None
+            assert loaded(path, file) is None
 
 
 @pytest.mark.parametrize("at", ["begin", "end"])
@@ -97,13 +104,13 @@ def test_another_file_that_was_written_over_it(saved, at):
     raw[where] ^= 1
     with open(saved, "r+b") as file:
         file.write(raw)
-        assert load_index(f"{saved}.index", file.fileno()) is None
+        assert loaded(f"{saved}.index", file) is None
 
 
 def test_of_a_file_that_was_cut(saved):
     with open(saved, "r+b") as file:
         file.truncate(os.path.getsize(saved) - 1)
-        assert load_index(f"{saved}.index", file.fileno()) is None
+        assert loaded(f"{saved}.index", file) is None
 
 
 def test_of_a_pack_by_stock_filestorage_that_was_killed(saved, monkeypatch):
@@ -140,7 +147,7 @@ def test_nothing_in_it_is_run(saved, tmp_path, monkeypatch):
 
     with open(saved, "rb") as file:
         save_index(f"{saved}.index", file.fileno(), Index(), pos, tid)
-        assert load_index(f"{saved}.index", file.fileno()) is None
+        assert loaded(f"{saved}.index", file) is None
     assert used(saved) == 0
     assert not os.path.exists("code-was-run")
 
@@ -157,6 +164,7 @@ def test_it_is_on_disk_before_it_takes_the_name(saved, monkeypatch):
         fsindex.os, "replace", lambda *names: done.append(("rename", names[0])) or replace(*names)
     )
     storage = AlignedFileStorage(saved)
+    commit(storage, (4, b"x"))
     del done[:]
     storage.close()
     assert done == [(what, f"{saved}.index.index_tmp") for what in ("sync", "rename")]
@@ -169,6 +177,7 @@ def test_no_room_for_it_is_no_error(saved, monkeypatch, caplog):
     def full(*args):
         raise OSError(28, "No space left on device")
 
+    commit(storage, (1, b"x"))
     monkeypatch.setattr(fsindex.os, "fsync", full)
     storage.close()
     monkeypatch.undo()
@@ -176,3 +185,17 @@ def test_no_room_for_it_is_no_error(saved, monkeypatch, caplog):
     assert Path(f"{saved}.index").read_bytes() == before
     assert not os.path.exists(f"{saved}.index.index_tmp")
     assert used(saved) == 1
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+def test_it_says_that_a_broken_end_was_whole(saved, read_only):
+    """The end is damaged, and not what a power failure has left of a commit: it is not cut off."""
+    raw = bytearray(Path(saved).read_bytes())
+    raw[-1] ^= 1  # of the length
+    Path(saved).write_bytes(raw)
+    with pytest.raises(CorruptedTransactionError, match="index says that it was"):
+        AlignedFileStorage(saved, read_only=read_only)
+    assert Path(saved).read_bytes() == raw
+    os.unlink(f"{saved}.index")
+    AlignedFileStorage(saved, read_only=read_only).close()
+    assert os.path.exists(f"{saved}.tr0") is not read_only

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 from child import check_child
-from fsbytes import write
-from ZODB.Connection import TransactionMetaData
+from fsbytes import commit, write
 from ZODB.DB import DB
 from ZODB.FileStorage import FileStorage as StockFileStorage
 from ZODB.FileStorage.FileStorage import CorruptedTransactionError, FileStorageFormatError
@@ -21,20 +20,6 @@ STORAGES = [AlignedFileStorage, StockFileStorage]
 
 #: states that are tried at random; more by an environment variable
 STATES = int(os.environ.get("WENDELIN_CORE_TEST_ENDS", "400"))
-
-
-def commit(storage, *records):
-    """Commit records; return the tid."""
-    txn = TransactionMetaData()
-    storage.tpc_begin(txn)
-    for number, data in records:
-        try:
-            old = storage.getTid(p64(number))
-        except KeyError:
-            old = z64
-        storage.store(p64(number), old, data, "", txn)
-    storage.tpc_vote(txn)
-    return storage.tpc_finish(txn)
 
 
 class Written:
