@@ -30,6 +30,7 @@ from contextlib import suppress
 from typing import Any
 
 from ZODB._compat import FILESTORAGE_MAGIC
+from ZODB.blob import FilesystemHelper
 from ZODB.FileStorage import FileIterator, FileStorage
 from ZODB.FileStorage.FileStorage import CorruptedTransactionError, FileStorageFormatError
 from ZODB.FileStorage.format import DATA_HDR_LEN, TxnHeader
@@ -38,6 +39,13 @@ from ZODB.utils import p64, z64
 
 from wendelin.lib.forked import of_this_process
 from wendelin.lib.fsalign import Pieces, aligned_at
+from wendelin.lib.fsblob import (
+    blank_layout,
+    missing_folders,
+    sync_blobs,
+    sync_new_folder,
+    write_layout,
+)
 from wendelin.lib.fsfollow import FileFollower
 from wendelin.lib.fsindex import load_index, save_index, sync_folder
 from wendelin.lib.fslock import FileLock
@@ -200,6 +208,22 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         except OSError as e:
             log.warning("%s: the index cannot be saved: %s", self._file_name, e)
         self._saved += 1
+
+    def _blob_init(self, blob_dir: str, layout: str = "automatic") -> None:
+        """Prepare the folder of blobs; FileStorage calls this when it has opened the file."""
+        blob_dir = os.path.abspath(blob_dir)
+        found = blank_layout(blob_dir)
+        if self._is_read_only:
+            if found is None:
+                super()._blob_init(blob_dir, layout)
+            else:
+                self.fshelper, self.dirty_oids = FilesystemHelper(blob_dir, found), []
+            return
+        if found is not None:
+            write_layout(blob_dir, found)
+        made = missing_folders(blob_dir)
+        super()._blob_init(blob_dir, layout)
+        sync_new_folder(blob_dir, made)
 
     # ---- files that others write ----
 
@@ -365,6 +389,8 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         if self.ordered or self._nextpos - self._pos >= LARGE:
             # The status is written after that. If this fails, the transaction is aborted.
             os.fdatasync(self._file.fileno())
+        if self.dirty_oids:  # blobs, which are to be there before, too
+            sync_blobs(self.fshelper, self.dirty_oids)
         return self._resolved
 
     def _vote(self, transaction: Any) -> None:

@@ -32,7 +32,7 @@ from ZODB.fsIndex import fsIndex
 
 from wendelin.lib.fsscan import FIRST
 
-__all__ = ["Saved", "load_index", "save_index", "sync_folder"]
+__all__ = ["Saved", "inode_of", "load_index", "save_index", "sync_folder"]
 
 _MAGIC = b"wc3index"
 _DIGEST = 16  # [bytes]
@@ -55,12 +55,17 @@ def _digest(data: bytes) -> bytes:
     return blake2b(data, digest_size=_DIGEST).digest()
 
 
+def inode_of(fd: int) -> int:
+    """Return the inode number of an open file."""
+    return os.fstat(fd).st_ino
+
+
 def _trailer(fd: int, pos: int, tid: bytes) -> bytes:
     # Not the magic at the very beginning: the first commit to a file of Python 2 changes it.
     begin = os.pread(fd, min(_SAMPLE, pos - FIRST), FIRST)
     start = max(FIRST, pos - _SAMPLE)
     end = os.pread(fd, pos - start, start)
-    return _TRAILER.pack(_MAGIC, os.fstat(fd).st_ino, pos, tid, _digest(begin + end))
+    return _TRAILER.pack(_MAGIC, inode_of(fd), pos, tid, _digest(begin + end))
 
 
 def save_index(path: str, fd: int, index: fsIndex, pos: int, tid: bytes) -> None:

@@ -378,6 +378,21 @@ void sync(void)
 
 /* ---- names ---- */
 
+/* Record a file that came from outside, as if it had been written where it is. */
+static void came(const char *path)
+{
+    struct stat st;
+    REAL(open);
+    int fd = real_open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    if (fd < 0 || fstat(fd, &st) || !S_ISREG(st.st_mode))
+        record("unknown", 0, 0, 0, "a rename from outside, of no file that can be read", path);
+    else {
+        record("create", st.st_ino, 0, 0, path, "");
+        copied(fd, 0, st.st_size);
+    }
+    close(fd);
+}
+
 static int rename_step(int from_at, const char *from, int to_at, const char *to, unsigned flags)
 {
     REAL(renameat2);
@@ -386,8 +401,10 @@ static int rename_step(int from_at, const char *from, int to_at, const char *to,
     int from_in = name_inside(from_at, from, a), to_in = name_inside(to_at, to, b);
     int result = real_renameat2(from_at, from, to_at, to, flags);
     if (result == 0 && (from_in || to_in)) {
-        if (!from_in || !to_in || flags & ~RENAME_NOREPLACE)
-            record("unknown", 0, 0, 0, "rename across the folder, or with flags", to);
+        if (!to_in || flags & ~RENAME_NOREPLACE)
+            record("unknown", 0, 0, 0, "rename out of the folder, or with flags", to);
+        else if (!from_in)
+            came(b);
         else if (!inode_at(a)) /* two names of one file stay as they are */
             record("rename", inode_at(b), 0, 0, a, b);
     }

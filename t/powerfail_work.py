@@ -3,8 +3,8 @@
     LD_PRELOAD=… python t/powerfail_work.py WRITER BLOBS FOLDER NOTES SEED
 
 It creates FOLDER/Data.fs, and commits, aborts, undoes and packs; a follower reads beside it. It
-marks in the record (powerfail_record.c) when a commit has returned. NOTES, a JSON file, has what must
-be found after that: Expected.
+marks in the record (powerfail_record.c) when a commit has returned. NOTES, a JSON file, has what
+must be found after that: Expected.
 
 After each step the arrays are compared with a model, in the writer and in the follower: so what it
 expects is not only what the storage says.

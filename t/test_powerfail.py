@@ -41,8 +41,8 @@ def allowed(side, reader, model):
     if model in UNORDERED and side.writer != "ordered":
         outcomes.add("torn")
     if reader == "stock":
-        # It takes what was not finished for the last transaction, or zeros, and does not open a file
-        # with some other rests at its end. That is so of its own files, too.
+        # It takes what was not finished for the last transaction, or zeros, and does not open a
+        # file with some other rests at its end. That is so of its own files, too.
         outcomes.add("wrong last")
         if model in {*UNORDERED, "size after data"}:
             outcomes.add("unopenable")
@@ -240,6 +240,8 @@ open(folder / "z", "wb").write(b"w")
 os.mkdir(str(folder / "d" / "g") + "/")
 os.link(folder / "y", folder / "d" / "e" / "y")
 os.rename(folder / "z", folder / "d" / "z")
+(folder.parent / "came").write_bytes(b"from outside")
+os.rename(folder.parent / "came", folder / "came")
 os.replace(folder / "out", folder / "y")
 os.rename(folder / "d", folder / "k")
 os.chdir(folder)
@@ -256,7 +258,7 @@ os.sync()
     kinds = {e.kind for e in found.events}
     assert {"create", "write", "size", "zeros", "sync", "names", "syncall", "link"} <= kinds
     (last,) = (mark["files"] for mark in found.marks.values())
-    assert sorted(last) == ["k", "k/e", "k/e/y", "k/n", "x", "y"]
+    assert sorted(last) == ["came", "k", "k/e", "k/e/y", "k/n", "x", "y"]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +267,7 @@ os.sync()
         ("mmap.mmap(fd, 4096)[0] = 1", "mmap, shared and writable"),
         ("os.open(folder, os.O_RDWR | os.O_TMPFILE)", "O_TMPFILE"),
         ("os.symlink('x', folder / 'y')", "symlink"),
-        ("os.rename(path, folder.parent / 'x')", "rename across"),
+        ("os.rename(path, folder.parent / 'x')", "rename out of"),
         ("os.pwritev(fd, [b'a'], 0, os.RWF_DSYNC)", "pwritev2 with flags"),
         ("libc.fopen(path.encode(), b'r+')", "fopen"),
         (
