@@ -19,6 +19,7 @@ import os
 import platform
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -200,16 +201,16 @@ def try_state(recording, files, s: State, reader: str, scratch: str) -> tuple[st
     An index is believed for the inode it was saved for: files are taken for those of the record.
     """
     print(f"state {s.number}, {reader}", file=sys.stderr)
-    faulthandler.dump_traceback_later(SECONDS, exit=True)
+    signal.alarm(SECONDS)
     place = Path(tempfile.mkdtemp(dir=scratch))
     try:
         inodes = write_state(files, place / "db")
         fsindex.inode_of = lambda fd: inodes.get(ino := os.fstat(fd).st_ino, ino)
         returned, packs = recording.before(s.point)
-        views = s.number // len(MODELS) % 4 == 0
+        views = s.number // len(MODELS) % 16 == 0
         return Check(place / "db", reader, recording.expected, returned, packs, views).outcome()
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        signal.alarm(0)
         shutil.rmtree(place)
 
 
@@ -329,6 +330,8 @@ def tries(folder: str, start: str, stop: str, readers: str, without: str) -> Non
     """Be the child of try_in_child()."""
     small_databases()
     logging.disable()
+    faulthandler.enable()
+    faulthandler.register(signal.SIGALRM, chain=True)  # and ends
     numbers = range(int(start), int(stop))
     found = try_states(Path(folder), numbers, readers.split("+"), without.split("+"))
     say(found=[[*key, n] for key, n in found.items()])

@@ -5,15 +5,16 @@ powerfail_work.py what must be there.
 """
 
 import zlib
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import transaction
 from persistent.mapping import PersistentMapping
 from powerfail_work import FORMATS, WRITERS, Expected, digest
 from ZODB import DB
+from ZODB.Connection import TransactionMetaData
 from ZODB.POSException import POSKeyError
-from ZODB.utils import z64
+from ZODB.utils import p64, z64
 
 #: what reads -> the storage, and its options
 READERS = {
@@ -100,7 +101,7 @@ class Check:
                     self.commit(storage)
             if not self.read_only:
                 with closing(self.open()) as storage:
-                    self.look(storage)
+                    self.look_again(storage)
         except Wrong as e:
             return e.args
         return "right", ""
@@ -111,13 +112,24 @@ class Check:
         if last:
             self.objects(storage, last)
             self.blobs(storage, last)
-        if storage.lastTransaction().hex() != (last or z64.hex()):
-            said = storage.lastTransaction().hex()
-            raise Wrong(
-                "wrong last", f"the last transaction is {last}, and lastTransaction() {said}"
-            )
+        self.last(storage, last)
         if last and self.with_views:
             self.views(storage, last)
+
+    def look_again(self, storage) -> None:
+        """Look at objects as the storage's index has them, after the next opening."""
+        self.objects(storage, self.returned[-1])
+        self.last(storage, self.returned[-1])
+        if self.with_views:
+            self.views(storage, self.returned[-1])
+
+    def last(self, storage, tid: str) -> None:
+        """Check which transaction the storage says to be the last one."""
+        said = storage.lastTransaction().hex()
+        if said != (tid or z64.hex()):
+            raise Wrong(
+                "wrong last", f"the last transaction is {tid}, and lastTransaction() {said}"
+            )
 
     def open(self):
         return self.make(str(self.folder / "Data.fs"), **self.options)
@@ -206,28 +218,46 @@ class Check:
 
     def commit(self, storage) -> None:
         """Commit a transaction, and expect it from now on, and the last one."""
-        expected = self.expected
         last = storage.lastTransaction().hex()
-        tm = transaction.TransactionManager()
+        arrays = dict(self.expected.arrays.get(last, {}))
         try:
-            root = DB(storage).open(tm).root()
-            root["after"] = PersistentMapping()
-            arrays = dict(expected.arrays.get(last, {}))
-            if arrays:
-                A = root[FORMATS[0]]
-                A[0] ^= 255
-                arrays[FORMATS[0]] = zlib.crc32(A[:])
-            tm.commit()
-            root._p_jar.close()
-            with closing(storage.iterator()) as transactions:
+            if self.with_views or not arrays:
+                self.commit_views(storage, arrays)
+            else:
+                self.commit_records(storage, last)
+            with closing(storage.iterator(p64(int(last, 16) + 1))) as transactions:
                 new = {
                     txn.tid.hex(): {r.oid.hex(): digest(r.data) for r in txn}
                     for txn in transactions
-                    if txn.tid.hex() > last
                 }
         except Exception as e:
             raise Wrong("stuck", repr(e)) from e
+        expected = self.expected
         tid = storage.lastTransaction().hex()
         known = {tid: records for tid, records in expected.records.items() if tid <= last} | new
         self.returned, self.next = list(known), ""
         self.expected = Expected(known, {tid: arrays}, {tid: expected.blobs.get(last, {})})
+
+    def commit_views(self, storage, arrays: dict[str, int]) -> None:
+        """Change an array and an object, as a program does."""
+        tm = transaction.TransactionManager()
+        root = DB(storage).open(tm).root()
+        root["after"] = PersistentMapping()
+        if arrays:
+            A = root[FORMATS[0]]
+            A[0] ^= 255
+            arrays[FORMATS[0]] = zlib.crc32(A[:])
+        tm.commit()
+        root._p_jar.close()
+
+    def commit_records(self, storage, last: str) -> None:
+        """Store the records of the last transaction again, and a new object's."""
+        txn = TransactionMetaData()
+        storage.tpc_begin(txn)
+        for oid in map(bytes.fromhex, self.expected.records[last]):
+            with suppress(POSKeyError):  # its creation was undone
+                data, serial = storage.load(oid)
+                storage.store(oid, serial, data, "", txn)
+        storage.store(storage.new_oid(), z64, b"N." * 5000, "", txn)
+        storage.tpc_vote(txn)
+        storage.tpc_finish(txn)

@@ -35,6 +35,13 @@ def recorder(tmp_path_factory):
 # ---- databases ----
 
 
+@pytest.fixture(scope="module")
+def aligned(recorder, tmp_path_factory):
+    """Return the folder of a recording."""
+    folder = tmp_path_factory.mktemp("aligned") / "work"
+    return powerfail.record(recorder, folder, powerfail.SIDES[0], SEED)
+
+
 def allowed(side, reader, model):
     """Return what may come of a state."""
     outcomes = {"right"}
@@ -72,11 +79,9 @@ def test_what_was_committed_is_there(recorder, tmp_path, side):
         ("names", {"names by the folder's sync"}),
     ],
 )
-def test_a_storage_that_does_not_sync_is_seen_losing(recorder, tmp_path, without, losing):
+def test_a_storage_that_does_not_sync_is_seen_losing(aligned, without, losing):
     """The same work, as it would be recorded without some syncs."""
-    (side,) = (s for s in powerfail.SIDES if s.name == "aligned")
-    folder = powerfail.record(recorder, tmp_path / "work", side, SEED)
-    tried = powerfail.try_in_child(folder, range(SEED, SEED + 100), ["ours"], [without])
+    tried = powerfail.try_in_child(aligned, range(SEED, SEED + 100), ["ours"], [without])
     lost = {w["model"] for w in tried.wrong if w["outcome"] in ("lost", "unopenable")}
     assert losing <= lost <= {*losing, "size after data", "anything unsynced"}
 
