@@ -295,6 +295,50 @@ def test_a_file_that_cannot_shrink():
     assert A[:].sum() == 7 * 4097
 
 
+@pytest.mark.parametrize("order", "CF")
+def test_fields_as_of_ndarrays(order):
+    dtype = np.dtype([("t", "f8"), ("n", "i4", (2,)), ("s", "S3")])
+    A = BigArray((700, 3), dtype, RAMFile().fileh_open(), order)
+    a = np.zeros((700, 3), dtype, order)
+    for x in A, a:
+        x["t"] = np.arange(2100.0).reshape(700, 3)
+        x["n"][5] = 7
+        x[["t", "s"]][3] = (1.5, b"abc")
+    assert np.array_equal(A[...], a)
+    for names in "t", "n", ["t"], ["s", "n"]:
+        assert np.array_equal(A[names], a[names])
+        assert np.array_equal(A.read(names), a[names])
+        assert A[names].dtype == a[names].dtype
+        assert np.shares_memory(A[names], A[...])
+        A.prefetch(names)
+    for bad in "x", ["t", "x"]:
+        with pytest.raises((ValueError, KeyError)) as ours:
+            A[bad]
+        with pytest.raises((ValueError, KeyError)) as theirs:
+            a[bad]
+        assert str(ours.value) == str(theirs.value)
+    for bad in [], ["t", 1], ("t", 0):
+        with pytest.raises(IndexError, match="no basic index"):
+            A[bad]
+    B = BigArray((1 << 62,), "u1", RAMFile().fileh_open())
+    with pytest.raises(IndexError, match="'t' is no basic index"):
+        B["t"]
+
+
+def test_append_of_structures_as_tuples():
+    A = BigArray((1,), [("t", "f8"), ("n", "i4")], RAMFile().fileh_open())
+    A.append([(1.5, 2), (2.5, 3)])
+    A.append(np.array([(3.5, 4)], A.dtype))
+    assert A[...].tolist() == [(0, 0), (1.5, 2), (2.5, 3), (3.5, 4)]
+    for bad in (1.5, 2), [(1, 2, 3)], [["x"]]:
+        with pytest.raises((ValueError, TypeError)):
+            A.append(bad)
+    assert A.shape == (4,)
+    B = BigArray((0, 2), A.dtype, RAMFile().fileh_open())
+    B.append([[(1, 2), (3, 4)]])
+    assert B[...].tolist() == [[(1, 2), (3, 4)]]
+
+
 def test_append():
     A = new((0, 3), "i4")
     A.append(np.ones((2, 3)))

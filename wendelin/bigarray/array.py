@@ -331,8 +331,17 @@ class BigArray(NDArrayLike):
 
     # ---- indexing ----
 
+    def _split(self, idx: BasicIndex) -> tuple[Rows, Any]:
+        """See split_index(). Names of fields are for NumPy, on a view of all."""
+        names = idx if isinstance(idx, list) and idx else [idx]
+        if self._dtype.names is not None and all(isinstance(name, str) for name in names):
+            return self._all(), idx
+        return split_index(idx, self._shape)
+
     def __getitem__(self, idx: BasicIndex) -> Any:
         """Return A[idx] as ndarrays do: a view, nothing copied, nothing loaded; or a scalar.
+
+        Of a structure, idx may be the name of a field, or a list of names.
 
         Raises
         ------
@@ -341,14 +350,14 @@ class BigArray(NDArrayLike):
         MemoryError
             It does not fit into the address space: work in smaller parts.
         """
-        rows, rest = split_index(idx, self._shape)
-        return self._part(rows)[rest]  # type: ignore[index]
+        rows, rest = self._split(idx)
+        return self._part(rows)[rest]
 
     def __setitem__(self, idx: BasicIndex, values: Any) -> None:
         """Set A[idx] = values as ndarrays do, with broadcasting."""
-        rows, rest = split_index(idx, self._shape)
+        rows, rest = self._split(idx)
         part = self._part(rows)
-        part[rest] = _no_alias(part, values)  # type: ignore[index]
+        part[rest] = _no_alias(part, values)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """Return all of the array as an ndarray; see numpy.asarray for dtype and copy.
@@ -381,18 +390,18 @@ class BigArray(NDArrayLike):
         MemoryError
             It does not fit into the address space: work in smaller parts.
         """
-        rows, rest = split_index(idx, self._shape)
+        rows, rest = self._split(idx)
         part = self._part(rows)
         start, stop = self._span(rows)
         step = ram_stat()[0] // 4
         if stop - start > max(step, self.itemsize):
-            view = part[rest]  # type: ignore[index]
+            view = part[rest]
             result = np.empty_like(view)
             self._read_into(result, view, step)
             return result
         if start != stop:
             self._fileh().load(*self._pages(start, stop))
-        result = part[rest]  # type: ignore[index]
+        result = part[rest]
         return result.copy("K") if isinstance(result, np.ndarray) else result
 
     def _read_into(self, out: NDArray[Any], view: NDArray[Any], step: int) -> None:
@@ -421,7 +430,7 @@ class BigArray(NDArrayLike):
         OverflowError
             It ends past the last byte a file can have, 2**63.
         """
-        rows, _ = split_index(idx, self._shape)
+        rows, _ = self._split(idx)
         start, stop = self._span(rows)
         if start != stop:
             first, n = self._pages(start, stop)
@@ -500,7 +509,8 @@ class BigArray(NDArrayLike):
         Parameters
         ----------
         values : array_like
-            The other axes as in the array; converted to its dtype as by assignment.
+            The other axes as in the array; converted to its dtype as by assignment. Of structures, a
+            list of tuples.
 
         Raises
         ------
@@ -508,7 +518,8 @@ class BigArray(NDArrayLike):
             The shape does not fit, as for numpy.append. The array is as it was, as it is
             whenever the copy fails.
         """
-        values = np.asarray(values)
+        structures = self._dtype.names is not None and isinstance(values, list | tuple)
+        values = np.asarray(values, self._dtype if structures else None)
         if not self._shape:
             raise ValueError("a 0-d array cannot be appended to")
         axis = self._major

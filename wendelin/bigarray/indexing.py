@@ -21,6 +21,8 @@ BasicIndex = (
     | slice
     | EllipsisType
     | None
+    | str
+    | list[str]
     | tuple[SupportsIndex | slice | EllipsisType | None, ...]
 )
 

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 __all__ = ["NDArrayLike"]
 
+#: functions of NumPy that take nothing but ndarrays
+_OF_NDARRAYS = ("astype", "put")
+
 _NAMES = {name for name in dir(np.ndarray) if not name.startswith("_")}
 
 _OPERATORS = {
@@ -101,7 +104,8 @@ class NDArrayLike:
         what = f"{type(self).__name__!r} object has no attribute {name!r}"
         if name in _NAMES:
             call = "()" if callable(getattr(np.ndarray, name)) else ""
-            function = f", or np.{name}(A)" if call and callable(getattr(np, name, None)) else ""
+            takes = call and name not in _OF_NDARRAYS and callable(getattr(np, name, None))
+            function = f", or np.{name}(A)" if takes else ""
             what += f": take that of a view, A[...].{name}{call} or A[i:j].{name}{call}{function}"
         raise AttributeError(what, name=name, obj=self)
 
