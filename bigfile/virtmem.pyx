@@ -89,7 +89,7 @@ cdef int source_from(found, size_t blksize, Source *source) except -1:
     return 0
 
 
-def blksize_of(blksize):
+def _blksize_of(blksize):
     """Return a block size that a program gives [bytes]."""
     size = index(blksize) if hasattr(type(blksize), "__index__") else None
     if size is None:
@@ -136,17 +136,17 @@ cdef class BigFile:
         blksize = args[0] if args else kw.get("blksize")
         if type(self).__new__ is not BigFile.__new__:
             if blksize is not None:  # by the __new__() of a subclass
-                self.blksize = blksize_of(blksize)
+                self.blksize = _blksize_of(blksize)
         else:
             with suppress(TypeError, ValueError):
-                self.blksize = blksize_of(blksize)
+                self.blksize = _blksize_of(blksize)
 
     def __init__(self, *args, **kw):
         given = args or kw
         if self.blksize != 0 and type(self).__new__ is not BigFile.__new__:
             if not given or type(self).__init__ is BigFile.__init__:
                 return  # they are the arguments of that __new__()
-        self.blksize = blksize_of(*args, **kw)
+        self.blksize = _blksize_of(*args, **kw)
 
     def loadblk(self, blk, buf):
         """Load a block; see the class."""

@@ -57,6 +57,6 @@ def renamed(**names: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
                     kw[new] = kw.pop(old)
             return function(*args, **kw)
 
-        return call  # type: ignore[return-value]
+        return call
 
     return decorate

@@ -139,7 +139,7 @@ class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no typ
     those that __setstate__() sets.
     """
 
-    _kept = ("_v_",)  # what names begin with that stay
+    _kept: tuple[str, ...] = ("_v_",)  # what names begin with that stay
 
     def lives(self) -> bool:
         """Say whether there is anything to keep alive. Called when the object is no ghost."""

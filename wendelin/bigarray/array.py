@@ -509,8 +509,8 @@ class BigArray(NDArrayLike):
         Parameters
         ----------
         values : array_like
-            The other axes as in the array; converted to its dtype as by assignment. Of structures, a
-            list of tuples.
+            The other axes as in the array; converted to its dtype as by assignment. Of
+            structures, a list of tuples.
 
         Raises
         ------
