@@ -95,7 +95,8 @@ def _blksize_of(blksize):
     if size is None:
         raise TypeError(f"blksize must be an integer, not {type(blksize).__name__}")
     if size <= 0 or size % os_page != 0 or size > 1 << 40:
-        raise ValueError(f"blksize is {size}: it must be a multiple of the OS page, {os_page} bytes")
+        raise ValueError(f"blksize is {size}: it must be a multiple of the OS page, "
+                         f"{os_page} bytes")
     return size
 
 
@@ -129,8 +130,8 @@ cdef class BigFile:
         Drop this block and all after it. Without it, an array that shrinks writes zeros.
     """
 
-    # Subclasses for 0.x give the block size to __new__(), and need not call __init__(). Where __new__()
-    # is not theirs, it gets what they give to their __init__(), which may be anything.
+    # Subclasses for 0.x give the block size to __new__(), and need not call __init__(). Where
+    # __new__() is not theirs, it gets what they give to their __init__(), which may be anything.
 
     def __cinit__(self, *args, **kw):
         blksize = args[0] if args else kw.get("blksize")

@@ -62,6 +62,8 @@ class _Global:
         # how protocol 2 of Python 3 pickles bytes; other codecs are modules, and some are large
         if self.name == "_codecs.encode" and len(args) == 2 and args[1] == "latin1":
             return codecs.encode(*args)  # type: ignore[call-overload]
+        if self.name == "__builtin__.bytes" and not args:
+            return b""
         raise RecordError(f"a record calls {self.name}: only plain states are read here")
 
 

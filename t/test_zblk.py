@@ -1,11 +1,11 @@
 """Blocks as databases have them: of the existing system, of early ones, and what is none."""
 
 import io
+import pickle
 import shutil
 import sys
 from contextlib import closing
 from pathlib import Path
-from pickle import dumps
 from struct import pack
 
 import numpy as np
@@ -181,7 +181,7 @@ def test_the_first_commit_to_a_database_of_python2_says_so(align, tmp_path, capl
     for phase in "begin", "vote":
         txn = TransactionMetaData()
         storage.tpc_begin(txn)
-        storage.store(storage.new_oid(), z64, dumps(("a", "B")) + dumps(1), "", txn)
+        storage.store(storage.new_oid(), z64, pickle.dumps(("a", "B")) + pickle.dumps(1), "", txn)
         if phase == "vote":
             storage.tpc_vote(txn)
         storage.tpc_abort(txn)
@@ -251,6 +251,21 @@ def test_a_block_that_is_too_long_is_refused(root, A):
     transaction.commit()
     with pytest.raises(BlockLoadError, match=f"{BLK + 1} bytes, more than the block size"):
         A.read()
+
+
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 70_000])
+@pytest.mark.parametrize("cls", [bytes, binary])
+@pytest.mark.parametrize("protocol", range(4))
+def test_states_of_bytes_as_pickle_writes_them(protocol, cls, size):
+    data = cls(np.random.default_rng(size).bytes(size))
+    for pickler in Pickler, pickle.Pickler, pickle._Pickler:
+        file = io.BytesIO()
+        pickler(file, protocol).dump((ZBlk0, None))
+        if cls is bytes or pickler is Pickler:
+            pickler(file, protocol).dump(data)
+            record = file.getvalue()
+            assert bytes(zrecord.bytes_state(record)) == data
+            assert zrecord.class_of(record) == "wendelin.bigfile.file_zodb.ZBlk0"
 
 
 @pytest.mark.parametrize("name", [("a.module", "Class"), (b"a.module", b"Class")])
