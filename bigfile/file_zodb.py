@@ -42,6 +42,7 @@ from __future__ import annotations
 import weakref
 from typing import Any
 
+import numpy as np
 from BTrees.LOBTree import LOBTree, LOBTreePy
 from transaction._transaction import Status
 from transaction.interfaces import TransactionError
@@ -98,9 +99,15 @@ class ZBigFile(LivePersistent):
 
     def __setstate__(self, state: Any) -> None:
         types = [type(x) for x in state] if isinstance(state, tuple) else []
-        if types not in ([int, LOBTree], [int, LOBTreePy]):
+        # programs for 0.x may have given, and then it has stored, an integer of NumPy
+        if not (
+            len(types) == 2
+            and issubclass(types[0], int | np.integer)
+            and types[0] is not bool
+            and types[1] in (LOBTree, LOBTreePy)
+        ):
             raise RecordError(f"a damaged ZBigFile: {state!r:.200} is no (blksize, LOBTree)")
-        self.blksize, self.blktab = state
+        self.blksize, self.blktab = int(state[0]), state[1]
 
     def lives(self) -> bool:
         """Say whether there are handles, which are known by it."""

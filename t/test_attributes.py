@@ -206,6 +206,19 @@ def test_a_file_says_that_it_keeps_none(root):
     assert ZBigFile(4096).blksize == 4096
 
 
+def test_a_block_size_of_numpy_is_one(testdb):
+    """As 0.x has stored it, where a program gave one."""
+    root = testdb.open()
+    A = array(root)
+    A[3] = 7
+    A.zfile.blksize = np.int64(4096)
+    transaction.commit()
+    testdb.close(root)
+    root = testdb.open()
+    assert root["A"][3] == 7
+    assert type(root["A"].zfile.blksize) is int
+
+
 class Ram(RAMArray):
     __slots__ = ("unit",)
 
