@@ -199,6 +199,8 @@ def _inherit_storage(storage: Any, seen: set[int]) -> None:
         storage._server.io_call = partial(_no_io, name)
     elif isinstance(storage, FileStorage):
         storage._lock = threading.RLock()  # of lastTransaction(), for example
+        if has.get("_own") is not None:
+            has["_own"].release()  # as long as a child had it, the file would be locked
 
 
 def _files(values: dict[str, Any]) -> Iterator[Any]:

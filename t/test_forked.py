@@ -233,6 +233,11 @@ LOCKED = """
     in_child(lambda: refused(root._p_jar.db().pack))
     second = [sys.executable, "-P", "-c", sys.argv[2], url]
     assert subprocess.run(second).returncode == 0
+    leaves, stays = os.pipe()
+    if os.fork() == 0:                      # it lives on when the parent has closed the file
+        os.close(stays)
+        os.read(leaves, 1)
+        os._exit(0)
     check(root, 2)
 """
 SECOND_WRITER = """
