@@ -14,6 +14,7 @@ cdef void raise_unsaid(unsigned long ident) noexcept
 cdef int check_nested(unsigned long scraps) except -1
 cdef int forget_failing() except -1
 cdef int interrupt(exc) except -1
+cdef object take_interrupt()
 cdef object failing_class(unsigned long owner)
 cdef unsigned long addressee(unsigned long owner)
 cdef int raise_in(unsigned long ident, exc) except -1

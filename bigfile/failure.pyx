@@ -48,7 +48,8 @@ from wendelin.bigfile.page cimport (BROKEN_FILE, CIRCULAR_LOAD, DIRTY_LIMIT, FOR
 from wendelin.bigfile.ram cimport pager_lock, pager_unlock, ram_dirty, ram_largest, ram_limit
 from wendelin.bigfile.touch cimport scraps_shown
 
-from wendelin.bigfile.errors import BlockLoadError, DoomedError, ForkError, PageMemoryError
+from wendelin.bigfile.errors import (BigFileError, BlockLoadError, DoomedError, ForkError,
+                                     PageMemoryError)
 
 cdef extern from *:
     """
@@ -59,6 +60,9 @@ cdef extern from *:
 # thread ident -> (the class that is on its way to it, which thread of that ident it was if that is
 # known, else 0); protected by: the GIL
 cdef dict failing = {}
+# thread ident -> (the exception that is on its way to it and is nobody's failure, which thread);
+# protected by: the GIL
+cdef dict interrupting = {}
 
 WHY_UNSAID = ("cannot be had, and why could not be said: there was no memory left for it, or the "
               "recursion limit was reached")
@@ -165,7 +169,7 @@ cdef object unsaid_class = _Unsaid
 
 
 cdef void raise_unsaid(unsigned long ident) noexcept:
-    """Raise something in a thread when it is back in Python code. Needs no memory, and no Python."""
+    """Raise something in a thread when it is back in Python code. Needs no memory or Python."""
     PyThreadState_SetAsyncExc(ident, <PyObject *>unsaid_class)
 
 
@@ -224,6 +228,7 @@ def _class_of(exc, ident, frame):
     def __new__(cls, *args):
         global seen
         seen = scraps_shown()
+        interrupting.pop(ident, None)
         if failing.pop(ident, None) is not None:
             with nogil:
                 pager_lock()
@@ -233,7 +238,8 @@ def _class_of(exc, ident, frame):
             try:
                 # Here, and not in the fault: a handler of logging may want any lock. And not exc:
                 # who keeps the record would keep frames, and views in them.
-                log.error("%s", str(exc))
+                if isinstance(exc, BigFileError):
+                    log.error("%s", str(exc))
             except Exception as e:
                 unraisable(e, "logging a failure")
         return exc
@@ -270,11 +276,26 @@ cdef int raise_in(unsigned long ident, exc) except -1:
 
 cdef int interrupt(exc) except -1:
     """Raise exc, which is nobody's failure, in this thread when it is back in Python code."""
+    cdef unsigned long ident = PyThread_get_thread_ident()
     try:
-        cls = _class_of(exc, None, None)
-    except (MemoryError, RecursionError):
-        cls = type(exc)
-    return set_async(threading.get_ident(), cls)
+        cls = _class_of(exc, ident, None)
+        interrupting[ident] = exc, this_thread()
+    except Exception:
+        cls = type(exc)         # no memory, say
+    return set_async(ident, cls)
+
+
+cdef object take_interrupt():
+    """Take back what interrupt() has sent to this thread: a loader is to run, and would get it."""
+    cdef unsigned long ident
+    if not interrupting:
+        return None
+    ident = PyThread_get_thread_ident()
+    exc, thread = interrupting.pop(ident, (None, 0))
+    if exc is None or thread != this_thread():
+        return None
+    PyThreadState_SetAsyncExc(ident, NULL)
+    return exc
 
 
 cdef int set_async(unsigned long ident, cls) except -1:

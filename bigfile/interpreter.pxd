@@ -1,6 +1,6 @@
 """What the pager wants of CPython: its public C API, none of which needs memory.
 
-Sections are in the order of its manual: exceptions, threads, thread states.
+Sections are in the order of its manual: exceptions, signals, threads, thread states.
 """
 
 from cpython.object cimport PyObject
@@ -43,6 +43,9 @@ cdef extern from *:
 cdef extern from "Python.h":
     void PyErr_SetObject(object type, object value) noexcept
     void PyErr_WriteUnraisable(object obj) noexcept
+    int PyErr_CheckSignals() except -1
+    int PyErr_SetInterruptEx(int signum) noexcept
+    int Py_AddPendingCall(int (*func)(void *) except -1, void *arg) noexcept
 
 cdef extern from "Python.h" nogil:
     unsigned long PyThread_get_thread_ident()

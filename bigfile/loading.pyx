@@ -96,13 +96,38 @@ cdef void touch_bytes(const char *data, size_t size) noexcept nogil:
     seen ^= (<volatile_char *>data)[size - 1]
 
 
+cdef uint64_t loads         # protected by: the pager lock
+
+
+cdef bint may_load(const Page *page) noexcept nogil:
+    """Say whether this thread may load a page: nobody does, or itself, and has not begun."""
+    if page == NULL or page.state == KNOWN:
+        return True
+    return page.state == LOADING and not page.begun and page.loader == pthread_self()
+
+
+cdef bint load_begins(FileH *fileh, uint64_t blk, uint64_t load) noexcept nogil:
+    """The file is going to be asked. False: not any more, another load was done meanwhile."""
+    cdef Page *page
+    cdef bint begins
+    pager_lock()
+    page = <Page *>pagemap_get(&fileh.pages, blk)
+    begins = page != NULL and page.state == LOADING and page.load == load
+    if begins:
+        page.begun = True
+    pager_unlock()
+    return begins
+
+
 cdef int page_load(FileH *fileh, uint64_t blk, bint ahead, void **error) noexcept nogil:
     """EMPTY or KNOWN -> LOADING -> LOADED; or back to where it was as the load failed: -1, or,
     where error is not NULL, an errno of the file it is KNOWN to be in.
 
     ahead: nobody has touched it; only what is KNOWN is loaded, and a failure is not reported.
-    Enters and leaves with the pager lock held, gives it up while the block is loaded.
+    Or LOADING: what may_load() says. Enters and leaves with the pager lock held, gives it up while
+    the block is loaded.
     """
+    global loads
     cdef Source source
     cdef int err = 0, errno_ = 0
     cdef Page *page = <Page *>pagemap_get(&fileh.pages, blk)
@@ -111,20 +136,28 @@ cdef int page_load(FileH *fileh, uint64_t blk, bint ahead, void **error) noexcep
         if page == NULL:
             fail(fileh, blk, NO_MEMORY, ENOMEM)
             return -1
-    else:
+    elif page.state == KNOWN:
         page_become(page, LOADING, NOTHING)
         page.loader = pthread_self()
+    loads += 1
+    page.load = loads
     fileh.refs += 1
     while True:
         page.reload = False
         source = page.source
         source.backing = NOTHING
+        source.load = page.load
+        page.begun = source.fd >= 0
         if blk >= fileh.zero_from:
             source.backing = ZEROS
         else:
             pager_unlock()
             if source.fd < 0:
                 err = op_load(fileh, blk, &source, error)
+                if source.load == 0:
+                    pager_lock()
+                    fileh_release(fileh)
+                    return 0
             if err == 0 and source.backing == NOTHING:
                 errno_ = page_copy(fileh, blk, &source)
                 if errno_ == 0:
@@ -177,6 +210,7 @@ cdef int page_bring_in(Page *page) noexcept nogil:
     fileh.refs += 1
     page_become(page, LOADING, backing)
     page.loader = pthread_self()
+    page.begun = True
     pager_unlock()
     if backing == ZEROS:
         err = page_fill(fileh, blk, NULL, 0)
@@ -239,7 +273,7 @@ cdef int fileh_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil:
     pager_lock()
     while True:
         page = <Page *>pagemap_get(&fileh.pages, blk)
-        if page == NULL or page.state == KNOWN:
+        if may_load(page):
             err = page_load(fileh, blk, False, error)
             break
         if page.state != LOADING:

@@ -40,6 +40,7 @@ cdef struct Source:         # where a block is
     int fd                  # of the file, open for as long as the handle lives; -1: no file
     long offset             # in the file [bytes]
     size_t size             # [bytes] of the block that the file has; zeros are after that
+    uint64_t load           # of op_load: Page.load
 
 cdef struct Known:          # what is known of a block that nobody touched yet
     uint64_t blk
@@ -54,6 +55,8 @@ cdef struct Page:
     State state
     Backing backing         # what it has in memory
     pthread_t loader        # LOADING: the thread that does it
+    uint64_t load           # LOADING: the number of the load
+    bint begun              # LOADING: the file was asked. Until then its thread may take it over
     bint reload             # LOADING: what is being loaded is no longer true
     bint ahead              # somebody is asked to load it
     bint stored             # DIRTY: stored since its last change

@@ -25,7 +25,9 @@ States
    KNOWN     not in memory and shown as NONE, but `source` says where it is: it is loaded
              without Python
    LOADING   one thread fills it, others wait for pager_cond. A page that is invalidated
-             meanwhile is marked `reload`, and loaded again
+             meanwhile is marked `reload`, and loaded again. Before the file is asked, handlers of
+             signals run in that thread; if one touches the page, that is another load, and the
+             first one finds that it is not its page any more (load_begins)
    LOADED    clean. Its backing is ZEROS (a hole), FILERANGE (mapped from a file) or MEMFD
              (copied into page memory, and in a queue of ram)
    DIRTY     changed; backing MEMFD, never given back. `stored` while nothing changed since
@@ -92,7 +94,8 @@ cdef void page_set_ops(int (*load)(FileH *, uint64_t, Source *, void **) noexcep
 
     load(fileh, blk, source, error): find the block; where it has to be copied, do it with
         page_fill, and say MEMFD, also if it fails after that. 0, or -1: failed; the exception
-        is in *error, or, when error is NULL, on its way to the thread. Called without the lock.
+        is in *error, or, when error is NULL, on its way to the thread. Or, if load_begins() says
+        that the load was taken over, do nothing, and set source.load to 0. Called without the lock.
     fail(fileh, blk, why, errno): raise in the thread that touched. Called without the lock.
     announce(fileh, blk): a handle that `announces` is about to be changed first. 0; -1: it
         refused, and the exception is on its way. Called without the lock.
@@ -258,7 +261,7 @@ cdef void fileh_doom(FileH *fileh, uint64_t blk, Failure why) noexcept nogil:
 
 
 cdef void fileh_undoom(FileH *fileh) noexcept nogil:
-    """Changes were discarded, or there were none, and no scrap is shown. With the pager lock held."""
+    """There are no changes any more, and no scrap is shown. With the pager lock held."""
     fileh.doom = NO_FAILURE
 
 

@@ -21,12 +21,13 @@ from libc.stdint cimport uint64_t
 from wendelin.bigfile.ahead cimport load_ahead, show_ahead
 from wendelin.bigfile.kernel cimport (MADV_POPULATE_READ, MADV_POPULATE_WRITE, madvise,
                                       pthread_atfork, pthread_cond_init, pthread_self)
-from wendelin.bigfile.loading cimport fail, own_load, page_bring_in, page_load, wait_loaded
+from wendelin.bigfile.loading cimport (fail, may_load, own_load, page_bring_in, page_load,
+                                       wait_loaded)
 from wendelin.bigfile.mapping cimport (FILE, RO, RW, SINK, ZERO, Area, Kind, area_inherited,
                                        area_kind, area_lookup, area_show, area_show_inherited,
                                        areas_after_fork, areas_before_fork)
 from wendelin.bigfile.page cimport (BROKEN_FILE, CHANGE_REFUSED, DIRTY, DIRTY_LIMIT, EXITING,
-                                    FILERANGE, FORKED, KNOWN, LOAD_FAILED, LOADED, LOADING, MEMFD,
+                                    FILERANGE, FORKED, LOAD_FAILED, LOADED, LOADING, MEMFD,
                                     NO_FAILURE, NO_MAPPING, NO_MEMORY, WRITE_IN_WRITEOUT, ZEROS,
                                     Failure, FileH, Page, fatal, fileh_doom, fileh_release,
                                     op_announce, op_fail, op_wait, page_after_fork, page_become,
@@ -85,16 +86,11 @@ cdef void show_scrap(const char *addr, bint write, Failure why) noexcept nogil:
         fatal(b"wendelin.core: no memory left to report a failure with\n")
 
 
-cdef Kind kind_of(const Page *page) noexcept nogil:
-    """Return how a LOADED page is shown."""
-    return ZERO if page.backing == ZEROS else FILE if page.backing == FILERANGE else RO
-
-
 cdef bint page_touch(const char *addr, bint write) noexcept nogil:
     """Make addr accessible, as the fault at it wanted. False: it is in no area.
 
     1. find the area and the page
-    2. EMPTY: load it. LOADING: wait. Then from 1
+    2. EMPTY, or LOADING by this thread which has not begun: load it. LOADING: wait. Then from 1
     3. a write: announce it, LOADED -> DIRTY, after bringing it into page memory (then from 1)
     4. show it
     """
@@ -126,7 +122,7 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
         if pager_exiting and (page == NULL or page.state == LOADING):
             show_scrap(addr, write, EXITING)
             break
-        if page == NULL or page.state == KNOWN:
+        if may_load(page):
             if page_load(fileh, blk, False, NULL) != 0:
                 show_scrap(addr, write, LOAD_FAILED)
                 break

@@ -7,6 +7,8 @@ refused. Each test makes one kind of failure at every step of the way of a fault
 import pytest
 from child import check_child, run_child
 
+pytestmark = pytest.mark.once
+
 #: `out` gets what was read of the cold block, whatever it was, and is committed.
 SETUP = """
 import inspect, logging, sys

@@ -198,7 +198,6 @@ class File(RAMFile):
         if len(self.loads) == 1:
             signal.raise_signal(signal.SIGINT)
             for _ in range(1000): pass
-            raise AssertionError("the interrupt did not come")
         buf[:] = b"7" * BLK
 fileh, a = new(cls=File)
 try:
@@ -207,7 +206,7 @@ try:
     raise AssertionError("no interrupt")
 except KeyboardInterrupt:
     pass
-assert x == a[0] == ord("7") and fileh.file.loads == [0, 0] and not fileh.failed
+assert x == a[0] == ord("7") and fileh.file.loads == [0] and not fileh.failed
 """)
 
 

@@ -1,0 +1,5 @@
+from typing import Final
+
+PATIENCE: Final[float]
+
+def set_patience(seconds: float) -> None: ...
