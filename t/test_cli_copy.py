@@ -8,6 +8,7 @@ from cli import killed_at, wendelin
 from clidata import BLK, PATHS, database, filled, stock
 from ZODB.blob import Blob
 
+from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.lib.zodb import dbstoropen
 from wendelin.lib.zrecord import without_pad
 
@@ -172,6 +173,19 @@ def test_copy_of_an_array(call, url, tmp_path):
     call("copy", "--replace", f"{url}#A", f"{url}#tree/B")
     with database(url) as root:
         assert np.array_equal(root["A"][:], root["tree"]["B"][:])
+
+
+def test_copy_of_an_array_says_what_it_leaves(call, testdb, tmp_path):
+    root = testdb.open()
+    root["A"] = A = ZBigArray((3,), "f8", blksize=BLK)
+    A.unit, A.tags = "mV", ["x"]
+    transaction.commit()
+    testdb.close(root)
+    done = call("copy", f"{testdb.url}#A", f"{tmp_path}/other.fs#A")
+    assert done.stderr == "wendelin copy: attributes are not copied: 'tags', 'unit'\n"
+    done = call("copy", "--json", f"{testdb.url}#A", f"{tmp_path}/other.fs#B")
+    assert done.json["attributes_left"] == ["tags", "unit"]
+    assert done.stderr == ""
 
 
 def test_copy_of_an_array_of_holes(call, testdb, tmp_path):

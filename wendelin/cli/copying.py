@@ -32,6 +32,7 @@ from wendelin.cli.output import (
     progress,
     shown_tid,
     size_text,
+    warn,
 )
 from wendelin.cli.transfer import Target, fill
 from wendelin.cli.tree import find_array
@@ -206,7 +207,7 @@ def copy(source: Address, destination: Address, replace: bool, step: int, as_jso
 
     The other storage must be empty, or have the beginning of the same: then the rest is copied.
     Blocks come to lie aligned in a file, to be mapped. An array is written in the block size and
-    the format that it has; if that was interrupted, the same command goes on.
+    the format that it has, without attributes; if that was interrupted, the same command goes on.
     """
     if bool(source.path) != bool(destination.path):
         raise click.UsageError("either both have a #path, of an array, or none has one")
@@ -260,10 +261,13 @@ def _copy_array(
                 f"copy {join(source.path)}", array.nbytes, in_bytes=True, done=before
             ) as tell:
                 fill(target, reader, step, tell)
-        facts = {**layout_json(reader.layout), "bytes": array.nbytes}
+        left = sorted(name for name in vars(array) if not name.startswith("_"))
+        facts = {**layout_json(reader.layout), "bytes": array.nbytes, "attributes_left": left}
         size = array.nbytes
     if as_json:
         print_json({**facts, "resumed_at": before if target.resumed else None})
     else:
         again = f", from {size_text(before)} on" if target.resumed else ""
         print(f"{destination}: {size_text(size)}{again}")
+        if left:
+            warn("copy", f"attributes are not copied: {', '.join(map(repr, left))}")
