@@ -1,15 +1,16 @@
 /* Records what a process does to the files of a folder: for LD_PRELOAD.
 
-   POWERFAIL_FOLDER is the folder, POWERFAIL_LOG what is written; t/powerfail_disk.py reads it. A record is
-   a head, one or two names, and the bytes of a write. Bytes are taken from where the call had them
-   by a writev(): the kernel reads them, and memory of the pager is not touched here.
+   POWERFAIL_FOLDER is the folder, POWERFAIL_LOG what is written; powerfail_disk.py reads it. A
+   record is a head, one or two names, and the bytes of a write. Bytes are taken from where the call
+   had them by a writev(): the kernel reads them, and memory of the pager is not touched here.
 
    A call and its record are one step: `lock` is held from before the call until the record is
    written. So the order of records is the order of calls, for all threads of one process.
 
-   A call that changes files, and that the reader of the log has no model of, is recorded as "unknown" with
-   its name: the reader refuses the log. What does not come here at all (io_uring, syscall(), the C library
-   itself) is found by the reader, as files are then not what the records say. */
+   A call that changes files, and that the reader of the log has no model of, is recorded as
+   "unknown" with its name: the reader refuses the log. What does not come here at all (io_uring,
+   syscall(), the C library itself) is found by the reader, as files are then not what the records
+   say. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -34,9 +35,9 @@
 struct head {
     char kind[8];
     uint64_t inode;
-    int64_t a, b;       /* offsets and sizes [bytes], by kind */
-    uint64_t size;      /* of the data behind the names [bytes] */
-    uint32_t name, to;  /* lengths of the names */
+    int64_t a, b;      /* offsets and sizes [bytes], by kind */
+    uint64_t size;     /* of the data behind the names [bytes] */
+    uint32_t name, to; /* lengths of the names */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -44,13 +45,19 @@ static char folder[PATH_MAX];
 static int log_fd = -1; /* -1: nothing is recorded */
 
 /* The C library's own function behind ours. */
-#define REAL(name)                                        \
-    static __typeof__(name) *real_##name;                 \
-    if (!real_##name)                                     \
-        real_##name = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
+#define REAL(name)                        \
+    static __typeof__(name) *real_##name; \
+    if (!real_##name)                     \
+    real_##name = (__typeof__(name) *)dlsym(RTLD_NEXT, #name)
 
-static void before_fork(void) { pthread_mutex_lock(&lock); }
-static void after_fork(void) { pthread_mutex_unlock(&lock); }
+static void before_fork(void)
+{
+    pthread_mutex_lock(&lock);
+}
+static void after_fork(void)
+{
+    pthread_mutex_unlock(&lock);
+}
 
 __attribute__((constructor)) static void start(void)
 {
@@ -63,7 +70,6 @@ __attribute__((constructor)) static void start(void)
 }
 
 /* ---- the log ---- */
-
 static void put_all(struct iovec *iov, int n)
 {
     REAL(writev);
@@ -83,11 +89,12 @@ static void put_all(struct iovec *iov, int n)
 }
 
 /* Write a record, with `size` bytes of iov behind it. */
-static void record_data(const char *kind, uint64_t inode, int64_t a, int64_t b, const char *name, const char *to,
-                        const struct iovec *iov, uint64_t size)
+static void record_data(const char *kind, uint64_t inode, int64_t a, int64_t b, const char *name,
+                        const char *to, const struct iovec *iov, uint64_t size)
 {
     int saved = errno, n = 3, at = 0;
-    struct head head = {.inode = inode, .a = a, .b = b, .size = size, .name = strlen(name), .to = strlen(to)};
+    struct head head = {
+        .inode = inode, .a = a, .b = b, .size = size, .name = strlen(name), .to = strlen(to)};
     for (uint64_t left = size; left; at++)
         left -= left < iov[at].iov_len ? left : iov[at].iov_len;
     struct iovec all[n + at];
@@ -105,7 +112,8 @@ static void record_data(const char *kind, uint64_t inode, int64_t a, int64_t b, 
     errno = saved;
 }
 
-static void record(const char *kind, uint64_t inode, int64_t a, int64_t b, const char *name, const char *to)
+static void record(const char *kind, uint64_t inode, int64_t a, int64_t b, const char *name,
+                   const char *to)
 {
     record_data(kind, inode, a, b, name, to, NULL, 0);
 }
@@ -121,7 +129,6 @@ void powerfail_mark(const char *text, size_t size)
 }
 
 /* ---- which files ---- */
-
 static int is_inside(const char *path)
 {
     size_t n = strlen(folder);
@@ -174,20 +181,22 @@ static uint64_t inode_at(const char *path)
     return lstat(path, &st) ? 0 : st.st_ino;
 }
 
+/* The same function, for programs that are compiled for 64-bit offsets: these are all there are. */
+#define ALIAS(name, of) extern __typeof__(of) name __attribute__((alias(#of)))
+
 /* Do a call under the lock; `after` sees its result, and is done if it did not fail. */
-#define STEP(type, call, after)          \
-    do {                                 \
-        pthread_mutex_lock(&lock);       \
-        type result = call;              \
-        if (result != (type)-1) {        \
-            after;                       \
-        }                                \
-        pthread_mutex_unlock(&lock);     \
-        return result;                   \
+#define STEP(type, call, after)      \
+    do {                             \
+        pthread_mutex_lock(&lock);   \
+        type result = call;          \
+        if (result != (type) - 1) {  \
+            after;                   \
+        }                            \
+        pthread_mutex_unlock(&lock); \
+        return result;               \
     } while (0)
 
 /* ---- opening ---- */
-
 static int open_step(int at, const char *name, int flags, mode_t mode)
 {
     REAL(openat);
@@ -209,39 +218,56 @@ static int open_step(int at, const char *name, int flags, mode_t mode)
     return fd;
 }
 
-#define MODE(flags)                                           \
-    mode_t mode = 0;                                          \
-    if (flags & O_CREAT || (flags & O_TMPFILE) == O_TMPFILE) { \
-        va_list args;                                         \
-        va_start(args, flags);                                \
-        mode = va_arg(args, mode_t);                          \
-        va_end(args);                                         \
-    }
-#define OPEN(name) int name(const char *path, int flags, ...) { MODE(flags) return open_step(AT_FDCWD, path, flags, mode); }
-#define OPENAT(name) int name(int at, const char *path, int flags, ...) { MODE(flags) return open_step(at, path, flags, mode); }
-#define CREAT(name) int name(const char *path, mode_t mode) { return open_step(AT_FDCWD, path, O_CREAT | O_WRONLY | O_TRUNC, mode); }
-OPEN(open) OPEN(open64) OPENAT(openat) OPENAT(openat64) CREAT(creat) CREAT(creat64)
-int __open_2(const char *path, int flags) { return open_step(AT_FDCWD, path, flags, 0); }
-int __open64_2(const char *path, int flags) { return open_step(AT_FDCWD, path, flags, 0); }
-int __openat_2(int at, const char *path, int flags) { return open_step(at, path, flags, 0); }
-int __openat64_2(int at, const char *path, int flags) { return open_step(at, path, flags, 0); }
+/* The mode is there only if a file may be made; what is in its place otherwise is not used. */
+#define MODE(flags)                  \
+    va_list args;                    \
+    va_start(args, flags);           \
+    mode_t mode = va_arg(args, int); \
+    va_end(args)
 
-static FILE *fopen_step(FILE *(*call)(const char *, const char *), const char *name, const char *mode)
+int open(const char *name, int flags, ...)
 {
+    MODE(flags);
+    return open_step(AT_FDCWD, name, flags, mode);
+}
+int openat(int at, const char *name, int flags, ...)
+{
+    MODE(flags);
+    return open_step(at, name, flags, mode);
+}
+int creat(const char *name, mode_t mode)
+{
+    return open_step(AT_FDCWD, name, O_CREAT | O_WRONLY | O_TRUNC, mode);
+}
+/* of programs that are compiled with _FORTIFY_SOURCE */
+int __open_2(const char *name, int flags)
+{
+    return open_step(AT_FDCWD, name, flags, 0);
+}
+int __openat_2(int at, const char *name, int flags)
+{
+    return open_step(at, name, flags, 0);
+}
+ALIAS(open64, open);
+ALIAS(openat64, openat);
+ALIAS(creat64, creat);
+ALIAS(__open64_2, __open_2);
+ALIAS(__openat64_2, __openat_2);
+
+FILE *fopen(const char *name, const char *mode)
+{
+    REAL(fopen);
     char path[PATH_MAX];
     pthread_mutex_lock(&lock);
-    FILE *file = call(name, mode);
+    FILE *file = real_fopen(name, mode);
     if (file && strpbrk(mode, "wa+") && fd_inside(fileno(file), path))
         record("unknown", 0, 0, 0, "fopen", path);
     pthread_mutex_unlock(&lock);
     return file;
 }
-
-FILE *fopen(const char *name, const char *mode) { REAL(fopen); return fopen_step(real_fopen, name, mode); }
-FILE *fopen64(const char *name, const char *mode) { REAL(fopen64); return fopen_step(real_fopen64, name, mode); }
+ALIAS(fopen64, fopen);
 
 /* ---- writing ---- */
-
 /* Record that n bytes of iov were written to a file, which is at the end of them, or at `at`. */
 static void wrote(int fd, int64_t at, const struct iovec *iov, ssize_t n)
 {
@@ -257,16 +283,28 @@ static void wrote(int fd, int64_t at, const struct iovec *iov, ssize_t n)
 
 #define ONE(buf, size) &(struct iovec){(void *)buf, size}
 ssize_t write(int fd, const void *buf, size_t size)
-{ REAL(write); STEP(ssize_t, real_write(fd, buf, size), wrote(fd, -1, ONE(buf, size), result)); }
+{
+    REAL(write);
+    STEP(ssize_t, real_write(fd, buf, size), wrote(fd, -1, ONE(buf, size), result));
+}
 ssize_t writev(int fd, const struct iovec *iov, int n)
-{ REAL(writev); STEP(ssize_t, real_writev(fd, iov, n), wrote(fd, -1, iov, result)); }
+{
+    REAL(writev);
+    STEP(ssize_t, real_writev(fd, iov, n), wrote(fd, -1, iov, result));
+}
 
-#define PWRITE(name) ssize_t name(int fd, const void *buf, size_t size, off_t at) \
-{ REAL(name); STEP(ssize_t, real_##name(fd, buf, size, at), wrote(fd, at, ONE(buf, size), result)); }
-#define PWRITEV(name) ssize_t name(int fd, const struct iovec *iov, int n, off_t at) \
-{ REAL(name); STEP(ssize_t, real_##name(fd, iov, n, at), wrote(fd, at, iov, result)); }
-#define PWRITEV2(name) ssize_t name(int fd, const struct iovec *iov, int n, off_t at, int flags) \
-{ REAL(name); STEP(ssize_t, real_##name(fd, iov, n, at, flags), wrote2(fd, at, iov, result, flags)); }
+ssize_t pwrite(int fd, const void *buf, size_t size, off_t at)
+{
+    REAL(pwrite);
+    STEP(ssize_t, real_pwrite(fd, buf, size, at), wrote(fd, at, ONE(buf, size), result));
+}
+ssize_t pwritev(int fd, const struct iovec *iov, int n, off_t at)
+{
+    REAL(pwritev);
+    STEP(ssize_t, real_pwritev(fd, iov, n, at), wrote(fd, at, iov, result));
+}
+ALIAS(pwrite64, pwrite);
+ALIAS(pwritev64, pwritev);
 
 static void wrote2(int fd, int64_t at, const struct iovec *iov, ssize_t n, int flags)
 {
@@ -276,7 +314,12 @@ static void wrote2(int fd, int64_t at, const struct iovec *iov, ssize_t n, int f
     wrote(fd, at, iov, n);
 }
 
-PWRITE(pwrite) PWRITE(pwrite64) PWRITEV(pwritev) PWRITEV(pwritev64) PWRITEV2(pwritev2) PWRITEV2(pwritev64v2)
+ssize_t pwritev2(int fd, const struct iovec *iov, int n, off_t at, int flags)
+{
+    REAL(pwritev2);
+    STEP(ssize_t, real_pwritev2(fd, iov, n, at, flags), wrote2(fd, at, iov, result, flags));
+}
+ALIAS(pwritev64v2, pwritev2);
 
 /* Record bytes that the kernel has copied to a file, as they are there now. */
 static void copied(int fd, int64_t at, ssize_t n)
@@ -298,16 +341,21 @@ static void copied(int fd, int64_t at, ssize_t n)
     close(reader);
 }
 
-ssize_t copy_file_range(int in, off64_t *in_at, int out, off64_t *out_at, size_t size, unsigned flags)
+ssize_t copy_file_range(int in, off64_t *in_at, int out, off64_t *out_at, size_t size,
+                        unsigned flags)
 {
     REAL(copy_file_range);
     int64_t at = out_at ? *out_at : -1;
-    STEP(ssize_t, real_copy_file_range(in, in_at, out, out_at, size, flags), copied(out, at, result));
+    STEP(ssize_t, real_copy_file_range(in, in_at, out, out_at, size, flags),
+         copied(out, at, result));
 }
 
-#define SENDFILE(name) ssize_t name(int out, int in, off_t *in_at, size_t size) \
-{ REAL(name); STEP(ssize_t, real_##name(out, in, in_at, size), copied(out, -1, result)); }
-SENDFILE(sendfile) SENDFILE(sendfile64)
+ssize_t sendfile(int out, int in, off_t *in_at, size_t size)
+{
+    REAL(sendfile);
+    STEP(ssize_t, real_sendfile(out, in, in_at, size), copied(out, -1, result));
+}
+ALIAS(sendfile64, sendfile);
 
 ssize_t splice(int in, off64_t *in_at, int out, off64_t *out_at, size_t size, unsigned flags)
 {
@@ -317,7 +365,6 @@ ssize_t splice(int in, off64_t *in_at, int out, off64_t *out_at, size_t size, un
 }
 
 /* ---- sizes ---- */
-
 static void about(const char *kind, int fd, int64_t a, int64_t b)
 {
     char path[PATH_MAX];
@@ -332,9 +379,18 @@ static void about_path(const char *kind, const char *name, int64_t a)
         record(kind, inode_at(path), a, 0, path, "");
 }
 
-#define FTRUNCATE(name) int name(int fd, off_t size) { REAL(name); STEP(int, real_##name(fd, size), about("size", fd, size, 0)); }
-#define TRUNCATE(name) int name(const char *path, off_t size) { REAL(name); STEP(int, real_##name(path, size), about_path("size", path, size)); }
-FTRUNCATE(ftruncate) FTRUNCATE(ftruncate64) TRUNCATE(truncate) TRUNCATE(truncate64)
+int ftruncate(int fd, off_t size)
+{
+    REAL(ftruncate);
+    STEP(int, real_ftruncate(fd, size), about("size", fd, size, 0));
+}
+int truncate(const char *path, off_t size)
+{
+    REAL(truncate);
+    STEP(int, real_truncate(path, size), about_path("size", path, size));
+}
+ALIAS(ftruncate64, ftruncate);
+ALIAS(truncate64, truncate);
 
 static void allocated(int fd, int mode, int64_t at, int64_t size)
 {
@@ -350,21 +406,41 @@ static void allocated(int fd, int mode, int64_t at, int64_t size)
         record("size", inode_of(fd), st.st_size, 0, path, "");
 }
 
-#define FALLOCATE(name) int name(int fd, int mode, off_t at, off_t size) { REAL(name); STEP(int, real_##name(fd, mode, at, size), allocated(fd, mode, at, size)); }
-#define POSIX_FALLOCATE(name) int name(int fd, off_t at, off_t size) { REAL(name); STEP(int, real_##name(fd, at, size), if (!result) allocated(fd, 0, at, size)); }
-FALLOCATE(fallocate) FALLOCATE(fallocate64) POSIX_FALLOCATE(posix_fallocate) POSIX_FALLOCATE(posix_fallocate64)
+int fallocate(int fd, int mode, off_t at, off_t size)
+{
+    REAL(fallocate);
+    STEP(int, real_fallocate(fd, mode, at, size), allocated(fd, mode, at, size));
+}
+int posix_fallocate(int fd, off_t at, off_t size)
+{
+    REAL(posix_fallocate);
+    STEP(int, real_posix_fallocate(fd, at, size), if (!result) allocated(fd, 0, at, size));
+}
+ALIAS(fallocate64, fallocate);
+ALIAS(posix_fallocate64, posix_fallocate);
 
 /* ---- syncing ---- */
-
 static void synced(int fd)
 {
     struct stat st;
     about(!fstat(fd, &st) && S_ISDIR(st.st_mode) ? "names" : "sync", fd, 0, 0);
 }
 
-int fsync(int fd) { REAL(fsync); STEP(int, real_fsync(fd), synced(fd)); }
-int fdatasync(int fd) { REAL(fdatasync); STEP(int, real_fdatasync(fd), synced(fd)); }
-int syncfs(int fd) { REAL(syncfs); STEP(int, real_syncfs(fd), about("syncall", fd, 0, 0)); }
+int fsync(int fd)
+{
+    REAL(fsync);
+    STEP(int, real_fsync(fd), synced(fd));
+}
+int fdatasync(int fd)
+{
+    REAL(fdatasync);
+    STEP(int, real_fdatasync(fd), synced(fd));
+}
+int syncfs(int fd)
+{
+    REAL(syncfs);
+    STEP(int, real_syncfs(fd), about("syncall", fd, 0, 0));
+}
 void sync(void)
 {
     REAL(sync);
@@ -377,7 +453,6 @@ void sync(void)
 /* sync_file_range() promises nothing, and needs no record. */
 
 /* ---- names ---- */
-
 /* Record a file that came from outside, as if it had been written where it is. */
 static void came(const char *path)
 {
@@ -393,7 +468,7 @@ static void came(const char *path)
     close(fd);
 }
 
-static int rename_step(int from_at, const char *from, int to_at, const char *to, unsigned flags)
+int renameat2(int from_at, const char *from, int to_at, const char *to, unsigned flags)
 {
     REAL(renameat2);
     char a[PATH_MAX], b[PATH_MAX];
@@ -412,11 +487,16 @@ static int rename_step(int from_at, const char *from, int to_at, const char *to,
     return result;
 }
 
-int rename(const char *from, const char *to) { return rename_step(AT_FDCWD, from, AT_FDCWD, to, 0); }
-int renameat(int a, const char *from, int b, const char *to) { return rename_step(a, from, b, to, 0); }
-int renameat2(int a, const char *from, int b, const char *to, unsigned flags) { return rename_step(a, from, b, to, flags); }
+int rename(const char *from, const char *to)
+{
+    return renameat2(AT_FDCWD, from, AT_FDCWD, to, 0);
+}
+int renameat(int a, const char *from, int b, const char *to)
+{
+    return renameat2(a, from, b, to, 0);
+}
 
-static int link_step(int from_at, const char *from, int to_at, const char *to, int flags)
+int linkat(int from_at, const char *from, int to_at, const char *to, int flags)
 {
     REAL(linkat);
     char path[PATH_MAX];
@@ -424,8 +504,10 @@ static int link_step(int from_at, const char *from, int to_at, const char *to, i
          if (name_inside(to_at, to, path)) record("link", inode_at(path), 0, 0, path, ""));
 }
 
-int link(const char *from, const char *to) { return link_step(AT_FDCWD, from, AT_FDCWD, to, 0); }
-int linkat(int a, const char *from, int b, const char *to, int flags) { return link_step(a, from, b, to, flags); }
+int link(const char *from, const char *to)
+{
+    return linkat(AT_FDCWD, from, AT_FDCWD, to, 0);
+}
 
 static void new_name(const char *kind, const char *what, int at, const char *name)
 {
@@ -434,12 +516,26 @@ static void new_name(const char *kind, const char *what, int at, const char *nam
         what ? record(kind, 0, 0, 0, what, path) : record(kind, inode_at(path), 0, 0, path, "");
 }
 
-int symlink(const char *to, const char *name) { REAL(symlink); STEP(int, real_symlink(to, name), new_name("unknown", "symlink", AT_FDCWD, name)); }
-int symlinkat(const char *to, int at, const char *name) { REAL(symlinkat); STEP(int, real_symlinkat(to, at, name), new_name("unknown", "symlink", at, name)); }
-int mkdir(const char *name, mode_t mode) { REAL(mkdir); STEP(int, real_mkdir(name, mode), new_name("mkdir", NULL, AT_FDCWD, name)); }
-int mkdirat(int at, const char *name, mode_t mode) { REAL(mkdirat); STEP(int, real_mkdirat(at, name, mode), new_name("mkdir", NULL, at, name)); }
+int symlink(const char *to, const char *name)
+{
+    return symlinkat(to, AT_FDCWD, name);
+}
+int symlinkat(const char *to, int at, const char *name)
+{
+    REAL(symlinkat);
+    STEP(int, real_symlinkat(to, at, name), new_name("unknown", "symlink", at, name));
+}
+int mkdir(const char *name, mode_t mode)
+{
+    return mkdirat(AT_FDCWD, name, mode);
+}
+int mkdirat(int at, const char *name, mode_t mode)
+{
+    REAL(mkdirat);
+    STEP(int, real_mkdirat(at, name, mode), new_name("mkdir", NULL, at, name));
+}
 
-static int unlink_step(int at, const char *name, int flags)
+int unlinkat(int at, const char *name, int flags)
 {
     REAL(unlinkat);
     char path[PATH_MAX];
@@ -452,32 +548,37 @@ static int unlink_step(int at, const char *name, int flags)
     return result;
 }
 
-int unlink(const char *name) { return unlink_step(AT_FDCWD, name, 0); }
-int unlinkat(int at, const char *name, int flags) { return unlink_step(at, name, flags); }
-int rmdir(const char *name) { return unlink_step(AT_FDCWD, name, AT_REMOVEDIR); }
+int unlink(const char *name)
+{
+    return unlinkat(AT_FDCWD, name, 0);
+}
+int rmdir(const char *name)
+{
+    return unlinkat(AT_FDCWD, name, AT_REMOVEDIR);
+}
 int remove(const char *name)
 {
-    int result = unlink_step(AT_FDCWD, name, 0);
-    return result && errno == EISDIR ? unlink_step(AT_FDCWD, name, AT_REMOVEDIR) : result;
+    int result = unlinkat(AT_FDCWD, name, 0);
+    return result && errno == EISDIR ? unlinkat(AT_FDCWD, name, AT_REMOVEDIR) : result;
 }
 
 /* ---- what has no model ---- */
-
 static void mapped(int fd, int protection, int flags)
 {
     char path[PATH_MAX];
-    if (fd >= 0 && protection & PROT_WRITE && (flags & MAP_TYPE) != MAP_PRIVATE && fd_inside(fd, path))
+    if (fd >= 0 && protection & PROT_WRITE && (flags & MAP_TYPE) != MAP_PRIVATE &&
+        fd_inside(fd, path))
         record("unknown", 0, 0, 0, "mmap, shared and writable", path);
 }
 
-#define MMAP(name) void *name(void *p, size_t size, int protection, int flags, int fd, off_t at) \
-{                                                                                                \
-    REAL(name);                                                                                  \
-    if (log_fd < 0 || flags & MAP_ANONYMOUS || !(protection & PROT_WRITE))                       \
-        return real_##name(p, size, protection, flags, fd, at); /* also while dlsym() works */   \
-    STEP(void *, real_##name(p, size, protection, flags, fd, at), mapped(fd, protection, flags)); \
+void *mmap(void *p, size_t size, int protection, int flags, int fd, off_t at)
+{
+    REAL(mmap);
+    if (log_fd < 0 || flags & MAP_ANONYMOUS || !(protection & PROT_WRITE))
+        return real_mmap(p, size, protection, flags, fd, at); /* also while dlsym() works */
+    STEP(void *, real_mmap(p, size, protection, flags, fd, at), mapped(fd, protection, flags));
 }
-MMAP(mmap) MMAP(mmap64)
+ALIAS(mmap64, mmap);
 
 int ioctl(int fd, unsigned long request, ...)
 {
@@ -489,5 +590,6 @@ int ioctl(int fd, unsigned long request, ...)
     char path[PATH_MAX];
     if (request != FICLONE && request != FICLONERANGE)
         return real_ioctl(fd, request, arg);
-    STEP(int, real_ioctl(fd, request, arg), if (fd_inside(fd, path)) record("unknown", 0, 0, 0, "ioctl, FICLONE", path));
+    STEP(int, real_ioctl(fd, request, arg),
+         if (fd_inside(fd, path)) record("unknown", 0, 0, 0, "ioctl, FICLONE", path));
 }

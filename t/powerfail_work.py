@@ -11,6 +11,8 @@ expects is not only what the storage says.
 """
 
 import json
+import logging
+import os
 import random
 import sys
 import time
@@ -314,6 +316,24 @@ class Work:
         mark_files(self.folder)
         self.open()
 
+    def step_rest(self) -> None:
+        """Open the file with something at its end that a power failure may have left."""
+        self.close()
+        data = Path(self.path).read_bytes()
+        size = int.from_bytes(data[-8:], "big")
+        tid = p64(int(max(self.expected.records), 16) + 1)
+        again = tid + data[-size:]  # the last transaction, as another one
+        rests = [again[:16] + b"c" + again[17:], again[: self.rng.randrange(1, size)]]
+        if self.make is not stock:  # it reads nothing after these
+            rests.append(bytes(self.rng.randrange(1, 9000)))
+            rests.append(tid + p64(1 << 62) + b"c" + self.rng.randbytes(5000))  # before a vote
+        rest = self.rng.choice(rests)
+        with open(self.path, "ab") as file:
+            file.write(rest)
+            file.flush()
+            os.fsync(file.fileno())
+        self.open()
+
     def step_blob(self) -> None:
         blobs = self.root["blobs"]
         n = self.rng.randrange(3)
@@ -390,6 +410,7 @@ STEPS = {
     "abort_stored": 3,
     "undo": 3,
     "reopen": 3,
+    "rest": 2,
     "blob": 4,
     "pack": 3,
     "pack_earlier": 2,
@@ -400,6 +421,7 @@ STEPS = {
 def main(writer: str, blobs: str, folder: str, notes: str, seed: str) -> None:
     """Do all steps, in an order of the seed."""
     small_databases()
+    logging.disable()  # of what is found behind the last transaction
     rng = random.Random(int(seed))
     steps = [name for name, n in STEPS.items() for _ in range(n) if name != "blob" or blobs]
     rng.shuffle(steps)
