@@ -311,22 +311,6 @@ def split_demo(url: str) -> tuple[str, str, str]:
     return base, rest[2:end], rest[end + 1 :]
 
 
-class _Demo(DemoStorage):  # type: ignore[misc]  # ZODB has no type hints
-    """DemoStorage, of which a pack packs the changes.
-
-    ZODB's pack() ends with an AttributeError where there are both storages. Objects cannot be
-    collected there: those of the base refer to those of the changes.
-    """
-
-    def pack(self, t: float, referencesf: Any, gc: bool | None = None) -> None:
-        if gc:
-            raise TypeError(
-                "gc=True: what only the base refers to would be garbage. Pack without it, "
-                "or the base by itself"
-            )
-        self.changes.pack(t, referencesf, gc=False)
-
-
 def _resolve_demo(url: str) -> tuple[Factory, dict[str, Any]]:
     """Of demo:(BASE)/(CHANGES)#option=value&..."""
     *both, rest = split_demo(url)
@@ -345,7 +329,7 @@ def _resolve_demo(url: str) -> tuple[Factory, dict[str, Any]]:
     def make() -> Any:
         base = factories[0]()
         try:
-            return _Demo(base=base, changes=factories[1]())
+            return DemoStorage(base=base, changes=factories[1]())
         except BaseException:
             base.close()
             raise

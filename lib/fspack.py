@@ -24,6 +24,7 @@ from typing import Any
 
 from persistent.TimeStamp import TimeStamp
 from ZODB.blob import remove_committed_dir
+from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage.FileStorage import FileStorageError, RedundantPackWarning
 from ZODB.FileStorage.format import DATA_HDR_LEN
 from ZODB.FileStorage.fspack import FileStoragePacker, PackCopier
@@ -38,6 +39,11 @@ from wendelin.lib.zrecord import without_pad
 __all__ = ["Packer", "data_find", "pack"]
 
 log = logging.getLogger(__name__)
+
+# DemoStorage.pack() asks for this, and DemoStorage has it only if it has made the storage of
+# changes itself: else it ends with an AttributeError, and does not come to the storage to pack.
+if not hasattr(DemoStorage, "_temporary_changes"):
+    DemoStorage._temporary_changes = False
 
 
 def pack(storage: Any, t: float, referencesf: Any, gc: bool | None) -> None:
