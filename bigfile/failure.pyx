@@ -41,6 +41,7 @@ from libc.string cimport strerror
 from wendelin.bigfile.interpreter cimport (PyErr_SetObject, PyErr_WriteUnraisable,
                                            PyThread_get_thread_ident, PyThreadState_Get,
                                            PyThreadState_GetID, PyThreadState_SetAsyncExc)
+from wendelin.bigfile.kernel cimport EBADMSG
 from wendelin.bigfile.mapping cimport areas_reset_scrap
 from wendelin.bigfile.page cimport (BROKEN_FILE, CIRCULAR_LOAD, DIRTY_LIMIT, FORKED, NO_MAPPING,
                                     NO_MEMORY, TOUCH_IN_LOAD, WRITE_IN_WRITEOUT,
@@ -104,6 +105,10 @@ cdef object failure(file, blk, Failure why, int err):
     if why == CIRCULAR_LOAD:
         return block_load_error(file, blk, "cannot be loaded: its loader, in another thread, waits "
                                 "for a block that this thread is loading")
+    if why == BROKEN_FILE and err == EBADMSG:
+        if hasattr(file, "mismatch"):
+            return load_error(file, blk, file.mismatch(blk))
+        return block_load_error(file, blk, "cannot be loaded: it does not match its digest")
     if why == BROKEN_FILE and err not in (ENOMEM, ENOSPC, EFBIG):   # these are of page memory
         hint = "" if err in (EMFILE, ENFILE) else ". The disk failed, or the file was cut"
         return block_load_error(file, blk, f"cannot be read from its file: "

@@ -162,7 +162,6 @@ class ZBigFileH(BigFileH):
         self._saved: SavedPages | None = None
         self._frozen = False
         self._finished = False
-        self.takes_records = False
         self.read_only = zconn_is_shared(file.conn)
         self.watch = watch_of(file.conn)
         self.watch.followers.add(self)
@@ -242,8 +241,6 @@ class ZBigFileH(BigFileH):
 
     def commit(self, txn: Any) -> None:
         """Mark the objects of changed blocks, for the Connection to store them."""
-        # A savepoint before has put a temporary storage between the Connection and its own.
-        self.takes_records = self.conn._storage is self.conn._normal_storage
         self.dirty_writeout(WRITEOUT_STORE)
 
     def tpc_vote(self, txn: Any) -> None:
@@ -273,7 +270,6 @@ class ZBigFileH(BigFileH):
 
     def _end(self) -> None:
         self._joined = None
-        self.takes_records = False
         if self._saved is not None:
             self._saved.close()
             self._saved = None

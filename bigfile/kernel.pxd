@@ -29,7 +29,7 @@ cdef extern from "<errno.h>" nogil:
     """
     #define wc_set_errno(e) (errno = (e))
     """
-    int EDEADLK
+    int EBADMSG, EDEADLK
     void set_errno "wc_set_errno"(int err)
 
 cdef extern from "<fcntl.h>" nogil:
@@ -48,6 +48,7 @@ cdef extern from "<unistd.h>" nogil:
     int gettid()
     int pipe2(int *ends, int flags)
     int ftruncate(int fd, long length)
+    ssize_t pread(int fd, void *buf, size_t count, long offset)
     ssize_t pwrite(int fd, const void *buf, size_t count, long offset)
     ssize_t write(int fd, const void *buf, size_t count)
     long sysconf(int name)

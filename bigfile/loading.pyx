@@ -16,6 +16,7 @@ meanwhile: look up everything again.
 from libc.errno cimport EFAULT, ENOMEM
 from libc.stdint cimport uint64_t
 
+from wendelin.bigfile.checksum cimport checksum_compare
 from wendelin.bigfile.kernel cimport (_SC_PAGESIZE, pthread_cond_broadcast, pthread_self, sysconf,
                                       volatile_char)
 from wendelin.bigfile.mapping cimport NONE
@@ -55,12 +56,14 @@ cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) no
 
 
 cdef int page_copy(FileH *fileh, uint64_t blk, const Source *source) noexcept nogil:
-    """As page_fill, with the bytes of a file."""
+    """As page_fill, with the bytes of a file; EBADMSG: they are not those of their digest."""
     cdef long offset = blk * fileh.blksize
     cdef int err = reserve(fileh)
     if err != 0:
         return err
     err = ram_copy(fileh.memfd, offset, source.size, source.fd, source.offset)
+    if err == 0 and source.checked:
+        err = checksum_compare(fileh.memfd, offset, source.size, source.digest)
     if err == 0 and source.size < fileh.blksize:
         err = ram_alloc(fileh.memfd, offset + source.size, fileh.blksize - source.size)
     if err != 0:

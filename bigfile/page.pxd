@@ -41,6 +41,8 @@ cdef struct Source:         # where a block is
     long offset             # in the file [bytes]
     size_t size             # [bytes] of the block that the file has; zeros are after that
     uint64_t load           # of op_load: Page.load
+    bint checked            # what is copied is compared with:
+    uint64_t digest         # XXH3-64 of the block's bytes that the file has
 
 cdef struct Known:          # what is known of a block that nobody touched yet
     uint64_t blk

@@ -47,6 +47,7 @@ from wendelin.bigfile.ram cimport (pager_lock, pager_unlock, ram_clean, ram_dirt
                                    ram_reclaim_all)
 from wendelin.bigfile.touch cimport scraps_shown
 
+from wendelin.bigfile.checksum import AVAILABLE
 from wendelin.bigfile.errors import DoomedError
 
 cdef extern from "Python.h":
@@ -68,6 +69,7 @@ cdef size_t os_page = sysconf(_SC_PAGESIZE)
 cdef int source_from(found, size_t blksize, Source *source) except -1:
     """Take what mapblk returned."""
     source.fd = -1
+    source.checked = False
     if found is HOLE:
         source.backing = ZEROS
         return 0
@@ -76,9 +78,17 @@ cdef int source_from(found, size_t blksize, Source *source) except -1:
         source.size = blksize
         source.backing = FILERANGE
     else:
-        fd, offset, size = found
+        if len(found) == 4:
+            fd, offset, size, digest = found
+            if not AVAILABLE:
+                raise ValueError(f"mapblk returned {found}: digests cannot be compared here")
+            source.checked = True
+            source.digest = int.from_bytes(digest, "big")
+        else:
+            fd, offset, size = found
         source.size = size
-        source.backing = NOTHING
+        whole = source.checked and size == blksize and offset % os_page == 0
+        source.backing = FILERANGE if whole else NOTHING
     source.offset = offset
     if fd < 0 or source.offset < 0 or source.size > blksize:
         raise ValueError(f"mapblk returned {found}: that is no place of a block of {blksize} bytes")
@@ -121,11 +131,15 @@ cdef class BigFile:
     mapblk(blk), optional
         Return (fd, offset) of a file that holds all of the block, page-aligned and immutable,
         with fd open as long as the handle lives: it is mapped. Or (fd, offset, size), not
-        aligned, and zeros after `size` bytes: it is copied, without Python. HOLE for a block of
+        aligned, and zeros after `size` bytes: it is copied, without Python. Or (fd, offset, size,
+        digest), if checksum.AVAILABLE: mapped if it can be, else copied; a copy is compared with
+        the digest, which is XXH3-64 of the bytes, 8 bytes, the highest first. HOLE for a block of
         zeros. None: loadblk.
     mapahead(start, stop), optional
         Return {block: what mapblk returns for it}, without None, for blocks in [start, stop)
         of which that is cheap to know. Touches of them will not call Python.
+    mismatch(blk), optional
+        Return the exception that says why a block does not match its digest.
     truncate(blk), optional
         Drop this block and all after it. Without it, an array that shrinks writes zeros.
     """

@@ -77,9 +77,6 @@ class Records(Protocol):
 class Page(Protocol):
     """Where a block that is stored gets its bytes."""
 
-    #: pickled objects are replaced by their record() when they are stored
-    takes_records: bool
-
     def page_buffer(self, blk: int) -> memoryview:
         """Return the block [blksize bytes], read-only."""
 
@@ -87,9 +84,10 @@ class Page(Protocol):
 class Block(NamedTuple):
     """A block, as it is in the database."""
 
-    data: memoryview | bytes  # zeros follow
+    data: memoryview | bytes  # zeros follow; as they were stored, if there is a checksum
     parts: frozenset[bytes] = frozenset()  # oids of the objects, besides its own, it is made of
     regular: bool = True  # its objects are as we write them, and can be changed
+    has_checksum: bool = False  # and matches it
 
 
 class Change:
@@ -237,31 +235,30 @@ class _Bytes(Persistent):  # type: ignore[misc]  # persistent has no type hints
 
 
 class ZBlk0(_Bytes, ZBlkBase):
-    """Format 0: the block as one object, whose state is its bytes, trailing zeros cut."""
+    """Format 0: the block as one object, whose state is its bytes, trailing zeros cut.
+
+    It is pickled without them. The Connection is to store record_from() in place of that.
+    """
 
     __module__ = _MODULE
-
-    _v_page: tuple[Page, int] | None
 
     @classmethod
     def load(cls, record: bytes, records: Records, blksize: int) -> Block:
         """See ZBlkBase."""
-        return Block(zrecord.bytes_state(record), regular=zrecord.is_bytes(record))
+        found = zrecord.find_payload(record)
+        return Block(
+            zrecord.bytes_state(record, found),
+            regular=zrecord.is_bytes(record, found),
+            has_checksum=found is not None and found.digest is not None,
+        )
 
     def store_from(self, page: Page, blk: int, change: Change) -> None:
         """See ZBlkBase."""
+        self.set_source(lambda: memoryview(b""))
 
-        def source() -> memoryview:
-            # record() gives the bytes, in place of what is pickled
-            return memoryview(b"") if page.takes_records else _state(page.page_buffer(blk))
-
-        self.set_source(source)
-        self._v_page = (page, blk)
-
-    def record(self, like: bytes) -> zrecord.BytesRecord:
+    @staticmethod
+    def record_from(page: Page, blk: int, like: bytes) -> zrecord.BytesRecord:
         """Return the record to be stored, its bytes not copied; `like`: as it was pickled."""
-        assert self._v_page is not None
-        page, blk = self._v_page
         return zrecord.BytesRecord(like, _state(page.page_buffer(blk)))
 
 
@@ -449,6 +446,8 @@ def load_block(oid: bytes, records: Records, blksize: int) -> Block:
     ------
     zrecord.RecordError
         It is no block, or damaged.
+    zrecord.ChecksumError
+        Its bytes are not those that were stored.
     Exception
         What the storage raised.
     """

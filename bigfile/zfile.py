@@ -36,14 +36,19 @@ database, and follow(), run in the thread of the transaction.
 from __future__ import annotations
 
 import logging
+import os
 import weakref
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ZODB.Connection import Connection
 from ZODB.POSException import ConflictError, ConnectionStateError
 
 from wendelin.bigfile.blktab import BlockTable
+from wendelin.bigfile.checksum import AVAILABLE
+from wendelin.bigfile.errors import BlockLoadError
 from wendelin.bigfile.prefetch import ReadAhead
 from wendelin.bigfile.virtmem import HOLE, BigFile
 from wendelin.bigfile.zblk import (
@@ -57,7 +62,7 @@ from wendelin.bigfile.zblk import (
     is_whole,
     load_block,
 )
-from wendelin.lib.fsrecord import OpenFile
+from wendelin.lib.fsrecord import Located, OpenFile
 from wendelin.lib.zodb import (
     zconn_at,
     zconn_changed,
@@ -65,8 +70,9 @@ from wendelin.lib.zodb import (
     zconn_is_remote,
     zconn_load_all,
     zconn_locate,
+    zconn_tid,
 )
-from wendelin.lib.zrecord import RecordError
+from wendelin.lib.zrecord import ChecksumError, RecordError, digest_of
 
 if TYPE_CHECKING:
     from wendelin.bigfile.file_zodb import ZBigFile, ZBigFileH
@@ -76,7 +82,22 @@ __all__ = ["ZFile"]
 log = logging.getLogger(__name__)
 
 _NEW = b"\0" * 8  # _p_serial of what is not in the database yet
+_OF_NOTHING = digest_of([])
 _UNSURE = b""  # in made_of: no object's oid, so the page is dropped at the next boundary
+
+
+def _verify() -> bool:
+    """Return what WENDELIN_CORE_VERIFY says.
+
+    Raises
+    ------
+    ValueError
+        It is something else.
+    """
+    value = os.environ.get("WENDELIN_CORE_VERIFY", "0")
+    if value not in ("0", "1"):
+        raise ValueError(f"WENDELIN_CORE_VERIFY is {value!r}: it must be 0 or 1")
+    return value == "1"
 
 
 class ZFile(BigFile):
@@ -98,6 +119,8 @@ class ZFile(BigFile):
         self.parts: dict[int, frozenset[bytes]] = {}
         # Files that pages may be mapped from: they stay open as long as the handle lives.
         self.mapped_from: set[OpenFile] = set()
+        #: what is mapped is compared with its checksum before, not only what is copied
+        self.verify = _verify()
         self.handle: weakref.ref[ZBigFileH] | None = None
         self.ahead = ReadAhead(zfile.blksize, zconn_is_remote(conn), self.find)
 
@@ -154,19 +177,38 @@ class ZFile(BigFile):
         except RecordError:
             # Of a boundary that came about just now, some of its objects are of before, and some
             # of after it. Again, and then it is damaged; or it has changed, and is loaded again.
-            block = load_block(oid, self, self.blksize)
+            block = self._load_block(oid)
         if block.parts:
             self.parts[blk] = block.parts
         return block.data
 
+    def _load_block(self, oid: bytes) -> Block:
+        """Return a block object; an error of its checksum says what was stored when."""
+        try:
+            return load_block(oid, self, self.blksize)
+        except ChecksumError as e:
+            raise self._of_object(oid) from e
+
+    def _of_object(self, oid: bytes) -> ChecksumError:
+        """Return the error of an object whose bytes do not match their checksum."""
+        by = ""
+        with suppress(Exception):  # the storage may have gone meanwhile
+            by = f", which transaction 0x{zconn_tid(self.conn, oid).hex()} wrote"
+        return ChecksumError(f"the bytes of object 0x{oid.hex()}{by},")
+
+    def mismatch(self, blk: int) -> ChecksumError:
+        """See BigFile."""
+        oid = self.made_of.get(blk)
+        return self._of_object(oid) if oid else ChecksumError()
+
     def mapblk(self, blk: int) -> Any:
         """See BigFile."""
-        return self._where({blk: self._remember(blk)}).get(blk)
+        return self._where({blk: self._remember(blk)}, check=True).get(blk)
 
     def mapahead(self, start: int, stop: int) -> dict[int, Any]:
         """See BigFile."""
         handle = self.handle() if self.handle is not None else None
-        if handle is None:
+        if handle is None or self.verify:
             return {}
         epoch: int | None = None
         while epoch != handle.epoch():
@@ -189,24 +231,50 @@ class ZFile(BigFile):
         oid = self.made_of[blk] = self.lookup(blk)
         return oid
 
-    def _where(self, oids: dict[int, bytes | None], *, wait: bool = True) -> dict[int, Any]:
-        """Return, for blocks and their objects, what mapblk returns; without None."""
+    def _where(
+        self, oids: dict[int, bytes | None], *, wait: bool = True, check: bool = False
+    ) -> dict[int, Any]:
+        """Return, for blocks and their objects, what mapblk returns; without None.
+
+        Parameters
+        ----------
+        oids
+        wait : bool
+            False: without those for which the disk would have to be waited for.
+        check : bool
+            Compare with their checksums those that are to be mapped, if self.verify.
+            False: without those, unless they were compared before.
+        """
         where: dict[int, Any] = {blk: HOLE for blk, oid in oids.items() if oid is None}
         stored = {blk: oid for blk, oid in oids.items() if oid is not None}
         if stored:
             located = zconn_locate(self.conn, stored.values(), wait=wait)
-            for blk, found in zip(stored, located, strict=True):
+            for (blk, oid), found in zip(stored.items(), located, strict=True):
                 if found is None or found.size > self.blksize or not is_plain(found.head):
                     continue
-                if found.size == 0:
-                    where[blk] = HOLE
-                    continue
-                self.mapped_from.add(found.file)
-                if is_whole(found, self.blksize):
-                    where[blk] = (found.file.fd, found.offset)
-                else:
-                    where[blk] = (found.file.fd, found.offset, found.size)
+                place = self._place(oid, found, check)
+                if place is not None:
+                    where[blk] = place
         return where
+
+    def _place(self, oid: bytes, found: Located, check: bool) -> Any:
+        """Return what mapblk returns for a block that lies in a file; see _where()."""
+        if found.size == 0 and found.digest in (None, _OF_NOTHING):
+            return HOLE
+        whole = is_whole(found, self.blksize)
+        if whole and self.verify and not found.matches():
+            if not check:
+                return None
+            try:
+                found.check()
+            except ChecksumError as e:
+                raise self._of_object(oid) from e
+        if found.digest is not None and not whole and not AVAILABLE:
+            return None  # loadblk() compares what it copies
+        self.mapped_from.add(found.file)
+        if found.digest is not None and AVAILABLE:
+            return found.file.fd, found.offset, found.size, found.digest
+        return (found.file.fd, found.offset, found.size)[: 2 if whole else 3]
 
     def is_current(self) -> bool:
         """Say whether the files that pages are mapped from are the database's."""
@@ -296,7 +364,7 @@ class ZFile(BigFile):
             raise ConflictError(
                 f"block {blk} of {self!r} was changed through two of its handles", zblk
             )
-        change = Change(self._stored(zblk), buf)
+        change = Change(self._stored(blk, zblk), buf)
         self.table.not_asked()  # for this one: past the end nobody did when it was loaded
         if not change:
             self.made_of[blk] = None if zblk is None else zblk._p_oid
@@ -314,18 +382,34 @@ class ZFile(BigFile):
             self.conn.add(zblk)
         zblk.store_from(handle, blk, change)
         handle.stored[blk] = zblk
-        if handle.takes_records and isinstance(zblk, ZBlk0):
-            handle.watch.records[zblk._p_oid] = zblk.record
+        if isinstance(zblk, ZBlk0):
+            handle.watch.records[zblk._p_oid] = partial(zblk.record_from, handle, blk)
 
-    def _stored(self, zblk: ZBlkBase | None) -> Block | None:
+    def _stored(self, blk: int, zblk: ZBlkBase | None) -> Block | None:
         """Return a block as it is in the database; None: it is not there.
 
         Most often its object is a ghost, and stays one: whatever does not begin with _p_ loads it,
         and one of Python 2 cannot be loaded as an object.
+
+        One that does not match its checksum is taken as not there, and stored as a whole: what is
+        in memory was compared when it came there.
+
+        Raises
+        ------
+        BlockLoadError
+            It does not match, and the pager compares nothing: what was mapped, and copied for its
+            first change, would get a new checksum.
         """
         if zblk is None or (zblk._p_serial == _NEW and zblk._p_changed is not None):
             return None
-        return load_block(zblk._p_oid, self, self.blksize)
+        try:
+            return self._load_block(zblk._p_oid)
+        except ChecksumError as e:
+            if AVAILABLE:
+                return None
+            raise BlockLoadError(
+                f"block {blk} of {self!r} cannot be changed: {e}", self, blk, self.tid
+            ) from e
 
     def truncate(self, blk: int) -> None:
         """See BigFile."""

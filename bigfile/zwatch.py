@@ -54,7 +54,8 @@ class Watch:
     leaves out what the Connection itself has stored, of which we make a note.
 
     And it gives it pickled objects, in one place: there a block gets its bytes. Pickled with them,
-    they would be copied four times.
+    they would be copied four times. After a savepoint it gives them from a temporary storage, where
+    they have none either.
 
     The third thing is to know which thread ends a transaction: its manager tells Connections before
     and after. The last is whether a boundary came to its end. One that did not has told us nothing

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Iterator
 from errno import EOPNOTSUPP
 from struct import unpack_from
 from typing import NamedTuple
@@ -15,11 +16,21 @@ from typing import NamedTuple
 from ZODB.FileStorage.format import DATA_HDR, DATA_HDR_LEN
 
 from wendelin.lib.fsalign import ALIGNMENT
-from wendelin.lib.zrecord import LONGEST_END, RecordError, find_payload, is_end
+from wendelin.lib.zrecord import (
+    CHECKSUM,
+    LONGEST_END,
+    ChecksumError,
+    RecordError,
+    digest_in,
+    digest_of,
+    find_payload,
+    is_end,
+)
 
 __all__ = ["HeadReader", "Located", "OpenFile", "Stat", "stat"]
 
 _HEAD = 512  # what is before the pad and the payload, at most [bytes]
+_READ = 1 << 20  # of a payload that is read through, at once [bytes]
 
 
 class OpenFile:
@@ -33,6 +44,8 @@ class OpenFile:
         weakref.finalize(self, os.close, self.heads).atexit = False
         os.posix_fadvise(self.heads, 0, 0, os.POSIX_FADV_RANDOM)
         self.nowait = _nowait(self.heads)  # of preadv(2): not to wait for the disk
+        #: offsets of payloads that were read through, and match their checksums
+        self.matched: set[int] = set()
 
 
 def _nowait(fd: int) -> int:
@@ -52,6 +65,44 @@ class Located(NamedTuple):
     offset: int  # of the payload [bytes]: a multiple of ALIGNMENT, if it could be made one
     size: int  # of the payload [bytes]
     head: bytes  # the beginning of the record, which tells the class
+    digest: bytes | None = None  # of the payload, as it was stored; None: there is no checksum
+
+    def matches(self) -> bool:
+        """Say whether the payload was read through, and matches its checksum; or has none."""
+        return self.digest is None or self.offset in self.file.matched
+
+    def check(self, flags: int = 0) -> None:
+        """Read the payload through, and compare it with its checksum, if it has one.
+
+        It is not read into memory that it is shown from: what cannot be read is an error, and no
+        SIGBUS.
+
+        Parameters
+        ----------
+        flags : int
+            Of preadv(2).
+
+        Raises
+        ------
+        ChecksumError
+            It does not match.
+        OSError
+            See HeadReader.locate().
+        """
+        if self.digest is not None:
+            if digest_of(self._pieces(flags)) != self.digest:
+                raise ChecksumError
+            self.file.matched.add(self.offset)
+
+    def _pieces(self, flags: int) -> Iterator[memoryview]:
+        data = memoryview(bytearray(min(self.size, _READ)))
+        done = 0
+        while done < self.size:
+            n = os.preadv(self.file.fd, [data[: self.size - done]], self.offset + done, flags)
+            if n == 0:
+                return  # the file was cut
+            yield data[:n]
+            done += n
 
 
 class Stat(NamedTuple):
@@ -147,7 +198,8 @@ class HeadReader:
             return None
         if start - DATA_HDR_LEN + payload + rest != size:
             return None
-        return Located(self._file, pos + start, payload, before[:state])
+        digest = digest_in(bytes(data[length + 4 : min(pad, length + 4 + CHECKSUM)]))
+        return Located(self._file, pos + start, payload, before[:state], digest)
 
     def _payload(self, pos: int, n: int, size: int) -> Located | None:
         head = bytes(self._data[DATA_HDR_LEN:n])
@@ -162,4 +214,4 @@ class HeadReader:
             before, after = head[: found.begin + 1], head[found.op - 1 : found.start]
             self._last = (before, after, found.state, payload, size - found.stop)
         at = pos + DATA_HDR_LEN + found.start
-        return Located(self._file, at, payload, head[: found.state])
+        return Located(self._file, at, payload, head[: found.state], found.digest)

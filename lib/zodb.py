@@ -47,6 +47,7 @@ __all__ = [
     "zconn_locate",
     "zconn_stat",
     "zconn_takes_bytes_records",
+    "zconn_tid",
     "zobj_is_committed",
     "zstor_2zurl",
 ]
@@ -333,6 +334,11 @@ def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:
         bytes(record[0] if record is not None else storage.load(oid)[0])
         for oid, record in zip(oids, found, strict=True)
     ]
+
+
+def zconn_tid(conn: Any, oid: bytes) -> bytes:
+    """Return the transaction that wrote an object, as a Connection sees it. Loads it."""
+    return bytes(conn._normal_storage.load(oid)[1])
 
 
 def zconn_stat(conn: Any, oids: list[bytes]) -> list[Stat | None]:

@@ -6,6 +6,13 @@ Connection, which is not thread-safe, nor leaves objects in its cache. And a sta
 bytes - most of all data is in such - is found in the record, not copied out of it.
 
 Nothing is imported or called that a record names: classes are names here.
+
+Checksums
+---------
+A record whose state is bytes may have a checksum of them. It is at the beginning of a pad, a value
+that every reader throws away: 6 bytes of magic, and 8 of XXH3-64, the highest first. It is made of
+the memory that is stored, stays with the record wherever that goes, and is compared by
+bytes_state(), which all that reads such a record here goes through. A record without one is valid.
 """
 
 from __future__ import annotations
@@ -14,22 +21,29 @@ import codecs
 import io
 import pickletools
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import xxhash
 import zodbpickle
 from zodbpickle import pickle as zpickle
 
 __all__ = [
+    "CHECKSUM",
     "LONGEST_END",
     "BytesRecord",
+    "ChecksumError",
     "Payload",
     "RecordError",
     "Ref",
     "aligned",
     "as_bytes",
     "bytes_state",
+    "check",
     "class_of",
+    "digest_in",
+    "digest_of",
     "find_payload",
     "is_bytes",
     "is_end",
@@ -40,6 +54,13 @@ __all__ = [
 
 class RecordError(Exception):
     """A record is damaged, or not what it should be."""
+
+
+class ChecksumError(RecordError):
+    """The bytes of a record do not match their checksum."""
+
+    def __init__(self, what: str = "its bytes") -> None:
+        super().__init__(f"{what} do not match the checksum that was stored with them (XXH3-64)")
 
 
 class Ref(NamedTuple):
@@ -207,6 +228,7 @@ class Payload(NamedTuple):
     start: int  # [start, stop): the payload
     stop: int
     framed: bool  # a pad cannot be put there
+    digest: bytes | None  # XXH3-64 of the payload, as it was stored; None: there is no checksum
 
 
 def find_payload(record: memoryview | bytes, size: int | None = None) -> Payload | None:
@@ -220,16 +242,12 @@ def find_payload(record: memoryview | bytes, size: int | None = None) -> Payload
         Size of all of the record [bytes], where it is longer; what follows the payload is for the
         caller to look at: is_end().
     """
-    state = pos = _head(record)[0]
-    end = len(record)
-    if end - pos > 2 and record[pos] == 0x80:
-        pos += 2
-    framed = end - pos > 9 and record[pos] == 0x95
-    if framed:
-        pos += 9
-    begin = pos
+    state, begin, framed = _begin(record)
+    pos, end = begin, len(record)
+    digest = None
     found = _bytes_at(record, pos)
     if found is not None and record[found[1] : found[1] + 1] == _POP:
+        digest = _digest_at(record, *found)
         pos = found[1] + 1
         found = _bytes_at(record, pos)
     if found is None:
@@ -242,7 +260,39 @@ def find_payload(record: memoryview | bytes, size: int | None = None) -> Payload
             return None
     elif not stop < size <= stop + LONGEST_END:
         return None
-    return Payload(state, begin, pos, start, stop, framed)
+    return Payload(state, begin, pos, start, stop, framed, digest)
+
+
+def _begin(record: memoryview | bytes) -> tuple[int, int, bool]:
+    """Return (where the state begins, where its first value does, whether it is in a frame)."""
+    state = pos = _head(record)[0]
+    end = len(record)
+    if end - pos > 2 and record[pos] == 0x80:
+        pos += 2
+    framed = end - pos > 9 and record[pos] == 0x95
+    return state, pos + 9 if framed else pos, framed
+
+
+_MAGIC = b"wcXXH3"  # a checksum follows
+CHECKSUM = len(_MAGIC) + 8  # [bytes]
+
+
+def digest_of(pieces: Iterable[memoryview | bytes]) -> bytes:
+    """Return XXH3-64 of bytes, the highest byte first. Holds the GIL for no large piece."""
+    state = xxhash.xxh3_64()  # before xxhash 4, xxh3_64_digest() does hold it
+    for piece in pieces:
+        state.update(piece)
+    return state.digest()
+
+
+def digest_in(pad: bytes) -> bytes | None:
+    """Return the digest in a pad, of which CHECKSUM bytes are enough; None: there is none."""
+    has = len(pad) >= CHECKSUM and pad.startswith(_MAGIC)
+    return pad[len(_MAGIC) : CHECKSUM] if has else None
+
+
+def _digest_at(record: memoryview | bytes, start: int, stop: int) -> bytes | None:
+    return digest_in(bytes(record[start : min(stop, start + CHECKSUM)]))
 
 
 LONGEST_END = 6  # of a record, behind its payload [bytes]
@@ -272,6 +322,8 @@ def _bytes_at(record: memoryview | bytes, pos: int) -> tuple[int, int] | None:
 def bytes_state(record: bytes, found: Payload | None = None) -> memoryview | bytes:
     """Return a state that is bytes, not copied where the record holds it in one piece.
 
+    If there is a checksum of it, it is compared.
+
     Parameters
     ----------
     record : bytes
@@ -282,11 +334,19 @@ def bytes_state(record: bytes, found: Payload | None = None) -> memoryview | byt
     ------
     RecordError
         The state is something else.
+    ChecksumError
+        The bytes are not those that were stored.
     """
     found = found or find_payload(record)
     if found is not None:
-        return memoryview(record)[found.start : found.stop]
+        payload = memoryview(record)[found.start : found.stop]
+        if found.digest is not None and digest_of([payload]) != found.digest:
+            raise ChecksumError
+        return payload
     state = state_of(record)
+    first = _bytes_at(record, _begin(record)[1])
+    if first is not None and _digest_at(record, *first) is not None:
+        raise RecordError("damaged record: a checksum, and no piece of bytes after it")
     if not isinstance(state, bytes):  # also those of Python 2 are
         raise RecordError(f"bytes were expected, not {type(state).__name__}")
     return bytes(state)
@@ -309,16 +369,31 @@ def _find_in_any(record: bytes) -> Payload | None:
         return None
 
 
+def check(record: bytes) -> None:
+    """Compare the bytes of a record with their checksum, if it has one.
+
+    Raises
+    ------
+    ChecksumError
+        They do not match.
+    """
+    found = _find_in_any(record)
+    if found is not None and found.digest is not None:
+        bytes_state(record, found)
+
+
 def without_pad(record: bytes) -> bytes:
-    """Return a record as it was before aligned() put a pad into it."""
+    """Return a record as it was before aligned() put a pad into it; its checksum stays."""
     found = _find_in_any(record)
     if found is None or found.begin == found.op:
         return record
-    return record[: found.begin] + record[found.op :]
+    return record[: found.begin] + _pad(0, 1, found.digest) + record[found.op :]
 
 
 class BytesRecord:
     """A record whose state is bytes which lie somewhere else, and are not copied into it.
+
+    It has a checksum of them.
 
     Parameters
     ----------
@@ -332,12 +407,17 @@ class BytesRecord:
         self.before = like[: _head(like)[0]] + b"\x80\x03"  # class, PROTO
         self.op = _BINBYTES + len(payload).to_bytes(4, "little")
         self.payload = payload
+        self.digest = digest_of([payload])
 
     def __len__(self) -> int:
-        return len(self.before) + len(self.op) + len(self.payload) + 1
+        return sum(map(len, self.pieces(_pad(0, 1, self.digest))))
 
     def __bytes__(self) -> bytes:
-        return b"".join((self.before, self.op, self.payload, _STOP))
+        return b"".join(self.pieces(_pad(0, 1, self.digest)))
+
+    def pieces(self, pad: bytes) -> Pieces:
+        """Return what the record is made of, with such a pad."""
+        return self.before, pad, self.op, self.payload, _STOP
 
 
 Pieces = tuple[bytes | memoryview, ...]
@@ -347,7 +427,7 @@ def aligned(record: bytes | BytesRecord, at: int, alignment: int, smallest: int)
     """Return a record, in pieces, with its payload at a multiple of `alignment` in a file.
 
     That is done for records whose state is bytes, a whole number of `alignment`, and no less
-    than `smallest`. Others are returned as they are.
+    than `smallest`. Others are returned as they are. A checksum stays.
 
     Parameters
     ----------
@@ -360,8 +440,9 @@ def aligned(record: bytes | BytesRecord, at: int, alignment: int, smallest: int)
     if isinstance(record, BytesRecord):
         size = len(record.payload)
         start = at + len(record.before) + len(record.op)
-        pad = b"" if size < smallest or size % alignment else _pad(start, alignment)
-        return record.before, pad, record.op, record.payload, _STOP
+        if size < smallest or size % alignment:
+            alignment = 1
+        return record.pieces(_pad(start, alignment, record.digest))
     if len(record) < smallest:
         return (record,)
     found = _find_in_any(record)
@@ -372,15 +453,18 @@ def aligned(record: bytes | BytesRecord, at: int, alignment: int, smallest: int)
     if size < smallest or size % alignment != 0:
         return (record,)
     view = memoryview(record)
-    pad = _pad(at + found.begin + found.start - found.op, alignment)
+    pad = _pad(at + found.begin + found.start - found.op, alignment, found.digest)
     return view[: found.begin], pad, view[found.op :]
 
 
-def _pad(start: int, alignment: int) -> bytes:
+def _pad(start: int, alignment: int, digest: bytes | None) -> bytes:
     """Return what, before a payload at `start`, puts it to a multiple of alignment."""
+    value = b"" if digest is None else _MAGIC + digest
     size = -start % alignment
-    if size == 0:
+    if size == 0 and not value:
         return b""
     over = 1 + 4 + 1  # BINBYTES, its length, POP
-    size += alignment if size < over else 0
-    return _BINBYTES + (size - over).to_bytes(4, "little") + bytes(size - over) + _POP
+    least = over + len(value)
+    if size < least:
+        size -= (size - least) // alignment * alignment
+    return _BINBYTES + (size - over).to_bytes(4, "little") + value.ljust(size - over, b"\0") + _POP

@@ -239,15 +239,9 @@ def test_a_foreign_object_of_bytes_is_not_mapped(root, A, monkeypatch):
 
 
 def test_a_block_that_is_too_long_is_refused(root, A):
-    class Page:
-        takes_records = False
-
-        def page_buffer(self, blk):
-            return memoryview(b"1" * (BLK + 1))
-
     A.zfile.blktab[0] = zblk = ZBlk0()
     root._p_jar.add(zblk)
-    zblk.store_from(Page(), 0, None)
+    zblk.set_source(lambda: memoryview(b"1" * (BLK + 1)))
     transaction.commit()
     with pytest.raises(BlockLoadError, match=f"{BLK + 1} bytes, more than the block size"):
         A.read()
