@@ -1,5 +1,8 @@
 """Pack of an AlignedFileStorage: as FileStorage packs, and aligns what it copies.
 
+What does not match its checksum ends the pack, before anything is dropped: an older revision may be
+what the bytes can be taken from.
+
 At no moment of a pack a kill or a power failure leaves anything but the file as it was, or the
 packed one, and commits that return afterwards are in the file that is found then:
 
@@ -20,6 +23,7 @@ import logging
 import os
 import time
 from contextlib import suppress
+from errno import EBADMSG
 from typing import Any
 
 from persistent.TimeStamp import TimeStamp
@@ -34,7 +38,7 @@ from ZODB.utils import p64, z64
 from wendelin.lib.fsalign import aligned_at
 from wendelin.lib.fsindex import sync_folder
 from wendelin.lib.fslock import FileLock
-from wendelin.lib.zrecord import without_pad
+from wendelin.lib.zrecord import ChecksumError, check, without_pad
 
 __all__ = ["Packer", "data_find", "pack"]
 
@@ -147,6 +151,25 @@ def data_find(formatter: Any, tpos: int, oid: bytes, data: bytes) -> int:
     return found
 
 
+def _checked(oid: bytes, tid: bytes, data: bytes) -> bytes:
+    """Return a record that is to be copied.
+
+    Raises
+    ------
+    OSError
+        It does not match its checksum. FileStorage tidies up after these.
+    """
+    try:
+        check(data)
+    except ChecksumError as e:
+        raise OSError(
+            EBADMSG,
+            f"nothing was packed: of object 0x{oid.hex()}, which transaction 0x{tid.hex()} wrote, "
+            f"{e}. `wendelin verify` says of which array it is; repair that first",
+        ) from e
+    return data
+
+
 class _PackCopier(PackCopier):  # type: ignore[misc]  # ZODB has no type hints
     """Copies transactions after the pack time."""
 
@@ -163,7 +186,7 @@ class _PackCopier(PackCopier):  # type: ignore[misc]  # ZODB has no type hints
         datapos: int,
     ) -> None:
         if data is not None:
-            data = aligned_at(data, datapos + DATA_HDR_LEN)
+            data = aligned_at(_checked(oid, serial, data), datapos + DATA_HDR_LEN)
         super().copy(oid, serial, data, prev_txn, txnpos, datapos)
 
 
@@ -194,7 +217,7 @@ class Packer(FileStoragePacker):  # type: ignore[misc]  # ZODB has no type hints
     def writePackedDataRecord(self, h: Any, data: bytes | None, new_tpos: int) -> None:
         """Copy a record of before the pack time."""
         if data:
-            data = aligned_at(data, self._tfile.tell() + DATA_HDR_LEN)
+            data = aligned_at(_checked(h.oid, h.tid, data), self._tfile.tell() + DATA_HDR_LEN)
         super().writePackedDataRecord(h, data, new_tpos)
 
     def copyRest(self, ipos: int) -> None:
