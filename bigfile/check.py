@@ -1,4 +1,4 @@
-"""Whether a ZBigFile is whole: every block loads, and is what the formats allow.
+"""Whether a ZBigFile is whole: every block loads, is what the formats allow, and was stored so.
 
 It reads records, some blocks at a time, and goes on after what is bad. See docs/formats.md.
 """
@@ -6,6 +6,7 @@ It reads records, some blocks at a time, and goes on after what is bad. See docs
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,8 +14,8 @@ from transaction.interfaces import TransientError
 
 from wendelin.bigfile.btree import from_records, walk
 from wendelin.bigfile.zblk import load_block
-from wendelin.lib.zodb import zconn_load_all
-from wendelin.lib.zrecord import RecordError
+from wendelin.lib.zodb import zconn_load_all, zconn_tid
+from wendelin.lib.zrecord import ChecksumError, RecordError
 
 if TYPE_CHECKING:
     from wendelin.bigfile.file_zodb import ZBigFile
@@ -31,6 +32,7 @@ class Bad(NamedTuple):
     blk: int | None  # None: it is the block table
     oid: bytes
     error: Exception
+    tid: bytes | None  # of the transaction that wrote it; None: the storage does not say
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Checked:
 
     blocks: int
     bad: list[Bad]
+    checksums: int = 0  # blocks that have one
 
 
 class _Records:
@@ -56,6 +59,13 @@ class _Records:
     def load_all(self, oids: list[bytes]) -> list[bytes]:
         """See zblk.Records."""
         return zconn_load_all(self.conn, oids)
+
+    def bad(self, blk: int | None, oid: bytes, error: Exception) -> Bad:
+        """Return what is wrong with an object, and which transaction wrote it."""
+        tid = None
+        with suppress(Exception):  # it may be that which is wrong
+            tid = zconn_tid(self.conn, oid)
+        return Bad(blk, oid, error, tid)
 
     def ask(self, oids: list[bytes]) -> None:
         """Have records loaded together. If one of them cannot be, none is: load() tells which."""
@@ -87,12 +97,12 @@ def check_blocks(zfile: ZBigFile) -> Iterator[Checked]:
     bad: list[Bad] = []  # nodes
     get = from_records(records.load_all, "LO")
     root = bytes(zfile.blktab._p_oid)
-    for oid, node in walk(root, get, bad=lambda oid, e: bad.append(Bad(None, oid, e))):
+    for oid, node in walk(root, get, bad=lambda oid, e: bad.append(records.bad(None, oid, e))):
         items = list(node.oids.items())
         try:
             node.check_within(0, _MOST)
         except RecordError as e:
-            bad.append(Bad(None, oid, e))
+            bad.append(records.bad(None, oid, e))
             items = []
         if bad:
             yield Checked(0, bad.copy())
@@ -100,19 +110,24 @@ def check_blocks(zfile: ZBigFile) -> Iterator[Checked]:
         for i in range(0, len(items), at_once):
             some = items[i : i + at_once]
             records.ask([oid for _, oid in some])
-            found = [_check(blk, oid, records, zfile.blksize) for blk, oid in some]
-            yield Checked(len(some), [b for b in found if b is not None])
+            wrong: list[Bad] = []
+            checksums = 0
+            for blk, block in some:
+                try:
+                    checksums += _check(block, records, zfile.blksize)
+                except (TransientError, MemoryError):
+                    raise
+                except Exception as e:
+                    checksums += isinstance(e, ChecksumError)
+                    wrong.append(records.bad(blk, block, e))
+            yield Checked(len(some), wrong, checksums)
     if bad:
         yield Checked(0, bad)
 
 
-def _check(blk: int, oid: bytes, records: _Records, blksize: int) -> Bad | None:
-    try:
-        data = load_block(oid, records, blksize).data
-        if len(data) > blksize:
-            raise RecordError(f"it has {len(data)} bytes, and a block has {blksize}")
-    except (TransientError, MemoryError):
-        raise
-    except Exception as e:
-        return Bad(blk, oid, e)
-    return None
+def _check(oid: bytes, records: _Records, blksize: int) -> bool:
+    """Load a block; say whether it has a checksum."""
+    block = load_block(oid, records, blksize)
+    if len(block.data) > blksize:
+        raise RecordError(f"it has {len(block.data)} bytes, and a block has {blksize}")
+    return block.has_checksum

@@ -354,7 +354,7 @@ def test_a_reader_that_has_seen_enough(url, tmp_path):
 
 def test_verify(call, url):
     done = wendelin("verify", url)
-    assert done.stdout == "7 arrays, 15 blocks: all good\n"
+    assert done.stdout == "7 arrays, 15 blocks, 10 with a checksum: all good\n"
     assert call("verify", "--json", f"{url}#tree").json["bad"] == []
 
 
@@ -447,5 +447,6 @@ def test_a_block_table_with_more_levels(call, testdb, monkeypatch):
         transaction.commit()
         assert isinstance(A.zfile.blktab.__getstate__()[0][0], LOBTree)
         assert list(stored_numbers(A.zfile)) == list(range(1500))
-    assert call("verify", "--json", testdb.url).json == {"arrays": 1, "blocks": 1500, "bad": []}
+    found = call("verify", "--json", testdb.url).json
+    assert found == {"arrays": 1, "blocks": 1500, "checksums": 1500, "mismatches": 0, "bad": []}
     assert call("ls", "--json", testdb.url).json[0]["blocks"] == 1500

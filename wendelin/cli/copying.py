@@ -36,7 +36,7 @@ from wendelin.cli.output import (
 )
 from wendelin.cli.transfer import Target, fill
 from wendelin.cli.tree import find_array
-from wendelin.lib.zrecord import without_pad
+from wendelin.lib.zrecord import ChecksumError, check, without_pad
 
 __all__ = ["copy"]
 
@@ -53,6 +53,8 @@ class Copy:
         self.source, self.destination = source, destination
         self.transactions = 0
         self.size = 0  # [bytes]
+        #: (oid, tid) of records that were copied as they are, and do not match their checksum
+        self.mismatches: list[tuple[bytes, bytes]] = []
         # the destination takes records with their tids; None: it was not tried yet
         self._restores: bool | None = None if hasattr(destination, "restore") else False
         self._serials: dict[bytes, bytes] = {}  # of objects, in a destination that does not
@@ -126,6 +128,7 @@ class Copy:
                 oids.append(record.oid)
                 size = len(record.data or b"")
                 total += size
+                self._check(record)
                 tell(size)
             destination.tpc_vote(txn)
             tid = destination.tpc_finish(txn)
@@ -136,6 +139,15 @@ class Copy:
         if not self._restores:
             self._serials.update(dict.fromkeys(oids, tid or txn.tid))
         return total
+
+    def _check(self, record: Any) -> None:
+        """Note a record that does not match its checksum. It keeps that, and matches it nowhere."""
+        try:
+            check(record.data or b"")
+        except ChecksumError:
+            found = record.oid, record.tid
+            if found not in self.mismatches:  # a transaction is tried twice
+                self.mismatches.append(found)
 
     def _store(self, record: Any, txn: Any) -> None:
         """Give a record to a destination that takes them as of now."""
@@ -202,12 +214,15 @@ Examples:
 @replace_option
 @step_option
 @json_option
-def copy(source: Address, destination: Address, replace: bool, step: int, as_json: bool) -> None:
+def copy(source: Address, destination: Address, replace: bool, step: int, as_json: bool) -> int:
     """Copy a database, with its history, into another storage; or one array, as it is now.
 
     The other storage must be empty, or have the beginning of the same: then the rest is copied.
     Blocks come to lie aligned in a file, to be mapped. An array is written in the block size and
     the format that it has, without attributes; if that was interrupted, the same command goes on.
+
+    A block of a database that does not match its checksum is copied with it, as it is, and told:
+    the exit code is 1. An array with such a block is not copied.
     """
     if bool(source.path) != bool(destination.path):
         raise click.UsageError("either both have a #path, of an array, or none has one")
@@ -217,15 +232,15 @@ def copy(source: Address, destination: Address, replace: bool, step: int, as_jso
         if source.path == destination.path and (one_file or source.url == destination.url):
             raise click.UsageError(f"{source} and {destination} are one array")
         _copy_array(source, destination, replace, step, as_json)
-        return
+        return 0
     if replace:
         raise click.UsageError("--replace is for arrays: a database is copied into an empty one")
     if one_file:
         raise click.UsageError(f"{source.url} and {destination.url} are one file")
-    _copy_database(source.url, destination.url, as_json)
+    return _copy_database(source.url, destination.url, as_json)
 
 
-def _copy_database(source: str, destination: str, as_json: bool) -> None:
+def _copy_database(source: str, destination: str, as_json: bool) -> int:
     with (
         storage_opened(source) as old,
         storage_opened(destination, write=True) as new,
@@ -240,10 +255,26 @@ def _copy_database(source: str, destination: str, as_json: bool) -> None:
             work.run(tell)
         last = new.lastTransaction()
     if as_json:
-        print_json({"transactions": work.transactions, "bytes": work.size, "last": shown_tid(last)})
+        print_json(
+            {
+                "transactions": work.transactions,
+                "bytes": work.size,
+                "last": shown_tid(last),
+                "mismatches": [
+                    {"oid": oid.hex(), "written": shown_tid(tid)} for oid, tid in work.mismatches
+                ],
+            }
+        )
     else:
         upto = "" if last == z64 else f", up to {tid_time(last):%Y-%m-%d %H:%M:%S}"
         print(f"{destination}: {work.transactions} transactions, {size_text(work.size)}{upto}")
+    for oid, tid in work.mismatches:
+        warn(
+            "copy",
+            f"object 0x{oid.hex()}, which transaction 0x{tid.hex()} wrote, was copied as it is: "
+            f"its bytes do not match their checksum (`wendelin verify` says of which array)",
+        )
+    return 1 if work.mismatches else 0
 
 
 def _copy_array(

@@ -14,8 +14,9 @@ from wendelin.cli.address import Address, join
 from wendelin.cli.arguments import AddressType, json_option
 from wendelin.cli.database import opened
 from wendelin.cli.errors import explain
-from wendelin.cli.output import console, print_json, progress, table
+from wendelin.cli.output import console, print_json, progress, shown_tid, table
 from wendelin.cli.tree import Found, Unreadable, find, is_of_object, walk
+from wendelin.lib.zrecord import ChecksumError
 
 __all__ = ["verify"]
 
@@ -28,6 +29,8 @@ class Trouble:
     blk: int | None
     oid: bytes | None
     what: str
+    tid: bytes | None = None  # of the transaction that wrote it
+    mismatch: bool = False  # with its checksum
 
 
 def troubles_of(path: str, error: Exception) -> Trouble:
@@ -36,16 +39,24 @@ def troubles_of(path: str, error: Exception) -> Trouble:
     return Trouble(path, None, oid if isinstance(oid, bytes) else None, explain(error))
 
 
-def check(found: Found, path: str, tell: Any) -> tuple[int, list[Trouble]]:
-    """Check an array; return how many blocks it has, and what is wrong."""
+def check(found: Found, path: str, tell: Any) -> tuple[int, int, list[Trouble]]:
+    """Check an array; return how many blocks and checksums it has, and what is wrong."""
     zfile = found.obj.zfile if isinstance(found.obj, ZBigArray) else found.obj
-    blocks = 0
+    blocks = checksums = 0
     troubles: list[Trouble] = []
     for checked in check_blocks(zfile):
         blocks += checked.blocks
-        troubles += (Trouble(path, b.blk, b.oid, explain(b.error)) for b in checked.bad)
+        checksums += checked.checksums
+        for blk, oid, error, tid in checked.bad:
+            mismatch = isinstance(error, ChecksumError)
+            troubles.append(Trouble(path, blk, oid, explain(error), tid, mismatch))
         tell(checked.blocks)
-    return blocks, troubles
+    return blocks, checksums, troubles
+
+
+def counted(n: int, what: str) -> str:
+    """Return how many there are of something."""
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 @click.command(
@@ -62,9 +73,10 @@ def verify(address: Address, as_json: bool) -> int:
     """Load every block of every array of a database, or under a path.
 
     Tells what does not load, and what is not as the formats say: a block longer than the block
-    size, chunks that overlap, something else in the block table. The exit code is 1 then.
+    size, chunks that overlap, something else in the block table, bytes that do not match their
+    checksum; and in which transaction that was written. The exit code is 1 then.
     """
-    arrays = blocks = 0
+    arrays = blocks = checksums = 0
     bad: list[Trouble] = []
     with opened(address.url) as root, progress("blocks") as tell:
         for found in walk(root._p_jar, find(root, address), address.path):
@@ -73,8 +85,9 @@ def verify(address: Address, as_json: bool) -> int:
                 if isinstance(found, Unreadable):
                     raise found.error
                 arrays += 1
-                n, troubles = check(found, path, tell)
+                n, of_them, troubles = check(found, path, tell)
                 blocks += n
+                checksums += of_them
                 bad += troubles
             except Exception as e:
                 if not is_of_object(e):
@@ -85,11 +98,14 @@ def verify(address: Address, as_json: bool) -> int:
             {
                 "arrays": arrays,
                 "blocks": blocks,
+                "checksums": checksums,
+                "mismatches": sum(t.mismatch for t in bad),
                 "bad": [
                     {
                         "path": t.path,
                         "block": t.blk,
                         "oid": t.oid.hex() if t.oid else None,
+                        "written": None if t.tid is None else shown_tid(t.tid),
                         "what": t.what,
                     }
                     for t in bad
@@ -102,12 +118,19 @@ def verify(address: Address, as_json: bool) -> int:
                 t.path,
                 "-" if t.blk is None else str(t.blk),
                 f"0x{t.oid.hex()}" if t.oid else "-",
+                f"0x{t.tid.hex()}" if t.tid else "-",
                 t.what,
             )
             for t in bad
         )
         if bad:
-            console().print(table(("path", "block", "oid", "what"), rows, "block"))
-        counted = f"{arrays} array{'s' * (arrays != 1)}, {blocks} block{'s' * (blocks != 1)}"
-        print(f"{counted}: {f'{len(bad)} bad' if bad else 'all good'}")
+            console().print(table(("path", "block", "oid", "written by", "what"), rows, "block"))
+        mismatches = sum(t.mismatch for t in bad)
+        result = f"{len(bad)} bad" if bad else "all good"
+        if mismatches:
+            result += f", of which {mismatches} not as their checksums say"
+        print(
+            f"{counted(arrays, 'array')}, {counted(blocks, 'block')}, "
+            f"{checksums} with a checksum: {result}"
+        )
     return 1 if bad else 0
