@@ -53,6 +53,14 @@ ROWS = [
         "test_damage.py::test_damaged_databases",
     ),
     Row(
+        "a bit flipped in each of 1,000 blocks",
+        "in a file, and behind a ZEO server",
+        "2,000 blocks",
+        "`wendelin verify` finds all, and names the transactions",
+        "fs",
+        "test_checksum_tools.py -k 1000",
+    ),
+    Row(
         "a block longer than blksize; foreign, missing, cut, unordered records in the block table, "
         "and among chunks; chunks that overlap; wrong shape, dtype, block size",
         "records are stored",

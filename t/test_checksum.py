@@ -285,8 +285,9 @@ def test_what_a_storage_gives_is_compared(root, testdb):
     storage.store(oid, serial, bytes(damaged), "", txn)
     storage.tpc_vote(txn)
     tid = storage.tpc_finish(txn)
-    other = testdb.open()
-    check_refused(other["A"], {7: (oid, tid)})
+    testdb.close(root)
+    root = testdb.open()
+    check_refused(root["A"], {7: (oid, tid)})
     # a state of before it is read
     past = root._p_jar.db().open(at=serial)
     assert np.array_equal(past.root()["A"][:-100], VALUES[:-100])
