@@ -80,7 +80,8 @@ cdef extern from "<time.h>" nogil:
         long tv_sec
         long tv_nsec
     int clock_gettime(int clock, timespec *now)
-    int CLOCK_REALTIME
+    int clock_nanosleep(int clock, int flags, const timespec *time, timespec *left)
+    int CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_PROCESS_CPUTIME_ID
 
 cdef extern from "<pthread.h>" nogil:
     ctypedef struct pthread_attr_t:
@@ -105,6 +106,9 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_attr_destroy(pthread_attr_t *attr)
     int pthread_create(pthread_t *thread, const pthread_attr_t *attr,
                        void *(*run)(void *) noexcept nogil, void *arg)
-    int PTHREAD_CREATE_DETACHED
+    int pthread_cancel(pthread_t thread)
+    int pthread_setcancelstate(int state, int *old)
+    int pthread_join(pthread_t thread, void **result)
+    int PTHREAD_CREATE_DETACHED, PTHREAD_CANCEL_ENABLE, PTHREAD_CANCEL_DISABLE
     int pthread_atfork(void (*prepare)() noexcept, void (*parent)() noexcept,
                        void (*child)() noexcept)

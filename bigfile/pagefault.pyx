@@ -15,6 +15,13 @@ Others install handlers too: faulthandler (pytest enables it) before us or after
 mapping is made, keep_on_top() looks, one system call, and puts us on top again; whoever was
 there is called for what is not ours.
 
+What comes on top later, and does not call us, has all touches of views that are there already. Most
+of them end the process, as it would have ended. But a handler of signal.signal() only makes a
+note, for Python to run it later, and returns: the instruction faults for ever, and nothing of
+ours is called. So a thread, the guard, looks every half second of CPU time that the process takes
+- an idle one is not woken - and puts us on top; it says so on stderr, once. It is not there in
+a fork, and is started again when the next mapping is made: Python warns of threads at a fork.
+
 faulthandler, when it was called, restores the handler it found and raises the signal again,
 now without an address (SI_TKILL):
 
@@ -30,14 +37,23 @@ now without an address (SI_TKILL):
 Only these two signals are touched, in handlers and in masks. All of the above holds for both.
 
 This room knows signals. It does not know pages; and nothing of it runs Python.
+
+Locking: `mutex`, a leaf, for who puts us on top and for the guard; not taken in a fault.
 """
 
 from libc.errno cimport errno
-from libc.string cimport memset
+from libc.stdio cimport snprintf
+from libc.string cimport memset, strlen
 
-from wendelin.bigfile.kernel cimport (SA_NODEFER, SA_SIGINFO, SI_TKILL, SIG_DFL, SIG_IGN,
-                                      SIGBUS, SIGSEGV, raise_, set_errno, sigaction, sigaction_t,
-                                      sigemptyset, siginfo_t)
+from wendelin.bigfile.kernel cimport (CLOCK_MONOTONIC, CLOCK_PROCESS_CPUTIME_ID,
+                                      PTHREAD_CANCEL_DISABLE, PTHREAD_CANCEL_ENABLE, SA_NODEFER,
+                                      SA_SIGINFO, SI_TKILL, SIG_DFL, SIG_IGN, SIG_SETMASK, SIGBUS,
+                                      SIGSEGV, clock_nanosleep, pthread_atfork, pthread_cancel,
+                                      pthread_create, pthread_join, pthread_mutex_init,
+                                      pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
+                                      pthread_setcancelstate, pthread_sigmask, pthread_t, raise_,
+                                      set_errno, sigaction, sigaction_t, sigemptyset, sigfillset,
+                                      siginfo_t, sigset_t, timespec, write as write_fd)
 from wendelin.bigfile.touch cimport page_broken, page_touch
 from wendelin.bigfile.virtmem cimport virtmem_set_on_map
 
@@ -80,6 +96,13 @@ cdef extern from *:
 
 # whoever handled them before us
 cdef sigaction_t previous_segv, previous_bus
+
+cdef pthread_mutex_t mutex
+# protected by: mutex
+cdef pthread_t guard
+cdef bint guarded           # the guard runs
+cdef bint installed         # we were on top before
+cdef bint said
 
 
 cdef sigaction_t *previous(int sig) noexcept nogil:
@@ -137,6 +160,9 @@ cdef void keep_on_top_of(int sig) noexcept nogil:
     sigaction(sig, NULL, &now)
     if now.sa_flags & SA_SIGINFO and now.sa_sigaction == on_fault:
         return
+    # It is not told the address, so it does not serve memory, and returns; faulthandler would not.
+    if installed and calls(&now) and not now.sa_flags & (SA_SIGINFO | SA_NODEFER):
+        say(sig)
     previous(sig)[0] = now
     memset(&ours, 0, sizeof(ours))
     ours.sa_sigaction = on_fault
@@ -145,11 +171,87 @@ cdef void keep_on_top_of(int sig) noexcept nogil:
     sigaction(sig, &ours, NULL)
 
 
+cdef void say(int sig) noexcept nogil:
+    global said
+    cdef char[512] text
+    if said:
+        return
+    said = True
+    snprintf(text, sizeof(text),
+             b"wendelin.core: a handler of %s was set after wendelin.core's, by signal.signal() "
+             b"most likely. It cannot load memory of arrays: threads that touch them would fault "
+             b"for ever. So wendelin.core's is called first again, and the other one for all "
+             b"else.\n",
+             b"SIGBUS" if sig == SIGBUS else b"SIGSEGV")
+    write_fd(2, text, strlen(text))
+
+
 cdef void keep_on_top() noexcept nogil:
     """Be the handler of both signals, and remember who was."""
+    global installed
+    pthread_mutex_lock(&mutex)
     keep_on_top_of(SIGSEGV)
     keep_on_top_of(SIGBUS)
+    installed = True
+    pthread_mutex_unlock(&mutex)
 
 
-virtmem_set_on_map(keep_on_top)
+# ---- the guard ----
+
+cdef void on_map() noexcept nogil:
+    """A mapping was made."""
+    keep_on_top()
+    if not guarded:
+        start_guard()
+
+
+cdef void start_guard() noexcept nogil:
+    """Start the guard, if the system has a thread to give."""
+    global guarded
+    cdef sigset_t all_signals, mask
+    sigfillset(&all_signals)
+    pthread_sigmask(SIG_SETMASK, &all_signals, &mask)       # the thread inherits it
+    pthread_mutex_lock(&mutex)
+    if not guarded:
+        guarded = pthread_create(&guard, NULL, watch, NULL) == 0
+    pthread_mutex_unlock(&mutex)
+    pthread_sigmask(SIG_SETMASK, &mask, NULL)
+
+
+cdef void *watch(void *arg) noexcept nogil:
+    """The guard."""
+    cdef timespec half
+    half.tv_sec = 0
+    half.tv_nsec = 500_000_000
+    while True:
+        if clock_nanosleep(CLOCK_PROCESS_CPUTIME_ID, 0, &half, NULL) != 0:
+            clock_nanosleep(CLOCK_MONOTONIC, 0, &half, NULL)    # there is no such clock
+        pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, NULL)
+        keep_on_top()
+        pthread_setcancelstate(PTHREAD_CANCEL_ENABLE, NULL)
+    return NULL
+
+
+cdef void before_fork() noexcept nogil:
+    global guarded
+    cdef pthread_t thread
+    cdef bint running
+    pthread_mutex_lock(&mutex)
+    running = guarded
+    thread = guard
+    guarded = False
+    pthread_mutex_unlock(&mutex)
+    if running:
+        pthread_cancel(thread)
+        pthread_join(thread, NULL)
+    pthread_mutex_lock(&mutex)
+
+
+cdef void after_fork() noexcept nogil:
+    pthread_mutex_unlock(&mutex)
+
+
+pthread_mutex_init(&mutex, NULL)
+pthread_atfork(before_fork, after_fork, after_fork)
+virtmem_set_on_map(on_map)
 keep_on_top()

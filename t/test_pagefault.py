@@ -65,6 +65,59 @@ def test_faulthandler_enabled_before_us_or_between():
     assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
 
 
+@pytest.mark.parametrize("sig", ["SIGSEGV", "SIGBUS"])
+def test_a_handler_of_python_that_is_set_after_us(sig):
+    """It would be called for ever, by touches of views that there are."""
+    done = run_child(
+        SETUP
+        + """
+_, a = new()
+_, b = new()
+called = []
+def handler(*_): called.append(1)
+def sent():
+    called.clear()
+    os.kill(os.getpid(), signal.SIG)
+    for _ in range(1000): pass
+    return called
+for write in range(2):
+    signal.signal(signal.SIG, handler)
+    if write: a[5] = 1
+    else: assert a[5] == 0
+assert sent() == [1]                        # it is called for what is not ours
+threads = [threading.Thread(target=a.__setitem__, args=(i * BLK, 1)) for i in range(1, 4)]
+signal.signal(signal.SIG, handler)
+for t in threads: t.start()
+for t in threads: t.join()
+assert a.sum() == 4
+signal.signal(signal.SIG, handler)
+_, c = new()                                # at once, when a mapping is made
+b[:] = c[:] = 1
+print(sent(), signal.getsignal(signal.SIG) is handler)
+""".replace("signal.SIG", f"signal.{sig}")
+    )
+    assert (done.returncode, done.stdout) == (0, "[1] True\n"), done.stderr
+    (said,) = done.stderr.splitlines()  # once
+    assert f"a handler of {sig} was set after wendelin.core's" in said
+
+
+def test_no_thread_of_ours_is_there_at_a_fork():
+    """Python warns of threads at a fork, for good reason."""
+    child("""
+def threads(): return len(os.listdir("/proc/self/task"))
+before = threads()                          # those of BLAS, which end at a fork, too
+fileh, a = new()
+assert threads() == before + 1
+for _ in range(3):
+    pid = os.fork()
+    if pid == 0: os._exit(threads() != 1)
+    assert threads() == 1
+    assert os.waitpid(pid, 0)[1] == 0
+    b = np.frombuffer(fileh.mmap(0, 8), "u1")
+    assert threads() == 2
+""")
+
+
 def test_a_signal_that_is_sent_is_not_a_fault():
     dies("_, a = new(); os.kill(os.getpid(), signal.SIGSEGV)")
     dies("faulthandler.enable(); _, a = new(); signal.raise_signal(signal.SIGSEGV)")

@@ -99,8 +99,8 @@ def test_read_ahead_threads_end_and_come_again_also_after_a_fork(path, values):
         path, = sys.argv[1:]
         threads = lambda: len(os.listdir("/proc/self/task"))
         root = dbopen(f"file://{path}?read_only=true")
-        before = threads()
         a = root["A"][:]
+        before = threads()
         s = a.sum()
         assert threads() > before
         pid = os.fork()
