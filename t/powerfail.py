@@ -31,7 +31,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from powerfail_check import Check
-from powerfail_disk import MODELS, Unrecorded, read_log, sweep, write_state
+from powerfail_disk import MODELS, State, Unrecorded, read_log, sweep, write_state
 from powerfail_work import Expected, small_databases
 from reliability import into
 from tqdm import tqdm
@@ -127,11 +127,11 @@ class Recording:
                 names = sorted({name for name, _ in there.items() ^ said.items()})
                 raise Unrecorded(f"event {i}: something unknown has changed {', '.join(names)}")
 
-    def before(self, point: int) -> tuple[list[str], int]:
-        """Return (tids of commits that had returned, how many packs had begun) before an event."""
+    def before(self, point: int) -> tuple[list[str], list[int]]:
+        """Return tids of commits that had returned at an event, and numbers of packs begun."""
         marks = [mark for i, mark in self.marks.items() if i < point]
         returned = [mark["returned"] for mark in marks if "returned" in mark]
-        return returned, sum("pack" in mark for mark in marks)
+        return returned, [mark["pack"] for mark in marks if "pack" in mark]
 
     def without(self, *kinds: str) -> "Recording":
         """Return what it would be if these were not done, such as syncs."""
@@ -147,7 +147,7 @@ class Recording:
 
 
 @dataclass
-class State:
+class Failure:
     """A number, and what it means: the power fails while an event is done."""
 
     number: int
@@ -156,7 +156,7 @@ class State:
     rng: random.Random
 
 
-def state(recording: Recording, number: int) -> State:
+def failure(recording: Recording, number: int) -> Failure:
     """Return what a number means."""
     rng = random.Random(number)
     model = list(MODELS)[number % len(MODELS)]
@@ -168,7 +168,7 @@ def state(recording: Recording, number: int) -> State:
         events = recording.kinds[rng.choice(kinds)]
     else:
         events = sorted(i for kind in kinds for i in recording.kinds[kind])
-    return State(number, rng.choice(events), model, rng)
+    return Failure(number, rng.choice(events), model, rng)
 
 
 # ---- many ----
@@ -178,24 +178,35 @@ def try_states(folder: Path, numbers: range, readers: list[str], without=()) -> 
     """Try states of a recording; return how often (model, reader) had which outcome.
 
     What is wrong is printed, with the number of the state. Kinds of events that are to be tried
-    without are as if they had not been done.
+    without are as if they had not been done. States that are the same, with the same expected of
+    them, are opened once; how many are different is counted under "different".
     """
     recording = Recording(folder).without(*without)
-    states = sorted((state(recording, n) for n in numbers), key=lambda s: s.point)
+    states = sorted((failure(recording, n) for n in numbers), key=lambda s: s.point)
     found: Counter = Counter()
+    known: dict[tuple, tuple[str, str]] = {}
     disks = sweep(recording.folder, recording.events, [s.point for s in states])
     with tempfile.TemporaryDirectory(prefix="powerfail-", dir=memory()) as scratch:
         for s, (point, disk) in zip(states, disks, strict=True):
             files = disk.state(s.model, s.rng, recording.events[point])
+            same = fingerprint(files), *map(len, recording.before(point))
             for reader in readers:
-                outcome, what = try_state(recording, files, s, reader, scratch)
+                if (same, reader) not in known:
+                    known[same, reader] = try_state(recording, files, s, reader, scratch)
+                    found[s.model, reader, "different"] += 1
+                outcome, what = known[same, reader]
                 found[s.model, reader, outcome] += 1
                 if outcome != "right":
                     say(state=s.number, model=s.model, reader=reader, outcome=outcome, what=what)
     return found
 
 
-def try_state(recording, files, s: State, reader: str, scratch: str) -> tuple[str, str]:
+def fingerprint(files: State) -> tuple:
+    """Return what tells states apart."""
+    return tuple((name, f and (f.inode, len(f.data), hash(f.data))) for name, f in files.items())
+
+
+def try_state(recording, files: State, s: Failure, reader: str, scratch: str) -> tuple[str, str]:
     """Open a state with a reader; return the outcome, and what is wrong.
 
     An index is believed for the inode it was saved for: files are taken for those of the record.
@@ -208,7 +219,8 @@ def try_state(recording, files, s: State, reader: str, scratch: str) -> tuple[st
         fsindex.inode_of = lambda fd: inodes.get(ino := os.fstat(fd).st_ino, ino)
         returned, packs = recording.before(s.point)
         views = s.number // len(MODELS) % 16 == 0
-        return Check(place / "db", reader, recording.expected, returned, packs, views).outcome()
+        check = Check(place / "db", reader, recording.expected, returned, len(packs), views)
+        return check.outcome()
     finally:
         signal.alarm(0)
         shutil.rmtree(place)
@@ -229,6 +241,15 @@ class Tried:
 
     found: Counter
     wrong: list[dict]
+
+    def write(self, path: Path) -> None:
+        found = [[*key, n] for key, n in self.found.items()]
+        path.write_text(json.dumps({"found": found, "wrong": self.wrong}, indent=1))
+
+    @classmethod
+    def read(cls, path: Path) -> "Tried":
+        there = json.loads(path.read_text())
+        return cls(Counter({tuple(key): n for *key, n in there["found"]}), there["wrong"])
 
 
 def try_in_child(folder: Path, numbers: range, readers, without=()) -> Tried:
@@ -266,7 +287,11 @@ def lines_of(tried: Tried) -> Iterator[str]:
 
 
 def run(states: int, jobs: int, seed: int, folder: Path) -> dict[str, Tried]:
-    """Try so many states of all sides; return what came of them, by side."""
+    """Try so many states of all sides; return what came of them, by side.
+
+    Recordings that are in the folder, and were tried, are taken as they are: so a long run can be
+    stopped, and goes on.
+    """
     library = build_recorder(folder)
     tasks = []
     for side in SIDES:
@@ -278,7 +303,13 @@ def run(states: int, jobs: int, seed: int, folder: Path) -> dict[str, Tried]:
 
     def do(task) -> tuple[str, Tried]:
         side, at, numbers, seed = task
-        return side.name, try_in_child(record(library, at, side, seed), numbers, side.readers)
+        done = at / "tried.json"
+        if done.exists():
+            return side.name, Tried.read(done)
+        shutil.rmtree(at, ignore_errors=True)
+        found = try_in_child(record(library, at, side, seed), numbers, side.readers)
+        found.write(done)
+        return side.name, found
 
     with ThreadPoolExecutor(jobs) as pool:
         for name, found in tqdm(pool.map(do, tasks), "recordings", len(tasks), unit="recording"):
@@ -298,9 +329,14 @@ def table(tried: dict[str, Tried]) -> Iterator[str]:
         for side, reader in columns:
             counts = tried[side.name].found
             found = {o: n for (m, r, o), n in counts.items() if (m, r) == (model, reader)}
+            found.pop("different", None)
             bad = [f"{n:,} {o}" for o, n in sorted(found.items()) if o != "right"]
             cells.append(f"{sum(found.values()):,}: " + (", ".join(bad) or "right"))
         yield f"| {model} | " + " | ".join(cells) + " |"
+
+
+def opened(tried: dict[str, Tried]) -> int:
+    return sum(n for t in tried.values() for key, n in t.found.items() if key[-1] == "different")
 
 
 def main() -> None:
@@ -310,16 +346,21 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--into", type=Path, help="put the table into this page of the docs")
-    parser.add_argument("--keep", type=Path, help="keep recordings, and what was wrong, here")
+    parser.add_argument("--keep", type=Path, help="where recordings are kept, and taken from")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="powerfail-", dir=memory()) as name:
         if args.keep:
-            args.keep.mkdir()
+            args.keep.mkdir(exist_ok=True)
         tried = run(args.states, args.jobs, args.seed, args.keep or Path(name))
-    if args.keep:
-        wrong = {side: found.wrong for side, found in tried.items()}
-        (args.keep / "wrong.json").write_text(json.dumps(wrong, indent=1))
-    what = f"Python {platform.python_version()}, ZODB {version('ZODB')}; {args.states:,} states."
+    counts = Counter()
+    for side in SIDES:
+        for (_, reader, outcome), n in tried[side.name].found.items():
+            if reader == side.readers[0]:
+                counts[outcome == "different"] += n
+    what = (
+        f"Python {platform.python_version()}, ZODB {version('ZODB')}; {counts[False]:,} states, "
+        f"{counts[True]:,} of them different, and {opened(tried):,} openings."
+    )
     lines = [what, "", *table(tried)]
     print(*lines, sep="\n")
     if args.into:
@@ -340,13 +381,13 @@ def tries(folder: str, start: str, stop: str, readers: str, without: str) -> Non
 def make_state(recording: str, number: str, folder: str) -> None:
     """Make the folder of a state."""
     of = Recording(Path(recording))
-    s = state(of, int(number))
+    s = failure(of, int(number))
     for point, disk in sweep(of.folder, of.events, [s.point]):
         event = of.events[point]
         write_state(disk.state(s.model, s.rng, event), Path(folder))
         returned, packs = of.before(point)
         print(f"{s.model}, at event {point} of {len(of.events)}: {event.kind} {event.name}")
-        print(f"{len(returned)} commits had returned, {packs} packs had begun")
+        print(f"{len(returned)} commits had returned, {len(packs)} packs had begun")
 
 
 if __name__ == "__main__":

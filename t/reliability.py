@@ -1,6 +1,6 @@
 """Runs every fault that is tried, and puts the table into docs/reliability.md.
 
-    python t/reliability.py [--kills N] [--damaged N] [--tries N] [--into docs/reliability.md]
+    python t/reliability.py [--kills N] [--damaged N] [--power N] [--tries N] [--into docs/reliability.md]
 
 Those of tests are run as tests; beside them, where they can be put through the same, stand
 numpy.memmap, h5py and zarr (faults.py), those of them that are installed.
@@ -85,6 +85,15 @@ ROWS = [
         "the same",
         "zeo",
         "test_crash.py",
+    ),
+    Row(
+        "power failure, with a file",
+        "what a program does to the disk is recorded; a disk is made that has all that was synced, and "
+        "of the rest a part, by ten models; also during packs, and with blobs",
+        "1,000 disks",
+        "[exactly the transactions that had returned](#simulated), and at most one more",
+        "fs",
+        "test_powerfail.py",
     ),
     Row(
         "disk full",
@@ -247,12 +256,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200, help="rounds of kill -9, each kind")
     parser.add_argument("--damaged", type=int, default=1000, help="databases to damage")
+    parser.add_argument("--power", type=int, default=1000, help="disks after a power failure")
     parser.add_argument("--tries", type=int, default=50, help="of a fault, each of the peers")
     parser.add_argument("--into", type=Path, help="put the tables into this page of the docs")
     args = parser.parse_args()
     env = {
         "WENDELIN_CORE_TEST_KILLS": str(args.kills),
         "WENDELIN_CORE_TEST_DAMAGED": str(args.damaged),
+        "WENDELIN_CORE_TEST_POWER": str(args.power),
     }
     names = {name: version(name) for name in ("numpy", "h5py", "zarr") if find_spec(name)}
     names = {"Python": platform.python_version()} | names

@@ -1,7 +1,7 @@
 """Power failures: what had been committed is there, whatever of the rest has reached the disk.
 
-1,000 states of disks (powerfail.py), or as many as WENDELIN_CORE_TEST_POWER says. Stock FileStorage
-is put through the same: it shows what the models do to a storage.
+100 states of disks (powerfail.py), or as many as WENDELIN_CORE_TEST_POWER says. Stock FileStorage is
+put through the same: it shows what the models do to a storage.
 """
 
 import os
@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler"),
 ]
 
-STATES = int(os.environ.get("WENDELIN_CORE_TEST_POWER", "1000"))
+STATES = int(os.environ.get("WENDELIN_CORE_TEST_POWER", "100"))
 SEED = int(os.environ.get("WENDELIN_CORE_TEST_SEED", "0"))
 
 #: models in which a commit that has not returned may be there in part: one sync is for its records
@@ -63,7 +63,8 @@ def test_what_was_committed_is_there(recorder, tmp_path, side):
         folder = powerfail.record(recorder, tmp_path / str(i), side, SEED + i)
         numbers = range(SEED + start, SEED + min(start + powerfail.STATES, n))
         tried = powerfail.try_in_child(folder, numbers, side.readers)
-        assert sum(tried.found.values()) == len(numbers) * len(side.readers)
+        tries = sum(n for (*_, outcome), n in tried.found.items() if outcome != "different")
+        assert tries == len(numbers) * len(side.readers)
         print(*powerfail.lines_of(tried), sep="\n")
         if side.writer != "stock":
             bad = [
