@@ -1,6 +1,6 @@
 """Runs every fault that is tried, and puts the table into docs/reliability.md.
 
-    python t/reliability.py [--kills N] [--damaged N] [--power N] [--tries N] [--into docs/reliability.md]
+    python t/reliability.py [--kills N] [--damaged N] [--power N] [--tries N] [--into PAGE]
 
 Those of tests are run as tests; beside them, where they can be put through the same, stand
 numpy.memmap, h5py and zarr (faults.py), those of them that are installed.
@@ -88,8 +88,8 @@ ROWS = [
     ),
     Row(
         "power failure, with a file",
-        "what a program does to the disk is recorded; a disk is made that has all that was synced, and "
-        "of the rest a part, by ten models; also during packs, and with blobs",
+        "what a program does to the disk is recorded; a disk is made that has all that was synced, "
+        "and of the rest a part, by ten models; also during packs, and with blobs",
         "1,000 disks",
         "[exactly the transactions that had returned](#simulated), and at most one more",
         "fs",

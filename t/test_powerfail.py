@@ -1,7 +1,7 @@
 """Power failures: what had been committed is there, whatever of the rest has reached the disk.
 
-100 states of disks (powerfail.py), or as many as WENDELIN_CORE_TEST_POWER says. Stock FileStorage is
-put through the same: it shows what the models do to a storage.
+100 states of disks (powerfail.py), or as many as WENDELIN_CORE_TEST_POWER says. Stock FileStorage
+is put through the same: it shows what the models do to a storage.
 """
 
 import os
