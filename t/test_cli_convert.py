@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wendelin.cli.errors import Failure
-from wendelin.cli.files import Options, open_sink, open_source, parse_file
+from wendelin.cli.files import Options, named, open_sink, open_source, parse_file
 from wendelin.cli.files.base import Layout
 from wendelin.cli.files.convert import as_bytes, packed, plain
 
@@ -138,7 +138,7 @@ def exported(draw, folder, suffix, values, order):
         path.unlink()
     layout = Layout(values.shape, plain(values.dtype), order)
     file = parse_file(str(path))
-    sink = open_sink(file, file.path, layout, "x", Options(), resume=False)
+    sink = open_sink(named(file, "x"), file.path, layout, Options(), resume=False)
     with closing(sink):
         write_all(draw, sink, values, order)
     return file

@@ -13,6 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from wendelin.bigfile.stats import HandleStats
+from wendelin.lib.shown import shown
 from wendelin.lib.sizes import size_text
 
 __all__ = ["Overview", "to_html"]
@@ -82,15 +83,20 @@ def to_html(array: Overview) -> str:
         memory.append(f"{size_text(array.memory.dirty)} of changes")
     rows += [("In memory", ", ".join(memory)), *array.rows]
     table = "".join(
-        f'<tr><th style="text-align: left">{escape(name)}</th>'
-        f'<td style="text-align: left">{escape(text)}</td></tr>'
+        f'<tr><th style="text-align: left">{_escape(name)}</th>'
+        f'<td style="text-align: left">{_escape(text)}</td></tr>'
         for name, text in rows
     )
     return (
         f'<table><tr><td><table style="border-collapse: collapse"><thead><tr>'
-        f'<th colspan="2" style="text-align: left">{escape(array.kind)}</th></tr></thead>'
+        f'<th colspan="2" style="text-align: left">{_escape(array.kind)}</th></tr></thead>'
         f"<tbody>{table}</tbody></table></td><td>{_picture(array)}</td></tr></table>"
     )
+
+
+def _escape(text: str) -> str:
+    """Return a text as HTML that shows it, and nothing else."""
+    return escape(shown(text))
 
 
 # ---- the picture ----
@@ -127,7 +133,7 @@ def _picture(array: Overview) -> str:
         title = f"{blocks}: {what}" if what else blocks
         parts.append(
             f'<rect x="{fx:.1f}" y="{fy:.1f}" width="{fw:.1f}" height="{fh:.1f}" '
-            f'fill="{_FILLS[what]}"><title>{escape(title)}</title></rect>'
+            f'fill="{_FILLS[what]}"><title>{_escape(title)}</title></rect>'
         )
     if array.blocks <= _MOST_LINES:
         for i in range(1, array.blocks):
@@ -161,7 +167,7 @@ def _line(x1: float, y1: float, x2: float, y2: float) -> str:
 def _text(x: float, y: float, text: str, anchor: str) -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="currentColor">'
-        f"{escape(text)}</text>"
+        f"{_escape(text)}</text>"
     )
 
 

@@ -1,15 +1,14 @@
 """URL#path[slice]: how the command line names databases, objects in them, and parts of arrays.
 
 The last # separates. A path is names, separated by slashes: keys of mappings, indices of sequences,
-attributes. In a name, characters that mean something here are written as in URLs: %2F, %23, %5B; an
-empty name is ''.
+attributes. In a name, characters that mean something here, or are not printable, are written as in
+URLs: %2F, %23, %5B, %E2%80%AE; an empty name is ''.
 
 It knows texts; what is in a database it does not know.
 """
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from types import EllipsisType
 
@@ -18,12 +17,20 @@ __all__ = ["Address", "Index", "Path", "join", "parse_index", "quote"]
 Path = tuple[str, ...]
 Index = tuple[int | slice | EllipsisType, ...]
 
-_SPECIAL = re.compile(r"[%/#\[\]\x00-\x1f\x7f]")
+_SPECIAL = "%/#[]"
 
 
 def quote(name: str) -> str:
-    """Return a name as it is in a path; an empty one as Python writes it, or it would be none."""
-    return _SPECIAL.sub(lambda match: f"%{ord(match[0]):02X}", name) or "''"
+    """Return a name as it is in a path; an empty one as Python writes it, or it would be none.
+
+    What has a meaning in paths, and what does something to a terminal, is written as in URLs.
+    """
+    return "".join(_quoted(c) if c in _SPECIAL or not c.isprintable() else c for c in name) or "''"
+
+
+def _quoted(character: str) -> str:
+    # keys may be half a surrogate pair, too
+    return "".join(f"%{byte:02X}" for byte in character.encode(errors="surrogatepass"))
 
 
 def join(path: Path) -> str:

@@ -74,7 +74,9 @@ class AddressType(_Type):
         if match is None:
             wrong("has brackets that are no [slice]: in a name, write %5B and %5D for [ and ]")
         try:
-            path = tuple(unquote(name, errors="strict") for name in match[1].split("/") if name)
+            path = tuple(
+                unquote(name, errors="surrogatepass") for name in match[1].split("/") if name
+            )
         except UnicodeDecodeError as e:
             wrong(f"has a % that does not stand for UTF-8: {e}")
         if path and self._path == "none":

@@ -30,6 +30,7 @@ from wendelin.cli.output import (
     layout_json,
     print_json,
     progress,
+    say,
     shown_tid,
     size_text,
     warn,
@@ -267,7 +268,7 @@ def _copy_database(source: str, destination: str, as_json: bool) -> int:
         )
     else:
         upto = "" if last == z64 else f", up to {tid_time(last):%Y-%m-%d %H:%M:%S}"
-        print(f"{destination}: {work.transactions} transactions, {size_text(work.size)}{upto}")
+        say(f"{destination}: {work.transactions} transactions, {size_text(work.size)}{upto}")
     for oid, tid in work.mismatches:
         warn(
             "copy",
@@ -299,6 +300,6 @@ def _copy_array(
         print_json({**facts, "resumed_at": before if target.resumed else None})
     else:
         again = f", from {size_text(before)} on" if target.resumed else ""
-        print(f"{destination}: {size_text(size)}{again}")
+        say(f"{destination}: {size_text(size)}{again}")
         if left:
             warn("copy", f"attributes are not copied: {', '.join(map(repr, left))}")

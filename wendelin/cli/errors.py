@@ -8,12 +8,14 @@ With WENDELIN_DEBUG=1, the traceback is before the line: for who looks for a bug
 from __future__ import annotations
 
 import os
+import sys
 import traceback
 
 import click
 from ZODB.POSException import ConflictError, POSKeyError, ReadOnlyError
 
 from wendelin.bigfile.errors import BigFileError, BlockLoadError, DoomedError
+from wendelin.lib.shown import shown
 from wendelin.lib.zrecord import RecordError
 
 __all__ = ["Failure", "explain"]
@@ -28,7 +30,7 @@ class Failure(click.ClickException):
 def explain(error: BaseException) -> str:
     """Return one line that says what an exception is about."""
     if os.environ.get("WENDELIN_DEBUG", "0") not in ("", "0"):
-        traceback.print_exception(error)
+        print(shown("".join(traceback.format_exception(error)), keep="\n"), file=sys.stderr)
     return " ".join(_explain(error).split())
 
 

@@ -19,13 +19,22 @@ from wendelin.cli.arguments import (
 from wendelin.cli.arrays import ArraySource
 from wendelin.cli.database import opened
 from wendelin.cli.errors import Failure, explain
-from wendelin.cli.files import WITH_MEMBERS, File, Options, check_options, open_sink, parse_file
+from wendelin.cli.files import (
+    WITH_MEMBERS,
+    File,
+    Options,
+    check_options,
+    named,
+    open_sink,
+    parse_file,
+)
 from wendelin.cli.files.base import Sink
 from wendelin.cli.output import (
     Advance,
     layout_json,
     print_json,
     progress,
+    say,
     shown_tid,
     shown_time,
     size_text,
@@ -129,7 +138,7 @@ def export(
     complete. If that was interrupted, the same command goes on, with the same state of the array;
     .npz and .h5 begin anew.
     """
-    what = parse_file(file)
+    what = named(parse_file(file), address.path[-1])
     options = Options(delimiter=delimiter)
     check_options(what, options)
     check_target(what, force)
@@ -159,10 +168,12 @@ def export(
     itemsize = layout.dtype.itemsize
     if as_json:
         facts = {"at": shown_tid(tid), "resumed_at": before * itemsize or None}
-        print_json({"file": what.path, **layout_json(layout), **facts})
+        where = {"file": what.path, "member": what.member or None}
+        print_json({**where, **layout_json(layout), **facts})
     else:
         again = f", gone on with, as it was at {shown_time(tid)}" if before else ""
-        print(f"{file}: {size_text(layout.size * itemsize)}{again}")
+        other = f":{what.member}" if what.member not in (address.path[-1], "") else ""
+        say(f"{what.path}{other}: {size_text(layout.size * itemsize)}{again}")
 
 
 def _export(
@@ -171,7 +182,7 @@ def _export(
     itemsize, before = source.layout.dtype.itemsize, part.done
     sink: Sink | None = None
     try:
-        sink = open_sink(what, part.path, source.layout, name, options, resume=bool(before))
+        sink = open_sink(what, part.path, source.layout, options, resume=bool(before))
         if before:
             sink.resume(part.position)
         total = source.layout.size * itemsize

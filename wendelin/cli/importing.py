@@ -30,6 +30,7 @@ from wendelin.cli.output import (
     layout_json,
     print_json,
     progress,
+    say,
     size_text,
 )
 from wendelin.cli.transfer import Target, fill
@@ -147,4 +148,4 @@ def import_file(
             names = source.header or []
             shown = ", ".join(names[:8]) + (", ..." if names[8:] else "")
             after = f", after a header: {shown}" if names else ""
-            print(f"{address}: {size_text(total)}{after}{again}")
+            say(f"{address}: {size_text(total)}{after}{again}")

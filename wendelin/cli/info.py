@@ -27,6 +27,7 @@ from wendelin.cli.output import (
 )
 from wendelin.cli.transfer import progress_of
 from wendelin.cli.tree import find_array
+from wendelin.lib.shown import shown
 
 __all__ = ["info"]
 
@@ -171,7 +172,7 @@ def info(address: Address, as_json: bool) -> None:
             return
         screen = console()
         for name, value in _facts(address, array, blocks, unfinished):
-            screen.print(Text(f"{name:<10} ").append(value), soft_wrap=True)
+            screen.print(Text(f"{name:<10} ").append(shown(value)), soft_wrap=True)
         if blocks.cells:
             each = f", {blocks.per_cell} blocks a cell" if blocks.per_cell > 1 else ""
             screen.print(Text(f"\nblocks{each}:"))
@@ -183,7 +184,7 @@ def info(address: Address, as_json: bool) -> None:
                     line = Text(symbol, colour).append(f" {n} {kind}{size}: {meaning}", "default")
                     screen.print(line, soft_wrap=True)
         if lost:
-            screen.print(Text(f"\n{lost}"), soft_wrap=True)
+            screen.print(Text(shown(f"\n{lost}", keep="\n")), soft_wrap=True)
 
 
 def _facts(

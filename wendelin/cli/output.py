@@ -25,6 +25,7 @@ from rich.text import Text
 from wendelin.cli.database import tid_time
 from wendelin.cli.files.base import Layout
 from wendelin.cli.files.convert import describe
+from wendelin.lib.shown import shown
 from wendelin.lib.sizes import size_text
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "layout_texts",
     "print_json",
     "progress",
+    "say",
     "shown_tid",
     "shown_time",
     "size_text",
@@ -56,13 +58,18 @@ def console() -> Console:
 
 def print_json(data: Any) -> None:
     """Print JSON."""
-    json.dump(data, sys.stdout, indent=2, ensure_ascii=False)
-    print()
+    text = json.dumps(data, indent=2, ensure_ascii=False)
+    print("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text))
+
+
+def say(text: str) -> None:
+    """Print a line, for people."""
+    print(shown(text))
 
 
 def warn(command: str, text: str) -> None:
     """Tell something that does not end the command."""
-    print(f"wendelin {command}: {' '.join(text.split())}", file=sys.stderr)
+    print(shown(f"wendelin {command}: {' '.join(text.split())}"), file=sys.stderr)
 
 
 def shown_time(tid: bytes) -> str:
@@ -119,7 +126,7 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]], right: str = ""
             overflow="fold",
         )
     for row in rows:
-        result.add_row(*map(Text, row))
+        result.add_row(*(Text(shown(text)) for text in row))
     return result
 
 
@@ -174,5 +181,5 @@ def progress(
         TimeRemainingColumn(elapsed_when_finished=True),
     )
     with Progress(*columns, console=where) as bar:
-        task = bar.add_task(what, total=total, completed=done, in_bytes=in_bytes)
+        task = bar.add_task(shown(what), total=total, completed=done, in_bytes=in_bytes)
         yield lambda n: bar.advance(task, n)

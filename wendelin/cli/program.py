@@ -12,6 +12,8 @@ from typing import Any
 
 import click
 
+from wendelin.lib.shown import shown
+
 __all__ = ["main", "wendelin"]
 
 #: in pyproject.toml
@@ -63,7 +65,7 @@ class _Call:
     command: str  # what is to be named as who fails
 
     def tell(self, text: str) -> None:
-        print(f"{self.command}: error: {text}", file=sys.stderr)
+        print(shown(f"{self.command}: error: {text}"), file=sys.stderr)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import slabs
 from wendelin.cli.files.text import words
 from wendelin.cli.tree import find_array
+from wendelin.lib.shown import shown
 
 __all__ = ["cat", "head"]
 
@@ -66,6 +67,11 @@ def _elements(view: NDArray[Any]) -> Iterator[NDArray[Any]]:
             yield view[slab.where].copy().reshape(-1)
 
 
+def _write_shown(text: str) -> None:
+    """Write elements to a terminal, to which they do nothing."""
+    sys.stdout.write(shown(text, keep="\t\n"))
+
+
 def print_text(view: NDArray[Any]) -> None:
     """Print a row a line, its elements separated by tabs; an empty line after each matrix."""
     texts = (text for values in _elements(view) for text in words(values))
@@ -73,7 +79,7 @@ def print_text(view: NDArray[Any]) -> None:
     height = view.shape[-2] if view.ndim > 2 else 0
     if not view.size:
         return
-    write = sys.stdout.write
+    write = _write_shown if sys.stdout.isatty() else sys.stdout.write
     for row in range(view.size // width):
         if height and row and row % height == 0:
             write("\n")

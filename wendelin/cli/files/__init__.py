@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import click
@@ -18,6 +18,7 @@ from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import Layout, Sink, Source
 from wendelin.cli.files.flat import FlatSink, NpzSink, npy_source, npz_source, raw_source
 from wendelin.cli.files.hdf5 import hdf5_sink, hdf5_source
+from wendelin.cli.files.names import check_name, name_of_key
 from wendelin.cli.files.text import CsvSink, CsvSource
 from wendelin.cli.files.zarrs import zarr_sink, zarr_source
 
@@ -26,6 +27,7 @@ __all__ = [
     "File",
     "Options",
     "check_options",
+    "named",
     "open_sink",
     "open_source",
     "parse_file",
@@ -170,19 +172,36 @@ def check_options(file: File, options: Options) -> None:
             raise click.UsageError(f"--{name} is not for {file.kind} files, as {file.path!r} is")
 
 
-def open_sink(
-    file: File, path: str, layout: Layout, name: str, options: Options, resume: bool
-) -> Sink:
+def named(file: File, key: str) -> File:
+    """Return a file that is to be written, with the name that the array has in it.
+
+    Parameters
+    ----------
+    file : File
+    key : str
+        Of the array in the database: out of which a name is made, where one is needed.
+
+    Raises
+    ------
+    click.UsageError
+        The user gave a name that cannot be.
+    """
+    if file.member:
+        return replace(file, member=check_name(file.kind, file.member))
+    # a Zarr folder may be an array
+    return replace(file, member=name_of_key(key)) if file.kind in ("npz", "hdf5") else file
+
+
+def open_sink(file: File, path: str, layout: Layout, options: Options, resume: bool) -> Sink:
     """Return what writes an array to a file.
 
     Parameters
     ----------
     file : File
+        See named().
     path : str
         Where it is written, until it is complete.
     layout : Layout
-    name : str
-        Of the array, where the file has names, and none was given.
     options : Options
         Of which only the delimiter matters.
     resume : bool
@@ -193,13 +212,12 @@ def open_sink(
     Failure
         Such a file cannot have such an array.
     """
-    member = file.member or name
     if file.kind in ("npy", "raw"):
         return FlatSink(path, layout, file.kind == "npy")
     if file.kind == "npz":
-        return NpzSink(path, layout, member)
+        return NpzSink(path, layout, file.member)
     if file.kind == "hdf5":
-        return hdf5_sink(path, layout, member)
+        return hdf5_sink(path, layout, file.member)
     if file.kind == "zarr":
         return zarr_sink(path, layout, file.member, resume)
     return CsvSink(path, layout, _delimiter(file, options))
