@@ -12,7 +12,7 @@ from pathlib import Path
 import dtypes
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from wendelin.cli.errors import Failure
@@ -25,7 +25,11 @@ pytestmark = pytest.mark.once
 EXAMPLES = int(os.environ.get("WENDELIN_TEST_EXAMPLES", "25"))
 
 many = settings(
-    max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck), database=None
+    phases=[Phase.generate, Phase.shrink],
+    max_examples=EXAMPLES,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    database=None,
 )
 
 
@@ -198,3 +202,61 @@ def test_what_is_imported_is_what_the_library_reads(folder, kind, data):
     assert dtypes.same(again, imported)
     if target != "zarr":
         assert again.dtype in (imported.dtype, packed(imported.dtype))
+
+
+@many
+@given(data=st.data())
+def test_raw_bytes(folder, data):
+    """They are what NumPy has in memory, in either order, from an offset on."""
+    values = data.draw(dtypes.arrays())
+    order = data.draw(st.sampled_from("CF"))
+    offset = data.draw(st.integers(0, 9))
+    path = str(folder / "x.raw")
+    sink = open_sink(
+        parse_file(path), path, Layout(values.shape, values.dtype, order), Options(), resume=False
+    )
+    with closing(sink):
+        write_all(data.draw, sink, values, order)
+    written = (folder / "x.raw").read_bytes()
+    assert written == values.tobytes(order)
+    (folder / "x.raw").write_bytes(bytes(offset) + written)
+    options = Options(values.dtype, values.shape, order, offset)
+    with closing(open_source(parse_file(path), options)) as source:
+        again = read_all(data.draw, source)
+    assert again.tobytes(order) == written
+    assert dtypes.same(again, values)
+
+
+#: what text can be of which the same is read
+CSV = dtypes.scalars(text=False, opaque=False).filter(lambda dtype: "[25s]" not in dtype.str)
+
+
+@many
+@given(data=st.data())
+def test_csv(folder, data):
+    """Numbers and times of all kinds, and structures of them: the same is read of the text."""
+    of = data.draw(st.sampled_from(["numbers", "structures"]))
+    if of == "numbers":
+        kinds, shapes = CSV, st.tuples(st.integers(1, 9), st.integers(1, 4))
+    else:
+        kinds, shapes = dtypes.structures(CSV), st.tuples(st.integers(1, 9))
+    values = data.draw(dtypes.arrays(kinds, shapes))
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    path = str(folder / "x.csv")
+    layout = Layout(values.shape, plain(values.dtype), "C")
+    with closing(open_sink(parse_file(path), path, layout, Options(), resume=False)) as sink:
+        write_all(data.draw, sink, np.ascontiguousarray(values), "C")
+    options = Options(plain(values.dtype), header=of == "structures")
+    with closing(open_source(parse_file(path), options)) as source:
+        again = read_all(data.draw, source)
+    assert again.dtype == values.dtype
+    assert equal_numbers(again, values)
+
+
+def equal_numbers(a, b):
+    """Say whether numbers are equal; one NaN is as good as another."""
+    if a.dtype.names:
+        return all(equal_numbers(a[name], b[name]) for name in a.dtype.names)
+    with np.errstate(invalid="ignore"):  # signalling ones
+        return a.shape == b.shape and bool(np.all((a == b) | ((a != a) & (b != b))))

@@ -103,6 +103,8 @@ class _Inside:
 def _stored(h5py: Any, dataset: Any) -> list[tuple[int, ...]] | None:
     """Return where the chunks begin that are stored, if others are zeros; None: all may be."""
     how, low = dataset.id.get_create_plist(), dataset.id
+    if how.fill_value_defined() == h5py.h5d.FILL_VALUE_UNDEFINED:
+        return None
     if dataset.dtype.hasobject or np.asarray(dataset.fillvalue).tobytes().strip(b"\0"):
         return None
     if how.get_layout() == h5py.h5d.CHUNKED and dataset.size and hasattr(low, "chunk_iter"):

@@ -60,14 +60,37 @@ def _leaves(values: NDArray[Any], name: str = "") -> Iterator[tuple[str, NDArray
 
 
 def _kinds(dtype: np.dtype[Any]) -> list[str]:
-    """Return the kinds of numbers that are the columns of a dtype."""
-    return [leaf.dtype.kind for _, leaf in _leaves(np.empty(0, dtype))]
+    """Return the kinds of numbers that are the columns of a dtype; g and G for long doubles."""
+    columns = (leaf.dtype for _, leaf in _leaves(np.empty(0, dtype)))
+    return [column.char if column.char in "gG" else column.kind for column in columns]
 
 
 def _truth(text: str) -> bool:
     """Return the bool of a text."""
     word = text.strip().lower()
     return {"true": True, "false": False}[word] if word.isalpha() else bool(int(word))
+
+
+_REAL = r"[+-]?(?:nan|inf|[\d.]+(?:e[+-]?\d+)?)"
+_COMPLEX = re.compile(rf"\(?({_REAL}(?![\w.]))?(?:({_REAL})j)?\)?", re.IGNORECASE)
+
+
+def _long_complex(text: str) -> Any:
+    """Return the complex long double of a text: NumPy reads it in the precision of doubles."""
+    match = _COMPLEX.fullmatch(text.strip())
+    if match is None or not any(match.groups()):
+        raise ValueError(f"could not convert string {text!r} to complex256")
+    result = np.zeros((), np.clongdouble)
+    result.real, result.imag = (np.longdouble(part or 0) for part in match.groups())
+    return result[()]
+
+
+#: kinds of columns -> what reads them, where NumPy does not
+_CONVERTERS: dict[str, Callable[[str], Any]] = {
+    "b": _truth,
+    "g": np.longdouble,
+    "G": _long_complex,
+}
 
 
 def _is_value(cell: str, kinds: str) -> bool:
@@ -164,7 +187,9 @@ class CsvSource(Source):
         self._width = 1 if self._dtype.names else len(self._columns)  # elements of a row
         kinds = kinds if self._dtype.names else kinds * self._width
         self._converters: dict[int | str, Callable[[str], Any]] = {
-            number: _truth for number, kind in zip(self._columns, kinds, strict=True) if kind == "b"
+            number: _CONVERTERS[kind]
+            for number, kind in zip(self._columns, kinds, strict=True)
+            if kind in _CONVERTERS
         }
 
     def _lines(self) -> Iterator[str]:
