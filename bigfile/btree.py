@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from transaction.interfaces import TransientError
 
+from wendelin.lib.inert import shown
 from wendelin.lib.zrecord import RecordError, Ref, class_of, state_of
 
 __all__ = ["Items", "Node", "Todo", "from_records", "read_items", "read_node", "soon", "walk"]
@@ -74,8 +75,12 @@ Get = Callable[[bytes, Todo], Node]
 
 
 def _ascend(keys: tuple[Any, ...]) -> bool:
-    """Say whether keys are integers, in the order of BTrees."""
-    return all(type(k) is int for k in keys) and all(map(lt, keys, keys[1:]))
+    """Say whether keys are integers that BTrees have, and in their order."""
+    return (
+        all(type(k) is int for k in keys)
+        and all(map(lt, keys, keys[1:]))
+        and (not keys or (keys[0] >= -(1 << 63) and keys[-1] < 1 << 63))
+    )
 
 
 def _next(state: tuple[object, ...], kind: str) -> bytes | None:
@@ -86,7 +91,7 @@ def _next(state: tuple[object, ...], kind: str) -> bytes | None:
     name = f"BTrees.{kind}BTree.{kind}Bucket"
     # not every writer says the class
     if not isinstance(ref, Ref) or ref.cls not in ("", name, f"{name}Py"):
-        raise RecordError(f"a damaged {kind}BTree: {ref!r} for a bucket")
+        raise RecordError(f"a damaged {kind}BTree: {shown(ref)} for a bucket")
     return ref.oid
 
 
@@ -100,9 +105,9 @@ def _bucket(state: object, kind: str) -> Node:
     keys, refs = flat[0::2], flat[1::2]
     for key, ref in zip(keys, refs, strict=True):
         if not isinstance(ref, Ref):
-            raise RecordError(f"a damaged {kind}BTree: {key!r} -> {ref!r}")
+            raise RecordError(f"a damaged {kind}BTree: {shown(key)} -> {shown(ref)}")
     if not _ascend(keys):
-        raise RecordError(f"a damaged {kind}BTree: a bucket with keys not in order: {keys!r:.100}")
+        raise RecordError(f"a damaged {kind}BTree: a bucket with keys not in order: {shown(keys)}")
     oids = {key: ref.oid for key, ref in zip(keys, refs, strict=True)}
     return Node(True, [], [], oids, _next(state, kind), tuple(ref.cls for ref in refs))
 
@@ -131,7 +136,7 @@ def _tree(state: object, kind: str) -> Node:
     if len(children) != len(keys) + 1 or not all(isinstance(c, Ref) for c in children):
         raise RecordError(f"a damaged {kind}BTree: a tree of something else")
     if not _ascend(keys):
-        raise RecordError(f"a damaged {kind}BTree: a tree with keys {keys!r:.100}")
+        raise RecordError(f"a damaged {kind}BTree: a tree with keys {shown(keys)}")
     return Node(False, list(keys), [c.oid for c in children], {}, _next(state, kind))
 
 

@@ -33,7 +33,7 @@ from ZODB._compat import FILESTORAGE_MAGIC
 from ZODB.blob import FilesystemHelper
 from ZODB.FileStorage import FileIterator, FileStorage
 from ZODB.FileStorage.FileStorage import CorruptedTransactionError, FileStorageFormatError
-from ZODB.FileStorage.format import DATA_HDR_LEN, TxnHeader
+from ZODB.FileStorage.format import DATA_HDR_LEN, CorruptedDataError, TxnHeader
 from ZODB.POSException import StorageTransactionError
 from ZODB.utils import p64, z64
 
@@ -240,6 +240,13 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
 
     def _again(self) -> AlignedFileStorage:
         return AlignedFileStorage(self._file_name, align=self.align, read_only=True)
+
+    def _read_data_header(self, pos: int, oid: bytes | None = None, _file: Any = None) -> Any:
+        # earlier revisions are before: else a load that goes from one to the next does not end
+        header = super()._read_data_header(pos, oid, _file)
+        if header.prev >= pos or header.back >= pos:
+            raise CorruptedDataError(oid, None, pos)
+        return header
 
     # ---- files of Python 2 ----
 

@@ -13,24 +13,23 @@ believed if
 The index of an earlier wendelin.core or of stock FileStorage has no trailer. A copy of a file has
 another inode number. In both cases the file is read once, and a new index is saved.
 
-Nothing is unpickled but numbers, bytes and tuples: an index may come from a stranger, too.
+Its pickles are read as data (inert): an index may come from a stranger, too.
 """
 
 from __future__ import annotations
 
 import errno
-import io
 import os
-import pickle
 from contextlib import suppress
 from hashlib import blake2b
 from struct import Struct
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from BTrees.fsBTree import fsBucket
 from ZODB.fsIndex import fsIndex
 
 from wendelin.lib.fsscan import FIRST
+from wendelin.lib.inert import InertError, Reader
 
 __all__ = ["Saved", "inode_of", "load_index", "save_index", "sync_folder"]
 
@@ -111,22 +110,15 @@ def load_index(path: str, fd: int) -> Saved | None:
 def _unpickled(data: bytes, pos: int) -> fsIndex | None:
     index = fsIndex()
     try:
-        load = _Plain(io.BytesIO(data)).load
+        load = Reader(data, python2="bytes").load
         if load() != pos:
             return None
         while (part := load()) is not None:
             prefix, bucket = part
             index._data[prefix] = fsBucket().fromString(bucket)
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError):
+    except (InertError, ValueError, TypeError):
         return None
     return index
-
-
-class _Plain(pickle.Unpickler):
-    """Unpickles no objects of classes."""
-
-    def find_class(self, module: str, name: str, /) -> Any:
-        raise pickle.UnpicklingError(f"{module}.{name} in an index")
 
 
 def sync_folder(path: str) -> None:

@@ -121,8 +121,13 @@ def stat(fd: int, oid: bytes, pos: int, before: bytes) -> Stat | None:
         _, tid, prev, _, _, size = unpack_from(DATA_HDR, header)
         if tid < before:
             return Stat(tid, size or 8)  # 0: where the record is that an undo brought back
-        pos = prev
+        pos = _before(prev, pos)
     return None
+
+
+def _before(earlier: int, pos: int) -> int:
+    """Return where an earlier record of an object is; 0: there is none, or not before."""
+    return earlier if earlier < pos else 0
 
 
 class HeadReader:
@@ -163,10 +168,11 @@ class HeadReader:
             if found != oid or version != 0:
                 return None
             if current and tid >= self._before:
-                pos = prev
+                pos = _before(prev, pos)
             elif size == 0:  # written by undo: the bytes are in an earlier record
                 current = False
-                pos = int.from_bytes(data[DATA_HDR_LEN : DATA_HDR_LEN + 8], "big")
+                back = int.from_bytes(data[DATA_HDR_LEN : DATA_HDR_LEN + 8], "big")
+                pos = _before(back, pos)
             else:
                 located = self._alike(pos, size) or self._payload(pos, n, size)
                 return located if located and self._ends(located, pos, n, size, flags) else None

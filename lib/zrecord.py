@@ -5,7 +5,9 @@ thread at any moment, reads blocks and the block table from records; so it neith
 Connection, which is not thread-safe, nor leaves objects in its cache. And a state that is just
 bytes - most of all data is in such - is found in the record, not copied out of it.
 
-Nothing is imported or called that a record names: classes are names here.
+Nothing is imported or called that a record names: classes are names here. Nodes of tables are read
+by the unpickler in C, which is fast, where a record has nothing that could do harm there; any other
+record, and what applications have, by a reader of ours (inert).
 
 Checksums
 ---------
@@ -17,23 +19,24 @@ bytes_state(), which all that reads such a record here goes through. A record wi
 
 from __future__ import annotations
 
-import codecs
 import io
 import pickletools
+import re
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import xxhash
-import zodbpickle
 from zodbpickle import pickle as zpickle
+
+from wendelin.lib.inert import Global, InertError, Object, Reader, shown
 
 __all__ = [
     "CHECKSUM",
     "LONGEST_END",
     "BytesRecord",
     "ChecksumError",
+    "Elsewhere",
     "Payload",
     "RecordError",
     "Ref",
@@ -45,6 +48,7 @@ __all__ = [
     "digest_in",
     "digest_of",
     "find_payload",
+    "inert_of",
     "is_bytes",
     "is_end",
     "state_of",
@@ -73,65 +77,66 @@ class Ref(NamedTuple):
 # ---- pickles ----
 
 
-@dataclass(frozen=True)
-class _Global:
-    """A class or function that a pickle names."""
-
-    name: str
-
-    def __call__(self, *args: object, **kw: object) -> object:
-        # how protocol 2 of Python 3 pickles bytes; other codecs are modules, and some are large
-        if self.name == "_codecs.encode" and len(args) == 2 and args[1] == "latin1":
-            return codecs.encode(*args)  # type: ignore[call-overload]
-        if self.name == "__builtin__.bytes" and not args:
-            return b""
-        raise RecordError(f"a record calls {self.name}: only plain states are read here")
-
-
 class _Unpickler(zpickle.Unpickler):  # type: ignore[misc]  # no type hints
     def find_class(self, module: str, name: str) -> object:
-        if (module, name) == ("zodbpickle", "binary"):
-            return zodbpickle.binary
-        return _Global(f"{module}.{name}")
+        return Global(f"{module}.{name}")
 
     def persistent_load(self, ref: Any) -> Ref:
-        # the forms that ZODB.serialize writes, the usual one first
-        if type(ref) is tuple and len(ref) == 2 and type(ref[1]) is _Global:
+        # the form that ZODB.serialize writes most
+        if type(ref) is tuple and len(ref) == 2 and type(ref[1]) is Global:
             oid = ref[0]
-            if type(oid) is zodbpickle.binary and len(oid) == 8:
-                return Ref(bytes(oid), ref[1].name)
-        if isinstance(ref, list) and len(ref) == 2:
-            kind, args = ref[0], tuple(ref[1])
-            if kind == "m":
-                raise RecordError("a reference into another database")
-            ref = args[0] if kind == "w" else None
-        cls = ""
-        if isinstance(ref, tuple) and len(ref) == 2:
-            ref, cls = ref[0], _class_name(ref[1])
-        oid = as_bytes(ref)
-        if len(oid) != 8:
-            raise RecordError(f"a reference that is none: {ref!r}")
-        return Ref(oid, cls)
+            if type(oid) is bytes and len(oid) == 8:
+                return Ref(oid, ref[1].name)
+        return _reference(ref)
+
+
+class Elsewhere(NamedTuple):
+    """A reference that is no way to an object: it is weak, or into another database."""
+
+    what: str
+
+
+def _reference(ref: Any) -> Ref:
+    """Return what a persistent reference is, in any of the forms that ZODB.serialize writes."""
+    if isinstance(ref, list) and len(ref) == 2 and isinstance(ref[1], tuple):
+        kind, args = ref
+        if kind in ("m", "n"):
+            raise RecordError("a reference into another database")
+        ref = args[0] if kind == "w" and args else None
+    cls = ""
+    if isinstance(ref, tuple) and len(ref) == 2:
+        ref, cls = ref[0], _class_name(ref[1])
+    oid = as_bytes(ref)
+    if len(oid) != 8:
+        raise RecordError(f"a reference that is none: {shown(oid)}")
+    return Ref(oid, cls)
+
+
+def _any_reference(ref: Any) -> Ref | Elsewhere:
+    """Return what a persistent reference is, in what an application has."""
+    if isinstance(ref, list):
+        return Elsewhere("a weak reference" if ref[:1] == ["w"] else "of another database")
+    return _reference(ref)
 
 
 def _class_name(cls: object) -> str:
-    if isinstance(cls, _Global):
+    if isinstance(cls, Global):
         return cls.name
     if isinstance(cls, tuple) and cls:
         # (class, args), or in old databases ((module, name), args); or (module, name), in what a
         # server resolved that has not got the class
         head = cls[0]
-        if isinstance(head, tuple) and len(head) == 2:
-            return ".".join(_text(x) for x in head)
-        if isinstance(head, str | bytes) and len(cls) == 2:
-            return ".".join(_text(x) for x in cls)
-        return _class_name(head)
-    raise RecordError(f"a record without a class: {cls!r}")
+        names = head if isinstance(head, tuple) else cls
+        if len(names) == 2 and all(isinstance(name, str | bytes) for name in names):
+            return ".".join(map(_text, names))
+        if isinstance(head, Global):
+            return head.name
+    raise RecordError(f"a record without a class: {shown(cls)}")
 
 
-def _text(name: object) -> str:
+def _text(name: str | bytes) -> str:
     """Return a name that may be of Python 2."""
-    return name.decode("ascii", "replace") if isinstance(name, bytes) else str(name)
+    return name.decode("ascii", "replace") if isinstance(name, bytes) else name
 
 
 def as_bytes(state: object) -> bytes:
@@ -153,17 +158,43 @@ def as_bytes(state: object) -> bytes:
     raise RecordError(f"bytes were expected, not {type(state).__name__}")
 
 
+_SMALL = 64 << 10  # of a record that the unpickler in C reads [bytes]
+
+#: What nodes of BTrees, and ZBlk1, are pickled as: classes, references, integers, tuples. Nothing
+#: of it calls anything, hashes what it is given, or takes more memory than its size says. (In C, a
+#: place far behind all others in the memo takes the memory of all of them.)
+_PLAIN = re.compile(
+    rb"(?s)(?:q.|C\x08.{8}|h.|\x86|Q|[(t.N)\x85\x87\x88\x89]|K.|M..|J.{4}|r..\0\0|j.{4}"
+    rb"|\x8a(?:\x01.|\x02..|\x03...|\x04.{4}|\x05.{5}|\x06.{6}|\x07.{7}|\x08.{8})"
+    rb"|U\x08.{8}|c[\w.]+\n\w+\n|\x80[\x01-\x03])*+"
+)
+
+
+def _is_plain(record: bytes) -> bool:
+    return len(record) <= _SMALL and _PLAIN.fullmatch(record) is not None
+
+
 def _load(record: bytes, pickles: int) -> Any:
     """Return what the last of the first `pickles` pickles holds; they share their memo."""
-    unpickler = _Unpickler(io.BytesIO(record), encoding="bytes", errors="strict")
+    if _is_plain(record):
+        unpickler = _Unpickler(io.BytesIO(record), encoding="bytes", errors="strict")
+        try:
+            for _ in range(pickles):
+                value = unpickler.load()
+            return value
+        except RecordError:
+            raise
+        except Exception as e:
+            raise RecordError(f"damaged record: {type(e).__name__}: {e}") from e
+    reader = Reader(record, _reference, "bytes")
     try:
         for _ in range(pickles):
-            value = unpickler.load()
-        return value
-    except RecordError:
-        raise
-    except Exception as e:
-        raise RecordError(f"damaged record: {type(e).__name__}: {e}") from e
+            value = reader.load()
+    except InertError as e:
+        raise RecordError(f"damaged record: {e}") from e
+    if isinstance(value, Object):
+        raise RecordError(f"a record calls {value.cls}: only plain states are read here")
+    return value
 
 
 def _end_of_pickle(record: bytes) -> int:
@@ -208,6 +239,21 @@ def class_of(record: memoryview | bytes) -> str:
 def state_of(record: bytes) -> Any:
     """Return the state: plain values, Refs in place of objects; a Python 2 str is bytes."""
     return _load(record, 2)
+
+
+def inert_of(record: bytes) -> tuple[str, Any]:
+    """Return the class of an object, and its state as the reader of ours has it: see inert.
+
+    Raises
+    ------
+    RecordError
+        The record is damaged, or has no class.
+    """
+    reader = Reader(record, _any_reference)
+    try:
+        return _class_name(reader.load()), reader.load()
+    except InertError as e:
+        raise RecordError(f"damaged record: {e}") from e
 
 
 # opcodes of byte strings -> size of the length that follows
