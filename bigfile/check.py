@@ -8,17 +8,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from transaction.interfaces import TransientError
 
 from wendelin.bigfile.btree import from_records, walk
+from wendelin.bigfile.survey import FileInDatabase
 from wendelin.bigfile.zblk import load_block
 from wendelin.lib.zodb import zconn_load_all, zconn_tid
 from wendelin.lib.zrecord import ChecksumError, RecordError
-
-if TYPE_CHECKING:
-    from wendelin.bigfile.file_zodb import ZBigFile
 
 __all__ = ["Bad", "Checked", "check_blocks"]
 
@@ -47,7 +45,7 @@ class Checked:
 class _Records:
     """Records that a Connection sees; some are there already."""
 
-    def __init__(self, zfile: ZBigFile) -> None:
+    def __init__(self, zfile: FileInDatabase) -> None:
         self.conn = zfile._p_jar
         self.known: dict[bytes, bytes] = {}
 
@@ -77,12 +75,12 @@ class _Records:
             self.known = {}
 
 
-def check_blocks(zfile: ZBigFile) -> Iterator[Checked]:
+def check_blocks(zfile: FileInDatabase) -> Iterator[Checked]:
     """Yield what is found in the block table, and in every block of it; in ascending order.
 
     Parameters
     ----------
-    zfile : ZBigFile
+    zfile : FileInDatabase
         In a Connection.
 
     Raises

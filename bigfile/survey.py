@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from wendelin.bigfile.btree import from_records, read_items, walk
 from wendelin.bigfile.zblk import class_name, is_plain, is_whole
@@ -18,13 +18,25 @@ from wendelin.lib.fsrecord import Located, Stat
 from wendelin.lib.zodb import zconn_load_all, zconn_locate, zconn_stat
 from wendelin.lib.zrecord import RecordError, Ref, class_of, state_of
 
-if TYPE_CHECKING:
-    from wendelin.bigfile.file_zodb import ZBigFile
-
-__all__ = ["Place", "Stored", "stored_numbers", "stored_size", "survey"]
+__all__ = ["FileInDatabase", "Place", "Stored", "stored_numbers", "stored_size", "survey"]
 
 _BATCH = 512  # blocks that the storage is asked about at once
 _LOADS = 50  # records that a storage tells the size of, while it loads a chunk table
+
+
+class FileInDatabase(Protocol):
+    """What is asked of a ZBigFile; a program that loads no objects has something else for one."""
+
+    @property
+    def _p_jar(self) -> Any: ...
+
+    @property
+    def blksize(self) -> int:
+        """Block size [bytes]."""
+
+    @property
+    def blktab(self) -> Any:
+        """The block table; of it, its oid."""
 
 
 class Place(Enum):
@@ -49,7 +61,7 @@ class Stored(NamedTuple):
 class _Records:
     """Records that a Connection sees."""
 
-    def __init__(self, zfile: ZBigFile) -> None:
+    def __init__(self, zfile: FileInDatabase) -> None:
         self.conn = zfile._p_jar
 
     def load_all(self, oids: list[bytes]) -> list[bytes]:
@@ -60,13 +72,13 @@ class _Records:
         return [found or Stat(b"\0" * 8, 0) for found in zconn_stat(self.conn, oids)]
 
 
-def _table(zfile: ZBigFile) -> bytes | None:
+def _table(zfile: FileInDatabase) -> bytes | None:
     """Return the oid of the block table; None: it is not in the database yet."""
     oid: bytes | None = zfile.blktab._p_oid
     return oid
 
 
-def stored_numbers(zfile: ZBigFile) -> Iterator[int]:
+def stored_numbers(zfile: FileInDatabase) -> Iterator[int]:
     """Yield the numbers of blocks that a file has, ascending; the others are holes.
 
     Raises
@@ -80,12 +92,12 @@ def stored_numbers(zfile: ZBigFile) -> Iterator[int]:
             yield from node.oids
 
 
-def survey(zfile: ZBigFile) -> Iterator[list[Stored]]:
+def survey(zfile: FileInDatabase) -> Iterator[list[Stored]]:
     """Yield the blocks that a file has, some at a time, ascending.
 
     Parameters
     ----------
-    zfile : ZBigFile
+    zfile : FileInDatabase
         In a Connection.
 
     Raises
@@ -110,12 +122,12 @@ def survey(zfile: ZBigFile) -> Iterator[list[Stored]]:
         yield _survey(batch, records, zfile.blksize)
 
 
-def stored_size(zfile: ZBigFile, most: int) -> int | None:
+def stored_size(zfile: FileInDatabase, most: int) -> int | None:
     """Return how much a file's blocks take in the database [bytes], as survey() has it.
 
     Parameters
     ----------
-    zfile : ZBigFile
+    zfile : FileInDatabase
         In a Connection.
     most : int
         Records that the storage is asked about.

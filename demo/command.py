@@ -11,7 +11,7 @@ import click
 
 from wendelin.cli.address import Address
 from wendelin.cli.arguments import AddressType, SizeType, json_option
-from wendelin.cli.database import opened
+from wendelin.cli.database import opened_to_write
 from wendelin.cli.output import print_json
 from wendelin.demo.demo_zbigarray import MB, UserError, gen, print_result, read
 
@@ -48,7 +48,7 @@ def demo(address: Address | None, worksize: int, as_json: bool) -> None:
         else:
             url = address.url
         try:
-            with opened(url, write=True) as root:
+            with opened_to_write(url) as root:
                 gen(root, worksize, quiet=None)
                 result = read(root)
         except UserError as e:

@@ -243,6 +243,7 @@ class Reader:
 
     def _load(self) -> Any:
         data, pos, memo = self.data, self.pos, self._memo
+        value: Any
         stack: list[Any] = []
         marks: list[int] = []  # where in the stack
         push, pop = stack.append, stack.pop

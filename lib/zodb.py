@@ -15,7 +15,7 @@ from ZODB.DB import DB
 from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage import FileStorage
 from ZODB.MappingStorage import MappingStorage
-from ZODB.POSException import ConnectionStateError, POSKeyError
+from ZODB.POSException import ConnectionStateError
 from ZODB.utils import p64, u64, z64
 
 from wendelin.lib.dburl import resolve
@@ -344,8 +344,8 @@ def zconn_tid(conn: Any, oid: bytes) -> bytes:
 def zconn_stat(conn: Any, oids: list[bytes]) -> list[Stat | None]:
     """Return tids and sizes of objects' records; None for those that are not there.
 
-    Records are not loaded, where the storage can say it without. Of a storage that is no
-    AlignedFileStorage it is the newest record, which the Connection may not see yet.
+    Of a file and of a ZEO server, records are not loaded; of a server, it is the newest record,
+    which the Connection may not see yet.
     """
     file, before = _file_of(conn), zconn_before(conn)
     if file is not None and before is not None:
@@ -356,17 +356,27 @@ def zconn_stat(conn: Any, oids: list[bytes]) -> list[Stat | None]:
             None if entry is None else Stat(entry["tid"], entry["size"] or 8)
             for entry in storage.histories(oids)
         ]
-    return [_stat(conn._normal_storage, oid) for oid in oids]
+    return [_stat(conn, storage, oid, before) for oid in oids]
 
 
-def _stat(storage: Any, oid: bytes) -> Stat | None:
+def _stat(conn: Any, storage: Any, oid: bytes, before: bytes | None) -> Stat | None:
+    """Return the Stat of an object.
+
+    history() would tell it of some storages, and is not asked: it unpickles what a transaction has
+    besides its records, which may call anything.
+    """
+    if isinstance(storage, DemoStorage):
+        layers = (storage.changes, storage.base)
+        return next(filter(None, (_stat(conn, layer, oid, before) for layer in layers)), None)
+    if isinstance(storage, AlignedFileStorage) and before is not None:
+        return storage.stat([oid], before)[0]
     try:
-        if hasattr(storage, "history"):
-            (entry,) = storage.history(oid, 1)
-            return Stat(entry["tid"], entry["size"] or 8)
-        data, tid = storage.load(oid)
-        return Stat(tid, len(data))
-    except POSKeyError:
+        if storage is conn.db().storage or before is None:
+            found = conn._normal_storage.load(oid)
+        else:
+            found = storage.loadBefore(oid, before)
+        return None if found is None else Stat(found[1], len(found[0]))
+    except KeyError:  # NEO's is no POSKeyError
         return None
 
 

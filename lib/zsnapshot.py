@@ -15,11 +15,12 @@ from ZODB.mvccadapter import MVCCAdapter
 from ZODB.utils import p64, u64
 
 from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.lib.storthreads import asked_in_turn
 
 __all__ = ["SharedError", "Snapshot"]
 
 _TIMES = 4  # that a record is read, at most, by who reads each one for one purpose
-_BESIDES = 64 << 20  # [bytes]
+_BESIDES = 16 << 20  # [bytes]
 
 
 class SharedError(Exception):
@@ -42,6 +43,7 @@ class Snapshot:
 
     explicit_transactions = False
     database_name = "unnamed"
+    _savepoint_storage = None
 
     def __init__(self, storage: Any, at: bytes | None = None, *, once: bool = False) -> None:
         self.storage = storage
@@ -54,6 +56,7 @@ class Snapshot:
         else:
             before = p64(u64(min(at, storage.lastTransaction())) + 1)
             self._normal_storage = self._base.before_instance(before)
+        asked_in_turn(self)
         if once and isinstance(storage, AlignedFileStorage):
             _limit(self._normal_storage, _TIMES * storage.getSize() + _BESIDES)
 

@@ -13,16 +13,17 @@ from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.survey import stored_numbers, survey
 from wendelin.cli.files.base import Layout, Source
 from wendelin.cli.files.convert import plain
+from wendelin.cli.stored import StoredArray
 
 __all__ = ["ArraySource", "flat_bytes", "layout_of"]
 
 
-def layout_of(array: ZBigArray) -> Layout:
+def layout_of(array: ZBigArray | StoredArray) -> Layout:
     """Return what an array is, besides its elements."""
     return Layout(array.shape, plain(array.dtype), array._order)
 
 
-def flat_bytes(array: ZBigArray) -> BigArray:
+def flat_bytes(array: ZBigArray | StoredArray) -> BigArray:
     """Return all bytes of an array, in their order; changes are of its transaction."""
     return BigArray((array.nbytes,), np.uint8, array._fileh())
 
@@ -32,13 +33,12 @@ class ArraySource(Source):
 
     Parameters
     ----------
-    array : ZBigArray
-        In a Connection, of whose state it is read.
+    array : StoredArray
     identity : dict
         What tells the array from others; when it was changed is added.
     """
 
-    def __init__(self, array: ZBigArray, identity: dict[str, Any]) -> None:
+    def __init__(self, array: StoredArray, identity: dict[str, Any]) -> None:
         self.layout = layout_of(array)
         self._array = array
         self._bytes = flat_bytes(array)

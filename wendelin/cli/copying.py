@@ -10,11 +10,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import cached_property
 from typing import Any
 
 import click
 from transaction.interfaces import TransientError
-from ZODB.blob import is_blob_record
+from ZODB.Connection import TransactionMetaData
 from ZODB.DemoStorage import DemoStorage
 from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import POSKeyError, ReadOnlyError, Unsupported
@@ -23,7 +24,7 @@ from ZODB.utils import z64
 from wendelin.cli.address import Address, join
 from wendelin.cli.arguments import AddressType, json_option, replace_option, step_option
 from wendelin.cli.arrays import ArraySource
-from wendelin.cli.database import opened, storage_opened, tid_time
+from wendelin.cli.database import opened, opened_to_write, storage_opened, tid_time
 from wendelin.cli.errors import Failure
 from wendelin.cli.output import (
     Advance,
@@ -37,9 +38,39 @@ from wendelin.cli.output import (
 )
 from wendelin.cli.transfer import Target, fill
 from wendelin.cli.tree import find_array
-from wendelin.lib.zrecord import ChecksumError, check, without_pad
+from wendelin.lib.inert import InertError, Pairs, Reader
+from wendelin.lib.zrecord import ChecksumError, RecordError, check, class_of, without_pad
 
 __all__ = ["copy"]
+
+
+class _Begun(TransactionMetaData):  # type: ignore[misc]  # ZODB has no type hints
+    """What a destination is told of a transaction: texts, and what programs have noted besides.
+
+    The latter is a pickle, which may call anything: a file takes it as it is, and a server is given
+    what is plain in it.
+    """
+
+    def __init__(self, txn: Any) -> None:
+        super().__init__(txn.user, txn.description, txn.extension_bytes)
+
+    @cached_property
+    def extension(self) -> dict[str, Any]:
+        """What programs have noted: texts and numbers."""
+        try:
+            noted = Reader(self.extension_bytes).load() if self.extension_bytes else None
+        except InertError:
+            return {}
+        plain = (str, bytes, int, float, type(None))
+        pairs = noted.pairs if isinstance(noted, Pairs) else []
+        return {k: v for k, v in pairs if type(k) is str and isinstance(v, plain)}
+
+
+def _is_blob(data: bytes) -> bool:
+    try:
+        return class_of(data) == "ZODB.blob.Blob"
+    except RecordError:
+        return False
 
 
 class Copy:
@@ -120,11 +151,13 @@ class Copy:
     def _give(self, txn: Any, tell: Advance) -> int:
         """Copy a transaction; return its size."""
         destination = self.destination
-        destination.tpc_begin(txn, txn.tid, txn.status)
+        records = txn
+        txn = _Begun(records)
+        destination.tpc_begin(txn, records.tid, records.status)
         total = 0
         try:
             oids = []
-            for record in txn:
+            for record in records:
                 (self._restore if self._restores else self._store)(record, txn)
                 oids.append(record.oid)
                 size = len(record.data or b"")
@@ -138,7 +171,7 @@ class Copy:
                 destination.tpc_abort(txn)
             raise
         if not self._restores:
-            self._serials.update(dict.fromkeys(oids, tid or txn.tid))
+            self._serials.update(dict.fromkeys(oids, tid or records.tid))
         return total
 
     def _check(self, record: Any) -> None:
@@ -156,7 +189,7 @@ class Copy:
             return
         serial = self._serials.get(record.oid) or self._serial(record.oid)
         data = without_pad(record.data)
-        if is_blob_record(data):
+        if _is_blob(data):
             raise Failure("the destination does not take blobs with their history")
         self.destination.store(record.oid, serial, data, "", txn)
 
@@ -188,7 +221,7 @@ class Copy:
 
     def _blob(self, record: Any) -> str | None:
         """Return the file of a blob; None: it is none."""
-        if record.data is None or not is_blob_record(record.data):
+        if record.data is None or not _is_blob(record.data):
             return None
         try:
             path: str = self.source.loadBlob(record.oid, record.tid)
@@ -281,7 +314,7 @@ def _copy_database(source: str, destination: str, as_json: bool) -> int:
 def _copy_array(
     source: Address, destination: Address, replace: bool, step: int, as_json: bool
 ) -> None:
-    with opened(source.url) as here, opened(destination.url, write=True) as there:
+    with opened(source.url) as here, opened_to_write(destination.url) as there:
         array = find_array(here, source)
         of = {"url": source.url, "path": list(source.path), "oid": array._p_oid.hex()}
         with closing(ArraySource(array, of)) as reader:

@@ -144,8 +144,8 @@ def export(
     check_target(what, force)
     part = Part(what.path)
     before = part.done
-    with opened(address.url, at=part.tid or at) as root:
-        array = find_array(root, address)
+    with opened(address.url, at=part.tid or at) as database:
+        array = find_array(database, address)
         source = ArraySource(array, {})
         check_size(source, what)
         tid = zconn_at(array._p_jar)

@@ -22,7 +22,7 @@ from wendelin.cli.arguments import (
     replace_option,
     step_option,
 )
-from wendelin.cli.database import opened
+from wendelin.cli.database import opened_to_write
 from wendelin.cli.errors import Failure
 from wendelin.cli.files import File, Options, open_source, parse_file
 from wendelin.cli.files.base import Source
@@ -124,7 +124,7 @@ def import_file(
     what = parse_file(file, raw=dtype is not None)
     with (
         closing(_opened_source(what, options)) as source,
-        opened(address.url, write=True) as root,
+        opened_to_write(address.url) as root,
     ):
         target = Target(root, address, source, replace, blksize, zblk_fmt)
         itemsize = source.layout.dtype.itemsize

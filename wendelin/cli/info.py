@@ -9,7 +9,6 @@ from typing import Any
 import click
 from rich.text import Text
 
-from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.survey import Place, Stored, survey
 from wendelin.cli.address import Address, join
 from wendelin.cli.arguments import AddressType, json_option
@@ -25,8 +24,8 @@ from wendelin.cli.output import (
     shown_tid,
     size_text,
 )
-from wendelin.cli.transfer import progress_of
-from wendelin.cli.tree import find_array
+from wendelin.cli.stored import StoredArray
+from wendelin.cli.tree import Progress, find_array, progress_of
 from wendelin.lib.shown import shown
 
 __all__ = ["info"]
@@ -111,10 +110,9 @@ class Blocks:
         return text
 
 
-def examine(array: ZBigArray) -> Blocks:
+def examine(array: StoredArray) -> Blocks:
     """Look at all blocks of an array; none is loaded."""
     zfile = array.zfile
-    zfile._p_activate()
     blocks = Blocks(-(-array.nbytes // zfile.blksize), zfile.blksize)
     blocks.tid = max(array._p_serial, zfile._p_serial)
     with progress("blocks") as tell:
@@ -155,16 +153,16 @@ def info(address: Address, as_json: bool) -> None:
     """Tell all about an array, with a picture of its blocks.
 
     Which are holes, in which format others are stored, and whether they are mapped out of the file
-    or copied when they are read. No block is loaded.
+    or copied when they are read. No block is loaded, and no code runs that the database names.
     """
-    with opened(address.url) as root:
-        unfinished = progress_of(root, address)
+    with opened(address.url, once=True) as database:
+        unfinished = progress_of(database, address)
         try:
-            array = find_array(root, address)
+            array = find_array(database, address)
         except Failure:
             if unfinished is None:
                 raise
-            array = unfinished["array"]
+            array = unfinished.array
         blocks = examine(array)
         lost = advice(address, blocks)
         if as_json:
@@ -188,14 +186,14 @@ def info(address: Address, as_json: bool) -> None:
 
 
 def _facts(
-    address: Address, array: ZBigArray, blocks: Blocks, unfinished: dict[str, Any] | None
+    address: Address, array: StoredArray, blocks: Blocks, unfinished: Progress | None
 ) -> list[tuple[str, str]]:
     shape, dtype, order = layout_texts(layout_of(array))
     size = blocks.sizes.total()
     part = f", {size * 100 / array.nbytes:.3g}% of its size" if array.nbytes else ""
     facts = [
         ("path", str(address)),
-        ("class", f"{type(array).__module__}.{type(array).__qualname__}"),
+        ("class", array.cls),
         ("oid", f"0x{array._p_oid.hex()}"),
         ("shape", shape),
         ("dtype", dtype),
@@ -210,20 +208,20 @@ def _facts(
     if blocks.past_end:
         facts.append(("past end", f"{blocks.past_end} blocks, which nobody sees"))
     if unfinished is not None:
-        done = f"{unfinished['done']} of {unfinished['array'].size} elements"
+        done = f"{unfinished.done} of {unfinished.array.size} elements"
         facts.append(("import", f"not complete: {done}; the same `wendelin import` goes on"))
     return facts
 
 
 def _json(
-    address: Address, array: ZBigArray, blocks: Blocks, unfinished: dict[str, Any] | None
+    address: Address, array: StoredArray, blocks: Blocks, unfinished: Progress | None
 ) -> dict[str, Any]:
     def counted(kinds: Counter[str]) -> dict[str, int]:
         return {kind: kinds[kind] for kind in KINDS if kinds[kind]}
 
     return {
         "path": join(address.path),
-        "class": f"{type(array).__module__}.{type(array).__qualname__}",
+        "class": array.cls,
         "oid": array._p_oid.hex(),
         **layout_json(layout_of(array)),
         "nbytes": array.nbytes,
@@ -233,6 +231,6 @@ def _json(
         "bytes": counted(blocks.sizes),
         "past_end": blocks.past_end,
         "changed": shown_tid(blocks.tid),
-        "import": None if unfinished is None else {"done": unfinished["done"]},
+        "import": None if unfinished is None else {"done": unfinished.done},
         "map": {"blocks_a_cell": blocks.per_cell, "cells": [counted(c) for c in blocks.cells]},
     }

@@ -8,8 +8,6 @@ from typing import Any
 
 import click
 
-from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.bigfile.file_zodb import ZBigFile
 from wendelin.bigfile.survey import survey
 from wendelin.cli.address import Address, join
 from wendelin.cli.arguments import AddressType, json_option
@@ -30,7 +28,8 @@ from wendelin.cli.output import (
     table,
     warn,
 )
-from wendelin.cli.tree import Unreadable, find, is_of_object, walk
+from wendelin.cli.stored import StoredArray, StoredFile
+from wendelin.cli.tree import Unknown, Unreadable, find, is_of_object, walk
 
 __all__ = ["ls"]
 
@@ -75,13 +74,9 @@ class Row:
         }
 
 
-def row_of(path: str, obj: ZBigArray | ZBigFile, tell: Advance) -> Row:
+def row_of(path: str, obj: StoredArray | StoredFile, tell: Advance) -> Row:
     """Look at an array; tell how many blocks were looked at."""
-    zfile = obj
-    layout = None
-    if isinstance(obj, ZBigArray):
-        zfile, layout = obj.zfile, layout_of(obj)
-    zfile._p_activate()
+    zfile, layout = (obj, None) if isinstance(obj, StoredFile) else (obj.zfile, layout_of(obj))
     row = Row(path, layout, tid=max(obj._p_serial, zfile._p_serial))
     for blocks in survey(zfile):
         row.blocks += len(blocks)
@@ -107,16 +102,20 @@ def ls(address: Address, as_json: bool) -> int:
 
     Goes through all objects that can be reached from the root. Of each array: path, shape, dtype,
     order, number of blocks that are stored (others are holes), their bytes in the database, their
-    formats, and when the array was changed last. No block is loaded.
+    formats, and when the array was changed last. No block is loaded, and no code runs that the
+    database names: objects of other classes are told, if they cannot be read without it.
     """
     rows: list[Row] = []
     failed = 0
     with (
-        opened(address.url) as root,
+        opened(address.url, once=True) as database,
         progress("objects and blocks") as tell,
     ):
-        for found in walk(root._p_jar, find(root, address), address.path, tell):
+        for found in walk(database, find(database, address), address.path, tell):
             path = join(found.path)
+            if isinstance(found, Unknown):
+                warn("ls", f"{address.url}#{path}: {found}")
+                continue
             try:
                 if isinstance(found, Unreadable):
                     raise found.error

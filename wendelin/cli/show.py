@@ -18,6 +18,7 @@ from wendelin.cli.database import opened
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import slabs
 from wendelin.cli.files.text import words
+from wendelin.cli.stored import Database
 from wendelin.cli.tree import find_array
 from wendelin.lib.shown import shown
 
@@ -28,12 +29,12 @@ _AT_ONCE = 4 << 20  # of what is printed [bytes]
 _address = click.argument("address", metavar="URL#path[slice]", type=AddressType(index=True))
 
 
-def _selected(root: Any, address: Address, rows: int | None = None) -> Any:
+def _selected(database: Database, address: Address, rows: int | None = None) -> Any:
     """Return what is to be printed: a view, nothing of it loaded; of so many rows, if that is said.
 
     The array may be larger than the address space: no more of it is mapped.
     """
-    array = find_array(root, address)
+    array = find_array(database, address)
     index: Index = (...,) if address.index is None else address.index
     if rows is not None:
         index = _first(index, array.shape, rows)
@@ -139,8 +140,8 @@ def cat(address: Address, at: bytes | None, as_json: bool) -> None:
     A row a line, its elements separated by tabs. The slice is as in Python; in the shell, it needs
     quotes.
     """
-    with opened(address.url, at=at) as root:
-        view = _selected(root, address)
+    with opened(address.url, at=at) as database:
+        view = _selected(database, address)
         (print_as_json if as_json else print_text)(view)
 
 
@@ -157,6 +158,6 @@ Examples:
 @json_option
 def head(address: Address, rows: int, at: bytes | None, as_json: bool) -> None:
     """Print the first rows of an array, or of a part of it; see cat."""
-    with opened(address.url, at=at) as root:
-        view = _selected(root, address, rows)
+    with opened(address.url, at=at) as database:
+        view = _selected(database, address, rows)
         (print_as_json if as_json else print_text)(view)

@@ -31,16 +31,15 @@ from wendelin.cli.errors import Failure, explain
 from wendelin.cli.files.base import Source
 from wendelin.cli.files.convert import as_bytes
 from wendelin.cli.output import Advance
-from wendelin.cli.tree import find
+from wendelin.cli.stored import Database, Stored, class_of
+from wendelin.cli.tree import PROGRESS, SUFFIX, find
 
-__all__ = ["STEP", "Target", "fill", "parts", "progress_of"]
+__all__ = ["STEP", "Target", "fill", "parts"]
 
 STEP = 32 << 20  # of a transaction, if nothing else is said [bytes]
 
 _NO_CONTAINERS = (Broken, ZBigArray, ZBigFile, Sequence)
-_SUFFIX = "~import"
 _CHECKED = 1 << 20  # of what is there already, when it is gone on with [bytes]
-_PROGRESS = {"source", "done", "array"}  # keys of what is at the suffix
 
 #: of a source, or of its values: the same command fails of the same
 _LASTING = (Failure, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
@@ -69,24 +68,20 @@ def parts(source: Source, start: int, step: int, sparse: bool = True) -> Iterato
         start = stop
 
 
-def _kind(obj: Any) -> str:
-    return f"{type(obj).__module__}.{type(obj).__qualname__}"
-
-
 class _Place:
-    """Where in a database something is: in what, by which name."""
+    """Where in a database an array is to be: in what, by which name. What is in between is made."""
 
-    def __init__(self, root: Any, address: Address, make: bool) -> None:
+    def __init__(self, root: Any, address: Address) -> None:
         *names, self.name = address.path
         self.container = root
         self._where = Address(address.url, ())
+        objects = Database(root._p_jar)
         for i in range(len(names)):
             where = Address(address.url, tuple(names[: i + 1]))
             try:
-                self.container = find(root, where)
+                found = find(objects, where)
+                self.container = root._p_jar.get(found.oid) if isinstance(found, Stored) else found
             except Failure:
-                if not make:
-                    raise
                 self._set(names[i], OOBTree())
                 self.container = self._get(names[i])
             self._where = where
@@ -97,7 +92,7 @@ class _Place:
         ok = isinstance(container, Persistent) and not isinstance(container, _NO_CONTAINERS)
         if not ok:
             raise Failure(
-                f"{self._where} is a {_kind(container)}: an array can be put into a persistent "
+                f"{self._where} is a {class_of(container)}: an array can be put into a persistent "
                 f"mapping, a BTree, or another persistent object"
             )
 
@@ -138,30 +133,22 @@ class _Place:
     @property
     def progress(self) -> PersistentMapping | None:
         """How far it is, and the array; None: nobody fills it."""
-        found = self._get(self.name + _SUFFIX)
+        found = self._get(self.name + SUFFIX)
         if found is None:
             return None
-        if not isinstance(found, PersistentMapping) or found.keys() != _PROGRESS:
+        if not isinstance(found, PersistentMapping) or found.keys() != PROGRESS:
             raise Failure(
-                f"{Address(self._where.url, (*self._where.path, self.name + _SUFFIX))} is a "
-                f"{_kind(found)}: an import needs that name"
+                f"{Address(self._where.url, (*self._where.path, self.name + SUFFIX))} is a "
+                f"{class_of(found)}: an import needs that name"
             )
         return found
 
     @progress.setter
     def progress(self, value: PersistentMapping | None) -> None:
         if value is not None:
-            self._set(self.name + _SUFFIX, value)
+            self._set(self.name + SUFFIX, value)
         elif self.progress is not None:
-            self._delete(self.name + _SUFFIX)
-
-
-def progress_of(root: Any, address: Address) -> PersistentMapping | None:
-    """Return how far the import of an array is, and the array; None: nobody fills it."""
-    try:
-        return _Place(root, address, make=False).progress
-    except Failure:
-        return None
+            self._delete(self.name + SUFFIX)
 
 
 def _plain(identity: dict[str, Any]) -> dict[str, Any]:
@@ -202,7 +189,7 @@ class Target:
     ) -> None:
         self.address = address
         self._root, self._replace = root, replace
-        self._place = _Place(root, address, make=True)
+        self._place = _Place(root, address)
         self._check_there()
         if source.layout.dtype.hasobject:
             raise Failure(
@@ -238,7 +225,7 @@ class Target:
         if there is None:
             return
         if not isinstance(there, ZBigArray):
-            raise Failure(f"{self.address} is there already: a {_kind(there)}, and no array")
+            raise Failure(f"{self.address} is there already: a {class_of(there)}, and no array")
         if not self._replace:
             raise Failure(
                 f"{self.address} is there already: --replace puts the new one in its place"

@@ -1,68 +1,67 @@
 """Objects in a database, by path; and all of its arrays.
 
 Mappings and BTrees have what their keys say, sequences what their indices say, and other objects
-their attributes; so has an object of a class that cannot be imported. A database may be larger than
-memory: objects are let go when they were looked at, and blocks are not looked at.
+their attributes. Nothing is loaded: see stored. A database may be larger than memory: objects are
+let go when they were looked at, and blocks are not looked at.
 """
 
 from __future__ import annotations
 
 import ast
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
 
-from persistent import Persistent
 from transaction.interfaces import TransientError
-from ZODB.broken import Broken
 from ZODB.POSException import POSKeyError
 
-from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.bigfile.file_zodb import ZBigFile, ZData
-from wendelin.bigfile.zblk import ZBlkBase
 from wendelin.cli.address import Address, Path, quote
 from wendelin.cli.errors import Failure
+from wendelin.cli.stored import (
+    Database,
+    Stored,
+    StoredArray,
+    StoredFile,
+    attributes,
+    class_of,
+    has_references,
+    is_leaf,
+    is_read,
+    is_sequence,
+    items,
+    lookup,
+    may_hold,
+    name_of,
+    parts,
+)
+from wendelin.lib.zrecord import RecordError, Ref
+from wendelin.lib.zsnapshot import SharedError
 
-__all__ = ["Found", "Unreadable", "find", "find_array", "is_of_object", "walk"]
+__all__ = [
+    "PROGRESS",
+    "SUFFIX",
+    "Found",
+    "Progress",
+    "Unknown",
+    "Unreadable",
+    "find",
+    "find_array",
+    "is_of_object",
+    "progress_of",
+    "walk",
+]
 
-_MANY = 200  # objects after which the Connection's cache is told to shrink
 _SHOWN = 8  # names that an error tells
+_DEEP = 10_000  # names of a path: else those of a chain of objects are the square of its length
 
-#: they have no arrays in them
-_LEAVES = (ZBlkBase, ZData)
-
-
-def _attributes(obj: Any) -> dict[str, Any]:
-    """Return the persistent attributes of an object."""
-    if isinstance(obj, Persistent):
-        obj._p_activate()
-    state = obj.__Broken_state__ if isinstance(obj, Broken) else getattr(obj, "__dict__", None)
-    if not isinstance(state, dict):
-        return {}
-    container = "data" if isinstance(obj, Mapping | Sequence) else None
-    return {
-        name: value
-        for name, value in state.items()
-        if isinstance(name, str) and not name.startswith(("_p_", "_v_")) and name != container
-    }
-
-
-def _items(obj: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield (key, value) of what is in an object, without its attributes."""
-    if isinstance(obj, Mapping):
-        yield from obj.items()
-    elif isinstance(obj, Sequence) and not isinstance(obj, str | bytes):
-        yield from enumerate(obj)
-
-
-def _name(key: Any) -> str:
-    """Return the name that a key has in paths."""
-    return key if isinstance(key, str) else repr(key)
+#: what the import of an array has, by its name and this, until it is complete: see transfer
+SUFFIX = "~import"
+PROGRESS = {"source", "done", "array"}  # keys
 
 
 def _child(obj: Any, name: str) -> Any:
-    """Return what an object has by a name.
+    """Return what an object has by a name; a Ref, of a persistent object.
 
     Raises
     ------
@@ -73,24 +72,21 @@ def _child(obj: Any, name: str) -> Any:
     """
     found: dict[str, Any] = {}
     for key in _keys(name):
-        try:
-            if isinstance(obj, Mapping):
-                if key in obj:
-                    found[f"key {key!r}"] = obj[key]
-            elif isinstance(obj, Sequence) and isinstance(key, int):
-                found[f"index {key}"] = obj[key]
-        except POSKeyError:
-            raise
-        except (LookupError, TypeError):  # a BTree has keys of one type
-            pass
-    attributes = _attributes(obj)
-    if name in attributes:
-        found[f"attribute {name!r}"] = attributes[name]
-    if len({id(value) for value in found.values()}) > 1:
+        for value in lookup(obj, key):
+            what = "index" if is_sequence(obj) else "key"
+            found[f"{what} {key!r}"] = value
+    for attribute, value in attributes(obj):
+        if attribute == name:
+            found[f"attribute {name!r}"] = value
+    if len({_identity(value) for value in found.values()}) > 1:
         raise _AmbiguousError(", ".join(found))
     if not found:
         raise KeyError(name)
     return next(iter(found.values()))
+
+
+def _identity(value: Any) -> object:
+    return value.oid if isinstance(value, Ref) else id(value)
 
 
 class _AmbiguousError(Exception):
@@ -107,27 +103,24 @@ def _keys(name: str) -> list[Any]:
 
 
 def _names(obj: Any) -> Iterator[str]:
-    for key, _ in _items(obj):
-        yield _name(key)
-    yield from _attributes(obj)
+    for key, _ in items(obj):
+        yield name_of(key)
+    for name, _ in attributes(obj):
+        yield name_of(name)
 
 
-def _kind(obj: Any) -> str:
-    return f"{type(obj).__module__}.{type(obj).__qualname__}"
-
-
-def find(root: Any, address: Address) -> Any:
-    """Return the object at an address; of a database, its root is given.
+def find(database: Database, address: Address) -> Any:
+    """Return the object at an address: see stored.
 
     Raises
     ------
     Failure
         There is none.
     """
-    obj = root
+    obj = database.root
     for i, name in enumerate(address.path):
         try:
-            obj = _child(obj, name)
+            obj = database.get(_child(obj, name))
         except POSKeyError:
             raise
         except _AmbiguousError as e:
@@ -140,12 +133,12 @@ def find(root: Any, address: Address) -> Any:
             have = ", ".join(map(quote, names[:_SHOWN])) + (", ..." if names[_SHOWN:] else "")
             raise Failure(
                 f"{Address(address.url, address.path[:i])} has no {name!r}: "
-                + (f"it has {have}" if names else f"it is a {_kind(obj)}, with nothing in it")
+                + (f"it has {have}" if names else f"it is a {class_of(obj)}, with nothing in it")
             ) from None
     return obj
 
 
-def find_array(root: Any, address: Address) -> ZBigArray:
+def find_array(database: Database, address: Address) -> StoredArray:
     """Return the array at an address.
 
     Raises
@@ -153,17 +146,41 @@ def find_array(root: Any, address: Address) -> ZBigArray:
     Failure
         There is none.
     """
-    obj = find(root, address)
-    if not isinstance(obj, ZBigArray):
-        raise Failure(f"{address} is no array: it is a {_kind(obj)}")
+    obj = find(database, address)
+    if not isinstance(obj, StoredArray):
+        raise Failure(f"{address} is no array: it is a {class_of(obj)}")
     return obj
+
+
+class Progress(NamedTuple):
+    """How far the import of an array is."""
+
+    done: int  # elements
+    array: StoredArray
+
+
+def progress_of(database: Database, address: Address) -> Progress | None:
+    """Return how far the import of an array is, and the array; None: nobody fills it."""
+    *names, name = address.path
+    try:
+        obj = find(database, Address(address.url, (*names, name + SUFFIX)))
+    except Failure:
+        return None
+    if not isinstance(obj, Stored):
+        return None
+    found = {key: value for key, value in items(obj) if isinstance(key, str)}
+    done, array = found.get("done"), found.get("array")
+    if found.keys() != PROGRESS or not isinstance(done, int) or not isinstance(array, Ref):
+        return None
+    array = database.get(array)
+    return Progress(done, array) if isinstance(array, StoredArray) else None
 
 
 class Found(NamedTuple):
     """An array of a database."""
 
     path: Path
-    obj: ZBigArray | ZBigFile
+    obj: StoredArray | StoredFile
 
 
 class Unreadable(NamedTuple):
@@ -173,12 +190,24 @@ class Unreadable(NamedTuple):
     error: Exception
 
 
+class Unknown(NamedTuple):
+    """An object that has others in it, and is read by its class only, which is not loaded."""
+
+    path: Path
+    cls: str
+
+    def __str__(self) -> str:
+        """Return what is told of it."""
+        return f"{self.cls}: not loaded, and nothing else tells what is in it"
+
+
 class _Node(NamedTuple):
     """An object on the way: paths are put together when they are asked for."""
 
     obj: Any
     name: str
     parent: _Node | None
+    depth: int
 
     def path(self) -> Path:
         names = []
@@ -191,17 +220,17 @@ class _Node(NamedTuple):
 
 def is_of_object(error: Exception) -> bool:
     """Say whether an exception is of one object, and others may well be read."""
-    return not isinstance(error, TransientError | MemoryError)
+    return not isinstance(error, TransientError | MemoryError | SharedError)
 
 
 def walk(
-    conn: Any, start: Any, path: Path = (), tell: Callable[[int], None] = lambda n: None
-) -> Iterator[Found | Unreadable]:
+    database: Database, start: Any, path: Path = (), tell: Callable[[int], None] = lambda n: None
+) -> Iterator[Found | Unreadable | Unknown]:
     """Yield all arrays that can be reached from an object; each once, by the shortest path.
 
     Parameters
     ----------
-    conn : Connection
+    database : Database
     start : object
         Of it, or in one of it. Memory holds the numbers of all objects under it, and no more of
         most.
@@ -210,54 +239,75 @@ def walk(
     tell
         Is told how many objects were looked at.
     """
-    todo = deque([_Node(start, "", None)])
-    seen = {start._p_oid} if isinstance(start, Persistent) else set()
-    count = 0
+    todo = deque([_Node(start, "", None, 0)])
+    seen: set[bytes] = set()
+    if isinstance(start, Stored):
+        seen.add(start.oid)
+    elif isinstance(start, StoredArray | StoredFile):
+        seen.add(start._p_oid)
     while todo:
         node = todo.popleft()
-        obj = node.obj
-        if isinstance(obj, ZBigArray | ZBigFile):
-            yield Found(path + node.path(), obj)
-        else:
-            try:
-                for new in _children(node, conn, seen):
-                    todo.append(new)
-            except Exception as e:
-                if not is_of_object(e):
-                    raise
-                yield Unreadable(path + node.path(), e)
-        if isinstance(obj, Persistent):
-            obj._p_deactivate()
-        count += 1
-        if count % _MANY == 0:
-            conn.cacheGC()
+        try:
+            obj = database.get(node.obj)
+            if isinstance(obj, StoredArray | StoredFile):
+                yield Found(path + node.path(), obj)
+            else:
+                todo.extend(_children(node._replace(obj=obj), seen))
+                if not is_read(obj) and has_references(obj):
+                    yield Unknown(path + node.path(), class_of(obj))
+        except Exception as e:
+            if not is_of_object(e):
+                raise
+            yield Unreadable(path + node.path(), e)
         tell(1)
 
 
-def _children(node: _Node, conn: Any, seen: set[bytes]) -> Iterator[_Node]:
+def _children(node: _Node, seen: set[bytes]) -> Iterator[_Node]:
     """Yield the persistent objects in an object that were not seen; also in containers in it."""
-    todo = deque([(node.obj, node)])
-    inside = {id(node.obj)}
-    count = 0
+    # not the object: a node stays as long as there is something under it
+    at = node._replace(obj=None)
+    if at.depth > _DEEP:
+        raise RecordError(f"a path of more than {_DEEP} names")
+    holds = False
+    for pairs in _parts(node.obj):
+        for key, value in pairs:
+            if isinstance(value, Ref):
+                yield from _new(key, value, at, seen)
+            holds = holds or may_hold(value)
+    if holds:
+        # again, so that what is in the object itself is found there; of a BTree, part by part, so
+        # that memory holds containers of one record at a time
+        for pairs in _parts(node.obj):
+            yield from _inside(pairs, at, seen)
+
+
+def _parts(obj: Any) -> Iterator[list[tuple[Any, Any]]]:
+    yield from parts(obj)
+    yield attributes(obj)
+
+
+def _new(key: Any, ref: Ref, parent: _Node, seen: set[bytes]) -> Iterator[_Node]:
+    if ref.oid not in seen and not is_leaf(ref):
+        seen.add(ref.oid)
+        yield _Node(ref, name_of(key), parent, parent.depth + 1)
+
+
+def _inside(pairs: list[tuple[Any, Any]], at: _Node, seen: set[bytes]) -> Iterator[_Node]:
+    """Yield the persistent objects in containers."""
+    todo = deque(
+        (value, _Node(None, name_of(k), at, at.depth + 1)) for k, value in pairs if may_hold(value)
+    )
+    inside: dict[int, Any] = {}  # the container, or its id may be given to another one
     while todo:
-        container, at = todo.popleft()
-        for pairs in (_items(container), _attributes(container).items()):
-            for key, value in pairs:
-                if isinstance(value, Persistent):
-                    oid = value._p_oid
-                    known = oid in seen or value._p_jar is not conn
-                    if not known and not isinstance(value, _LEAVES):
-                        seen.add(oid)
-                        yield _Node(value, _name(key), at)
-                elif _may_hold(value) and id(value) not in inside:
-                    inside.add(id(value))
-                    # not the container: a node stays as long as there is something under it
-                    todo.append((value, _Node(None, _name(key), at)))
-                count += 1
-                if count % _MANY == 0:
-                    conn.cacheGC()  # of a BTree, the nodes that were passed
-
-
-def _may_hold(value: Any) -> bool:
-    """Say whether a value that is no persistent object may have such in it."""
-    return isinstance(value, Mapping | list | tuple)
+        container, node = todo.popleft()
+        if id(container) in inside:
+            continue
+        inside[id(container)] = container
+        if node.depth > _DEEP:
+            raise RecordError(f"a path of more than {_DEEP} names")
+        for some in _parts(container):
+            for key, value in some:
+                if isinstance(value, Ref):
+                    yield from _new(key, value, node, seen)
+                elif may_hold(value) and id(value) not in inside:
+                    todo.append((value, _Node(None, name_of(key), node, node.depth + 1)))

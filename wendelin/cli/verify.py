@@ -8,14 +8,14 @@ from typing import Any
 import click
 from ZODB.POSException import POSKeyError
 
-from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.check import check_blocks
 from wendelin.cli.address import Address, join
 from wendelin.cli.arguments import AddressType, json_option
 from wendelin.cli.database import opened
 from wendelin.cli.errors import explain
-from wendelin.cli.output import console, print_json, progress, shown_tid, table
-from wendelin.cli.tree import Found, Unreadable, find, is_of_object, walk
+from wendelin.cli.output import console, print_json, progress, shown_tid, table, warn
+from wendelin.cli.stored import StoredFile
+from wendelin.cli.tree import Found, Unknown, Unreadable, find, is_of_object, walk
 from wendelin.lib.zrecord import ChecksumError
 
 __all__ = ["verify"]
@@ -41,7 +41,7 @@ def troubles_of(path: str, error: Exception) -> Trouble:
 
 def check(found: Found, path: str, tell: Any) -> tuple[int, int, list[Trouble]]:
     """Check an array; return how many blocks and checksums it has, and what is wrong."""
-    zfile = found.obj.zfile if isinstance(found.obj, ZBigArray) else found.obj
+    zfile = found.obj if isinstance(found.obj, StoredFile) else found.obj.zfile
     blocks = checksums = 0
     troubles: list[Trouble] = []
     for checked in check_blocks(zfile):
@@ -74,13 +74,17 @@ def verify(address: Address, as_json: bool) -> int:
 
     Tells what does not load, and what is not as the formats say: a block longer than the block
     size, chunks that overlap, something else in the block table, bytes that do not match their
-    checksum; and in which transaction that was written. The exit code is 1 then.
+    checksum; and in which transaction that was written. The exit code is 1 then. No code runs that
+    the database names.
     """
     arrays = blocks = checksums = 0
     bad: list[Trouble] = []
-    with opened(address.url) as root, progress("blocks") as tell:
-        for found in walk(root._p_jar, find(root, address), address.path):
+    with opened(address.url, once=True) as database, progress("blocks") as tell:
+        for found in walk(database, find(database, address), address.path):
             path = join(found.path)
+            if isinstance(found, Unknown):
+                warn("verify", f"{address.url}#{path}: {found}")
+                continue
             try:
                 if isinstance(found, Unreadable):
                     raise found.error

@@ -1,0 +1,545 @@
+"""Objects of a database as its records have them: nothing is loaded, and no code of theirs runs.
+
+ZBigArray and ZBigFile, mappings, lists and BTrees are read by their formats; an object of another
+class by its attributes, which the state of a Persistent is. Whether a class is a mapping, say, is
+known of those that this process has imported; none is imported for it. A subclass of ZBigArray has
+the state of one, whatever it is called.
+
+Values
+------
+    Ref                          a persistent object: Database.get() gives it
+    Stored                       one that was got: class, state
+    StoredArray, StoredFile      the same, of an array and a file
+    Pairs, Object, list, tuple   what is in a state: see inert
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import weakref
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any, NamedTuple
+
+from persistent.list import PersistentList
+from persistent.mapping import PersistentMapping
+from ZODB.utils import z64
+
+from wendelin.bigarray import BigArray
+from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigfile.file_zodb import ZBigFile
+from wendelin.bigfile.virtmem import BigFile, BigFileH
+from wendelin.bigfile.zblk import check_format, class_name
+from wendelin.bigfile.zfile import ZFile
+from wendelin.lib.inert import InertError, Object, Pairs, shown
+from wendelin.lib.inertdtype import dtype_of, scalar_of
+from wendelin.lib.zrecord import Elsewhere, RecordError, Ref, inert_of
+
+__all__ = [
+    "Database",
+    "Stored",
+    "StoredArray",
+    "StoredFile",
+    "attributes",
+    "class_of",
+    "has_references",
+    "is_leaf",
+    "is_read",
+    "is_sequence",
+    "items",
+    "lookup",
+    "may_hold",
+    "name_of",
+    "parts",
+]
+
+Pair = tuple[Any, Any]
+
+_NAME = 4096  # of a key, as it is told [characters]
+_MOST_AXES = 64  # as NumPy has it
+_DEEP = 64  # a BTree of more levels has more than fits into any database
+
+_BTREE = re.compile(r"BTrees\.(?:\w\w)BTree\.(\w\w)(BTree|Bucket)(?:Py)?")
+_INTEGERS = "ILUQ"  # families of BTrees whose keys are such
+
+_MAPPINGS = {
+    "persistent.mapping.PersistentMapping",
+    "persistent.dict.PersistentDict",
+    "ZODB.PersistentMapping.PersistentMapping",
+    "collections.UserDict",
+    "UserDict.UserDict",
+}
+_LISTS = {
+    "persistent.list.PersistentList",
+    "ZODB.PersistentList.PersistentList",
+    "collections.UserList",
+    "UserList.UserList",
+}
+_SETS = {f"{of}.{name}" for of in ("builtins", "__builtin__") for name in ("set", "frozenset")}
+_ORDERED = "collections.OrderedDict"
+
+_ARRAY = "wendelin.bigarray.array_zodb.ZBigArray"
+_FILE = "wendelin.bigfile.file_zodb.ZBigFile"
+
+
+class Stored(NamedTuple):
+    """A persistent object."""
+
+    oid: bytes
+    tid: bytes  # of the transaction that wrote it
+    cls: str  # "module.name"
+    state: Any
+    database: Database
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A ZBigFile: what survey, check_blocks and ZFile ask of one."""
+
+    _p_jar: Any
+    _p_oid: bytes
+    _p_serial: bytes
+    cls: str
+    blksize: int
+    table: bytes  # oid
+
+    @property
+    def blktab(self) -> Any:
+        """The block table."""
+        return _Table(self.table)
+
+
+@dataclass(frozen=True)
+class _Table:
+    _p_oid: bytes
+
+
+class StoredArray(BigArray):
+    """A ZBigArray, to be read.
+
+    Parameters
+    ----------
+    stored : Stored
+    attributes : list of (str, value)
+        Of the state.
+    file : Ref
+    """
+
+    def __init__(self, stored: Stored, attributes: Pairs, file: Ref) -> None:
+        shape = attributes.get("_shape")
+        if not isinstance(shape, tuple) or len(shape) > _MOST_AXES:
+            raise RecordError(f"a damaged ZBigArray: a shape {shown(shape)}")
+        try:
+            order = attributes.get("_order", "C")  # early databases have none
+            dtype = dtype_of(attributes.get("_dtype"))
+            self._init([_axis(n) for n in shape], dtype, order)
+            zblk_fmt = attributes.get("_zblk_fmt")
+            self._zblk_fmt = None if zblk_fmt is None else check_format(zblk_fmt, "_zblk_fmt")
+        except (InertError, TypeError, ValueError, NotImplementedError) as e:
+            raise RecordError(f"a damaged ZBigArray: {type(e).__name__}: {e}") from e
+        self._p_jar, self._p_oid, self._p_serial = stored.database.conn, stored.oid, stored.tid
+        self.cls = stored.cls
+        self.zfile = _file(stored.database.stored(file))
+        self._handle: BigFileH | None = None
+
+    def _fileh(self) -> BigFileH:
+        if self._handle is None:
+            file = ZFile(self.zfile, self._p_jar, None)  # type: ignore[arg-type]
+            self._handle = handle = file.fileh_open()
+            file.handle = weakref.ref(handle)  # type: ignore[arg-type]
+            handle.read_only = True
+        return self._handle
+
+    def _expect(self, first: int, n: int) -> None:
+        self._fileh().file.ahead.expect(first, n)
+
+
+def _axis(n: object) -> int:
+    """Return the length of an axis; early programs had NumPy's integers."""
+    n = scalar_of(n)
+    if isinstance(n, int) and n.bit_length() > 128:
+        raise InertError(f"an axis of {shown(n)}")
+    return n  # type: ignore[return-value]  # else it is refused
+
+
+def _file(stored: Stored) -> StoredFile:
+    state = stored.state
+    if not (isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], Ref)):
+        raise RecordError(f"a damaged ZBigFile: {shown(state)} is no (blksize, LOBTree)")
+    blksize, table = state
+    try:
+        if type(blksize) is not int:
+            raise TypeError(f"blksize is {shown(blksize)}")
+        BigFile(blksize)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise RecordError(f"a damaged ZBigFile: {e}") from e
+    conn = stored.database.conn
+    return StoredFile(conn, stored.oid, stored.tid, stored.cls, blksize, table.oid)
+
+
+class Database:
+    """Objects of a database, by references to them.
+
+    Parameters
+    ----------
+    conn : Snapshot or Connection
+        Tells the records.
+    """
+
+    def __init__(self, conn: Any) -> None:
+        self.conn = conn
+
+    @property
+    def root(self) -> Any:
+        """The root object."""
+        return self.get(Ref(z64, ""))
+
+    def stored(self, ref: Ref) -> Stored:
+        """Return an object, whatever it is.
+
+        Raises
+        ------
+        RecordError
+            Its record is damaged.
+        Exception
+            What the storage raised.
+        """
+        data, tid = self.conn._normal_storage.load(ref.oid)
+        return Stored(ref.oid, tid, *inert_of(bytes(data)), self)
+
+    def get(self, value: Any) -> Any:
+        """Return what a value stands for; other than Refs stand for themselves. See stored()."""
+        if not isinstance(value, Ref):
+            return value
+        stored = self.stored(value)
+        if _is_a(stored.cls, _FILE, ZBigFile):
+            return _file(stored)
+        state = stored.state
+        if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], Pairs):
+            file = state[1].get("zfile")
+            if isinstance(file, Ref) and isinstance(state[0], Pairs):
+                return StoredArray(stored, state[0], file)
+        if _is_a(stored.cls, _ARRAY, ZBigArray):
+            raise RecordError(f"a damaged ZBigArray: {shown(state)}")
+        return stored
+
+
+# ---- classes ----
+
+
+def _imported(cls: str) -> type | None:
+    """Return the class of a name, if this process has imported it."""
+    module, _, name = cls.rpartition(".")
+    found = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    return found if isinstance(found, type) else None
+
+
+def _is_a(cls: str, name: str, base: type) -> bool:
+    """Say whether a class is another, or is known to be a subclass of it."""
+    if cls == name:
+        return True
+    found = _imported(cls)
+    return found is not None and base in found.__mro__
+
+
+def _family(cls: str) -> re.Match[str] | None:
+    """Return which of the mappings of BTrees a class is, or is known to be a subclass of."""
+    found = _imported(cls)
+    names = [cls]
+    if found is not None:
+        names += [f"{base.__module__}.{base.__qualname__}" for base in found.__mro__]
+    return next(filter(None, map(_BTREE.fullmatch, names)), None)
+
+
+def class_of(value: Any) -> str:
+    """Return "module.name" of the class of a value."""
+    if isinstance(value, Stored | StoredArray | StoredFile | Object):
+        return value.cls
+    if isinstance(value, Ref):
+        return value.cls or "an object"
+    if isinstance(value, Pairs):
+        return "builtins.dict"
+    if isinstance(value, Elsewhere):
+        return value.what
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
+def is_leaf(ref: Ref) -> bool:
+    """Say whether there are no arrays in an object: it is a block, or a part of one."""
+    return ref.cls == "wendelin.bigfile.file_zodb.ZData" or class_name(ref.cls) in _BLOCKS
+
+
+_BLOCKS = {"ZBlk0", "ZBlk1"}
+
+
+# ---- what is in objects ----
+
+
+def _states(value: Any) -> list[Any]:
+    return value.states if isinstance(value, Object) else [value.state]
+
+
+def _own(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what the state of an object has by names, as Persistent, or object, gives it."""
+    if not isinstance(value, Stored | Object):
+        return
+    for state in _states(value):
+        parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
+        if not all(part is None or isinstance(part, Pairs) for part in parts):
+            continue
+        for part in filter(None, parts):
+            yield from ((k, v) for k, v in part.pairs if type(k) is str)
+
+
+def _container(value: Any) -> Any:
+    """Return the dict or list that a mapping or a list has in an attribute; None: it is no such."""
+    if not isinstance(value, Stored | Object):
+        return None
+    mapping = value.cls in _MAPPINGS or _is_a(value.cls, "", PersistentMapping)
+    if not mapping and value.cls not in _LISTS and not _is_a(value.cls, "", PersistentList):
+        return None
+    kind = Pairs if mapping else list
+    found = [v for k, v in _own(value) if k in ("data", "_container")]
+    return found[-1] if found and isinstance(found[-1], kind) else kind()
+
+
+def attributes(value: Any) -> list[tuple[str, Any]]:
+    """Return the persistent attributes of an object."""
+    if isinstance(value, StoredArray | StoredFile):
+        return []
+    skipped = ("data", "_container") if _container(value) is not None else ()
+    return [
+        (name, what)
+        for name, what in _own(value)
+        if not name.startswith(("_p_", "_v_")) and name not in skipped
+    ]
+
+
+def items(value: Any) -> Iterator[Pair]:
+    """Yield (key, value) of what is in an object, without its attributes; see parts()."""
+    for pairs in parts(value):
+        yield from pairs
+
+
+def parts(value: Any) -> Iterator[list[Pair]]:
+    """Yield (key, value) of what is in an object, without its attributes, by the records it is in.
+
+    Raises
+    ------
+    RecordError
+        A BTree is damaged.
+    Exception
+        What the storage raised.
+    """
+    if isinstance(value, Stored) and (family := _family(value.cls)):
+        yield from _tree_parts(value, family[2] == "Bucket")
+        return
+    container = _container(value)
+    if container is not None:
+        value = container
+    if isinstance(value, Pairs):
+        yield value.pairs
+    elif is_sequence(value):
+        yield list(enumerate(value))
+    elif isinstance(value, Object):
+        yield _object_items(value)
+
+
+def _object_items(value: Object) -> list[Pair]:
+    """Return what is in an object that is a dict or a list, of a class of its own."""
+    if value.pairs or value.cls in _SETS:
+        return value.pairs
+    if value.cls == _ORDERED and value.args and type(value.args[0]) is list:  # of Python 2
+        return [(p[0], p[1]) for p in value.args[0] if type(p) in (list, tuple) and len(p) == 2]
+    return list(enumerate(value.items))
+
+
+def is_sequence(value: Any) -> bool:
+    """Say whether a value is a list, whose keys are indices."""
+    return type(value) in (list, tuple) or type(_container(value)) is list
+
+
+def may_hold(value: Any) -> bool:
+    """Say whether a value that is no persistent object may have such in it."""
+    if isinstance(value, Object):
+        return bool(value.pairs or value.items or value.cls == _ORDERED)
+    return type(value) in (Pairs, list, tuple)
+
+
+def lookup(value: Any, key: Any) -> list[Any]:
+    """Return what an object has by a key: nothing, or one value, or the last of them."""
+    if isinstance(value, Stored) and (family := _family(value.cls)):
+        if family[1][0] in _INTEGERS and type(key) is not int:
+            return []
+        pairs: Iterator[Pair] = _tree_bucket(value, key, family[2] == "Bucket")
+    else:
+        pairs = items(value)
+    return [found for k, found in pairs if _same(k, key)][-1:]
+
+
+def _same(key: Any, other: Any) -> bool:
+    key = _plain(key)
+    try:
+        return bool(key == other)
+    except Exception:  # NumPy's, of shapes that do not fit
+        return False
+
+
+def is_read(value: Any) -> bool:
+    """Say whether it is known what is in an object: its state is one that is read here."""
+    if not isinstance(value, Stored) or value.state is None or value.cls.startswith("BTrees."):
+        return True
+    if _family(value.cls):
+        return True
+    return _container(value) is not None or next(_own(value), None) is not None
+
+
+def has_references(value: Stored) -> bool:
+    """Say whether a state has references to other objects in it."""
+    todo = [value.state]
+    seen: set[int] = set()
+    while todo:
+        part = todo.pop()
+        if isinstance(part, Ref):
+            return True
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, list | tuple):
+            todo += part
+        if isinstance(part, Pairs | Object):
+            todo += (x for pair in part.pairs for x in pair)
+        if isinstance(part, Object):
+            todo += (*part.args, *part.states, *part.items)
+    return False
+
+
+# ---- BTrees ----
+
+
+def _bucket_pairs(state: Any) -> list[Pair]:
+    """Return what is in a bucket: ((k0, v0, k1, v1, ...), [next])."""
+    if state is None:
+        return []
+    flat = state[0] if isinstance(state, tuple) and state else None
+    if not isinstance(flat, tuple) or len(flat) % 2 or isinstance(flat, Ref):
+        raise RecordError("a damaged BTree: a bucket of another shape")
+    return list(zip(flat[0::2], flat[1::2], strict=True))
+
+
+def _inner(state: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]] | list[Pair]:
+    """Return (children, keys) of a tree; or what is in it, if it has one bucket, in itself."""
+    if state is None:
+        return []
+    if not isinstance(state, tuple) or len(state) not in (1, 2) or not isinstance(state[0], tuple):
+        raise RecordError("a damaged BTree: a tree of another shape")
+    flat = state[0]
+    if len(state) == 1:
+        if len(flat) != 1 or isinstance(flat, Ref):
+            raise RecordError("a damaged BTree: a tree of another shape")
+        return _bucket_pairs(flat[0])
+    children = flat[0::2]
+    if not len(flat) % 2 or not all(isinstance(c, Ref) for c in children):
+        raise RecordError("a damaged BTree: a tree of something else")
+    return children, flat[1::2]
+
+
+def _node(tree: Stored, ref: Ref) -> tuple[Stored, bool]:
+    """Return a node of a tree, and whether it is a bucket."""
+    node = tree.database.stored(ref)
+    family = _family(node.cls)
+    if family is None and node.cls != tree.cls:
+        raise RecordError(f"a damaged BTree: a {node.cls} in it")
+    return node, family is not None and family[2] == "Bucket"
+
+
+def _tree_parts(tree: Stored, bucket: bool) -> Iterator[list[Pair]]:
+    todo: list[Ref] = []
+    seen = {tree.oid}
+    node = tree
+    while True:
+        found = _bucket_pairs(node.state) if bucket else _inner(node.state)
+        if isinstance(found, list):
+            yield found
+        else:
+            todo += reversed(found[0])
+        if not todo:
+            return
+        ref = todo.pop()
+        if ref.oid in seen:
+            raise RecordError("a damaged BTree: a node is there twice")
+        seen.add(ref.oid)
+        node, bucket = _node(tree, ref)
+
+
+def _tree_bucket(tree: Stored, key: Any, bucket: bool) -> Iterator[Pair]:
+    """Yield what of a tree may have a key."""
+    node = tree
+    for _ in range(_DEEP):
+        found = _bucket_pairs(node.state) if bucket else _inner(node.state)
+        if isinstance(found, list):
+            yield from found
+            return
+        children, keys = found
+        try:
+            at = bisect_right([_plain(k) for k in keys], key)
+        except Exception:  # of another type, which are not in order with it
+            yield from (pair for pairs in _tree_parts(tree, False) for pair in pairs)
+            return
+        node, bucket = _node(tree, children[at])
+    raise RecordError("a damaged BTree: it does not end")
+
+
+# ---- names ----
+
+
+def _plain(key: Any) -> Any:
+    """Return a key as the program has it that made it, if that is a number or a date."""
+    if not isinstance(key, Object):
+        return key
+    try:
+        if key.cls in ("datetime.datetime", "datetime.date") and len(key.args) == 1:
+            (data,) = key.args
+            data = data.encode("latin1") if isinstance(data, str) else data
+            if isinstance(data, bytes) and len(data) <= 10:
+                return (datetime if len(data) == 10 else date)(data)  # type: ignore[arg-type, call-arg]
+        return scalar_of(key)
+    except (InertError, TypeError, ValueError):
+        return key
+
+
+def name_of(key: Any) -> str:
+    """Return the name that a key has in paths.
+
+    Raises
+    ------
+    RecordError
+        It would be too long for one.
+    """
+    name = key if isinstance(key, str) else _text(key, 20)
+    if len(name) > _NAME:
+        raise RecordError(f"a key of {len(name)} characters")
+    return name
+
+
+def _text(key: Any, depth: int) -> str:
+    key = _plain(key)
+    if type(key) is tuple:
+        if depth == 0 or len(key) > _NAME:
+            raise RecordError("a key that is too long for a name")
+        texts: list[str] = []
+        for item in key:
+            texts.append(_text(item, depth - 1))
+            if sum(map(len, texts)) > _NAME:
+                raise RecordError("a key that is too long for a name")
+        return f"({', '.join(texts)}{',' * (len(key) == 1)})"
+    if isinstance(key, Ref):
+        return f"<{key.cls or 'object'} 0x{key.oid.hex()}>"
+    if isinstance(key, list):
+        return "<list>"
+    if isinstance(key, str | bytes) and len(key) > _NAME:
+        raise RecordError("a key that is too long for a name")
+    return shown(key) if isinstance(key, int) else repr(key)
