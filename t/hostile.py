@@ -197,7 +197,7 @@ def places(writer, piece):
         yield name, array_of_block(put(record(BLOCK1, ref(chunks, CHUNKS))), BLOCK1)
 
 
-def write(path, canary, only=None):
+def write(path, canary, only=None, noted=True):
     """Write a database that calls everywhere; return its names.
 
     Parameters
@@ -205,9 +205,11 @@ def write(path, canary, only=None):
     path, canary : path
     only : str, optional
         Of calls().
+    noted : bool
+        What is noted with the transaction calls, too.
     """
     found = calls(canary)
-    writer = Writer(path, b"\x80\x03" + found["reduce"] + b".")
+    writer = Writer(path, b"\x80\x03" + found["reduce"] + b"." if noted else b"")
     names = []
     for how, piece in found.items():
         if only in (None, how):

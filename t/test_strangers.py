@@ -80,7 +80,7 @@ def of_array(url, out):
     ]
 
 
-def test_nothing_is_run(tmp_path):
+def test_nothing_is_run(call, tmp_path):
     path = tmp_path / "x.fs"
     hostile.write(path, tmp_path / "canary")
     every = [
@@ -91,7 +91,7 @@ def test_nothing_is_run(tmp_path):
     lines = run(tmp_path, *every, ("ls", f"{path}#good"), ("copy", path, tmp_path / "copy.fs"))
     assert ran(lines) == []
     assert lines == ["well ls", "well copy"]  # the last two: the others have something to tell
-    told = wendelin("verify", "--json", path, code=1).json
+    told = call("verify", "--json", path, code=1).json
     assert "good" not in {bad["path"] for bad in told["bad"]}
     assert "table-reduce" in {bad["path"] for bad in told["bad"]}
 
@@ -123,8 +123,8 @@ def test_nothing_is_run_by_a_root(tmp_path):
 def test_nothing_is_run_out_of_a_server(tmp_path):
     (tmp_path / "server").mkdir()
     server = ZeoServer(str(tmp_path / "server"), 1)
-    with_file = hostile.write(tmp_path / "x.fs", tmp_path / "canary", "reduce")
-    # the server itself would load the index, and what is noted with a transaction
+    with_file = hostile.write(tmp_path / "x.fs", tmp_path / "canary", "reduce", noted=False)
+    # these the server itself would load: the index, and what is noted with a transaction
     os.unlink(tmp_path / "x.fs.index")
     shutil.move(tmp_path / "x.fs", tmp_path / "server" / "1.fs")
     server.start()
@@ -230,7 +230,7 @@ def put_mapping(writer, state):
     return ref(writer.put(record(MAPPING, state)), MAPPING)
 
 
-def test_shapes_that_do_not_end(tmp_path):
+def test_shapes_that_do_not_end(call, tmp_path):
     """Each command comes to an end, in bounded memory; what is good beside it is found."""
     path = tmp_path / "x.fs"
     writer = Writer(path)
@@ -247,9 +247,9 @@ def test_shapes_that_do_not_end(tmp_path):
         tmp_path,
         ("ls", path),
         ("verify", path),
-        *((command, f"{path}#{name}") for name in names for command in ("ls", "info")),
+        *(("info", f"{path}#{name}") for name in names),
     )
-    done = wendelin("ls", "--json", path, code=1)
+    done = call("ls", "--json", path, code=1)
     found = {row["path"] for row in done.json}
     assert "good" in found
     assert f"chain/{'/'.join(['next'] * 2000)}" in found
@@ -319,15 +319,25 @@ def test_classes_that_are_not_loaded(tmp_path):
     done = wendelin("ls", "--json", path)
     assert [(r["path"], r["shape"], r["blocks"]) for r in done.json] == [("sub", [BLK], 4)]
     assert f"#opaque: {Opaque.__module__}.Opaque: not loaded" in done.stderr
-    told = wendelin("info", "--json", f"{path}#sub").json
-    assert (told["class"], told["order"]) == (f"{Sub.__module__}.Sub", "F")
-    assert wendelin("cat", f"{path}#sub[:2]").stdout == "1\n1\n"
-    assert wendelin("verify", path).stdout == "1 array, 4 blocks: all good\n"
-    error = wendelin("info", f"{path}#opaque", code=1).stderr
-    assert f"it is a {Opaque.__module__}.Opaque" in error
+    printed = check_child(
+        """
+        import sys
+        from wendelin.cli.program import main
+        path = sys.argv[1]
+        assert main(["info", f"{path}#sub"]) == 0
+        assert main(["cat", f"{path}#sub[:2]"]) == 0
+        assert main(["verify", path]) == 0
+        sys.stderr = sys.stdout
+        assert main(["info", f"{path}#opaque"]) == 1
+        """,
+        str(path),
+    )
+    assert f"class      {Sub.__module__}.Sub\n" in printed
+    assert "\n1\n1\n1 array, 4 blocks: all good\n" in printed
+    assert f"it is a {Opaque.__module__}.Opaque" in printed
 
 
-def test_what_is_read_is_what_was_written(tmp_path):
+def test_what_is_read_is_what_was_written(call, tmp_path):
     """cat, export and copy read without a Connection: what one gives."""
     rng = np.random.default_rng(1)
     with database(tmp_path / "x.fs") as root:
@@ -341,9 +351,9 @@ def test_what_is_read_is_what_was_written(tmp_path):
         expected = {name: np.array(A[:]) for name, A in root.items()}
     for name, values in expected.items():
         out = tmp_path / f"{name}.npy"
-        wendelin("export", f"{tmp_path}/x.fs#{name}", out)
+        call("export", f"{tmp_path}/x.fs#{name}", out)
         np.testing.assert_array_equal(np.load(out), values)
-        wendelin("copy", f"{tmp_path}/x.fs#{name}", f"{tmp_path}/y.fs#{name}")
+        call("copy", f"{tmp_path}/x.fs#{name}", f"{tmp_path}/y.fs#{name}")
     with database(tmp_path / "y.fs") as root:
         for name, values in expected.items():
             np.testing.assert_array_equal(root[name][:], values)
