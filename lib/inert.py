@@ -23,7 +23,7 @@ from typing import Any
 
 from wendelin.lib.memlimit import memory_limit
 
-__all__ = ["Global", "InertError", "Object", "Pairs", "Reader", "shown"]
+__all__ = ["Global", "InertError", "Object", "Pairs", "Reader", "printable", "shown"]
 
 _OBJECT = 512  # what a value takes in memory, about, with its place in the memo [bytes]
 _ENCODED = 1 << 20  # of bytes that a pickle has as text, besides its own size [bytes]
@@ -35,13 +35,18 @@ class InertError(ValueError):
     """It is no pickle, or one that is not read here."""
 
 
+def printable(name: str) -> str:
+    """Return the name of a class, as it can be shown on a terminal, whatever it is."""
+    return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
+
+
 class Global:
     """A class or function that a pickle names."""
 
     __slots__ = ("name",)
 
     def __init__(self, name: str) -> None:
-        self.name = name  # "module.name"
+        self.name = printable(name)  # "module.name"
 
     def __repr__(self) -> str:
         return f"<{self.name}>"

@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import xxhash
 from zodbpickle import pickle as zpickle
 
-from wendelin.lib.inert import Global, InertError, Object, Reader, shown
+from wendelin.lib.inert import Global, InertError, Object, Reader, printable, shown
 
 __all__ = [
     "CHECKSUM",
@@ -128,7 +128,7 @@ def _class_name(cls: object) -> str:
         head = cls[0]
         names = head if isinstance(head, tuple) else cls
         if len(names) == 2 and all(isinstance(name, str | bytes) for name in names):
-            return ".".join(map(_text, names))
+            return printable(".".join(map(_text, names)))
         if isinstance(head, Global):
             return head.name
     raise RecordError(f"a record without a class: {shown(cls)}")

@@ -76,6 +76,7 @@ def test_objects():
         assert state.get("a")[0] is found
         assert state.get("a")[1].cls == "collections.OrderedDict"
         assert isinstance(Reader(pickle.dumps(Thing, protocol)).load(), Global)
+    assert Reader(b"c\x1b[2Jm\n\xe2\x80\xaex\n.").load().name == r"\x1b[2Jm.\u202ex"
     assert Reader(b"U\x03abc.").load() == "abc"
     assert Reader(b"U\x03ab\xff.").load() == b"ab\xff"
     assert Reader(b"S'a\\x41\\n\\''\n.").load() == "aA\n'"

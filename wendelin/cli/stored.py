@@ -22,6 +22,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from persistent.list import PersistentList
@@ -215,14 +216,15 @@ class Database:
         if not isinstance(value, Ref):
             return value
         stored = self.stored(value)
-        if _is_a(stored.cls, _FILE, ZBigFile):
+        kind = _kind(stored.cls)
+        if kind.file:
             return _file(stored)
         state = stored.state
         if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], Pairs):
             file = state[1].get("zfile")
             if isinstance(file, Ref) and isinstance(state[0], Pairs):
                 return StoredArray(stored, state[0], file)
-        if _is_a(stored.cls, _ARRAY, ZBigArray):
+        if kind.array:
             raise RecordError(f"a damaged ZBigArray: {shown(state)}")
         return stored
 
@@ -237,21 +239,34 @@ def _imported(cls: str) -> type | None:
     return found if isinstance(found, type) else None
 
 
-def _is_a(cls: str, name: str, base: type) -> bool:
-    """Say whether a class is another, or is known to be a subclass of it."""
-    if cls == name:
-        return True
-    found = _imported(cls)
-    return found is not None and base in found.__mro__
+class _Kind(NamedTuple):
+    """What objects of a class are."""
+
+    array: bool
+    file: bool
+    container: type | None  # Pairs or list, of what has such in an attribute
+    keys: str = ""  # "I", "O", ...: of a BTree, of which its keys are
+    bucket: bool = False
 
 
-def _family(cls: str) -> re.Match[str] | None:
-    """Return which of the mappings of BTrees a class is, or is known to be a subclass of."""
-    found = _imported(cls)
-    names = [cls]
-    if found is not None:
-        names += [f"{base.__module__}.{base.__qualname__}" for base in found.__mro__]
-    return next(filter(None, map(_BTREE.fullmatch, names)), None)
+def _kind(cls: str) -> _Kind:
+    return _kind_of(cls, _imported(cls)) if len(cls) < _NAME else _Kind(False, False, None)
+
+
+@lru_cache(1024)
+def _kind_of(cls: str, found: type | None) -> _Kind:
+    """Return what a class is, or is known to be a subclass of, if it is found."""
+    bases: tuple[type, ...] = found.__mro__ if found is not None else ()
+    container: type | None = None
+    if cls in _MAPPINGS or PersistentMapping in bases:
+        container = Pairs
+    elif cls in _LISTS or PersistentList in bases:
+        container = list
+    names = [cls, *(f"{base.__module__}.{base.__qualname__}" for base in bases)]
+    tree = next(filter(None, map(_BTREE.fullmatch, names)), None)
+    keys, bucket = (tree[1][0], tree[2] == "Bucket") if tree is not None else ("", False)
+    array, file = cls == _ARRAY or ZBigArray in bases, cls == _FILE or ZBigFile in bases
+    return _Kind(array, file, container, keys, bucket)
 
 
 def class_of(value: Any) -> str:
@@ -298,10 +313,9 @@ def _container(value: Any) -> Any:
     """Return the dict or list that a mapping or a list has in an attribute; None: it is no such."""
     if not isinstance(value, Stored | Object):
         return None
-    mapping = value.cls in _MAPPINGS or _is_a(value.cls, "", PersistentMapping)
-    if not mapping and value.cls not in _LISTS and not _is_a(value.cls, "", PersistentList):
+    kind = _kind(value.cls).container
+    if kind is None:
         return None
-    kind = Pairs if mapping else list
     found = [v for k, v in _own(value) if k in ("data", "_container")]
     return found[-1] if found and isinstance(found[-1], kind) else kind()
 
@@ -310,7 +324,8 @@ def attributes(value: Any) -> list[tuple[str, Any]]:
     """Return the persistent attributes of an object."""
     if isinstance(value, StoredArray | StoredFile):
         return []
-    skipped = ("data", "_container") if _container(value) is not None else ()
+    contains = isinstance(value, Stored | Object) and _kind(value.cls).container is not None
+    skipped = ("data", "_container") if contains else ()
     return [
         (name, what)
         for name, what in _own(value)
@@ -334,8 +349,8 @@ def parts(value: Any) -> Iterator[list[Pair]]:
     Exception
         What the storage raised.
     """
-    if isinstance(value, Stored) and (family := _family(value.cls)):
-        yield from _tree_parts(value, family[2] == "Bucket")
+    if isinstance(value, Stored) and (kind := _kind(value.cls)).keys:
+        yield from _tree_parts(value, kind.bucket)
         return
     container = _container(value)
     if container is not None:
@@ -371,10 +386,10 @@ def may_hold(value: Any) -> bool:
 
 def lookup(value: Any, key: Any) -> list[Any]:
     """Return what an object has by a key: nothing, or one value, or the last of them."""
-    if isinstance(value, Stored) and (family := _family(value.cls)):
-        if family[1][0] in _INTEGERS and type(key) is not int:
+    if isinstance(value, Stored) and (kind := _kind(value.cls)).keys:
+        if kind.keys in _INTEGERS and type(key) is not int:
             return []
-        pairs: Iterator[Pair] = _tree_bucket(value, key, family[2] == "Bucket")
+        pairs: Iterator[Pair] = _tree_bucket(value, key, kind.bucket)
     else:
         pairs = items(value)
     return [found for k, found in pairs if _same(k, key)][-1:]
@@ -392,7 +407,7 @@ def is_read(value: Any) -> bool:
     """Say whether it is known what is in an object: its state is one that is read here."""
     if not isinstance(value, Stored) or value.state is None or value.cls.startswith("BTrees."):
         return True
-    if _family(value.cls):
+    if _kind(value.cls).keys:
         return True
     return _container(value) is not None or next(_own(value), None) is not None
 
@@ -450,10 +465,10 @@ def _inner(state: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]] | list[Pair]:
 def _node(tree: Stored, ref: Ref) -> tuple[Stored, bool]:
     """Return a node of a tree, and whether it is a bucket."""
     node = tree.database.stored(ref)
-    family = _family(node.cls)
-    if family is None and node.cls != tree.cls:
+    kind = _kind(node.cls)
+    if not kind.keys and node.cls != tree.cls:
         raise RecordError(f"a damaged BTree: a {node.cls} in it")
-    return node, family is not None and family[2] == "Bucket"
+    return node, kind.bucket
 
 
 def _tree_parts(tree: Stored, bucket: bool) -> Iterator[list[Pair]]:
