@@ -326,7 +326,7 @@ def _copy_array(
                 f"copy {join(source.path)}", array.nbytes, in_bytes=True, done=before
             ) as tell:
                 fill(target, reader, step, tell)
-        left = sorted(name for name in vars(array) if not name.startswith("_"))
+        left = array.others
         facts = {**layout_json(reader.layout), "bytes": array.nbytes, "attributes_left": left}
         size = array.nbytes
     if as_json:

@@ -143,6 +143,8 @@ class StoredArray(BigArray):
             raise RecordError(f"a damaged ZBigArray: {type(e).__name__}: {e}") from e
         self._p_jar, self._p_oid, self._p_serial = stored.database.conn, stored.oid, stored.tid
         self.cls = stored.cls
+        #: names of the attributes that a user, or a subclass, has given to it
+        self.others = sorted({n for n, _ in _own(stored) if n != "zfile" and n[:1] != "_"})
         self.zfile = _file(stored.database.stored(file))
         self._handle: BigFileH | None = None
 
