@@ -65,8 +65,8 @@ cdef dict failing = {}
 # protected by: the GIL
 cdef dict interrupting = {}
 
-cdef str WHY_UNSAID = ("cannot be had, and why could not be said: there was no memory left for it, or the "
-                       "recursion limit was reached")
+cdef str WHY_UNSAID = ("cannot be had, and why could not be said: there was no memory left for "
+                       "it, or the recursion limit was reached")
 
 log = logging.getLogger("wendelin.bigfile")
 
