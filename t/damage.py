@@ -14,10 +14,12 @@ from reference import CLASSES, Places, Ref, decode, encode
 from ZODB.Connection import TransactionMetaData
 from ZODB.FileStorage import FileStorage
 from ZODB.FileStorage.format import DATA_HDR_LEN, TRANS_HDR_LEN
+from ZODB.fsIndex import fsIndex
 from ZODB.utils import p64
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.lib import fsalign
+from wendelin.lib.fsindex import save_index
 from wendelin.lib.zodb import dbclose, dbopen
 
 DATA = Path(__file__).parent / "data"
@@ -113,11 +115,15 @@ class Base:
 
     def copy(self, path: Path, raw: bytes, index: bool) -> None:
         """Write what the file is to be, beside its index, or none."""
-        path.write_bytes(raw)
+        path.write_bytes(self.raw)
         for suffix in ".index", ".lock", ".tmp", ".old", ".tr0":
             Path(f"{path}{suffix}").unlink(missing_ok=True)
         if index and self.index is not None:
-            Path(f"{path}.index").write_bytes(self.index)
+            saved = fsIndex.load(f"{self.path}.index")
+            tid = self.raw[self.transactions[-1][0] :][:8]
+            with open(path, "rb") as file:  # it is the index of this file, not of the one it is of
+                save_index(f"{path}.index", file.fileno(), saved["index"], saved["pos"], tid)
+        path.write_bytes(raw)  # the same file, damaged
 
 
 # ---- damages of the file ----
