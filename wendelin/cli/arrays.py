@@ -42,7 +42,7 @@ class ArraySource(Source):
         self.layout = layout_of(array)
         self._array = array
         self._bytes = flat_bytes(array)
-        array._fileh().zfile.verify = True  # what is copied to somewhere else is as it was stored
+        array._fileh().file.verify = True  # what is copied to somewhere else is as it was stored
         self._identity = identity
         self._numbers: Iterator[int] | None = None
         self._next = -1  # the last block that came of them
