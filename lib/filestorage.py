@@ -217,7 +217,8 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             if found is None:
                 super()._blob_init(blob_dir, layout)
             else:
-                self.fshelper, self.dirty_oids = FilesystemHelper(blob_dir, found), []
+                self.fshelper = FilesystemHelper(blob_dir, found)
+                self.dirty_oids: list[tuple[bytes, bytes]] = []
             return
         if found is not None:
             write_layout(blob_dir, found)
