@@ -11,10 +11,8 @@ import errno
 import os
 import re
 import ssl
-import threading
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
 from importlib.metadata import entry_points
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
@@ -25,6 +23,9 @@ from zodburi import resolve_uri
 from zodburi.datatypes import convert_bytesize, convert_int
 
 from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.lib.interrupt import handlers_optional
+from wendelin.lib.readonly import made_read_only
+from wendelin.lib.storlimits import limit, opened_within
 from wendelin.lib.zeoclient import WAIT, ZEOClient
 
 __all__ = ["opened_by", "read_only", "resolve", "split_demo"]
@@ -105,6 +106,23 @@ def read_only(url: str) -> str:
     return url
 
 
+def _read_only(factory: Factory, url: str) -> Factory:
+    """Have a factory make what can be read, and not changed: whatever storage it makes."""
+
+    def make() -> Any:
+        storage = factory()
+        try:
+            return made_read_only(storage)
+        except AttributeError as e:
+            storage.close()
+            raise ValueError(
+                f"{url!r} cannot be opened with read_only: a {type(storage).__name__} lets nobody "
+                f"keep it from writing ({e})"
+            ) from e
+
+    return make
+
+
 def _schemes() -> set[str]:
     return {ep.name for ep in entry_points(group="zodburi.resolvers")}
 
@@ -116,13 +134,14 @@ def resolve(url: str, read_only: bool = False) -> tuple[Factory, dict[str, Any]]
     ----------
     url : str
     read_only : bool
-        A file, or what a ZEO server has, cannot be changed, whatever the URL says. A file need not
-        be free for that: others may have it open.
+        It cannot be changed, whatever the URL says. A file need not be free for that: others may
+        have it open.
 
     Raises
     ------
     ValueError
-        The scheme is unknown, or the URL is wrong; or a path has options, as only URLs do.
+        The scheme is unknown, or the URL is wrong; or a path has options, as only URLs do; or a
+        new database in memory is to be read only.
     """
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?", url)
     scheme = match[1] if match is not None else ""
@@ -135,26 +154,37 @@ def resolve(url: str, read_only: bool = False) -> tuple[Factory, dict[str, Any]]
     if scheme == "zeo":
         return _resolve_zeo(url, read_only)
     if scheme == "demo":
-        return _resolve_demo(url)
+        return _resolve_demo(url, read_only)
     if scheme in _NEO:
         factory, arguments = _resolve_neo(url, scheme)
-        return _remembered(factory, url), arguments
-    if scheme not in _schemes():
+    elif scheme in _schemes():
+        factory, arguments = _resolve_other(url)
+    else:
         known = ", ".join(sorted(_schemes().union(_NEO)))
         raise ValueError(
             f"{url!r} is no database: it must be a path (test.fs), or a URL with one of the "
             f"schemes {known}"
         )
-    factory, arguments = _resolve_other(url)
-    return _remembered(factory, url), arguments
+    factory = _remembered(factory, url)
+    if read_only:
+        if scheme == "memory":
+            raise ValueError(f"{url!r} is a new database in memory: there is nothing in it to read")
+        return _read_only(factory, url), arguments
+    return factory, arguments
 
 
 def _resolve_other(url: str, shown: str = "") -> tuple[Factory, dict[str, Any]]:
     try:
-        factory, arguments = resolve_uri(url)
+        with handlers_optional():  # its client may be imported now
+            factory, arguments = resolve_uri(url)
     except (KeyError, ValueError) as e:
         raise ValueError(f"{shown or url!r} is no right URL: {e}") from e
-    return factory, dict(arguments)
+
+    def make() -> Any:
+        with handlers_optional():
+            return factory()
+
+    return make, dict(arguments)
 
 
 def _options(
@@ -311,14 +341,15 @@ def split_demo(url: str) -> tuple[str, str, str]:
     return base, rest[2:end], rest[end + 1 :]
 
 
-def _resolve_demo(url: str) -> tuple[Factory, dict[str, Any]]:
+def _resolve_demo(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
     """Of demo:(BASE)/(CHANGES)#option=value&..."""
     *both, rest = split_demo(url)
     _, arguments = _options(url, rest[1:], {})
     _, usual = _options(url, "", {})
     factories = []
     for part in both:
-        factory, others = resolve(part)
+        # what is in memory begins empty: that nothing gets into it is seen to below
+        factory, others = resolve(part, read_only and not part.startswith("memory:"))
         if others and others != usual:
             raise ValueError(
                 f"{url!r} is no right URL: options of the database are at its end, after "
@@ -334,7 +365,7 @@ def _resolve_demo(url: str) -> tuple[Factory, dict[str, Any]]:
             base.close()
             raise
 
-    return make, arguments
+    return _read_only(make, url) if read_only else make, arguments
 
 
 # ---- NEO ----
@@ -344,7 +375,7 @@ def _resolve_neo(url: str, scheme: str) -> tuple[Factory, dict[str, Any]]:
     """Of neo://NAME@MASTER:PORT,...: by the resolver that a neoppod registers.
 
     Its client asks for a master that is not there, or that speaks another protocol, for ever; so
-    it is left behind after wait_timeout.
+    whatever it does is left behind after wait_timeout.
     """
     if scheme not in _schemes():
         raise ValueError(
@@ -366,43 +397,4 @@ def _resolve_neo(url: str, scheme: str) -> tuple[Factory, dict[str, Any]]:
     factory, arguments = _resolve_other(
         f"{base}?{urlencode(others)}" if others else base, repr(url)
     )
-    return lambda: _within(wait, factory, base), arguments
-
-
-def _within(seconds: float, factory: Factory, what: str) -> Any:
-    """Return what a factory makes.
-
-    Raises
-    ------
-    TimeoutError
-        It takes longer.
-    """
-    opened: Future[Any] = Future()
-
-    def make() -> None:
-        try:
-            storage = factory()
-            if hasattr(storage, "sync"):
-                storage.sync()  # some connect only when they are asked for something
-        except BaseException as e:
-            if not opened.cancelled():
-                opened.set_exception(e)
-            return
-        if opened.set_running_or_notify_cancel():
-            opened.set_result(storage)
-        else:
-            storage.close()
-
-    threading.Thread(target=make, daemon=True, name=f"opens {what}").start()
-    try:
-        return opened.result(seconds)
-    except TimeoutError:
-        if not opened.cancel():
-            return opened.result()
-        raise TimeoutError(
-            errno.ETIMEDOUT,
-            f"{what} did not answer within {seconds:g} s (wait_timeout). Is a master there, is it "
-            f"the cluster of that name, and of the same NEO as the client that is installed? "
-            f"Masters of 1.12 and earlier do not understand newer clients: use a gateway "
-            f"(docs/cluster.md)",
-        ) from None
+    return lambda: limit(opened_within(wait, factory, base), base, wait), arguments

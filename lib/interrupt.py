@@ -6,12 +6,16 @@ be undone, and has not yet written down that it did, is told afterwards.
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
-__all__ = ["interrupts_later"]
+__all__ = ["handlers_optional", "interrupts_later"]
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -33,3 +37,43 @@ def interrupts_later() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if came:
             before(*came[-1])
+
+
+_no_handlers: set[int] = set()  # threads that are in handlers_optional(); protected by: _patching
+_patching = threading.Lock()
+
+
+@contextmanager
+def handlers_optional() -> Iterator[None]:
+    """Let this thread import, or make, what sets handlers of signals on the way.
+
+    Python lets the main thread set some, and raises in others. In this thread, none are set then.
+    """
+    if threading.current_thread() is threading.main_thread():
+        yield
+        return
+    me = threading.get_ident()
+    with _patching:
+        _no_handlers.add(me)
+        if not isinstance(signal.signal, _Signal):
+            signal.signal = _Signal(signal.signal)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        with _patching:
+            _no_handlers.discard(me)
+            if not _no_handlers and isinstance(signal.signal, _Signal):
+                signal.signal = signal.signal.original
+
+
+class _Signal:
+    """signal.signal(), as long as a thread is in handlers_optional(), and for who has kept it."""
+
+    def __init__(self, original: Callable[[int, Any], Any]) -> None:
+        self.original = original
+
+    def __call__(self, signalnum: int, handler: Any) -> Any:
+        if threading.get_ident() in _no_handlers:
+            log.info("a handler of signal %d is not set: this is not the main thread", signalnum)
+            return signal.getsignal(signalnum)
+        return self.original(signalnum, handler)

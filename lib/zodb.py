@@ -79,8 +79,8 @@ def dbopen(url: str | os.PathLike[str], *, read_only: bool = False) -> Any:
         quota, blobstorage_dir, pack_gc, pack_keep_old, and align=false: a plain FileStorage,
         whose blocks are copied into memory.
     read_only : bool
-        Paths, file:// and zeo:// are opened as with their option read_only; a file may be in use by
-        another program then.
+        Whatever would change the database raises ReadOnlyError, with any kind of storage. A file
+        may be in use by another program then.
 
     Returns
     -------
@@ -90,7 +90,7 @@ def dbopen(url: str | os.PathLike[str], *, read_only: bool = False) -> Any:
     Raises
     ------
     ValueError
-        The scheme is unknown, or the URL is wrong.
+        The scheme is unknown, or the URL is wrong; or what it opens cannot be read only.
     OSError
         The file cannot be opened; no master of NEO has answered in time (TimeoutError).
     ZEO.Exceptions.ClientDisconnected

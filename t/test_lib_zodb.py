@@ -19,7 +19,7 @@ from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import ConnectionStateError, ReadOnlyError, StateLoadError
 from ZODB.utils import p64, u64
 
-from wendelin.lib import dburl
+from wendelin.lib import storlimits
 from wendelin.lib.zodb import (
     LivePersistent,
     dbclose,
@@ -227,12 +227,12 @@ def test_a_storage_that_is_never_there_is_waited_for_in_vain():
         return Storage()
 
     with pytest.raises(TimeoutError, match=r"neo://name@master did not answer within 0.1 s"):
-        dburl._within(0.1, factory, "neo://name@master")
+        storlimits.opened_within(0.1, factory, "neo://name@master")
     go.set()
     assert closed.wait(30)  # it came too late
     with pytest.raises(ZeroDivisionError):
-        dburl._within(30, lambda: 1 // 0, "neo://name@master")
-    assert isinstance(dburl._within(30, Storage, "neo://name@master"), Storage)
+        storlimits.opened_within(30, lambda: 1 // 0, "neo://name@master")
+    assert isinstance(storlimits.opened_within(30, Storage, "neo://name@master"), Storage)
 
 
 def test_keywords_of_0_x(tmp_path):
