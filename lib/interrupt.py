@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,7 +56,7 @@ def handlers_optional() -> Iterator[None]:
     with _patching:
         _no_handlers.add(me)
         if not isinstance(signal.signal, _Signal):
-            signal.signal = _Signal(signal.signal)  # type: ignore[assignment]
+            signal.signal = _Signal(signal.signal)
     try:
         yield
     finally:
@@ -69,7 +69,7 @@ def handlers_optional() -> Iterator[None]:
 class _Signal:
     """signal.signal(), as long as a thread is in handlers_optional(), and for who has kept it."""
 
-    def __init__(self, original: Callable[[int, Any], Any]) -> None:
+    def __init__(self, original: Any) -> None:
         self.original = original
 
     def __call__(self, signalnum: int, handler: Any) -> Any:

@@ -42,6 +42,7 @@ from ZODB.utils import maxtid
 
 from wendelin.lib.forked import of_this_process
 from wendelin.lib.zeoreceive import Receiver, decoder
+from wendelin.lib.zeotls import note_failures, tls_failure, tls_works
 
 __all__ = ["WAIT", "ZEOClient"]
 
@@ -111,6 +112,9 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
         if client:  # as ZEO names it
             name = f"{client}-{options.get('storage', '1')}.zec"
             path = os.path.join(var or os.getcwd(), name)
+        where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
+        if options.get("ssl") is not None:
+            note_failures(options["ssl"])
         try:
             super().__init__(
                 address,
@@ -121,7 +125,11 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
                 **options,
             )
         except ClientDisconnected as e:
-            where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
+            why = tls_failure(options.get("ssl"))
+            if why is not None:
+                raise ClientDisconnected(
+                    f"no connection to the ZEO server at {where}: {why}"
+                ) from e
             raise ClientDisconnected(
                 f"no ZEO server answers at {where} (tried for {wait_timeout} s: wait_timeout), or "
                 f"it has no storage {options.get('storage', '1')!r}: {e}"
@@ -138,6 +146,7 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
     def notify_connected(self, conn: ClientIO, info: dict[str, Any]) -> None:
         """See ClientStorage. Runs in the thread of the connection, as invalidations do."""
         conn.protocol.decode = decoder(conn.protocol)
+        tls_works(conn.ssl)
         db = self._db
         if db is not None:
             db.told = conn.verify_result in _TOLD
@@ -354,6 +363,9 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
             except ClientDisconnected:
                 if time.monotonic() - start >= self.timeout:
                     self._in_loop(self._abort_late)
+                why = tls_failure(self.client.ssl)
+                if why is not None:
+                    raise ClientDisconnected(f"no connection to the ZEO server: {why}") from None
                 raise
             except TimeoutError:
                 if future.done():

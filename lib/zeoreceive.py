@@ -5,6 +5,9 @@ which copies a large object three times: 4 ms for 2 MiB, in the thread that all 
 large messages have one buffer for all of them, which the socket is read into; and Python's own
 pickle, which knows to read into place, copies what is in it once: a quarter of a millisecond.
 
+A size that a server announces is not a size to allocate: the buffer of a very large message grows
+with what arrives, to twice of it at most.
+
 It knows how messages are framed, and ZEO's Protocol as what takes them. It does not know what they
 mean. All of it runs in the thread of the connection.
 
@@ -24,6 +27,7 @@ import logging
 import pickle
 from asyncio import BufferedProtocol, Transport
 from collections.abc import Callable
+from ssl import SSLError
 from struct import Struct
 from typing import Any
 
@@ -31,12 +35,15 @@ from ZEO.asyncio.client import Protocol
 from ZEO.asyncio.marshal import find_global
 from ZEO.Exceptions import ProtocolError
 
+from wendelin.lib.zeotls import tls_failed
+
 __all__ = ["Receiver", "decoder"]
 
 log = logging.getLogger(__name__)
 
 _HEADER = Struct(">I")  # of each message: its size [bytes]
 _SMALL = 64 << 10  # [bytes]
+_FIRST = 4 << 20  # the buffer of a large message begins with no more than this [bytes]
 _KEEP = 16 << 20  # a larger buffer is not kept [bytes]
 
 
@@ -87,6 +94,7 @@ class Receiver(BufferedProtocol):
 
     def __init__(self, protocol: Protocol) -> None:
         self._protocol = protocol
+        self._received = False
         self._small = memoryview(bytearray(_SMALL))
         self._start = self._end = 0
         self._large = memoryview(b"")
@@ -95,11 +103,12 @@ class Receiver(BufferedProtocol):
     def get_buffer(self, sizehint: int) -> memoryview:
         """See BufferedProtocol."""
         if self._want:
-            return self._large[self._got : self._want]
+            return self._large[self._got : self._want]  # or to its end, if it has to grow
         return self._small[self._end :]
 
     def buffer_updated(self, nbytes: int) -> None:
         """See BufferedProtocol."""
+        self._received = True
         if self._want:
             self._got += nbytes
             if self._got == self._want:
@@ -107,6 +116,10 @@ class Receiver(BufferedProtocol):
                 self._give(message)
                 if len(self._large) > _KEEP:
                     self._large = memoryview(b"")
+            elif self._got == len(self._large):
+                larger = memoryview(bytearray(min(self._want, 2 * self._got)))
+                larger[: self._got] = self._large
+                self._large = larger
             return
         self._end += nbytes
         small = self._small
@@ -134,8 +147,9 @@ class Receiver(BufferedProtocol):
 
     def _begin_large(self, size: int, begin: memoryview) -> None:
         """Receive a message that does not fit into `small`, which has its beginning."""
-        if len(self._large) < size:
-            self._large = memoryview(bytearray(size))
+        first = min(size, _FIRST)
+        if len(self._large) < first:
+            self._large = memoryview(bytearray(first))
         self._large[: len(begin)] = begin
         self._got, self._want = len(begin), size
         self._start = self._end
@@ -160,6 +174,10 @@ class Receiver(BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See BufferedProtocol."""
+        if isinstance(exc, SSLError):
+            tls_failed(self._protocol.ssl, exc)
+        elif not (self._received or self._protocol.closed):
+            tls_failed(self._protocol.ssl, exc or EOFError())
         self._protocol.connection_lost(exc)
 
     def eof_received(self) -> None:

@@ -1,7 +1,7 @@
 """A resolver of URLs, as a package may install it, with a client that is not ours.
 
-`neo://STORAGE@HOST:PORT` is opened by ZEO's own client, which waits for ever for its server, as
-NEO's does for its master. This module sets a handler of a signal when it is imported, as NEO's does.
+`neo://STORAGE@HOST:PORT` is opened by ZEO's own client. It waits for ever for its server, as NEO's
+does for its master. This module sets a handler of a signal when it is imported, as NEO's does.
 """
 
 import signal

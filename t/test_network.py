@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -241,13 +242,57 @@ def test_tls(tls, tmp_path, monkeypatch):
     with pytest.raises(NotImplementedError, match=r"TLS.*zeo://HOST:PORT\?ca="):
         zstor_2zurl(unknown)
     unknown.close()
-    for wrong in {"ca": "ca.pem"}, right | {"ca": "other.pem"}:
-        with pytest.raises(ClientDisconnected, match=f":{tls.port}.*wait_timeout"):
-            dbopen(url(wrong))
+    for wrong, what in [
+        (url({"ca": "ca.pem"}), "it ends the connection .*may want a certificate.*cert="),
+        (url(right | {"ca": "other.pem"}), "its certificate is not accepted: .*ca="),
+        (url(right).replace("=localhost", "=other"), "not accepted: .*'other'.*server_hostname="),
+    ]:
+        with pytest.raises(ClientDisconnected, match=f"server at 127.0.0.1:{tls.port}: .*{what}"):
+            dbopen(wrong)
     with pytest.raises(ClientDisconnected, match="wait_timeout"):
         dbopen(f"{tls.url}?wait_timeout=2")
     with pytest.raises(FileNotFoundError):
         dbopen(url(right | {"cert": "nothing.pem"}))
+
+
+@pytest.mark.only("zeo")
+@pytest.mark.database
+@pytest.mark.formats
+def test_a_server_gets_another_certificate(tls, tmp_path):
+    """What waits for the server is told so, and goes on when it has the right one again."""
+    names = {"ca": "ca.pem", "cert": "client.pem", "key": "client.key"}
+    query = "&".join(f"{name}={tmp_path}/{file}" for name, file in names.items())
+    root = dbopen(f"{tls.url}?wait_timeout=2&server_hostname=localhost&{query}")
+    root["x"] = 1
+    transaction.commit()
+    pem = tmp_path / "server.pem"
+    right, other = pem.read_bytes(), trustme.CA().issue_cert("localhost")
+    tls.stop()
+    key = tmp_path / "server.key"
+    right_key = key.read_bytes()
+    pem.write_bytes(b"".join(p.bytes() for p in other.cert_chain_pems))
+    other.private_key_pem.write_to_path(key)
+    tls.start()
+    with pytest.raises(ClientDisconnected, match="its certificate is not accepted"):
+        transaction.begin()
+    tls.stop()
+    pem.write_bytes(right)
+    key.write_bytes(right_key)
+    tls.start()
+    for _ in range(30):
+        with suppress(ClientDisconnected):
+            transaction.begin()
+            break
+    assert root["x"] == 1
+    dbclose(root)
+
+
+@pytest.mark.only("zeo")
+@pytest.mark.database
+@pytest.mark.formats
+def test_tls_to_a_server_without(testdb):
+    with pytest.raises(ClientDisconnected, match=r"TLS failed: .*Does the server talk TLS"):
+        dbopen(f"{testdb.url}&wait_timeout=2&server_hostname=localhost")
 
 
 @served

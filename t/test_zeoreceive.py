@@ -1,6 +1,7 @@
 """Messages of a ZEO server, as a transport gives them piece by piece, and as they are decoded."""
 
 import struct
+import tracemalloc
 
 import pytest
 from hypothesis import given
@@ -75,6 +76,36 @@ def test_a_very_large_message():
     for _ in range(2):
         feed(receiver, struct.pack(">I", len(message)) + message, [100, 5])
     assert protocol.messages == [message] * 2
+
+
+def test_memory_grows_with_what_arrives_and_not_with_what_is_announced():
+    tracemalloc.start()
+    try:
+        protocol = Protocol()
+        receiver = Receiver(protocol)
+        feed(receiver, struct.pack(">I", 3 << 30) + bytes(100_000), [1000, 30_000])
+        arrived = 100_000
+        while arrived < 40 << 20:
+            buffer = receiver.get_buffer(-1)
+            n = min(len(buffer), 1_000_000)
+            assert n
+            receiver.buffer_updated(n)
+            arrived += n
+            # what is there, and, while it moves, the old place of it
+            assert tracemalloc.get_traced_memory()[1] <= 3 * arrived + (5 << 20)
+            tracemalloc.reset_peak()
+        assert not protocol.messages
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_message_that_the_buffer_grows_for_is_whole():
+    message = bytes(range(251)) * 50_000  # 12 MB
+    protocol = Protocol()
+    receiver = Receiver(protocol)
+    for m in message, b"small", message[:5_000_000], message:
+        feed(receiver, struct.pack(">I", len(m)) + m, [7, 100_000])
+    assert protocol.messages == [message, b"small", message[:5_000_000], message]
 
 
 def test_what_is_not_understood_ends_nothing():

@@ -1,0 +1,67 @@
+"""Why a TLS connection to a server failed: ZEO tries again and again, and tells only its log.
+
+It knows ssl, and the options of zeo:// that its messages name.
+"""
+
+from __future__ import annotations
+
+import ssl
+import weakref
+
+__all__ = ["note_failures", "tls_failed", "tls_failure", "tls_works"]
+
+#: What connections of a context failed of last, as long as none has worked since.
+_failures: weakref.WeakKeyDictionary[ssl.SSLContext, Exception] = weakref.WeakKeyDictionary()
+
+
+class _Noting(ssl.SSLObject):
+    def do_handshake(self) -> None:
+        """See SSLObject."""
+        try:
+            super().do_handshake()
+        except ssl.SSLWantReadError:
+            raise
+        except ssl.SSLError as e:
+            tls_failed(self.context, e)
+            raise
+
+
+def note_failures(context: ssl.SSLContext) -> None:
+    """Have connections that are made with a context say why they fail."""
+    context.sslobject_class = _Noting
+
+
+def tls_failed(context: ssl.SSLContext | None, why: Exception) -> None:
+    """Be told that a connection has failed: with an SSLError, or as the server has said nothing."""
+    if context is not None:
+        _failures[context] = why
+
+
+def tls_works(context: ssl.SSLContext | None) -> None:
+    """Be told that a connection is made."""
+    if context is not None:
+        _failures.pop(context, None)
+
+
+def tls_failure(context: ssl.SSLContext | None) -> str | None:
+    """Return why connections with a context fail; None: not because of TLS, as far as is known."""
+    why = None if context is None else _failures.get(context)
+    if why is None:
+        return None
+    if isinstance(why, ssl.SSLCertVerificationError):
+        return (
+            f"its certificate is not accepted: {why.verify_message} (ca= names the file of those "
+            f"who may sign it, server_hostname= the name that is in it)"
+        )
+    if not isinstance(why, ssl.SSLError):  # so asyncio ends a handshake that it does not like
+        return (
+            "it ends the connection before it says anything. It may want a certificate of this "
+            "client that it knows (cert= and key= name the files of that)"
+        )
+    reason = (why.reason or str(why)).lower().replace("_", " ")
+    if "alert" in reason:
+        return (
+            f"it refuses this client: {reason} (cert= and key= name the files of the client's "
+            f"certificate)"
+        )
+    return f"TLS failed: {reason}. Does the server talk TLS at this port?"
