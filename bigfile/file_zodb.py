@@ -64,7 +64,7 @@ from wendelin.bigfile.zblk import (
 from wendelin.bigfile.zfile import ZFile
 from wendelin.bigfile.zwatch import watch_of
 from wendelin.lib.forked import is_inherited
-from wendelin.lib.zodb import LivePersistent, zobj_is_committed
+from wendelin.lib.zodb import LivePersistent, zconn_check_database, zobj_is_committed
 from wendelin.lib.zonce import zconn_is_shared
 from wendelin.lib.zrecord import RecordError
 
@@ -195,6 +195,7 @@ class ZBigFileH(BigFileH):
             The Connection is shared by those who refer to a past state.
         """
         if self.read_only:
+            zconn_check_database(self.conn)
             raise ReadOnlyHistoryError("it is a past state, which others read, too")
         while not self._join():
             pass
@@ -293,6 +294,12 @@ class ZBigFileH(BigFileH):
     def forget(self) -> None:
         """See zwatch.Follower."""
         self.zfile.forget(self)
+
+    def database_closed(self) -> None:
+        """See zwatch.Follower. What views show, they go on to show; without any, all is let go."""
+        self.read_only = True  # there is no transaction to take part in
+        if not self.isused():
+            self.forget()
 
     def take_stored(self) -> set[bytes]:
         """Pages that were stored are clean. Return what they are made of."""

@@ -66,10 +66,12 @@ from wendelin.lib.fsrecord import Located, OpenFile
 from wendelin.lib.zodb import (
     zconn_at,
     zconn_changed,
+    zconn_check_database,
     zconn_has_open,
     zconn_is_remote,
     zconn_load_all,
     zconn_locate,
+    zconn_name,
     zconn_tid,
 )
 from wendelin.lib.zrecord import ChecksumError, RecordError, digest_of
@@ -111,6 +113,7 @@ class ZFile(BigFile):
         self.blktab = zfile.blktab
         self.conn = conn
         self.zblk_fmt = zblk_fmt
+        self.name = zconn_name(conn)
         self.table = BlockTable(self.load_all)
         # What pages that are, or were, in memory were made of: blk -> oid, None for a hole,
         # _UNSURE where the table had two answers;
@@ -126,8 +129,7 @@ class ZFile(BigFile):
 
     def __repr__(self) -> str:
         oid = self.zfile._p_oid
-        name = self.conn.db().database_name
-        return f"<ZBigFile 0x{oid.hex() if oid else '?'} in {name!r}>"
+        return f"<ZBigFile 0x{oid.hex() if oid else '?'} in {self.name}>"
 
     @property
     def tid(self) -> bytes | None:
@@ -203,6 +205,7 @@ class ZFile(BigFile):
 
     def mapblk(self, blk: int) -> Any:
         """See BigFile."""
+        zconn_check_database(self.conn)  # here, so that the error is a short one
         return self._where({blk: self._remember(blk)}, check=True).get(blk)
 
     def mapahead(self, start: int, stop: int) -> dict[int, Any]:

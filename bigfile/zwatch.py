@@ -44,6 +44,9 @@ class Follower(Protocol):
     def join_at_last(self, txn: Any) -> None:
         """Be told that a transaction is about to end."""
 
+    def database_closed(self) -> None:
+        """Be told that the database is closed."""
+
 
 class Watch:
     """Listens to what a Connection asks of, and gives to, its storage.
@@ -77,8 +80,10 @@ class Watch:
         self._joins = not zconn_takes_bytes_records(conn)
         self._poll: Callable[[], list[bytes] | None] = storage.poll_invalidations
         self._store: Callable[..., Any] = storage.store
+        self._release: Callable[[], Any] = storage.release
         storage.poll_invalidations = self.poll
         storage.store = self.store
+        storage.release = self.release
         self._ender: int | None = None  # thread that ends a transaction; protected by: _ended
         self._last_ender: int | None = None
         self._ended = threading.Condition()
@@ -151,6 +156,14 @@ class Watch:
         for follower in list(self.followers):
             follower.follow(oids, own)
         return oids
+
+    def release(self) -> None:
+        """Be the storage's release(): the database is closed, or forgets the Connection."""
+        try:
+            for follower in list(self.followers):
+                follower.database_closed()
+        finally:
+            self._release()
 
     def new_transaction(self, transaction: Any, sync: bool = True) -> None:
         """Be the Connection's newTransaction()."""

@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any
-from urllib.parse import SplitResult, parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from ZODB.DemoStorage import DemoStorage
 from ZODB.MappingStorage import MappingStorage
@@ -28,7 +28,7 @@ from wendelin.lib.readonly import made_read_only
 from wendelin.lib.storlimits import limit, opened_within
 from wendelin.lib.zeoclient import WAIT, ZEOClient
 
-__all__ = ["opened_by", "read_only", "resolve", "split_demo"]
+__all__ = ["opened_by", "read_only", "resolve", "shown_name", "split_demo"]
 
 Factory = Callable[[], Any]
 _Option = tuple[str, Callable[[str], Any]]
@@ -82,6 +82,16 @@ _opened: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
 def opened_by(storage: Any) -> str | None:
     """Return the URL by which another process can open a storage, if it was opened by one."""
     return _opened.get(storage)
+
+
+def shown_name(storage: Any) -> str:
+    """Return what messages call a storage: a path, or a URL without options and passwords."""
+    if isinstance(storage, DemoStorage):
+        return f"demo:({shown_name(storage.base)})/({shown_name(storage.changes)})"
+    url = opened_by(storage)
+    if url is not None:
+        return re.sub(r"(//[^/?#@:]*):[^/?#@]*@", r"\1@", url.partition("?")[0])
+    return str(storage.getName()) if hasattr(storage, "getName") else type(storage).__name__
 
 
 def _remembered(factory: Factory, url: str) -> Factory:
@@ -220,7 +230,29 @@ def _resolve_file(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
     options, arguments = _options(url, query, _FILE_OPTIONS)
     if read_only:
         options["read_only"] = True
+    path = _decoded(url, path)
     return lambda: _file_storage(os.path.abspath(path), **options), arguments
+
+
+def _decoded(url: str, path: str) -> str:
+    """Return the path in a URL: %20 is a space.
+
+    Earlier versions, and zodburi, take it as it is; what was made so is found.
+
+    Raises
+    ------
+    ValueError
+        There is a file of either name.
+    """
+    decoded = unquote(path)
+    if decoded == path or not os.path.lexists(path):
+        return decoded
+    if os.path.lexists(decoded):
+        raise ValueError(
+            f"{url!r} may mean {decoded!r} or {path!r}, and there are both: give the path without "
+            f"file://, or write file://{path.replace('%', '%25')} for the second one"
+        )
+    return path
 
 
 def _check_path(path: str) -> None:
@@ -290,7 +322,7 @@ def _zeo_address(url: str, parts: SplitResult) -> str | tuple[str, int]:
     if not parts.netloc:
         if parts.path in ("", "/"):
             raise ValueError(f"{url!r} names no server: zeo://HOST:PORT, or zeo:///PATH/OF/SOCKET")
-        return os.path.normpath(parts.path)
+        return os.path.normpath(_decoded(url, parts.path))
     try:
         port = parts.port
     except ValueError as e:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 from ZEO.ClientStorage import ClientStorage
 from ZODB.DemoStorage import DemoStorage
@@ -72,6 +72,11 @@ def _query(options: dict[str, Any]) -> str:
     return f"?{urlencode(said, quote_via=quote, safe='/')}" if said else ""
 
 
+def _quoted(path: str) -> str:
+    """Return a path as a URL has it. Most are the same: zodburi does not decode them."""
+    return path if unquote(path) == path else path.replace("%", "%25")
+
+
 def _of_file(storage: FileStorage) -> str:
     path = storage._file_name
     if "?" in path:
@@ -79,7 +84,7 @@ def _of_file(storage: FileStorage) -> str:
     if storage.isReadOnly() and getattr(storage, "_follower", True) is None:
         raise NotImplementedError(f"no URL can name a past state (stop=) of {_name(storage)}")
     helper = getattr(storage, "fshelper", None)
-    return f"file://{path}" + _query(
+    return f"file://{_quoted(path)}" + _query(
         {
             # A plain FileStorage says nothing of it: its URL is one of zodburi, without our options
             # where it has none that zodburi does not know.
@@ -110,7 +115,7 @@ def _of_zeo(storage: ClientStorage) -> str:
     if isinstance(address, str):
         if "?" in address or "#" in address:
             raise NotImplementedError(f"no URL can name the socket {address!r}")
-        where = address
+        where = _quoted(address)
     else:
         host, port = address
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from persistent import Persistent
 from ZODB.DB import DB
@@ -18,7 +19,7 @@ from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import ConnectionStateError
 from ZODB.utils import p64, u64, z64
 
-from wendelin.lib.dburl import resolve
+from wendelin.lib.dburl import resolve, shown_name
 from wendelin.lib.filestorage import AlignedFileStorage
 from wendelin.lib.forked import is_inherited, let_go, of_this_process
 from wendelin.lib.fsrecord import Located, OpenFile, Stat
@@ -38,6 +39,7 @@ __all__ = [
     "zconn_at",
     "zconn_before",
     "zconn_changed",
+    "zconn_check_database",
     "zconn_check_open",
     "zconn_forget",
     "zconn_has_open",
@@ -45,6 +47,7 @@ __all__ = [
     "zconn_is_remote",
     "zconn_load_all",
     "zconn_locate",
+    "zconn_name",
     "zconn_stat",
     "zconn_takes_bytes_records",
     "zconn_tid",
@@ -101,7 +104,9 @@ def dbopen(url: str | os.PathLike[str], *, read_only: bool = False) -> Any:
     try:
         db = DB(storage, **arguments)
         of_this_process(db)
-        return db.open().root()
+        root = db.open().root()
+        zconn_name(root._p_jar)  # for when it is closed
+        return root
     except BaseException:
         storage.close()
         raise
@@ -261,9 +266,32 @@ def zconn_check_open(conn: Any) -> None:
     """Raise ConnectionStateError if a Connection or its database was closed."""
     if not zconn_is_open(conn):
         raise ConnectionStateError(
-            f"{conn!r} is closed: open the database again, and take the object from there, as in "
-            f"root = dbopen(url); A = root['A']"
+            f"{zconn_name(conn)} is closed: open the database again, and take the object from "
+            f"there, as in root = dbopen(url); A = root['A']"
         )
+
+
+def zconn_check_database(conn: Any) -> None:
+    """Raise ConnectionStateError if the database of a Connection was closed."""
+    if conn._normal_storage is None:
+        zconn_check_open(conn)
+
+
+_names: WeakKeyDictionary[DB, str] = WeakKeyDictionary()
+
+
+def zconn_name(conn: Any) -> str:
+    """Return what messages call the database of a Connection: its path, or URL, in quotes.
+
+    Of one that is closed it is known if it was asked for before.
+    """
+    db = conn.db()
+    name = _names.get(db)
+    if name is None:
+        if "storage" not in vars(db):
+            return repr(conn)
+        name = _names[db] = repr(shown_name(db.storage))
+    return name
 
 
 def zconn_at(conn: Any) -> bytes:
@@ -320,8 +348,7 @@ def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:
     in the Connection, and is not committed, is not seen.
     """
     storage = conn._normal_storage
-    if storage is None:
-        zconn_check_open(conn)
+    zconn_check_database(conn)
     if len(oids) == 1 or not zconn_is_remote(conn) or not asks_in_parallel(storage):
         return [bytes(storage.load(oid)[0]) for oid in oids]
     before = zconn_before(conn)

@@ -1,15 +1,20 @@
 """Arrays of a database that was closed meanwhile, as in a notebook: what is said of it."""
 
+import gc
+import os
 import pickle
 
 import numpy as np
 import pytest
 import transaction
+from child import run_child
 from ZODB.POSException import ConnectionStateError
 
 from wendelin.bigarray import ArrayRef
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.bigfile import BlockLoadError
+from wendelin.bigfile import BlockLoadError, DoomedError, ram_reclaim
+from wendelin.bigfile.virtmem import ram_stat
+from wendelin.lib import dburl
 from wendelin.lib.zodb import dbclose, dbopen, zstor_2zurl
 from wendelin.lib.zonce import share, zconn_now
 
@@ -92,6 +97,88 @@ def test_what_is_in_memory_can_be_seen_and_what_is_not_says_why(closed):
         for _ in range(1000):
             pass
     assert isinstance(e.value.__cause__, ConnectionStateError)
+
+
+def test_it_is_called_by_its_path_in_few_words(url):
+    """As a program's user sees it."""
+    program = """
+    import sys
+    from wendelin.lib.zodb import dbclose, dbopen
+    root = dbopen(sys.argv[1])
+    view = root["A"][...]
+    dbclose(root)
+    view.sum()
+    """
+    done = run_child(program, url)
+    path = url.removeprefix("file://")
+    assert done.returncode == 1
+    assert f"in {path!r}> cannot be loaded" in done.stderr
+    assert f"{path!r} is closed: open the database again" in done.stderr
+    assert "unnamed" not in done.stderr
+    assert "could not be told" not in done.stderr
+    assert len(done.stderr.splitlines()) < 32, done.stderr
+
+
+def test_a_write_says_so_too(closed):
+    _, view = closed
+    with pytest.raises(DoomedError, match="is closed: open the database again"):
+        view[5] = 7
+        for _ in range(1000):
+            pass
+
+
+@pytest.mark.parametrize("options", ["", "?align=false"])
+def test_nothing_is_kept_of_it(url, options):
+    """Neither descriptors nor page memory, whatever the program still has, but for views."""
+    gc.collect()
+    ram_reclaim()
+    path = url.removeprefix("file://")
+    folder = path.rpartition("/")[0]
+
+    def has():
+        fds = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+        return [fd for fd in fds if fd.startswith(folder)], ram_stat()[1:]
+
+    before = has()
+    root = dbopen(url + options)
+    A = root["A"]
+    assert A[:].sum() == sum(range(2048))
+    A[5] = 6
+    transaction.commit()
+    root["B"] = ZBigArray((10,), "i4")
+    transaction.commit()
+    assert has() != before
+    dbclose(root)
+    assert has() == before
+    assert "closed" in repr(A)
+
+
+def test_another_connection_of_it(url):
+    """db.close() closes those that are open, and those that were."""
+    root = dbopen(url + "?align=false")
+    db = root._p_jar.db()
+    conn = db.open(transaction.TransactionManager())
+    before = ram_stat()[1:]
+    assert conn.root()["A"][:].sum() == sum(range(2048))
+    conn.close()
+    dbclose(root)
+    assert ram_stat()[1:] == before
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("postgres://me:secret@host:1/db?x=1", "postgres://me@host:1/db"),
+        ("neo://name@host:1,host:2", "neo://name@host:1,host:2"),
+        ("sqlite://localhost/?data_dir=/a", "sqlite://localhost/"),
+    ],
+)
+def test_names_of_others(url, name):
+    class Storage:
+        pass
+
+    assert dburl.shown_name(dburl._remembered(Storage, url)()) == name
+    assert dburl.shown_name(Storage()) == "Storage"
 
 
 def test_who_writes_later_opens_it(url):

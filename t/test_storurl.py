@@ -3,6 +3,7 @@
 import os
 from contextlib import closing
 from functools import partial
+from urllib.parse import quote, urlsplit
 
 import pytest
 import storages
@@ -292,3 +293,49 @@ def test_a_path_is_no_url_to_begin_with(tmp_path):
     url = zstor_2zurl(root._p_jar.db().storage)
     assert url == f"file://{os.path.abspath(tmp_path)}/a.fs"
     dbclose(root)
+
+
+# ---- paths in URLs ----
+
+
+@pytest.mark.parametrize("name", ["a b.fs", "a%20b.fs", "100%.fs", "ä ö.fs", "a%2520b.fs", "%.fs"])
+def test_what_a_url_says_is_decoded(name, tmp_path):
+    """And the URL of a file is one that means it, also by its other spelling."""
+    root = dbopen(tmp_path / name)
+    root["x"] = name
+    transaction.commit()
+    url = zstor_2zurl(root._p_jar.db().storage)
+    dbclose(root)
+    quoted = f"file://{quote(str(tmp_path / name))}"
+    for one in url, quoted, f"{quoted}?read_only=1":
+        root = dbopen(one)
+        assert root["x"] == name
+        dbclose(root)
+
+
+def test_a_new_file_is_decoded(tmp_path):
+    (tmp_path / "a b").mkdir()
+    dbclose(dbopen(f"file://{tmp_path}/a%20b/c%20d.fs"))
+    assert (tmp_path / "a b" / "c d.fs").exists()
+
+
+def test_a_file_of_before_is_found(tmp_path):
+    """A URL was not decoded; where there is a file of either name, it says neither."""
+    root = dbopen(tmp_path / "a%20b.fs")
+    root["x"] = 1
+    transaction.commit()
+    dbclose(root)
+    url = f"file://{tmp_path}/a%20b.fs"
+    root = dbopen(url)
+    assert root["x"] == 1
+    dbclose(root)
+    dbclose(dbopen(tmp_path / "a b.fs"))
+    with pytest.raises(ValueError, match=r"may mean .*a b\.fs' or .*a%20b\.fs'.*a%2520b\.fs"):
+        dbopen(url)
+    root = dbopen(f"file://{tmp_path}/a%2520b.fs")
+    assert root["x"] == 1
+    dbclose(root)
+
+
+def test_a_socket_in_a_url():
+    assert dburl._zeo_address("u", urlsplit("zeo:///a%20b/socket")) == "/a b/socket"
