@@ -112,7 +112,7 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
         if client:  # as ZEO names it
             name = f"{client}-{options.get('storage', '1')}.zec"
             path = os.path.join(var or os.getcwd(), name)
-        where = address if isinstance(address, str) else f"{address[0]}:{address[1]}"
+        where = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
         if options.get("ssl") is not None:
             note_failures(options["ssl"])
         try:
