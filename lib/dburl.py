@@ -17,7 +17,9 @@ from importlib.metadata import entry_points
 from typing import Any
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
+from zc.lockfile import LockError
 from ZODB.DemoStorage import DemoStorage
+from ZODB.FileStorage.FileStorage import FileStorageFormatError
 from ZODB.MappingStorage import MappingStorage
 from zodburi import resolve_uri
 from zodburi.datatypes import convert_bytesize, convert_int
@@ -281,7 +283,30 @@ def _file_storage(path: str, **options: Any) -> AlignedFileStorage:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
     if not os.path.isdir(folder):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
-    return AlignedFileStorage(path, **options)
+    _check_begin(path)
+    try:
+        return AlignedFileStorage(path, **options)
+    except LockError as e:
+        raise LockError(
+            f"Couldn't lock {path!r}: it is open to be written, in this program or in another, by "
+            f"this name or another one of the file (a link). Use the root that is there, or "
+            f"dbclose() it; open it with read_only=True; or share it by a ZEO server (docs/cluster.md)"
+        ) from e
+
+
+def _check_begin(path: str) -> None:
+    """See that a file, if there is one, begins as those of FileStorage do."""
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(4)
+    except OSError:  # FileStorage says it, or makes one
+        return
+    # a new one whose maker came no further may have zeros, or a part of it
+    if magic.strip(b"\0") and not any(known.startswith(magic) for known in (b"FS30", b"FS21")):
+        raise FileStorageFormatError(
+            f"{path!r} is not a database: it begins with {magic!r}, and a FileStorage with 'FS30' "
+            f"('FS21', if Python 2 wrote it)"
+        )
 
 
 # ---- ZEO ----

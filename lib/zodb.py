@@ -127,7 +127,13 @@ def dbclose(root: Any) -> None:
     if is_inherited(conn):
         let_go(conn)
         return
-    conn.close()
+    try:
+        conn.close()
+    except ConnectionStateError as e:
+        raise ConnectionStateError(
+            f"{zconn_name(conn)} has changes that are not committed: transaction.commit() "
+            f"or transaction.abort() first, then dbclose()"
+        ) from e
     db.close()
 
 

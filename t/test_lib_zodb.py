@@ -14,7 +14,9 @@ from BTrees.OOBTree import OOBTree
 from persistent import Persistent
 from persistent.mapping import PersistentMapping
 from transaction import TransactionManager
+from zc.lockfile import LockError
 from ZODB.DB import DB
+from ZODB.FileStorage.FileStorage import FileStorageFormatError
 from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import ConnectionStateError, ReadOnlyError, StateLoadError
 from ZODB.utils import p64, u64
@@ -182,9 +184,30 @@ def test_close_again_does_nothing(testdb):
 def test_database_in_use(tmp_path):
     """Whoever is refused leaves nothing behind."""
     root = dbopen(tmp_path / "a.fs")
-    with pytest.raises(Exception, match="lock"):
+    with pytest.raises(LockError, match=r"a\.fs'.*dbclose\(\).*read_only=True.*ZEO"):
         dbopen(tmp_path / "a.fs")
+    root["x"] = 1
+    with pytest.raises(ConnectionStateError, match=r"a\.fs' has changes.*abort\(\) first"):
+        dbclose(root)
+    transaction.abort()
     dbclose(root)
+
+
+@pytest.mark.parametrize("begin", [b"\x93NUMPY", b"FS99", b"x"])
+def test_what_is_no_database_is_left_as_it_is(begin, tmp_path):
+    path = tmp_path / "x.npy"
+    path.write_bytes(begin)
+    with pytest.raises(FileStorageFormatError, match=r"x\.npy' is not a database: it begins"):
+        dbopen(path)
+    assert os.listdir(tmp_path) == ["x.npy"]
+    assert path.read_bytes() == begin
+
+
+@pytest.mark.parametrize("begin", [b"", b"FS30", b"FS", b"\0" * 4])
+def test_what_was_begun_is_a_database(begin, tmp_path):
+    path = tmp_path / "x.fs"
+    path.write_bytes(begin)
+    dbclose(dbopen(path))
 
 
 @pytest.mark.parametrize(
