@@ -288,9 +288,10 @@ def _file_storage(path: str, **options: Any) -> AlignedFileStorage:
         return AlignedFileStorage(path, **options)
     except LockError as e:
         raise LockError(
-            f"Couldn't lock {path!r}: it is open to be written, in this program or in another, by "
-            f"this name or another one of the file (a link). Use the root that is there, or "
-            f"dbclose() it; open it with read_only=True; or share it by a ZEO server (docs/cluster.md)"
+            f"Couldn't lock {path!r}: another storage has this file open to write, in this program "
+            f"or in another, maybe by another name of it (a link). Use the root that is there, or "
+            f"dbclose() it; open it with read_only=True; or share it by a ZEO server (see "
+            f"docs/cluster.md)"
         ) from e
 
 
