@@ -11,7 +11,7 @@ import weakref
 __all__ = ["note_failures", "tls_failed", "tls_failure", "tls_works"]
 
 #: What connections of a context failed of last, as long as none has worked since.
-_failures: weakref.WeakKeyDictionary[ssl.SSLContext, Exception] = weakref.WeakKeyDictionary()
+_failures: weakref.WeakKeyDictionary[ssl.SSLContext, str] = weakref.WeakKeyDictionary()
 
 
 class _Noting(ssl.SSLObject):
@@ -34,7 +34,9 @@ def note_failures(context: ssl.SSLContext) -> None:
 def tls_failed(context: ssl.SSLContext | None, why: Exception) -> None:
     """Be told that a connection has failed: with an SSLError, or as the server has said nothing."""
     if context is not None:
-        _failures[context] = why
+        _failures[context] = _words_of(
+            why
+        )  # not the exception: it knows frames, and sockets in them
 
 
 def tls_works(context: ssl.SSLContext | None) -> None:
@@ -45,9 +47,10 @@ def tls_works(context: ssl.SSLContext | None) -> None:
 
 def tls_failure(context: ssl.SSLContext | None) -> str | None:
     """Return why connections with a context fail; None: not because of TLS, as far as is known."""
-    why = None if context is None else _failures.get(context)
-    if why is None:
-        return None
+    return None if context is None else _failures.get(context)
+
+
+def _words_of(why: Exception) -> str:
     if isinstance(why, ssl.SSLCertVerificationError):
         return (
             f"its certificate is not accepted: {why.verify_message} (ca= names the file of those "
