@@ -4,6 +4,7 @@ What happens when servers fail is in test_servers_fail.py.
 """
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
@@ -220,6 +221,9 @@ def tls(tmp_path):
 @pytest.mark.only("zeo")
 @pytest.mark.database
 @pytest.mark.formats
+# Closed in the middle of a handshake, as it tries again and again, ZEO - its own, too - leaves a
+# socket to the collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_tls(tls, tmp_path, monkeypatch):
     right = {"ca": "ca.pem", "cert": "client.pem", "key": "client.key"}
 
@@ -253,6 +257,7 @@ def test_tls(tls, tmp_path, monkeypatch):
         dbopen(f"{tls.url}?wait_timeout=2")
     with pytest.raises(FileNotFoundError):
         dbopen(url(right | {"cert": "nothing.pem"}))
+    gc.collect()
 
 
 @pytest.mark.only("zeo")
