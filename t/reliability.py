@@ -91,7 +91,8 @@ ROWS = [
         "what a program does to the disk is recorded; a disk is made that has all that was synced, "
         "and of the rest a part, by ten models; also during packs, and with blobs",
         "1,000 disks",
-        "[exactly the transactions that had returned](#simulated), and at most one more",
+        "[exactly the transactions that had returned](#simulated), and at most one more, which "
+        "[may be there in part](#when-the-power-fails)",
         "fs",
         "test_powerfail.py",
     ),
