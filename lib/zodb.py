@@ -157,6 +157,18 @@ class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no typ
         """Say whether there is anything to keep alive. Called when the object is no ghost."""
         return True
 
+    def __setstate__(self, state: Any) -> None:
+        # Persistent clears all attributes. A ghost whose state could not be read when it was
+        # invalidated has those that it keeps.
+        volatile = self._volatile()
+        try:
+            super().__setstate__(state)
+        finally:
+            self.__dict__.update(volatile | self.__dict__)
+
+    def _volatile(self) -> dict[str, Any]:
+        return {k: v for k, v in self.__dict__.items() if k.startswith(self._kept)}
+
     def _p_deactivate(self) -> None:
         """Become a ghost, unless it lives."""
         if self._p_changed is not None and not self.lives():
@@ -167,7 +179,7 @@ class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no typ
         if self._p_changed is None or self._p_jar is None or not self.lives():
             super()._p_invalidate()
             return
-        volatile = {k: v for k, v in self.__dict__.items() if k.startswith(self._kept)}
+        volatile = self._volatile()
         super()._p_invalidate()
         try:
             # It may be gone, or the database may. This is no place to raise: other objects wait to
