@@ -51,15 +51,12 @@ from wendelin.lib.fsindex import load_index, save_index, sync_folder
 from wendelin.lib.fslock import FileLock
 from wendelin.lib.fspack import Packer, data_find, pack
 from wendelin.lib.fsrecord import HeadReader, Located, OpenFile, Stat, stat
-from wendelin.lib.fsscan import FIRST, Scanned, cut_end, scan
+from wendelin.lib.fsscan import FIRST, LARGE, Scanned, cut_end, scan
 from wendelin.lib.fstail import Tail
 from wendelin.lib.interrupt import interrupts_later
 from wendelin.lib.zrecord import BytesRecord, without_pad
 
-__all__ = ["LARGE", "AlignedFileStorage"]
-
-#: the records of a transaction of this size are synced before its status is written [bytes]
-LARGE = 16 << 20
+__all__ = ["AlignedFileStorage"]
 
 log = logging.getLogger(__name__)
 

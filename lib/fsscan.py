@@ -14,6 +14,10 @@ of this one. What is behind the last whole transaction is not there for a reader
 a writer. That is only right at the end of the file: if a whole transaction follows a broken one,
 the file is damaged in its middle. Then nothing is cut, and the file is refused.
 
+The first transaction is looked at more strictly, as a file without it is an empty database: it may
+only be the rest of one that was being written. So transactions that are whole, but moved, count as
+followers there. A large one whose status was written is damaged, as its records were synced before.
+
 It knows the format of FileStorage, not what is in records.
 """
 
@@ -30,12 +34,14 @@ from ZODB.FileStorage.FileStorage import CorruptedTransactionError
 from ZODB.FileStorage.format import DATA_HDR, DATA_HDR_LEN, TRANS_HDR, TRANS_HDR_LEN
 from ZODB.POSException import StorageSystemError
 
-__all__ = ["FIRST", "UNFINISHED", "Scanned", "cut_end", "scan"]
+__all__ = ["FIRST", "LARGE", "UNFINISHED", "Scanned", "cut_end", "scan"]
 
 log = logging.getLogger(__name__)
 
 #: where the first transaction of a file is [bytes]
 FIRST = 4
+#: the records of a transaction of this size are synced before its status is written [bytes]
+LARGE = 16 << 20
 #: the length of a transaction that is being written: not possible for a file [bytes]
 UNFINISHED = 1 << 62
 
@@ -81,8 +87,11 @@ class _Window:
         return int.from_bytes(data, "big") if len(data) == 8 else -1
 
 
-def _whole(read: _Window, size: int, pos: int) -> _Transaction | None:
-    """Return the transaction at a position, if it is whole in a file of this size."""
+def _whole(read: _Window, size: int, pos: int, moved: bool = False) -> _Transaction | None:
+    """Return the transaction at a position, if it is whole in a file of this size.
+
+    moved: also if its records say that it begins elsewhere, all at the same position.
+    """
     header = read(pos, TRANS_HDR_LEN)
     if len(header) < TRANS_HDR_LEN:
         return None
@@ -92,13 +101,16 @@ def _whole(read: _Window, size: int, pos: int) -> _Transaction | None:
     # FileStorage reads transactions of an unknown status, too; not what is not ASCII
     if status == b"c" or not 0 < status[0] < 128 or at > end or end + 8 > size:
         return None
-    records = {}
+    records: dict[bytes, int] = {}
+    begin = pos
     while at < end and status != b"u":  # an undone one is skipped
         header = read(at, DATA_HDR_LEN)
         if len(header) < DATA_HDR_LEN:
             return None
         oid, _, _, back, version, payload = unpack(DATA_HDR, header)
-        if back != pos or version:
+        if moved and not records:
+            begin = back
+        if back != begin or version:
             return None
         records[oid] = at
         at += DATA_HDR_LEN + (payload or 8)  # 0: a position is there instead
@@ -130,7 +142,8 @@ def scan(
     Raises
     ------
     CorruptedTransactionError
-        A transaction is broken, and whole ones follow it.
+        A transaction is broken, and whole ones follow it; or it is the first one, and a power
+        failure cannot have left it so.
     """
     pos = start
     while True:
@@ -140,16 +153,32 @@ def scan(
                 log.warning("%s: time-stamp reduction at %d", name, pos)
             index.update(found.records)
             pos, tid = found.end, found.tid
-        behind = None if found is not None else _whole_behind(fd, size, pos, tid)
-        if behind is None:
+        why = None if found is not None else _why_damaged(fd, size, pos, tid)
+        if why is None:
             return Scanned(pos, tid)
         # A writer finishes one transaction before it begins the next: that may have been now.
         if _whole(_Window(fd), os.fstat(fd).st_size, pos) is None:
             raise CorruptedTransactionError(
-                f"{name} is damaged at {pos}: what is there is not a whole transaction, but a "
-                f"whole one follows at {behind}. Nothing was changed. Restore a backup, or see "
-                f"what ZODB's fsrecover can get out of a copy of the file"
+                f"{name} is damaged at {pos}: what is there is not a whole transaction, but "
+                f"{why}. Nothing was changed. Restore a backup, or see what ZODB's fsrecover can "
+                f"get out of a copy of the file"
             )
+
+
+def _why_damaged(fd: int, size: int, pos: int, tid: bytes) -> str | None:
+    """Say why what is at a position cannot be the end of a file; None: it can be."""
+    behind = _whole_behind(fd, size, pos, tid)
+    if behind is not None:
+        return f"a whole one follows at {behind}"
+    header = os.pread(fd, TRANS_HDR_LEN, pos)
+    if pos == FIRST and len(header) == TRANS_HDR_LEN:
+        _, length, status, *_ = unpack(TRANS_HDR, header)
+        if length >= LARGE and status in (b" ", b"p"):
+            return (
+                f"its header says that it is committed, and has {length} bytes, which were on disk "
+                f"before"
+            )
+    return None
 
 
 def _whole_behind(fd: int, size: int, pos: int, tid: bytes) -> int | None:
@@ -166,11 +195,11 @@ def _whole_behind(fd: int, size: int, pos: int, tid: bytes) -> int | None:
         if pos + length + 8 == size:
             return None  # it is the last one
         candidates.append([pos + length + 8])
-    else:
-        candidates.append(_candidates(fd, size, pos + 1, tid[:1].strip(b"\0")))
+    candidates.append(_candidates(fd, size, pos + 1, tid[:1].strip(b"\0")))
     for group in candidates:
         for at in group:
-            if at > pos and (found := _whole(read, size, at)) is not None and found.records:
+            found = _whole(read, size, at, moved=pos == FIRST) if at > pos else None
+            if found is not None and found.records:
                 return at
     return None
 

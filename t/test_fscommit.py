@@ -18,7 +18,8 @@ from ZODB.FileStorage import FileStorage
 from ZODB.POSException import ConflictError, POSKeyError
 from ZODB.utils import p64, u64
 
-from wendelin.lib.filestorage import LARGE, AlignedFileStorage
+from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.lib.fsscan import LARGE
 from wendelin.lib.zodb import dbclose, dbopen
 
 MIB = 1 << 20

@@ -203,15 +203,86 @@ def test_damage_in_the_middle_is_not_cut(written, damage, read_only, end):
     assert not after.difference(before)
 
 
+def moved(raw, ends):
+    return raw[:20] + bytes(100) + raw[20:]
+
+
+def without_the_first_page(raw, ends):
+    """Return a file of which not much is left at the beginning, and at its end."""
+    return raw[:4] + bytes(ends[2] - 4) + raw[ends[2] :] + bytes(3000)
+
+
+def two_that_follow_one_another(raw, ends):
+    """Return a file with two broken transactions, of right lengths; its end is torn."""
+    for end in ends[:2]:
+        at = end + 23 + 24
+        raw = raw[:at] + b"\xff" + raw[at + 1 :]
+    return raw + bytes(3000)
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("damage", [moved, without_the_first_page, two_that_follow_one_another])
+def test_a_damaged_beginning_makes_no_empty_database(written, damage, read_only):
+    raw = damage(written.raw, written.ends)
+    Path(written.path).write_bytes(raw)
+    with pytest.raises(CorruptedTransactionError, match=f"damaged at {FIRST}: .* follows at"):
+        AlignedFileStorage(written.path, read_only=read_only)
+    assert Path(written.path).read_bytes() == raw
+    assert not os.path.exists(f"{written.path}.tr0")
+
+
+@pytest.mark.parametrize("how", ["a record", "cut"])
+def test_a_large_first_transaction_that_is_damaged(path, how):
+    """Its records were on disk before its status: no power failure has left it so."""
+    storage = AlignedFileStorage(path)
+    commit(storage, (1, bytes(fsscan.LARGE)))
+    storage.close()
+    os.unlink(f"{path}.index")
+    if how == "cut":
+        os.truncate(path, 1 << 20)
+    else:
+        with open(path, "r+b") as file:
+            file.seek(FIRST + 23 + 24)
+            file.write(b"\xff")
+    size = os.path.getsize(path)
+    with pytest.raises(CorruptedTransactionError, match=f"damaged at {FIRST}: .*committed"):
+        AlignedFileStorage(path)
+    assert os.path.getsize(path) == size
+
+
+def test_a_first_transaction_that_was_being_written(path):
+    """A file opens with whatever a power failure has left of it."""
+    storage = AlignedFileStorage(path)
+    data = b"".join(p64(number) for number in (0, 23, 50, 4096, 1 << 40)) * 1000 + bytes(9000)
+    commit(storage, *[(number, data) for number in range(3)])
+    storage.close()
+    os.unlink(f"{path}.index")
+    raw, rng = Path(path).read_bytes(), random.Random(1)
+    header = raw[FIRST : FIRST + 23]
+    unfinished = header[:8] + UNFINISHED.to_bytes(8, "big") + b"c" + header[17:]
+    layers = [unfinished, header[:16] + b"c" + header[17:], header]
+    for begin in layers:
+        last = raw[:FIRST] + begin + raw[FIRST + 23 :]
+        torn_ends = [torn(last[FIRST:], FIRST, n, bytes, rng) for n in (512, 4096) * 10]
+        for end in [last[FIRST : rng.randrange(FIRST, len(raw))] for _ in range(20)] + torn_ends:
+            if raw[FIRST:] == end or (begin is header and begin not in end[:23]):
+                continue
+            Path(path).write_bytes(raw[:FIRST] + end)
+            storage = AlignedFileStorage(path)
+            assert (len(storage), storage.getSize()) == (0, FIRST)
+            storage.close()
+            os.unlink(f"{path}.index")
+
+
 def test_a_writer_finishes_while_the_end_is_looked_at(written, monkeypatch):
     """A reader has seen a transaction before its status was written, and then the next one."""
     whole, seen = fsscan._whole, []
 
-    def before_the_status(read, size, pos):
+    def before_the_status(read, size, pos, **how):
         if pos == written.ends[1] and not seen:
             seen.append(pos)
             return None
-        return whole(read, size, pos)
+        return whole(read, size, pos, **how)
 
     monkeypatch.setattr(fsscan, "_whole", before_the_status)
     assert written.scanned(written.raw) == (written.ends[-1], written.tids[-1])
