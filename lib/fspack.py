@@ -9,7 +9,7 @@ packed one, and commits that return afterwards are in the file that is found the
 1. the packed file, NAME.pack, is on disk, and locked;
 2. the index of the file as it was is gone, for good: the folder is synced;
 3. the packed file takes the name, in one rename; the file as it was has another one, NAME.old, or
-   is kept by the readers that have it open;
+   is kept by the readers that have it open. What an earlier pack has kept is there until then;
 4. that is on disk, too: the folder is synced, before any other transaction may be committed, and
    before a blob is removed;
 5. the index of the packed file is saved.
@@ -65,10 +65,6 @@ def pack(storage: Any, t: float, referencesf: Any, gc: bool | None) -> None:
         storage._pack_is_in_progress = True
     old = f"{storage._file_name}.old"
     try:
-        with suppress(FileNotFoundError):
-            os.remove(old)
-        if storage.blob_dir and os.path.exists(f"{storage.blob_dir}.old"):
-            remove_committed_dir(f"{storage.blob_dir}.old")
         try:
             found = storage.packer(
                 storage, referencesf, stop, storage._pack_gc if gc is None else gc
@@ -83,6 +79,8 @@ def pack(storage: Any, t: float, referencesf: Any, gc: bool | None) -> None:
         finally:
             storage._commit_lock.release()
         if storage.blob_dir:
+            if os.path.exists(f"{storage.blob_dir}.old"):
+                remove_committed_dir(f"{storage.blob_dir}.old")
             storage._remove_blob_files_tagged_for_removal_during_pack()
     finally:
         with storage._lock:
@@ -106,6 +104,9 @@ def _replace(storage: Any, old: str, end: int, index: Any) -> None:
         with suppress(FileNotFoundError):
             os.unlink(f"{path}.index")
         sync_folder(folder)
+        # what an earlier pack has kept, until there is something else to keep
+        with suppress(FileNotFoundError):
+            os.remove(old)
         with storage._files.write_lock(), storage._lock:
             storage._files.empty()
             try:

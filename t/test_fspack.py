@@ -16,6 +16,7 @@ from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage import FileStorage as StockFileStorage
 from ZODB.utils import p64
 
+from wendelin.lib import fspack
 from wendelin.lib.filestorage import AlignedFileStorage
 from wendelin.lib.fsalign import ALIGNMENT
 from wendelin.lib.zodb import dbclose, dbopen
@@ -284,6 +285,43 @@ def test_a_pack_that_fails_changes_nothing(path, monkeypatch, fails):
     db = DB(AlignedFileStorage(path))
     with db.transaction() as conn:
         assert conn.root()["x"] == 3
+    db.close()
+
+
+@pytest.mark.parametrize("fails", ["copying", "fsync", None])
+def test_what_an_earlier_pack_has_kept(path, tmp_path, monkeypatch, fails):
+    """It is there until there is another file to keep: a pack may fail."""
+    blobs = tmp_path / "blobs"
+    db = DB(AlignedFileStorage(path, blob_dir=str(blobs)))
+    for i in 1, 2:
+        with db.transaction() as conn:
+            conn.root()["blob"] = Blob(b"%d" % i)
+    db.pack()
+
+    def found():
+        places = [Path(f"{path}.old"), *Path(f"{blobs}.old").rglob("*.blob")]
+        return {place: place.read_bytes() for place in places}
+
+    kept = found()
+    assert set(kept.values()) >= {b"1", b"2"}
+    with db.transaction() as conn:
+        conn.root()["blob"] = Blob(b"3")
+
+    def failing(*args):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    if fails is not None:
+        what = (os, "fsync") if fails == "fsync" else (fspack, "_checked")
+        monkeypatch.setattr(*what, failing)
+        with pytest.raises(OSError, match="Input/output error"):
+            db.pack()
+        assert found() == kept
+    else:
+        db.pack()
+        assert {b"2", b"3"} <= set(found().values())
+        assert b"1" not in found().values()
+        assert found()[Path(f"{path}.old")] != kept[Path(f"{path}.old")]
+    monkeypatch.undo()
     db.close()
 
 
