@@ -25,11 +25,11 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections.abc import Iterable
 from struct import unpack
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from ZODB.FileStorage.FileStorage import CorruptedTransactionError
 from ZODB.FileStorage.format import DATA_HDR, DATA_HDR_LEN, TRANS_HDR, TRANS_HDR_LEN
 from ZODB.POSException import StorageSystemError
@@ -205,15 +205,27 @@ def _whole_behind(fd: int, size: int, pos: int, tid: bytes) -> int | None:
 
 
 def _candidates(fd: int, size: int, pos: int, begin: bytes) -> Iterable[int]:
-    """Yield where a header could be: of a tid that begins so, and of a length below 2**48."""
-    pattern = re.compile(re.escape(begin) + rb"[\s\S]{%d}\0\0[\s\S]{6}[ up]" % (8 - len(begin)))
-    while pos < size:
-        data = os.pread(fd, _PIECE + TRANS_HDR_LEN, pos)
-        at = 0
-        while (match := pattern.search(data, at)) is not None and match.start() < _PIECE:
-            yield pos + match.start()
-            at = match.start() + 1
-        pos += _PIECE
+    """Yield where a header could be: its tid begins so, and what it is of lies in the file.
+
+    Of a length below 2**48. There may be gigabytes to look through.
+    """
+    while (n := min(_PIECE, size - pos - TRANS_HDR_LEN)) > 0:
+        data = np.frombuffer(os.pread(fd, n + TRANS_HDR_LEN, pos), np.uint8)
+        n = len(data) - TRANS_HDR_LEN
+        if n <= 0:
+            return  # the file was cut
+        status = data[16 : 16 + n]
+        could = (status == ord(" ")) | (status == ord("p")) | (status == ord("u"))
+        could &= (data[8 : 8 + n] == 0) & (data[9 : 9 + n] == 0)
+        if begin:
+            could &= data[:n] == begin[0]
+        at = np.flatnonzero(could)
+        length = np.zeros(len(at), np.int64)
+        for i in range(10, 16):
+            length = length << 8 | data[at + i]
+        at = at[(length >= TRANS_HDR_LEN) & (pos + at + length + 8 <= size)]
+        yield from (pos + at).tolist()
+        pos += n
 
 
 def cut_end(fd: int, name: str, pos: int) -> None:
