@@ -68,7 +68,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
 
     Parameters
     ----------
-    file_name : str
+    file_name : str or path
     align : bool
         False: be a FileStorage, without locate(), which finds nothing then.
     ordered : bool
@@ -90,7 +90,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
 
     def __init__(
         self,
-        file_name: str,
+        file_name: str | os.PathLike[str],
         *,
         align: bool | int = True,
         ordered: bool | int = False,
@@ -98,6 +98,8 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     ) -> None:
         self.align = bool(align)
         self.ordered = bool(ordered)
+        # A relative name would be another file after chdir(): FileStorage packs what it names then.
+        file_name = os.path.abspath(file_name)
         if os.path.islink(file_name):
             # what is beside the file - its lock, its index - is so for all names of it, and a pack
             # replaces the file, not the link

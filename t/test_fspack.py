@@ -288,6 +288,29 @@ def test_a_pack_that_fails_changes_nothing(path, monkeypatch, fails):
     db.close()
 
 
+@pytest.mark.parametrize("align", [True, False])
+@pytest.mark.parametrize("name", ["x.fs", Path("x.fs")])
+def test_a_relative_name(tmp_path, monkeypatch, align, name):
+    """It is of the folder where it was opened: a pack read another database, and failed."""
+    for folder in "mine", "other":
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        db = DB(AlignedFileStorage(name, align=align))
+        for i in 1, 2:
+            with db.transaction() as conn:
+                conn.root()[folder] = i
+        if folder == "other":
+            db.close()
+        else:
+            mine = db
+    mine.pack()
+    mine.close()
+    db = DB(AlignedFileStorage(str(tmp_path / "mine" / "x.fs")))
+    with db.transaction() as conn:
+        assert dict(conn.root()) == {"mine": 2}
+    db.close()
+
+
 @pytest.mark.parametrize("fails", ["copying", "fsync", None])
 def test_what_an_earlier_pack_has_kept(path, tmp_path, monkeypatch, fails):
     """It is there until there is another file to keep: a pack may fail."""
