@@ -40,6 +40,7 @@ _REFUSED = (
     "before_instance",
     "changed_since",
     "checkCurrentSerialInTransaction",
+    "cleanup",
     "close",
     "copyTransactionsFrom",
     "deleteObject",
@@ -74,6 +75,7 @@ _REFUSED = (
     "undoInfo",
     "undoLog",
     "undo_instance",
+    "zap_all",
 )
 #: those that a transaction's begin and end call, and that may do nothing
 _QUIET = ("afterCompletion", "poll_invalidations", "release", "sync")

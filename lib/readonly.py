@@ -14,6 +14,7 @@ __all__ = ["made_read_only"]
 
 #: methods that change something, or begin to
 _WRITES = (
+    "cleanup",
     "copyTransactionsFrom",
     "deleteObject",
     "new_oid",
@@ -24,6 +25,7 @@ _WRITES = (
     "storeBlob",
     "tpc_begin",
     "undo",
+    "zap_all",
 )
 
 
@@ -44,6 +46,6 @@ def made_read_only(storage: Any) -> Any:
             setattr(storage, call, _refuse)
     storage.isReadOnly = lambda: True
     new_instance = getattr(storage, "new_instance", None)
-    if new_instance is not None:  # one for each Connection
-        storage.new_instance = lambda: made_read_only(new_instance())
+    if new_instance is not None:  # one for each Connection, maybe of a moment in the past
+        storage.new_instance = lambda *a, **kw: made_read_only(new_instance(*a, **kw))
     return storage

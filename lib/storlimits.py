@@ -168,7 +168,7 @@ def limit(storage: Any, name: str, wait: float) -> Any:
             setattr(storage, call, partial(limits.call, call, method))
     new_instance = getattr(storage, "new_instance", None)
     if new_instance is not None:
-        storage.new_instance = lambda: limit(new_instance(), name, wait)
+        storage.new_instance = lambda *a, **kw: limit(new_instance(*a, **kw), name, wait)
     return storage
 
 

@@ -81,7 +81,7 @@ EVERY_CALL = """
             ("close",), ("load", root._p_oid), ("loadBefore", root._p_oid, tid), ("new_oid",),
             ("history", root._p_oid), ("iterator",), ("pack", 0, None), ("tpc_begin", txn),
             ("store", root._p_oid, tid, b"", "", txn), ("tpc_vote", txn), ("tpc_finish", txn),
-            ("tpc_abort", txn), ("undo", undo, txn), ("undoLog", 0, 1),
+            ("tpc_abort", txn), ("undo", undo, txn), ("undoLog", 0, 1), ("cleanup",),
         ]:
             if hasattr(storage, call):
                 refused(getattr(storage, call), *args)

@@ -20,6 +20,7 @@ from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage import FileStorage
 from ZODB.MappingStorage import MappingStorage
 from ZODB.mvccadapter import MVCCAdapter
+from ZODB.POSException import ReadOnlyError
 
 from wendelin.bigfile import BlockLoadError, ram_reclaim
 from wendelin.lib.storthreads import OneAtATime, asks_in_parallel
@@ -33,6 +34,31 @@ def url(tmp_path):
     return os.environ.get(
         "WENDELIN_CORE_TEST_RELSTORAGE", f"sqlite://localhost/?data_dir={tmp_path}/sqlite"
     )
+
+
+def test_a_past_state_is_read_only_too(url):
+    """For each state there is an instance of the storage of its own, no other than the storage."""
+    root = dbopen(url)
+    root["x"] = 1
+    transaction.commit()
+    tid = root._p_jar.db().storage.lastTransaction()
+    root["x"] = 2
+    transaction.commit()
+    dbclose(root)
+    root = dbopen(url, read_only=True)
+    conn = root._p_jar.db().open(at=tid)
+    assert conn.root()["x"] == 1
+    conn.close()
+    storage = root._p_jar.db().storage
+    past = storage.before_instance(storage.lastTransaction())
+    for instance in past, storage.new_instance():
+        with pytest.raises(ReadOnlyError):
+            instance.tpc_begin(None)
+        instance.release()
+    with pytest.raises(ReadOnlyError):
+        storage.zap_all()  # of RelStorage: takes everything away
+    assert root["x"] == 2
+    dbclose(root)
 
 
 READERS = """

@@ -333,7 +333,7 @@ def test_classes_that_are_not_loaded(tmp_path):
         str(path),
     )
     assert f"class      {Sub.__module__}.Sub\n" in printed
-    assert "\n1\n1\n1 array, 4 blocks: all good\n" in printed
+    assert "\n1\n1\n1 array, 4 blocks, 4 with a checksum: all good\n" in printed
     assert f"it is a {Opaque.__module__}.Opaque" in printed
 
 
