@@ -272,6 +272,15 @@ def make_hdf5(here):
         layout[:] = h5py.VirtualSource(".", "circle", (3,))
         file.create_virtual_dataset("circle", layout)
         file["alias"] = h5py.SoftLink("/inside")
+        # short, and long to follow: each is many times the next one
+        for i in range(14):
+            file[f"link{i}"] = h5py.SoftLink("/".join([f"link{i + 1}"] * 40))
+            layout = h5py.VirtualLayout((30,), "u1")
+            for k in range(30):
+                layout[k : k + 1] = h5py.VirtualSource(".", f"power{i + 1}", (30,))[k : k + 1]
+            file.create_virtual_dataset(f"power{i}", layout)
+        file["link14"] = h5py.SoftLink("/")
+        file["power14"] = np.arange(30, dtype="u1")
 
 
 REFUSED = {
@@ -296,16 +305,20 @@ def test_hdf5_that_is_elsewhere(call, url, here):
         assert "--external" in error
     assert "more than 16 levels" in call("import", "x.h5:circle", f"{url}#x", code=1).stderr
     assert "more than 16 links" in call("import", "x.h5:round", f"{url}#x", code=1).stderr
+    assert "more than 16 links" in call("import", "x.h5:link0/inside", f"{url}#x", code=1).stderr
+    assert "more than 10,000 parts" in call("import", "x.h5:power0", f"{url}#x", code=1).stderr
     assert "has no array 'nowhere'" in call("import", "x.h5:nowhere", f"{url}#x", code=1).stderr
     assert "say which one" in call("import", "x.h5", f"{url}#x", code=1).stderr
     assert nothing(url)
-    for name in "inside", "within", "alias":
+    for name in "inside", "within", "alias", "power12":
         call("import", f"x.h5:{name}", f"{url}#{name}")
     for name in "virtual file", "virtual link", "linked", "linked group/x", "soft":
         call("import", "--external", f"x.h5:{name}", f"{url}#{name.replace('/', ' ')}")
     with database(url) as root:
+        assert root.pop("power12")[...].tolist() == list(range(30))
         assert all(root[name][...].tolist() == [0, 1, 2] for name in root)
         assert len(root) == 8
+        transaction.abort()
     call("import", "--external", "x.h5:external", f"{url}#s")
     with database(url) as root:
         assert bytes(root["s"][...]) == b"secret"

@@ -19,7 +19,9 @@ from wendelin.cli.files.flat import only_member
 
 __all__ = ["hdf5_sink", "hdf5_source"]
 
-_DEEP = 16  # links, or virtual datasets, one behind the other
+_LINKS = 16  # on the way to a dataset, all of them counted: as HDF5 itself has it
+_DEEP = 16  # virtual datasets, one made of the other
+_PARTS = 10_000  # of all that others are made of
 
 
 class _Inside:
@@ -35,8 +37,10 @@ class _Inside:
 
     def __init__(self, h5py: Any, file: Any, path: str) -> None:
         self._h5py, self._file, self._path = h5py, file, path
+        self._links = 0  # followed, on the way to what is looked for
+        self._parts = 0  # of virtual datasets that others are made of
 
-    def find(self, name: str, start: Any = None, depth: int = 0) -> Any:
+    def find(self, name: str) -> Any:
         """Return what is by a name; None: nothing is.
 
         Raises
@@ -44,6 +48,10 @@ class _Inside:
         Failure
             It is behind a link to another file.
         """
+        self._links = 0
+        return self._find(name)
+
+    def _find(self, name: str, start: Any = None) -> Any:
         h5py = self._h5py
         at = self._file if start is None or name.startswith("/") else start
         for part in name.split("/"):
@@ -61,14 +69,15 @@ class _Inside:
                 raise self._refuse(name, f"is behind a link to another file, {link.filename!r}")
             if isinstance(link, h5py.HardLink):
                 at = at[part]
-            elif depth == _DEEP:
-                raise Failure(f"{self._path}:{name} is behind more than {_DEEP} links")
+            elif self._links == _LINKS:
+                raise Failure(f"{self._path}:{name} is behind more than {_LINKS} links")
             else:
-                at = self.find(link.path, at, depth + 1)
+                self._links += 1
+                at = self._find(link.path, at)
         return at
 
     def check(self, dataset: Any, depth: int = 0) -> None:
-        """See that all bytes of a dataset are in the file.
+        """See that all bytes of a dataset are in the file, and that HDF5 comes to an end with it.
 
         Raises
         ------
@@ -89,6 +98,13 @@ class _Inside:
             file, name = how.get_virtual_filename(i), how.get_virtual_dsetname(i)
             if file != "." or "%" in name:  # which stands for numbers
                 raise self._refuse(dataset.name, f"is made of datasets of other files, {file!r}")
+            # HDF5 opens a dataset anew wherever it is a part: their number may be a power
+            self._parts += depth > 0
+            if self._parts > _PARTS:
+                raise Failure(
+                    f"{self._path}:{dataset.name}: a virtual dataset that is made of others, with "
+                    f"more than {_PARTS:,} parts"
+                )
             part = self.find(name)
             if isinstance(part, self._h5py.Dataset):
                 self.check(part, depth + 1)
