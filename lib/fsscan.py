@@ -17,6 +17,7 @@ the file is damaged in its middle. Then nothing is cut, and the file is refused.
 The first transaction is looked at more strictly, as a file without it is an empty database: it may
 only be the rest of one that was being written. So transactions that are whole, but moved, count as
 followers there. A large one whose status was written is damaged, as its records were synced before.
+(Not by FileStorage: what a power failure has left of one of its own is refused, too.)
 
 It knows the format of FileStorage, not what is in records.
 """
@@ -175,8 +176,8 @@ def _why_damaged(fd: int, size: int, pos: int, tid: bytes) -> str | None:
         _, length, status, *_ = unpack(TRANS_HDR, header)
         if length >= LARGE and status in (b" ", b"p"):
             return (
-                f"its header says that it is committed, and has {length} bytes, which were on disk "
-                f"before"
+                f"its header says that {length} bytes are committed, and wendelin.core writes that "
+                f"when they are on disk"
             )
     return None
 
