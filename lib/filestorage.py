@@ -47,11 +47,12 @@ from wendelin.lib.fsblob import (
     write_layout,
 )
 from wendelin.lib.fsfollow import FileFollower
-from wendelin.lib.fsindex import load_index, save_index, sync_folder
+from wendelin.lib.fsindex import load_index, save_index
 from wendelin.lib.fslock import FileLock
 from wendelin.lib.fspack import Packer, data_find, pack
 from wendelin.lib.fsrecord import HeadReader, Located, OpenFile, Stat, stat
 from wendelin.lib.fsscan import FIRST, LARGE, Scanned, cut_end, scan
+from wendelin.lib.fssync import sync_folder
 from wendelin.lib.fstail import Tail
 from wendelin.lib.interrupt import interrupts_later
 from wendelin.lib.zrecord import BytesRecord, without_pad

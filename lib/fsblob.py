@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from wendelin.lib.fsindex import sync_folder
+from wendelin.lib.fssync import sync_folder
 
 __all__ = ["blank_layout", "missing_folders", "sync_blobs", "sync_new_folder", "write_layout"]
 

@@ -18,7 +18,6 @@ Its pickles are read as data (inert): an index may come from a stranger, too.
 
 from __future__ import annotations
 
-import errno
 import os
 from contextlib import suppress
 from hashlib import blake2b
@@ -31,7 +30,7 @@ from ZODB.fsIndex import fsIndex
 from wendelin.lib.fsscan import FIRST
 from wendelin.lib.inert import InertError, Reader
 
-__all__ = ["Saved", "inode_of", "load_index", "save_index", "sync_folder"]
+__all__ = ["Saved", "inode_of", "load_index", "save_index"]
 
 _MAGIC = b"wc3index"
 _DIGEST = 16  # [bytes]
@@ -119,21 +118,3 @@ def _unpickled(data: bytes, pos: int) -> fsIndex | None:
     except (InertError, ValueError, TypeError):
         return None
     return index
-
-
-def sync_folder(path: str) -> None:
-    """Have the names of a folder on disk, of new and renamed files too.
-
-    Raises
-    ------
-    OSError
-        They may not be. (Not where the file system cannot do it.)
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    except OSError as e:
-        if e.errno != errno.EINVAL:
-            raise
-    finally:
-        os.close(fd)

@@ -36,8 +36,8 @@ from ZODB.POSException import ReadOnlyError
 from ZODB.utils import p64, z64
 
 from wendelin.lib.fsalign import aligned_at
-from wendelin.lib.fsindex import sync_folder
 from wendelin.lib.fslock import FileLock
+from wendelin.lib.fssync import sync_folder
 from wendelin.lib.zrecord import ChecksumError, check, without_pad
 
 __all__ = ["Packer", "data_find", "pack"]

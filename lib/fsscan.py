@@ -35,6 +35,8 @@ from ZODB.FileStorage.FileStorage import CorruptedTransactionError
 from ZODB.FileStorage.format import DATA_HDR, DATA_HDR_LEN, TRANS_HDR, TRANS_HDR_LEN
 from ZODB.POSException import StorageSystemError
 
+from wendelin.lib.fssync import sync_folder
+
 __all__ = ["FIRST", "LARGE", "UNFINISHED", "Scanned", "cut_end", "scan"]
 
 log = logging.getLogger(__name__)
@@ -275,6 +277,7 @@ def _keep(fd: int, name: str, pos: int, size: int) -> str:
             while at < size and (done := os.sendfile(copy.fileno(), fd, at, size - at)):
                 at += done
             os.fsync(copy.fileno())
+        sync_folder(os.path.dirname(os.path.abspath(kept)))
     except OSError as e:
         if os.path.exists(kept):
             os.unlink(kept)

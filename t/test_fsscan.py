@@ -158,6 +158,24 @@ def test_it_opens_reads_and_writes(path, tail, index, read_only):
             opened.close()
 
 
+def test_what_is_kept_is_on_disk_before_the_file_is_cut(path, monkeypatch):
+    written = Written(path)
+    Path(path).write_bytes(written.raw + b"x" * 5000)
+    done = []
+    for name in "fsync", "ftruncate":
+        call = getattr(os, name)
+
+        def noted(fd, *args, name=name, call=call):
+            done.append((name, os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))))
+            return call(fd, *args)
+
+        monkeypatch.setattr(os, name, noted)
+    AlignedFileStorage(path).close()
+    monkeypatch.undo()
+    name, folder = os.path.basename(path), os.path.basename(os.path.dirname(path))
+    assert done[:3] == [("fsync", f"{name}.tr0"), ("fsync", folder), ("ftruncate", name)]
+
+
 def test_a_database_reads_at_once(path):
     db, root = write(path)
     root["n"] = 1
