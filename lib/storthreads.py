@@ -40,7 +40,7 @@ def asks_in_parallel(storage: Any) -> bool:
     """Say whether several threads may ask a storage, or what a Connection has of it, at a time."""
     while isinstance(storage, Adapter):
         storage = storage._storage
-    if isinstance(storage, DemoStorage):
+    if type(storage) is DemoStorage:
         return asks_in_parallel(storage.base) and asks_in_parallel(storage.changes)
     cls = type(storage)
     return f"{cls.__module__}.{cls.__qualname__}" in IN_PARALLEL

@@ -130,7 +130,7 @@ class Receiver(BufferedProtocol):
                 if self._protocol.protocol_version is None:
                     # As ZEO does it; which would wait for all of it, a gigabyte of "SSH-".
                     self._start = self._end
-                    begin = bytes(small[:100])
+                    begin = bytes(small[: min(self._end, 100)])
                     self._protocol.client.register_failed(self._protocol, ProtocolError(begin))
                     break
                 self._begin_large(size, small[start : self._end])
