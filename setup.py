@@ -48,8 +48,9 @@ class cython_build_ext(build_ext):
 
 setup(
     ext_modules=[
-        Extension(f"wendelin.bigfile.{path.stem}", [str(path)], extra_compile_args=C_FLAGS)
-        for path in sorted(Path("bigfile").glob("*.pyx"))
+        Extension(f"{name}.{path.stem}", [str(path)], extra_compile_args=C_FLAGS)
+        for folder, name in PACKAGES.items()
+        for path in sorted(Path(folder).glob("*.pyx"))
     ],
     cmdclass={"build_ext": cython_build_ext},
 )

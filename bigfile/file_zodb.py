@@ -64,7 +64,12 @@ from wendelin.bigfile.zblk import (
 from wendelin.bigfile.zfile import ZFile
 from wendelin.bigfile.zwatch import watch_of
 from wendelin.lib.forked import is_inherited
-from wendelin.lib.zodb import LivePersistent, zconn_check_database, zobj_is_committed
+from wendelin.lib.zodb import (
+    LivePersistent,
+    zconn_check_database,
+    zconn_is_open,
+    zobj_is_committed,
+)
 from wendelin.lib.zonce import zconn_is_shared
 from wendelin.lib.zrecord import RecordError
 
@@ -263,7 +268,10 @@ class ZBigFileH(BigFileH):
         self._finished = False
         self.stored.clear()
         self.watch.records.clear()
+        dropped = self.dirty_blocks() if self.isshown() else []
         self.dirty_discard()
+        if dropped and zconn_is_open(self.conn):
+            self.zfile.show_again(dropped, self)
 
     def tpc_abort(self, txn: Any) -> None:
         """Discard all changes."""

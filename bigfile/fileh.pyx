@@ -218,7 +218,7 @@ cdef int fileh_know(FileH *fileh, const Known *known, size_t n, uint64_t epoch) 
                 err = ENOMEM
                 break
         elif page.state == LOADED and page.backing == MEMFD:
-            if known[i].source.backing == NOTHING:
+            if known[i].source.backing == NOTHING or page.pins != 0:
                 page.source = known[i].source
                 continue
             page_free_memory(page)

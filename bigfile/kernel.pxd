@@ -104,6 +104,7 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_attr_init(pthread_attr_t *attr)
     int pthread_attr_setdetachstate(pthread_attr_t *attr, int state)
     int pthread_attr_destroy(pthread_attr_t *attr)
+    int pthread_setname_np(pthread_t thread, const char *name)
     int pthread_create(pthread_t *thread, const pthread_attr_t *attr,
                        void *(*run)(void *) noexcept nogil, void *arg)
     int pthread_cancel(pthread_t thread)

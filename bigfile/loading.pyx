@@ -19,12 +19,12 @@ from libc.stdint cimport uint64_t
 from wendelin.bigfile.checksum cimport checksum_compare
 from wendelin.bigfile.kernel cimport (_SC_PAGESIZE, pthread_cond_broadcast, pthread_self, sysconf,
                                       volatile_char)
-from wendelin.bigfile.mapping cimport NONE
+
 from wendelin.bigfile.page cimport (BROKEN_FILE, CIRCULAR_LOAD, KNOWN, LOADED, LOADING, MEMFD,
                                     NOTHING, NO_FAILURE, NO_MEMORY, TOUCH_IN_LOAD, ZEROS, Backing,
                                     Failure, FileH, Page, Source, fileh_release, op_fail, op_load,
                                     op_wait, page_become, page_drop, page_forget, page_new,
-                                    page_protect)
+                                    page_show)
 from wendelin.bigfile.pagemap cimport pagemap_get
 from wendelin.bigfile.ram cimport (pager_cond, pager_lock, pager_unlock, ram_alloc, ram_copy,
                                    ram_free, ram_reserve, ram_unreserve, ram_write)
@@ -231,8 +231,9 @@ cdef int page_bring_in(Page *page) noexcept nogil:
     elif err != 0:
         page_become(page, LOADED, backing)
     else:
-        page_protect(page, NONE)    # whoever shows it as ZERO or FILE looks again
+        # The bytes are the same: no moment without them, for a system call that reads them now.
         page_become(page, LOADED, MEMFD)
+        page_show(page, False)
     load_over(fileh, blk)
     fileh_release(fileh)
     return err

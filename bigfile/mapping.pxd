@@ -21,7 +21,9 @@ cdef struct Area:
     Area *prev              # neighbours in the handle's list; not for this room
     Area *next
     # protected by: the pager lock
-    uint8_t *kinds          # [pglen] of Kind, and SHOWN if it was another than NONE since a reset
+    # [pglen] of Kind, SHOWN if it was another than NONE since a reset, STAYS if it is to stay so
+    uint8_t *kinds
+    uint64_t stays          # pages that have STAYS
     uint64_t maps           # kernel mappings it consists of, estimated from above
     uint64_t shown          # pages that have SHOWN: they may have page tables
     uint64_t hand           # page where giving back goes on
@@ -36,6 +38,10 @@ cdef Area *area_lookup(const char *addr) noexcept nogil
 cdef Kind area_kind(Area *area, uint64_t page) noexcept nogil
 cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, int fd, long offset) \
     noexcept nogil
+cdef bint area_was_shown(Area *area, uint64_t page) noexcept nogil
+cdef void area_set_stays(Area *area, uint64_t page, bint stays) noexcept nogil
+cdef bint areas_may_stay() noexcept nogil
+cdef bint areas_have_room() noexcept nogil
 cdef int area_reset(Area *area) noexcept nogil
 cdef void areas_reset_scrap() noexcept nogil
 cdef void areas_before_fork() noexcept nogil

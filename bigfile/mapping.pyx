@@ -14,7 +14,8 @@ neighbouring pages differ. Page by page it shows one Kind:
 tables cost 0.2 % of every range that was touched, also of zero and file pages. When one of the
 two budgets is reached, the area that uses most of it gives a quarter back: shown as NONE again,
 in one mapping. A hand goes round over its pages, so that what a sequential reader had longest
-goes first. Nothing is lost by that: pages stay in memory, the next touch faults and shows them.
+goes first. Nothing is lost by that: pages stay in memory, the next touch faults and shows them. A
+page with STAYS is passed over: a program has asked for it to be accessible without a fault.
 
 *Fork.* Areas are not inherited (MADV_DONTFORK: a child that wrote or freed shared page memory
 would change its parent's uncommitted data). In the child they are kept aside as `inherited`,
@@ -38,7 +39,8 @@ from wendelin.bigfile.ram cimport ram_limit, ram_open
 
 cdef enum:
     HUGE = 1 << 21          # [bytes] of the kernel's huge page
-    SHOWN = 0x80            # flag beside a Kind
+    SHOWN = 0x80            # flags beside a Kind
+    STAYS = 0x40
     INHERITED_SHOWN = 64    # blocks; what is more stays shown
     SPARE = 16              # mappings in reserve, see reset_all()
     SPARE_SIZE = 1 << 16    # of each [bytes]: a multiple of the OS page
@@ -55,6 +57,7 @@ cdef struct Range:
 cdef Table live             # areas of this process
 cdef Table inherited        # areas of the parent, in a child made by fork
 cdef uint64_t maps_budget   # kernel mappings all areas together may use
+cdef uint64_t areas_stay    # pages that have STAYS
 cdef int sink_fd = -1       # memory of SINK pages
 cdef Range[INHERITED_SHOWN] inherited_shown     # to a child, in place of inherited pages
 cdef size_t n_inherited_shown
@@ -200,10 +203,11 @@ cdef Area *area_map(int memfd, uint64_t pgoffset, uint64_t pglen, size_t blksize
 
 cdef void area_unmap(Area *area) noexcept nogil:
     """Unmap and free an area. It must not be in use."""
-    global areas_maps, areas_shown_bytes
+    global areas_maps, areas_shown_bytes, areas_stay
     if table_remove(&live, area):
         areas_maps -= area.maps
         areas_shown_bytes -= area.shown * area.blksize
+        areas_stay -= area.stays
         munmap(area.start, area.stop - area.start)
     else:
         # After a fork: the range was not inherited, something else may be mapped there.
@@ -214,7 +218,34 @@ cdef void area_unmap(Area *area) noexcept nogil:
 
 cdef Kind area_kind(Area *area, uint64_t page) noexcept nogil:
     """Return what an area shows at a page [0, pglen)."""
-    return <Kind>(area.kinds[page] & ~<int>SHOWN)
+    return <Kind>(area.kinds[page] & ~<int>(SHOWN | STAYS))
+
+
+cdef bint area_was_shown(Area *area, uint64_t page) noexcept nogil:
+    """Say whether a page was shown, and only dropped since, if it is not shown now."""
+    return area.kinds[page] & SHOWN != 0
+
+
+cdef void area_set_stays(Area *area, uint64_t page, bint stays) noexcept nogil:
+    """Let a page that is shown stay so, whatever the budgets are; or not any more."""
+    global areas_stay
+    cdef int change = stays - (area.kinds[page] & STAYS != 0)
+    area.stays += change
+    areas_stay += change
+    if stays:
+        area.kinds[page] |= STAYS
+    else:
+        area.kinds[page] &= ~<int>STAYS
+
+
+cdef bint areas_may_stay() noexcept nogil:
+    """Say whether one more page may stay shown: half of the budget is for those that go round."""
+    return 2 * areas_stay < maps_budget // 2
+
+
+cdef bint areas_have_room() noexcept nogil:
+    """Say whether more can be shown without hiding something else."""
+    return areas_maps < maps_budget - maps_budget // 8 and areas_shown_bytes // 16 < ram_limit
 
 
 cdef inline bint edge(Area *area, uint64_t page) noexcept nogil:
@@ -298,10 +329,12 @@ cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, int fd, lon
     before = edges(area, page, n)
     for i in range(page, page + n):
         if kind == NONE:
+            if area.kinds[i] & STAYS:
+                area_set_stays(area, i, False)
             area.kinds[i] = area.kinds[i] & SHOWN
         else:
             shown += not area.kinds[i] & SHOWN
-            area.kinds[i] = kind | SHOWN
+            area.kinds[i] = kind | SHOWN | (area.kinds[i] & STAYS)
     area.maps += edges(area, page, n) - before
     areas_maps += edges(area, page, n) - before
     area.shown += shown
@@ -320,16 +353,34 @@ cdef int show_fixed(Area *area, uint64_t page, uint64_t n, Kind kind, int fd, lo
 
 
 cdef int area_reset(Area *area) noexcept nogil:
-    """Show all of an area as NONE, in one mapping. 0 or errno."""
+    """Show all of an area as NONE, in one mapping, also what was to stay. 0 or errno."""
     cdef int err = reset_range(area, 0, area.pglen)
     if err == 0:
         area.scrap = False
     return err
 
 
+cdef int reset_others(Area *area, uint64_t page, uint64_t n) noexcept nogil:
+    """Show pages [page, page + n) as NONE, but those that are to stay. 0 or errno."""
+    cdef uint64_t start, stop = page, end = page + n
+    cdef int err = 0
+    if area.stays == 0:
+        return reset_range(area, page, n)
+    while stop < end and err == 0:
+        start = stop
+        while start < end and area.kinds[start] & STAYS:
+            start += 1
+        stop = start
+        while stop < end and not area.kinds[stop] & STAYS:
+            stop += 1
+        if stop != start:
+            err = reset_range(area, start, stop - start)
+    return err
+
+
 cdef int reset_range(Area *area, uint64_t page, uint64_t n) noexcept nogil:
     """Show pages [page, page + n) as NONE, in one mapping without page tables. 0 or errno."""
-    global areas_maps, areas_shown_bytes
+    global areas_maps, areas_shown_bytes, areas_stay
     cdef uint64_t i, before, shown = 0
     cdef int err = map_fixed(area, area.start + page * area.blksize, n * area.blksize,
                              NONE, -1, 0)
@@ -338,6 +389,8 @@ cdef int reset_range(Area *area, uint64_t page, uint64_t n) noexcept nogil:
     if n == area.pglen:
         shown = area.shown
         before = area.maps - 1
+        areas_stay -= area.stays
+        area.stays = 0
         madvise(area.kinds, area.pglen, MADV_DONTNEED)  # private memory: zeros, that is NONE
     else:
         before = edges(area, page, n)
@@ -363,7 +416,9 @@ cdef bint give_back(bint by_shown) noexcept nogil:
     cdef size_t i
     for i in range(live.used):
         area = live.areas[i]
-        cost = area.shown * area.blksize if by_shown else area.maps - 1
+        # what is to stay does not count
+        cost = ((area.shown - area.stays) * area.blksize if by_shown else
+                area.maps - min(area.maps, 1 + 2 * area.stays))
         if cost > most:
             worst = area
             most = cost
@@ -378,7 +433,7 @@ cdef bint give_back(bint by_shown) noexcept nogil:
         stop += 1
     worst.crowded = True
     worst.hand = stop if stop < worst.pglen else 0
-    return reset_range(worst, start, stop - start) == 0
+    return reset_others(worst, start, stop - start) == 0
 
 
 cdef void spare_map() noexcept nogil:
@@ -408,7 +463,7 @@ cdef void reset_all() noexcept nogil:
         spare = NULL
     for i in range(live.used):
         if live.areas[i].maps > 1:
-            area_reset(live.areas[i])
+            reset_others(live.areas[i], 0, live.areas[i].pglen)
 
 
 cdef uint64_t find_shown(Area *area, uint64_t page) noexcept nogil:
@@ -434,8 +489,8 @@ cdef void areas_reset_scrap() noexcept nogil:
         munmap(inherited_shown[i].addr, inherited_shown[i].size)
     n_inherited_shown = 0
     for i in range(live.used):
-        if live.areas[i].scrap:
-            area_reset(live.areas[i])
+        if live.areas[i].scrap and reset_others(live.areas[i], 0, live.areas[i].pglen) == 0:
+            live.areas[i].scrap = False
 
 
 cdef void areas_before_fork() noexcept nogil:
@@ -449,12 +504,12 @@ cdef void areas_before_fork() noexcept nogil:
 
 cdef void areas_after_fork() noexcept nogil:
     """In the child of a fork: put the parent's areas aside."""
-    global areas_maps, areas_shown_bytes
+    global areas_maps, areas_shown_bytes, areas_stay
     cdef size_t i
     for i in range(live.used):
         table_add(&inherited, live.areas[i])    # no memory: a touch is a plain SIGSEGV then
     live.used = 0
-    areas_maps = areas_shown_bytes = 0
+    areas_maps = areas_shown_bytes = areas_stay = 0
 
 
 def mappings() -> int:

@@ -62,6 +62,7 @@ cdef struct Page:
     bint reload             # LOADING: what is being loaded is no longer true
     bint ahead              # somebody is asked to load it
     bint stored             # DIRTY: stored since its last change
+    unsigned int pins       # how many want it to stay, and be shown: see ready.pyx
     Source source           # where it is, or is again after reclaim, if it has an fd
     Page *dirty_prev        # DIRTY: neighbours in the handle's list
     Page *dirty_next
@@ -117,6 +118,8 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil
 cdef void page_set_stored(Page *page, bint stored) noexcept nogil
 cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil
 cdef void page_protect(Page *page, Kind most) noexcept nogil
+cdef Kind page_kind(const Page *page) noexcept nogil
+cdef void page_show(Page *page, bint stays) noexcept nogil
 cdef void page_drop(Page *page) noexcept nogil
 cdef void page_free_memory(Page *page) noexcept nogil
 cdef void page_after_fork() noexcept nogil

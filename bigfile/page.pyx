@@ -80,11 +80,12 @@ from libc.stdint cimport UINT64_MAX, uint64_t
 from libc.stdlib cimport abort, calloc, free
 
 from wendelin.bigfile.kernel cimport close, pthread_self, write as write_fd
-from wendelin.bigfile.mapping cimport NONE, RW, Area, Kind, area_kind, area_reset, area_show
+from wendelin.bigfile.mapping cimport (FILE, NONE, RO, RW, ZERO, Area, Kind, area_kind, area_reset,
+                                       area_set_stays, area_show, area_was_shown)
 from wendelin.bigfile.pagemap cimport pagemap_del, pagemap_free, pagemap_next, pagemap_set
 from wendelin.bigfile.ram cimport (OFF, Resident, pager_lock, pager_unlock, ram_add,
                                    ram_forget_dirty, ram_free, ram_make_clean, ram_make_dirty,
-                                   ram_open, ram_remove, ram_set_ops, ram_unreserve)
+                                   ram_open, ram_pin, ram_remove, ram_set_ops, ram_unreserve)
 
 cdef void page_set_ops(int (*load)(FileH *, uint64_t, Source *, void **) noexcept nogil,
                        void (*fail)(FileH *, uint64_t, Failure, int) noexcept nogil,
@@ -135,6 +136,8 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil:
         fileh.ndirty -= 1
         page_set_stored(page, False)
         ram_make_clean(&page.res)
+        if page.pins != 0:
+            ram_pin(&page.res)
     elif state == DIRTY:
         page.source.fd = -1         # it has other bytes than the file now
         ram_make_dirty(&page.res)
@@ -147,6 +150,8 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil:
     elif state == LOADED and backing == MEMFD:
         ram_unreserve(fileh.blksize)
         ram_add(&page.res)
+        if page.pins != 0:
+            ram_pin(&page.res)
     page.state = state
     page_set_backing(page, backing)
     page.reload = False
@@ -184,6 +189,13 @@ cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil:
     return page
 
 
+cdef Kind page_kind(const Page *page) noexcept nogil:
+    """Return the most that an area may show of a LOADED or DIRTY page."""
+    if page.state == DIRTY:
+        return RW if page.fileh.frozen == 0 and not page.stored else RO
+    return ZERO if page.backing == ZEROS else FILE if page.backing == FILERANGE else RO
+
+
 cdef void page_protect(Page *page, Kind most) noexcept nogil:
     """Let no area show more of the page than `most`: NONE or RO."""
     cdef Area *area = page.fileh.areas
@@ -196,6 +208,26 @@ cdef void page_protect(Page *page, Kind most) noexcept nogil:
             if kind == RW or most == NONE and kind != NONE:
                 if area_show(area, i, 1, most, -1, 0) != 0 and area_reset(area) != 0:
                     fatal(b"wendelin.core: the kernel refuses to unmap a page\n")
+        area = area.next
+
+
+cdef void page_show(Page *page, bint stays) noexcept nogil:
+    """Let all areas that show something of a LOADED or DIRTY page, or showed it before it was
+    dropped, show it as it is now. Where the kernel gives no mapping, the next touch does it.
+
+    stays: and go on showing it. An area that never showed it is left alone, but then.
+    """
+    cdef Area *area = page.fileh.areas
+    cdef uint64_t i
+    cdef Kind kind = page_kind(page)
+    while area != NULL:
+        i = page.blk - area.pgoffset        # wraps to a large number when blk is below
+        if i < area.pglen and (stays or area_was_shown(area, i)):
+            if area_show(area, i, 1, kind, page.source.fd, page.source.offset) != 0:
+                if area_show(area, i, 1, NONE, -1, 0) != 0 and area_reset(area) != 0:
+                    fatal(b"wendelin.core: the kernel refuses to unmap a page\n")
+            elif stays:
+                area_set_stays(area, i, True)
         area = area.next
 
 

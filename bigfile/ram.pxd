@@ -7,6 +7,7 @@ cdef enum Queue:
     OFF                     # dirty, loading, or not in page memory
     HOT                     # clean and accessible
     COLD                    # clean and protected: next to go unless it is touched
+    PINNED                  # clean and accessible, and not given back
 
 cdef struct Resident:       # embedded in a page as its first field
     Resident *prev
@@ -27,7 +28,8 @@ cdef inline void pager_unlock() noexcept nogil:
 # protected by: the pager lock
 cdef size_t ram_limit       # of all pages [bytes]
 cdef size_t ram_largest     # of one page [bytes]
-cdef size_t ram_clean       # [bytes] in HOT and COLD
+cdef size_t ram_clean       # [bytes] in HOT, COLD and PINNED
+cdef size_t ram_pinned      # [bytes] in PINNED
 cdef size_t ram_dirty       # [bytes]
 cdef size_t ram_loading     # [bytes] reserved by pages that are being loaded
 
@@ -44,6 +46,9 @@ cdef void ram_unreserve(size_t size) noexcept nogil
 cdef void ram_add(Resident *res) noexcept nogil
 cdef void ram_touch(Resident *res) noexcept nogil
 cdef void ram_remove(Resident *res) noexcept nogil
+cdef bint ram_may_pin(size_t size) noexcept nogil
+cdef void ram_pin(Resident *res) noexcept nogil
+cdef void ram_unpin(Resident *res) noexcept nogil
 cdef bint ram_may_dirty(size_t size) noexcept nogil
 cdef void ram_make_dirty(Resident *res) noexcept nogil
 cdef void ram_make_clean(Resident *res) noexcept nogil

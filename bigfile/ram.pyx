@@ -20,7 +20,8 @@ system to do paging in an architecture lacking page-referenced bits", SOSP 1981)
                ▲                                                                 │
                └────────────────────────── touched ──────────────────────────────┘
 
-COLD is kept at a quarter of the clean pages while memory is short, and empty when it is not.
+COLD is kept at a quarter of the clean pages while memory is short, and empty when it is not. PINNED
+pages, which a program has asked to stay, are in a third queue, from which nothing is freed.
 
 This room knows sizes and queues. What a page is, and how one is protected or dropped, it is
 told by ram_set_ops().
@@ -48,7 +49,7 @@ cdef struct Ring:
     Resident head           # next: the oldest; prev: the newest
     size_t bytes            # [bytes] of what is in it
 
-cdef Ring hot, cold
+cdef Ring hot, cold, pinned
 cdef void (*op_cool)(Resident *) noexcept nogil
 cdef void (*op_evict)(Resident *) noexcept nogil
 
@@ -144,7 +145,7 @@ cdef void ram_free(int memfd, long offset, size_t size) noexcept nogil:
 # ---- what is resident ----
 
 cdef Ring *ring_of(Queue queue) noexcept nogil:
-    return &hot if queue == HOT else &cold
+    return &hot if queue == HOT else &cold if queue == COLD else &pinned
 
 
 cdef void push(Queue queue, Resident *res) noexcept nogil:
@@ -174,15 +175,41 @@ cdef void ram_add(Resident *res) noexcept nogil:
 
 cdef void ram_touch(Resident *res) noexcept nogil:
     """A clean page faulted: it is the last to go now."""
-    pull(res)
-    push(HOT, res)
+    if res.queue != PINNED:
+        pull(res)
+        push(HOT, res)
 
 
 cdef void ram_remove(Resident *res) noexcept nogil:
     """A clean page leaves memory."""
-    global ram_clean
+    global ram_clean, ram_pinned
+    if res.queue == PINNED:
+        ram_pinned -= res.size
     pull(res)
     ram_clean -= res.size
+
+
+cdef bint ram_may_pin(size_t size) noexcept nogil:
+    """Say whether one more clean page may be pinned: no more than what may be dirty."""
+    return ram_pinned + ram_dirty + size <= ram_limit - ram_limit // 8
+
+
+cdef void ram_pin(Resident *res) noexcept nogil:
+    """A clean page is not given back until ram_unpin()."""
+    global ram_pinned
+    if res.queue != PINNED:
+        pull(res)
+        push(PINNED, res)
+        ram_pinned += res.size
+
+
+cdef void ram_unpin(Resident *res) noexcept nogil:
+    """A page may be given back again, as one that was just touched."""
+    global ram_pinned
+    if res.queue == PINNED:
+        pull(res)
+        push(HOT, res)
+        ram_pinned -= res.size
 
 
 cdef bint ram_may_dirty(size_t size) noexcept nogil:
@@ -284,10 +311,11 @@ cdef size_t ram_reclaim_all() noexcept nogil:
 
 cdef void ram_after_fork() noexcept nogil:
     """In the child of a fork nothing is resident: page memory is the parent's."""
-    global ram_clean, ram_dirty, ram_loading
-    ram_clean = ram_dirty = ram_loading = 0
+    global ram_clean, ram_dirty, ram_loading, ram_pinned
+    ram_clean = ram_dirty = ram_loading = ram_pinned = 0
     ring_init(&hot)
     ring_init(&cold)
+    ring_init(&pinned)
 
 
 cdef void ring_init(Ring *ring) noexcept nogil:
@@ -297,6 +325,7 @@ cdef void ring_init(Ring *ring) noexcept nogil:
 
 ring_init(&hot)
 ring_init(&cold)
+ring_init(&pinned)
 pthread_mutex_init(&pager_mutex, NULL)
 pthread_cond_init(&pager_cond, NULL)
 ram_limit = configured_ram_limit()

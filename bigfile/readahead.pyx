@@ -23,6 +23,7 @@ from wendelin.bigfile.kernel cimport (CLOCK_REALTIME, MADV_POPULATE_READ, PTHREA
                                       pthread_attr_setdetachstate, pthread_attr_t,
                                       pthread_cond_broadcast, pthread_cond_init, pthread_cond_t,
                                       pthread_cond_timedwait, pthread_create, pthread_mutex_init,
+                                      pthread_setname_np,
                                       pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
                                       pthread_sigmask, pthread_t, sigfillset, sigset_t, timespec)
 
@@ -83,6 +84,8 @@ cdef bint start() noexcept nogil:
     sigfillset(&all_signals)
     pthread_sigmask(SIG_SETMASK, &all_signals, &mask)   # the thread inherits it
     err = pthread_create(&thread, &attr, run, NULL)
+    if err == 0:
+        pthread_setname_np(thread, b"wendelin.core")     # it is none of those in blocked.py
     pthread_sigmask(SIG_SETMASK, &mask, NULL)
     pthread_attr_destroy(&attr)
     return err == 0

@@ -24,14 +24,15 @@ from wendelin.bigfile.kernel cimport (MADV_POPULATE_READ, MADV_POPULATE_WRITE, m
 from wendelin.bigfile.loading cimport (fail, may_load, own_load, page_bring_in, page_load,
                                        wait_loaded)
 from wendelin.bigfile.mapping cimport (FILE, RO, RW, SINK, ZERO, Area, Kind, area_inherited,
-                                       area_kind, area_lookup, area_show, area_show_inherited,
+                                       area_kind, area_lookup, area_set_stays, area_show,
+                                       area_show_inherited,
                                        areas_after_fork, areas_before_fork)
 from wendelin.bigfile.page cimport (BROKEN_FILE, CHANGE_REFUSED, DIRTY, DIRTY_LIMIT, EXITING,
-                                    FILERANGE, FORKED, LOAD_FAILED, LOADED, LOADING, MEMFD,
-                                    NO_FAILURE, NO_MAPPING, NO_MEMORY, WRITE_IN_WRITEOUT, ZEROS,
-                                    Failure, FileH, Page, fatal, fileh_doom, fileh_release,
-                                    op_announce, op_fail, op_wait, page_after_fork, page_become,
-                                    page_set_stored, pager_exiting)
+                                    FORKED, LOAD_FAILED, LOADED, LOADING, MEMFD, NO_FAILURE,
+                                    NO_MAPPING, NO_MEMORY, WRITE_IN_WRITEOUT, Failure, FileH, Page,
+                                    fatal, fileh_doom, fileh_release, op_announce, op_fail, op_wait,
+                                    page_after_fork, page_become, page_kind, page_set_stored,
+                                    pager_exiting)
 from wendelin.bigfile.pagemap cimport pagemap_get
 from wendelin.bigfile.ram cimport (OFF, pager_cond, pager_lock, pager_unlock, ram_after_fork,
                                    ram_may_dirty, ram_touch)
@@ -84,6 +85,7 @@ cdef void show_scrap(const char *addr, bint write, Failure why) noexcept nogil:
     area.scrap = True
     if area_show(area, i, 1, SINK if write else ZERO, -1, 0) != 0:
         fatal(b"wendelin.core: no memory left to report a failure with\n")
+    area_set_stays(area, i, False)
 
 
 cdef bint page_touch(const char *addr, bint write) noexcept nogil:
@@ -166,14 +168,13 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
             page_set_stored(page, False)
         elif page.res.queue != OFF:
             ram_touch(&page.res)
+        kind = page_kind(page)
         if page.state == DIRTY:
-            kind = RW if fileh.frozen == 0 and not page.stored else RO
             area.streak = area.streak + 1 if i == area.expected else 0
             area.expected = i + 1
             if kind == RW and area.streak >= 2:
                 fill = area.start + i * area.blksize
         else:
-            kind = ZERO if page.backing == ZEROS else FILE if page.backing == FILERANGE else RO
             if kind == RO:
                 n_ahead = load_ahead(area, i, ahead)
             else:

@@ -19,6 +19,7 @@ cdef class BigFileH:
     cdef FileH *fileh           # owned: one reference; NULL only when half built
     cdef readonly object file   # the BigFile; lives at least as long as this
     cdef list failures          # exceptions since the last discard; protected by: the GIL
+    cdef readonly list pins              # (pgoffset, pglen) of each pin(); protected by: the GIL
     cdef public bint read_only  # nothing can be changed, so a failure is of its thread only
     cdef unsigned long owner    # thread that gets failures of threads unknown to Python
     cdef uint64_t ahead_stop    # block after those that were asked for ahead, last time

@@ -45,6 +45,7 @@ from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, FILERANGE, FORKED, NO_FA
 from wendelin.bigfile.pagemap cimport pagemap_get
 from wendelin.bigfile.ram cimport (pager_lock, pager_unlock, ram_clean, ram_dirty, ram_limit,
                                    ram_reclaim_all)
+from wendelin.bigfile.ready cimport fileh_unpin
 from wendelin.bigfile.touch cimport scraps_shown
 
 from wendelin.bigfile.checksum import AVAILABLE
@@ -204,6 +205,7 @@ cdef class BigFileH:
             raise ValueError(f"{type(file).__name__}.__init__ did not call BigFile.__init__")
         self.file = file
         self.failures = []
+        self.pins = []
         self.owner = threading.get_ident()
         self.fileh = fileh_new((<BigFile>file).blksize)
         if self.fileh == NULL:
@@ -295,6 +297,22 @@ cdef class BigFileH:
                 check_nested(scraps)
                 raise unsaid(self.file, i)
 
+    def unpin(self, pgoffset, pglen):
+        """Undo pins.pin(); nothing, if unpin_all() did."""
+        cdef uint64_t first, n
+        if (pgoffset, pglen) in self.pins:
+            self.pins.remove((pgoffset, pglen))
+            if self.fileh.generation != pager_generation:
+                return              # they are the parent's
+            first, n = pgoffset, pglen
+            with nogil:
+                fileh_unpin(self.fileh, first, n)
+
+    def unpin_all(self):
+        """Undo every pins.pin(): a transaction has ended."""
+        while self.pins:
+            self.unpin(*self.pins[-1])
+
     def counts(self):
         """Return what HandleStats in stats.py has after blksize."""
         cdef Counts *counts = &self.fileh.counts
@@ -344,6 +362,10 @@ cdef class BigFileH:
     def isused(self):
         """Say whether there are VMAs, or changes that are not stored: anything to keep it for."""
         return self.fileh.areas != NULL or self.fileh.ndirty != 0 or self.truncated
+
+    def isshown(self):
+        """Say whether there are VMAs."""
+        return self.fileh.areas != NULL
 
     def writeout_begin(self):
         """Write-protect all pages until writeout_end(): threads that write wait until then.
@@ -501,6 +523,7 @@ cdef class BigFileH:
                 fileh_undoom(self.fileh)
                 pager_unlock()
         self.check_deadlock(err, "dirty_discard")
+        self.unpin_all()
         self.truncated = False
         self.failures.clear()
         forget_failing()

@@ -28,6 +28,7 @@ from wendelin.bigfile.kernel cimport (CLOCK_REALTIME, O_CLOEXEC, O_RDONLY, PTHRE
                                       pthread_attr_setdetachstate, pthread_attr_t,
                                       pthread_cond_broadcast, pthread_cond_init, pthread_cond_t,
                                       pthread_cond_timedwait, pthread_create, pthread_equal,
+                                      pthread_setname_np,
                                       pthread_mutex_init, pthread_mutex_lock, pthread_mutex_t,
                                       pthread_mutex_unlock, pthread_self, pthread_sigmask,
                                       pthread_t, read, sigfillset, sigset_t, timespec,
@@ -189,6 +190,8 @@ cdef void start() noexcept nogil:
     sigfillset(&all_signals)
     pthread_sigmask(SIG_SETMASK, &all_signals, &mask)   # the thread inherits it
     watching = pthread_create(&thread, &attr, watch, NULL) == 0
+    if watching:
+        pthread_setname_np(thread, b"wendelin.core")     # it is none of those in blocked.py
     pthread_sigmask(SIG_SETMASK, &mask, NULL)
     pthread_attr_destroy(&attr)
 
@@ -239,8 +242,8 @@ cdef void say(const Waiter *waiter, double t) noexcept nogil:
         b"wendelin.core: thread %d (%s) of process %d has been waiting for Python's lock (GIL) "
         b"for %.1f s, to load block %llu of %s. Most likely the thread that holds the lock waits "
         b"for this one: BLAS, OpenMP or other native code that was called without releasing the "
-        b"lock. They will wait for ever then. Load first what such code is given: by A.read() or "
-        b"A.prefetch(), or by touching the view. (py-spy dump --pid %d shows who it is.)\n",
+        b"lock. They will wait for ever then. Load what such code is given before it is called: "
+        b"with A.load(rows) as a: ... (py-spy dump --pid %d shows which code it is.)\n",
         waiter.tid, name, getpid(), t - waiter.since, <unsigned long long>waiter.blk, waiter.file,
         getpid())
     write_fd(2, text, strlen(text))

@@ -49,6 +49,7 @@ from ZODB.POSException import ConflictError, ConnectionStateError
 from wendelin.bigfile.blktab import BlockTable
 from wendelin.bigfile.checksum import AVAILABLE
 from wendelin.bigfile.errors import BlockLoadError
+from wendelin.bigfile.pins import show_again
 from wendelin.bigfile.prefetch import ReadAhead
 from wendelin.bigfile.virtmem import HOLE, BigFile
 from wendelin.bigfile.zblk import (
@@ -71,6 +72,7 @@ from wendelin.lib.zodb import (
     zconn_is_remote,
     zconn_load_all,
     zconn_locate,
+    zconn_maps,
     zconn_name,
     zconn_tid,
 )
@@ -85,6 +87,8 @@ log = logging.getLogger(__name__)
 
 _NEW = b"\0" * 8  # _p_serial of what is not in the database yet
 _OF_NOTHING = digest_of([])
+#: for which pages that are dropped at a boundary are shown again [s]
+SHOW_SECONDS = 0.05
 _UNSURE = b""  # in made_of: no object's oid, so the page is dropped at the next boundary
 
 
@@ -130,6 +134,11 @@ class ZFile(BigFile):
     def __repr__(self) -> str:
         oid = self.zfile._p_oid
         return f"<ZBigFile 0x{oid.hex() if oid else '?'} in {self.name}>"
+
+    @property
+    def is_local(self) -> bool:
+        """Say whether blocks can be mapped from a file of this machine."""
+        return zconn_maps(self.conn)
 
     @property
     def tid(self) -> bytes | None:
@@ -295,30 +304,45 @@ class ZFile(BigFile):
         moved = unknown or bool(changed and self.table.changed(changed))
         if unknown or changed:
             handle.invalidate_loading()
+        handle.unpin_all()
         mine = handle.take_stored()
         since: Iterable[bytes] | None = oids
         if oids is None and not packed:
             since = zconn_changed(self.conn, self._oids(), handle.watch.before)
         if packed or since is None:
-            self._drop_all(handle)
+            self.show_again(self._drop_all(handle), handle)
         elif changed or unknown:
-            self._drop(self._stale(changed.difference(mine).union(since), moved), handle)
+            stale = self._stale(changed.difference(mine).union(since), moved)
+            self._drop(stale, handle)
+            self.show_again(stale, handle)
+
+    def show_again(self, blks: Iterable[int], handle: ZBigFileH) -> None:
+        """Show what views showed of blocks before they were dropped, where it can be mapped."""
+        if not self.is_local:
+            return
+        try:
+            show_again(handle, blks, SHOW_SECONDS)
+        except Exception:
+            log.debug("%r: blocks are not shown again", self, exc_info=True)  # a touch is told
 
     def forget(self, handle: ZBigFileH) -> None:
         """Let no page be of what was before: see zwatch.Follower."""
         self.table.drop()
         handle.invalidate_loading()
+        handle.unpin_all()
         try:
             handle.take_stored()
         finally:
             handle.stored.clear()
             self._drop_all(handle)
 
-    def _drop_all(self, handle: ZBigFileH) -> None:
+    def _drop_all(self, handle: ZBigFileH) -> set[int]:
         # Let go of the file: of its descriptor after the last page that knows it.
         files, self.mapped_from = self.mapped_from, set()
-        self._drop(set(self.made_of.copy()), handle)
+        blks = set(self.made_of.copy())
+        self._drop(blks, handle)
         files.clear()
+        return blks
 
     def _oids(self) -> set[bytes]:
         """Return the objects that pages in memory are made of."""
@@ -461,5 +485,6 @@ class ZFile(BigFile):
             zblk.release()
         handle.stored.clear()
         handle.know(self._where(oids), epoch)
+        self.show_again(oids, handle)
         mine = {oid for oid in oids.values() if oid is not None}
         return mine.union(*(self.parts.get(blk, ()) for blk in oids))

@@ -47,7 +47,7 @@ from wendelin.lib.fsblob import (
     write_layout,
 )
 from wendelin.lib.fsfollow import FileFollower
-from wendelin.lib.fsindex import load_index, save_index
+from wendelin.lib.fsindex import load_index, positions, save_index
 from wendelin.lib.fslock import FileLock
 from wendelin.lib.fspack import Packer, data_find, pack
 from wendelin.lib.fsrecord import HeadReader, Located, OpenFile, Stat, stat
@@ -287,16 +287,8 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             if file is None:
                 return [None] * len(oids)
             reader = HeadReader(file, before)
-            result: list[Located | None] = []
             flags = 0 if wait else file.nowait
-            for oid in oids:
-                try:
-                    result.append(reader.locate(oid, self._index.get(oid, 0), flags))
-                except OSError:
-                    if wait:
-                        raise
-                    result.append(None)  # the kernel reads it now, or who touches it is told
-            return result
+            return reader.locate_all(oids, positions(self._index, oids), flags, wait=wait)
 
     def stat(self, oids: Iterable[bytes], before: bytes) -> list[Stat | None]:
         """Return tids and sizes of objects' records, and None for those that are not there.

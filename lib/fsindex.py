@@ -19,6 +19,7 @@ Its pickles are read as data (inert): an index may come from a stranger, too.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import blake2b
 from struct import Struct
@@ -30,7 +31,7 @@ from ZODB.fsIndex import fsIndex
 from wendelin.lib.fsscan import FIRST
 from wendelin.lib.inert import InertError, Reader
 
-__all__ = ["Saved", "inode_of", "load_index", "save_index"]
+__all__ = ["Saved", "inode_of", "load_index", "positions", "save_index"]
 
 _MAGIC = b"wc3index"
 _DIGEST = 16  # [bytes]
@@ -47,6 +48,22 @@ class Saved(NamedTuple):
     pos: int  # where the file ended [bytes]
     tid: bytes  # of the last transaction before that
     positions: fsIndex | None  # oid -> position; None: it is not known to be of this file
+
+
+def positions(index: fsIndex, oids: Iterable[bytes]) -> list[int]:
+    """Return where the last records of objects are, 0 for those that are not there.
+
+    It is index.get() for many of them, whose oids mostly differ in their last two bytes: fsIndex
+    keeps these together.
+    """
+    buckets: dict[bytes, fsBucket] = {}
+    found = []
+    for oid in oids:
+        bucket = buckets.get(oid[:6])
+        if bucket is None:
+            bucket = buckets[oid[:6]] = index._data.get(oid[:6], {})
+        found.append(int.from_bytes(bucket.get(oid[6:], b""), "big"))
+    return found
 
 
 def _digest(data: bytes) -> bytes:

@@ -16,12 +16,12 @@ from typing import NamedTuple
 from ZODB.FileStorage.format import DATA_HDR, DATA_HDR_LEN
 
 from wendelin.lib.fsalign import ALIGNMENT
+from wendelin.lib.fsheads import find_alike
 from wendelin.lib.zrecord import (
-    CHECKSUM,
+    CHECKSUM_MAGIC,
     LONGEST_END,
     ChecksumError,
     RecordError,
-    digest_in,
     digest_of,
     find_payload,
     is_end,
@@ -130,6 +130,16 @@ def _before(earlier: int, pos: int) -> int:
     return earlier if earlier < pos else 0
 
 
+class _Like(NamedTuple):
+    """What records have in common which one writer has made: all but oids, places, pads."""
+
+    before: bytes  # what is in the record before the length of the pad
+    after: bytes  # between the pad and the payload
+    end: bytes  # behind the payload
+    state: int  # where the state begins
+    payload: int  # its size [bytes]
+
+
 class HeadReader:
     """Reads heads of records, to find the bytes of objects as they were before a tid."""
 
@@ -138,9 +148,70 @@ class HeadReader:
         self._before = before
         self._data = bytearray(DATA_HDR_LEN + ALIGNMENT + _HEAD)
         self._tail = bytearray(LONGEST_END)
-        # the last record that was found: (what is before the pad, after it, where the state
-        # begins, size of the payload, of what follows); others of the same writer are alike
-        self._last: tuple[bytes, bytes, int, int, int] | None = None
+        #: the last record with a pad that was found; others of the same writer are alike
+        self._last: _Like | None = None
+
+    def locate_all(
+        self, oids: list[bytes], positions: list[int], flags: int = 0, *, wait: bool = True
+    ) -> list[Located | None]:
+        """Return where the bytes of objects lie; see locate().
+
+        Parameters
+        ----------
+        oids : list of bytes
+        positions : list of int
+            Where their last records are.
+        flags
+        wait : bool
+            False: None in place of an OSError.
+        """
+        found: list[Located | None] = [None] * len(oids)
+        todo = list(range(len(oids)))
+        tried: set[_Like] = set()
+        while todo:
+            i = todo.pop(0)
+            try:
+                found[i] = self.locate(oids[i], positions[i], flags)
+            except OSError:
+                if wait:
+                    raise  # else the kernel reads it now, or a touch is told
+            like = self._last
+            if like is not None and like not in tried:
+                tried.add(like)
+                todo = self._locate_alike(like, oids, positions, flags, todo, found)
+        return found
+
+    def _locate_alike(
+        self,
+        like: _Like,
+        oids: list[bytes],
+        positions: list[int],
+        flags: int,
+        todo: list[int],
+        found: list[Located | None],
+    ) -> list[int]:
+        """Find those that are like another record; return those that are not."""
+        file, head = self._file, like.before[: like.state]
+        places = find_alike(
+            file.heads,
+            flags,
+            [oids[i] for i in todo],
+            [positions[i] for i in todo],
+            self._before,
+            like.before,
+            like.after,
+            like.end,
+            CHECKSUM_MAGIC,
+            like.payload,
+            len(self._data),
+        )
+        others = []
+        for i, place in zip(todo, places, strict=True):
+            if place is None:
+                others.append(i)
+            else:
+                found[i] = Located(file, place[0], like.payload, head, place[1])
+        return others
 
     def locate(self, oid: bytes, pos: int, flags: int = 0) -> Located | None:
         """Return where the bytes of an object lie.
@@ -174,40 +245,17 @@ class HeadReader:
                 back = int.from_bytes(data[DATA_HDR_LEN : DATA_HDR_LEN + 8], "big")
                 pos = _before(back, pos)
             else:
-                located = self._alike(pos, size) or self._payload(pos, n, size)
-                return located if located and self._ends(located, pos, n, size, flags) else None
+                return self._payload(pos, n, size, flags)
         return None
 
-    def _ends(self, located: Located, pos: int, n: int, size: int, flags: int) -> bool:
-        """Say whether a record ends as it must: of what was cut short, no part is to be shown."""
-        stop = located.offset + located.size
-        length = pos + DATA_HDR_LEN + size - stop
-        at = stop - pos
-        if at + length > n:
-            if os.preadv(self._file.heads, [self._tail], stop, flags) < length:
-                return False
-            return is_end(bytes(self._tail[:length]))
-        return is_end(bytes(self._data[at : at + length]))
+    def _end(self, at: int, length: int, pos: int, n: int, flags: int) -> bytes:
+        """Return the last bytes of a record, of which n are read."""
+        if at + length <= n:
+            return bytes(self._data[at : at + length])
+        size = os.preadv(self._file.heads, [self._tail], pos + at, flags)
+        return bytes(self._tail[: min(size, length)])
 
-    def _alike(self, pos: int, size: int) -> Located | None:
-        """Find the payload as in the last record: the same, many times faster."""
-        if self._last is None:
-            return None
-        before, after, state, payload, rest = self._last
-        data = self._data
-        length = DATA_HDR_LEN + len(before)
-        if data[DATA_HDR_LEN:length] != before:
-            return None
-        pad = length + 4 + int.from_bytes(data[length : length + 4], "little")
-        start = pad + len(after)
-        if data[pad:start] != after:
-            return None
-        if start - DATA_HDR_LEN + payload + rest != size:
-            return None
-        digest = digest_in(bytes(data[length + 4 : min(pad, length + 4 + CHECKSUM)]))
-        return Located(self._file, pos + start, payload, before[:state], digest)
-
-    def _payload(self, pos: int, n: int, size: int) -> Located | None:
+    def _payload(self, pos: int, n: int, size: int, flags: int) -> Located | None:
         head = bytes(self._data[DATA_HDR_LEN:n])
         try:
             found = find_payload(head, size)
@@ -216,8 +264,12 @@ class HeadReader:
         if found is None:
             return None
         payload = found.stop - found.start
+        rest = size - found.stop
+        end = self._end(DATA_HDR_LEN + found.stop, rest, pos, n, flags)
+        if len(end) != rest or not is_end(end):
+            return None  # of what was cut short, no part is to be shown
         if found.begin != found.op:
             before, after = head[: found.begin + 1], head[found.op - 1 : found.start]
-            self._last = (before, after, found.state, payload, size - found.stop)
+            self._last = _Like(before, after, end, found.state, payload)
         at = pos + DATA_HDR_LEN + found.start
         return Located(self._file, at, payload, head[: found.state], found.digest)

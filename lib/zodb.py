@@ -441,6 +441,12 @@ def _pool() -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_pool.cache_clear)  # its threads stay in the parent
 
 
+def zconn_maps(conn: Any) -> bool:
+    """Say whether blocks of a Connection lie in a file of this machine, to be mapped."""
+    storage = _file_of(conn)
+    return storage is not None and storage.align
+
+
 def zconn_has_open(conn: Any, file: OpenFile) -> bool:
     """Say whether a file where zconn_locate() found something is still the database's."""
     storage = _file_of(conn)

@@ -33,6 +33,7 @@ from wendelin.lib.inert import Global, InertError, Object, Reader, printable, sh
 
 __all__ = [
     "CHECKSUM",
+    "CHECKSUM_MAGIC",
     "LONGEST_END",
     "BytesRecord",
     "ChecksumError",
@@ -319,8 +320,8 @@ def _begin(record: memoryview | bytes) -> tuple[int, int, bool]:
     return state, pos + 9 if framed else pos, framed
 
 
-_MAGIC = b"wcXXH3"  # a checksum follows
-CHECKSUM = len(_MAGIC) + 8  # [bytes]
+CHECKSUM_MAGIC = b"wcXXH3"  # a checksum follows
+CHECKSUM = len(CHECKSUM_MAGIC) + 8  # [bytes]
 
 
 def digest_of(pieces: Iterable[memoryview | bytes]) -> bytes:
@@ -333,8 +334,8 @@ def digest_of(pieces: Iterable[memoryview | bytes]) -> bytes:
 
 def digest_in(pad: bytes) -> bytes | None:
     """Return the digest in a pad, of which CHECKSUM bytes are enough; None: there is none."""
-    has = len(pad) >= CHECKSUM and pad.startswith(_MAGIC)
-    return pad[len(_MAGIC) : CHECKSUM] if has else None
+    has = len(pad) >= CHECKSUM and pad.startswith(CHECKSUM_MAGIC)
+    return pad[len(CHECKSUM_MAGIC) : CHECKSUM] if has else None
 
 
 def _digest_at(record: memoryview | bytes, start: int, stop: int) -> bytes | None:
@@ -505,7 +506,7 @@ def aligned(record: bytes | BytesRecord, at: int, alignment: int, smallest: int)
 
 def _pad(start: int, alignment: int, digest: bytes | None) -> bytes:
     """Return what, before a payload at `start`, puts it to a multiple of alignment."""
-    value = b"" if digest is None else _MAGIC + digest
+    value = b"" if digest is None else CHECKSUM_MAGIC + digest
     size = -start % alignment
     if size == 0 and not value:
         return b""

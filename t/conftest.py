@@ -14,7 +14,8 @@ from cli import Caller
 from clients import Client, fill
 from neocluster import missing
 
-from wendelin.bigfile import ram_reclaim
+from wendelin.bigarray import array
+from wendelin.bigfile import ram_reclaim, zfile
 from wendelin.lib.zodb import dbclose, dbopen
 
 
@@ -25,7 +26,15 @@ def pytest_report_header(config):
     ]
 
 
+def show_on_touch(set_attribute):
+    """Let nothing be shown before it is touched: the way of whatever cannot be mapped."""
+    set_attribute(array, "READY_SECONDS", 0.0)
+    set_attribute(zfile, "SHOW_SECONDS", 0.0)
+
+
 def pytest_configure(config):
+    if os.environ.get("WENDELIN_CORE_TEST_READY") == "0":
+        show_on_touch(setattr)
     config.addinivalue_line("markers", "database: opens databases of the kind that runs")
     config.addinivalue_line("markers", "once: long, and the same in environments like others")
     config.addinivalue_line("markers", "formats: the same with any format of blocks, or chooses")
@@ -121,6 +130,12 @@ def other(root, A):
     client = Client(root)
     yield client
     client.close()
+
+
+@pytest.fixture
+def on_touch(monkeypatch):
+    """Have views that are not ready, also of a local file."""
+    show_on_touch(monkeypatch.setattr)
 
 
 @pytest.fixture

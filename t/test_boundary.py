@@ -308,7 +308,7 @@ def in_thread(function):
     return thread
 
 
-def test_a_touch_that_asked_the_table_of_before(long, other, reader):
+def test_a_touch_that_asked_the_table_of_before(on_touch, long, other, reader):
     """It is answered when changes of others are sorted out already."""
     A = reader.root["L"]
     a, file = A[:], A._fileh().zfile
@@ -343,7 +343,7 @@ def test_a_touch_that_asked_the_table_of_before(long, other, reader):
 @pytest.mark.skipif(
     storages.kind() is not storages.FileStorageDatabase, reason="there only holes are looked for"
 )
-def test_a_look_ahead_that_asked_the_table_of_before(long, other, reader):
+def test_a_look_ahead_that_asked_the_table_of_before(on_touch, long, other, reader):
     """What it says is not what pages that were loaded meanwhile are made of."""
     A = reader.root["L"]
     a, file = A[:], A._fileh().zfile

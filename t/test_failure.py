@@ -321,7 +321,7 @@ def test_the_watchdog_reports_what_cannot_be_solved():
         process.kill()
     assert "waiting for Python's lock (GIL)" in said
     assert "to load block 3 of <the file>" in said
-    assert "A.read() or A.prefetch()" in said
+    assert "with A.load(rows) as a" in said
 
 
 def test_the_watchdog_is_silent_otherwise():

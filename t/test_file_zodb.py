@@ -305,7 +305,7 @@ def test_deleting_an_array_frees_its_handle(root, no_leaks):
         gc.collect()
 
 
-def test_a_missing_record(root, A):
+def test_a_missing_record(on_touch, root, A):
     A[0] = 1
     transaction.commit()
     A._fileh().file.made_of.clear()

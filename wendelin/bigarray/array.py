@@ -10,6 +10,7 @@ mapping, only a weak reference to the last one, which other views share as long 
 
 from __future__ import annotations
 
+import math
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
@@ -20,8 +21,12 @@ from numpy.typing import DTypeLike, NDArray
 
 from wendelin.bigarray.html import Overview, to_html
 from wendelin.bigarray.indexing import BasicIndex, split_index
+from wendelin.bigarray.loaded import Loaded
 from wendelin.bigarray.memory import in_file
 from wendelin.bigarray.ndarraylike import NDArrayLike
+from wendelin.bigarray.saving import Saving
+from wendelin.bigfile.blocked import warn_of_blocked_threads
+from wendelin.bigfile.pins import pin, ready
 from wendelin.bigfile.prefetch import prefetch
 from wendelin.bigfile.stats import stats_of
 from wendelin.bigfile.virtmem import VMA, BigFileH, ram_stat
@@ -29,6 +34,9 @@ from wendelin.lib.calc import mul
 from wendelin.lib.utils import inttuple, renamed
 
 __all__ = ["BigArray"]
+
+#: for which a view is made ready when it is taken, at most; what is left is when it is touched [s]
+READY_SECONDS = 0.1
 
 Order = Literal["C", "F"]
 Rows = list[tuple[int, int]]  # [lo, hi) for each axis
@@ -69,7 +77,7 @@ def _strides(shape: tuple[int, ...], itemsize: int, order: str) -> tuple[int, ..
     return tuple(reversed(strides) if order == "C" else strides)
 
 
-class BigArray(NDArrayLike):
+class BigArray(Saving, NDArrayLike):
     """An ndarray-like array over a file handle.
 
     Parameters
@@ -310,11 +318,18 @@ class BigArray(NDArrayLike):
             stop += (hi - 1) * stride
         return start, stop + self.itemsize
 
-    def _part(self, rows: Rows) -> NDArray[Any]:
-        """Return rows [lo, hi) of the axes as an ndarray; nothing is loaded."""
+    def _part(self, rows: Rows, seconds: float | None = None) -> NDArray[Any]:
+        """Return rows [lo, hi) of the axes as an ndarray; nothing is loaded.
+
+        What can be mapped is, for so many seconds; None: nothing is.
+        """
         shape = [hi - lo for lo, hi in rows]
         start, stop = self._span(rows)
         vma, offset = self._map(start, stop) if start != stop else (None, 0)
+        if vma is not None and seconds is not None:
+            pages = self._pages(start, stop)
+            if not ready(vma, *pages, seconds):
+                warn_of_blocked_threads(repr(self))
         try:
             if vma is None:
                 return np.empty(shape, self._dtype, self._order)
@@ -351,7 +366,7 @@ class BigArray(NDArrayLike):
             It does not fit into the address space: work in smaller parts.
         """
         rows, rest = self._split(idx)
-        return self._part(rows)[rest]
+        return self._part(rows, READY_SECONDS)[rest]
 
     def __setitem__(self, idx: BasicIndex, values: Any) -> None:
         """Set A[idx] = values as ndarrays do, with broadcasting."""
@@ -369,7 +384,7 @@ class BigArray(NDArrayLike):
         ValueError
             copy is False, and another dtype needs one.
         """
-        view = self._part(self._all())
+        view = self._part(self._all(), math.inf)
         if dtype is None or np.dtype(dtype) == self._dtype:
             return view.copy(self._order) if copy else view
         if copy is False:
@@ -391,7 +406,7 @@ class BigArray(NDArrayLike):
             It does not fit into the address space: work in smaller parts.
         """
         rows, rest = self._split(idx)
-        part = self._part(rows)
+        part = self._part(rows, READY_SECONDS)
         start, stop = self._span(rows)
         step = ram_stat()[0] // 4
         if stop - start > max(step, self.itemsize):
@@ -419,6 +434,49 @@ class BigArray(NDArrayLike):
         for half in (slice(middle), slice(middle, None)):
             idx = (slice(None),) * axis + (half,)
             self._read_into(out[idx], view[idx], step)
+
+    def load(self, idx: BasicIndex = ..., write: bool = False) -> Loaded:
+        """Have A[idx] in memory, or mapped, and keep it so until the next transaction boundary.
+
+        Then system calls, and threads that block SIGSEGV, can use a view of these rows; a touch by
+        anybody needs no help of ours. It ends with the transaction, or with Loaded.release().
+
+        Parameters
+        ----------
+        idx : int, slice, Ellipsis, or a tuple of them
+        write : bool
+            Anybody can write to them, too: `f.readinto(A.load(idx, write=True).view)`. It is a
+            change of these rows.
+
+        Returns
+        -------
+        Loaded
+            A context manager that gives A[idx], and lets go at the end of the block.
+
+        Raises
+        ------
+        BlockLoadError
+            A block cannot be loaded. The transaction is not doomed by it.
+        MemoryError
+            The rows do not fit into page memory, or into what the kernel can map.
+        ValueError
+            write, and the array is read-only.
+        """
+        if write and self._is_read_only():
+            raise ValueError(f"{self!r} is read-only: it cannot be loaded to be written")
+        rows, rest = self._split(idx)
+        part = self._part(rows)
+        start, stop = self._span(rows)
+        view = part[rest]  # type: ignore[index]
+        if start == stop:
+            return Loaded(view, None, (0, 0))
+        fileh, pages = self._fileh(), self._pages(start, stop)
+        pin(fileh, *pages, write)
+        loaded = Loaded(view, fileh, pages)
+        # the mapping stays for views that are taken later
+        others = [other for other in getattr(self, "_v_loaded", ()) if other.holds]
+        self._v_loaded = [*others, loaded]
+        return loaded
 
     def prefetch(self, idx: BasicIndex = ...) -> None:
         """Start loading A[idx] in the background, and do not wait.

@@ -102,7 +102,7 @@ class ZBigArray(BigArray, LivePersistent):
     __slots__ = ("zfile",)  # as databases have it
 
     # what a subclass caches in others is of a state that is gone
-    _kept = ("_v_fileh", "_v_vma")
+    _kept = ("_v_fileh", "_v_vma", "_v_loaded")
 
     zfile: ZBigFile
     _zblk_fmt: str | None = None

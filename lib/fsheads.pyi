@@ -1,0 +1,13 @@
+def find_alike(
+    fd: int,
+    flags: int,
+    oids: list[bytes],
+    positions: list[int],
+    before_tid: bytes,
+    before: bytes,
+    after: bytes,
+    end: bytes,
+    magic: bytes,
+    payload: int,
+    read: int,
+) -> list[tuple[int, bytes | None] | None]: ...

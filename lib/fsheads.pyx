@@ -1,0 +1,167 @@
+"""Heads of records in a Data.fs that are like one that was read before, many at a time.
+
+Blocks of an array are records of one class and size: they differ in their oids, places, pads and
+checksums. HeadReader (fsrecord) has understood one of them; here the others are compared with it,
+without Python for each. What is not alike is left to HeadReader.
+
+It knows how FileStorage lays out a record (ZODB.FileStorage.format), and what a pad is.
+
+Locking: none; it reads a file, with pread(2), and without the GIL.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memcpy
+
+cdef extern from "<sys/uio.h>" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+    ssize_t preadv2(int fd, const iovec *iov, int n, long offset, int flags)
+
+cdef enum:
+    HEADER = 42             # of a record: oid, tid, previous, transaction, version, size [bytes]
+    HEAD = 8192             # what is read of a record, to its payload [bytes]
+    LONGEST_REST = 16       # behind a payload [bytes]
+    DIGEST = 8              # of a checksum [bytes]
+
+cdef struct Found:
+    int64_t offset          # of the payload; -1: not alike, or not to be read now
+    bint has_digest
+    char[DIGEST] digest
+
+
+cdef inline uint64_t big64(const uint8_t *at) noexcept nogil:
+    cdef uint64_t value = 0
+    cdef int i
+    for i in range(8):
+        value = value << 8 | at[i]
+    return value
+
+
+cdef struct Alike:
+    const uint8_t *before   # the pad: what is in the record before its length, after it
+    size_t n_before
+    const uint8_t *after
+    size_t n_after
+    const uint8_t *end      # what is behind the payload
+    size_t n_end
+    const uint8_t *magic    # of a checksum in the pad
+    size_t n_magic
+    uint64_t payload        # its size [bytes]
+    uint64_t tid            # revisions before this one
+
+
+cdef ssize_t read_at(int fd, uint8_t *buf, size_t size, long offset, int flags) noexcept nogil:
+    cdef iovec iov
+    cdef ssize_t n
+    iov.iov_base = buf
+    iov.iov_len = size
+    while True:
+        n = preadv2(fd, &iov, 1, offset, flags)
+        if n >= 0 or errno != EINTR:
+            return n
+
+
+cdef void look(int fd, int flags, const uint8_t *oid, int64_t pos, const Alike *like, size_t read,
+               uint8_t *buf, Found *found) noexcept nogil:
+    """Find the payload of one record, if it is alike."""
+    cdef ssize_t n
+    cdef size_t length, pad, start
+    cdef uint64_t size
+    found.offset = -1
+    if pos <= 0:
+        return
+    n = read_at(fd, buf, read, pos, flags)
+    length = HEADER + like.n_before
+    if n < <ssize_t>(length + 4) or memcmp(buf, oid, 8) != 0 or big64(buf + 8) >= like.tid:
+        return
+    if buf[32] != 0 or buf[33] != 0:                    # a version
+        return
+    size = big64(buf + 34)
+    if memcmp(buf + HEADER, like.before, like.n_before) != 0:
+        return
+    pad = length + 4
+    start = pad + (buf[length] | buf[length + 1] << 8 | buf[length + 2] << 16)
+    if buf[length + 3] != 0 or <ssize_t>(start + like.n_after) > n:
+        return
+    if memcmp(buf + start, like.after, like.n_after) != 0:
+        return
+    found.has_digest = (start - pad >= like.n_magic + DIGEST and
+                        memcmp(buf + pad, like.magic, like.n_magic) == 0)
+    if found.has_digest:
+        memcpy(found.digest, buf + pad + like.n_magic, DIGEST)
+    start += like.n_after
+    if start - HEADER + like.payload + like.n_end != size:
+        return
+    # of what was cut short, no part is to be shown
+    n = read_at(fd, buf, like.n_end, pos + start + like.payload, flags)
+    if n != <ssize_t>like.n_end or memcmp(buf, like.end, like.n_end) != 0:
+        return
+    found.offset = pos + start
+
+
+def find_alike(int fd, int flags, list oids, list positions, bytes before_tid, bytes before,
+               bytes after, bytes end, bytes magic, uint64_t payload, size_t read):
+    """Return, for each record, (offset of its payload, digest), or None where it is not alike.
+
+    Parameters
+    ----------
+    fd, flags : int
+        Of preadv2(2).
+    oids, positions : list of bytes, list of int
+        Where the last record of each object is; 0: there is none.
+    before_tid : bytes
+        A later revision is not alike.
+    before, after : bytes
+        What is in the record before the length of the pad, and between the pad and the payload.
+    end : bytes
+        What is behind the payload.
+    magic : bytes
+        With which a pad begins that has a checksum.
+    payload : int
+        Its size [bytes].
+    read : int
+        How much of a record is read, so that the payload begins within it [bytes].
+    """
+    cdef size_t n = len(oids), i
+    cdef Alike like
+    cdef Found *found
+    cdef int64_t *at
+    cdef const uint8_t **keys
+    cdef uint8_t[HEAD] buf
+    if read > HEAD or len(end) > LONGEST_REST or len(before_tid) != 8 or len(positions) != <Py_ssize_t>n:
+        raise ValueError(f"read is {read}, of {len(end)} bytes at the end")
+    like.before = <const uint8_t *>PyBytes_AS_STRING(before)
+    like.n_before = PyBytes_GET_SIZE(before)
+    like.after = <const uint8_t *>PyBytes_AS_STRING(after)
+    like.n_after = PyBytes_GET_SIZE(after)
+    like.end = <const uint8_t *>PyBytes_AS_STRING(end)
+    like.n_end = PyBytes_GET_SIZE(end)
+    like.magic = <const uint8_t *>PyBytes_AS_STRING(magic)
+    like.n_magic = PyBytes_GET_SIZE(magic)
+    like.payload = payload
+    like.tid = big64(<const uint8_t *>PyBytes_AS_STRING(before_tid))
+    found = <Found *>malloc(n * sizeof(Found) + 1)
+    at = <int64_t *>malloc(n * sizeof(int64_t) + 1)
+    keys = <const uint8_t **>malloc(n * sizeof(uint8_t *) + 1)
+    try:
+        if found == NULL or at == NULL or keys == NULL:
+            raise MemoryError
+        for i in range(n):
+            if len(<bytes?>oids[i]) != 8:
+                raise ValueError(f"no oid: {oids[i]!r}")
+            keys[i] = <const uint8_t *>PyBytes_AS_STRING(oids[i])
+            at[i] = positions[i]
+        with nogil:
+            for i in range(n):
+                look(fd, flags, keys[i], at[i], &like, read, buf, &found[i])
+        return [None if found[i].offset < 0 else
+                (found[i].offset, found[i].digest[:DIGEST] if found[i].has_digest else None)
+                for i in range(n)]
+    finally:
+        free(found)
+        free(at)
+        free(keys)

@@ -1,0 +1,149 @@
+"""An array written to a file, in parts: whatever its size, in bounded memory.
+
+It knows an array by its shape, dtype and order, and by load().
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from wendelin.bigarray.loaded import Loaded
+
+__all__ = ["Saving"]
+
+File = str | os.PathLike[str] | IO[bytes]
+
+#: (bytes that are written, all bytes) -> None
+Progress = Callable[[int, int], object]
+
+_PART = 16 << 20  # that is in memory at a time; or a row, if that is more [bytes]
+
+
+def _opened(file: File, suffix: str = "") -> AbstractContextManager[IO[bytes]]:
+    """Return a file to write to; one that is open already stays open."""
+    if not isinstance(file, str | os.PathLike):
+        if not hasattr(file, "write"):
+            raise TypeError(f"a path, or a file that is open to write, was expected, not {file!r}")
+        return nullcontext(file)
+    path = os.fspath(file)
+    return open(path if path.endswith(suffix) else path + suffix, "wb")
+
+
+def _write_all(f: IO[bytes], data: memoryview) -> None:
+    while data:
+        n = f.write(data)  # a raw file may take less than it is given
+        data = data[len(data) if n is None else n :]
+
+
+class Saving:
+    """What writes an array to files."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    ndim: int
+    size: int
+    nbytes: int
+    _order: str
+
+    if TYPE_CHECKING:
+        load: Callable[..., Loaded]
+
+    def tofile(
+        self,
+        file: File,
+        sep: str = "",
+        format: str = "%s",
+        *,
+        progress: Progress | None = None,
+    ) -> None:
+        """Write all elements to a file as ndarray.tofile() does, in C order, in parts.
+
+        Parameters
+        ----------
+        file : path or file object
+            Opened in binary mode, to write.
+        sep, format : str
+            See ndarray.tofile(): text, if sep is not empty.
+        progress : callable, optional
+            Is called as progress(bytes that are written, all bytes) after each part.
+
+        Raises
+        ------
+        BlockLoadError
+            A block cannot be loaded. What was written before it stays in the file.
+        """
+        if sep:
+            np.asarray(self).tofile(file, sep, format)
+            return
+        with _opened(file) as f:
+            self._write(f, 0, progress)
+
+    def save(self, file: File, *, progress: Progress | None = None) -> None:
+        """Write a .npy file as numpy.save() does, in parts; see tofile().
+
+        The layout is the array's: one in Fortran order is saved in that.
+        """
+        fortran = self._order == "F" and self.ndim > 1
+        header = {
+            "descr": np.lib.format.dtype_to_descr(self.dtype),
+            "fortran_order": fortran,
+            "shape": self.shape,
+        }
+        with _opened(file, ".npy") as f:
+            try:
+                np.lib.format.write_array_header_1_0(f, header)
+            except ValueError:  # it is longer: there are many fields
+                np.lib.format.write_array_header_2_0(f, header)
+            self._write(f, self.ndim - 1 if fortran else 0, progress)
+
+    def _write(self, f: IO[bytes], axis: int, progress: Progress | None) -> None:
+        """Write all elements: in C order, or, if `axis` is the last one, in Fortran order."""
+        done = 0
+        for idx in self._parts(axis):
+            with self.load(idx) as part:
+                data = np.ascontiguousarray(part if axis == 0 else part.T)
+                _write_all(f, memoryview(data.reshape(-1).view(np.uint8)))
+            done += data.nbytes
+            if progress is not None:
+                progress(done, self.nbytes)
+
+    def _parts(self, axis: int) -> Iterator[Any]:
+        """Yield indices of parts along an axis, of _PART bytes."""
+        if self.nbytes and not self.ndim:
+            yield ...
+        elif self.nbytes:
+            n = self.shape[axis]
+            step = max(1, _PART * n // self.nbytes)
+            for i in range(0, n, step):
+                rows = slice(i, min(i + step, n))
+                yield rows if axis == 0 else (..., rows)
+
+    def __array_function__(
+        self, func: Callable[..., Any], types: object, args: Any, kwargs: Any
+    ) -> Any:
+        """Be saved by numpy.save() in parts; to all other functions, be the view of all."""
+        if func is np.save:
+            return _save(*args, **kwargs)
+        return func(*_views(args), **_views(kwargs))
+
+
+def _save(file: File, arr: Any, allow_pickle: bool = True) -> None:
+    """Be numpy.save() of an array."""
+    arr.save(file)
+
+
+def _views(x: Any) -> Any:
+    """Return what a function is called with, with views in place of arrays."""
+    if isinstance(x, Saving):
+        return np.asarray(x)
+    if type(x) in (list, tuple):
+        return type(x)(_views(y) for y in x)
+    if type(x) is dict:
+        return {key: _views(value) for key, value in x.items()}
+    return x
