@@ -7,6 +7,7 @@ file_file and, over ZODB, zblk, blktab and file_zodb.
 
 from wendelin.bigfile import pagefault as _pagefault  # noqa: F401  serves faults from now on
 from wendelin.bigfile import trampoline as _trampoline  # noqa: F401  and this is how
+from wendelin.bigfile.backend import HOLE, BigFile
 from wendelin.bigfile.errors import (
     BigFileError,
     BlockLoadError,
@@ -17,11 +18,9 @@ from wendelin.bigfile.errors import (
 from wendelin.bigfile.ram import ram_set_limit
 from wendelin.bigfile.stats import HandleStats, Stats, stats
 from wendelin.bigfile.virtmem import (
-    HOLE,
     VMA,
     WRITEOUT_MARKSTORED,
     WRITEOUT_STORE,
-    BigFile,
     BigFileH,
     ram_reclaim,
 )

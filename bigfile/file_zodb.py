@@ -48,11 +48,11 @@ from transaction._transaction import Status
 from transaction.interfaces import TransactionError
 from ZODB.POSException import ConnectionStateError, ReadOnlyHistoryError
 
+from wendelin.bigfile.backend import BigFile
 from wendelin.bigfile.savepoint import SavedPages, Savepoint
 from wendelin.bigfile.virtmem import (
     WRITEOUT_MARKSTORED,
     WRITEOUT_STORE,
-    BigFile,
     BigFileH,
 )
 from wendelin.bigfile.zblk import (

@@ -22,7 +22,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from wendelin.bigfile.kernel cimport (CLOCK_MONOTONIC, EDEADLK, clock_gettime, pthread_self,
                                       timespec)
 from wendelin.bigfile.loading cimport page_bring_in
-from wendelin.bigfile.mapping cimport (FILE, NONE, ZERO, Area, area_kind, area_set_stays, area_show,
+from wendelin.bigfile.mapping cimport (NONE, ZERO, Area, area_kind, area_set_stays, area_show,
                                        area_was_shown, areas_have_room, areas_may_stay)
 from wendelin.bigfile.page cimport (DIRTY, KNOWN, LOADED, LOADING, MEMFD, ZEROS, FileH, Page,
                                     op_wait, page_become, page_kind, page_set_stored, page_show)
@@ -173,7 +173,7 @@ cdef int fileh_pin(FileH *fileh, uint64_t blk, bint write) noexcept nogil:
 
 
 cdef void fileh_unpin(FileH *fileh, uint64_t blk, uint64_t n) noexcept nogil:
-    """Undo fileh_pin() of n pages; of those that were dropped meanwhile there is nothing to undo."""
+    """Undo fileh_pin() of n pages; nothing for those that were dropped meanwhile."""
     cdef Page *page
     cdef Area *area
     cdef uint64_t i

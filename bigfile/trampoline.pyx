@@ -27,6 +27,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport INT64_MAX, uint64_t
 
+from wendelin.bigfile.backend cimport source_from
 from wendelin.bigfile.buffer cimport scratch_buffer
 from wendelin.bigfile.failure cimport (addressee, check_nested, describe, failing_class, failure,
                                        interrupt, load_error, no_memory, raise_in, raise_unsaid,
@@ -44,7 +45,7 @@ from wendelin.bigfile.page cimport (CHANGE_REFUSED, LOAD_FAILED, MEMFD, ZEROS, F
 from wendelin.bigfile.ram cimport pager_cond, pager_lock, pager_mutex, pager_unlock
 from wendelin.bigfile.signals cimport signals_hold, signals_raised, signals_release
 from wendelin.bigfile.touch cimport scraps_shown
-from wendelin.bigfile.virtmem cimport MIN_AHEAD, BigFileH, source_from
+from wendelin.bigfile.virtmem cimport MIN_AHEAD, BigFileH
 from wendelin.bigfile.waits cimport wait_for_gil, wait_over
 
 from wendelin.bigfile.errors import DoomedError, PageMemoryError

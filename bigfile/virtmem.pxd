@@ -3,15 +3,10 @@
 from libc.stdint cimport uint64_t
 
 from wendelin.bigfile.mapping cimport Area
-from wendelin.bigfile.page cimport FileH, Source
+from wendelin.bigfile.page cimport FileH
 
 cdef enum:
     MIN_AHEAD = 4           # blocks that are asked for ahead, at first
-
-
-cdef class BigFile:
-    cdef object __weakref__
-    cdef readonly Py_ssize_t blksize
 
 
 cdef class BigFileH:
@@ -38,4 +33,3 @@ cdef class VMA:
 
 
 cdef void virtmem_set_on_map(void (*hook)() noexcept nogil) noexcept
-cdef int source_from(found, size_t blksize, Source *source) except -1

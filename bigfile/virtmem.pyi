@@ -1,22 +1,13 @@
 from collections.abc import Callable
-from typing import Any, Final, Self
+from typing import Any, Final
 from weakref import WeakSet
 
 from typing_extensions import disjoint_base
 
+from wendelin.bigfile.backend import BigFile
+
 WRITEOUT_STORE: Final[int]
 WRITEOUT_MARKSTORED: Final[int]
-HOLE: Final[Any]
-
-@disjoint_base
-class BigFile:
-    def __new__(cls, *args: Any, **kw: Any) -> Self: ...
-    def __init__(self, blksize: int = ...) -> None: ...
-    @property
-    def blksize(self) -> int: ...
-    def loadblk(self, blk: int, buf: memoryview) -> Any: ...
-    def storeblk(self, blk: int, buf: memoryview) -> None: ...
-    def fileh_open(self) -> BigFileH: ...
 
 @disjoint_base
 class BigFileH:

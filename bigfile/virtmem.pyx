@@ -1,4 +1,4 @@
-"""BigFile, BigFileH and VMA: files mapped in memory, as Python sees the pager.
+"""BigFileH and VMA: files mapped in memory, as Python sees the pager; BigFile is in backend.
 
 Organization
 ------------
@@ -19,7 +19,6 @@ Locking: see page.pyx. Here, whatever may take long is done without the GIL.
 
 import threading
 import weakref
-from contextlib import suppress
 from operator import index
 
 cimport cython
@@ -29,6 +28,7 @@ from libc.stdint cimport INT64_MAX, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport strcpy, strerror
 
+from wendelin.bigfile.backend cimport BigFile, source_from
 from wendelin.bigfile.buffer cimport page_buffer
 from wendelin.bigfile.failure cimport check_nested, describe, failure, forget_failing, unsaid
 from wendelin.bigfile.fileh cimport (fileh_announce_next, fileh_announced, fileh_dirty_blocks,
@@ -36,19 +36,17 @@ from wendelin.bigfile.fileh cimport (fileh_announce_next, fileh_announced, fileh
                                      fileh_invalidate_loading, fileh_know, fileh_map,
                                      fileh_mark_stored, fileh_set_stored, fileh_thaw,
                                      fileh_truncate, fileh_unmap, fileh_untruncate)
-from wendelin.bigfile.kernel cimport EDEADLK, _SC_PAGESIZE, sysconf
+from wendelin.bigfile.kernel cimport EDEADLK
 from wendelin.bigfile.loading cimport fileh_load
 from wendelin.bigfile.mapping cimport Area, areas_reset_scrap
-from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, FILERANGE, FORKED, NO_FAILURE, NOTHING,
-                                    ZEROS, Counts, FileH, Known, Page, Source, fileh_new,
-                                    fileh_undoom, fileh_unref, pager_generation)
+from wendelin.bigfile.page cimport (BROKEN_FILE, DIRTY, FORKED, NO_FAILURE, Counts, FileH, Known,
+                                    Page, fileh_new, fileh_undoom, fileh_unref, pager_generation)
 from wendelin.bigfile.pagemap cimport pagemap_get
 from wendelin.bigfile.ram cimport (pager_lock, pager_unlock, ram_clean, ram_dirty, ram_limit,
                                    ram_reclaim_all)
 from wendelin.bigfile.ready cimport fileh_unpin
 from wendelin.bigfile.touch cimport scraps_shown
 
-from wendelin.bigfile.checksum import AVAILABLE
 from wendelin.bigfile.errors import DoomedError
 
 cdef extern from "Python.h":
@@ -59,122 +57,8 @@ cdef extern from "Python.h":
 WRITEOUT_STORE = 1          # dirty_writeout: give dirty pages to storeblk
 WRITEOUT_MARKSTORED = 2     # dirty_writeout: what was stored is clean
 
-#: What mapblk returns for a block that reads as zeros.
-HOLE = type("Hole", (), {"__repr__": lambda self: "HOLE", "__slots__": ()})()
-
 #: All handles of this process: see stats.py.
 handles = weakref.WeakSet()
-
-cdef size_t os_page = sysconf(_SC_PAGESIZE)
-
-cdef int source_from(found, size_t blksize, Source *source) except -1:
-    """Take what mapblk returned."""
-    source.fd = -1
-    source.checked = False
-    if found is HOLE:
-        source.backing = ZEROS
-        return 0
-    if len(found) == 2:
-        fd, offset = found
-        source.size = blksize
-        source.backing = FILERANGE
-    else:
-        if len(found) == 4:
-            fd, offset, size, digest = found
-            if not AVAILABLE:
-                raise ValueError(f"mapblk returned {found}: digests cannot be compared here")
-            source.checked = True
-            source.digest = int.from_bytes(digest, "big")
-        else:
-            fd, offset, size = found
-        source.size = size
-        whole = source.checked and size == blksize and offset % os_page == 0
-        source.backing = FILERANGE if whole else NOTHING
-    source.offset = offset
-    if fd < 0 or source.offset < 0 or source.size > blksize:
-        raise ValueError(f"mapblk returned {found}: that is no place of a block of {blksize} bytes")
-    if source.backing == FILERANGE and source.offset % os_page != 0:
-        raise ValueError(f"mapblk returned (fd {fd}, offset {offset}): the offset must be a "
-                         f"multiple of the OS page, {os_page} bytes")
-    source.fd = fd
-    return 0
-
-
-def _blksize_of(blksize):
-    """Return a block size that a program gives [bytes]."""
-    size = index(blksize) if hasattr(type(blksize), "__index__") else None
-    if size is None:
-        raise TypeError(f"blksize must be an integer, not {type(blksize).__name__}")
-    if size <= 0 or size % os_page != 0 or size > 1 << 40:
-        raise ValueError(f"blksize is {size}: it must be a multiple of the OS page, "
-                         f"{os_page} bytes")
-    return size
-
-
-# ---- the classes ----
-
-cdef class BigFile:
-    """A file in blocks. Subclass it and define how a block is loaded and stored.
-
-    Parameters
-    ----------
-    blksize : int
-        Block size [bytes]; a multiple of the OS page.
-
-    Methods to define
-    -----------------
-    loadblk(blk, buf)
-        Fill buf, a writable buffer of blksize zero bytes, and return None; or return a
-        bytes-like object with the block, where shorter means zeros after. Called in any
-        thread. What it raises becomes a BlockLoadError where the memory was touched.
-    storeblk(blk, buf)
-        Store a block; buf is a read-only buffer of blksize bytes.
-    mapblk(blk), optional
-        Return (fd, offset) of a file that holds all of the block, page-aligned and immutable,
-        with fd open as long as the handle lives: it is mapped. Or (fd, offset, size), not
-        aligned, and zeros after `size` bytes: it is copied, without Python. Or (fd, offset, size,
-        digest), if checksum.AVAILABLE: mapped if it can be, else copied; a copy is compared with
-        the digest, which is XXH3-64 of the bytes, 8 bytes, the highest first. HOLE for a block of
-        zeros. None: loadblk.
-    mapahead(start, stop), optional
-        Return {block: what mapblk returns for it}, without None, for blocks in [start, stop)
-        of which that is cheap to know. Touches of them will not call Python.
-    mismatch(blk), optional
-        Return the exception that says why a block does not match its digest.
-    truncate(blk), optional
-        Drop this block and all after it. Without it, an array that shrinks writes zeros.
-    """
-
-    # Subclasses for 0.x give the block size to __new__(), and need not call __init__(). Where
-    # __new__() is not theirs, it gets what they give to their __init__(), which may be anything.
-
-    def __cinit__(self, *args, **kw):
-        blksize = args[0] if args else kw.get("blksize")
-        if type(self).__new__ is not BigFile.__new__:
-            if blksize is not None:  # by the __new__() of a subclass
-                self.blksize = _blksize_of(blksize)
-        else:
-            with suppress(TypeError, ValueError):
-                self.blksize = _blksize_of(blksize)
-
-    def __init__(self, *args, **kw):
-        given = args or kw
-        if self.blksize != 0 and type(self).__new__ is not BigFile.__new__:
-            if not given or type(self).__init__ is BigFile.__init__:
-                return  # they are the arguments of that __new__()
-        self.blksize = _blksize_of(*args, **kw)
-
-    def loadblk(self, blk, buf):
-        """Load a block; see the class."""
-        raise NotImplementedError(f"{type(self).__name__} does not define loadblk")
-
-    def storeblk(self, blk, buf):
-        """Store a block; see the class."""
-        raise NotImplementedError(f"{type(self).__name__} does not define storeblk")
-
-    def fileh_open(self):
-        """Return a new handle: pages and changes of their own."""
-        return BigFileH(self)
 
 
 @cython.no_gc_clear

@@ -46,12 +46,12 @@ from typing import TYPE_CHECKING, Any
 from ZODB.Connection import Connection
 from ZODB.POSException import ConflictError, ConnectionStateError
 
+from wendelin.bigfile.backend import HOLE, BigFile
 from wendelin.bigfile.blktab import BlockTable
 from wendelin.bigfile.checksum import AVAILABLE
 from wendelin.bigfile.errors import BlockLoadError
 from wendelin.bigfile.pins import show_again
 from wendelin.bigfile.prefetch import ReadAhead
-from wendelin.bigfile.virtmem import HOLE, BigFile
 from wendelin.bigfile.zblk import (
     Block,
     Change,

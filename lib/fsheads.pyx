@@ -132,7 +132,8 @@ def find_alike(int fd, int flags, list oids, list positions, bytes before_tid, b
     cdef int64_t *at
     cdef const uint8_t **keys
     cdef uint8_t[HEAD] buf
-    if read > HEAD or len(end) > LONGEST_REST or len(before_tid) != 8 or len(positions) != <Py_ssize_t>n:
+    if (read > HEAD or len(end) > LONGEST_REST or len(before_tid) != 8
+            or len(positions) != len(oids)):
         raise ValueError(f"read is {read}, of {len(end)} bytes at the end")
     like.before = <const uint8_t *>PyBytes_AS_STRING(before)
     like.n_before = PyBytes_GET_SIZE(before)

@@ -121,7 +121,7 @@ def test_a_block_larger_than_memory():
 LARGER = """
 import re
 from wendelin.bigfile.errors import BigFileError
-from wendelin.bigfile.virtmem import HOLE
+from wendelin.bigfile.backend import HOLE
 LARGE = "has 1099511627776 bytes, and may have [0-9]+: half of the memory"
 def refused(act, kind, which):
     try:

@@ -22,7 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 from wendelin.bigarray.html import Overview, to_html
 from wendelin.bigarray.indexing import BasicIndex, split_index
 from wendelin.bigarray.loaded import Loaded
-from wendelin.bigarray.memory import in_file
+from wendelin.bigarray.memory import copy_in_steps, in_file
 from wendelin.bigarray.ndarraylike import NDArrayLike
 from wendelin.bigarray.saving import Saving
 from wendelin.bigfile.blocked import warn_of_blocked_threads
@@ -408,32 +408,17 @@ class BigArray(Saving, NDArrayLike):
         rows, rest = self._split(idx)
         part = self._part(rows, READY_SECONDS)
         start, stop = self._span(rows)
+        fileh = self._fileh()
         step = ram_stat()[0] // 4
         if stop - start > max(step, self.itemsize):
             view = part[rest]
             result = np.empty_like(view)
-            self._read_into(result, view, step)
+            copy_in_steps(result, view, step, lambda *span: fileh.load(*self._pages(*span)))
             return result
         if start != stop:
-            self._fileh().load(*self._pages(start, stop))
+            fileh.load(*self._pages(start, stop))
         result = part[rest]
         return result.copy("K") if isinstance(result, np.ndarray) else result
-
-    def _read_into(self, out: NDArray[Any], view: NDArray[Any], step: int) -> None:
-        """Load and copy a view, at most `step` bytes, or an element, at a time."""
-        found = in_file(view)
-        if found is None:
-            return
-        _, start, stop = found
-        if stop - start <= step or view.size == 1:
-            self._fileh().load(*self._pages(start, stop))
-            out[...] = view
-            return
-        axis = max(range(view.ndim), key=lambda i: (view.shape[i] > 1, abs(view.strides[i])))
-        middle = view.shape[axis] // 2
-        for half in (slice(middle), slice(middle, None)):
-            idx = (slice(None),) * axis + (half,)
-            self._read_into(out[idx], view[idx], step)
 
     def load(self, idx: BasicIndex = ..., write: bool = False) -> Loaded:
         """Have A[idx] in memory, or mapped, and keep it so until the next transaction boundary.
@@ -467,7 +452,7 @@ class BigArray(Saving, NDArrayLike):
         rows, rest = self._split(idx)
         part = self._part(rows)
         start, stop = self._span(rows)
-        view = part[rest]  # type: ignore[index]
+        view = part[rest]
         if start == stop:
             return Loaded(view, None, (0, 0))
         fileh, pages = self._fileh(), self._pages(start, stop)

@@ -44,15 +44,18 @@ def _write_all(f: IO[bytes], data: memoryview) -> None:
 class Saving:
     """What writes an array to files."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    ndim: int
-    size: int
-    nbytes: int
-    _order: str
-
-    if TYPE_CHECKING:
+    if TYPE_CHECKING:  # what an array has
+        _order: str
         load: Callable[..., Loaded]
+
+        @property
+        def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+        @property
+        def dtype(self) -> np.dtype[Any]: ...  # noqa: D102
+        @property
+        def ndim(self) -> int: ...  # noqa: D102
+        @property
+        def nbytes(self) -> int: ...  # noqa: D102
 
     def tofile(
         self,
@@ -108,7 +111,7 @@ class Saving:
         for idx in self._parts(axis):
             with self.load(idx) as part:
                 data = np.ascontiguousarray(part if axis == 0 else part.T)
-                _write_all(f, memoryview(data.reshape(-1).view(np.uint8)))
+                _write_all(f, data.reshape(-1).view(np.uint8).data)
             done += data.nbytes
             if progress is not None:
                 progress(done, self.nbytes)

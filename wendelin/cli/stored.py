@@ -31,8 +31,9 @@ from ZODB.utils import z64
 
 from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigfile.backend import BigFile
 from wendelin.bigfile.file_zodb import ZBigFile
-from wendelin.bigfile.virtmem import BigFile, BigFileH
+from wendelin.bigfile.virtmem import BigFileH
 from wendelin.bigfile.zblk import check_format, class_name
 from wendelin.bigfile.zfile import ZFile
 from wendelin.lib.inert import InertError, Object, Pairs, shown
