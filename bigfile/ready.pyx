@@ -2,7 +2,8 @@
 
 A system call, or a thread that blocks SIGSEGV, gets no help from the pager: the pages that it reads
 must be shown before. area_ready() shows what costs no loading - what is mapped, holes, what is in
-memory -, fileh_pin() what was loaded for that, until fileh_unpin():
+memory -, fileh_pin() what was loaded for that, until fileh_unpin(). A short block of a local file is
+copied for it: the last one of an array mostly is one, and ends with zeros that the file does not have.
 
     LOADED of ZEROS, FILERANGE    shown in all areas, which keep it whatever their budgets are
     LOADED of MEMFD               the same, and it is not given back (PINNED in ram)
@@ -11,7 +12,7 @@ memory -, fileh_pin() what was loaded for that, until fileh_unpin():
 A page that is dropped - discarded, invalidated - is not pinned any more. So pins are of a
 transaction, and end with it.
 
-This module shows pages. It does not load, and runs no Python but by page_set_ops().
+This module shows pages. It runs no Python but by page_set_ops().
 
 Locking: see page.pyx. All here take the pager lock, and are called without it.
 """
@@ -21,7 +22,7 @@ from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 
 from wendelin.bigfile.kernel cimport (CLOCK_MONOTONIC, EDEADLK, clock_gettime, pthread_self,
                                       timespec)
-from wendelin.bigfile.loading cimport page_bring_in
+from wendelin.bigfile.loading cimport page_bring_in, page_load
 from wendelin.bigfile.mapping cimport (NONE, ZERO, Area, area_kind, area_set_stays, area_show,
                                        area_was_shown, areas_have_room, areas_may_stay)
 from wendelin.bigfile.page cimport (DIRTY, KNOWN, LOADED, LOADING, MEMFD, ZEROS, FileH, Page,
@@ -76,6 +77,9 @@ cdef uint64_t area_ready(Area *area, uint64_t i, uint64_t end, bint skip, int64_
                 j += 1
             if area_show(area, i, j - i, ZERO, -1, 0) != 0:
                 j = end
+        elif is_short(page):
+            if page_load(fileh, area.pgoffset + i, True, NULL) == 0:
+                continue
         elif (page.state == LOADED and page.res.queue != COLD) or page.state == DIRTY:
             err = area_show(area, i, 1, page_kind(page), page.source.fd, page.source.offset)
             if err != 0:
@@ -83,6 +87,10 @@ cdef uint64_t area_ready(Area *area, uint64_t i, uint64_t end, bint skip, int64_
         i = j
     pager_unlock()
     return i
+
+
+cdef bint is_short(const Page *page) noexcept nogil:
+    return page.state == KNOWN and page.source.fd >= 0 and page.source.size < page.fileh.blksize
 
 
 cdef bint is_hole(FileH *fileh, uint64_t blk) noexcept nogil:
@@ -119,6 +127,9 @@ cdef void fileh_show(FileH *fileh, const uint64_t *blks, size_t n, int64_t until
         if not areas_have_room():
             break
         page = <Page *>pagemap_get(&fileh.pages, blks[k])
+        if page != NULL and is_short(page):
+            page_load(fileh, blks[k], True, NULL)
+            page = <Page *>pagemap_get(&fileh.pages, blks[k])
         if page != NULL and (page.state == DIRTY or
                              (page.state == LOADED and page.res.queue != COLD)):
             page_show(page, False)

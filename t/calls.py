@@ -206,8 +206,10 @@ def _received(n: int, send: Callable[[socket.socket], None]) -> bytes:
     here, there = socket.socketpair()
     with here, there, ThreadPoolExecutor(1) as pool:
         data = pool.submit(lambda: there.makefile("rb").read(n))
-        send(here)
-        here.shutdown(socket.SHUT_WR)
+        try:
+            send(here)
+        finally:
+            here.shutdown(socket.SHUT_WR)
         return data.result(60)
 
 

@@ -91,6 +91,32 @@ def test_holes_are_ready(testdb):
 
 
 @local
+def test_short_blocks_are_ready(testdb):
+    """The last block of most arrays is one: it cannot be mapped, and is copied."""
+    root = testdb.open()
+    root["S"] = S = ZBigArray((10 * BLK + 100,), np.uint8, blksize=BLK)
+    transaction.commit()
+    S[:] = 3
+    S[5 * BLK + 7 : 6 * BLK] = 0
+    transaction.commit()
+    testdb.close(root)
+    S = testdb.open()["S"]
+    a = S[:]
+    expected = 3 * S.shape[0] - 3 * (BLK - 7)
+    assert written(a).astype(int).sum() == expected
+    manager = transaction.TransactionManager()
+    conn = S._p_jar.db().open(manager)
+    conn.root()["S"][-1] = 4
+    manager.commit()
+    transaction.begin()
+    assert written(a).astype(int).sum() == expected + 1
+    ram_reclaim()
+    assert written(S[:]).astype(int).sum() == expected + 1
+    assert faults(S) == 0
+    conn.close()
+
+
+@local
 def test_views_are_ready_after_a_commit_and_an_abort(B, values):
     a = B[:]
     a[::BLK] = -1
