@@ -1,9 +1,9 @@
 """Ready: pages that are shown before anybody touches them, and pinned ones, which stay so.
 
 A system call, or a thread that blocks SIGSEGV, gets no help from the pager: the pages that it reads
-must be shown before. area_ready() shows what costs no loading - what is mapped, holes, what is in
-memory -, fileh_pin() what was loaded for that, until fileh_unpin(). A short block of a local file is
-copied for it: the last one of an array mostly is one, and ends with zeros that the file does not have.
+must be shown before. area_ready() shows what is cheap: what is mapped, holes, what is in memory. It
+copies a short block of a local file for that, as the last one of most arrays is: it ends with zeros
+that the file does not have. fileh_pin() shows what was loaded, until fileh_unpin():
 
     LOADED of ZEROS, FILERANGE    shown in all areas, which keep it whatever their budgets are
     LOADED of MEMFD               the same, and it is not given back (PINNED in ram)
