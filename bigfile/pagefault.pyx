@@ -51,9 +51,10 @@ from wendelin.bigfile.kernel cimport (CLOCK_MONOTONIC, CLOCK_PROCESS_CPUTIME_ID,
                                       SIGSEGV, clock_nanosleep, pthread_atfork, pthread_cancel,
                                       pthread_create, pthread_join, pthread_mutex_init,
                                       pthread_mutex_lock, pthread_mutex_t, pthread_mutex_unlock,
-                                      pthread_setcancelstate, pthread_sigmask, pthread_t, raise_,
-                                      set_errno, sigaction, sigaction_t, sigemptyset, sigfillset,
-                                      siginfo_t, sigset_t, timespec, write as write_fd)
+                                      pthread_setcancelstate, pthread_setname_np, pthread_sigmask,
+                                      pthread_t, raise_, set_errno, sigaction, sigaction_t,
+                                      sigemptyset, sigfillset, siginfo_t, sigset_t, timespec,
+                                      write as write_fd)
 from wendelin.bigfile.touch cimport page_broken, page_touch
 from wendelin.bigfile.virtmem cimport virtmem_set_on_map
 
@@ -214,6 +215,8 @@ cdef void start_guard() noexcept nogil:
     pthread_mutex_lock(&mutex)
     if not guarded:
         guarded = pthread_create(&guard, NULL, watch, NULL) == 0
+        if guarded:
+            pthread_setname_np(guard, b"wendelin.core")  # none of those in blocked.py
     pthread_mutex_unlock(&mutex)
     pthread_sigmask(SIG_SETMASK, &mask, NULL)
 

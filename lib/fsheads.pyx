@@ -65,18 +65,39 @@ cdef ssize_t read_at(int fd, uint8_t *buf, size_t size, long offset, int flags) 
             return n
 
 
+cdef struct Window:         # what was read last of the file
+    uint8_t *buf
+    size_t size             # of buf [bytes]
+    int64_t pos             # where it begins in the file
+    ssize_t n               # [bytes] in it
+
+
+cdef const uint8_t *window_at(Window *window, int fd, int flags, int64_t pos, size_t n) \
+        noexcept nogil:
+    """Return bytes [pos, pos + n) of the file, of which n are wanted; NULL: they are not there.
+
+    More is read with them: the end of a record mostly stands before the head of the next one.
+    """
+    if pos < window.pos or pos + <int64_t>n > window.pos + window.n:
+        window.pos = pos
+        window.n = read_at(fd, window.buf, window.size, pos, flags)
+        if window.n < <ssize_t>n:
+            window.n = max(window.n, 0)
+            return NULL
+    return window.buf + (pos - window.pos)
+
+
 cdef void look(int fd, int flags, const uint8_t *oid, int64_t pos, const Alike *like, size_t read,
-               uint8_t *buf, Found *found) noexcept nogil:
+               Window *window, Found *found) noexcept nogil:
     """Find the payload of one record, if it is alike."""
-    cdef ssize_t n
-    cdef size_t length, pad, start
+    cdef size_t length = HEADER + like.n_before, pad, start
     cdef uint64_t size
+    cdef const uint8_t *buf
     found.offset = -1
     if pos <= 0:
         return
-    n = read_at(fd, buf, read, pos, flags)
-    length = HEADER + like.n_before
-    if n < <ssize_t>(length + 4) or memcmp(buf, oid, 8) != 0 or big64(buf + 8) >= like.tid:
+    buf = window_at(window, fd, flags, pos, read)
+    if buf == NULL or memcmp(buf, oid, 8) != 0 or big64(buf + 8) >= like.tid:
         return
     if buf[32] != 0 or buf[33] != 0:                    # a version
         return
@@ -85,7 +106,7 @@ cdef void look(int fd, int flags, const uint8_t *oid, int64_t pos, const Alike *
         return
     pad = length + 4
     start = pad + (buf[length] | buf[length + 1] << 8 | buf[length + 2] << 16)
-    if buf[length + 3] != 0 or <ssize_t>(start + like.n_after) > n:
+    if buf[length + 3] != 0 or start + like.n_after > read:
         return
     if memcmp(buf + start, like.after, like.n_after) != 0:
         return
@@ -97,8 +118,8 @@ cdef void look(int fd, int flags, const uint8_t *oid, int64_t pos, const Alike *
     if start - HEADER + like.payload + like.n_end != size:
         return
     # of what was cut short, no part is to be shown
-    n = read_at(fd, buf, like.n_end, pos + start + like.payload, flags)
-    if n != <ssize_t>like.n_end or memcmp(buf, like.end, like.n_end) != 0:
+    buf = window_at(window, fd, flags, pos + start + like.payload, like.n_end)
+    if buf == NULL or memcmp(buf, like.end, like.n_end) != 0:
         return
     found.offset = pos + start
 
@@ -131,9 +152,10 @@ def find_alike(int fd, int flags, list oids, list positions, bytes before_tid, b
     cdef Found *found
     cdef int64_t *at
     cdef const uint8_t **keys
-    cdef uint8_t[HEAD] buf
-    if (read > HEAD or len(end) > LONGEST_REST or len(before_tid) != 8
-            or len(positions) != len(oids)):
+    cdef uint8_t[HEAD + LONGEST_REST] buf
+    cdef Window window
+    if (read > HEAD or <size_t>(HEADER + len(before) + 4) > read or len(end) > LONGEST_REST
+            or len(before_tid) != 8 or len(positions) != len(oids)):
         raise ValueError(f"read is {read}, of {len(end)} bytes at the end")
     like.before = <const uint8_t *>PyBytes_AS_STRING(before)
     like.n_before = PyBytes_GET_SIZE(before)
@@ -144,6 +166,9 @@ def find_alike(int fd, int flags, list oids, list positions, bytes before_tid, b
     like.magic = <const uint8_t *>PyBytes_AS_STRING(magic)
     like.n_magic = PyBytes_GET_SIZE(magic)
     like.payload = payload
+    window.buf = buf
+    window.size = read + LONGEST_REST
+    window.pos = window.n = 0
     like.tid = big64(<const uint8_t *>PyBytes_AS_STRING(before_tid))
     found = <Found *>malloc(n * sizeof(Found) + 1)
     at = <int64_t *>malloc(n * sizeof(int64_t) + 1)
@@ -158,7 +183,7 @@ def find_alike(int fd, int flags, list oids, list positions, bytes before_tid, b
             at[i] = positions[i]
         with nogil:
             for i in range(n):
-                look(fd, flags, keys[i], at[i], &like, read, buf, &found[i])
+                look(fd, flags, keys[i], at[i], &like, read, &window, &found[i])
         return [None if found[i].offset < 0 else
                 (found[i].offset, found[i].digest[:DIGEST] if found[i].has_digest else None)
                 for i in range(n)]

@@ -90,6 +90,21 @@ def test_holes_are_ready(testdb):
     assert faults(H) == before
 
 
+def test_threads_of_the_pager_are_not_named():
+    check_child(
+        """
+        import sys
+        import numpy as np
+        from ramfile import RAMFile
+        from wendelin.bigarray import BigArray
+        from wendelin.bigfile.blocked import blocked_threads
+        A = BigArray((1 << 20,), np.uint8, RAMFile(65536).fileh_open())
+        A[:].sum()
+        assert blocked_threads() == [], blocked_threads()
+        """
+    )
+
+
 @local
 def test_short_blocks_are_ready(testdb):
     """The last block of most arrays is one: it cannot be mapped, and is copied."""
