@@ -3,8 +3,8 @@
     python t/bench/ready.py [--blocks 1,64,512] [--runs 5] [--folder DIR]
 
 Each figure is the median of fresh processes, with the page cache warm. CPU time stands beside wall
-time, on both CPUs and on one (taskset). The peer is numpy.memmap of a plain file of the same bytes in
-the same run.
+time, on both CPUs and on one (taskset). The peer is numpy.memmap of a plain file of the same bytes
+in the same run.
 """
 
 from __future__ import annotations
