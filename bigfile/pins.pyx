@@ -30,6 +30,7 @@ from wendelin.bigfile.mapping import max_map_count
 
 cdef enum:
     LOOK_PAGES = 1024       # whose places are asked for at once
+    READY_PAGES = 1 << 15   # of a view that is made ready: the kernel has mappings for no more
 
 
 # ---- ready ----
@@ -46,7 +47,8 @@ def ready(VMA vma not None, pgoffset, pglen, seconds):
     pgoffset, pglen : int
         Within its filerange().
     seconds : float
-        No more time is taken than about that.
+        No more time is taken than about that. Nothing is done for more than READY_PAGES pages, but
+        without a limit: what is known of a page, also of a hole, takes memory.
 
     Returns
     -------
@@ -61,6 +63,8 @@ def ready(VMA vma not None, pgoffset, pglen, seconds):
         return True
     until = INT64_MAX if seconds > 1e9 else ready_clock() + <int64_t>(seconds * 1e9)
     fileh.check()
+    if end - start > READY_PAGES and until != INT64_MAX:
+        return False
     try:
         show_ready(fileh, area, start, end, until)
     except Exception:

@@ -205,6 +205,7 @@ def column_results(column: str, url: str) -> dict[str, str]:
             name, result = json.loads(line)
             results[name] = result
         code = child.wait()
+        child.stdout.close()
         if code == 0:
             return results
         if name is None or results[name] != "begin":

@@ -100,7 +100,7 @@ def test_what_is_too_large_says_so():
     [
         ("sum", r"A\[\.\.\.\]\.sum\(\) or A\[i:j\]\.sum\(\), or np\.sum\(A\)"),
         ("astype", r"A\[\.\.\.\]\.astype\(\) or A\[i:j\]\.astype\(\)$"),
-        ("tofile", r"A\[\.\.\.\]\.tofile\(\) or A\[i:j\]\.tofile\(\)$"),
+        ("byteswap", r"A\[\.\.\.\]\.byteswap\(\) or A\[i:j\]\.byteswap\(\)$"),
         ("flags", r"A\[\.\.\.\]\.flags or A\[i:j\]\.flags$"),
         ("imag", r"A\[\.\.\.\]\.imag"),
     ],

@@ -131,7 +131,7 @@ def test_it_is_read_only(root, A):
     assert B.read().flags.writeable
 
 
-def test_a_block_that_is_not_there_is_told_each_time(root, A, monkeypatch):
+def test_a_block_that_is_not_there_is_told_each_time(on_touch, root, A, monkeypatch):
     B = sent(A)
     b = B[:]
 

@@ -454,14 +454,10 @@ class BigArray(Saving, NDArrayLike):
         start, stop = self._span(rows)
         view = part[rest]
         if start == stop:
-            return Loaded(view, None, (0, 0))
+            return Loaded(view)
         fileh, pages = self._fileh(), self._pages(start, stop)
         pin(fileh, *pages, write)
-        loaded = Loaded(view, fileh, pages)
-        # the mapping stays for views that are taken later
-        others = [other for other in getattr(self, "_v_loaded", ()) if other.holds]
-        self._v_loaded = [*others, loaded]
-        return loaded
+        return Loaded(view, fileh, pages, self)
 
     def prefetch(self, idx: BasicIndex = ...) -> None:
         """Start loading A[idx] in the background, and do not wait.

@@ -1,10 +1,11 @@
 """Rows that are accessible to anybody for a while: also to the kernel, and to foreign threads.
 
-It knows a handle, whose pages it lets go.
+It knows a handle, whose pages it lets go, and the array, which keeps what is not let go.
 """
 
 from __future__ import annotations
 
+import weakref
 from types import TracebackType
 from typing import Any
 
@@ -27,10 +28,21 @@ class Loaded:
         A[idx].
     """
 
-    def __init__(self, view: Any, fileh: BigFileH | None, pages: tuple[int, int]) -> None:
+    def __init__(
+        self,
+        view: Any,
+        fileh: BigFileH | None = None,
+        pages: tuple[int, int] = (0, 0),
+        array: Any = None,
+    ) -> None:
         self.view = view
         self._fileh = fileh
         self._pages = pages
+        # The array keeps it, and so the mapping, for views that are taken later.
+        self._array = None if array is None else weakref.ref(array)
+        if array is not None:
+            kept = [other for other in getattr(array, "_v_loaded", ()) if other.holds]
+            array._v_loaded = [*kept, self]
 
     @property
     def holds(self) -> bool:
@@ -42,6 +54,10 @@ class Loaded:
         fileh, self._fileh = self._fileh, None
         if fileh is not None:
             fileh.unpin(*self._pages)
+        array = self._array() if self._array is not None else None
+        kept = vars(array).get("_v_loaded") if array is not None else None  # also of a ghost
+        if kept:
+            kept[:] = [other for other in kept if other is not self and other.holds]
 
     def __enter__(self) -> Any:
         return self.view
