@@ -99,8 +99,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     ) -> None:
         self.align = bool(align)
         self.ordered = bool(ordered)
-        # A relative name would be another file after chdir(): FileStorage packs what it names then.
-        file_name = os.path.abspath(file_name)
+        file_name = os.fspath(file_name)
         if os.path.islink(file_name):
             # what is beside the file - its lock, its index - is so for all names of it, and a pack
             # replaces the file, not the link
