@@ -14,5 +14,6 @@ def test_calls_of_other_libraries(column):
     missing = {name for name, result in results.items() if result.startswith("missing")}
     bad = {name: r for name, r in results.items() if r != "works" and name not in missing}
     assert not bad
-    # torch alone is too large for every run
-    assert "CI" not in os.environ or all(name.startswith("torch:") for name in missing), missing
+    # torch is too large for every run, and ZEO would use uvloop, too: see docs/cluster.md
+    left_out = {name for name in missing if name.startswith(("torch:", "uvloop:"))}
+    assert "CI" not in os.environ or missing == left_out, missing
