@@ -242,7 +242,7 @@ def _class_of(exc, ident, frame):
             exc.touched_in = frame
             try:
                 # Here, and not in the fault: a handler of logging may want any lock. And not exc:
-                # who keeps the record would keep frames, and views in them.
+                # a handler that keeps the record would keep frames, and views in them.
                 if isinstance(exc, BigFileError):
                     log.error("%s", str(exc))
             except Exception as e:

@@ -68,7 +68,7 @@ def ready(VMA vma not None, pgoffset, pglen, seconds):
     try:
         show_ready(fileh, area, start, end, until)
     except Exception:
-        pass                    # who touches it is told
+        pass                    # the thread that touches it is told
     return is_shown(area, start, end)
 
 

@@ -11,7 +11,7 @@ instruction, and signals come before or after it. So while a fault of the main t
 3. signals_release() has Python call us when the thread is back in the program's code
    (Py_AddPendingCall). Then the handlers are put back, and run for what was noted. If it was
    another loader that the thread came to, all of this waits for the end of that: to replace
-   handlers takes some microseconds, and who reads many blocks at once pays for it once
+   handlers takes some microseconds, and a reader of many blocks at once pays for it once
 
     free ── signals_hold ──► held ── signals_release ──► replaced ── pending_call ──► free
                               │ ▲                            │

@@ -217,7 +217,7 @@ cdef void load_with_gil(Call *call, Source *source, bint direct) noexcept:
             try:
                 look_ahead(pyfileh, call.blk, epoch)
             except Exception:
-                pass        # who touches those blocks is told
+                pass        # a thread that touches those blocks is told
     except BaseException as e:
         # of what looks ahead, if it is done
         if call.result == 0 and not isinstance(e, Exception):

@@ -86,7 +86,7 @@ _PARTS = ("_asked", "_base", "_storage", "base", "changes")
 
 _storages: WeakSet[Any] = WeakSet()
 _databases: WeakSet[DB] = WeakSet()
-#: Of the parent. They are kept: who collects them would close them.
+#: Of the parent. They are kept: collecting them would close them.
 _inherited: list[Any] = []
 _connections: WeakSet[Any] = WeakSet()  # of these
 

@@ -246,7 +246,7 @@ def make_hdf5(here):
     with h5py.File("other.h5", "w") as file:
         file["x"] = np.arange(3)
         file["group/x"] = np.arange(3)
-    os.mkfifo("pipe")  # who opens it to read waits for ever
+    os.mkfifo("pipe")  # opening it to read waits for ever
     with h5py.File("x.h5", "w") as file:
         file["inside"] = np.arange(3)
         file.create_dataset("external", (6,), "u1", external=[("../secret", 0, 6)])

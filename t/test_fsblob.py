@@ -106,7 +106,7 @@ def test_a_marker_of_the_layout_that_is_blank_is_mended(path, marker, read_only)
         assert (folder / ".layout").read_text().strip() == "bushy"
         assert read(path) == [b"blob 0", b"blob 1", b"blob 2"]
     elif marker is not None:
-        assert (folder / ".layout").read_bytes() == marker  # who reads changes nothing
+        assert (folder / ".layout").read_bytes() == marker  # reading changes nothing
 
 
 @pytest.mark.parametrize("blank", [False, True])
