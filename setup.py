@@ -48,9 +48,13 @@ class cython_build_ext(build_ext):
 
 setup(
     ext_modules=[
-        Extension(f"{name}.{path.stem}", [str(path)], extra_compile_args=C_FLAGS)
+        Extension(
+            ".".join((name, *path.relative_to(folder).with_suffix("").parts)),
+            [str(path)],
+            extra_compile_args=C_FLAGS,
+        )
         for folder, name in PACKAGES.items()
-        for path in sorted(Path(folder).glob("*.pyx"))
+        for path in sorted(Path(folder).rglob("*.pyx"))
     ],
     cmdclass={"build_ext": cython_build_ext},
 )

@@ -1,29 +1,29 @@
-"""Files mapped in memory: the pager, and file backends.
+"""Files mapped in memory: the public face.
 
-From the ground up: ram and pagemap, mapping, readahead, waits, page; loading, ahead, touch and
-fileh; failure, buffer, virtmem; trampoline and pagefault (compiled, the pager); stats;
-file_file and, over ZODB, zblk, blktab and file_zodb.
+virtmem     the pager
+zodb        blocks in a database
+file_file   an ordinary file, as a BigFile
+file_zodb   a file in ZODB; pickles have this name
 """
 
-from wendelin.bigfile import pagefault as _pagefault  # noqa: F401  serves faults from now on
-from wendelin.bigfile import trampoline as _trampoline  # noqa: F401  and this is how
-from wendelin.bigfile.backend import HOLE, BigFile
-from wendelin.bigfile.errors import (
+from wendelin.bigfile.virtmem import (
+    HOLE,
+    VMA,
+    WRITEOUT_MARKSTORED,
+    WRITEOUT_STORE,
+    BigFile,
+    BigFileH,
+    ram_reclaim,
+    ram_set_limit,
+)
+from wendelin.bigfile.virtmem.errors import (
     BigFileError,
     BlockLoadError,
     DoomedError,
     ForkError,
     PageMemoryError,
 )
-from wendelin.bigfile.ram import ram_set_limit
-from wendelin.bigfile.stats import HandleStats, Stats, stats
-from wendelin.bigfile.virtmem import (
-    VMA,
-    WRITEOUT_MARKSTORED,
-    WRITEOUT_STORE,
-    BigFileH,
-    ram_reclaim,
-)
+from wendelin.bigfile.virtmem.stats import HandleStats, Stats, stats
 
 __all__ = [
     "HOLE",

@@ -6,7 +6,7 @@ It knows files, and nothing of the pager beyond BigFile.
 import os
 import stat
 
-from wendelin.bigfile.backend import BigFile
+from wendelin.bigfile.virtmem.backend import BigFile
 
 __all__ = ["BigFile_File"]
 

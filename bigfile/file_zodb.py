@@ -3,9 +3,9 @@
 Organization
 ------------
     ZBigFile ──► LOBTree ──► ZBlk…          persistent objects: what commits write
-    ZBigFileH ──► ZFile ──► ZBigFile        the handle; ZFile (zfile) is the BigFile under it
+    ZBigFileH ──► ZFile ──► ZBigFile        the handle; ZFile (blockfile) is the BigFile under it
                     │
-                BlockTable, zblk            what faults read: records, not objects
+                BlockTable, formats           what faults read: records, not objects
 
 Pages -> database
 -----------------
@@ -33,8 +33,8 @@ explicit, a view shows what it showed: the state in which the transaction began,
 
 Locking
 -------
-Faults load in any thread: see zfile. The first change joins in any thread; while a commit runs in
-another one, it waits for its end. Everything else runs in the thread of the transaction.
+Faults load in any thread: see blockfile. The first change joins in any thread; while a commit runs
+in another one, it waits for its end. Everything else runs in the thread of the transaction.
 """
 
 from __future__ import annotations
@@ -48,30 +48,30 @@ from transaction._transaction import Status
 from transaction.interfaces import TransactionError
 from ZODB.POSException import ConnectionStateError, ReadOnlyHistoryError
 
-from wendelin.bigfile.backend import BigFile
-from wendelin.bigfile.savepoint import SavedPages, Savepoint
-from wendelin.bigfile.virtmem import (
+from wendelin.bigfile.virtmem.backend import BigFile
+from wendelin.bigfile.virtmem.handle import (
     WRITEOUT_MARKSTORED,
     WRITEOUT_STORE,
     BigFileH,
 )
-from wendelin.bigfile.zblk import (
+from wendelin.bigfile.zodb.blockfile import ZFile
+from wendelin.bigfile.zodb.formats import (
     ZBlk0,
     ZBlk1,
     ZBlkBase,
     ZData,
 )
-from wendelin.bigfile.zfile import ZFile
-from wendelin.bigfile.zwatch import watch_of
-from wendelin.lib.forked import is_inherited
+from wendelin.bigfile.zodb.savepoint import SavedPages, Savepoint
+from wendelin.lib.storage.forked import is_inherited
+from wendelin.lib.storage.record import RecordError
+from wendelin.lib.storage.shared import zconn_is_shared
 from wendelin.lib.zodb import (
     LivePersistent,
     zconn_check_database,
     zconn_is_open,
     zobj_is_committed,
 )
-from wendelin.lib.zonce import zconn_is_shared
-from wendelin.lib.zrecord import RecordError
+from wendelin.lib.zodb_boundary import watch_of
 
 __all__ = ["ZBigFile", "ZBigFileH", "ZBlk", "ZBlk0", "ZBlk1", "ZData"]
 
@@ -288,7 +288,7 @@ class ZBigFileH(BigFileH):
             self._frozen = False
             self.writeout_end()
 
-    # ---- boundaries; see zwatch.Follower ----
+    # ---- boundaries; see zodb_boundary.Follower ----
 
     def follow(self, oids: list[bytes] | None, own: set[bytes]) -> None:
         """The Connection reads a new state of the database, which has what was committed."""
@@ -300,11 +300,14 @@ class ZBigFileH(BigFileH):
         self.zfile.follow(oids, own, self)
 
     def forget(self) -> None:
-        """See zwatch.Follower."""
+        """See zodb_boundary.Follower."""
         self.zfile.forget(self)
 
     def database_closed(self) -> None:
-        """See zwatch.Follower. What views show, they go on to show; without any, all is let go."""
+        """See zodb_boundary.Follower.
+
+        What views show, they go on to show; without views, all is let go.
+        """
         self.read_only = True  # there is no transaction to take part in
         if not self.isused():
             self.forget()

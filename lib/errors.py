@@ -1,4 +1,4 @@
-"""Exceptions of wendelin.core that storages raise, too. The others are in bigfile/errors.py.
+"""Exceptions of wendelin.core that storages raise, too. The others: bigfile.virtmem.errors.
 
 They know nothing of what raises them.
 """

@@ -19,14 +19,14 @@ from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import ConnectionStateError
 from ZODB.utils import p64, u64, z64
 
-from wendelin.lib.dburl import resolve, shown_name
-from wendelin.lib.filestorage import AlignedFileStorage
-from wendelin.lib.forked import is_inherited, let_go, of_this_process
-from wendelin.lib.fsrecord import Located, OpenFile, Stat
-from wendelin.lib.storthreads import asks_in_parallel, class_of
-from wendelin.lib.storurl import zstor_2zurl
+from wendelin.lib.storage.dburl import resolve, shown_name
+from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.forked import is_inherited, let_go, of_this_process
+from wendelin.lib.storage.fsrecord import Located, OpenFile, Stat
+from wendelin.lib.storage.storthreads import asks_in_parallel, class_of
+from wendelin.lib.storage.storurl import zstor_2zurl
+from wendelin.lib.storage.zeoclient import ZEOClient
 from wendelin.lib.utils import renamed
-from wendelin.lib.zeoclient import ZEOClient
 
 __all__ = [
     "LivePersistent",

@@ -102,7 +102,7 @@ int main(void) {
 
 def decoding() -> str:
     """Return the C that decodes faults, out of pagefault.pyx."""
-    text = (ROOT / "bigfile" / "pagefault.pyx").read_text()
+    text = (ROOT / "bigfile" / "virtmem" / "pagefault.pyx").read_text()
     blocks = re.findall(r'cdef extern from \*:\n    """\n(.*?)"""', text, re.DOTALL)
     (block,) = [b for b in blocks if "wc_fault_is_write" in b]
     return str(block)
@@ -123,7 +123,7 @@ def build(folder: Path) -> None:
         | {"CC": COMPILER, "LDSHARED": f"{COMPILER} -shared", "CFLAGS": "-Werror=implicit"},
     )
     built = list((folder / "out").rglob("*.so"))
-    sources = list((ROOT / "bigfile").glob("*.pyx"))
+    sources = [path for top in ("bigfile", "lib") for path in (ROOT / top).rglob("*.pyx")]
     assert len(built) == len(sources), built
     for path in built:
         assert path.read_bytes()[18:20] == b"\xb7\x00", f"{path} is not for aarch64"

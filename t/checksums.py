@@ -8,9 +8,8 @@ import transaction
 from ZODB.FileStorage import FileStorage as StockFileStorage
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib import zrecord
+from wendelin.lib.storage.record import class_of, find_payload
 from wendelin.lib.zodb import dbclose, dbopen
-from wendelin.lib.zrecord import find_payload
 
 BLK = 4096  # [bytes]
 VALUES = np.random.default_rng(3).integers(1, 256, 20 * BLK, "u1")
@@ -34,7 +33,7 @@ def payloads(path):
     at = 0
     for txn in storage.iterator():
         for r in txn:
-            if r.data and zrecord.class_of(r.data) == "wendelin.bigfile.file_zodb.ZBlk0":
+            if r.data and class_of(r.data) == "wendelin.bigfile.file_zodb.ZBlk0":
                 at = raw.index(r.data, at)
                 payload = find_payload(r.data)
                 found[r.oid] = (at + payload.start, payload.stop - payload.start, r.tid)

@@ -11,8 +11,8 @@ import time
 
 from fsbytes import commit
 
-from wendelin.lib import filestorage
-from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.lib.storage import filestorage
+from wendelin.lib.storage.filestorage import AlignedFileStorage
 
 SIZES = [(1 << 10, 40), (64 << 10, 40), (1 << 20, 30), (4 << 20, 20), (16 << 20, 10), (64 << 20, 5)]
 RECORD = 2 << 20  # at most [bytes]

@@ -15,7 +15,8 @@ from clients import Client, fill
 from neocluster import missing
 
 from wendelin.bigarray import array
-from wendelin.bigfile import ram_reclaim, zfile
+from wendelin.bigfile import ram_reclaim
+from wendelin.bigfile.zodb import blockfile
 from wendelin.lib.zodb import dbclose, dbopen
 
 
@@ -29,7 +30,7 @@ def pytest_report_header(config):
 def show_on_touch(set_attribute):
     """Let nothing be shown before it is touched: the way of whatever cannot be mapped."""
     set_attribute(array, "READY_SECONDS", 0.0)
-    set_attribute(zfile, "SHOW_SECONDS", 0.0)
+    set_attribute(blockfile, "SHOW_SECONDS", 0.0)
 
 
 def pytest_configure(config):

@@ -28,7 +28,7 @@ from ZEO.Exceptions import ClientDisconnected
 from ZODB.POSException import ConflictError, POSError
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib import fsalign
+from wendelin.lib.storage import fsalign
 from wendelin.lib.zodb import dbclose, dbopen
 
 FORMATS = ("ZBlk0", "ZBlk1", "auto")

@@ -18,8 +18,8 @@ from ZODB.fsIndex import fsIndex
 from ZODB.utils import p64
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib import fsalign
-from wendelin.lib.fsindex import save_index
+from wendelin.lib.storage import fsalign
+from wendelin.lib.storage.fsindex import save_index
 from wendelin.lib.zodb import dbclose, dbopen
 
 DATA = Path(__file__).parent / "data"

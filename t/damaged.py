@@ -34,8 +34,8 @@ from ZODB import DB
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError
 from wendelin.bigfile.file_zodb import ZBigFile
-from wendelin.lib import fsalign
-from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.lib.storage import fsalign
+from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.zodb import dbclose
 
 SECONDS = 30  # for a seed, on a loaded machine

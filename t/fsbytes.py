@@ -8,8 +8,8 @@ from ZODB.Connection import TransactionMetaData
 from ZODB.DB import DB
 from ZODB.utils import p64, u64, z64
 
-from wendelin.lib.filestorage import AlignedFileStorage
-from wendelin.lib.fsalign import ALIGNMENT
+from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.fsalign import ALIGNMENT
 
 
 class Bytes(Persistent):

@@ -7,7 +7,7 @@ import transaction
 from ZODB.DB import DB
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.bigfile.virtmem import ram_stat
+from wendelin.bigfile.virtmem.handle import ram_stat
 from wendelin.lib.zodb import dbopen
 
 BLK = 2 << 20  # [bytes]

@@ -36,7 +36,7 @@ from powerfail_work import Expected, small_databases
 from reliability import into
 from tqdm import tqdm
 
-from wendelin.lib import fsindex
+from wendelin.lib.storage import fsindex
 
 HERE = Path(__file__).parent
 SECONDS = 60  # for a state, on a loaded machine

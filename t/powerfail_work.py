@@ -35,9 +35,9 @@ from ZODB.POSException import POSKeyError
 from ZODB.utils import p64
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib import filestorage, fsalign
-from wendelin.lib.filestorage import AlignedFileStorage
-from wendelin.lib.zrecord import without_pad
+from wendelin.lib.storage import filestorage, fsalign
+from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.record import without_pad
 
 BLK = 8192
 FORMATS = ("ZBlk0", "ZBlk1")

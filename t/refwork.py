@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from wendelin.lib import zonce
+from wendelin.lib.storage import shared
 
 
 def total(ref):
@@ -15,5 +15,5 @@ def total(ref):
 def opened(ref):
     """Return (pid, databases, connections) that are open for references."""
     ref.deref()
-    all_of_them = list(zonce._databases.values())
+    all_of_them = list(shared._databases.values())
     return os.getpid(), len(all_of_them), sum(len(opened._conns) for opened in all_of_them)

@@ -34,9 +34,9 @@ from ZODB.POSException import ConflictError
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import ram_reclaim, stats
-from wendelin.bigfile.stats import HandleStats, stats_of
-from wendelin.bigfile.virtmem import handles
-from wendelin.lib import fsalign
+from wendelin.bigfile.virtmem.handle import handles
+from wendelin.bigfile.virtmem.stats import HandleStats, stats_of
+from wendelin.lib.storage import fsalign
 from wendelin.lib.zodb import dbclose, dbopen
 
 BLK = 65536

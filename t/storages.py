@@ -16,7 +16,7 @@ import transaction
 from neocluster import Gateway, NeoCluster, missing
 from servers import ZeoServer
 
-from wendelin.lib import fsalign
+from wendelin.lib.storage import fsalign
 from wendelin.lib.zodb import dbclose, dbopen
 
 

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from wendelin.bigarray import ArrayRef
 from wendelin.bigarray.array_ram import RAMArray
 from wendelin.bigfile import ram_reclaim
-from wendelin.bigfile.virtmem import ram_stat
+from wendelin.bigfile.virtmem.handle import ram_stat
 
 
 def test_it_is_zeros_and_keeps_what_is_written():

@@ -472,7 +472,7 @@ def test_prefetch_loads_and_keeps_errors_to_itself():
 
 
 def test_prefetch_of_any_size_returns_at_once_and_ends_with_the_array():
-    from wendelin.bigfile.prefetch import _pool
+    from wendelin.bigfile.zodb.prefetch import _pool
 
     file = Signalling()
     A = BigArray((1 << 50,), "u1", file.fileh_open())

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from wendelin.bigfile.backend import BigFile
+from wendelin.bigfile.virtmem.backend import BigFile
 
 BLK = 4096
 

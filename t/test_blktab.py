@@ -7,7 +7,7 @@ from persistent.mapping import PersistentMapping
 from ZODB import DB
 from ZODB.utils import load_current
 
-from wendelin.bigfile.blktab import BlockTable, stored_blocks
+from wendelin.bigfile.zodb.blocktable import BlockTable, stored_blocks
 
 N = 120_000  # blocks: with nodes between the root and the buckets
 EVERY = 3  # all others are holes

@@ -22,11 +22,11 @@ from ZODB.DemoStorage import DemoStorage
 from ZODB.POSException import ConflictError
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.bigfile.blktab import BlockTable, stored_blocks
-from wendelin.bigfile.btree import from_records, read_items, read_node, walk
-from wendelin.bigfile.check import check_blocks
-from wendelin.bigfile.survey import stored_numbers, survey
-from wendelin.bigfile.zblk import CHUNK
+from wendelin.bigfile.zodb.blocktable import BlockTable, stored_blocks
+from wendelin.bigfile.zodb.btree import from_records, read_items, read_node, walk
+from wendelin.bigfile.zodb.formats import CHUNK
+from wendelin.bigfile.zodb.inspect import stored_numbers, survey
+from wendelin.bigfile.zodb.verify import check_blocks
 
 TREES = int(os.environ.get("WENDELIN_CORE_TEST_TREES", "30"))
 SEED = int(os.environ.get("WENDELIN_CORE_TEST_SEED", "0"))

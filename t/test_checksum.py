@@ -16,11 +16,22 @@ from ZODB.DB import DB
 from ZODB.FileStorage import FileStorage as StockFileStorage
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.bigfile import BigFile, BlockLoadError, checksum, ram_reclaim, zfile
-from wendelin.lib import fsalign, zrecord
-from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.bigfile import BigFile, BlockLoadError, ram_reclaim
+from wendelin.bigfile.zodb import blockfile, checksum
+from wendelin.lib.storage import fsalign
+from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.record import (
+    BytesRecord,
+    ChecksumError,
+    RecordError,
+    aligned,
+    bytes_state,
+    check,
+    class_of,
+    find_payload,
+    without_pad,
+)
 from wendelin.lib.zodb import dbclose, dbopen
-from wendelin.lib.zrecord import BytesRecord, ChecksumError, RecordError, bytes_state, find_payload
 
 HEAD = b"\x80\x03cwendelin.bigfile.file_zodb\nZBlk0\nq\x01.\x80\x03"
 
@@ -61,12 +72,12 @@ def test_it_stays_where_records_are_aligned_and_not(at, size):
     payload = memoryview(bytes(range(256)) * 32)[:size]
     record = made(payload)
     for data in record, BytesRecord(HEAD, payload):
-        padded = b"".join(zrecord.aligned(data, at, BLK, BLK))
+        padded = b"".join(aligned(data, at, BLK, BLK))
         found = find_payload(padded)
         assert found.digest == find_payload(record).digest
         assert (at + found.start) % BLK == 0 or size < BLK
-        assert zrecord.without_pad(padded) == record
-        zrecord.check(padded)
+        assert without_pad(padded) == record
+        check(padded)
     assert len(padded) - len(record) < BLK
 
 
@@ -75,19 +86,19 @@ def test_records_without_one_are_valid(pad):
     record = made(b"some bytes", pad)
     assert find_payload(record).digest is None
     assert bytes_state(record) == b"some bytes"
-    zrecord.check(record)
-    assert find_payload(zrecord.without_pad(record)).begin == find_payload(record).begin
+    check(record)
+    assert find_payload(without_pad(record)).begin == find_payload(record).begin
 
 
 def test_each_bit_that_flips_is_noticed_or_does_not_matter():
     payload = bytes(range(40, 120))
-    record = b"".join(zrecord.aligned(made(payload), 4090, 16, 16))
+    record = b"".join(aligned(made(payload), 4090, 16, 16))
     start = find_payload(record).start
     for bit in range(8 * len(record)):
         data = bytearray(record)
         data[bit // 8] ^= 1 << bit % 8
         try:
-            same = zrecord.class_of(bytes(data)) == zrecord.class_of(record)
+            same = class_of(bytes(data)) == class_of(record)
             assert bytes_state(bytes(data)) == payload or not same, bit
             matters = False
         except ChecksumError:
@@ -131,7 +142,7 @@ def digests(storage):
         for r in txn:
             payload = find_payload(r.data) if r.data else None
             if payload is not None and payload.digest is not None:
-                zrecord.check(r.data)
+                check(r.data)
                 found.append(payload.digest)
     return found
 
@@ -235,7 +246,7 @@ def check_refused(A, damaged, blks=range(20)):
 def test_what_is_copied_is_compared(path, options, compares, monkeypatch):
     """Blocks too small to be aligned: by the pager; and by Python, where it cannot."""
     assert checksum.AVAILABLE
-    monkeypatch.setattr(zfile, "AVAILABLE", compares)
+    monkeypatch.setattr(blockfile, "AVAILABLE", compares)
     root = dbopen(path)
     fill(root)
     dbclose(root)
@@ -338,7 +349,7 @@ def test_a_mapped_block_that_is_changed_is_compared(path, small):
 
 def test_a_commit_does_not_compute_it_of_what_does_not_match(path, small, monkeypatch):
     """Where the pager does not compare what it copies, the commit does."""
-    monkeypatch.setattr(zfile, "AVAILABLE", False)
+    monkeypatch.setattr(blockfile, "AVAILABLE", False)
     root = dbopen(path)
     fill(root)
     dbclose(root)

@@ -10,7 +10,7 @@ from checksums import BLK, damage, fill
 from servers import ZeoServer
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib import fsalign
+from wendelin.lib.storage import fsalign
 from wendelin.lib.zodb import dbclose, dbopen
 
 

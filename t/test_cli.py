@@ -20,12 +20,12 @@ from ZODB.FileStorage import FileStorage
 from ZODB.utils import load_current
 
 from wendelin.bigfile.file_zodb import ZBlk0, ZBlk1, ZData
-from wendelin.bigfile.survey import stored_numbers
+from wendelin.bigfile.zodb.inspect import stored_numbers
 from wendelin.cli.database import opened
 from wendelin.cli.tree import walk
-from wendelin.lib.inert import Pairs
+from wendelin.lib.storage.inert import Pairs
+from wendelin.lib.storage.record import find_payload
 from wendelin.lib.zodb import dbstoropen
-from wendelin.lib.zrecord import find_payload
 
 pytestmark = [pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs", "zeo")]
 
@@ -112,9 +112,9 @@ def test_ls_loads_no_blocks(call, url, monkeypatch):
 
     monkeypatch.setattr(ZBlk0, "__setstate__", load)
     monkeypatch.setattr(ZData, "__setstate__", load)
-    from wendelin.bigfile import zblk
+    from wendelin.bigfile.zodb import formats
 
-    monkeypatch.setattr(zblk, "load_block", load)
+    monkeypatch.setattr(formats, "load_block", load)
     assert len(call("ls", "--json", url).json) == len(PATHS)
     call("info", f"{url}#mixed")
 

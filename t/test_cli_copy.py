@@ -9,8 +9,8 @@ from clidata import BLK, PATHS, database, filled, stock
 from ZODB.blob import Blob
 
 from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.lib.storage.record import without_pad
 from wendelin.lib.zodb import dbstoropen
-from wendelin.lib.zrecord import without_pad
 
 pytestmark = [pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs", "zeo", "neo")]
 

@@ -14,7 +14,7 @@ from cli import PROGRAM, ended_at, killed_at, wendelin
 from clidata import database
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.bigfile.zfile import ZFile
+from wendelin.bigfile.zodb.blockfile import ZFile
 from wendelin.cli.address import Address
 from wendelin.lib.zodb import dbclose, dbopen
 

@@ -13,10 +13,10 @@ from ZODB.POSException import ConnectionStateError
 from wendelin.bigarray import ArrayRef
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError, DoomedError, ram_reclaim
-from wendelin.bigfile.virtmem import ram_stat
-from wendelin.lib import dburl
+from wendelin.bigfile.virtmem.handle import ram_stat
+from wendelin.lib.storage import dburl
+from wendelin.lib.storage.shared import share, zconn_now
 from wendelin.lib.zodb import dbclose, dbopen, zstor_2zurl
-from wendelin.lib.zonce import share, zconn_now
 
 
 @pytest.fixture

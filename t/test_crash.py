@@ -16,7 +16,7 @@ import pytest
 import transaction
 from servers import ZeoServer, wait_until
 
-from wendelin.lib import fsalign
+from wendelin.lib.storage import fsalign
 from wendelin.lib.zodb import dbclose, dbopen
 
 pytestmark = pytest.mark.once

@@ -26,11 +26,11 @@ from ZODB.POSException import POSKeyError, StateLoadError
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError, DoomedError
-from wendelin.bigfile.blktab import BlockTable
 from wendelin.bigfile.file_zodb import ZBigFile, ZBlk0, ZBlk1, ZData
-from wendelin.lib import fsalign
+from wendelin.bigfile.zodb.blocktable import BlockTable
+from wendelin.lib.storage import fsalign
+from wendelin.lib.storage.record import RecordError
 from wendelin.lib.zodb import zconn_at
-from wendelin.lib.zrecord import RecordError
 
 pytestmark = pytest.mark.once
 

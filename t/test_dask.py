@@ -300,8 +300,8 @@ from distributed import Client, LocalCluster
 from wendelin.bigarray import ArrayRef
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigarray.dask import from_array, to_array
-from wendelin.bigfile.virtmem import ram_stat
-from wendelin.lib import zonce
+from wendelin.bigfile.virtmem.handle import ram_stat
+from wendelin.lib.storage import shared
 from wendelin.lib.zodb import dbopen, dbclose
 
 MIB = 1 << 20
@@ -310,7 +310,7 @@ N = LIMIT * 5 // 4 // 8
 
 def state():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    return os.getpid(), peak, sum(ram_stat()[1:]), len(zonce._databases)
+    return os.getpid(), peak, sum(ram_stat()[1:]), len(shared._databases)
 
 def found(A, ref):
     part = ref.deref()

@@ -77,7 +77,7 @@ def test_names_of_the_inside():
         sources = [
             path
             for folder in ("bigfile", "lib", "wendelin/bigarray")
-            for path in (pages.ROOT / folder).glob(f"{module}.py*")
+            for path in (pages.ROOT / folder).rglob(f"{module}.py*")
             if path.suffix in (".py", ".pyx")
         ]
         assert len(sources) == 1, module
@@ -90,7 +90,7 @@ def test_names_of_the_inside():
 def test_modules_of_the_inside():
     """architecture.md has every module of the two folders that it goes through."""
     text = (pages.ROOT / "docs/architecture.md").read_text()
-    paths = chain(*((pages.ROOT / folder).glob("*.py*") for folder in ("bigfile", "lib")))
+    paths = chain(*((pages.ROOT / folder).rglob("*.py*") for folder in ("bigfile", "lib")))
     modules = {path.stem for path in paths if path.suffix in (".py", ".pyx")} - {"__init__"}
     modules -= {"mem", "calc", "utils", "xnumpy"}  # helpers, which the reference has
     assert len(modules) > 30

@@ -27,7 +27,7 @@ import numpy as np, transaction
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BigFileError, BlockLoadError, DoomedError, PageMemoryError
 from wendelin.bigfile import ram_reclaim
-from wendelin.lib import fsalign
+from wendelin.lib.storage import fsalign
 from wendelin.lib.zodb import dbopen, dbclose
 
 fsalign.SMALLEST = fsalign.ALIGNMENT

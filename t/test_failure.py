@@ -25,7 +25,7 @@ import ctypes, gc, os, sys, threading, time, _thread
 import numpy as np
 from ramfile import RAMFile
 from wendelin.bigfile import *
-from wendelin.bigfile.virtmem import ram_stat
+from wendelin.bigfile.virtmem.handle import ram_stat
 BLK = 4096
 def new(n=8, cls=RAMFile):
     fileh = cls(BLK).fileh_open()
@@ -298,8 +298,8 @@ assert "waits for a block that this thread is loading" in str(errors[0]), errors
 
 
 DEADLOCK = """
-from wendelin.bigfile import waits
-waits.set_seconds(0.5)
+from wendelin.bigfile.virtmem import deadlock
+deadlock.set_seconds(0.5)
 class File(RAMFile):
     def __repr__(self): return "<the file>"
 _, a = new(cls=File)
@@ -328,8 +328,8 @@ def test_the_watchdog_is_silent_otherwise():
     done = run_child(
         SETUP
         + """
-from wendelin.bigfile import waits
-waits.set_seconds(2)
+from wendelin.bigfile.virtmem import deadlock
+deadlock.set_seconds(2)
 _, a = new(1000)
 threads = [threading.Thread(target=a.sum) for _ in range(4)]
 for t in threads: t.start()

@@ -15,7 +15,7 @@ from zodbpickle.pickle import Unpickler
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError, DoomedError, ram_reclaim
 from wendelin.bigfile.file_zodb import ZBigFile, ZBlk1
-from wendelin.bigfile.prefetch import MANY
+from wendelin.bigfile.zodb.prefetch import MANY
 from wendelin.lib.zodb import dbclose, dbopen
 
 BLK = 4096  # block size of most arrays here [bytes]

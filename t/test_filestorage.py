@@ -1,4 +1,4 @@
-"""lib/filestorage.py: records whose bytes lie aligned in Data.fs, and nothing else changed."""
+"""AlignedFileStorage: records whose bytes lie aligned in Data.fs, and nothing else changed."""
 
 import errno
 import os
@@ -17,17 +17,16 @@ from ZODB.DB import DB
 from ZODB.FileStorage import FileStorage as StockFileStorage
 from ZODB.utils import p64, u64
 
-from wendelin.lib import zrecord
-from wendelin.lib.filestorage import AlignedFileStorage
-from wendelin.lib.fsalign import ALIGNMENT
+from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.fsalign import ALIGNMENT
+from wendelin.lib.storage.record import aligned, bytes_state, find_payload, without_pad
 from wendelin.lib.zodb import dbclose, dbopen, zstor_2zurl
-from wendelin.lib.zrecord import bytes_state, find_payload, without_pad
 
 MIB = 1 << 20
 
 
-def aligned(record, at):
-    return b"".join(zrecord.aligned(record, at, 4096, 65536))
+def joined(record, at):
+    return b"".join(aligned(record, at, 4096, 65536))
 
 
 # ---- what is aligned ----
@@ -86,18 +85,18 @@ def test_a_record_unpickles_with_the_pickle_of_python(path):
 def test_any_place_can_be_padded(at):
     record = b"\x80\x03cm\nC\nq\x01.\x80\x03B" + (65536).to_bytes(4, "little")
     record += bytes(range(256)) * 256 + b"q\x02."
-    padded = aligned(record, at)
+    padded = joined(record, at)
     found = find_payload(padded)
     assert (at + found.start) % 4096 == 0
     assert padded[found.start : found.stop] == bytes(range(256)) * 256
     assert without_pad(padded) == record
-    assert aligned(without_pad(padded), at) == padded
+    assert joined(without_pad(padded), at) == padded
     assert len(padded) - len(record) <= 4096 + 5
 
 
 @pytest.mark.parametrize("record", [b"", b"junk" * 40000, b"\x80\x03" + b"N" * 70000])
 def test_what_is_no_pickle_is_stored_as_it_is(record):
-    assert aligned(record, 5) == record
+    assert joined(record, 5) == record
     assert without_pad(record) == record
 
 

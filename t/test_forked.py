@@ -259,7 +259,7 @@ def test_a_file_stays_locked_by_the_parent(path, options):
 def test_a_storage_without_a_database_of_ours(path):
     """Opened by the program itself; also a child of a child."""
     code = """
-    from wendelin.lib.filestorage import AlignedFileStorage
+    from wendelin.lib.storage.filestorage import AlignedFileStorage
     conn = DB(AlignedFileStorage(url)).open()
     conn.root()["m"] = PersistentMapping()
     transaction.commit()

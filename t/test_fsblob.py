@@ -1,4 +1,4 @@
-"""lib/fsblob.py: blobs in a folder beside a Data.fs. Power failures are in test_powerfail.py."""
+"""fsblob: blobs in a folder beside a Data.fs. Power failures are in test_powerfail.py."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import transaction
 from ZODB.blob import Blob
 from ZODB.DB import DB
 
-from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.lib.storage.filestorage import AlignedFileStorage
 
 
 def write(path, n=1):

@@ -1,4 +1,4 @@
-"""lib/filestorage.py: the transaction that is being written, who sees it, what is left of it."""
+"""filestorage: the transaction that is being written, who sees it, what is left of it."""
 
 import errno
 import os
@@ -18,8 +18,8 @@ from ZODB.FileStorage import FileStorage
 from ZODB.POSException import ConflictError, POSKeyError
 from ZODB.utils import p64, u64
 
-from wendelin.lib.filestorage import AlignedFileStorage
-from wendelin.lib.fsscan import LARGE
+from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.fsscan import LARGE
 from wendelin.lib.zodb import dbclose, dbopen
 
 MIB = 1 << 20
@@ -79,7 +79,7 @@ def test_a_crash_loses_only_what_was_not_committed(path, stage):
         import os, signal
         from ZODB.Connection import TransactionMetaData
         from ZODB.utils import p64
-        from wendelin.lib.filestorage import AlignedFileStorage
+        from wendelin.lib.storage.filestorage import AlignedFileStorage
         s = AlignedFileStorage({path!r})
         txn = TransactionMetaData()
         s.tpc_begin(txn)
@@ -118,7 +118,7 @@ def test_a_crash_on_a_full_disk_does_not_keep_it_from_being_opened(path, index):
         import os, resource, signal, sys
         from ZODB.Connection import TransactionMetaData
         from ZODB.utils import p64
-        from wendelin.lib.filestorage import AlignedFileStorage
+        from wendelin.lib.storage.filestorage import AlignedFileStorage
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         if os.fork() == 0:
             s = AlignedFileStorage({path!r})
@@ -191,7 +191,7 @@ def test_disk_full_in_the_middle(path):
         import os, resource, signal
         from ZODB.Connection import TransactionMetaData
         from ZODB.utils import p64
-        from wendelin.lib.filestorage import AlignedFileStorage
+        from wendelin.lib.storage.filestorage import AlignedFileStorage
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         AlignedFileStorage({path!r}).close()
         s = AlignedFileStorage({path!r})

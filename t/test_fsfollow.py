@@ -1,4 +1,4 @@
-"""lib/fsfollow.py: a file that is read by one process while another one writes it."""
+"""lib/storage/fsfollow.py: a file that is read by one process while another one writes it."""
 
 import os
 import subprocess
@@ -15,9 +15,9 @@ from ZODB.utils import p64, u64, z64
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import ram_reclaim
-from wendelin.lib import fsfollow
-from wendelin.lib.filestorage import AlignedFileStorage
-from wendelin.lib.fsscan import scan
+from wendelin.lib.storage import fsfollow
+from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.fsscan import scan
 from wendelin.lib.zodb import dbclose, dbopen, zconn_at
 
 

@@ -1,4 +1,4 @@
-"""lib/fsindex.py: a saved index is believed for its file, and for no other."""
+"""lib/storage/fsindex.py: a saved index is believed for its file, and for no other."""
 
 import os
 import pickle
@@ -11,9 +11,9 @@ from ZODB.DB import DB
 from ZODB.FileStorage import FileStorage as StockFileStorage
 from ZODB.FileStorage.FileStorage import CorruptedTransactionError
 
-from wendelin.lib import fsindex
-from wendelin.lib.filestorage import AlignedFileStorage
-from wendelin.lib.fsindex import load_index, save_index
+from wendelin.lib.storage import fsindex
+from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.fsindex import load_index, save_index
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""lib/fslock.py: a file has one writer, by whatever name it is opened."""
+"""lib/storage/fslock.py: a file has one writer, by whatever name it is opened."""
 
 import os
 import shutil
@@ -13,7 +13,7 @@ from fsbytes import write
 from zc.lockfile import LockError
 from ZODB.DB import DB
 
-from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.zodb import dbclose, dbopen
 
 
@@ -77,7 +77,7 @@ def test_a_bind_mount(path):
     Path(f"{path}2").touch()
     code = (
         "from zc.lockfile import LockError\n"
-        "from wendelin.lib.filestorage import AlignedFileStorage\n"
+        "from wendelin.lib.storage.filestorage import AlignedFileStorage\n"
         f"try: AlignedFileStorage({path + '2'!r})\n"
         "except LockError as e: print(e)"
     )
@@ -146,7 +146,7 @@ def test_a_child_that_lives_on_keeps_no_lock(path):
     """Closed by the parent, the file is free, though a child of a fork has it open."""
     code = f"""
         import os, time
-        from wendelin.lib.filestorage import AlignedFileStorage
+        from wendelin.lib.storage.filestorage import AlignedFileStorage
         storage = AlignedFileStorage({path!r})
         read, write = os.pipe()
         child = os.fork()

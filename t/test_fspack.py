@@ -1,4 +1,4 @@
-"""lib/fspack.py: undo, pack, and copies into other storages; what they write is aligned."""
+"""lib/storage/fspack.py: undo, pack, and copies into other storages; what they write is aligned."""
 
 import errno
 import os
@@ -16,9 +16,9 @@ from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage import FileStorage as StockFileStorage
 from ZODB.utils import p64
 
-from wendelin.lib import fspack
-from wendelin.lib.filestorage import AlignedFileStorage
-from wendelin.lib.fsalign import ALIGNMENT
+from wendelin.lib.storage import fspack
+from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.fsalign import ALIGNMENT
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
 
 
@@ -138,8 +138,8 @@ def test_at_no_moment_of_a_pack_there_is_no_file(path, monkeypatch, align, keep)
 KILLED = """
     import os, shutil, sys
     from ZODB.DB import DB
-    from wendelin.lib import fsindex, fspack
-    from wendelin.lib.filestorage import AlignedFileStorage
+    from wendelin.lib.storage import fsindex, fspack
+    from wendelin.lib.storage.filestorage import AlignedFileStorage
 
     path, align, keep = sys.argv[1], sys.argv[2] == "1", sys.argv[3] == "1"
     want = eval(sys.argv[4])
@@ -432,7 +432,7 @@ def test_pack_while_others_commit(path, monkeypatch):
     root[0].data = data_of(2)
     root[0]._p_changed = True
     transaction.commit()
-    from wendelin.lib import fspack
+    from wendelin.lib.storage import fspack
 
     other = db.open(tm := transaction.TransactionManager()).root()
     copied = []

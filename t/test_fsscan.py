@@ -1,4 +1,4 @@
-"""lib/fsscan.py: a file opens at its last whole transaction, whatever is behind it."""
+"""lib/storage/fsscan.py: a file opens at its last whole transaction, whatever is behind it."""
 
 import os
 import random
@@ -12,9 +12,9 @@ from ZODB.FileStorage import FileStorage as StockFileStorage
 from ZODB.FileStorage.FileStorage import CorruptedTransactionError, FileStorageFormatError
 from ZODB.utils import p64, z64
 
-from wendelin.lib import fsscan
-from wendelin.lib.filestorage import AlignedFileStorage
-from wendelin.lib.fsscan import FIRST, UNFINISHED, scan
+from wendelin.lib.storage import fsscan
+from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.fsscan import FIRST, UNFINISHED, scan
 
 STORAGES = [AlignedFileStorage, StockFileStorage]
 
@@ -339,7 +339,7 @@ def test_no_room_to_keep_what_is_cut(path):
     code = f"""
         import resource, signal
         from ZODB.POSException import StorageSystemError
-        from wendelin.lib.filestorage import AlignedFileStorage
+        from wendelin.lib.storage.filestorage import AlignedFileStorage
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100000, 100000))
         try:

@@ -14,8 +14,8 @@ from ZODB.utils import oid_repr
 from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_ram import RAMArray
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.bigfile.blktab import stored_blocks
-from wendelin.bigfile.survey import stored_size, survey
+from wendelin.bigfile.zodb.blocktable import stored_blocks
+from wendelin.bigfile.zodb.inspect import stored_size, survey
 from wendelin.lib.sizes import size_text
 from wendelin.lib.zodb import zconn_at, zconn_load_all, zstor_2zurl
 

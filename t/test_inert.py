@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zodbpickle import pickle as zpickle
 
-from wendelin.lib import zrecord
-from wendelin.lib.inert import Global, InertError, Object, Pairs, Reader, shown
-from wendelin.lib.inertdtype import dtype_of, scalar_of
+from wendelin.lib.storage import record as zrecord
+from wendelin.lib.storage.inert import Global, InertError, Object, Pairs, Reader, shown
+from wendelin.lib.storage.inertdtype import dtype_of, scalar_of
 
 VALUES = st.recursive(
     st.none()
@@ -116,8 +116,8 @@ def test_numbers_in_a_pickle_take_no_memory():
     check_child("""
         import resource
         from test_inert import HOSTILE
-        from wendelin.lib import zrecord
-        from wendelin.lib.inert import InertError, Reader
+        from wendelin.lib.storage import record as zrecord
+        from wendelin.lib.storage.inert import InertError, Reader
         resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for name, data in HOSTILE.items():

@@ -10,8 +10,8 @@ import pytest
 from child import check_child
 
 from wendelin.bigfile import BlockLoadError, ram_reclaim
-from wendelin.bigfile.backend import HOLE, BigFile
-from wendelin.bigfile.virtmem import WRITEOUT_MARKSTORED, WRITEOUT_STORE
+from wendelin.bigfile.virtmem.backend import HOLE, BigFile
+from wendelin.bigfile.virtmem.handle import WRITEOUT_MARKSTORED, WRITEOUT_STORE
 
 
 class Ahead(BigFile):
@@ -226,7 +226,7 @@ def test_mappings_stay_within_the_kernels_limit(tmp_path):
     check_child(
         """
         import os, sys, numpy as np
-        from wendelin.bigfile.backend import BigFile
+        from wendelin.bigfile.virtmem.backend import BigFile
         path, blocks = sys.argv[1], int(sys.argv[2])
 
         class File(BigFile):
@@ -260,8 +260,8 @@ def test_a_child_has_no_mapping_of_ours(numbered):
     check_child(
         """
         import os, sys, warnings, numpy as np
-        from wendelin.bigfile.backend import HOLE, BigFile
-        from wendelin.bigfile.virtmem import ram_reclaim
+        from wendelin.bigfile.virtmem.backend import HOLE, BigFile
+        from wendelin.bigfile.virtmem.handle import ram_reclaim
         warnings.simplefilter("ignore")     # of fork() in a process with threads
         path, = sys.argv[1:]
 
@@ -297,7 +297,7 @@ def test_the_program_itself_uses_up_the_kernels_mappings(numbered):
     check_child(
         """
         import ctypes, mmap, os, sys, numpy as np
-        from wendelin.bigfile.backend import BigFile
+        from wendelin.bigfile.virtmem.backend import BigFile
         path, = sys.argv[1:]
 
         class File(BigFile):

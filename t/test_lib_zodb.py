@@ -21,7 +21,7 @@ from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import ConnectionStateError, ReadOnlyError, StateLoadError
 from ZODB.utils import p64, u64
 
-from wendelin.lib import storlimits
+from wendelin.lib.storage import storlimits
 from wendelin.lib.zodb import (
     LivePersistent,
     dbclose,
@@ -591,7 +591,8 @@ def test_zconn_at_unknown_storage():
 
 
 def test_lib_knows_nothing_of_what_is_above(tmp_path):
-    names = [p.stem for p in (Path(__file__).parent.parent / "lib").glob("[a-z]*.py")]
+    lib = Path(__file__).parent.parent / "lib"
+    names = [".".join(p.relative_to(lib).with_suffix("").parts) for p in lib.rglob("[a-z]*.py")]
     program = (
         f"import importlib, sys\n"
         f"for name in {names}: importlib.import_module('wendelin.lib.' + name)\n"

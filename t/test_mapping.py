@@ -14,8 +14,8 @@ from ZODB.FileStorage import FileStorage
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import ram_reclaim
-from wendelin.bigfile.virtmem import ram_stat
-from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.bigfile.virtmem.handle import ram_stat
+from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.zodb import dbclose, dbopen
 
 

@@ -30,8 +30,8 @@ from ZODB.POSException import POSKeyError
 from ZODB.utils import p64, u64
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib import storthreads
-from wendelin.lib.zeoclient import ZEOClient
+from wendelin.lib.storage import storthreads
+from wendelin.lib.storage.zeoclient import ZEOClient
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen, zconn_load_all, zstor_2zurl
 
 pytestmark = pytest.mark.formats

@@ -340,7 +340,7 @@ print("done")
 
 def test_the_module_under_two_names():
     child("""
-import importlib.util, wendelin.bigfile.pagefault as one
+import importlib.util, wendelin.bigfile.virtmem.pagefault as one
 _, a = new(); a[0] = 1
 faulthandler.enable()
 _, b = new(); b[0] = 1

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wendelin.bigfile.pagemap import selftest
+from wendelin.bigfile.virtmem.pagemap import selftest
 
 # few keys, so that they are met again; neighbours; strides; and the ends of the range
 keys = (

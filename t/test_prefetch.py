@@ -2,8 +2,8 @@
 
 import pytest
 
-from wendelin.bigfile import prefetch
-from wendelin.bigfile.virtmem import ram_stat
+from wendelin.bigfile.virtmem.handle import ram_stat
+from wendelin.bigfile.zodb import prefetch
 
 BLK = 2 << 20
 

@@ -9,7 +9,7 @@ import gc, os, sys
 import numpy as np
 from ramfile import RAMFile
 from wendelin.bigfile import *
-from wendelin.bigfile.virtmem import ram_stat
+from wendelin.bigfile.virtmem.handle import ram_stat
 MIB = 1 << 20
 BOTH = WRITEOUT_STORE | WRITEOUT_MARKSTORED
 class File(RAMFile):
@@ -120,8 +120,8 @@ def test_a_block_larger_than_memory():
 
 LARGER = """
 import re
-from wendelin.bigfile.errors import BigFileError
-from wendelin.bigfile.backend import HOLE
+from wendelin.bigfile.virtmem.errors import BigFileError
+from wendelin.bigfile.virtmem.backend import HOLE
 LARGE = "has 1099511627776 bytes, and may have [0-9]+: half of the memory"
 def refused(act, kind, which):
     try:

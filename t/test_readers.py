@@ -12,7 +12,7 @@ from ZODB.DB import DB
 from ZODB.FileStorage import FileStorage
 
 from wendelin.bigfile import ram_reclaim
-from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.zodb import dbclose, dbopen
 
 
@@ -129,7 +129,7 @@ def test_sequential_reads_under_little_memory(path, values, url):
     check_child(
         """
         import sys, numpy as np
-        from wendelin.bigfile.virtmem import ram_stat
+        from wendelin.bigfile.virtmem.handle import ram_stat
         from wendelin.lib.zodb import dbopen
         values = np.random.default_rng(3).random(int(sys.argv[2]))
         a = dbopen(sys.argv[1])["A"][:]

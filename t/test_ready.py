@@ -18,7 +18,8 @@ from ramfile import RAMFile
 
 from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.bigfile import BlockLoadError, blocked, ram_reclaim
+from wendelin.bigfile import BlockLoadError, ram_reclaim
+from wendelin.bigfile.virtmem import blocked
 
 BLK = 65536  # bytes of a block
 N = 40  # blocks
@@ -97,7 +98,7 @@ def test_threads_of_the_pager_are_not_named():
         import numpy as np
         from ramfile import RAMFile
         from wendelin.bigarray import BigArray
-        from wendelin.bigfile.blocked import blocked_threads
+        from wendelin.bigfile.virtmem.blocked import blocked_threads
         A = BigArray((1 << 20,), np.uint8, RAMFile(65536).fileh_open())
         A[:].sum()
         assert blocked_threads() == [], blocked_threads()
@@ -498,7 +499,7 @@ def test_save_of_more_than_page_memory(testdb, tmp_path):
     check_child(
         """
         import sys, numpy as np
-        from wendelin.bigfile.virtmem import ram_stat
+        from wendelin.bigfile.virtmem.handle import ram_stat
         from wendelin.lib.zodb import dbopen, dbclose
         url, to = sys.argv[1:]
         root = dbopen(url)

@@ -111,7 +111,7 @@ def test_a_new_database_in_memory_has_nothing_to_be_read():
 
 
 def test_what_cannot_be_kept_from_writing_is_refused(monkeypatch):
-    from wendelin.lib import dburl
+    from wendelin.lib.storage import dburl
 
     closed = []
 

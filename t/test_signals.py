@@ -11,7 +11,7 @@ from collections import deque
 import numpy as np
 from ramfile import RAMFile
 from wendelin.bigfile import BigFileH, BlockLoadError, DoomedError
-from wendelin.bigfile.signals import set_patience
+from wendelin.bigfile.virtmem.signals import set_patience
 BLK = 4096
 class TimeLimit(Exception): ...
 def bytecodes():

@@ -23,7 +23,7 @@ from ZODB.mvccadapter import MVCCAdapter
 from ZODB.POSException import ReadOnlyError
 
 from wendelin.bigfile import BlockLoadError, ram_reclaim
-from wendelin.lib.storthreads import OneAtATime, asks_in_parallel
+from wendelin.lib.storage.storthreads import OneAtATime, asks_in_parallel
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen, zconn_load_all, zconn_stat
 
 

@@ -1,4 +1,4 @@
-"""lib/storurl.py and lib/dburl.py: from a storage to its URL, and back."""
+"""lib/storage/storurl.py and lib/storage/dburl.py: from a storage to its URL, and back."""
 
 import os
 from contextlib import closing
@@ -17,9 +17,9 @@ from ZODB.FileStorage import FileStorage
 from ZODB.MappingStorage import MappingStorage
 from zodburi import resolve_uri
 
-from wendelin.lib import dburl
-from wendelin.lib.dburl import read_only
-from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.lib.storage import dburl
+from wendelin.lib.storage.dburl import read_only
+from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen, zstor_2zurl
 
 pytestmark = pytest.mark.formats

@@ -20,7 +20,7 @@ from servers import ZeoServer
 from ZODB.utils import p64, z64
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib import zsnapshot
+from wendelin.lib.storage import snapshot
 from wendelin.lib.zodb import dbclose, dbopen
 
 pytestmark = [pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs")]
@@ -261,7 +261,7 @@ def test_records_that_are_shared(call, tmp_path, monkeypatch):
     """A small file of which much more would be read than it has: many arrays of one table."""
     path = tmp_path / "x.fs"
     writer = Writer(path)
-    monkeypatch.setattr(zsnapshot, "_BESIDES", 1 << 20)
+    monkeypatch.setattr(snapshot, "_BESIDES", 1 << 20)
     block = writer.put(record(hostile.BLOCK0, plain(bytes(4096))))
     pieces = (p for i in range(2000) for p in (plain(i), ref(block, hostile.BLOCK0)))
     table = writer.table(*pieces)

@@ -21,7 +21,7 @@ from wendelin.bigfile import (
     ram_reclaim,
 )
 from wendelin.bigfile.file_file import BigFile_File
-from wendelin.bigfile.virtmem import ram_stat
+from wendelin.bigfile.virtmem.handle import ram_stat
 
 BLK = 4096
 BOTH = WRITEOUT_STORE | WRITEOUT_MARKSTORED

@@ -24,7 +24,7 @@ from zodbpickle.pickle import Pickler
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError
 from wendelin.bigfile.file_zodb import ZBlk0, ZBlk1
-from wendelin.lib import zrecord
+from wendelin.lib.storage.record import Ref, bytes_state, class_of, state_of
 from wendelin.lib.zodb import dbclose, dbopen
 
 DATA = Path(__file__).parent / "data"
@@ -258,8 +258,8 @@ def test_states_of_bytes_as_pickle_writes_them(protocol, cls, size):
         if cls is bytes or pickler is Pickler:
             pickler(file, protocol).dump(data)
             record = file.getvalue()
-            assert bytes(zrecord.bytes_state(record)) == data
-            assert zrecord.class_of(record) == "wendelin.bigfile.file_zodb.ZBlk0"
+            assert bytes(bytes_state(record)) == data
+            assert class_of(record) == "wendelin.bigfile.file_zodb.ZBlk0"
 
 
 @pytest.mark.parametrize("name", [("a.module", "Class"), (b"a.module", b"Class")])
@@ -271,5 +271,5 @@ def test_references_by_servers_that_have_not_got_the_class(name):
     pickler.persistent_id = lambda obj: (binary(oid), name) if obj is pickler else None
     pickler.dump((LOBTree, None))
     pickler.dump(((((7, pickler),),),))
-    expected = ((((7, zrecord.Ref(oid, "a.module.Class")),),),)
-    assert zrecord.state_of(file.getvalue()) == expected
+    expected = ((((7, Ref(oid, "a.module.Class")),),),)
+    assert state_of(file.getvalue()) == expected

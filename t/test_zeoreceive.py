@@ -10,7 +10,7 @@ from ZEO.asyncio.marshal import encoder
 from ZEO.Exceptions import ProtocolError
 from ZODB.POSException import POSKeyError
 
-from wendelin.lib.zeoreceive import Receiver, decoder
+from wendelin.lib.storage.zeoreceive import Receiver, decoder
 
 
 class Protocol:

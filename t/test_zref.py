@@ -26,8 +26,9 @@ from ZODB.utils import p64, u64
 
 from wendelin.bigarray import ArrayRef
 from wendelin.bigarray.array_zodb import ZBigArray, array_at
-from wendelin.bigfile import BlockLoadError, DoomedError, zfile
-from wendelin.lib import zonce
+from wendelin.bigfile import BlockLoadError, DoomedError
+from wendelin.bigfile.zodb import blockfile
+from wendelin.lib.storage import shared
 from wendelin.lib.zodb import zconn_at, zstor_2zurl
 
 pytestmark = pytest.mark.formats
@@ -36,17 +37,17 @@ pytestmark = pytest.mark.formats
 def close_past():
     """Close all that references have opened, and nobody uses; return whether that is all of it."""
     gc.collect()
-    for key, opened in list(zonce._databases.items()):
+    for key, opened in list(shared._databases.items()):
         with opened.lock:
             opened.close_unused(float("inf"))
             if opened.closed:
-                zonce._databases.pop(key, None)
-    return not zonce._databases
+                shared._databases.pop(key, None)
+    return not shared._databases
 
 
 @pytest.fixture(autouse=True)
 def nothing_stays_open(monkeypatch):
-    monkeypatch.setattr(zonce, "TICK", 0.05)
+    monkeypatch.setattr(shared, "TICK", 0.05)
     yield
     wait_until(close_past, "closes all", 5)  # threads that read ahead may have it yet
 
@@ -139,7 +140,7 @@ def test_a_block_that_is_not_there_is_told_each_time(on_touch, root, A, monkeypa
         raise OSError("bad disk")
 
     with monkeypatch.context() as m:
-        m.setattr(zfile.ZFile, "mapblk", fail)
+        m.setattr(blockfile.ZFile, "mapblk", fail)
         for _ in range(2):
             with pytest.raises(BlockLoadError, match="bad disk"):
                 b[BLK] + 1
@@ -249,14 +250,14 @@ def test_references_that_are_wrong(root, A):
 
 
 def connections():
-    return sum(len(opened._conns) for opened in zonce._databases.values())
+    return sum(len(opened._conns) for opened in shared._databases.values())
 
 
 def test_a_process_opens_a_database_once_and_closes_what_is_not_used(root, A, monkeypatch):
     opened = []
-    monkeypatch.setattr(zonce, "MOST", 3)
+    monkeypatch.setattr(shared, "MOST", 3)
     monkeypatch.setattr(
-        zonce, "DB", lambda *args, **kw: opened.append(DB(*args, **kw)) or opened[-1]
+        shared, "DB", lambda *args, **kw: opened.append(DB(*args, **kw)) or opened[-1]
     )
     used = [sent(A)]
 
@@ -271,7 +272,7 @@ def test_a_process_opens_a_database_once_and_closes_what_is_not_used(root, A, mo
         assert sent(ArrayRef(A[3:])).root is B
         if i < 2:
             used.append(B[:])
-    assert len(opened) == len(zonce._databases) == 1
+    assert len(opened) == len(shared._databases) == 1
     del B
     gc.collect()
     assert connections() == 3 + len(used)
@@ -287,9 +288,9 @@ def test_a_process_opens_a_database_once_and_closes_what_is_not_used(root, A, mo
 
 @pytest.mark.usefixtures("no_leaks")
 def test_what_is_not_used_is_closed_by_and_by(testdb, monkeypatch):
-    monkeypatch.setattr(zonce, "KEEP", 0.1)
+    monkeypatch.setattr(shared, "KEEP", 0.1)
     B = sent(fill(testdb.open(), None))
-    name = zonce.CLOSER
+    name = shared.CLOSER
     assert name in [t.name for t in threading.enumerate()]
     b = B[:]
     del B
@@ -302,7 +303,7 @@ def test_what_is_not_used_is_closed_by_and_by(testdb, monkeypatch):
     assert np.array_equal(b, FIRST)
     del b
     wait_until(closed, "closes what is not used")
-    assert zonce._databases == {}
+    assert shared._databases == {}
 
 
 def test_threads(root, A):
@@ -380,11 +381,11 @@ def reader():
     """Start a process that says what it finds in references."""
     code = (
         "import pickle, sys\n"
-        "from wendelin.lib import zonce\n"
+        "from wendelin.lib.storage import shared\n"
         "while True:\n"
         "    try: A = pickle.load(sys.stdin.buffer)\n"
         "    except EOFError: break\n"
-        "    print(A[0], A[-1], A.shape[0], len(zonce._databases), flush=True)\n"
+        "    print(A[0], A[-1], A.shape[0], len(shared._databases), flush=True)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", code],

@@ -10,7 +10,7 @@ import unittest
 
 import ZEO.ClientStorage
 
-from wendelin.lib import zeoclient
+from wendelin.lib.storage import zeoclient
 
 
 class Client(zeoclient.ZEOClient):

@@ -9,7 +9,7 @@ import unittest
 
 import ZODB.FileStorage
 
-from wendelin.lib.filestorage import AlignedFileStorage
+from wendelin.lib.storage.filestorage import AlignedFileStorage
 
 # root may write what is read-only: it fails with FileStorage as well
 NOT_FOR_ROOT = ["blob_transaction.txt"]

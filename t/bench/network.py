@@ -40,7 +40,7 @@ from ZEO.ClientStorage import ClientStorage
 from ZODB.utils import maxtid
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib.zeoclient import ZEOClient
+from wendelin.lib.storage.zeoclient import ZEOClient
 from wendelin.lib.zodb import dbclose, dbopen
 
 MIB = 1 << 20

@@ -25,11 +25,11 @@ from wendelin.bigarray.loaded import Loaded
 from wendelin.bigarray.memory import copy_in_steps, in_file
 from wendelin.bigarray.ndarraylike import NDArrayLike
 from wendelin.bigarray.saving import Saving
-from wendelin.bigfile.blocked import warn_of_blocked_threads
-from wendelin.bigfile.pins import pin, ready
-from wendelin.bigfile.prefetch import prefetch
-from wendelin.bigfile.stats import stats_of
-from wendelin.bigfile.virtmem import VMA, BigFileH, ram_stat
+from wendelin.bigfile.virtmem.blocked import warn_of_blocked_threads
+from wendelin.bigfile.virtmem.handle import VMA, BigFileH, ram_stat
+from wendelin.bigfile.virtmem.pins import pin, ready
+from wendelin.bigfile.virtmem.stats import stats_of
+from wendelin.bigfile.zodb.prefetch import prefetch
 from wendelin.lib.calc import mul
 from wendelin.lib.utils import inttuple, renamed
 

@@ -21,10 +21,12 @@ from ZODB.utils import oid_repr, z64
 
 from wendelin.bigarray.array import BigArray, Order
 from wendelin.bigarray.html import Overview
-from wendelin.bigfile.blktab import stored_blocks
 from wendelin.bigfile.file_zodb import ZBigFile, ZBigFileH
-from wendelin.bigfile.survey import stored_size
-from wendelin.bigfile.zblk import check_format
+from wendelin.bigfile.zodb.blocktable import stored_blocks
+from wendelin.bigfile.zodb.formats import check_format
+from wendelin.bigfile.zodb.inspect import stored_size
+from wendelin.lib.storage.record import RecordError
+from wendelin.lib.storage.shared import zconn_past
 from wendelin.lib.utils import renamed
 from wendelin.lib.zodb import (
     LivePersistent,
@@ -35,8 +37,6 @@ from wendelin.lib.zodb import (
     zobj_is_committed,
     zstor_2zurl,
 )
-from wendelin.lib.zonce import zconn_past
-from wendelin.lib.zrecord import RecordError
 
 __all__ = ["ZBigArray"]
 

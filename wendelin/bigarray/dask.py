@@ -31,8 +31,8 @@ from ZODB.POSException import ReadOnlyError, ReadOnlyHistoryError
 from wendelin.bigarray.array import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray, array_at
 from wendelin.bigfile import ram_set_limit
-from wendelin.bigfile.virtmem import ram_stat
-from wendelin.lib.zonce import share, zconn_now
+from wendelin.bigfile.virtmem.handle import ram_stat
+from wendelin.lib.storage.shared import share, zconn_now
 
 __all__ = ["from_array", "to_array"]
 

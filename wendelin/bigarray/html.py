@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from wendelin.bigfile.stats import HandleStats
+from wendelin.bigfile.virtmem.stats import HandleStats
 from wendelin.lib.shown import shown
 from wendelin.lib.sizes import size_text
 

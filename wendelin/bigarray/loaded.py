@@ -9,7 +9,7 @@ import weakref
 from types import TracebackType
 from typing import Any
 
-from wendelin.bigfile.virtmem import BigFileH
+from wendelin.bigfile.virtmem.handle import BigFileH
 
 __all__ = ["Loaded"]
 

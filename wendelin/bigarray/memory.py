@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wendelin.bigfile.virtmem import VMA
+from wendelin.bigfile.virtmem.handle import VMA
 
 __all__ = ["bases", "copy_in_steps", "in_file"]
 

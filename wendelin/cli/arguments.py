@@ -15,8 +15,8 @@ from click.shell_completion import CompletionItem
 from persistent.TimeStamp import TimeStamp
 from ZODB.utils import p64, u64
 
-from wendelin.bigfile.backend import BigFile
-from wendelin.bigfile.virtmem import ram_stat
+from wendelin.bigfile.virtmem.backend import BigFile
+from wendelin.bigfile.virtmem.handle import ram_stat
 from wendelin.cli.address import Address, parse_index
 from wendelin.cli.transfer import STEP
 from wendelin.lib.sizes import parse_size

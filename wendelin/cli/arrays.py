@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.bigfile.survey import stored_numbers, survey
+from wendelin.bigfile.zodb.inspect import stored_numbers, survey
 from wendelin.cli.files.base import Layout, Source
 from wendelin.cli.files.convert import plain
 from wendelin.cli.stored import StoredArray

@@ -38,8 +38,8 @@ from wendelin.cli.output import (
 )
 from wendelin.cli.transfer import Target, fill
 from wendelin.cli.tree import find_array
-from wendelin.lib.inert import InertError, Pairs, Reader
-from wendelin.lib.zrecord import ChecksumError, RecordError, check, class_of, without_pad
+from wendelin.lib.storage.inert import InertError, Pairs, Reader
+from wendelin.lib.storage.record import ChecksumError, RecordError, check, class_of, without_pad
 
 __all__ = ["copy"]
 

@@ -21,8 +21,8 @@ from ZODB.utils import z64
 
 from wendelin.cli.errors import Failure, explain
 from wendelin.cli.stored import Database
+from wendelin.lib.storage.snapshot import Snapshot
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
-from wendelin.lib.zsnapshot import Snapshot
 
 __all__ = ["opened", "opened_to_write", "storage_opened", "tid_time"]
 

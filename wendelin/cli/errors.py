@@ -14,9 +14,9 @@ import traceback
 import click
 from ZODB.POSException import ConflictError, POSKeyError, ReadOnlyError
 
-from wendelin.bigfile.errors import BigFileError, BlockLoadError, DoomedError
+from wendelin.bigfile.virtmem.errors import BigFileError, BlockLoadError, DoomedError
 from wendelin.lib.shown import shown
-from wendelin.lib.zrecord import RecordError
+from wendelin.lib.storage.record import RecordError
 
 __all__ = ["Failure", "explain"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.text import Text
 
-from wendelin.bigfile.survey import Place, Stored, survey
+from wendelin.bigfile.zodb.inspect import Place, Stored, survey
 from wendelin.cli.address import Address, join
 from wendelin.cli.arguments import AddressType, json_option
 from wendelin.cli.arrays import layout_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from wendelin.bigfile.survey import survey
+from wendelin.bigfile.zodb.inspect import survey
 from wendelin.cli.address import Address, join
 from wendelin.cli.arguments import AddressType, json_option
 from wendelin.cli.arrays import layout_of

@@ -31,14 +31,14 @@ from ZODB.utils import z64
 
 from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.bigfile.backend import BigFile
 from wendelin.bigfile.file_zodb import ZBigFile
-from wendelin.bigfile.virtmem import BigFileH
-from wendelin.bigfile.zblk import check_format, class_name
-from wendelin.bigfile.zfile import ZFile
-from wendelin.lib.inert import InertError, Object, Pairs, shown
-from wendelin.lib.inertdtype import dtype_of, scalar_of
-from wendelin.lib.zrecord import Elsewhere, RecordError, Ref, inert_of
+from wendelin.bigfile.virtmem.backend import BigFile
+from wendelin.bigfile.virtmem.handle import BigFileH
+from wendelin.bigfile.zodb.blockfile import ZFile
+from wendelin.bigfile.zodb.formats import check_format, class_name
+from wendelin.lib.storage.inert import InertError, Object, Pairs, shown
+from wendelin.lib.storage.inertdtype import dtype_of, scalar_of
+from wendelin.lib.storage.record import Elsewhere, RecordError, Ref, inert_of
 
 __all__ = [
     "Database",

@@ -24,7 +24,7 @@ from ZODB.broken import Broken
 from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.file_zodb import ZBigFile
-from wendelin.bigfile.virtmem import ram_stat
+from wendelin.bigfile.virtmem.handle import ram_stat
 from wendelin.cli.address import Address
 from wendelin.cli.arrays import flat_bytes, layout_of
 from wendelin.cli.errors import Failure, explain

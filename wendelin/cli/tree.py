@@ -35,8 +35,8 @@ from wendelin.cli.stored import (
     name_of,
     parts,
 )
-from wendelin.lib.zrecord import RecordError, Ref
-from wendelin.lib.zsnapshot import SharedError
+from wendelin.lib.storage.record import RecordError, Ref
+from wendelin.lib.storage.snapshot import SharedError
 
 __all__ = [
     "PROGRESS",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from ZODB.POSException import POSKeyError
 
-from wendelin.bigfile.check import check_blocks
+from wendelin.bigfile.zodb.verify import check_blocks
 from wendelin.cli.address import Address, join
 from wendelin.cli.arguments import AddressType, json_option
 from wendelin.cli.database import opened
@@ -16,7 +16,7 @@ from wendelin.cli.errors import explain
 from wendelin.cli.output import console, print_json, progress, shown_tid, table, warn
 from wendelin.cli.stored import StoredFile
 from wendelin.cli.tree import Found, Unknown, Unreadable, find, is_of_object, walk
-from wendelin.lib.zrecord import ChecksumError
+from wendelin.lib.storage.record import ChecksumError
 
 __all__ = ["verify"]
 

@@ -1,0 +1,128 @@
+"""Ahead of a touch: which pages are shown, or loaded, besides the one that is touched.
+
+Each area remembers where a sequential reader would touch next (`expected`), and how often it did
+(`streak`). Pages that cost no memory are shown right away (show_ahead), KNOWN ones are given to
+the threads of readahead to load (load_ahead), which call page_ahead().
+
+This room chooses; it changes no state itself, and reports no failure: who touches is told. It
+runs no Python.
+
+Locking: show_ahead() and load_ahead() want the pager lock; readahead_post() of what they return
+does not.
+"""
+
+from libc.stdint cimport uint64_t
+
+from wendelin.bigfile.virtmem.loading cimport page_load
+from wendelin.bigfile.virtmem.mapping cimport FILE, NONE, ZERO, Area, area_kind, area_show
+from wendelin.bigfile.virtmem.page cimport (KNOWN, LOADED, MEMFD, ZEROS, FileH, Page, fileh_release,
+                                            pager_generation)
+from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
+from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_limit
+from wendelin.bigfile.virtmem.readahead cimport AHEAD_PAGES, Ahead, readahead_set_op
+
+cdef enum:
+    AHEAD_BYTES = 16 << 20  # of mapped pages that a sequential reader is shown, and told of, ahead
+    AROUND_PAGES = 1024     # that are shown to others, if they are known: aligned groups of these
+
+cdef bint is_known(Area *area, uint64_t i, Page **page) noexcept nogil:
+    """Say whether page i of an area is not shown, and could be without loading or memory."""
+    cdef FileH *fileh = <FileH *>area.owner
+    if area_kind(area, i) != NONE:
+        return False
+    page[0] = <Page *>pagemap_get(&fileh.pages, area.pgoffset + i)
+    return page[0] != NULL and page[0].state == LOADED and page[0].backing != MEMFD
+
+
+cdef uint64_t most_ahead(Area *area) noexcept nogil:
+    """Return how many pages a sequential reader may be ahead of itself."""
+    cdef size_t most = min(<size_t>AHEAD_BYTES, ram_limit // 16) // area.blksize
+    return min(max(most, 1), <size_t>AHEAD_PAGES // 3)
+
+
+cdef size_t show_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
+    """Show more than page i, which is about to be read and shown: what is known.
+
+    Who reads page after page gets holes, and AHEAD_BYTES of mapped pages, from i on; these are
+    put into `ahead`, for readahead_post(). Who does not, gets all that is known around i. Return
+    how many are in `ahead`.
+    """
+    cdef Page *page
+    cdef uint64_t j, k, lo, hi, files
+    cdef uint64_t most = most_ahead(area)
+    cdef size_t n = 0
+    cdef bint sequential = i == area.expected
+    area.streak = area.streak + 1 if sequential else 0
+    lo = i if sequential else i // AROUND_PAGES * AROUND_PAGES
+    hi = min(lo + AROUND_PAGES, area.pglen)
+    # Where more is touched than can be mapped, to map more than is touched is in vain.
+    files = most if sequential else 0 if area.crowded else AROUND_PAGES
+    j = lo
+    while j < hi and files != 0:
+        k = j + 1
+        if j == i or not is_known(area, j, &page):
+            if sequential and j != i and area_kind(area, j) == NONE:
+                break               # the next touch is here, and asks
+        elif page.backing == ZEROS:
+            while k < hi and is_known(area, k, &page) and page.backing == ZEROS:
+                k += 1
+            if area_show(area, j, k - j, ZERO, -1, 0) != 0:
+                break
+        else:
+            if area_show(area, j, 1, FILE, page.source.fd, page.source.offset) != 0:
+                break
+            files -= 1
+        j = k
+    area.expected = j if sequential else i + 1
+    while area.expected < hi and (area.expected == i or area_kind(area, area.expected) != NONE):
+        area.expected += 1
+    if area.streak < 2:
+        return 0
+    for j in range(i + 1, area.expected):
+        if n < AHEAD_PAGES and area_kind(area, j) == FILE:
+            ahead[n].fileh = NULL
+            ahead[n].addr = area.start + j * area.blksize
+            ahead[n].size = area.blksize
+            n += 1
+    return n
+
+
+cdef size_t load_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
+    """Let KNOWN pages after i be loaded, which was read, if that is what comes next.
+
+    Puts them into `ahead`, for readahead_post(), and returns how many.
+    """
+    cdef FileH *fileh = <FileH *>area.owner
+    cdef Page *page
+    cdef uint64_t j, most = most_ahead(area)
+    cdef size_t n = 0
+    area.streak = area.streak + 1 if i == area.expected else 0
+    area.expected = i + 1
+    if area.streak < 2:
+        return 0
+    for j in range(i + 1, min(i + 1 + most, area.pglen)):
+        page = <Page *>pagemap_get(&fileh.pages, area.pgoffset + j)
+        if page != NULL and page.state == KNOWN and not page.ahead:
+            page.ahead = True
+            fileh.refs += 1
+            ahead[n].fileh = fileh
+            ahead[n].blk = page.blk
+            n += 1
+    return n
+
+
+cdef void page_ahead(void *owner, uint64_t blk, bint load) noexcept nogil:
+    """Do what load_ahead() has asked for, or, not load, forget it."""
+    cdef FileH *fileh = <FileH *>owner
+    cdef Page *page
+    pager_lock()
+    page = <Page *>pagemap_get(&fileh.pages, blk)
+    if page != NULL:
+        page.ahead = False
+        if load and page.state == KNOWN and fileh.generation == pager_generation:
+            page_load(fileh, blk, True, NULL)
+    fileh_release(fileh)
+    pager_unlock()
+
+
+readahead_set_op(page_ahead)

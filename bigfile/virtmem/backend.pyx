@@ -1,0 +1,128 @@
+"""BigFile: a file in blocks, as whoever defines one writes it; and what it answers to mapblk.
+
+This module knows what a backend may say. It does not know handles, but to open one.
+
+Locking: none.
+"""
+
+from contextlib import suppress
+from operator import index
+
+from wendelin.bigfile.virtmem.kernel cimport _SC_PAGESIZE, sysconf
+from wendelin.bigfile.virtmem.page cimport FILERANGE, NOTHING, ZEROS, Source
+
+from wendelin.bigfile.zodb.checksum import AVAILABLE
+
+#: What mapblk returns for a block that reads as zeros.
+HOLE = type("Hole", (), {"__repr__": lambda self: "HOLE", "__slots__": ()})()
+
+cdef size_t os_page = sysconf(_SC_PAGESIZE)
+
+cdef int source_from(found, size_t blksize, Source *source) except -1:
+    """Take what mapblk returned."""
+    source.fd = -1
+    source.checked = False
+    if found is HOLE:
+        source.backing = ZEROS
+        return 0
+    if len(found) == 2:
+        fd, offset = found
+        source.size = blksize
+        source.backing = FILERANGE
+    else:
+        if len(found) == 4:
+            fd, offset, size, digest = found
+            if not AVAILABLE:
+                raise ValueError(f"mapblk returned {found}: digests cannot be compared here")
+            source.checked = True
+            source.digest = int.from_bytes(digest, "big")
+        else:
+            fd, offset, size = found
+        source.size = size
+        whole = source.checked and size == blksize and offset % os_page == 0
+        source.backing = FILERANGE if whole else NOTHING
+    source.offset = offset
+    if fd < 0 or source.offset < 0 or source.size > blksize:
+        raise ValueError(f"mapblk returned {found}: that is no place of a block of {blksize} bytes")
+    if source.backing == FILERANGE and source.offset % os_page != 0:
+        raise ValueError(f"mapblk returned (fd {fd}, offset {offset}): the offset must be a "
+                         f"multiple of the OS page, {os_page} bytes")
+    source.fd = fd
+    return 0
+
+
+def _blksize_of(blksize):
+    """Return a block size that a program gives [bytes]."""
+    size = index(blksize) if hasattr(type(blksize), "__index__") else None
+    if size is None:
+        raise TypeError(f"blksize must be an integer, not {type(blksize).__name__}")
+    if size <= 0 or size % os_page != 0 or size > 1 << 40:
+        raise ValueError(f"blksize is {size}: it must be a multiple of the OS page, "
+                         f"{os_page} bytes")
+    return size
+
+
+cdef class BigFile:
+    """A file in blocks. Subclass it and define how a block is loaded and stored.
+
+    Parameters
+    ----------
+    blksize : int
+        Block size [bytes]; a multiple of the OS page.
+
+    Methods to define
+    -----------------
+    loadblk(blk, buf)
+        Fill buf, a writable buffer of blksize zero bytes, and return None; or return a
+        bytes-like object with the block, where shorter means zeros after. Called in any
+        thread. What it raises becomes a BlockLoadError where the memory was touched.
+    storeblk(blk, buf)
+        Store a block; buf is a read-only buffer of blksize bytes.
+    mapblk(blk), optional
+        Return (fd, offset) of a file that holds all of the block, page-aligned and immutable,
+        with fd open as long as the handle lives: it is mapped. Or (fd, offset, size), not
+        aligned, and zeros after `size` bytes: it is copied, without Python. Or (fd, offset, size,
+        digest), if checksum.AVAILABLE: mapped if it can be, else copied; a copy is compared with
+        the digest, which is XXH3-64 of the bytes, 8 bytes, the highest first. HOLE for a block of
+        zeros. None: loadblk.
+    mapahead(start, stop), optional
+        Return {block: what mapblk returns for it}, without None, for blocks in [start, stop)
+        of which that is cheap to know. Touches of them will not call Python.
+    mismatch(blk), optional
+        Return the exception that says why a block does not match its digest.
+    truncate(blk), optional
+        Drop this block and all after it. Without it, an array that shrinks writes zeros.
+    """
+
+    # Subclasses for 0.x give the block size to __new__(), and need not call __init__(). Where
+    # __new__() is not theirs, it gets what they give to their __init__(), which may be anything.
+
+    def __cinit__(self, *args, **kw):
+        blksize = args[0] if args else kw.get("blksize")
+        if type(self).__new__ is not BigFile.__new__:
+            if blksize is not None:  # by the __new__() of a subclass
+                self.blksize = _blksize_of(blksize)
+        else:
+            with suppress(TypeError, ValueError):
+                self.blksize = _blksize_of(blksize)
+
+    def __init__(self, *args, **kw):
+        given = args or kw
+        if self.blksize != 0 and type(self).__new__ is not BigFile.__new__:
+            if not given or type(self).__init__ is BigFile.__init__:
+                return  # they are the arguments of that __new__()
+        self.blksize = _blksize_of(*args, **kw)
+
+    def loadblk(self, blk, buf):
+        """Load a block; see the class."""
+        raise NotImplementedError(f"{type(self).__name__} does not define loadblk")
+
+    def storeblk(self, blk, buf):
+        """Store a block; see the class."""
+        raise NotImplementedError(f"{type(self).__name__} does not define storeblk")
+
+    def fileh_open(self):
+        """Return a new handle: pages and changes of their own."""
+        from wendelin.bigfile.virtmem.handle import BigFileH
+
+        return BigFileH(self)

@@ -1,0 +1,69 @@
+"""Buffers for loaders and storers: one block of memory, as Python sees it.
+
+This room knows page memory, and mmap. It does not know states of pages: who wants a look at a page
+has to know that it is there.
+"""
+
+cimport cython
+from libc.stdint cimport uint64_t
+
+from wendelin.bigfile.virtmem.kernel cimport (MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED,
+                                              MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
+                                              PROT_READ, PROT_WRITE, madvise, mmap, munmap)
+from wendelin.bigfile.virtmem.page cimport FileH
+
+from wendelin.bigfile.virtmem.errors import PageMemoryError
+
+cdef extern from "Python.h":
+    int PyBuffer_FillInfo(Py_buffer *view, object exporter, void *buf, Py_ssize_t len,
+                          bint readonly, int flags) except -1
+
+
+@cython.final
+cdef class PageBuffer:
+    """One block of memory that a loader fills, or a storer reads.
+
+    It owns its mapping. So whoever keeps it - a traceback, a logger - keeps memory that nobody
+    else looks at (loading), or a read-only look at the page (storing): never a page that is not
+    its own any more.
+    """
+    cdef void *addr
+    cdef Py_ssize_t size
+    cdef bint readonly
+
+    def __cinit__(self):
+        self.addr = NULL
+
+    def __dealloc__(self):
+        if self.addr != NULL:
+            munmap(self.addr, self.size)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.addr, self.size, self.readonly, flags)
+
+
+cdef object scratch_buffer(size_t size):
+    """Return a writable buffer of zeros, not of any page."""
+    cdef PageBuffer buf = PageBuffer.__new__(PageBuffer)
+    cdef void *addr = mmap(NULL, size, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if addr == MAP_FAILED:
+        raise PageMemoryError(f"no memory for a block of {size} bytes to be loaded into")
+    buf.addr = addr
+    buf.size = size
+    return buf
+
+
+cdef object page_buffer(FileH *fileh, uint64_t blk):
+    """Return a read-only buffer over a page in page memory."""
+    cdef PageBuffer buf = PageBuffer.__new__(PageBuffer)
+    # All of it is going to be read, most often by one write(2): with no page fault in between.
+    cdef void *addr = mmap(NULL, fileh.blksize, PROT_READ, MAP_SHARED | MAP_POPULATE, fileh.memfd,
+                           blk * fileh.blksize)
+    if addr == MAP_FAILED:
+        raise PageMemoryError(f"no mapping for block {blk} to be stored from")
+    madvise(addr, fileh.blksize, MADV_DONTFORK)
+    buf.addr = addr
+    buf.size = fileh.blksize
+    buf.readonly = True
+    return buf

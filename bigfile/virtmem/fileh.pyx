@@ -1,0 +1,304 @@
+"""What is done to a handle as a whole: areas over it, write-out, discard, invalidate, truncate.
+
+Write-out
+---------
+From fileh_freeze() to fileh_thaw() dirty pages are read-only: a thread that writes waits until
+the end, so that no torn page is stored. The thread that writes out must not write itself
+(Failure WRITE_IN_WRITEOUT): it would wait for itself.
+
+This room knows states of pages, and goes from one to another only by what page.pyx offers. It
+does not know how a page is loaded or touched, and runs no Python.
+
+Locking: see page.pyx. All here take the pager lock, and are called without it.
+"""
+
+from libc.errno cimport EAGAIN, ENOMEM
+from libc.stdint cimport UINT64_MAX, uint64_t
+
+from wendelin.bigfile.virtmem.kernel cimport EDEADLK, pthread_cond_broadcast, pthread_self
+from wendelin.bigfile.virtmem.mapping cimport RO, Area, area_map, area_unmap
+from wendelin.bigfile.virtmem.page cimport (DIRTY, KNOWN, LOADED, LOADING, MEMFD, NOTHING, ZEROS,
+                                            FileH, Known, Page, fileh_release, op_wait, page_become,
+                                            page_drop, page_free_memory, page_new, page_protect,
+                                            page_set_stored)
+from wendelin.bigfile.virtmem.pagemap cimport pagemap_get, pagemap_next
+from wendelin.bigfile.virtmem.ram cimport pager_cond, pager_lock, pager_unlock
+
+# ---- areas ----
+
+cdef Area *fileh_map(FileH *fileh, uint64_t pgoffset, uint64_t pglen) noexcept nogil:
+    """Return a new area over pages [pgoffset, pgoffset + pglen); NULL with errno."""
+    cdef Area *area
+    pager_lock()
+    area = area_map(fileh.memfd, pgoffset, pglen, fileh.blksize)
+    if area != NULL:
+        area.owner = fileh
+        area.next = fileh.areas
+        if area.next != NULL:
+            area.next.prev = area
+        fileh.areas = area
+        fileh.refs += 1
+    pager_unlock()
+    return area
+
+
+cdef void fileh_unmap(Area *area) noexcept nogil:
+    """Unmap an area and give up its reference to the handle."""
+    cdef FileH *fileh = <FileH *>area.owner
+    pager_lock()
+    if area.prev != NULL:
+        area.prev.next = area.next
+    else:
+        fileh.areas = area.next
+    if area.next != NULL:
+        area.next.prev = area.prev
+    area_unmap(area)
+    fileh_release(fileh)
+    pager_unlock()
+
+
+# ---- write-out, discard, invalidate ----
+
+cdef int wait_thawed(FileH *fileh) noexcept nogil:
+    """Wait until no other thread writes out. EDEADLK: this one does."""
+    while fileh.frozen != 0:
+        if fileh.writer == pthread_self():
+            return EDEADLK
+        op_wait()
+    return 0
+
+
+cdef void fileh_freeze(FileH *fileh) noexcept nogil:
+    """Begin a write-out: dirty pages are read-only until fileh_thaw(). Nests."""
+    cdef Page *page
+    pager_lock()
+    if wait_thawed(fileh) == 0:
+        fileh.writer = pthread_self()
+        page = fileh.dirty
+        while page != NULL:
+            page_protect(page, RO)
+            page = page.dirty_next
+    fileh.frozen += 1
+    pager_unlock()
+
+
+cdef void fileh_thaw(FileH *fileh) noexcept nogil:
+    """End a write-out: whoever waits to write goes on."""
+    pager_lock()
+    fileh.frozen -= 1
+    if fileh.frozen == 0:
+        pthread_cond_broadcast(&pager_cond)
+    pager_unlock()
+
+
+cdef size_t fileh_dirty_blocks(FileH *fileh, uint64_t *blks, bint stored) noexcept nogil:
+    """Write block numbers of dirty pages into blks, at most ndirty. The handle must be frozen.
+
+    stored: also of those that did not change since they were stored. Return how many there are.
+    """
+    cdef Page *page
+    cdef size_t n = 0
+    pager_lock()
+    page = fileh.dirty
+    while page != NULL:
+        if stored or not page.stored:
+            blks[n] = page.blk
+            n += 1
+        page = page.dirty_next
+    pager_unlock()
+    return n
+
+
+cdef void fileh_set_stored(FileH *fileh, uint64_t blk) noexcept nogil:
+    """A dirty page was stored. The handle must be frozen."""
+    cdef Page *page
+    pager_lock()
+    page = <Page *>pagemap_get(&fileh.pages, blk)
+    if page != NULL and page.state == DIRTY:
+        page_set_stored(page, True)
+    pager_unlock()
+
+
+cdef void fileh_mark_stored(FileH *fileh) noexcept nogil:
+    """DIRTY -> LOADED for all pages that did not change since they were stored."""
+    cdef Page *page
+    cdef Page *next
+    pager_lock()
+    fileh.epoch += 1            # who looked before knows where they were
+    page = fileh.dirty
+    while page != NULL:
+        next = page.dirty_next
+        if page.stored:
+            page_protect(page, RO)
+            page_become(page, LOADED, MEMFD)
+        page = next
+    pager_unlock()
+
+
+cdef int fileh_discard(FileH *fileh) noexcept nogil:
+    """Forget all changes, also by fileh_truncate. 0 or EDEADLK."""
+    cdef int err
+    pager_lock()
+    fileh.epoch += 1
+    err = wait_thawed(fileh)
+    if err == 0:
+        while fileh.dirty != NULL:
+            page_drop(fileh.dirty)
+        drop_from(fileh, fileh.zero_from, False)
+        fileh.zero_from = UINT64_MAX
+        # with the lock held: what is changed from now on is a change of another transaction
+        announce_next(fileh)
+    pager_unlock()
+    return err
+
+
+cdef int fileh_invalidate(FileH *fileh, uint64_t blk) noexcept nogil:
+    """Drop a page, clean or dirty: the next touch loads it. 0 or EDEADLK."""
+    cdef Page *page
+    cdef int err = 0
+    pager_lock()
+    fileh.epoch += 1
+    while True:
+        page = <Page *>pagemap_get(&fileh.pages, blk)
+        if page == NULL:
+            break
+        if page.state != DIRTY or fileh.frozen == 0:
+            page_drop(page)
+            break
+        err = wait_thawed(fileh)
+        if err != 0:
+            break
+    pager_unlock()
+    return err
+
+
+cdef void fileh_invalidate_loading(FileH *fileh) noexcept nogil:
+    """What is being loaded now is loaded again: it may have been asked of an older state."""
+    cdef size_t cursor = 0
+    cdef Page *page
+    pager_lock()
+    fileh.epoch += 1
+    while True:
+        page = <Page *>pagemap_next(&fileh.pages, &cursor)
+        if page == NULL:
+            break
+        if page.state == LOADING:
+            page.reload = True
+    pager_unlock()
+
+
+cdef uint64_t fileh_epoch(FileH *fileh) noexcept nogil:
+    """Return what fileh_know() wants: to be asked for before anything else is."""
+    cdef uint64_t epoch
+    pager_lock()
+    epoch = fileh.epoch
+    pager_unlock()
+    return epoch
+
+
+cdef int fileh_know(FileH *fileh, const Known *known, size_t n, uint64_t epoch) noexcept nogil:
+    """Learn where blocks are that were not touched yet, or are in memory, clean. 0 or errno.
+
+    Ignored if anything was invalidated since `epoch`: it may not be true any more.
+    """
+    cdef Page *page
+    cdef size_t i
+    cdef uint64_t blk
+    cdef int err = 0
+    pager_lock()
+    for i in range(n):
+        if fileh.epoch != epoch:
+            break
+        blk = known[i].blk
+        if blk >= fileh.zero_from:
+            continue
+        page = <Page *>pagemap_get(&fileh.pages, blk)
+        if page == NULL:
+            page = page_new(fileh, blk)
+            if page == NULL:
+                err = ENOMEM
+                break
+        elif page.state == LOADED and page.backing == MEMFD:
+            if known[i].source.backing == NOTHING or page.pins != 0:
+                page.source = known[i].source
+                continue
+            page_free_memory(page)
+        elif page.state != KNOWN:
+            continue
+        page.source = known[i].source
+        page_become(page, KNOWN if page.source.backing == NOTHING else LOADED,
+                    page.source.backing)
+    pager_unlock()
+    return err
+
+
+cdef void fileh_announced(FileH *fileh, uint64_t announcements) noexcept nogil:
+    """Say that op_announce was told; announcements: what they were before that."""
+    pager_lock()
+    if fileh.announcements == announcements:
+        fileh.announced = True
+    pager_unlock()
+
+
+cdef void fileh_announce_next(FileH *fileh) noexcept nogil:
+    """Let op_announce be told of the next change."""
+    pager_lock()
+    announce_next(fileh)
+    pager_unlock()
+
+
+cdef void announce_next(FileH *fileh) noexcept nogil:
+    fileh.announced = False
+    fileh.announcements += 1
+
+
+cdef void drop_from(FileH *fileh, uint64_t blk, bint zeros) noexcept nogil:
+    """Drop all pages from a block on; or, if `zeros`, those that are just zeros."""
+    cdef size_t cursor
+    cdef Page *page
+    cdef uint64_t end = blk
+    cdef bint again = blk < fileh.end      # an append asks, and mostly there is none
+    # Dropping changes the map, so a walk may miss some: walk until one drops none.
+    while again:
+        again = False
+        cursor = 0
+        while True:
+            page = <Page *>pagemap_next(&fileh.pages, &cursor)
+            if page == NULL:
+                break
+            if page.blk < blk:
+                continue
+            if page.state == LOADING or zeros and page.backing != ZEROS:
+                end = max(end, page.blk + 1)
+            else:
+                again = True
+            if page.state == LOADING or not zeros or page.backing == ZEROS:
+                page_drop(page)
+    fileh.end = min(fileh.end, end)
+
+
+cdef int fileh_truncate(FileH *fileh, uint64_t blk) noexcept nogil:
+    """From now on pages from blk on are zeros, until they are written. 0 or EDEADLK.
+
+    EAGAIN: it has to be announced, perhaps again, as a transaction ended meanwhile.
+    """
+    cdef int err
+    pager_lock()
+    fileh.epoch += 1
+    err = wait_thawed(fileh)
+    if err == 0 and fileh.announces and not fileh.announced:
+        err = EAGAIN
+    if err == 0:
+        fileh.zero_from = min(fileh.zero_from, blk)
+        drop_from(fileh, blk, False)
+    pager_unlock()
+    return err
+
+
+cdef void fileh_untruncate(FileH *fileh) noexcept nogil:
+    """The file itself was truncated: ask it again, also where pages were zeros without asking."""
+    pager_lock()
+    fileh.epoch += 1
+    drop_from(fileh, fileh.zero_from, True)
+    fileh.zero_from = UINT64_MAX
+    pager_unlock()

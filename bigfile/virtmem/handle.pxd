@@ -1,0 +1,35 @@
+"""See handle.pyx."""
+
+from libc.stdint cimport uint64_t
+
+from wendelin.bigfile.virtmem.mapping cimport Area
+from wendelin.bigfile.virtmem.page cimport FileH
+
+cdef enum:
+    MIN_AHEAD = 4           # blocks that are asked for ahead, at first
+
+
+cdef class BigFileH:
+    cdef object __weakref__
+    cdef FileH *fileh           # owned: one reference; NULL only when half built
+    cdef readonly object file   # the BigFile; lives at least as long as this
+    cdef list failures          # exceptions since the last discard; protected by: the GIL
+    cdef readonly list pins              # (pgoffset, pglen) of each pin(); protected by: the GIL
+    cdef public bint read_only  # nothing can be changed, so a failure is of its thread only
+    cdef unsigned long owner    # thread that gets failures of threads unknown to Python
+    cdef uint64_t ahead_stop    # block after those that were asked for ahead, last time
+    cdef uint64_t ahead_window  # how many were, or are to be
+    cdef bint truncated         # the file has yet to be told of `fileh.zero_from`
+
+    cdef int check(self) except -1
+    cdef list list_dirty(self, bint stored)
+
+
+cdef class VMA:
+    cdef object __weakref__
+    cdef Area *area             # owned; NULL only when half built
+    cdef readonly BigFileH fileh
+    cdef public object pyuser
+
+
+cdef void virtmem_set_on_map(void (*hook)() noexcept nogil) noexcept

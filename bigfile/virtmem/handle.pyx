@@ -1,0 +1,564 @@
+"""BigFileH and VMA: files mapped in memory, as Python sees the pager; BigFile is in backend.
+
+Organization
+------------
+    VMA ───► BigFileH ───► BigFile            Python objects, strong references
+     │           │            ▲
+    Area ───► FileH ──────────┘ (borrowed, through BigFileH)      see mapping, page
+
+A VMA is held by the ndarrays over it; it holds the handle, which holds the file. The other
+way there are only borrowed pointers, cleared by __dealloc__ under the GIL. Neither class has a
+tp_clear (no_gc_clear): the collector must not take the file away from a handle whose pages may
+still be asked for. Cycles through subclasses or `pyuser` are broken at their other objects.
+
+This room is called by Python, and calls down. The way up, from a fault into Python, is in
+trampoline.
+
+Locking: see page.pyx. Here, whatever may take long is done without the GIL.
+"""
+
+import threading
+import weakref
+from operator import index
+
+cimport cython
+from cpython.object cimport PyObject
+from libc.errno cimport EAGAIN, EFBIG, errno
+from libc.stdint cimport INT64_MAX, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport strcpy, strerror
+
+from wendelin.bigfile.virtmem.backend cimport BigFile, source_from
+from wendelin.bigfile.virtmem.buffer cimport page_buffer
+from wendelin.bigfile.virtmem.failure cimport (check_nested, describe, failure, forget_failing,
+                                               unsaid)
+from wendelin.bigfile.virtmem.fileh cimport (fileh_announce_next, fileh_announced,
+                                             fileh_dirty_blocks, fileh_discard, fileh_epoch,
+                                             fileh_freeze, fileh_invalidate,
+                                             fileh_invalidate_loading, fileh_know, fileh_map,
+                                             fileh_mark_stored, fileh_set_stored, fileh_thaw,
+                                             fileh_truncate, fileh_unmap, fileh_untruncate)
+from wendelin.bigfile.virtmem.kernel cimport EDEADLK
+from wendelin.bigfile.virtmem.loading cimport fileh_load
+from wendelin.bigfile.virtmem.mapping cimport Area, areas_reset_scrap
+from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, DIRTY, FORKED, NO_FAILURE, Counts, FileH,
+                                            Known, Page, fileh_new, fileh_undoom, fileh_unref,
+                                            pager_generation)
+from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
+from wendelin.bigfile.virtmem.ram cimport (pager_lock, pager_unlock, ram_clean, ram_dirty,
+                                           ram_limit, ram_reclaim_all)
+from wendelin.bigfile.virtmem.ready cimport fileh_unpin
+from wendelin.bigfile.virtmem.touch cimport scraps_shown
+
+from wendelin.bigfile.virtmem.errors import DoomedError
+
+cdef extern from "Python.h":
+    void Py_XDECREF(PyObject *obj) noexcept
+    int PyBuffer_FillInfo(Py_buffer *view, object exporter, void *buf, Py_ssize_t len,
+                          bint readonly, int flags) except -1
+
+WRITEOUT_STORE = 1          # dirty_writeout: give dirty pages to storeblk
+WRITEOUT_MARKSTORED = 2     # dirty_writeout: what was stored is clean
+
+#: All handles of this process: see stats.py.
+handles = weakref.WeakSet()
+
+
+@cython.no_gc_clear
+cdef class BigFileH:
+    """A file opened to be mapped in memory: its pages, and changes that are not stored yet.
+
+    All VMAs of a handle show one memory. Offsets and lengths are in pages; one page is one
+    block of the file.
+
+    A subclass may define first_change(): it is called, in any thread, before the first page is
+    changed since the handle was opened or changes_stored() or dirty_discard() was called; and
+    when a touch failed. What it raises refuses the change.
+
+    Parameters
+    ----------
+    file : BigFile
+
+    Attributes
+    ----------
+    read_only : bool
+        first_change() refuses all changes. So there is nothing that a failed touch could spoil.
+    """
+
+    def __cinit__(self, file, *args, **kw):
+        if not isinstance(file, BigFile):
+            raise TypeError(f"file must be a BigFile, not {type(file).__name__}")
+        if (<BigFile>file).blksize == 0:
+            raise ValueError(f"{type(file).__name__}.__init__ did not call BigFile.__init__")
+        self.file = file
+        self.failures = []
+        self.pins = []
+        self.owner = threading.get_ident()
+        self.fileh = fileh_new((<BigFile>file).blksize)
+        if self.fileh == NULL:
+            hint = " (page memory is a file to the kernel: see ulimit -f)" if errno == EFBIG else ""
+            raise OSError(errno, f"no page memory for {describe(file)}: "
+                                 f"{strerror(errno).decode()}{hint}")
+        name = describe(self.file).encode(errors="replace")[:sizeof(self.fileh.name) - 1]
+        strcpy(self.fileh.name, name)
+        self.ahead_window = MIN_AHEAD
+        self.fileh.pyfileh = <void *>self
+        self.fileh.announces = hasattr(self, "first_change")
+        handles.add(self)
+
+    def __dealloc__(self):
+        cdef FileH *fileh = self.fileh
+        if fileh != NULL:
+            fileh.pyfileh = NULL
+            with nogil:
+                fileh_unref(fileh)
+
+    cdef int check(self) except -1:
+        if self.fileh.generation != pager_generation:
+            raise failure(self.file, None, FORKED, 0)
+        return 0
+
+    @property
+    def blksize(self):
+        """Block size [bytes]."""
+        return self.fileh.blksize
+
+    def mmap(self, pgoffset, pglen):
+        """Map pages [pgoffset, pgoffset + pglen) and return a VMA. Loads nothing.
+
+        Raises
+        ------
+        ValueError
+            An offset is negative, or a length not positive.
+        OverflowError
+            The range ends past the last byte a file can have, 2**63.
+        MemoryError
+            The address space has no room for it.
+        """
+        self.check()
+        self.owner = threading.get_ident()
+        return VMA(self, *self.check_range(pgoffset, pglen))
+
+    def check_range(self, pgoffset, pglen):
+        """Check a range of pages as mmap() and load() do; return it as Python's integers."""
+        # NumPy's integers would wrap around below
+        pgoffset, pglen = index(pgoffset), index(pglen)
+        if pgoffset < 0:
+            raise ValueError(f"pgoffset is {pgoffset}: it must not be negative")
+        if pglen <= 0:
+            raise ValueError(f"pglen is {pglen}: it must be at least 1")
+        if (pgoffset + pglen) * self.blksize > INT64_MAX:
+            raise OverflowError(f"pages [{pgoffset}, {pgoffset + pglen}) of {self.blksize} bytes "
+                                f"end past the last byte a file can have, 2**63")
+        return pgoffset, pglen
+
+    def load(self, pgoffset, pglen):
+        """Load pages [pgoffset, pgoffset + pglen) that are not in memory yet.
+
+        Raises
+        ------
+        BlockLoadError
+            A block cannot be loaded. Here, and not later as for a touch; so the transaction
+            is not doomed by it.
+        ValueError, OverflowError
+            As mmap().
+        """
+        cdef uint64_t blk
+        cdef void *error
+        cdef int err
+        cdef unsigned long scraps = scraps_shown()
+        self.check()
+        pgoffset, pglen = self.check_range(pgoffset, pglen)
+        for i in range(pgoffset, pgoffset + pglen):
+            blk = i
+            error = NULL
+            with nogil:
+                err = fileh_load(self.fileh, blk, &error)
+            if error != NULL:
+                exc = <object><PyObject *>error
+                Py_XDECREF(<PyObject *>error)
+                raise exc
+            if err > 0:
+                raise failure(self.file, i, BROKEN_FILE, err)
+            if err != 0:
+                check_nested(scraps)
+                raise unsaid(self.file, i)
+
+    def unpin(self, pgoffset, pglen):
+        """Undo pins.pin(); nothing, if unpin_all() did."""
+        cdef uint64_t first, n
+        if (pgoffset, pglen) in self.pins:
+            self.pins.remove((pgoffset, pglen))
+            if self.fileh.generation != pager_generation:
+                return              # they are the parent's
+            first, n = pgoffset, pglen
+            with nogil:
+                fileh_unpin(self.fileh, first, n)
+
+    def unpin_all(self):
+        """Undo every pins.pin(): a transaction has ended."""
+        while self.pins:
+            self.unpin(*self.pins[-1])
+
+    def counts(self):
+        """Return what HandleStats in stats.py has after blksize."""
+        cdef Counts *counts = &self.fileh.counts
+        cdef size_t size = self.fileh.blksize
+        return (counts.faults, counts.loads, counts.mapped * size, counts.resident * size,
+                self.fileh.ndirty * size, counts.reclaims, counts.failures, counts.waits)
+
+    def epoch(self):
+        """Return what know() wants: call it before asking where blocks are."""
+        return fileh_epoch(self.fileh)
+
+    def know(self, found, uint64_t epoch):
+        """Learn where blocks are, without loading any: their first touch needs no Python.
+
+        Blocks that are in memory, and clean, give their memory back. Changed ones stay. All is
+        ignored if anything was invalidated since epoch() was called.
+
+        Parameters
+        ----------
+        found : dict
+            Block number -> what mapblk returns for it; not None.
+        epoch : int
+        """
+        cdef size_t n = len(found), i = 0
+        cdef int err
+        cdef Known *known
+        self.check()
+        known = <Known *>malloc(n * sizeof(Known) + 1)
+        if known == NULL:
+            raise MemoryError
+        try:
+            for blk, where in found.items():
+                known[i].blk = blk
+                source_from(where, self.fileh.blksize, &known[i].source)
+                i += 1
+            with nogil:
+                err = fileh_know(self.fileh, known, i, epoch)
+        finally:
+            free(known)
+        if err != 0:
+            raise MemoryError
+
+    def isdirty(self):
+        """Say whether there are changes since the last write-out."""
+        return self.fileh.ndirty != self.fileh.nstored or self.truncated
+
+    def isused(self):
+        """Say whether there are VMAs, or changes that are not stored: anything to keep it for."""
+        return self.fileh.areas != NULL or self.fileh.ndirty != 0 or self.truncated
+
+    def isshown(self):
+        """Say whether there are VMAs."""
+        return self.fileh.areas != NULL
+
+    def writeout_begin(self):
+        """Write-protect all pages until writeout_end(): threads that write wait until then.
+
+        dirty_writeout() does it for its own time; a commit does it for all of its. Nests.
+        """
+        self.check()
+        with nogil:
+            fileh_freeze(self.fileh)
+
+    def writeout_end(self):
+        """Let pages be changed again."""
+        if self.fileh.frozen == 0:
+            raise RuntimeError("writeout_end() without writeout_begin()")
+        with nogil:
+            fileh_thaw(self.fileh)
+
+    def dirty_blocks(self):
+        """Return the numbers of the changed blocks, ascending."""
+        return self.list_dirty(True)
+
+    cdef list list_dirty(self, bint stored):
+        cdef uint64_t *blks
+        cdef size_t i, n
+        self.writeout_begin()
+        try:
+            blks = <uint64_t *>malloc(self.fileh.ndirty * sizeof(uint64_t) + 1)
+            if blks == NULL:
+                raise MemoryError
+            n = fileh_dirty_blocks(self.fileh, blks, stored)
+            result = sorted([blks[i] for i in range(n)])
+            free(blks)
+            return result
+        finally:
+            self.writeout_end()
+
+    def save_changes(self, save):
+        """Call save(blk, buffer) for blocks that changed since they were stored, or saved, last.
+
+        They stay changed. What save() raises is raised; that block and those that follow are
+        not saved.
+        """
+        cdef uint64_t blk
+        self.writeout_begin()
+        try:
+            for blk in self.list_dirty(False):
+                save(blk, memoryview(page_buffer(self.fileh, blk)))
+                fileh_set_stored(self.fileh, blk)
+        finally:
+            self.writeout_end()
+
+    @property
+    def truncated_at(self):
+        """Block from which on a truncate() that is not stored makes zeros; None: there is none."""
+        return self.fileh.zero_from if self.truncated else None
+
+    def page_buffer(self, uint64_t blk):
+        """Return a read-only memoryview of a changed block.
+
+        Raises
+        ------
+        KeyError
+            The block is not changed.
+        """
+        cdef Page *page
+        cdef bint dirty
+        self.check()
+        pager_lock()
+        page = <Page *>pagemap_get(&self.fileh.pages, blk)
+        dirty = page != NULL and page.state == DIRTY
+        pager_unlock()
+        if not dirty:
+            raise KeyError(f"block {blk} is not changed")
+        return memoryview(page_buffer(self.fileh, blk))
+
+    def dirty_writeout(self, flags):
+        """Store what is changed, mark it as stored, or both.
+
+        Parameters
+        ----------
+        flags : int
+            WRITEOUT_STORE: give every changed block to file.storeblk, in ascending order.
+            WRITEOUT_MARKSTORED: what was stored, and not changed since, is not dirty any more.
+
+        Raises
+        ------
+        DoomedError
+            A touch of this handle failed since the last dirty_discard().
+        Exception
+            What storeblk raised. That page and all that follow stay dirty.
+        """
+        cdef uint64_t blk
+        if flags not in (WRITEOUT_STORE, WRITEOUT_MARKSTORED, WRITEOUT_STORE | WRITEOUT_MARKSTORED):
+            raise ValueError(f"flags are {flags!r}: they must be WRITEOUT_STORE, "
+                             f"WRITEOUT_MARKSTORED or both")
+        self.writeout_begin()
+        try:
+            if flags & WRITEOUT_STORE:
+                self.check_failures()
+                if self.truncated:
+                    self.file.truncate(self.fileh.zero_from)
+                    self.truncated = False
+                for blk in self.dirty_blocks():
+                    self.file.storeblk(blk, memoryview(page_buffer(self.fileh, blk)))
+                    fileh_set_stored(self.fileh, blk)
+                # storeblk may have touched what cannot be loaded
+                self.check_failures()
+            if flags & WRITEOUT_MARKSTORED:
+                fileh_mark_stored(self.fileh)
+                if not self.truncated:
+                    fileh_untruncate(self.fileh)
+        finally:
+            self.writeout_end()
+
+    def check_failures(self):
+        """Raise DoomedError if a touch failed since the last dirty_discard()."""
+        if self.doomed:
+            first = self.failed[0]
+            raise DoomedError(f"changes of {describe(self.file)} cannot be stored, because a "
+                              f"touch of its memory failed: {first}. Abort, then "
+                              f"try again") from first
+
+    @property
+    def doomed(self):
+        """Whether a touch failed since the last dirty_discard(), so that changes are refused."""
+        return self.fileh.doom != NO_FAILURE and not self.read_only
+
+    @property
+    def doom_told(self):
+        """Whether first_change() knows that the handle is doomed: it did what it can."""
+        return self.fileh.doom_told
+
+    @property
+    def failed(self):
+        """The failures of touches since the last dirty_discard()."""
+        if self.doomed and not self.failures:
+            return (unsaid(self.file, self.fileh.doom_blk),)
+        return tuple(self.failures)
+
+    def dirty_discard(self):
+        """Forget all changes, and failures of touches.
+
+        Raises
+        ------
+        RuntimeError
+            The thread that writes out discards.
+        """
+        cdef int err
+        self.check()
+        with nogil:
+            err = fileh_discard(self.fileh)
+            if err == 0:
+                pager_lock()
+                areas_reset_scrap()
+                fileh_undoom(self.fileh)
+                pager_unlock()
+        self.check_deadlock(err, "dirty_discard")
+        self.unpin_all()
+        self.truncated = False
+        self.failures.clear()
+        forget_failing()
+
+    def forget_failures(self):
+        """Forget failures of touches, of which no change is: the next touch tries again."""
+        with nogil:
+            pager_lock()
+            areas_reset_scrap()
+            fileh_undoom(self.fileh)
+            pager_unlock()
+        self.failures.clear()
+        forget_failing()
+
+    def changes_stored(self):
+        """Let first_change() be called for the next change: a transaction ended."""
+        fileh_announce_next(self.fileh)
+
+    def invalidate_loading(self):
+        """Load again what is being loaded in other threads: the state they ask is over."""
+        with nogil:
+            fileh_invalidate_loading(self.fileh)
+
+    def invalidate_page(self, pgoffset):
+        """Drop a page from memory, changes included: the next touch loads it again."""
+        cdef int err
+        cdef uint64_t blk
+        self.check()
+        pgoffset, _ = self.check_range(pgoffset, 1)
+        blk = pgoffset
+        with nogil:
+            err = fileh_invalidate(self.fileh, blk)
+        self.check_deadlock(err, "invalidate_page")
+
+    def truncate(self, pgoffset):
+        """From now on all pages from pgoffset on are zeros, in all views, until written.
+
+        It is a change as others are: dirty_writeout() tells the file, dirty_discard() undoes.
+
+        Raises
+        ------
+        NotImplementedError
+            The file does not define truncate(blk).
+        """
+        cdef int err = EAGAIN
+        cdef uint64_t blk, announcements
+        self.check()
+        if not hasattr(self.file, "truncate"):
+            raise NotImplementedError(f"{type(self.file).__name__} does not define "
+                                      f"truncate(blk), so it cannot shrink")
+        pgoffset, _ = self.check_range(pgoffset, 1)
+        blk = pgoffset
+        while err == EAGAIN:
+            announcements = self.fileh.announcements
+            if self.fileh.announces and not self.fileh.announced:
+                self.first_change()
+                fileh_announced(self.fileh, announcements)
+            with nogil:
+                err = fileh_truncate(self.fileh, blk)
+        self.check_deadlock(err, "truncate")
+        self.truncated = True
+
+    def check_deadlock(self, err, what):
+        """Raise if err says that this thread would wait for itself."""
+        if err == EDEADLK:
+            raise RuntimeError(f"{what}() by the thread that writes out {describe(self.file)}")
+
+
+@cython.no_gc_clear
+cdef class VMA:
+    """A mapping of pages of a file: a writable buffer of bytes.
+
+    Made by BigFileH.mmap(). It is unmapped when the last object over it - ndarrays,
+    memoryviews - is gone.
+
+    Attributes
+    ----------
+    fileh : BigFileH
+    pyuser : object
+        Free for the owner.
+    """
+
+    def __cinit__(self, BigFileH fileh not None, pgoffset, pglen):
+        cdef uint64_t c_pgoffset, c_pglen
+        pgoffset, pglen = fileh.check_range(pgoffset, pglen)
+        c_pgoffset = pgoffset
+        c_pglen = pglen
+        self.fileh = fileh
+        with nogil:
+            self.area = fileh_map(fileh.fileh, c_pgoffset, c_pglen)
+        if self.area == NULL:
+            raise MemoryError(
+                f"{pglen * fileh.blksize} bytes of {describe(fileh.file)} do not fit into the "
+                f"address space ({strerror(errno).decode()}): work in smaller parts, A[i:j]")
+        if on_map_hook != NULL:
+            on_map_hook()
+
+    def __dealloc__(self):
+        cdef Area *area = self.area
+        if area != NULL:
+            self.area = NULL
+            with nogil:
+                fileh_unmap(area)
+
+    def filerange(self):
+        """Return (pgoffset, pglen) [pages]."""
+        return self.area.pgoffset, self.area.pglen
+
+    def pagesize(self):
+        """Return the page size [bytes]."""
+        return self.area.blksize
+
+    @property
+    def addr_start(self):
+        """Address of the first byte."""
+        return <size_t>self.area.start
+
+    @property
+    def addr_stop(self):
+        """Address after the last byte."""
+        return <size_t>self.area.stop
+
+    def __len__(self):
+        return self.area.stop - self.area.start
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.area.start, self.area.stop - self.area.start, False,
+                          flags)
+
+
+cdef void (*on_map_hook)() noexcept nogil
+
+
+cdef void virtmem_set_on_map(void (*hook)() noexcept nogil) noexcept:
+    global on_map_hook
+    on_map_hook = hook
+
+
+def ram_reclaim():
+    """Give back the memory of all clean pages, of all files; return how many pages."""
+    cdef size_t n
+    with nogil:
+        pager_lock()
+        n = ram_reclaim_all()
+        pager_unlock()
+    return n
+
+
+def ram_stat():
+    """Return (limit, clean, dirty): page memory of this process [bytes]."""
+    return ram_limit, ram_clean, ram_dirty

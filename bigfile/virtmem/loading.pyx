@@ -1,0 +1,294 @@
+"""Loading: how a page gets its bytes, and what becomes of it when that fails.
+
+    EMPTY, KNOWN ── page_load ──► LOADING ──► LOADED        first touch, fileh_load, ahead
+    LOADED of ZEROS, FILERANGE ── page_bring_in ──► LOADING ──► LOADED of MEMFD     first write
+
+The file is asked by op_load, unless the page is KNOWN. page_fill() and page_copy() bring bytes
+into page memory; it stays reserved until the page is LOADED, or release() was called.
+
+This room knows one page at a time. It does not know areas, nor who touched; it runs no Python but
+by page_set_ops().
+
+Locking: see page.pyx. What says "enters and leaves with the pager lock held" gives it up
+meanwhile: look up everything again.
+"""
+
+from libc.errno cimport EFAULT, ENOMEM
+from libc.stdint cimport uint64_t
+
+from wendelin.bigfile.zodb.checksum cimport checksum_compare
+from wendelin.bigfile.virtmem.kernel cimport (_SC_PAGESIZE, pthread_cond_broadcast, pthread_self,
+                                              sysconf, volatile_char)
+
+from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, CIRCULAR_LOAD, KNOWN, LOADED, LOADING,
+                                            MEMFD, NOTHING, NO_FAILURE, NO_MEMORY, TOUCH_IN_LOAD,
+                                            ZEROS, Backing, Failure, FileH, Page, Source,
+                                            fileh_release, op_fail, op_load, op_wait, page_become,
+                                            page_drop, page_forget, page_new, page_show)
+from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
+from wendelin.bigfile.virtmem.ram cimport (pager_cond, pager_lock, pager_unlock, ram_alloc,
+                                           ram_copy, ram_free, ram_reserve, ram_unreserve,
+                                           ram_write)
+from wendelin.bigfile.virtmem.deadlock cimport (wait_for_load, wait_over, waits_circular,
+                                                waits_loaded)
+
+cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) noexcept nogil:
+    """Copy a block of size <= blksize bytes into page memory; the rest is zeros. 0 or errno.
+
+    To be called by op_load, without the pager lock and the GIL, for the page that it loads:
+    the memory stays reserved until that page is LOADED. The data may be in another array.
+    """
+    cdef long offset = blk * fileh.blksize
+    cdef int err, _attempt
+    err = reserve(fileh)
+    if err != 0:
+        return err
+    # The kernel does not call us for pages that are not there: it says EFAULT. Touching makes
+    # them be there, most likely still at the second look.
+    for _attempt in range(8):
+        err = ram_write(fileh.memfd, data, size, offset)
+        if err != EFAULT:
+            break
+        touch_bytes(data, size)
+    if err == 0 and size < fileh.blksize:
+        err = ram_alloc(fileh.memfd, offset + size, fileh.blksize - size)
+    if err != 0:
+        release(fileh, blk)
+    return err
+
+
+cdef int page_copy(FileH *fileh, uint64_t blk, const Source *source) noexcept nogil:
+    """As page_fill, with the bytes of a file; EBADMSG: they are not those of their digest."""
+    cdef long offset = blk * fileh.blksize
+    cdef int err = reserve(fileh)
+    if err != 0:
+        return err
+    err = ram_copy(fileh.memfd, offset, source.size, source.fd, source.offset)
+    if err == 0 and source.checked:
+        err = checksum_compare(fileh.memfd, offset, source.size, source.digest)
+    if err == 0 and source.size < fileh.blksize:
+        err = ram_alloc(fileh.memfd, offset + source.size, fileh.blksize - source.size)
+    if err != 0:
+        release(fileh, blk)
+    return err
+
+
+cdef int reserve(FileH *fileh) noexcept nogil:
+    cdef int err
+    pager_lock()
+    err = ram_reserve(fileh.blksize)
+    pager_unlock()
+    return err
+
+
+cdef void release(FileH *fileh, uint64_t blk) noexcept nogil:
+    """Undo page_fill."""
+    ram_free(fileh.memfd, blk * fileh.blksize, fileh.blksize)
+    pager_lock()
+    ram_unreserve(fileh.blksize)
+    pager_unlock()
+
+
+cdef void touch_bytes(const char *data, size_t size) noexcept nogil:
+    cdef size_t i, step = sysconf(_SC_PAGESIZE)
+    cdef char seen = 0
+    if size == 0:
+        return
+    i = 0
+    while i < size:
+        seen ^= (<volatile_char *>data)[i]
+        i += step
+    seen ^= (<volatile_char *>data)[size - 1]
+
+
+cdef uint64_t loads         # protected by: the pager lock
+
+
+cdef bint may_load(const Page *page) noexcept nogil:
+    """Say whether this thread may load a page: nobody does, or itself, and has not begun."""
+    if page == NULL or page.state == KNOWN:
+        return True
+    return page.state == LOADING and not page.begun and page.loader == pthread_self()
+
+
+cdef bint load_begins(FileH *fileh, uint64_t blk, uint64_t load) noexcept nogil:
+    """The file is going to be asked. False: not any more, another load was done meanwhile."""
+    cdef Page *page
+    cdef bint begins
+    pager_lock()
+    page = <Page *>pagemap_get(&fileh.pages, blk)
+    begins = page != NULL and page.state == LOADING and page.load == load
+    if begins:
+        page.begun = True
+    pager_unlock()
+    return begins
+
+
+cdef int page_load(FileH *fileh, uint64_t blk, bint ahead, void **error) noexcept nogil:
+    """EMPTY or KNOWN -> LOADING -> LOADED; or back to where it was as the load failed: -1, or,
+    where error is not NULL, an errno of the file it is KNOWN to be in.
+
+    ahead: nobody has touched it; only what is KNOWN is loaded, and a failure is not reported.
+    Or LOADING: what may_load() says. Enters and leaves with the pager lock held, gives it up while
+    the block is loaded.
+    """
+    global loads
+    cdef Source source
+    cdef int err = 0, errno_ = 0
+    cdef Page *page = <Page *>pagemap_get(&fileh.pages, blk)
+    if page == NULL:
+        page = page_new(fileh, blk)
+        if page == NULL:
+            fail(fileh, blk, NO_MEMORY, ENOMEM)
+            return -1
+    elif page.state == KNOWN:
+        page_become(page, LOADING, NOTHING)
+        page.loader = pthread_self()
+    loads += 1
+    page.load = loads
+    fileh.refs += 1
+    while True:
+        page.reload = False
+        source = page.source
+        source.backing = NOTHING
+        source.load = page.load
+        page.begun = source.fd >= 0
+        if blk >= fileh.zero_from:
+            source.backing = ZEROS
+        else:
+            pager_unlock()
+            if source.fd < 0:
+                err = op_load(fileh, blk, &source, error)
+                if source.load == 0:
+                    pager_lock()
+                    fileh_release(fileh)
+                    return 0
+            if err == 0 and source.backing == NOTHING:
+                errno_ = page_copy(fileh, blk, &source)
+                if errno_ == 0:
+                    source.backing = MEMFD
+                else:
+                    err = -1
+            pager_lock()
+        if source.backing == MEMFD and (err != 0 or page.reload):
+            pager_unlock()
+            release(fileh, blk)
+            pager_lock()
+        if page.reload and (err == 0 or errno_ != 0):
+            page.source.fd = -1         # it was true, and is not any more: ask
+            err = errno_ = 0
+            if not ahead:
+                continue
+            err = -1
+        if err != 0:
+            if page.source.fd >= 0:
+                page_become(page, KNOWN, NOTHING)
+            else:
+                page_forget(page)
+            break
+        page.source = source
+        page_become(page, LOADED, source.backing)
+        break
+    if err == 0:
+        fileh.counts.loads += 1
+    elif not ahead and (errno_ == 0 or error != NULL):
+        fileh.counts.failures += 1      # else fail() counts it
+    load_over(fileh, blk)
+    if errno_ != 0 and not ahead:
+        if error == NULL:
+            fail(fileh, blk, BROKEN_FILE, errno_)
+        else:
+            err = errno_
+    fileh_release(fileh)
+    return err
+
+
+cdef int page_bring_in(Page *page) noexcept nogil:
+    """LOADED of ZEROS or FILERANGE -> LOADING -> LOADED of MEMFD. 0 or errno.
+
+    Gives up the pager lock: the page may be gone after it.
+    """
+    cdef FileH *fileh = page.fileh
+    cdef uint64_t blk = page.blk
+    cdef Backing backing = page.backing
+    cdef int err
+    fileh.refs += 1
+    page_become(page, LOADING, backing)
+    page.loader = pthread_self()
+    page.begun = True
+    pager_unlock()
+    if backing == ZEROS:
+        err = page_fill(fileh, blk, NULL, 0)
+    else:
+        err = page_copy(fileh, blk, &page.source)
+    pager_lock()
+    if page.reload:
+        if err == 0:
+            pager_unlock()
+            release(fileh, blk)
+            pager_lock()
+        page_become(page, LOADED, backing)
+        page_drop(page)
+        err = 0                     # EMPTY now: the touch starts anew
+    elif err != 0:
+        page_become(page, LOADED, backing)
+    else:
+        # The bytes are the same: no moment without them, for a system call that reads them now.
+        page_become(page, LOADED, MEMFD)
+        page_show(page, False)
+    load_over(fileh, blk)
+    fileh_release(fileh)
+    return err
+
+
+cdef void load_over(FileH *fileh, uint64_t blk) noexcept nogil:
+    waits_loaded(fileh, blk)
+    pthread_cond_broadcast(&pager_cond)
+
+
+cdef Failure own_load(const Page *page) noexcept nogil:
+    """Say why this thread may not wait for a LOADING page; NO_FAILURE: it may."""
+    if page.loader == pthread_self():
+        return TOUCH_IN_LOAD
+    return CIRCULAR_LOAD if waits_circular(page.loader) else NO_FAILURE
+
+
+cdef void wait_loaded(FileH *fileh, const Page *page) noexcept nogil:
+    """Wait for a LOADING page. Then look up everything again."""
+    cdef int waiter = wait_for_load(fileh, page.blk, page.loader)
+    fileh.counts.waits += 1
+    op_wait()
+    wait_over(waiter)
+
+
+cdef void fail(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil:
+    """Call op_fail in the middle of something that holds the pager lock."""
+    fileh.refs += 1
+    fileh.counts.failures += 1
+    pager_unlock()
+    op_fail(fileh, blk, why, err)
+    pager_lock()
+    fileh_release(fileh)
+
+
+cdef int fileh_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil:
+    """Make sure that a page is in memory, or a hole, or mapped. 0; else see page_load."""
+    cdef Page *page
+    cdef Failure why
+    cdef int err = 0
+    pager_lock()
+    while True:
+        page = <Page *>pagemap_get(&fileh.pages, blk)
+        if may_load(page):
+            err = page_load(fileh, blk, False, error)
+            break
+        if page.state != LOADING:
+            break
+        why = own_load(page)
+        if why != NO_FAILURE:
+            fail(fileh, blk, why, 0)
+            err = -1
+            break
+        wait_loaded(fileh, page)
+    pager_unlock()
+    return err

@@ -1,0 +1,531 @@
+"""Areas: ranges of address space that show pages of a file, and what each page shows now.
+
+An Area is one mapping of a handle's memfd, cut by the kernel into as many mappings as
+neighbouring pages differ. Page by page it shows one Kind:
+
+    NONE, RO, RW    the memfd at the page's own offset: changed by mprotect
+    ZERO            a hole, or a page whose load failed: memory that costs none
+    FILE            the block's bytes where they lie in a file: the kernel's page cache
+    SINK            one block of memory that takes what a doomed transaction still writes
+
+`areas` is sorted by address, so that a fault finds its area in O(log n).
+
+*Budgets.* The kernel allows vm.max_map_count mappings a process, ours and everyone's; and page
+tables cost 0.2 % of every range that was touched, also of zero and file pages. When one of the
+two budgets is reached, the area that uses most of it gives a quarter back: shown as NONE again,
+in one mapping. A hand goes round over its pages, so that what a sequential reader had longest
+goes first. Nothing is lost by that: pages stay in memory, the next touch faults and shows them. A
+page with STAYS is passed over: a program has asked for it to be accessible without a fault.
+
+*Fork.* Areas are not inherited (MADV_DONTFORK: a child that wrote or freed shared page memory
+would change its parent's uncommitted data). In the child they are kept aside as `inherited`,
+so that a touch can be told from a wild pointer.
+
+This room knows address ranges. It knows nothing of page states or of who loads.
+
+Locking: all want the pager lock.
+"""
+
+from libc.errno cimport ENOMEM, errno
+from libc.stdint cimport uint8_t, uint64_t
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport memmove
+
+from wendelin.bigfile.virtmem.kernel cimport (MADV_DONTFORK, MADV_DONTNEED, MADV_HUGEPAGE,
+                                              MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED,
+                                              MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
+                                              MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, madvise,
+                                              mmap, mprotect, munmap)
+from wendelin.bigfile.virtmem.ram cimport ram_limit, ram_open
+
+cdef enum:
+    HUGE = 1 << 21          # [bytes] of the kernel's huge page
+    SHOWN = 0x80            # flags beside a Kind
+    STAYS = 0x40
+    INHERITED_SHOWN = 64    # blocks; what is more stays shown
+    SPARE = 16              # mappings in reserve, see reset_all()
+    SPARE_SIZE = 1 << 16    # of each [bytes]: a multiple of the OS page
+
+cdef struct Table:
+    Area **areas            # sorted by address, not overlapping
+    size_t used
+    size_t size
+
+cdef struct Range:
+    void *addr
+    size_t size             # [bytes]
+
+cdef Table live             # areas of this process
+cdef Table inherited        # areas of the parent, in a child made by fork
+cdef uint64_t maps_budget   # kernel mappings all areas together may use
+cdef uint64_t areas_stay    # pages that have STAYS
+cdef int sink_fd = -1       # memory of SINK pages
+cdef Range[INHERITED_SHOWN] inherited_shown     # to a child, in place of inherited pages
+cdef size_t n_inherited_shown
+cdef char *spare            # SPARE mappings
+
+
+# ---- the table of areas ----
+
+cdef size_t table_find(Table *table, const char *addr) noexcept nogil:
+    """Return the index of the first area that ends after addr."""
+    cdef size_t lo = 0, hi = table.used, mid
+    while lo < hi:
+        mid = (lo + hi) // 2
+        if table.areas[mid].stop <= addr:
+            lo = mid + 1
+        else:
+            hi = mid
+    return lo
+
+
+cdef int table_add(Table *table, Area *area) noexcept nogil:
+    cdef size_t i, size
+    cdef Area **areas
+    if table.used == table.size:
+        size = 2 * table.size if table.size else 16
+        areas = <Area **>realloc(table.areas, size * sizeof(Area *))
+        if areas == NULL:
+            return -1
+        table.areas = areas
+        table.size = size
+    i = table_find(table, area.start)
+    memmove(table.areas + i + 1, table.areas + i, (table.used - i) * sizeof(Area *))
+    table.areas[i] = area
+    table.used += 1
+    return 0
+
+
+cdef bint table_remove(Table *table, Area *area) noexcept nogil:
+    cdef size_t i = table_find(table, area.start)
+    if i == table.used or table.areas[i] != area:
+        return False
+    table.used -= 1
+    memmove(table.areas + i, table.areas + i + 1, (table.used - i) * sizeof(Area *))
+    return True
+
+
+cdef Area *table_lookup(Table *table, const char *addr) noexcept nogil:
+    cdef size_t i = table_find(table, addr)
+    if i < table.used and table.areas[i].start <= addr:
+        return table.areas[i]
+    return NULL
+
+
+cdef Area *area_lookup(const char *addr) noexcept nogil:
+    """Return the area that holds an address, or NULL."""
+    return table_lookup(&live, addr)
+
+
+cdef Area *area_inherited(const char *addr) noexcept nogil:
+    """Return the area of the process that forked this one which held the address, or NULL."""
+    return table_lookup(&inherited, addr)
+
+
+cdef bint area_show_inherited(Area *area, const char *addr) noexcept nogil:
+    """Show zeros where an inherited block is not; False: something else is there."""
+    global n_inherited_shown
+    cdef void *at = <void *>(addr - (addr - area.start) % area.blksize)
+    if mmap(at, area.blksize, PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
+            -1, 0) == MAP_FAILED:
+        return False
+    if n_inherited_shown < INHERITED_SHOWN:
+        inherited_shown[n_inherited_shown].addr = at
+        inherited_shown[n_inherited_shown].size = area.blksize
+        n_inherited_shown += 1
+    return True
+
+
+# ---- one area ----
+
+cdef void *map_aligned(size_t size, int memfd, long offset) noexcept nogil:
+    """Map a range of the memfd, PROT_NONE, where the kernel can use huge pages for holes.
+
+    That is where address and file offset are the same modulo HUGE, if it is not too small.
+    """
+    cdef int flags = MAP_SHARED | MAP_NORESERVE
+    cdef size_t slack = HUGE if size >= <size_t>HUGE else 0
+    cdef size_t skip
+    cdef char *addr = <char *>mmap(NULL, size + slack, PROT_NONE, flags, memfd, offset)
+    if addr == <char *>MAP_FAILED or slack == 0:
+        return addr
+    skip = <size_t>(offset - <long>addr) % <size_t>HUGE
+    if skip == 0:
+        munmap(addr + size, slack)
+        return addr
+    munmap(addr + skip + size, slack - skip)
+    munmap(addr, skip)
+    addr += skip
+    if mmap(addr, size, PROT_NONE, flags | MAP_FIXED, memfd, offset) == MAP_FAILED:
+        munmap(addr, size)
+        return MAP_FAILED
+    return addr
+
+
+cdef Area *area_map(int memfd, uint64_t pgoffset, uint64_t pglen, size_t blksize) noexcept nogil:
+    """Map pages [pgoffset, pgoffset + pglen), all NONE. NULL with errno when there is no room.
+
+    The caller has checked that the byte range fits into a file offset.
+    """
+    cdef Area *area = <Area *>calloc(1, sizeof(Area))
+    cdef void *addr
+    if area == NULL:
+        return NULL
+    addr = mmap(NULL, pglen, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if addr == MAP_FAILED:
+        free(area)
+        return NULL
+    area.kinds = <uint8_t *>addr
+    addr = map_aligned(pglen * blksize, memfd, pgoffset * blksize)
+    if addr == MAP_FAILED:
+        munmap(area.kinds, pglen)
+        free(area)
+        return NULL
+    area.start = <char *>addr
+    area.stop = area.start + pglen * blksize
+    area.pgoffset = pgoffset
+    area.pglen = pglen
+    area.blksize = blksize
+    area.memfd = memfd
+    area.maps = 1
+    madvise(addr, pglen * blksize, MADV_DONTFORK)
+    if table_add(&live, area) != 0:
+        munmap(addr, pglen * blksize)
+        munmap(area.kinds, pglen)
+        free(area)
+        return NULL
+    global areas_maps
+    areas_maps += 1
+    spare_map()
+    return area
+
+
+cdef void area_unmap(Area *area) noexcept nogil:
+    """Unmap and free an area. It must not be in use."""
+    global areas_maps, areas_shown_bytes, areas_stay
+    if table_remove(&live, area):
+        areas_maps -= area.maps
+        areas_shown_bytes -= area.shown * area.blksize
+        areas_stay -= area.stays
+        munmap(area.start, area.stop - area.start)
+    else:
+        # After a fork: the range was not inherited, something else may be mapped there.
+        table_remove(&inherited, area)
+    munmap(area.kinds, area.pglen)
+    free(area)
+
+
+cdef Kind area_kind(Area *area, uint64_t page) noexcept nogil:
+    """Return what an area shows at a page [0, pglen)."""
+    return <Kind>(area.kinds[page] & ~<int>(SHOWN | STAYS))
+
+
+cdef bint area_was_shown(Area *area, uint64_t page) noexcept nogil:
+    """Say whether a page was shown, and only dropped since, if it is not shown now."""
+    return area.kinds[page] & SHOWN != 0
+
+
+cdef void area_set_stays(Area *area, uint64_t page, bint stays) noexcept nogil:
+    """Let a page that is shown stay so, whatever the budgets are; or not any more."""
+    global areas_stay
+    cdef int change = stays - (area.kinds[page] & STAYS != 0)
+    area.stays += change
+    areas_stay += change
+    if stays:
+        area.kinds[page] |= STAYS
+    else:
+        area.kinds[page] &= ~<int>STAYS
+
+
+cdef bint areas_may_stay() noexcept nogil:
+    """Say whether one more page may stay shown: half of the budget is for those that go round."""
+    return 2 * areas_stay < maps_budget // 2
+
+
+cdef bint areas_have_room() noexcept nogil:
+    """Say whether more can be shown without hiding something else."""
+    return areas_maps < maps_budget - maps_budget // 8 and areas_shown_bytes // 16 < ram_limit
+
+
+cdef inline bint edge(Area *area, uint64_t page) noexcept nogil:
+    """Say whether the kernel has a boundary between page - 1 and page (estimated from above)."""
+    cdef Kind a = area_kind(area, page - 1), b = area_kind(area, page)
+    # neighbouring FILE and SINK pages may, but need not, be one mapping
+    return a != b or a == FILE or a == SINK
+
+
+cdef uint64_t edges(Area *area, uint64_t page, uint64_t n) noexcept nogil:
+    """Return how many boundaries there are within pages [page, page + n) and at both ends."""
+    cdef uint64_t i, count = 0
+    for i in range(max(page, 1), min(page + n + 1, area.pglen)):
+        count += edge(area, i)
+    return count
+
+
+cdef bint is_memfd(Kind kind) noexcept nogil:
+    return kind == NONE or kind == RO or kind == RW
+
+
+cdef int prot_of(Kind kind) noexcept nogil:
+    if kind == NONE:
+        return PROT_NONE
+    return PROT_READ | PROT_WRITE if kind == RW or kind == SINK else PROT_READ
+
+
+cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, int fd, long offset) \
+        noexcept nogil:
+    """Put a mapping of a kind over a range of the area. 0 or errno."""
+    cdef int flags = MAP_FIXED | MAP_NORESERVE
+    if kind == ZERO:
+        flags |= MAP_PRIVATE | MAP_ANONYMOUS
+        fd = -1
+        offset = 0
+    elif kind == FILE:
+        flags |= MAP_PRIVATE
+    elif kind == SINK and sink_fd < 0:      # no descriptor was to be had: it takes more memory
+        flags |= MAP_PRIVATE | MAP_ANONYMOUS
+        fd = -1
+        offset = 0
+    else:
+        flags |= MAP_SHARED
+        if kind == SINK:
+            fd = sink_fd
+            offset = 0
+        else:
+            fd = area.memfd
+            offset = area.pgoffset * area.blksize + (<char *>addr - area.start)
+    if mmap(addr, size, prot_of(kind), flags, fd, offset) == MAP_FAILED:
+        return errno
+    # A fresh mapping has none of the old one's advice. Private ones get this at the fork.
+    if flags & MAP_SHARED:
+        madvise(addr, size, MADV_DONTFORK)
+    if kind == ZERO:
+        madvise(addr, size, MADV_HUGEPAGE)      # the huge zero page: one fault in place of 512
+    return 0
+
+
+cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, int fd, long offset) \
+        noexcept nogil:
+    """Show pages [page, page + n) of the area as kind; fd and offset are for FILE. 0 or errno."""
+    global areas_maps, areas_shown_bytes, sink_fd
+    cdef int err
+    cdef uint64_t i, before, shown = 0
+    if kind != NONE:
+        keep_budgets()
+        if kind == SINK and sink_fd < 0:
+            sink_fd = ram_open()
+    if n == 1 and area_kind(area, page) == kind and kind != FILE:
+        return 0
+    err = show_fixed(area, page, n, kind, fd, offset)
+    if err == ENOMEM and give_back(False):
+        err = show_fixed(area, page, n, kind, fd, offset)
+    if err == ENOMEM:
+        reset_all()
+        err = show_fixed(area, page, n, kind, fd, offset)
+        spare_map()
+    if err != 0:
+        return err
+    before = edges(area, page, n)
+    for i in range(page, page + n):
+        if kind == NONE:
+            if area.kinds[i] & STAYS:
+                area_set_stays(area, i, False)
+            area.kinds[i] = area.kinds[i] & SHOWN
+        else:
+            shown += not area.kinds[i] & SHOWN
+            area.kinds[i] = kind | SHOWN | (area.kinds[i] & STAYS)
+    area.maps += edges(area, page, n) - before
+    areas_maps += edges(area, page, n) - before
+    area.shown += shown
+    areas_shown_bytes += shown * area.blksize
+    return 0
+
+
+cdef int show_fixed(Area *area, uint64_t page, uint64_t n, Kind kind, int fd, long offset) \
+        noexcept nogil:
+    cdef void *addr = area.start + page * area.blksize
+    if n == 1 and is_memfd(area_kind(area, page)) and is_memfd(kind):
+        if mprotect(addr, area.blksize, prot_of(kind)) != 0:
+            return errno
+        return 0
+    return map_fixed(area, addr, n * area.blksize, kind, fd, offset)
+
+
+cdef int area_reset(Area *area) noexcept nogil:
+    """Show all of an area as NONE, in one mapping, also what was to stay. 0 or errno."""
+    cdef int err = reset_range(area, 0, area.pglen)
+    if err == 0:
+        area.scrap = False
+    return err
+
+
+cdef int reset_others(Area *area, uint64_t page, uint64_t n) noexcept nogil:
+    """Show pages [page, page + n) as NONE, but those that are to stay. 0 or errno."""
+    cdef uint64_t start, stop = page, end = page + n
+    cdef int err = 0
+    if area.stays == 0:
+        return reset_range(area, page, n)
+    while stop < end and err == 0:
+        start = stop
+        while start < end and area.kinds[start] & STAYS:
+            start += 1
+        stop = start
+        while stop < end and not area.kinds[stop] & STAYS:
+            stop += 1
+        if stop != start:
+            err = reset_range(area, start, stop - start)
+    return err
+
+
+cdef int reset_range(Area *area, uint64_t page, uint64_t n) noexcept nogil:
+    """Show pages [page, page + n) as NONE, in one mapping without page tables. 0 or errno."""
+    global areas_maps, areas_shown_bytes, areas_stay
+    cdef uint64_t i, before, shown = 0
+    cdef int err = map_fixed(area, area.start + page * area.blksize, n * area.blksize,
+                             NONE, -1, 0)
+    if err != 0:
+        return err
+    if n == area.pglen:
+        shown = area.shown
+        before = area.maps - 1
+        areas_stay -= area.stays
+        area.stays = 0
+        madvise(area.kinds, area.pglen, MADV_DONTNEED)  # private memory: zeros, that is NONE
+    else:
+        before = edges(area, page, n)
+        for i in range(page, page + n):
+            if area.kinds[i] != 0:      # what was never written costs no memory
+                shown += area.kinds[i] & SHOWN != 0
+                area.kinds[i] = NONE
+        before -= edges(area, page, n)
+    area.maps -= before
+    areas_maps -= before
+    area.shown -= shown
+    areas_shown_bytes -= shown * area.blksize
+    return 0
+
+
+# ---- all areas ----
+
+cdef bint give_back(bint by_shown) noexcept nogil:
+    """Reset a quarter of the area with the most kernel mappings (or shown bytes); False: none."""
+    cdef Area *area
+    cdef Area *worst = NULL
+    cdef uint64_t cost, start, stop, n, most = 0
+    cdef size_t i
+    for i in range(live.used):
+        area = live.areas[i]
+        # what is to stay does not count
+        cost = ((area.shown - area.stays) * area.blksize if by_shown else
+                area.maps - min(area.maps, 1 + 2 * area.stays))
+        if cost > most:
+            worst = area
+            most = cost
+    if worst == NULL:
+        return False
+    # a page has at most two boundaries
+    n = (worst.shown if by_shown else worst.maps // 2) // 4 + 1
+    start = find_shown(worst, worst.hand)
+    stop = start
+    while n != 0 and stop < worst.pglen:
+        n -= worst.kinds[stop] & SHOWN != 0
+        stop += 1
+    worst.crowded = True
+    worst.hand = stop if stop < worst.pglen else 0
+    return reset_others(worst, start, stop - start) == 0
+
+
+cdef void spare_map() noexcept nogil:
+    """Have some mappings that are of no use but to be given up."""
+    global spare
+    cdef int i
+    cdef void *addr
+    if spare == NULL:
+        addr = mmap(NULL, SPARE * SPARE_SIZE, PROT_NONE,
+                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if addr != MAP_FAILED:
+            spare = <char *>addr
+            for i in range(0, SPARE, 2):
+                mprotect(spare + i * SPARE_SIZE, SPARE_SIZE, PROT_READ)
+
+
+cdef void reset_all() noexcept nogil:
+    """Reset every area: the program itself has used up the kernel's mappings.
+
+    Then give_back() may have been in vain: also to put one mapping in place of many, the kernel
+    wants one more; and to cut a part out of one, two.
+    """
+    global spare
+    cdef size_t i
+    if spare != NULL:
+        munmap(spare, SPARE * SPARE_SIZE)
+        spare = NULL
+    for i in range(live.used):
+        if live.areas[i].maps > 1:
+            reset_others(live.areas[i], 0, live.areas[i].pglen)
+
+
+cdef uint64_t find_shown(Area *area, uint64_t page) noexcept nogil:
+    """Return the first page from `page` on, round the end, that has SHOWN; there is one."""
+    while not area.kinds[page] & SHOWN:
+        page = page + 1 if page + 1 < area.pglen else 0
+    return page
+
+
+cdef void keep_budgets() noexcept nogil:
+    if areas_maps > maps_budget:
+        give_back(False)
+    # page tables: 8 bytes for each 4096; they may take 1/32 of the memory limit
+    if areas_shown_bytes // 16 > ram_limit:
+        give_back(True)
+
+
+cdef void areas_reset_scrap() noexcept nogil:
+    """Take the scrap out of all areas, so that the next touch tries to load again."""
+    global n_inherited_shown
+    cdef size_t i
+    for i in range(n_inherited_shown):
+        munmap(inherited_shown[i].addr, inherited_shown[i].size)
+    n_inherited_shown = 0
+    for i in range(live.used):
+        if live.areas[i].scrap and reset_others(live.areas[i], 0, live.areas[i].pglen) == 0:
+            live.areas[i].scrap = False
+
+
+cdef void areas_before_fork() noexcept nogil:
+    """Let a child not inherit areas. Mappings of files get no advice when they are made: it would
+    be a fifth of a fault.
+    """
+    cdef size_t i
+    for i in range(live.used):
+        madvise(live.areas[i].start, live.areas[i].stop - live.areas[i].start, MADV_DONTFORK)
+
+
+cdef void areas_after_fork() noexcept nogil:
+    """In the child of a fork: put the parent's areas aside."""
+    global areas_maps, areas_shown_bytes, areas_stay
+    cdef size_t i
+    for i in range(live.used):
+        table_add(&inherited, live.areas[i])    # no memory: a touch is a plain SIGSEGV then
+    live.used = 0
+    areas_maps = areas_shown_bytes = areas_stay = 0
+
+
+def mappings() -> int:
+    """Return how many of the kernel's mappings areas have (estimated from above)."""
+    return areas_maps
+
+
+def max_map_count() -> int:
+    """Return the kernel's limit of mappings a process."""
+    try:
+        with open("/proc/sys/vm/max_map_count") as f:
+            return int(f.read())
+    except (OSError, ValueError):
+        return 65530
+
+
+# The other half is for the program: malloc, libraries, thread stacks.
+maps_budget = max_map_count() // 2

@@ -1,0 +1,133 @@
+"""See page.pyx."""
+
+from libc.stdint cimport uint64_t
+
+from wendelin.bigfile.virtmem.kernel cimport pthread_t
+from wendelin.bigfile.virtmem.mapping cimport Area, Kind
+from wendelin.bigfile.virtmem.pagemap cimport PageMap
+from wendelin.bigfile.virtmem.ram cimport Resident
+
+cdef enum State:
+    KNOWN
+    LOADING
+    LOADED
+    DIRTY                   # EMPTY has no page at all
+
+cdef enum Backing:
+    NOTHING
+    ZEROS
+    FILERANGE
+    MEMFD
+
+cdef enum Failure:          # why a touch cannot be served, other than by a failed load
+    NO_FAILURE
+    DIRTY_LIMIT             # dirty pages alone would pass the memory limit
+    NO_MEMORY               # the system gave no memory for the page
+    NO_MAPPING              # the system gave no mapping for the page
+    FORKED                  # the handle is the parent's of this process
+    TOUCH_IN_LOAD           # the thread that loads a page touched it
+    CIRCULAR_LOAD           # two loaders touched each other's pages
+    WRITE_IN_WRITEOUT       # the thread that writes out changed a page
+    BROKEN_FILE             # the file that a page is mapped from cannot be read there
+    LOAD_FAILED             # the file was asked for the block, and gave none
+    CHANGE_REFUSED          # what wants to know of a change before it refused it
+    EXITING                 # the interpreter is going away: nobody is asked
+
+cdef struct Source:         # where a block is
+    # ZEROS; FILERANGE: to be mapped from a file; NOTHING: to be copied from a file;
+    # MEMFD: it is in page memory already, see page_fill
+    Backing backing
+    int fd                  # of the file, open for as long as the handle lives; -1: no file
+    long offset             # in the file [bytes]
+    size_t size             # [bytes] of the block that the file has; zeros are after that
+    uint64_t load           # of op_load: Page.load
+    bint checked            # what is copied is compared with:
+    uint64_t digest         # XXH3-64 of the block's bytes that the file has
+
+cdef struct Known:          # what is known of a block that nobody touched yet
+    uint64_t blk
+    Source source           # not MEMFD
+
+cdef struct FileH
+cdef struct Page:
+    Resident res            # must be first: ram calls back with it
+    FileH *fileh
+    uint64_t blk
+    # protected by: the pager lock; state and backing change only in page.pyx
+    State state
+    Backing backing         # what it has in memory
+    pthread_t loader        # LOADING: the thread that does it
+    uint64_t load           # LOADING: the number of the load
+    bint begun              # LOADING: the file was asked. Until then its thread may take it over
+    bint reload             # LOADING: what is being loaded is no longer true
+    bint ahead              # somebody is asked to load it
+    bint stored             # DIRTY: stored since its last change
+    unsigned int pins       # how many want it to stay, and be shown: see ready.pyx
+    Source source           # where it is, or is again after reclaim, if it has an fd
+    Page *dirty_prev        # DIRTY: neighbours in the handle's list
+    Page *dirty_next
+
+cdef struct Counts:         # of a handle, since it was opened; see stats.py
+    uint64_t faults, loads, reclaims, failures, waits
+    uint64_t resident       # pages in page memory, now
+    uint64_t mapped         # pages shown from a file, now
+
+cdef struct FileH:
+    char[96] name           # of its file, for messages
+    size_t blksize          # [bytes]
+    int memfd               # page memory: page p at p*blksize
+    int generation          # of the process that made it: see pager_generation
+    # protected by: the GIL
+    void *pyfileh           # its BigFileH, borrowed; NULL when that is gone
+    # protected by: the pager lock
+    int refs                # its BigFileH, its areas, the loads in progress
+    PageMap pages
+    uint64_t end            # no page is at this block, or after it
+    Area *areas
+    Page *dirty
+    size_t ndirty
+    size_t nstored          # of them, pages that did not change since they were stored
+    bint announces          # op_announce wants to know of the first change
+    bint announced          # it was told
+    uint64_t announcements  # how often it was to be told anew
+    uint64_t epoch          # changes whenever something that was asked may have another answer
+    uint64_t zero_from      # pages from here on read as zeros, whatever the file has
+    int frozen              # write-outs in progress (nested, of one thread)
+    pthread_t writer        # the thread that writes out
+    # since changes were discarded: a touch failed, and at which block. What was read may be zeros
+    Failure doom
+    uint64_t doom_blk
+    bint doom_told          # the transaction knows of it, or there was none
+    Counts counts
+
+# what page_set_ops() has said
+cdef int (*op_load)(FileH *, uint64_t, Source *, void **) noexcept nogil
+cdef void (*op_fail)(FileH *, uint64_t, Failure, int) noexcept nogil
+cdef int (*op_announce)(FileH *, uint64_t) noexcept nogil
+cdef void (*op_wait)() noexcept nogil
+
+cdef int pager_generation   # changes in the child of a fork
+cdef bint pager_exiting     # the interpreter is going away: no Python for a fault
+
+cdef void page_set_ops(int (*load)(FileH *, uint64_t, Source *, void **) noexcept nogil,
+                       void (*fail)(FileH *, uint64_t, Failure, int) noexcept nogil,
+                       int (*announce)(FileH *, uint64_t) noexcept nogil,
+                       void (*wait)() noexcept nogil) noexcept nogil
+cdef void page_set_exiting() noexcept nogil
+cdef void page_become(Page *page, State state, Backing backing) noexcept nogil
+cdef void page_set_stored(Page *page, bint stored) noexcept nogil
+cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil
+cdef void page_protect(Page *page, Kind most) noexcept nogil
+cdef Kind page_kind(const Page *page) noexcept nogil
+cdef void page_show(Page *page, bint stays) noexcept nogil
+cdef void page_drop(Page *page) noexcept nogil
+cdef void page_free_memory(Page *page) noexcept nogil
+cdef void page_after_fork() noexcept nogil
+cdef void fileh_doom(FileH *fileh, uint64_t blk, Failure why) noexcept nogil
+cdef void fileh_undoom(FileH *fileh) noexcept nogil
+cdef void fatal(const char *msg) noexcept nogil
+cdef void page_forget(Page *page) noexcept nogil
+
+cdef FileH *fileh_new(size_t blksize) noexcept nogil
+cdef void fileh_unref(FileH *fileh) noexcept nogil
+cdef void fileh_release(FileH *fileh) noexcept nogil

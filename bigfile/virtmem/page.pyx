@@ -1,0 +1,346 @@
+"""Pages of a handle: their states, and every way from one to another.
+
+Organization
+------------
+A FileH is one opened file: page memory (a memfd), a map of the pages that are not EMPTY, and
+the areas that show them. A Page is one block of the file. Python's classes over it are in
+virtmem; trampoline says how a block is loaded: page_set_ops(). This room runs no Python.
+
+What moves pages is above: loading, ahead, touch, and fileh (write-out, discard, invalidate,
+truncate). This room does not know how a page is loaded, nor who touches or stores it.
+
+States
+------
+                    touch (read)             touch (write)
+   EMPTY ───────────► LOADING ─► LOADED ─────────► DIRTY
+     ▲                   │          │                 │
+     │◄── load failed ───┘          │◄── mark_stored ─┘
+     │◄── reclaim, invalidate ──────┘                 │
+     │◄── discard, invalidate, truncate ──────────────┘
+
+   EMPTY ── know ──► KNOWN, or LOADED where it costs no memory
+   KNOWN ── touch, or read ahead ──► LOADING          KNOWN ◄── reclaim, load failed
+
+   EMPTY     no Page; shown as NONE
+   KNOWN     not in memory and shown as NONE, but `source` says where it is: it is loaded
+             without Python
+   LOADING   one thread fills it, others wait for pager_cond. A page that is invalidated
+             meanwhile is marked `reload`, and loaded again. Before the file is asked, handlers of
+             signals run in that thread; if one touches the page, that is another load, and the
+             first one finds that it is not its page any more (load_begins)
+   LOADED    clean. Its backing is ZEROS (a hole), FILERANGE (mapped from a file) or MEMFD
+             (copied into page memory, and in a queue of ram)
+   DIRTY     changed; backing MEMFD, never given back. `stored` while nothing changed since
+             it was stored
+
+Who is asked where a block is may say where others are, too: fileh_know() makes them LOADED or
+KNOWN, if nothing has changed meanwhile (`epoch`). From then on a touch of them needs no Python,
+and a touch of one shows others with it (show_ahead), or has them loaded (load_ahead).
+
+After a commit, pages in memory are known to lie in the file now: fileh_know() takes their
+memory back, LOADED of MEMFD -> LOADED of FILERANGE.
+
+The first write to a page of ZEROS or FILERANGE goes LOADED -> LOADING (its bytes are brought
+into the memfd) -> LOADED -> DIRTY. page_become() is the one place where a state is assigned.
+
+What an area shows of a page may always be less than it could (NONE instead of RO or RW, RO
+instead of RW): the next touch mends it. It is never more.
+
+Locking
+-------
+    GIL > pager lock        (and nothing below the pager lock but the kernel's own)
+
+The pager lock is a leaf. Its holder never waits for the GIL, for a load or for a store, calls
+no Python, and touches no memory of an area. So whoever holds the GIL may wait for it: the
+collector, which frees areas and handles in any thread at any moment, included. To wait for a
+condition is another thing: op_wait gives up the GIL first, if this thread holds it.
+
+After any wait or load everything is looked up again: the area may be gone, the page dropped.
+A FileH in use without the lock is held by `refs`.
+
+    T1 (load)                           T2 (invalidation)
+    LOADING, unlock
+      load old bytes                    lock, page.reload = True, unlock
+    lock, reload set: load again
+
+Errors
+------
+Functions return 0 or an errno. A touch cannot fail: where it cannot be served, the area shows
+scrap (zeros for a read, a SINK for a write), which is never stored, and op_fail or op_load have
+arranged for an exception.
+
+Before any scrap is shown, the handle is doomed, in C and without memory: fileh_doom(). What wants
+to store its changes asks for that. So nothing that fails while a failure is told - Python may
+have no memory left, or no room on its stack - makes zeros that are true.
+
+    sound ── fileh_doom: a touch failed ──► doomed ── fileh_undoom: discard, forget ──► sound
+"""
+
+from libc.stdint cimport UINT64_MAX, uint64_t
+from libc.stdlib cimport abort, calloc, free
+
+from wendelin.bigfile.virtmem.kernel cimport close, pthread_self, write as write_fd
+from wendelin.bigfile.virtmem.mapping cimport (FILE, NONE, RO, RW, ZERO, Area, Kind, area_kind,
+                                               area_reset, area_set_stays, area_show,
+                                               area_was_shown)
+from wendelin.bigfile.virtmem.pagemap cimport pagemap_del, pagemap_free, pagemap_next, pagemap_set
+from wendelin.bigfile.virtmem.ram cimport (OFF, Resident, pager_lock, pager_unlock, ram_add,
+                                           ram_forget_dirty, ram_free, ram_make_clean,
+                                           ram_make_dirty, ram_open, ram_pin, ram_remove,
+                                           ram_set_ops, ram_unreserve)
+
+cdef void page_set_ops(int (*load)(FileH *, uint64_t, Source *, void **) noexcept nogil,
+                       void (*fail)(FileH *, uint64_t, Failure, int) noexcept nogil,
+                       int (*announce)(FileH *, uint64_t) noexcept nogil,
+                       void (*wait)() noexcept nogil) noexcept nogil:
+    """Say how to load, how to report, and how to wait.
+
+    load(fileh, blk, source, error): find the block; where it has to be copied, do it with
+        page_fill, and say MEMFD, also if it fails after that. 0, or -1: failed; the exception
+        is in *error, or, when error is NULL, on its way to the thread. Or, if load_begins() says
+        that the load was taken over, do nothing, and set source.load to 0. Called without the lock.
+    fail(fileh, blk, why, errno): raise in the thread that touched. Called without the lock.
+    announce(fileh, blk): a handle that `announces` is about to be changed first. 0; -1: it
+        refused, and the exception is on its way. Called without the lock.
+    wait(): wait for pager_cond, with the pager lock held, the GIL given up meanwhile.
+    """
+    global op_load, op_fail, op_announce, op_wait
+    op_load = load
+    op_fail = fail
+    op_announce = announce
+    op_wait = wait
+
+
+cdef void page_set_exiting() noexcept nogil:
+    """The interpreter is going away: from now on what is EMPTY is shown as scrap."""
+    global pager_exiting
+    pager_exiting = True
+
+
+cdef void page_after_fork() noexcept nogil:
+    """In the child: handles that were made before are the parent's."""
+    global pager_generation
+    pager_generation += 1
+
+
+# ---- states of one page ----
+
+cdef void page_become(Page *page, State state, Backing backing) noexcept nogil:
+    """Go to another state, and do what the arrow says about queues, lists and counts."""
+    cdef FileH *fileh = page.fileh
+    if page.state == DIRTY:
+        if page.dirty_prev != NULL:
+            page.dirty_prev.dirty_next = page.dirty_next
+        else:
+            fileh.dirty = page.dirty_next
+        if page.dirty_next != NULL:
+            page.dirty_next.dirty_prev = page.dirty_prev
+        fileh.ndirty -= 1
+        page_set_stored(page, False)
+        ram_make_clean(&page.res)
+        if page.pins != 0:
+            ram_pin(&page.res)
+    elif state == DIRTY:
+        page.source.fd = -1         # it has other bytes than the file now
+        ram_make_dirty(&page.res)
+        page.dirty_prev = NULL
+        page.dirty_next = fileh.dirty
+        if fileh.dirty != NULL:
+            fileh.dirty.dirty_prev = page
+        fileh.dirty = page
+        fileh.ndirty += 1
+    elif state == LOADED and backing == MEMFD:
+        ram_unreserve(fileh.blksize)
+        ram_add(&page.res)
+        if page.pins != 0:
+            ram_pin(&page.res)
+    page.state = state
+    page_set_backing(page, backing)
+    page.reload = False
+
+
+cdef void page_set_backing(Page *page, Backing backing) noexcept nogil:
+    cdef Counts *counts = &page.fileh.counts
+    counts.resident += (backing == MEMFD) - <int>(page.backing == MEMFD)
+    counts.mapped += (backing == FILERANGE) - <int>(page.backing == FILERANGE)
+    page.backing = backing
+
+
+cdef void page_set_stored(Page *page, bint stored) noexcept nogil:
+    """A DIRTY page was stored, or changed after that."""
+    page.fileh.nstored += stored - page.stored
+    page.stored = stored
+
+
+cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil:
+    """EMPTY -> LOADING. NULL: no memory."""
+    cdef Page *page = <Page *>calloc(1, sizeof(Page))
+    if page == NULL:
+        return NULL
+    page.res.queue = OFF
+    page.res.size = fileh.blksize
+    page.fileh = fileh
+    page.blk = blk
+    page.source.fd = -1
+    page.state = LOADING
+    page.loader = pthread_self()
+    if pagemap_set(&fileh.pages, blk, page) != 0:
+        free(page)
+        return NULL
+    fileh.end = max(fileh.end, blk + 1)
+    return page
+
+
+cdef Kind page_kind(const Page *page) noexcept nogil:
+    """Return the most that an area may show of a LOADED or DIRTY page."""
+    if page.state == DIRTY:
+        return RW if page.fileh.frozen == 0 and not page.stored else RO
+    return ZERO if page.backing == ZEROS else FILE if page.backing == FILERANGE else RO
+
+
+cdef void page_protect(Page *page, Kind most) noexcept nogil:
+    """Let no area show more of the page than `most`: NONE or RO."""
+    cdef Area *area = page.fileh.areas
+    cdef uint64_t i
+    cdef Kind kind
+    while area != NULL:
+        i = page.blk - area.pgoffset        # wraps to a large number when blk is below
+        if i < area.pglen:
+            kind = area_kind(area, i)
+            if kind == RW or most == NONE and kind != NONE:
+                if area_show(area, i, 1, most, -1, 0) != 0 and area_reset(area) != 0:
+                    fatal(b"wendelin.core: the kernel refuses to unmap a page\n")
+        area = area.next
+
+
+cdef void page_show(Page *page, bint stays) noexcept nogil:
+    """Let all areas that show something of a LOADED or DIRTY page, or showed it before it was
+    dropped, show it as it is now. Where the kernel gives no mapping, the next touch does it.
+
+    stays: and go on showing it. An area that never showed it is left alone, but then.
+    """
+    cdef Area *area = page.fileh.areas
+    cdef uint64_t i
+    cdef Kind kind = page_kind(page)
+    while area != NULL:
+        i = page.blk - area.pgoffset        # wraps to a large number when blk is below
+        if i < area.pglen and (stays or area_was_shown(area, i)):
+            if area_show(area, i, 1, kind, page.source.fd, page.source.offset) != 0:
+                if area_show(area, i, 1, NONE, -1, 0) != 0 and area_reset(area) != 0:
+                    fatal(b"wendelin.core: the kernel refuses to unmap a page\n")
+            elif stays:
+                area_set_stays(area, i, True)
+        area = area.next
+
+
+cdef void fatal(const char *msg) noexcept nogil:
+    # To go on would show bytes that are no longer true.
+    cdef size_t n = 0
+    while msg[n] != 0:
+        n += 1
+    write_fd(2, msg, n)
+    abort()
+
+
+cdef void page_drop(Page *page) noexcept nogil:
+    """KNOWN, LOADED or DIRTY -> EMPTY. A LOADING page is loaded again instead."""
+    if page.state == LOADING:
+        page.reload = True
+        return
+    page_free_memory(page)
+    page_forget(page)
+
+
+cdef void page_free_memory(Page *page) noexcept nogil:
+    """LOADED or DIRTY: give up what it has in memory. Its state is to be changed right after."""
+    cdef FileH *fileh = page.fileh
+    page_protect(page, NONE)
+    if page.state == DIRTY:
+        page_become(page, LOADED, MEMFD)
+    if page.backing == MEMFD:
+        ram_remove(&page.res)
+        ram_free(fileh.memfd, page.blk * fileh.blksize, fileh.blksize)
+        page_set_backing(page, NOTHING)
+
+
+cdef void page_forget(Page *page) noexcept nogil:
+    """-> EMPTY, for a page without memory."""
+    page_set_backing(page, NOTHING)
+    pagemap_del(&page.fileh.pages, page.blk)
+    free(page)
+
+
+cdef void page_cool(Resident *res) noexcept nogil:
+    page_protect(<Page *>res, NONE)
+
+
+cdef void page_evict(Resident *res) noexcept nogil:
+    cdef Page *page = <Page *>res
+    page.fileh.counts.reclaims += 1
+    page_free_memory(page)
+    if page.source.fd >= 0:
+        page_become(page, KNOWN, NOTHING)
+    else:
+        page_forget(page)
+
+
+# ---- handles ----
+
+cdef void fileh_doom(FileH *fileh, uint64_t blk, Failure why) noexcept nogil:
+    """A touch failed. With the pager lock held."""
+    if fileh.doom == NO_FAILURE:
+        fileh.doom = why
+        fileh.doom_blk = blk
+        fileh.doom_told = False
+
+
+cdef void fileh_undoom(FileH *fileh) noexcept nogil:
+    """There are no changes any more, and no scrap is shown. With the pager lock held."""
+    fileh.doom = NO_FAILURE
+
+
+cdef FileH *fileh_new(size_t blksize) noexcept nogil:
+    """Return a new handle with one reference; NULL with errno."""
+    cdef FileH *fileh = <FileH *>calloc(1, sizeof(FileH))
+    if fileh == NULL:
+        return NULL
+    fileh.memfd = ram_open()
+    if fileh.memfd < 0:
+        free(fileh)
+        return NULL
+    fileh.blksize = blksize
+    fileh.zero_from = UINT64_MAX
+    fileh.refs = 1
+    fileh.generation = pager_generation
+    return fileh
+
+
+cdef void fileh_unref(FileH *fileh) noexcept nogil:
+    """Give up one reference; with the last one everything is freed, changes too."""
+    pager_lock()
+    fileh_release(fileh)
+    pager_unlock()
+
+
+cdef void fileh_release(FileH *fileh) noexcept nogil:
+    cdef size_t cursor = 0
+    cdef Page *page
+    fileh.refs -= 1
+    if fileh.refs != 0:
+        return
+    while True:
+        page = <Page *>pagemap_next(&fileh.pages, &cursor)
+        if page == NULL:
+            break
+        if fileh.generation == pager_generation:
+            if page.state == DIRTY:
+                ram_forget_dirty(&page.res)
+            elif page.backing == MEMFD:
+                ram_remove(&page.res)
+        free(page)
+    pagemap_free(&fileh.pages)
+    close(fileh.memfd)
+    free(fileh)
+
+
+ram_set_ops(page_cool, page_evict)

@@ -1,0 +1,227 @@
+"""Views that are ready, as Python has them: shown beforehand, shown again, and kept so.
+
+    view is taken ── ready() ─────► what can be mapped is shown
+    boundary ─────── show_again() ► what was dropped, and can be mapped, is shown again
+    A.load() ─────── pin() ───────► loaded, shown, and kept until unpin()
+
+Where blocks are, the file is asked, as look_ahead() in trampoline asks it: the first touch of what
+it says needs no Python.
+
+This module knows handles, VMAs and files. It changes no state of a page itself: see ready.
+
+Locking: see page.pyx.
+"""
+
+from libc.errno cimport EAGAIN, ENOBUFS, ENOMEM
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport strerror
+
+from wendelin.bigfile.virtmem.failure cimport describe
+from wendelin.bigfile.virtmem.fileh cimport fileh_announced, fileh_epoch
+from wendelin.bigfile.virtmem.mapping cimport NONE, Area, area_kind
+from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_dirty, ram_limit, ram_pinned
+from wendelin.bigfile.virtmem.ready cimport (area_ready, fileh_pin, fileh_show, fileh_unpin,
+                                             fileh_was_shown, ready_clock)
+from wendelin.bigfile.virtmem.handle cimport VMA, BigFileH
+
+from wendelin.bigfile.virtmem.errors import PageMemoryError
+from wendelin.bigfile.virtmem.mapping import max_map_count
+
+cdef enum:
+    LOOK_PAGES = 1024       # whose places are asked for at once
+    READY_PAGES = 1 << 15   # of a view that is made ready: the kernel has mappings for no more
+
+
+# ---- ready ----
+
+def ready(VMA vma not None, pgoffset, pglen, seconds):
+    """Show pages [pgoffset, pgoffset + pglen) of a VMA that can be shown without loading any.
+
+    These are blocks that lie in a local file, holes, and what is in memory. Failures to find a
+    block are not told here, but where it is touched.
+
+    Parameters
+    ----------
+    vma : VMA
+    pgoffset, pglen : int
+        Within its filerange().
+    seconds : float
+        No more time is taken than about that. Nothing is done for more than READY_PAGES pages, but
+        without a limit: what is known of a page, also of a hole, takes memory.
+
+    Returns
+    -------
+    bool
+        All of them are shown.
+    """
+    cdef BigFileH fileh = vma.fileh
+    cdef Area *area = vma.area
+    cdef uint64_t start = pgoffset - area.pgoffset, end = start + <uint64_t>pglen
+    cdef int64_t until
+    if pglen == 1 and area_kind(area, start) != NONE:
+        return True
+    until = INT64_MAX if seconds > 1e9 else ready_clock() + <int64_t>(seconds * 1e9)
+    fileh.check()
+    if end - start > READY_PAGES and until != INT64_MAX:
+        return False
+    try:
+        show_ready(fileh, area, start, end, until)
+    except Exception:
+        pass                    # the thread that touches it is told
+    return is_shown(area, start, end)
+
+
+cdef int show_ready(BigFileH fileh, Area *area, uint64_t i, uint64_t end, int64_t until) except -1:
+    cdef uint64_t stop, asked
+    cdef bint skip = not (hasattr(fileh.file, "mapahead") and getattr(fileh.file, "is_local", True))
+    while i < end and ready_clock() < until:
+        with nogil:
+            i = area_ready(area, i, end, skip, until)
+        if i >= end:
+            break
+        stop = min(i + LOOK_PAGES, end)
+        look(fileh, area.pgoffset + i, area.pgoffset + stop)
+        with nogil:
+            i = area_ready(area, i, stop, False, until)
+        while i < stop and ready_clock() < until:
+            # this one is not mapped, or the disk has to be waited for to know where it is
+            look_at(fileh, area.pgoffset + i)
+            asked = i
+            with nogil:
+                i = area_ready(area, i, stop, False, until)
+            if i == asked:
+                i += 1
+        i = stop
+    return 0
+
+
+cdef bint is_shown(Area *area, uint64_t i, uint64_t end) noexcept:
+    with nogil:
+        pager_lock()
+        while i < end and area_kind(area, i) != NONE:
+            i += 1
+        pager_unlock()
+    return i == end
+
+
+cdef int look(BigFileH fileh, uint64_t start, uint64_t stop) except -1:
+    """Learn where blocks [start, stop) are, as far as that is cheap."""
+    cdef uint64_t epoch = fileh_epoch(fileh.fileh)
+    mapahead = getattr(fileh.file, "mapahead", None)
+    if mapahead is not None:
+        fileh.know(mapahead(start, stop), epoch)
+    return 0
+
+
+cdef int look_at(BigFileH fileh, uint64_t blk) except -1:
+    """Learn where a block is, if it can be mapped."""
+    cdef uint64_t epoch = fileh_epoch(fileh.fileh)
+    found = fileh.file.mapblk(blk)
+    if found is not None:
+        fileh.know({blk: found}, epoch)
+    return 0
+
+
+def show_again(BigFileH fileh not None, blks, seconds):
+    """Show pages that were shown before they were dropped, where nothing has to be loaded.
+
+    Parameters
+    ----------
+    fileh : BigFileH
+    blks : iterable of int
+    seconds : float
+        No more time is taken than about that.
+    """
+    cdef int64_t until = ready_clock() + <int64_t>(seconds * 1e9)
+    cdef uint64_t blk
+    cdef uint64_t *some
+    cdef size_t n
+    if fileh.fileh.areas == NULL:
+        return
+    wanted = [blk for blk in sorted(blks) if fileh_was_shown(fileh.fileh, blk)]
+    some = <uint64_t *>malloc(LOOK_PAGES * sizeof(uint64_t))
+    if some == NULL:
+        raise MemoryError
+    try:
+        while wanted and ready_clock() < until:
+            stop = wanted[0] + LOOK_PAGES
+            n = 0
+            for blk in wanted[:LOOK_PAGES]:
+                if blk < stop:
+                    some[n] = blk
+                    n += 1
+            look(fileh, wanted[0], some[n - 1] + 1)
+            with nogil:
+                fileh_show(fileh.fileh, some, n, until)
+            del wanted[:n]
+    finally:
+        free(some)
+
+
+# ---- kept so ----
+
+def pin(BigFileH fileh not None, pgoffset, pglen, bint write=False):
+    """Load pages [pgoffset, pgoffset + pglen), and show them until fileh.unpin() or unpin_all().
+
+    Then anything can read them without our help: system calls, threads that block SIGSEGV. They
+    take page memory, if they are not mapped, and are not given back.
+
+    Parameters
+    ----------
+    fileh : BigFileH
+    pgoffset, pglen : int
+    write : bool
+        They can be written, too: it is a change of all of them.
+
+    Raises
+    ------
+    PageMemoryError
+        They do not fit into page memory, or into the kernel's mappings. None of them is pinned.
+    BlockLoadError, ValueError, OverflowError
+        See BigFileH.load().
+    Exception
+        What first_change() raised.
+    """
+    cdef uint64_t blk, first, end, announcements
+    cdef int err
+    fileh.check()
+    pgoffset, pglen = fileh.check_range(pgoffset, pglen)
+    first = blk = pgoffset
+    end = pgoffset + pglen
+    try:
+        while blk < end:
+            if write and fileh.fileh.announces and not fileh.fileh.announced:
+                announcements = fileh.fileh.announcements
+                fileh.first_change()
+                fileh_announced(fileh.fileh, announcements)
+            with nogil:
+                err = fileh_pin(fileh.fileh, blk, write)
+            if err == EAGAIN:
+                fileh.load(blk, 1)
+            elif err == 0:
+                blk += 1
+            else:
+                fileh.check_deadlock(err, "pin")
+                raise no_pin(fileh, err, pgoffset, pglen)
+    except BaseException:
+        with nogil:
+            fileh_unpin(fileh.fileh, first, blk - first)
+        raise
+    fileh.pins.append((pgoffset, pglen))
+
+
+cdef object no_pin(BigFileH fileh, int err, pgoffset, pglen):
+    """Return why pages cannot be pinned."""
+    what = f"pages [{pgoffset}, {pgoffset + pglen}) of {describe(fileh.file)}, " \
+           f"{pglen * fileh.fileh.blksize} bytes, cannot be kept accessible"
+    if err == ENOMEM:
+        return PageMemoryError(
+            f"{what}: {ram_pinned} bytes of page memory are kept so, {ram_dirty} have changes "
+            f"that are not committed, and the limit is {ram_limit}. Do it in smaller parts, or "
+            f"raise WENDELIN_CORE_RAM")
+    if err == ENOBUFS:
+        return PageMemoryError(
+            f"{what}: each of them takes a mapping of the kernel, which has {max_map_count()} "
+            f"for a process. Do it in smaller parts, or raise vm.max_map_count")
+    return PageMemoryError(f"{what}: {strerror(err).decode()}")

@@ -1,0 +1,57 @@
+"""See ram.pyx."""
+
+from wendelin.bigfile.virtmem.kernel cimport (pthread_cond_t, pthread_mutex_lock, pthread_mutex_t,
+                                              pthread_mutex_unlock)
+
+cdef enum Queue:
+    OFF                     # dirty, loading, or not in page memory
+    HOT                     # clean and accessible
+    COLD                    # clean and protected: next to go unless it is touched
+    PINNED                  # clean and accessible, and not given back
+
+cdef struct Resident:       # embedded in a page as its first field
+    Resident *prev
+    Resident *next
+    Queue queue
+    size_t size             # [bytes]
+
+# The one lock of the pager; see "Locking" in page.pyx.
+cdef pthread_mutex_t pager_mutex
+cdef pthread_cond_t pager_cond
+
+cdef inline void pager_lock() noexcept nogil:
+    pthread_mutex_lock(&pager_mutex)
+
+cdef inline void pager_unlock() noexcept nogil:
+    pthread_mutex_unlock(&pager_mutex)
+
+# protected by: the pager lock
+cdef size_t ram_limit       # of all pages [bytes]
+cdef size_t ram_largest     # of one page [bytes]
+cdef size_t ram_clean       # [bytes] in HOT, COLD and PINNED
+cdef size_t ram_pinned      # [bytes] in PINNED
+cdef size_t ram_dirty       # [bytes]
+cdef size_t ram_loading     # [bytes] reserved by pages that are being loaded
+
+cdef void ram_set_ops(void (*cool)(Resident *) noexcept nogil,
+                      void (*evict)(Resident *) noexcept nogil) noexcept nogil
+cdef int ram_open() noexcept nogil
+cdef int ram_alloc(int memfd, long offset, size_t size) noexcept nogil
+cdef int ram_write(int memfd, const char *data, size_t size, long offset) noexcept nogil
+cdef int ram_copy(int memfd, long offset, size_t size, int fd, long start) noexcept nogil
+cdef void ram_free(int memfd, long offset, size_t size) noexcept nogil
+
+cdef int ram_reserve(size_t size) noexcept nogil
+cdef void ram_unreserve(size_t size) noexcept nogil
+cdef void ram_add(Resident *res) noexcept nogil
+cdef void ram_touch(Resident *res) noexcept nogil
+cdef void ram_remove(Resident *res) noexcept nogil
+cdef bint ram_may_pin(size_t size) noexcept nogil
+cdef void ram_pin(Resident *res) noexcept nogil
+cdef void ram_unpin(Resident *res) noexcept nogil
+cdef bint ram_may_dirty(size_t size) noexcept nogil
+cdef void ram_make_dirty(Resident *res) noexcept nogil
+cdef void ram_make_clean(Resident *res) noexcept nogil
+cdef void ram_forget_dirty(Resident *res) noexcept nogil
+cdef size_t ram_reclaim_all() noexcept nogil
+cdef void ram_after_fork() noexcept nogil

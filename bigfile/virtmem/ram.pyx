@@ -1,0 +1,333 @@
+"""Page memory: where it comes from, how much of it is in use, and what is given back first.
+
+A handle's page memory is one sparse memfd: file page p lies at offset p*blksize, so that all
+mappings of a handle alias by construction, and a page is freed, wherever it is mapped, by
+punching a hole. Memory is allocated by fallocate or pwrite, never by touching a mapping: so
+exhaustion is an errno here, not a SIGBUS somewhere else.
+
+The limit `ram_limit` holds for clean and dirty pages together: what is loaded or dirtied pushes
+out clean pages, until all is below 7/8 of the limit; so the process with all that it has besides
+pages stays near the limit, too. Dirty pages are never given back, and alone they may not pass the
+limit. Loads in progress may pass it by their own pages when nothing clean is left, so that a
+transaction which filled the limit with dirty pages can still read. One page may be larger than the
+limit, but not than half of the memory as well (ram_largest): the kernel would give all that the
+machine has, and kill processes for more.
+
+What goes first is decided by a second-chance queue (Babaoglu and Joy, "Converting a swap-based
+system to do paging in an architecture lacking page-referenced bits", SOSP 1981):
+
+    loaded ─► HOT ──── memory is short: protect, see whether it is touched ───► COLD ─► freed
+               ▲                                                                 │
+               └────────────────────────── touched ──────────────────────────────┘
+
+COLD is kept at a quarter of the clean pages while memory is short, and empty when it is not. PINNED
+pages, which a program has asked to stay, are in a third queue, from which nothing is freed.
+
+This room knows sizes and queues. What a page is, and how one is protected or dropped, it is
+told by ram_set_ops().
+
+Locking: everything but ram_open, ram_alloc, ram_write and ram_copy wants the pager lock.
+"""
+
+from libc.errno cimport EINTR, EIO, ENOMEM, errno
+from libc.stdint cimport INT64_MAX
+
+from wendelin.bigfile.virtmem.kernel cimport (FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE,
+                                              F_DUPFD_CLOEXEC, F_SETPIPE_SZ, MFD_CLOEXEC, O_CLOEXEC,
+                                              close, fallocate, fcntl, ftruncate, memfd_create,
+                                              pipe2, pthread_cond_init, pthread_mutex_init, pwrite,
+                                              splice)
+
+from wendelin.lib.memlimit import memory_limit
+from wendelin.lib.memlimit import ram_limit as configured_ram_limit
+
+cdef enum:
+    # Descriptors go above this: programs that use select() can have their first 1024.
+    FD_FLOOR = 1024
+    PIPE = 1 << 20          # [bytes]: as much as a pipe may have without privileges
+
+cdef struct Ring:
+    Resident head           # next: the oldest; prev: the newest
+    size_t bytes            # [bytes] of what is in it
+
+cdef Ring hot, cold, pinned
+cdef void (*op_cool)(Resident *) noexcept nogil
+cdef void (*op_evict)(Resident *) noexcept nogil
+
+
+cdef void ram_set_ops(void (*cool)(Resident *) noexcept nogil,
+                      void (*evict)(Resident *) noexcept nogil) noexcept nogil:
+    """Say how a page is made inaccessible (cool), and how it is dropped (evict).
+
+    Both are called with the pager lock held. evict must end in ram_remove().
+    """
+    global op_cool, op_evict
+    op_cool = cool
+    op_evict = evict
+
+
+# ---- memory ----
+
+cdef int ram_open() noexcept nogil:
+    """Return a new sparse memfd of the largest size, or -1 with errno."""
+    cdef int high, fd = memfd_create(b"wendelin.core", MFD_CLOEXEC)
+    if fd < 0:
+        return -1
+    if ftruncate(fd, INT64_MAX) != 0:
+        close(fd)
+        return -1
+    high = fcntl(fd, F_DUPFD_CLOEXEC, <int>FD_FLOOR)
+    if high < 0:            # the descriptor limit is lower than the floor
+        return fd
+    close(fd)
+    return high
+
+
+cdef int ram_alloc(int memfd, long offset, size_t size) noexcept nogil:
+    """Allocate memory for a range; it keeps its bytes, or reads as zeros. 0 or errno."""
+    while fallocate(memfd, FALLOC_FL_KEEP_SIZE, offset, size) != 0:
+        if errno != EINTR:
+            return errno
+    return 0
+
+
+cdef int ram_write(int memfd, const char *data, size_t size, long offset) noexcept nogil:
+    """Write all the data at an offset. 0 or errno."""
+    cdef ssize_t n
+    while size != 0:
+        n = pwrite(memfd, data, size, offset)
+        if n < 0:
+            if errno == EINTR:
+                continue
+            return errno
+        data += n
+        offset += n
+        size -= n
+    return 0
+
+
+cdef int ram_copy(int memfd, long offset, size_t size, int fd, long start) noexcept nogil:
+    """Copy bytes [start, start + size) of a file to an offset. 0 or errno.
+
+    By way of a pipe, through which the kernel passes pages of its cache: so there is one copy,
+    and, unlike with a mapping of the file, nothing for other processors to forget.
+    """
+    cdef int[2] ends
+    cdef ssize_t n = 0, done
+    cdef int err = 0
+    if pipe2(ends, O_CLOEXEC) != 0:
+        return errno
+    fcntl(ends[1], F_SETPIPE_SZ, <int>PIPE)
+    while size != 0 and err == 0:
+        n = splice(fd, &start, ends[1], NULL, min(size, <size_t>PIPE), 0)
+        if n == 0:
+            err = EIO               # the file ends before the block does
+        elif n < 0 and errno != EINTR:
+            err = errno
+        while n > 0 and err == 0:
+            done = splice(ends[0], NULL, memfd, &offset, n, 0)
+            if done > 0:
+                n -= done
+                size -= done
+            elif errno != EINTR:
+                err = errno
+    close(ends[0])
+    close(ends[1])
+    return err
+
+
+cdef void ram_free(int memfd, long offset, size_t size) noexcept nogil:
+    """Give the memory of a range back; it reads as zeros from now on."""
+    while fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size) != 0:
+        if errno != EINTR:
+            return
+
+
+# ---- what is resident ----
+
+cdef Ring *ring_of(Queue queue) noexcept nogil:
+    return &hot if queue == HOT else &cold if queue == COLD else &pinned
+
+
+cdef void push(Queue queue, Resident *res) noexcept nogil:
+    cdef Ring *ring = ring_of(queue)
+    res.queue = queue
+    res.next = &ring.head
+    res.prev = ring.head.prev
+    res.prev.next = res
+    res.next.prev = res
+    ring.bytes += res.size
+
+
+cdef void pull(Resident *res) noexcept nogil:
+    ring_of(res.queue).bytes -= res.size
+    res.prev.next = res.next
+    res.next.prev = res.prev
+    res.prev = res.next = NULL
+    res.queue = OFF
+
+
+cdef void ram_add(Resident *res) noexcept nogil:
+    """A page was loaded: it is clean, hot, and counts."""
+    global ram_clean
+    ram_clean += res.size
+    push(HOT, res)
+
+
+cdef void ram_touch(Resident *res) noexcept nogil:
+    """A clean page faulted: it is the last to go now."""
+    if res.queue != PINNED:
+        pull(res)
+        push(HOT, res)
+
+
+cdef void ram_remove(Resident *res) noexcept nogil:
+    """A clean page leaves memory."""
+    global ram_clean, ram_pinned
+    if res.queue == PINNED:
+        ram_pinned -= res.size
+    pull(res)
+    ram_clean -= res.size
+
+
+cdef bint ram_may_pin(size_t size) noexcept nogil:
+    """Say whether one more clean page may be pinned: no more than what may be dirty."""
+    return ram_pinned + ram_dirty + size <= ram_limit - ram_limit // 8
+
+
+cdef void ram_pin(Resident *res) noexcept nogil:
+    """A clean page is not given back until ram_unpin()."""
+    global ram_pinned
+    if res.queue != PINNED:
+        pull(res)
+        push(PINNED, res)
+        ram_pinned += res.size
+
+
+cdef void ram_unpin(Resident *res) noexcept nogil:
+    """A page may be given back again, as one that was just touched."""
+    global ram_pinned
+    if res.queue == PINNED:
+        pull(res)
+        push(HOT, res)
+        ram_pinned -= res.size
+
+
+cdef bint ram_may_dirty(size_t size) noexcept nogil:
+    """Say whether one more page may be dirty. The first one may, if it may be in memory."""
+    return ram_dirty + size <= ram_limit or (ram_dirty == 0 and size <= ram_largest)
+
+
+cdef void ram_make_dirty(Resident *res) noexcept nogil:
+    """A clean page is about to be written."""
+    global ram_dirty
+    ram_remove(res)
+    ram_dirty += res.size
+
+
+cdef void ram_make_clean(Resident *res) noexcept nogil:
+    """A dirty page was stored."""
+    global ram_dirty
+    ram_dirty -= res.size
+    ram_add(res)
+
+
+cdef void ram_forget_dirty(Resident *res) noexcept nogil:
+    """A dirty page leaves memory: its changes were discarded."""
+    global ram_dirty
+    ram_dirty -= res.size
+
+
+# ---- the limit ----
+
+cdef bint evict_one() noexcept nogil:
+    """Drop the coldest clean page; False: there is none."""
+    cdef Resident *res
+    # "<=" so that with few pages, and with none cold, there is always a step
+    while 3 * cold.bytes <= hot.bytes and hot.head.next != &hot.head:
+        res = hot.head.next
+        pull(res)
+        push(COLD, res)
+        op_cool(res)
+    if cold.head.next == &cold.head:
+        return False
+    op_evict(cold.head.next)
+    return True
+
+
+cdef int ram_reserve(size_t size) noexcept nogil:
+    """Make room for a page that is to be loaded, and count it as loading. 0 or errno."""
+    global ram_loading
+    if size > ram_largest:
+        return ENOMEM
+    while ram_clean + ram_dirty + ram_loading + size > ram_limit - ram_limit // 8:
+        if not evict_one():
+            break
+    ram_loading += size
+    return 0
+
+
+cdef void ram_unreserve(size_t size) noexcept nogil:
+    """The load ended, well or not."""
+    global ram_loading
+    ram_loading -= size
+
+
+def ram_set_limit(nbytes):
+    """Limit the page memory of this process from now on, as WENDELIN_CORE_RAM does to begin with.
+
+    Clean pages that do not fit are given back. Changes that do not fit stay, and there can be no
+    others until they are stored.
+
+    Parameters
+    ----------
+    nbytes : int
+        [bytes]
+
+    Raises
+    ------
+    ValueError
+        It is not positive.
+    """
+    global ram_limit, ram_largest
+    cdef size_t size, half = memory_limit() // 2
+    if nbytes <= 0:
+        raise ValueError(f"the limit of page memory is {nbytes}: it must be positive")
+    size = nbytes
+    with nogil:
+        pager_lock()
+        ram_limit = size
+        ram_largest = max(size, half)
+        ram_reserve(0)      # clean pages give way
+        pager_unlock()
+
+
+cdef size_t ram_reclaim_all() noexcept nogil:
+    """Drop every clean page; return how many."""
+    cdef size_t n = 0
+    while evict_one():
+        n += 1
+    return n
+
+
+cdef void ram_after_fork() noexcept nogil:
+    """In the child of a fork nothing is resident: page memory is the parent's."""
+    global ram_clean, ram_dirty, ram_loading, ram_pinned
+    ram_clean = ram_dirty = ram_loading = ram_pinned = 0
+    ring_init(&hot)
+    ring_init(&cold)
+    ring_init(&pinned)
+
+
+cdef void ring_init(Ring *ring) noexcept nogil:
+    ring.head.prev = ring.head.next = &ring.head
+    ring.bytes = 0
+
+
+ring_init(&hot)
+ring_init(&cold)
+ring_init(&pinned)
+pthread_mutex_init(&pager_mutex, NULL)
+pthread_cond_init(&pager_cond, NULL)
+ram_limit = configured_ram_limit()
+ram_largest = max(ram_limit, <size_t>memory_limit() // 2)

@@ -1,0 +1,144 @@
+"""Read-ahead: threads that make ready what a sequential reader will touch next.
+
+They fill page tables of ranges that are mapped - else the reader has a fault every 64 KiB, a
+third of its time - and with that let the kernel read what is not in its cache. (Not by
+POSIX_FADV_WILLNEED: it reads into single pages, which are slower to map ever after.) And they
+load blocks by copying, two at a time. A thread ends when it had nothing to do for a second.
+
+All of it is advice: a range that is not mapped any more is an error that nobody sees, and what
+cannot be read is for its reader to find.
+
+This room knows addresses; how a block is loaded it is told by readahead_set_op(). It runs no
+Python, and its threads take no signals.
+
+Locking: its own mutex, a leaf; not held while the kernel works, or a block is loaded.
+"""
+
+from libc.stdint cimport uint64_t
+from libc.string cimport memmove
+
+from wendelin.bigfile.virtmem.kernel cimport (CLOCK_REALTIME, MADV_POPULATE_READ,
+                                              PTHREAD_CREATE_DETACHED, SIG_SETMASK, clock_gettime,
+                                              madvise, pthread_atfork, pthread_attr_destroy,
+                                              pthread_attr_init, pthread_attr_setdetachstate,
+                                              pthread_attr_t, pthread_cond_broadcast,
+                                              pthread_cond_init, pthread_cond_t,
+                                              pthread_cond_timedwait, pthread_create,
+                                              pthread_mutex_init, pthread_setname_np,
+                                              pthread_mutex_lock, pthread_mutex_t,
+                                              pthread_mutex_unlock, pthread_sigmask, pthread_t,
+                                              sigfillset, sigset_t, timespec)
+
+cdef enum:
+    QUEUE = 4 * AHEAD_PAGES
+    THREADS = 2
+
+cdef pthread_mutex_t mutex
+cdef pthread_cond_t posted
+# protected by: mutex
+cdef Ahead[QUEUE] queue     # the oldest first
+cdef size_t used
+cdef size_t running         # threads
+cdef size_t idle            # of them, those that wait
+cdef void (*op_load)(void *, uint64_t, bint) noexcept nogil
+
+
+cdef void readahead_set_op(void (*load)(void *, uint64_t, bint) noexcept nogil) noexcept nogil:
+    """Say how a block is loaded.
+
+    load(fileh, blk, yes) ends what was posted: loads the block, if yes, and lets go of fileh.
+    """
+    global op_load
+    op_load = load
+
+
+cdef void readahead_post(const Ahead *items, size_t n) noexcept nogil:
+    """Make ranges ready, in this order. What would be too much is forgotten, the last first."""
+    global used, running
+    cdef size_t i, taken
+    pthread_mutex_lock(&mutex)
+    taken = min(n, QUEUE - used)
+    for i in range(taken):
+        queue[used] = items[i]
+        used += 1
+    if idle != 0:
+        pthread_cond_broadcast(&posted)
+    elif running < THREADS:
+        running += start()
+    if running == 0:                            # the system has no threads to give
+        taken = 0
+        used = 0
+    pthread_mutex_unlock(&mutex)
+    for i in range(taken, n):
+        if items[i].fileh != NULL:
+            op_load(items[i].fileh, items[i].blk, False)
+
+
+cdef bint start() noexcept nogil:
+    """Start a thread; False: the system has none to give."""
+    cdef pthread_t thread
+    cdef pthread_attr_t attr
+    cdef sigset_t all_signals, mask
+    cdef int err
+    if pthread_attr_init(&attr) != 0:
+        return False
+    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED)
+    sigfillset(&all_signals)
+    pthread_sigmask(SIG_SETMASK, &all_signals, &mask)   # the thread inherits it
+    err = pthread_create(&thread, &attr, run, NULL)
+    if err == 0:
+        pthread_setname_np(thread, b"wendelin.core")     # it is none of those in blocked.py
+    pthread_sigmask(SIG_SETMASK, &mask, NULL)
+    pthread_attr_destroy(&attr)
+    return err == 0
+
+
+cdef void *run(void *arg) noexcept nogil:
+    """A thread."""
+    global used, running, idle
+    cdef Ahead item
+    cdef timespec until
+    cdef bint timed_out
+    pthread_mutex_lock(&mutex)
+    while True:
+        if used == 0:
+            clock_gettime(CLOCK_REALTIME, &until)
+            until.tv_sec += 1
+            idle += 1
+            timed_out = pthread_cond_timedwait(&posted, &mutex, &until) != 0
+            idle -= 1
+            if timed_out and used == 0:
+                break
+            continue
+        item = queue[0]
+        used -= 1
+        memmove(&queue[0], &queue[1], used * sizeof(Ahead))
+        pthread_mutex_unlock(&mutex)
+        if item.fileh != NULL:
+            op_load(item.fileh, item.blk, True)
+        else:
+            madvise(item.addr, item.size, MADV_POPULATE_READ)
+        pthread_mutex_lock(&mutex)
+    running -= 1
+    pthread_mutex_unlock(&mutex)
+    return NULL
+
+
+cdef void before_fork() noexcept nogil:
+    pthread_mutex_lock(&mutex)
+
+
+cdef void after_fork_in_parent() noexcept nogil:
+    pthread_mutex_unlock(&mutex)
+
+
+cdef void after_fork_in_child() noexcept nogil:
+    global used, running, idle
+    used = running = idle = 0                   # the threads stayed in the parent
+    pthread_cond_init(&posted, NULL)
+    pthread_mutex_unlock(&mutex)
+
+
+pthread_mutex_init(&mutex, NULL)
+pthread_cond_init(&posted, NULL)
+pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child)

@@ -1,0 +1,209 @@
+"""Ready: pages that are shown before anybody touches them, and pinned ones, which stay so.
+
+A system call, or a thread that blocks SIGSEGV, gets no help from the pager: the pages that it reads
+must be shown before. area_ready() shows what is cheap: what is mapped, holes, what is in memory. It
+copies a short block of a local file for that, as the last one of most arrays is: it ends with zeros
+that the file does not have. fileh_pin() shows what was loaded, until fileh_unpin():
+
+    LOADED of ZEROS, FILERANGE    shown in all areas, which keep it whatever their budgets are
+    LOADED of MEMFD               the same, and it is not given back (PINNED in ram)
+    DIRTY                         the same: it is never given back
+
+A page that is dropped - discarded, invalidated - is not pinned any more. So pins are of a
+transaction, and end with it.
+
+This module shows pages. It runs no Python but by page_set_ops().
+
+Locking: see page.pyx. All here take the pager lock, and are called without it.
+"""
+
+from libc.errno cimport EAGAIN, ENOBUFS, ENOMEM
+from libc.stdint cimport INT64_MAX, int64_t, uint64_t
+
+from wendelin.bigfile.virtmem.kernel cimport (CLOCK_MONOTONIC, EDEADLK, clock_gettime, pthread_self,
+                                              timespec)
+from wendelin.bigfile.virtmem.loading cimport page_bring_in, page_load
+from wendelin.bigfile.virtmem.mapping cimport (NONE, ZERO, Area, area_kind, area_set_stays,
+                                               area_show, area_was_shown, areas_have_room,
+                                               areas_may_stay)
+from wendelin.bigfile.virtmem.page cimport (DIRTY, KNOWN, LOADED, LOADING, MEMFD, ZEROS, FileH,
+                                            Page, op_wait, page_become, page_kind, page_set_stored,
+                                            page_show)
+from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
+from wendelin.bigfile.virtmem.ram cimport (COLD, pager_lock, pager_unlock, ram_may_dirty,
+                                           ram_may_pin, ram_pin, ram_unpin)
+
+cdef enum:
+    TOGETHER = 64           # pages that are shown before others may have the pager lock
+
+
+cdef int64_t ready_clock() noexcept nogil:
+    """Return the time that `until` is compared with [ns]."""
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef uint64_t area_ready(Area *area, uint64_t i, uint64_t end, bint skip, int64_t until) \
+        noexcept nogil:
+    """Show pages [i, end) of an area that can be without loading; end at one that is not known.
+
+    skip: go on behind it. Return where it ended; `end` also when the time is over, or when more
+    could only be shown by hiding something else.
+    """
+    cdef FileH *fileh = <FileH *>area.owner
+    cdef Page *page
+    cdef uint64_t j
+    cdef int n = 0, err
+    pager_lock()
+    while i < end:
+        if area_kind(area, i) != NONE:
+            i += 1
+            continue
+        n += 1
+        if n % TOGETHER == 0:
+            pager_unlock()
+            if until != INT64_MAX and ready_clock() > until:
+                return end
+            pager_lock()
+            if not areas_have_room():
+                i = end
+                break
+        page = <Page *>pagemap_get(&fileh.pages, area.pgoffset + i)
+        j = i + 1
+        if page == NULL:
+            if not skip:
+                break
+        elif page.state == LOADED and page.backing == ZEROS:
+            while j < end and area_kind(area, j) == NONE and is_hole(fileh, area.pgoffset + j):
+                j += 1
+            if area_show(area, i, j - i, ZERO, -1, 0) != 0:
+                j = end
+        elif is_short(page):
+            if page_load(fileh, area.pgoffset + i, True, NULL) == 0:
+                continue
+        elif (page.state == LOADED and page.res.queue != COLD) or page.state == DIRTY:
+            err = area_show(area, i, 1, page_kind(page), page.source.fd, page.source.offset)
+            if err != 0:
+                j = end
+        i = j
+    pager_unlock()
+    return i
+
+
+cdef bint is_short(const Page *page) noexcept nogil:
+    return page.state == KNOWN and page.source.fd >= 0 and page.source.size < page.fileh.blksize
+
+
+cdef bint is_hole(FileH *fileh, uint64_t blk) noexcept nogil:
+    cdef Page *page = <Page *>pagemap_get(&fileh.pages, blk)
+    return page != NULL and page.state == LOADED and page.backing == ZEROS
+
+
+cdef bint fileh_was_shown(FileH *fileh, uint64_t blk) noexcept nogil:
+    """Say whether an area showed a page before it was dropped."""
+    cdef Area *area
+    cdef uint64_t i
+    cdef bint shown = False
+    pager_lock()
+    area = fileh.areas
+    while area != NULL and not shown:
+        i = blk - area.pgoffset
+        shown = i < area.pglen and area_was_shown(area, i)
+        area = area.next
+    pager_unlock()
+    return shown
+
+
+cdef void fileh_show(FileH *fileh, const uint64_t *blks, size_t n, int64_t until) noexcept nogil:
+    """Show pages again that areas showed before they were dropped, where that needs no loading."""
+    cdef Page *page
+    cdef size_t k
+    pager_lock()
+    for k in range(n):
+        if k % TOGETHER == TOGETHER - 1:
+            pager_unlock()
+            if ready_clock() > until:
+                return
+            pager_lock()
+        if not areas_have_room():
+            break
+        page = <Page *>pagemap_get(&fileh.pages, blks[k])
+        if page != NULL and is_short(page):
+            page_load(fileh, blks[k], True, NULL)
+            page = <Page *>pagemap_get(&fileh.pages, blks[k])
+        if page != NULL and (page.state == DIRTY or
+                             (page.state == LOADED and page.res.queue != COLD)):
+            page_show(page, False)
+    pager_unlock()
+
+
+cdef int fileh_pin(FileH *fileh, uint64_t blk, bint write) noexcept nogil:
+    """Show a page that was loaded in all areas, and let it stay so. 0 or errno.
+
+    write: make it DIRTY. The caller has announced the change.
+    EAGAIN: it is not in memory; load it. Or, for a write, another transaction is to be told.
+    ENOMEM: pinned and changed pages would pass the limit of page memory.
+    ENOBUFS: pinned pages would take too many of the kernel's mappings.
+    EDEADLK: this thread writes out. Others: the page has no memory, or its file cannot be read.
+    """
+    cdef Page *page
+    cdef int err = 0
+    pager_lock()
+    while err == 0:
+        page = <Page *>pagemap_get(&fileh.pages, blk)
+        if page == NULL or page.state == KNOWN or page.state == LOADING:
+            err = EAGAIN
+        elif page.pins == 0 and not areas_may_stay():
+            err = ENOBUFS
+        elif write and fileh.frozen != 0:
+            if fileh.writer == pthread_self():
+                err = EDEADLK
+            else:
+                op_wait()
+        elif write and fileh.announces and not fileh.announced:
+            err = EAGAIN
+        elif write and page.state == LOADED:
+            if not ram_may_dirty(fileh.blksize):
+                err = ENOMEM
+            elif page.backing != MEMFD:
+                err = page_bring_in(page)
+            else:
+                page_become(page, DIRTY, MEMFD)
+        elif page.state == LOADED and page.backing == MEMFD and page.pins == 0 \
+                and not ram_may_pin(fileh.blksize):
+            err = ENOMEM
+        else:
+            if write:
+                page_set_stored(page, False)
+            page.pins += 1
+            if page.state == LOADED and page.backing == MEMFD:
+                ram_pin(&page.res)
+            page_show(page, True)
+            break
+    pager_unlock()
+    return err
+
+
+cdef void fileh_unpin(FileH *fileh, uint64_t blk, uint64_t n) noexcept nogil:
+    """Undo fileh_pin() of n pages; nothing for those that were dropped meanwhile."""
+    cdef Page *page
+    cdef Area *area
+    cdef uint64_t i
+    pager_lock()
+    for blk in range(blk, blk + n):
+        page = <Page *>pagemap_get(&fileh.pages, blk)
+        if page == NULL or page.pins == 0:
+            continue
+        page.pins -= 1
+        if page.pins != 0:
+            continue
+        if page.state == LOADED and page.backing == MEMFD:
+            ram_unpin(&page.res)
+        area = fileh.areas
+        while area != NULL:
+            i = blk - area.pgoffset
+            if i < area.pglen:
+                area_set_stays(area, i, False)
+            area = area.next
+    pager_unlock()

@@ -1,0 +1,257 @@
+"""The touch: what a fault asks for, and what its thread is shown; also after a fork.
+
+page_touch() brings a page to where the fault wants it - it waits, has it loaded, announces a
+change, makes it DIRTY - and shows it. Where it cannot, the thread is shown scrap, and op_fail has
+arranged for an exception: see "Errors" in page.pyx.
+
+Who would wait for itself is told so instead: the thread that writes out and writes
+(WRITE_IN_WRITEOUT), a loader, or a finalizer in it, that touches the page it loads
+(TOUCH_IN_LOAD), and the second of two loaders, in two threads, that touch each other's pages
+(CIRCULAR_LOAD: see deadlock).
+
+This room knows pages and areas. It does not know signals, nor who stores; it runs no Python but
+by page_set_ops().
+
+Locking: see page.pyx. page_touch() and page_broken() are called without the pager lock.
+"""
+
+from libc.errno cimport EIO, ENOMEM, ENOSPC
+from libc.stdint cimport uint64_t
+
+from wendelin.bigfile.virtmem.ahead cimport load_ahead, show_ahead
+from wendelin.bigfile.virtmem.kernel cimport (MADV_POPULATE_READ, MADV_POPULATE_WRITE, madvise,
+                                              pthread_atfork, pthread_cond_init, pthread_self)
+from wendelin.bigfile.virtmem.loading cimport (fail, may_load, own_load, page_bring_in, page_load,
+                                               wait_loaded)
+from wendelin.bigfile.virtmem.mapping cimport (FILE, RO, RW, SINK, ZERO, Area, Kind, area_inherited,
+                                               area_kind, area_lookup, area_set_stays, area_show,
+                                               area_show_inherited, areas_after_fork,
+                                               areas_before_fork)
+from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, CHANGE_REFUSED, DIRTY, DIRTY_LIMIT,
+                                            EXITING, FORKED, LOAD_FAILED, LOADED, LOADING, MEMFD,
+                                            NO_FAILURE, NO_MAPPING, NO_MEMORY, WRITE_IN_WRITEOUT,
+                                            Failure, FileH, Page, fatal, fileh_doom, fileh_release,
+                                            op_announce, op_fail, op_wait, page_after_fork,
+                                            page_become, page_kind, page_set_stored, pager_exiting)
+from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
+from wendelin.bigfile.virtmem.ram cimport (OFF, pager_cond, pager_lock, pager_unlock,
+                                           ram_after_fork, ram_may_dirty, ram_touch)
+from wendelin.bigfile.virtmem.readahead cimport AHEAD_PAGES, Ahead, readahead_post
+
+cdef extern from *:
+    """
+    static __thread unsigned long wc_scraps;    /* shown to this thread */
+    """
+    unsigned long scraps "wc_scraps"
+
+
+cdef unsigned long scraps_shown() noexcept nogil:
+    """Return how often this thread was shown scrap. If it grows, what was computed is void."""
+    return scraps
+
+
+cdef int announce(FileH *fileh, uint64_t blk) noexcept nogil:
+    """Call op_announce in the middle of something that holds the pager lock.
+
+    A transaction may end between what op_announce did and our lock: then it was of that one.
+
+        T1 (change)                         T2 (commit)
+        op_announce: joins
+                                            all of the commit; announced = False
+        lock; not announced: again
+    """
+    cdef int err
+    cdef uint64_t announcements = fileh.announcements
+    fileh.refs += 1
+    pager_unlock()
+    err = op_announce(fileh, blk)
+    pager_lock()
+    if err == 0 and announcements == fileh.announcements:
+        fileh.announced = True
+    fileh_release(fileh)
+    return err
+
+
+cdef void show_scrap(const char *addr, bint write, Failure why) noexcept nogil:
+    """Let the thread go on over memory that is never stored; nor is what is made of it."""
+    global scraps
+    cdef Area *area = area_lookup(addr)
+    cdef uint64_t i
+    if area == NULL:
+        return
+    i = (addr - area.start) // area.blksize
+    fileh_doom(<FileH *>area.owner, area.pgoffset + i, why)
+    scraps += 1
+    area.scrap = True
+    if area_show(area, i, 1, SINK if write else ZERO, -1, 0) != 0:
+        fatal(b"wendelin.core: no memory left to report a failure with\n")
+    area_set_stays(area, i, False)
+
+
+cdef bint page_touch(const char *addr, bint write) noexcept nogil:
+    """Make addr accessible, as the fault at it wanted. False: it is in no area.
+
+    1. find the area and the page
+    2. EMPTY, or LOADING by this thread which has not begun: load it. LOADING: wait. Then from 1
+    3. a write: announce it, LOADED -> DIRTY, after bringing it into page memory (then from 1)
+    4. show it
+    """
+    cdef Area *area
+    cdef FileH *fileh
+    cdef Page *page
+    cdef uint64_t i, blk
+    cdef int err
+    cdef bint counted = False
+    cdef Failure why
+    cdef Kind kind
+    cdef Ahead[AHEAD_PAGES] ahead
+    cdef size_t n_ahead = 0
+    cdef char *fill = NULL
+    cdef size_t blksize
+    pager_lock()
+    while True:
+        area = area_lookup(addr)
+        if area == NULL:
+            pager_unlock()
+            return touch_inherited(addr)
+        fileh = <FileH *>area.owner
+        fileh.counts.faults += not counted
+        counted = True
+        blksize = area.blksize
+        i = (addr - area.start) // blksize
+        blk = area.pgoffset + i
+        page = <Page *>pagemap_get(&fileh.pages, blk)
+        if pager_exiting and (page == NULL or page.state == LOADING):
+            show_scrap(addr, write, EXITING)
+            break
+        if may_load(page):
+            if page_load(fileh, blk, False, NULL) != 0:
+                show_scrap(addr, write, LOAD_FAILED)
+                break
+            continue
+        if page.state == LOADING:
+            why = own_load(page)
+            if why != NO_FAILURE:
+                fail(fileh, blk, why, 0)
+                show_scrap(addr, write, why)
+                break
+            wait_loaded(fileh, page)
+            continue
+        if write:
+            if fileh.frozen != 0:
+                if fileh.writer == pthread_self():
+                    fail(fileh, blk, WRITE_IN_WRITEOUT, 0)
+                    show_scrap(addr, write, WRITE_IN_WRITEOUT)
+                    break
+                fileh.counts.waits += 1
+                op_wait()
+                continue
+            if fileh.announces and not fileh.announced:
+                if announce(fileh, blk) != 0:
+                    show_scrap(addr, write, CHANGE_REFUSED)
+                    break
+                continue
+            if page.state == LOADED:
+                if not ram_may_dirty(fileh.blksize):
+                    fail(fileh, blk, DIRTY_LIMIT, 0)
+                    show_scrap(addr, write, DIRTY_LIMIT)
+                    break
+                if page.backing != MEMFD:
+                    err = page_bring_in(page)
+                    if err != 0:
+                        why = NO_MEMORY if err in (ENOMEM, ENOSPC) else BROKEN_FILE
+                        fail(fileh, blk, why, err)
+                        show_scrap(addr, write, why)
+                        break
+                    continue
+                page_become(page, DIRTY, MEMFD)
+            page_set_stored(page, False)
+        elif page.res.queue != OFF:
+            ram_touch(&page.res)
+        kind = page_kind(page)
+        if page.state == DIRTY:
+            area.streak = area.streak + 1 if i == area.expected else 0
+            area.expected = i + 1
+            if kind == RW and area.streak >= 2:
+                fill = area.start + i * area.blksize
+        else:
+            if kind == RO:
+                n_ahead = load_ahead(area, i, ahead)
+            else:
+                n_ahead = show_ahead(area, i, ahead)
+        err = area_show(area, i, 1, kind, page.source.fd, page.source.offset)
+        if err != 0:
+            fail(fileh, blk, NO_MAPPING, err)
+            show_scrap(addr, write, NO_MAPPING)
+        break
+    pager_unlock()
+    if n_ahead != 0:
+        readahead_post(ahead, n_ahead)
+    if fill != NULL:
+        # Who writes block after block writes all of it: the page table at once, not by faults.
+        madvise(fill, blksize, MADV_POPULATE_WRITE)
+    return True
+
+
+cdef bint page_broken(const char *addr, bint write) noexcept nogil:
+    """The kernel cannot read what is mapped at addr (SIGBUS). False: it is not ours."""
+    cdef Area *area
+    cdef FileH *fileh
+    cdef uint64_t i
+    cdef bint ours = True
+    pager_lock()
+    area = area_lookup(addr)
+    if area == NULL:
+        ours = False
+    else:
+        i = (addr - area.start) // area.blksize
+        if area_kind(area, i) == FILE:
+            fileh = <FileH *>area.owner
+            fail(fileh, area.pgoffset + i, BROKEN_FILE, EIO)
+            show_scrap(addr, write, BROKEN_FILE)
+        else:
+            # It was, and is not any more: go on. But not round and round, if this has no memory.
+            ours = madvise(area.start + i * area.blksize, area.blksize, MADV_POPULATE_READ) == 0
+    pager_unlock()
+    return ours
+
+
+# ---- fork ----
+# The lock is held across a fork, so that the child finds everything whole. Page memory stays
+# the parent's: see mapping.pyx.
+
+cdef void before_fork() noexcept nogil:
+    pager_lock()
+    areas_before_fork()
+
+
+cdef void after_fork_in_parent() noexcept nogil:
+    pager_unlock()
+
+
+cdef bint touch_inherited(const char *addr) noexcept nogil:
+    """Let a child of a fork go on that touched its parent's area. False: it did not."""
+    global scraps
+    cdef Area *area
+    cdef bint shown
+    pager_lock()
+    area = area_inherited(addr)
+    # The range was not inherited. If something else of the child is there, the fault is its own.
+    shown = area != NULL and area_show_inherited(area, addr)
+    scraps += shown
+    pager_unlock()
+    if not shown:
+        return False
+    op_fail(<FileH *>area.owner, area.pgoffset + (addr - area.start) // area.blksize, FORKED, 0)
+    return True
+
+
+cdef void after_fork_in_child() noexcept nogil:
+    page_after_fork()
+    areas_after_fork()
+    ram_after_fork()
+    pthread_cond_init(&pager_cond, NULL)    # its waiters stayed in the parent
+    pager_unlock()
+
+
+pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child)

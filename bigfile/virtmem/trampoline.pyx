@@ -1,0 +1,378 @@
+"""From a fault into Python: what page_set_ops() gets to load, report, announce and wait.
+
+load_block(), report() and announce() are the only ways from a fault into Python. They are entered
+by any thread, with the GIL or without, in the middle of anything. So they save and restore the
+exception that is being raised, and the one that is being handled; errno is pagefault's.
+
+What the loader raises becomes a BlockLoadError, which raise_later() sets on its way to the
+thread: see failure.pyx. Python can fail at any of that, and at saying so: at the recursion limit,
+or as there is no memory. So whatever decides - did it fail, is the handle doomed, is the thread
+told - is in C, in a Call and in these three; the functions of Python that they call are wrapped,
+and return nothing.
+A KeyboardInterrupt, or any other exception that is not an Exception, is not the loader's: it
+goes on its way to the thread, and the block is loaded again. Nor is what a handler of a signal
+raises: these wait until the block is loaded (see signals.pyx). If one had to end a load that hangs,
+its exception is raised as it is; what it came to be for the loader says why the commit is refused.
+
+This room knows handles and files, and what they define. It knows nothing of signals, and changes
+no state of a page. Nothing imports it but the package: whoever imports wendelin.bigfile has it.
+
+Locking: see page.pyx. All but wait_without_gil() are entered without the pager lock.
+"""
+
+import atexit
+
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.object cimport PyObject
+from cpython.ref cimport Py_INCREF
+from libc.stdint cimport INT64_MAX, uint64_t
+
+from wendelin.bigfile.virtmem.backend cimport source_from
+from wendelin.bigfile.virtmem.buffer cimport scratch_buffer
+from wendelin.bigfile.virtmem.failure cimport (addressee, check_nested, describe, failing_class,
+                                               failure, interrupt, load_error, no_memory, raise_in,
+                                               raise_unsaid, take_interrupt)
+from wendelin.bigfile.virtmem.fileh cimport fileh_epoch
+from wendelin.bigfile.virtmem.interpreter cimport (PyEval_RestoreThread, PyEval_SaveThread,
+                                                   PyGILState_Check, PyGILState_GetThisThreadState,
+                                                   PyThread_get_thread_ident, PyThreadState, Raised,
+                                                   put_aside, put_back)
+from wendelin.bigfile.virtmem.kernel cimport pthread_cond_wait
+from wendelin.bigfile.virtmem.loading cimport load_begins, page_fill
+from wendelin.bigfile.virtmem.page cimport (CHANGE_REFUSED, LOAD_FAILED, MEMFD, ZEROS, Failure,
+                                            FileH, Source, fileh_doom, page_set_exiting,
+                                            page_set_ops, pager_exiting)
+from wendelin.bigfile.virtmem.ram cimport pager_cond, pager_lock, pager_mutex, pager_unlock
+from wendelin.bigfile.virtmem.signals cimport signals_hold, signals_raised, signals_release
+from wendelin.bigfile.virtmem.touch cimport scraps_shown
+from wendelin.bigfile.virtmem.handle cimport MIN_AHEAD, BigFileH
+from wendelin.bigfile.virtmem.deadlock cimport wait_for_gil, wait_over
+
+from wendelin.bigfile.virtmem.errors import DoomedError, PageMemoryError
+
+cdef extern from "Python.h":
+    void Py_XDECREF(PyObject *obj) noexcept
+
+cdef enum:
+    MAX_INTERRUPTS = 8      # after so many a loader is taken to raise them itself
+    MAX_AHEAD = 1024        # blocks that are asked for ahead, at most
+    MAX_FAILURES = 64       # that a handle remembers: a reader may never abort
+
+
+cdef struct Call:           # of Python, by a fault
+    FileH *fileh
+    uint64_t blk
+    int result              # 0: done; -1: failed. In C, as the exception of a failure may get lost
+    PyObject *exc           # why it failed; NULL: nothing could be made
+    PyObject *interrupt     # what to raise in place of it, or though it is done; NULL: nothing
+    unsigned long ident     # failed: the thread that gets an exception without a word
+    unsigned long scraps    # scraps_shown() before
+    int waiter
+    bint holds              # signals
+    Raised aside
+
+
+cdef void call_begin(Call *call, FileH *fileh, uint64_t blk) noexcept nogil:
+    """Before the GIL is taken."""
+    call.fileh = fileh
+    call.blk = blk
+    call.result = -1
+    call.exc = call.interrupt = NULL
+    call.scraps = scraps_shown()
+    call.ident = PyThread_get_thread_ident() if PyGILState_GetThisThreadState() != NULL else 0
+    # let the watchdog know
+    call.waiter = -1 if PyGILState_Check() else wait_for_gil(fileh.name, blk)
+
+
+cdef void call_begin_with_gil(Call *call) noexcept:
+    """After the GIL is taken. Signals that came before are handled in here."""
+    wait_over(call.waiter)
+    put_aside(&call.aside)
+    if call.ident == 0 and call.fileh.pyfileh != NULL:
+        call.ident = (<BigFileH>call.fileh.pyfileh).owner
+    take_back(call)
+    call.holds = signals_hold()
+
+
+cdef void take_back(Call *call) noexcept:
+    """What is on its way to this thread, and nobody's failure, is raised after this."""
+    try:
+        keep(call, take_interrupt())
+    except BaseException:
+        pass
+
+
+cdef int keep(Call *call, exc) except -1:
+    """Raise exc, if it is not None, after all."""
+    if exc is not None:
+        Py_XDECREF(call.interrupt)
+        Py_INCREF(exc)
+        call.interrupt = <PyObject *>exc
+    return 0
+
+
+cdef void keep_raised(Call *call) noexcept:
+    try:
+        keep(call, signals_raised())
+    except BaseException:
+        pass
+
+
+cdef int failed(Call *call, exc) except -1:
+    Py_INCREF(exc)
+    call.exc = <PyObject *>exc
+    return 0
+
+
+cdef void call_end(Call *call, Failure why) noexcept:
+    """Raise what is to be raised in this thread, or the owner. Doom first: the rest can fail."""
+    cdef bint told = False
+    if call.result != 0:
+        with nogil:
+            pager_lock()
+            fileh_doom(call.fileh, call.blk, why)
+            pager_unlock()
+    keep_raised(call)
+    try:
+        if call.result != 0:
+            if call.fileh.pyfileh == NULL:
+                told = True         # nobody has it any more
+            elif call.exc != NULL:
+                raise_later(<BigFileH>call.fileh.pyfileh, <object>call.exc, why,
+                            None if call.interrupt == NULL else <object>call.interrupt)
+                told = True
+        elif call.interrupt != NULL:
+            interrupt(<object>call.interrupt)
+    except BaseException:
+        pass
+    if call.result != 0 and not told:
+        raise_unsaid(call.ident)
+    Py_XDECREF(call.exc)
+    Py_XDECREF(call.interrupt)
+    if call.holds:
+        signals_release()
+    put_back(&call.aside)
+
+
+cdef int load_block(FileH *fileh, uint64_t blk, Source *source, void **error) noexcept nogil:
+    """page_set_ops: load. Entered without the pager lock."""
+    cdef Call call
+    if pager_exiting:
+        return -1
+    call_begin(&call, fileh, blk)
+    with gil:
+        call_begin_with_gil(&call)
+        if load_begins(fileh, blk, source.load):
+            load_with_gil(&call, source, error != NULL)
+        else:
+            source.load = 0
+            call.result = 0
+        if error == NULL:
+            call_end(&call, LOAD_FAILED)
+        else:
+            call_end_direct(&call, error)
+    return call.result
+
+
+cdef void call_end_direct(Call *call, void **error) noexcept:
+    """Give what is to be raised, in place of call_end()."""
+    keep_raised(call)
+    if call.interrupt != NULL:
+        error[0] = <void *>call.interrupt
+        Py_XDECREF(call.exc)
+    else:
+        error[0] = <void *>call.exc
+    if call.holds:
+        signals_release()
+    put_back(&call.aside)
+
+
+cdef void load_with_gil(Call *call, Source *source, bint direct) noexcept:
+    """Load a block; or say in call.exc why not."""
+    cdef BigFileH pyfileh
+    cdef uint64_t epoch = fileh_epoch(call.fileh)
+    cdef int interrupts = 0
+    try:
+        if call.fileh.pyfileh == NULL:
+            return
+        pyfileh = <BigFileH>call.fileh.pyfileh
+        exc = None if direct else failing_class(pyfileh.owner)
+        while exc is None:
+            try:
+                load_from_file(call.fileh, pyfileh.file, call.blk, source)
+                check_nested(call.scraps)
+                call.result = 0
+                break
+            except Exception as e:
+                exc = load_error(pyfileh.file, call.blk, e)
+            except BaseException as e:
+                interrupts += 1
+                handlers = signals_raised()
+                keep(call, e if handlers is None else handlers)
+                if handlers is not None or interrupts > MAX_INTERRUPTS:
+                    exc = load_error(pyfileh.file, call.blk, e)
+        if exc is not None:
+            failed(call, exc)
+        elif source.backing != MEMFD:
+            try:
+                look_ahead(pyfileh, call.blk, epoch)
+            except Exception:
+                pass        # a thread that touches those blocks is told
+    except BaseException as e:
+        # of what looks ahead, if it is done
+        if call.result == 0 and not isinstance(e, Exception):
+            keep(call, e)
+
+
+cdef int look_ahead(BigFileH fileh, uint64_t blk, uint64_t epoch) except -1:
+    """Learn where more blocks are, besides blk, which was not known.
+
+    From blk on, if that is where the last look ended, else around it. Each look that finds
+    something doubles the next one: whoever touches one block does not pay for all of them.
+    """
+    cdef uint64_t start, stop
+    mapahead = getattr(fileh.file, "mapahead", None)
+    if mapahead is None:
+        return 0
+    start = blk if blk == fileh.ahead_stop else blk - blk % fileh.ahead_window
+    stop = min(start + fileh.ahead_window, <uint64_t>(INT64_MAX // fileh.fileh.blksize))
+    fileh.ahead_stop = stop
+    found = mapahead(start, stop)
+    fileh.ahead_window = (min(2 * fileh.ahead_window, <uint64_t>MAX_AHEAD) if len(found) > 1
+                          else <uint64_t>MIN_AHEAD)
+    fileh.know(found, epoch)
+    return 0
+
+
+cdef int load_from_file(FileH *fileh, file, uint64_t blk, Source *source) except -1:
+    """Ask the file for a block, and put it where `source` says."""
+    cdef Py_buffer view
+    cdef int err
+    mapblk = getattr(file, "mapblk", None)
+    if mapblk is not None:
+        found = mapblk(blk)
+        if found is not None:
+            source_from(found, fileh.blksize, source)
+            return 0
+    buf = scratch_buffer(fileh.blksize)
+    data = file.loadblk(blk, memoryview(buf))
+    if data is None:
+        data = buf
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        if <size_t>view.len > fileh.blksize:
+            raise ValueError(f"loadblk returned {view.len} bytes, more than the block size "
+                             f"{fileh.blksize}")
+        if view.len == 0:
+            source.backing = ZEROS
+            return 0
+        with nogil:
+            err = page_fill(fileh, blk, <const char *>view.buf, view.len)
+        if err != 0:
+            raise PageMemoryError(f"no page memory for it: {no_memory(fileh.blksize, err)}")
+        source.backing = MEMFD
+    finally:
+        PyBuffer_Release(&view)
+    return 0
+
+
+cdef void report(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil:
+    """page_set_ops: fail. Entered without the pager lock."""
+    cdef Call call
+    pager_lock()
+    fileh_doom(fileh, blk, why)
+    pager_unlock()
+    if pager_exiting:
+        return
+    call_begin(&call, fileh, blk)
+    with gil:
+        call_begin_with_gil(&call)
+        report_with_gil(&call, why, err)
+        call_end(&call, why)
+
+
+cdef void report_with_gil(Call *call, Failure why, int err) noexcept:
+    """Say in call.exc what is to be raised."""
+    try:
+        if call.fileh.pyfileh != NULL:
+            pyfileh = <BigFileH>call.fileh.pyfileh
+            exc = failing_class(pyfileh.owner)
+            failed(call, failure(pyfileh.file, call.blk, why, err) if exc is None else exc)
+    except BaseException:
+        pass
+
+
+cdef int announce(FileH *fileh, uint64_t blk) noexcept nogil:
+    """page_set_ops: announce. Entered without the pager lock."""
+    cdef Call call
+    if pager_exiting:
+        return 0
+    call_begin(&call, fileh, blk)
+    with gil:
+        call_begin_with_gil(&call)
+        announce_with_gil(&call)
+        call_end(&call, CHANGE_REFUSED)
+    return call.result
+
+
+cdef void announce_with_gil(Call *call) noexcept:
+    """Let the handle know of its first change; or say in call.exc why it refused it."""
+    try:
+        if call.fileh.pyfileh != NULL:
+            pyfileh = <BigFileH>call.fileh.pyfileh
+            try:
+                pyfileh.first_change()
+                call.result = 0
+            except BaseException as e:
+                if not isinstance(e, Exception):
+                    keep(call, e)
+                exc = DoomedError(f"block {call.blk} of {describe(pyfileh.file)} cannot be "
+                                  f"changed: {type(e).__name__}: {e}")
+                exc.__cause__ = e
+                failed(call, exc)
+    except BaseException:
+        pass
+
+
+cdef int raise_later(BigFileH fileh, exc, Failure why, interrupt) except -1:
+    """Raise exc in this thread when it is back in Python code, and refuse changes till then.
+
+    interrupt: what to raise in place of exc, or None.
+    """
+    ident = addressee(fileh.owner)
+    if exc not in fileh.failures and not fileh.read_only:
+        if len(fileh.failures) < MAX_FAILURES:
+            fileh.failures.append(exc)
+        untold = exc.__cause__ if why == CHANGE_REFUSED else None
+        if fileh.fileh.announces and why != CHANGE_REFUSED:
+            try:
+                fileh.first_change()
+            except Exception as e:
+                exc.add_note(f"(its transaction could not be told: {type(e).__name__}: {e})")
+                untold = e
+        # These are of Python. What is the transaction's is final: there is none that could be told.
+        if not isinstance(untold, (MemoryError, RecursionError)):
+            fileh.fileh.doom_told = True
+    return raise_in(ident, exc if interrupt is None else interrupt)
+
+
+cdef void wait_without_gil() noexcept nogil:
+    """page_set_ops: wait. With the pager lock held, and the GIL or not."""
+    cdef PyThreadState *state
+    if PyGILState_Check():
+        state = PyEval_SaveThread()
+        pthread_cond_wait(&pager_cond, &pager_mutex)
+        pager_unlock()
+        PyEval_RestoreThread(state)
+        pager_lock()
+    else:
+        pthread_cond_wait(&pager_cond, &pager_mutex)
+
+
+def _at_exit():
+    """From now on a fault runs no Python: what is not in memory reads as zeros."""
+    page_set_exiting()
+
+
+page_set_ops(load_block, report, announce, wait_without_gil)
+atexit.register(_at_exit)

@@ -1,0 +1,490 @@
+"""A ZBigFile as the pager sees it: a BigFile whose blocks are records of a database.
+
+To memory it goes without persistent objects: BlockTable finds a block's object, formats reads it,
+or the storage says where it lies. To the database, the object of a block is changed, and the
+Connection pickles it at its commit.
+
+It knows the Connection and its storage. When transactions begin and end, its handle knows
+(file_zodb).
+
+Database -> pages
+-----------------
+A boundary is when the Connection moves to a new state of the database; it asks its storage
+for what changed meanwhile, and that is where we listen (zodb_boundary). Pages are dropped
+
+- whose block object changed,
+- whose block number is now another object, or none, or became one: looked up anew for pages in
+  memory whenever a node of the block table changed.
+
+A storage that was away for too long cannot say what changed. Then it is asked for the tids of what
+pages are made of; or, if it has no such way, all pages are dropped. So they are if a boundary was
+interrupted (forget): nobody is told again what has changed.
+
+Until the boundary that follows a commit its pages stay DIRTY to the pager, though stored: so
+they cannot be reclaimed, and be loaded again from a state which does not have them yet. They
+become clean when the table of before is forgotten: a thread that looks ahead at that moment would
+find holes in it where they are.
+
+Locking
+-------
+Faults run loadblk in any thread. It reads records through the Connection's storage, which is
+safe from threads (the state it reads, `_start`, only changes at boundaries); what was asked
+before a boundary and answered after it is loaded again (invalidate_loading). What is for the
+database, and follow(), run in the thread of the transaction.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ZODB.Connection import Connection
+from ZODB.POSException import ConflictError, ConnectionStateError
+
+from wendelin.bigfile.virtmem.backend import HOLE, BigFile
+from wendelin.bigfile.virtmem.errors import BlockLoadError
+from wendelin.bigfile.virtmem.pins import show_again
+from wendelin.bigfile.zodb.blocktable import BlockTable
+from wendelin.bigfile.zodb.checksum import AVAILABLE
+from wendelin.bigfile.zodb.formats import (
+    Block,
+    Change,
+    ZBlk0,
+    ZBlk1,
+    ZBlkBase,
+    format_for,
+    is_plain,
+    is_whole,
+    load_block,
+)
+from wendelin.bigfile.zodb.prefetch import ReadAhead
+from wendelin.lib.storage.fsrecord import Located, OpenFile
+from wendelin.lib.storage.record import ChecksumError, RecordError, digest_of
+from wendelin.lib.zodb import (
+    zconn_at,
+    zconn_changed,
+    zconn_check_database,
+    zconn_has_open,
+    zconn_is_remote,
+    zconn_load_all,
+    zconn_locate,
+    zconn_maps,
+    zconn_name,
+    zconn_tid,
+)
+
+if TYPE_CHECKING:
+    from wendelin.bigfile.file_zodb import ZBigFile, ZBigFileH
+
+__all__ = ["ZFile"]
+
+log = logging.getLogger(__name__)
+
+_NEW = b"\0" * 8  # _p_serial of what is not in the database yet
+_OF_NOTHING = digest_of([])
+#: for which pages that are dropped at a boundary are shown again [s]
+SHOW_SECONDS = 0.05
+_UNSURE = b""  # in made_of: no object's oid, so the page is dropped at the next boundary
+
+
+def _verify() -> bool:
+    """Return what WENDELIN_CORE_VERIFY says.
+
+    Raises
+    ------
+    ValueError
+        It is something else.
+    """
+    value = os.environ.get("WENDELIN_CORE_VERIFY", "0")
+    if value not in ("0", "1"):
+        raise ValueError(f"WENDELIN_CORE_VERIFY is {value!r}: it must be 0 or 1")
+    return value == "1"
+
+
+class ZFile(BigFile):
+    """A ZBigFile as the pager sees it."""
+
+    def __init__(self, zfile: ZBigFile, conn: Connection, zblk_fmt: str | None) -> None:
+        super().__init__(zfile.blksize)
+        self.zfile = zfile
+        # The table's object is the same as long as there is the file's. Of both, faults use what a
+        # ghost has, too: no other thread may load persistent objects, or see one half loaded.
+        self.blktab = zfile.blktab
+        self.conn = conn
+        self.zblk_fmt = zblk_fmt
+        self.name = zconn_name(conn)
+        self.table = BlockTable(self.load_all)
+        # What pages that are, or were, in memory were made of: blk -> oid, None for a hole,
+        # _UNSURE where the table had two answers;
+        self.made_of: dict[int, bytes | None] = {}
+        # and of those that are made of more: blk -> oids.
+        self.parts: dict[int, frozenset[bytes]] = {}
+        # Files that pages may be mapped from: they stay open as long as the handle lives.
+        self.mapped_from: set[OpenFile] = set()
+        #: what is mapped is compared with its checksum before, not only what is copied
+        self.verify = _verify()
+        self.handle: weakref.ref[ZBigFileH] | None = None
+        self.ahead = ReadAhead(zfile.blksize, zconn_is_remote(conn), self.find)
+
+    def __repr__(self) -> str:
+        oid = self.zfile._p_oid
+        return f"<ZBigFile 0x{oid.hex() if oid else '?'} in {self.name}>"
+
+    @property
+    def is_local(self) -> bool:
+        """Say whether blocks can be mapped from a file of this machine."""
+        return zconn_maps(self.conn)
+
+    @property
+    def tid(self) -> bytes | None:
+        """The last transaction that its Connection sees; None: none, or it is not known."""
+        try:
+            return zconn_at(self.conn)
+        except (ConnectionStateError, TypeError):
+            return None
+
+    # ---- to memory; any thread ----
+
+    def load(self, oid: bytes) -> bytes:
+        """See formats.Records."""
+        return zconn_load_all(self.conn, [oid])[0]
+
+    def load_all(self, oids: list[bytes]) -> list[bytes]:
+        """See formats.Records."""
+        return zconn_load_all(self.conn, oids)
+
+    def lookup(self, blk: int) -> bytes | None:
+        """See BigFile."""
+        root = self._table_root()
+        return None if root is None else self.table.lookup(root, blk)
+
+    def find(self, start: int, stop: int) -> None:
+        """See ReadAhead."""
+        root = self._table_root()
+        if root is not None:
+            self.table.between(root, start, stop)
+
+    def _table_root(self) -> bytes | None:
+        """Return the oid of the block table; None: it is not in the database yet."""
+        # a file and its table come into the database together
+        oid = self.blktab._p_oid
+        return None if oid is None or self.zfile._p_serial == _NEW else bytes(oid)
+
+    def loadblk(self, blk: int, buf: memoryview) -> memoryview | bytes:
+        """See BigFile."""
+        oid = self._remember(blk)
+        handle = self.handle() if self.handle is not None else None
+        if handle is not None and oid is not None:
+            self.ahead.loading(handle, blk)
+        if oid is None:
+            return b""
+        try:
+            block = load_block(oid, self, self.blksize)
+        except RecordError:
+            # Of a boundary that came about just now, some of its objects are of before, and some
+            # of after it. Again, and then it is damaged; or it has changed, and is loaded again.
+            block = self._load_block(oid)
+        if block.parts:
+            self.parts[blk] = block.parts
+        return block.data
+
+    def _load_block(self, oid: bytes) -> Block:
+        """Return a block object; an error of its checksum says what was stored when."""
+        try:
+            return load_block(oid, self, self.blksize)
+        except ChecksumError as e:
+            raise self._of_object(oid) from e
+
+    def _of_object(self, oid: bytes) -> ChecksumError:
+        """Return the error of an object whose bytes do not match their checksum."""
+        by = ""
+        with suppress(Exception):  # the storage may have gone meanwhile
+            by = f", which transaction 0x{zconn_tid(self.conn, oid).hex()} wrote"
+        return ChecksumError(f"the bytes of object 0x{oid.hex()}{by},")
+
+    def mismatch(self, blk: int) -> ChecksumError:
+        """See BigFile."""
+        oid = self.made_of.get(blk)
+        return self._of_object(oid) if oid else ChecksumError()
+
+    def mapblk(self, blk: int) -> Any:
+        """See BigFile."""
+        zconn_check_database(self.conn)  # here, so that the error is a short one
+        return self._where({blk: self._remember(blk)}, check=True).get(blk)
+
+    def mapahead(self, start: int, stop: int) -> dict[int, Any]:
+        """See BigFile."""
+        handle = self.handle() if self.handle is not None else None
+        if handle is None or self.verify:
+            return {}
+        epoch: int | None = None
+        while epoch != handle.epoch():
+            # Again, if a boundary came between: other threads may have loaded some of them since,
+            # and those are not made of what was true before.
+            epoch = handle.epoch()
+            root = self._table_root()
+            oids: dict[int, bytes | None] = dict.fromkeys(range(start, stop))
+            if root is not None:
+                oids.update(self.table.between(root, start, stop))
+            for blk, oid in oids.items():
+                # What is in memory may be made of what was true before a boundary that comes
+                # about just now, of which we read the outcome already.
+                if self.made_of.setdefault(blk, oid) != oid:
+                    self.made_of[blk] = _UNSURE
+        # Nobody has touched these: to wait for the disk, for heads all over the file, is in vain.
+        return self._where(oids, wait=False)
+
+    def _remember(self, blk: int) -> bytes | None:
+        oid = self.made_of[blk] = self.lookup(blk)
+        return oid
+
+    def _where(
+        self, oids: dict[int, bytes | None], *, wait: bool = True, check: bool = False
+    ) -> dict[int, Any]:
+        """Return, for blocks and their objects, what mapblk returns; without None.
+
+        Parameters
+        ----------
+        oids
+        wait : bool
+            False: without those for which the disk would have to be waited for.
+        check : bool
+            Compare with their checksums those that are to be mapped, if self.verify.
+            False: without those, unless they were compared before.
+        """
+        where: dict[int, Any] = {blk: HOLE for blk, oid in oids.items() if oid is None}
+        stored = {blk: oid for blk, oid in oids.items() if oid is not None}
+        if stored:
+            located = zconn_locate(self.conn, stored.values(), wait=wait)
+            for (blk, oid), found in zip(stored.items(), located, strict=True):
+                if found is None or found.size > self.blksize or not is_plain(found.head):
+                    continue
+                place = self._place(oid, found, check)
+                if place is not None:
+                    where[blk] = place
+        return where
+
+    def _place(self, oid: bytes, found: Located, check: bool) -> Any:
+        """Return what mapblk returns for a block that lies in a file; see _where()."""
+        if found.size == 0 and found.digest in (None, _OF_NOTHING):
+            return HOLE
+        whole = is_whole(found, self.blksize)
+        if whole and self.verify and not found.matches():
+            if not check:
+                return None
+            try:
+                found.check()
+            except ChecksumError as e:
+                raise self._of_object(oid) from e
+        if found.digest is not None and not whole and not AVAILABLE:
+            return None  # loadblk() compares what it copies
+        self.mapped_from.add(found.file)
+        if found.digest is not None and AVAILABLE:
+            return found.file.fd, found.offset, found.size, found.digest
+        return (found.file.fd, found.offset, found.size)[: 2 if whole else 3]
+
+    def is_current(self) -> bool:
+        """Say whether the files that pages are mapped from are the database's."""
+        return all(zconn_has_open(self.conn, file) for file in self.mapped_from)
+
+    def follow(self, oids: list[bytes] | None, own: set[bytes], handle: ZBigFileH) -> None:
+        """Let the handle's pages be of the new state: see zodb_boundary.Follower."""
+        packed = not self.is_current()
+        unknown = oids is None or packed
+        changed = own.union(oids or ())
+        # Other threads go on to load, and to look ahead. So the table is first, before any page is
+        # clean: who still asked the old one loads again, or what he found is ignored (epoch).
+        if unknown:
+            self.table.drop()
+        moved = unknown or bool(changed and self.table.changed(changed))
+        if unknown or changed:
+            handle.invalidate_loading()
+        handle.unpin_all()
+        mine = handle.take_stored()
+        since: Iterable[bytes] | None = oids
+        if oids is None and not packed:
+            since = zconn_changed(self.conn, self._oids(), handle.watch.before)
+        if packed or since is None:
+            self.show_again(self._drop_all(handle), handle)
+        elif changed or unknown:
+            stale = self._stale(changed.difference(mine).union(since), moved)
+            self._drop(stale, handle)
+            self.show_again(stale, handle)
+
+    def show_again(self, blks: Iterable[int], handle: ZBigFileH) -> None:
+        """Show what views showed of blocks before they were dropped, where it can be mapped."""
+        if not self.is_local:
+            return
+        try:
+            show_again(handle, blks, SHOW_SECONDS)
+        except Exception:
+            log.debug("%r: blocks are not shown again", self, exc_info=True)  # a touch is told
+
+    def forget(self, handle: ZBigFileH) -> None:
+        """Let no page be of what was before: see zodb_boundary.Follower."""
+        self.table.drop()
+        handle.invalidate_loading()
+        handle.unpin_all()
+        try:
+            handle.take_stored()
+        finally:
+            handle.stored.clear()
+            self._drop_all(handle)
+
+    def _drop_all(self, handle: ZBigFileH) -> set[int]:
+        # Let go of the file: of its descriptor after the last page that knows it.
+        files, self.mapped_from = self.mapped_from, set()
+        blks = set(self.made_of.copy())
+        self._drop(blks, handle)
+        files.clear()
+        return blks
+
+    def _oids(self) -> set[bytes]:
+        """Return the objects that pages in memory are made of."""
+        oids = {oid for oid in self.made_of.copy().values() if oid}
+        return oids.union(*self.parts.copy().values())
+
+    def _stale(self, oids: set[bytes], moved: bool) -> set[int]:
+        """Return the blocks that depend on objects, or are elsewhere in a table that moved."""
+        # copy() is atomic under the GIL; list() is not, as it may collect garbage
+        made_of, parts = self.made_of.copy(), self.parts.copy()
+        stale = {blk for blk, oid in made_of.items() if oid in oids or oid == _UNSURE}
+        stale.update(blk for blk, some in parts.items() if not oids.isdisjoint(some))
+        if moved:
+            stale.update(self._moved(stale))
+        return stale
+
+    def _drop(self, blks: set[int], handle: ZBigFileH) -> None:
+        for blk in blks:
+            self.made_of.pop(blk, None)
+            self.parts.pop(blk, None)
+            handle.invalidate_page(blk)
+
+    def _moved(self, known: set[int]) -> Iterable[int]:
+        """Yield blocks in memory that the table has elsewhere now."""
+        readable = True
+        for blk, oid in self.made_of.copy().items():
+            if blk not in known:
+                try:
+                    if readable and self.lookup(blk) == oid:
+                        continue
+                except Exception:
+                    # Pages can be dropped, and who touches them gets the exception. Nothing else
+                    # is looked up: a server that is gone would be waited for, each time.
+                    log.warning("%r: block %d cannot be looked up", self, blk, exc_info=True)
+                    readable = False
+                yield blk
+
+    # ---- to the database; the thread of the transaction ----
+
+    def storeblk(self, blk: int, buf: memoryview) -> None:
+        """Mark the object of a block as changed; its bytes are taken when it is pickled."""
+        handle = self.handle() if self.handle is not None else None
+        assert handle is not None
+        zblk: ZBlkBase | None = self.blktab.get(blk)
+        if zblk is not None and any(zblk is h.stored.get(blk) for h in handle.others()):
+            raise ConflictError(
+                f"block {blk} of {self!r} was changed through two of its handles", zblk
+            )
+        change = Change(self._stored(blk, zblk), buf)
+        self.table.not_asked()  # for this one: past the end nobody did when it was loaded
+        if not change:
+            self.made_of[blk] = None if zblk is None else zblk._p_oid
+            return
+        cls = format_for(self.zblk_fmt, change)
+        # a ZBlk1 that is not regular gets other chunks, and stays
+        usable = change.old is None or change.old.regular or cls is ZBlk1
+        if zblk is not None and type(zblk) is cls and usable:
+            self._read_current(self.zfile)
+        else:
+            if zblk is not None:
+                self._drop_current(zblk)
+            zblk = self.blktab[blk] = cls()
+            # in this order, not in the one in which the Connection finds them: backwards
+            self.conn.add(zblk)
+        zblk.store_from(handle, blk, change)
+        handle.stored[blk] = zblk
+        if isinstance(zblk, ZBlk0):
+            handle.watch.records[zblk._p_oid] = partial(zblk.record_from, handle, blk)
+
+    def _stored(self, blk: int, zblk: ZBlkBase | None) -> Block | None:
+        """Return a block as it is in the database; None: it is not there.
+
+        Most often its object is a ghost, and stays one: whatever does not begin with _p_ loads it,
+        and one of Python 2 cannot be loaded as an object.
+
+        One that does not match its checksum is taken as not there, and stored as a whole: what is
+        in memory was compared when it came there.
+
+        Raises
+        ------
+        BlockLoadError
+            It does not match, and the pager compares nothing: what was mapped, and copied for its
+            first change, would get a new checksum.
+        """
+        if zblk is None or (zblk._p_serial == _NEW and zblk._p_changed is not None):
+            return None
+        try:
+            return self._load_block(zblk._p_oid)
+        except ChecksumError as e:
+            if AVAILABLE:
+                return None
+            raise BlockLoadError(
+                f"block {blk} of {self!r} cannot be changed: {e}", self, blk, self.tid
+            ) from e
+
+    def truncate(self, blk: int) -> None:
+        """See BigFile."""
+        blktab = self.blktab
+        root = self._table_root()
+        # What is stored is found by the tree: its chain of buckets may have others. What was
+        # changed since, and is not stored, by BTrees.
+        stored = [] if root is None else self.table.deletable(root, blk)
+        keys = [key for key in {*stored, *blktab.keys(min=blk)} if key in blktab]
+        for key in keys:
+            del blktab[key]
+        if keys:
+            self.zfile._p_changed = True  # see _drop_current
+
+    # A block object that is changed by one client, and taken out of the table by another, would be
+    # no conflict: they store different objects. The first one's change would be lost in silence.
+    # So who takes an object out stores the ZBigFile, and who changes one in its place says that it
+    # has read the ZBigFile; who puts another object in its place, that it has read the old one.
+
+    def _read_current(self, obj: Any) -> None:
+        """Let the commit be a conflict if another client has changed an object meanwhile."""
+        if hasattr(self.conn._normal_storage, "checkCurrentSerialInTransaction"):
+            self.conn.readCurrent(obj)
+
+    def _drop_current(self, zblk: ZBlkBase) -> None:
+        """An object is to be replaced in the table by another."""
+        self.zfile._p_changed = True
+        if zblk._p_changed is None:
+            _, zblk._p_serial = self.conn._normal_storage.load(zblk._p_oid)
+        self._read_current(zblk)
+
+    def committed(self, handle: ZBigFileH) -> set[bytes]:
+        """Pages in memory are made of the objects that were stored now, and returned.
+
+        What can be mapped gives its memory back, and is.
+        """
+        epoch = handle.epoch()
+        oids: dict[int, bytes | None] = {}
+        for blk, zblk in handle.stored.items():
+            before = self.parts.pop(blk, frozenset())
+            same = self.made_of.get(blk) in (zblk._p_oid, _UNSURE)
+            oids[blk] = self.made_of[blk] = zblk._p_oid
+            parts = zblk.parts() | before if same else zblk.parts()
+            if parts:
+                self.parts[blk] = parts
+            zblk.release()
+        handle.stored.clear()
+        handle.know(self._where(oids), epoch)
+        self.show_again(oids, handle)
+        mine = {oid for oid in oids.values() if oid is not None}
+        return mine.union(*(self.parts.get(blk, ()) for blk in oids))

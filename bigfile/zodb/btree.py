@@ -1,0 +1,271 @@
+"""BTrees of persistent objects, with integers as keys, read without a Connection: from records.
+
+The block table of a file, and the chunk table of a block, are such. It knows BTrees' states, and
+nothing of what is in the trees.
+
+What is not as BTrees write it is refused: a damaged node must not make a block look like a hole,
+nor get to BTrees' own code, which takes some of it on trust, and crashes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from operator import lt
+from typing import Any, NamedTuple
+
+from transaction.interfaces import TransientError
+
+from wendelin.lib.storage.inert import shown
+from wendelin.lib.storage.record import RecordError, Ref, class_of, state_of
+
+__all__ = ["Items", "Node", "Todo", "from_records", "read_items", "read_node", "soon", "walk"]
+
+#: (oids) -> records of the state that is read
+LoadAll = Callable[[list[bytes]], list[bytes]]
+
+#: nodes that are to be visited, the next one last: (oid, low, high), its keys are in [low, high)
+Todo = list[tuple[bytes, int | None, int | None]]
+
+TOGETHER = 64  # nodes that are asked for at once
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node: of a tree, children[i] has the keys in [keys[i-1], keys[i]); of a bucket, oids."""
+
+    leaf: bool
+    keys: list[int]  # ascending
+    children: list[bytes]  # oids
+    oids: dict[int, bytes]  # ascending
+    next: bytes | None = None  # oid of the bucket after this one; of a tree, of its first bucket
+    classes: tuple[str, ...] = ()  # of a bucket's oids, as references say; "" where one does not
+    inline: bool = False  # a tree whose only bucket is in its own state
+
+    def bounds(self, i: int, low: int | None, high: int | None) -> tuple[int | None, int | None]:
+        """Return [low, high) of child i of a tree that is in [low, high)."""
+        return (
+            self.keys[i - 1] if i > 0 else low,
+            self.keys[i] if i < len(self.keys) else high,
+        )
+
+    def check_within(self, low: int | None, high: int | None) -> None:
+        """Check that all keys are in [low, high), as the nodes above say; None: there is no bound.
+
+        Raises
+        ------
+        RecordError
+            They are not.
+        """
+        keys = self.keys
+        if self.leaf and self.oids:
+            keys = [next(iter(self.oids)), next(reversed(self.oids))]
+        if keys and (
+            (low is not None and keys[0] < low) or (high is not None and keys[-1] >= high)
+        ):
+            raise RecordError(
+                f"a damaged BTree: a node with keys [{keys[0]}, {keys[-1]}], where there are "
+                f"those of [{low}, {high})"
+            )
+
+
+#: (oid, todo) -> node: see walk()
+Get = Callable[[bytes, Todo], Node]
+
+
+def _ascend(keys: tuple[Any, ...]) -> bool:
+    """Say whether keys are integers that BTrees have, and in their order."""
+    return (
+        all(type(k) is int for k in keys)
+        and all(map(lt, keys, keys[1:]))
+        and (not keys or (keys[0] >= -(1 << 63) and keys[-1] < 1 << 63))
+    )
+
+
+def _next(state: tuple[object, ...], kind: str) -> bytes | None:
+    """Return the oid of the bucket that the second item of a node's state refers to."""
+    if len(state) == 1:
+        return None
+    ref = state[1]
+    name = f"BTrees.{kind}BTree.{kind}Bucket"
+    # not every writer says the class
+    if not isinstance(ref, Ref) or ref.cls not in ("", name, f"{name}Py"):
+        raise RecordError(f"a damaged {kind}BTree: {shown(ref)} for a bucket")
+    return ref.oid
+
+
+def _bucket(state: object, kind: str) -> Node:
+    """Return a bucket from its state ((k0, v0, k1, v1, ...), [next])."""
+    if not (isinstance(state, tuple) and len(state) in (1, 2) and isinstance(state[0], tuple)):
+        raise RecordError(f"a damaged {kind}BTree: a bucket of another shape")
+    flat = state[0]
+    if len(flat) % 2:
+        raise RecordError(f"a damaged {kind}BTree: a bucket with a key and no value")
+    keys, refs = flat[0::2], flat[1::2]
+    for key, ref in zip(keys, refs, strict=True):
+        if not isinstance(ref, Ref):
+            raise RecordError(f"a damaged {kind}BTree: {shown(key)} -> {shown(ref)}")
+    if not _ascend(keys):
+        raise RecordError(f"a damaged {kind}BTree: a bucket with keys not in order: {shown(keys)}")
+    oids = {key: ref.oid for key, ref in zip(keys, refs, strict=True)}
+    return Node(True, [], [], oids, _next(state, kind), tuple(ref.cls for ref in refs))
+
+
+def _tree(state: object, kind: str) -> Node:
+    """Return a tree from its state: None; ((bucket state,),); ((c0, k1, c1, ...), first).
+
+    BTrees writes a tree of one bucket in the second form while the bucket has no oid. A bucket that
+    deletes have left of many has one: that is the third form, with one child.
+    """
+    if state is None:
+        return Node(True, [], [], {}, inline=True)
+    if not (
+        isinstance(state, tuple)
+        and len(state) in (1, 2)
+        and isinstance(state[0], tuple)
+        and state[0]
+    ):
+        raise RecordError(f"a damaged {kind}BTree: a tree of another shape")
+    flat = state[0]
+    if len(state) == 1:
+        if len(flat) != 1:
+            raise RecordError(f"a damaged {kind}BTree: a tree of another shape")
+        return replace(_bucket(flat[0], kind), inline=True)
+    children, keys = flat[0::2], flat[1::2]
+    if len(children) != len(keys) + 1 or not all(isinstance(c, Ref) for c in children):
+        raise RecordError(f"a damaged {kind}BTree: a tree of something else")
+    if not _ascend(keys):
+        raise RecordError(f"a damaged {kind}BTree: a tree with keys {shown(keys)}")
+    return Node(False, list(keys), [c.oid for c in children], {}, _next(state, kind))
+
+
+def read_node(record: bytes, kind: str) -> Node:
+    """Return a node of a BTree.
+
+    Parameters
+    ----------
+    record : bytes
+    kind : {'LO', 'IO'}
+        Of which family the BTree is.
+
+    Raises
+    ------
+    RecordError
+        It is no such node, or damaged.
+    """
+    name = class_of(record)
+    # the pure Python classes have the same states
+    of = name.removeprefix(f"BTrees.{kind}BTree.").removesuffix("Py")
+    if of == f"{kind}BTree":
+        return _tree(state_of(record), kind)
+    if of == f"{kind}Bucket":
+        return _bucket(state_of(record), kind)
+    raise RecordError(f"a damaged {kind}BTree: a {name} in it")
+
+
+def walk(
+    root: bytes,
+    get: Get,
+    start: int | None = None,
+    stop: int | None = None,
+    bad: Callable[[bytes, Exception], None] | None = None,
+) -> Iterator[tuple[bytes, Node]]:
+    """Yield (oid, node) for the nodes of a BTree, from its root down, its leaves in their order.
+
+    A key is where the separators of the nodes above say: BTrees' own lookups have no other way. The
+    chain of the buckets is not looked at. BTrees itself breaks it: a new inner node, which a delete
+    leaves one new bucket of in the same transaction, is stored with that bucket in it, and the
+    chain has a second copy of the bucket, which is not changed again.
+
+    Parameters
+    ----------
+    root : bytes
+        Oid of the tree.
+    get : (oid, todo) -> Node
+        Gets a node. At the end of todo are those that are going to be asked for, as (oid, ...).
+    start, stop : int, optional
+        Only nodes on the way to keys in [start, stop).
+    bad : (oid, exception) -> None, optional
+        Is told of nodes that are damaged, or cannot be loaded, and left out.
+
+    Raises
+    ------
+    RecordError
+        The tree is damaged.
+    Exception
+        What get raised.
+    """
+    seen: set[bytes] = set()
+    todo: Todo = [(root, None, None)]
+    while todo:
+        oid, low, high = todo.pop()
+        try:
+            if oid in seen:
+                raise RecordError("a damaged BTree: a node is there twice")
+            seen.add(oid)
+            node = get(oid, todo)
+            node.check_within(low, high)
+        except (TransientError, MemoryError):
+            raise
+        except Exception as e:
+            if bad is None:
+                raise
+            bad(oid, e)
+            continue
+        yield oid, node
+        if not node.leaf:
+            first = 0 if start is None else bisect_right(node.keys, start)
+            last = len(node.keys) if stop is None else bisect_left(node.keys, stop)
+            children = range(last, first - 1, -1)
+            todo += [(node.children[i], *node.bounds(i, low, high)) for i in children]
+
+
+def soon(todo: Todo) -> Iterator[bytes]:
+    """Yield the oids of nodes to be loaded together with one that walk() asks for."""
+    return (oid for oid, _, _ in todo[:-TOGETHER:-1])
+
+
+def from_records(load_all: LoadAll, kind: str) -> Get:
+    """Return what gets nodes for walk(), many at once, and keeps none that it gave.
+
+    If one of them cannot be loaded, each is loaded for itself: another one may be intact.
+    """
+    known: dict[bytes, bytes] = {}
+
+    def get(oid: bytes, todo: Todo) -> Node:
+        if oid not in known:
+            oids = [oid, *soon(todo)]
+            try:
+                known.update(zip(oids, load_all(oids), strict=True))
+            except (TransientError, MemoryError):
+                raise
+            except Exception:
+                known.update(zip(oids[:1], load_all(oids[:1]), strict=True))
+        return read_node(known.pop(oid), kind)
+
+    return get
+
+
+class Items(NamedTuple):
+    """What is in a BTree."""
+
+    oids: dict[int, bytes]  # ascending by key
+    nodes: frozenset[bytes]  # oids of the nodes
+    chained: bool  # the chain of the buckets is as BTrees' own code relies on: it may change them
+
+
+def read_items(root: bytes, load_all: LoadAll, kind: str) -> Items:
+    """Return all that is in a BTree; see walk()."""
+    oids: dict[int, bytes] = {}
+    nodes: list[bytes] = []
+    chained = True
+    last: Node | None = None  # bucket
+    for oid, node in walk(root, from_records(load_all, kind)):
+        nodes.append(oid)
+        oids.update(node.oids)
+        if node.leaf:
+            chained &= (last is None or last.next == oid) and (not node.inline or oid == root)
+            last = node
+    chained &= last is not None and last.next is None
+    return Items(oids, frozenset(nodes), chained)

@@ -1,0 +1,194 @@
+"""What a database has of a ZBigFile: formats, sizes, ages and places of its blocks; none is loaded.
+
+It reads the block table, and asks the storage about records. It knows what can be mapped, as the
+pager does it; pages it knows nothing of.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from enum import Enum
+from typing import Any, NamedTuple, Protocol
+
+from wendelin.bigfile.zodb.btree import from_records, read_items, walk
+from wendelin.bigfile.zodb.formats import class_name, is_plain, is_whole
+from wendelin.lib.storage import fsalign
+from wendelin.lib.storage.fsrecord import Located, Stat
+from wendelin.lib.storage.record import RecordError, Ref, class_of, state_of
+from wendelin.lib.zodb import zconn_load_all, zconn_locate, zconn_stat
+
+__all__ = ["FileInDatabase", "Place", "Stored", "stored_numbers", "stored_size", "survey"]
+
+_BATCH = 512  # blocks that the storage is asked about at once
+_LOADS = 50  # records that a storage tells the size of, while it loads a chunk table
+
+
+class FileInDatabase(Protocol):
+    """What is asked of a ZBigFile; a program that loads no objects has something else for one."""
+
+    @property
+    def _p_jar(self) -> Any: ...
+
+    @property
+    def blksize(self) -> int:
+        """Block size [bytes]."""
+
+    @property
+    def blktab(self) -> Any:
+        """The block table; of it, its oid."""
+
+
+class Place(Enum):
+    """How a block comes to memory, from where it is."""
+
+    MAPPED = "mapped"  # it lies aligned in a file
+    UNALIGNED = "unaligned"  # it is copied; if the file is packed, it is going to be mapped
+    COPIED = "copied"
+
+
+class Stored(NamedTuple):
+    """A block, as it is in a database."""
+
+    blk: int
+    oid: bytes
+    format: str  # 'ZBlk0' or 'ZBlk1'; of what is no block, the name of its class
+    place: Place
+    size: int  # of all its records [bytes]
+    tid: bytes  # of the last change
+
+
+class _Records:
+    """Records that a Connection sees."""
+
+    def __init__(self, zfile: FileInDatabase) -> None:
+        self.conn = zfile._p_jar
+
+    def load_all(self, oids: list[bytes]) -> list[bytes]:
+        return zconn_load_all(self.conn, oids)
+
+    def stat(self, oids: list[bytes]) -> list[Stat]:
+        """Return what the storage says; of what is not there, that nothing is."""
+        return [found or Stat(b"\0" * 8, 0) for found in zconn_stat(self.conn, oids)]
+
+
+def _table(zfile: FileInDatabase) -> bytes | None:
+    """Return the oid of the block table; None: it is not in the database yet."""
+    oid: bytes | None = zfile.blktab._p_oid
+    return oid
+
+
+def stored_numbers(zfile: FileInDatabase) -> Iterator[int]:
+    """Yield the numbers of blocks that a file has, ascending; the others are holes.
+
+    Raises
+    ------
+    RecordError
+        The block table is damaged.
+    """
+    root = _table(zfile)
+    if root is not None:
+        for _, node in walk(root, from_records(_Records(zfile).load_all, "LO")):
+            yield from node.oids
+
+
+def survey(zfile: FileInDatabase) -> Iterator[list[Stored]]:
+    """Yield the blocks that a file has, some at a time, ascending.
+
+    Parameters
+    ----------
+    zfile : FileInDatabase
+        In a Connection.
+
+    Raises
+    ------
+    RecordError
+        The block table, or the chunk table of a ZBlk1, is damaged.
+    Exception
+        What the storage raised.
+    """
+    root = _table(zfile)
+    if root is None:
+        return
+    records = _Records(zfile)
+    batch: dict[int, Ref] = {}
+    for _, node in walk(root, from_records(records.load_all, "LO")):
+        for (blk, oid), cls in zip(node.oids.items(), node.classes, strict=True):
+            batch[blk] = Ref(oid, cls)
+        if len(batch) >= _BATCH:
+            yield _survey(batch, records, zfile.blksize)
+            batch = {}
+    if batch:
+        yield _survey(batch, records, zfile.blksize)
+
+
+def stored_size(zfile: FileInDatabase, most: int) -> int | None:
+    """Return how much a file's blocks take in the database [bytes], as survey() has it.
+
+    Parameters
+    ----------
+    zfile : FileInDatabase
+        In a Connection.
+    most : int
+        Records that the storage is asked about.
+
+    Returns
+    -------
+    int or None
+        None: there are more.
+
+    Raises
+    ------
+    RecordError, Exception
+        See survey().
+    """
+    root = _table(zfile)
+    if root is None:
+        return 0
+    records = _Records(zfile)
+    oids: list[bytes] = []
+    loads = 0
+    for _, node in walk(root, from_records(records.load_all, "LO")):
+        oids += node.oids.values()
+        for oid, cls in zip(node.oids.values(), node.classes, strict=True):
+            if len(oids) + loads > most:
+                return None
+            if class_name(cls or class_of(records.load_all([oid])[0])) == "ZBlk1":
+                oids += _chunks(oid, records)
+                loads += _LOADS
+    return sum(found.size for found in records.stat(oids)) if len(oids) + loads <= most else None
+
+
+def _survey(blocks: dict[int, Ref], records: _Records, blksize: int) -> list[Stored]:
+    oids = [ref.oid for ref in blocks.values()]
+    located = zconn_locate(records.conn, oids)
+    stats = records.stat(oids)
+    result = []
+    for (blk, ref), found, (tid, size) in zip(blocks.items(), located, stats, strict=True):
+        cls = ref.cls or class_of(records.load_all([ref.oid])[0])
+        name = class_name(cls)
+        if name == "ZBlk1":
+            size += sum(found.size for found in records.stat(_chunks(ref.oid, records)))
+        place = _place(found, blksize) if name == "ZBlk0" else Place.COPIED
+        result.append(Stored(blk, ref.oid, name, place, size, tid))
+    return result
+
+
+def _chunks(oid: bytes, records: _Records) -> list[bytes]:
+    """Return the oids of the records, besides its own, that a ZBlk1 is made of."""
+    root = state_of(records.load_all([oid])[0])
+    if not isinstance(root, Ref):
+        raise RecordError(f"object {oid.hex()} is a ZBlk1 with a {type(root).__name__} for chunks")
+    items = read_items(root.oid, records.load_all, "IO")
+    return [*items.nodes, *items.oids.values()]
+
+
+def _place(found: Located | None, blksize: int) -> Place:
+    if found is None or not is_plain(found.head):
+        return Place.COPIED
+    if is_whole(found, blksize):
+        return Place.MAPPED
+    # Bytes as Python 2 wrote them, under another opcode, cannot be aligned: see record.aligned
+    alike = found.size == blksize and blksize >= fsalign.SMALLEST
+    binbytes = os.pread(found.file.heads, 1, found.offset - 5) == b"B"
+    return Place.UNALIGNED if alike and binbytes else Place.COPIED

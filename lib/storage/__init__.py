@@ -1,0 +1,10 @@
+"""Storages of ZODB, and their records: what is read and written past a Connection.
+
+record, inert, inertdtype     records and pickles, read as data
+filestorage, fs…              a local file: aligned blocks, commits, packs, index, lock, recovery
+zeoclient, zeoreceive, zeotls a ZEO server
+storthreads, storlimits       which storages several threads may ask; how long they may take
+dburl, storurl, zconfig       storages by URL and by configuration
+shared, forked, snapshot, readonly
+                              a database that a process opens once; after a fork; without objects
+"""

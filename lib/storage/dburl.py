@@ -1,0 +1,458 @@
+"""What makes the storage of a database: by its path, or by its URL.
+
+It knows schemes and their options, and no databases: what opens one is in wendelin.lib.zodb. Files
+and ZEO servers get storages of ours (filestorage, zeoclient); what else zodburi knows, it resolves.
+What a storage was opened by is remembered as long as there is the storage, for storurl.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import ssl
+import weakref
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
+
+from zc.lockfile import LockError
+from ZODB.DemoStorage import DemoStorage
+from ZODB.FileStorage.FileStorage import FileStorageFormatError
+from ZODB.MappingStorage import MappingStorage
+from zodburi import resolve_uri
+from zodburi.datatypes import convert_bytesize, convert_int
+
+from wendelin.lib.interrupt import handlers_optional
+from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.readonly import made_read_only
+from wendelin.lib.storage.storlimits import limit, opened_within
+from wendelin.lib.storage.zeoclient import WAIT, ZEOClient
+
+__all__ = ["opened_by", "read_only", "resolve", "shown_name", "split_demo"]
+
+Factory = Callable[[], Any]
+_Option = tuple[str, Callable[[str], Any]]
+
+#: options of file:// -> argument of the storage, and what makes its value
+_FILE_OPTIONS: dict[str, _Option] = {
+    "align": ("align", convert_int),
+    "blobstorage_dir": ("blob_dir", str),
+    "create": ("create", convert_int),
+    "ordered": ("ordered", convert_int),
+    "pack_gc": ("pack_gc", convert_int),
+    "pack_keep_old": ("pack_keep_old", convert_int),
+    "quota": ("quota", convert_bytesize),
+    "read_only": ("read_only", convert_int),
+}
+
+#: the same of zeo://
+_ZEO_OPTIONS: dict[str, _Option] = {
+    "storage": ("storage", str),
+    "name": ("name", str),
+    "client_label": ("client_label", str),
+    "read_only": ("read_only", convert_int),
+    "read_only_fallback": ("read_only_fallback", convert_int),
+    "wait": ("wait", convert_int),
+    "wait_timeout": ("wait_timeout", convert_int),
+    "server_sync": ("server_sync", convert_int),
+    "cache_size": ("cache_size", convert_bytesize),
+    "client": ("client", str),
+    "var": ("var", str),
+    "blob_dir": ("blob_dir", str),
+    "shared_blob_dir": ("shared_blob_dir", convert_int),
+    "blob_cache_size": ("blob_cache_size", convert_bytesize),
+    "blob_cache_size_check": ("blob_cache_size_check", convert_int),
+    "ca": ("ca", str),
+    "cert": ("cert", str),
+    "key": ("key", str),
+    "server_hostname": ("server_hostname", str),
+}
+
+_ZEO_PORT = 9991  # as zodburi has it
+_NEO = ("neo", "neos")
+
+
+#: of zeo:// options: what is the process's own, and not to be shared; and what is a path
+_ZEO_OWN = ("client", "client_label", "name", "var")
+_ZEO_PATHS = ("blob_dir", "ca", "cert", "key")
+
+_opened: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+
+
+def opened_by(storage: Any) -> str | None:
+    """Return the URL by which another process can open a storage, if it was opened by one."""
+    return _opened.get(storage)
+
+
+def shown_name(storage: Any) -> str:
+    """Return what messages call a storage: a path, or a URL without options and passwords."""
+    if isinstance(storage, DemoStorage):
+        return f"demo:({shown_name(storage.base)})/({shown_name(storage.changes)})"
+    url = opened_by(storage)
+    if url is not None:
+        return re.sub(r"(//[^/?#@:]*):[^/?#@]*@", r"\1@", url.partition("?")[0])
+    return str(storage.getName()) if hasattr(storage, "getName") else type(storage).__name__
+
+
+def _remembered(factory: Factory, url: str) -> Factory:
+    def make() -> Any:
+        storage = factory()
+        if not isinstance(storage, MappingStorage):  # in memory, of this process
+            _opened[storage] = url
+        return storage
+
+    return make
+
+
+def read_only(url: str) -> str:
+    """Return a URL for the same database, which does not want to be the only one to write to it."""
+    if url.startswith("file://"):
+        path, _, query = url.partition("?")
+        options = [(n, v) for n, v in parse_qsl(query) if n not in ("create", "read_only")]
+        return f"{path}?{urlencode([*options, ('read_only', 'true')], quote_via=quote, safe='/')}"
+    if url.startswith("demo:"):
+        base, changes, rest = split_demo(url)
+        return f"demo:({read_only(base)})/({read_only(changes)}){rest}"
+    return url
+
+
+def _read_only(factory: Factory, url: str) -> Factory:
+    """Have a factory make what can be read, and not changed: whatever storage it makes."""
+
+    def make() -> Any:
+        storage = factory()
+        try:
+            return made_read_only(storage)
+        except AttributeError as e:
+            storage.close()
+            raise ValueError(
+                f"{url!r} cannot be opened with read_only: a {type(storage).__name__} lets nobody "
+                f"keep it from writing ({e})"
+            ) from e
+
+    return make
+
+
+def _schemes() -> set[str]:
+    return {ep.name for ep in entry_points(group="zodburi.resolvers")}
+
+
+def resolve(url: str, read_only: bool = False) -> tuple[Factory, dict[str, Any]]:
+    """Return what makes the storage of a path or URL, and arguments of DB.
+
+    Parameters
+    ----------
+    url : str
+    read_only : bool
+        It cannot be changed, whatever the URL says. A file need not be free for that: others may
+        have it open.
+
+    Raises
+    ------
+    ValueError
+        The scheme is unknown, or the URL is wrong; or a path has options, as only URLs do; or a
+        new database in memory is to be read only.
+    """
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?", url)
+    scheme = match[1] if match is not None else ""
+    if match is None or (match[2] is None and scheme not in _schemes()):
+        _check_path(url)
+        options = {"read_only": True} if read_only else {}
+        return lambda: _file_storage(os.path.abspath(url), **options), {}
+    if scheme == "file":
+        return _resolve_file(url, read_only)
+    if scheme == "zeo":
+        return _resolve_zeo(url, read_only)
+    if scheme == "demo":
+        return _resolve_demo(url, read_only)
+    if scheme in _NEO:
+        factory, arguments = _resolve_neo(url, scheme)
+    elif scheme in _schemes():
+        factory, arguments = _resolve_other(url)
+    else:
+        known = ", ".join(sorted(_schemes().union(_NEO)))
+        raise ValueError(
+            f"{url!r} is no database: it must be a path (test.fs), or a URL with one of the "
+            f"schemes {known}"
+        )
+    factory = _remembered(factory, url)
+    if read_only:
+        if scheme == "memory":
+            raise ValueError(f"{url!r} is a new database in memory: there is nothing in it to read")
+        return _read_only(factory, url), arguments
+    return factory, arguments
+
+
+def _resolve_other(url: str, shown: str = "") -> tuple[Factory, dict[str, Any]]:
+    try:
+        with handlers_optional():  # its client may be imported now
+            factory, arguments = resolve_uri(url)
+    except (KeyError, ValueError) as e:
+        raise ValueError(f"{shown or url!r} is no right URL: {e}") from e
+
+    def make() -> Any:
+        with handlers_optional():
+            return factory()
+
+    return make, dict(arguments)
+
+
+def _options(
+    url: str, query: str, known: dict[str, _Option]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return arguments of the storage, and of DB, that the query of a URL gives."""
+    options, others = {}, []
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name in known:
+            argument, convert = known[name]
+            try:
+                options[argument] = convert(value)
+            except ValueError as e:
+                raise ValueError(f"{url!r}: {name} is {value!r}: {e}") from e
+        else:
+            others.append((name, value))
+    try:
+        # zodburi knows what is left: arguments of DB
+        _, arguments = resolve_uri(f"memory://?{urlencode(others)}")
+    except (KeyError, ValueError) as e:
+        raise ValueError(f"{url!r} is no right URL: {e} (options: {', '.join(known)})") from e
+    return options, dict(arguments)
+
+
+# ---- files ----
+
+
+def _resolve_file(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
+    """Of file://PATH?option=value&..."""
+    if not url.startswith("file://"):
+        raise ValueError(f"{url!r} is no right URL: it must begin with file://")
+    path, _, query = url.removeprefix("file://").partition("?")
+    options, arguments = _options(url, query, _FILE_OPTIONS)
+    if read_only:
+        options["read_only"] = True
+    path = _decoded(url, path)
+    return lambda: _file_storage(os.path.abspath(path), **options), arguments
+
+
+def _decoded(url: str, path: str) -> str:
+    """Return the path in a URL: %20 is a space.
+
+    Earlier versions, and zodburi, take it as it is; what was made so is found.
+
+    Raises
+    ------
+    ValueError
+        There is a file of either name.
+    """
+    decoded = unquote(path)
+    if decoded == path or not os.path.lexists(path):
+        return decoded
+    if os.path.lexists(decoded):
+        raise ValueError(
+            f"{url!r} may mean {decoded!r} or {path!r}, and there are both: give the path without "
+            f"file://, or write file://{path.replace('%', '%25')} for the second one"
+        )
+    return path
+
+
+def _check_path(path: str) -> None:
+    """See that a path is no half URL: only URLs have options.
+
+    Raises
+    ------
+    ValueError
+        It has such, and there is no file of that name.
+    """
+    if re.search(r"\?[A-Za-z_]+=", path) and not os.path.lexists(path):
+        plain, _, query = path.partition("?")
+        raise ValueError(
+            f"{path!r} is a path, and paths have no options: write "
+            f"file://{os.path.abspath(plain)}?{query}"
+        )
+
+
+def _file_storage(path: str, **options: Any) -> AlignedFileStorage:
+    """Return the FileStorage of an absolute path.
+
+    What cannot be one is refused first: FileStorage would leave its lock and .tmp file behind.
+    """
+    folder = os.path.dirname(path)
+    if os.path.isdir(path):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
+    _check_begin(path)
+    try:
+        return AlignedFileStorage(path, **options)
+    except LockError as e:
+        raise LockError(
+            f"Couldn't lock {path!r}: another storage has this file open to write, in this program "
+            f"or in another, maybe by another name of it (a link). Use the root that is there, or "
+            f"dbclose() it; open it with read_only=True; or share it by a ZEO server (see "
+            f"docs/cluster.md)"
+        ) from e
+
+
+def _check_begin(path: str) -> None:
+    """See that a file, if there is one, begins as those of FileStorage do."""
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(4)
+    except OSError:  # FileStorage says it, or makes one
+        return
+    # a new one whose maker came no further may have zeros, or a part of it
+    if magic.strip(b"\0") and not any(known.startswith(magic) for known in (b"FS30", b"FS21")):
+        raise FileStorageFormatError(
+            f"{path!r} is not a database: it begins with {magic!r}, and a FileStorage with 'FS30' "
+            f"('FS21', if Python 2 wrote it)"
+        )
+
+
+# ---- ZEO ----
+
+
+def _resolve_zeo(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
+    """Of zeo://HOST:PORT?..., or zeo:///SOCKET?..."""
+    parts = urlsplit(url)
+    options, arguments = _options(url, parts.query, _ZEO_OPTIONS)
+    if read_only:
+        options["read_only"] = True
+    address = _zeo_address(url, parts)
+    tls = {name: options.pop(name) for name in ("ca", "cert", "key") if name in options}
+    hostname = options.pop("server_hostname", None)
+    if tls or hostname:
+        if "key" in tls and "cert" not in tls:
+            raise ValueError(f"{url!r}: key is given, and no cert, which it is the key of")
+        if isinstance(address, tuple):
+            hostname = hostname or address[0]
+        options.update(ssl_server_hostname=hostname)
+
+    def make() -> Any:
+        if tls or hostname:
+            options["ssl"] = _tls(**tls)
+        return ZEOClient(address, **options)
+
+    same = [
+        (name, os.path.abspath(value) if name in _ZEO_PATHS else value)
+        for name, value in parse_qsl(parts.query, keep_blank_values=True)
+        if name in _ZEO_OPTIONS and name not in _ZEO_OWN
+    ]
+    where = url.partition("?")[0].partition("#")[0]
+    query = urlencode(same, quote_via=quote, safe="/")
+    return _remembered(make, f"{where}?{query}" if query else where), arguments
+
+
+def _zeo_address(url: str, parts: SplitResult) -> str | tuple[str, int]:
+    if not parts.netloc:
+        if parts.path in ("", "/"):
+            raise ValueError(f"{url!r} names no server: zeo://HOST:PORT, or zeo:///PATH/OF/SOCKET")
+        return os.path.normpath(_decoded(url, parts.path))
+    try:
+        port = parts.port
+    except ValueError as e:
+        raise ValueError(f"{url!r} is no right URL: {e}") from e
+    if parts.path not in ("", "/"):
+        raise ValueError(
+            f"{url!r} is no right URL: {parts.path!r} follows the address; a storage is "
+            f"named by ?storage={parts.path[1:]}"
+        )
+    return parts.hostname or "", _ZEO_PORT if port is None else port
+
+
+def _tls(ca: str | None = None, cert: str | None = None, key: str | None = None) -> ssl.SSLContext:
+    """Return what a TLS connection is made with: files, in PEM."""
+    context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca)
+    if cert is not None:
+        context.load_cert_chain(cert, key)
+    return context
+
+
+# ---- one over another ----
+
+
+def _closed(text: str) -> int:
+    """Return where the bracket that a text begins with is closed; -1: nowhere."""
+    depth = 0
+    for i, char in enumerate(text):
+        depth += (char == "(") - (char == ")")
+        if depth == 0:
+            return i if i else -1
+    return -1
+
+
+def split_demo(url: str) -> tuple[str, str, str]:
+    """Return the parts of demo:(BASE)/(CHANGES)#option=value&..., the last with its '#'.
+
+    Raises
+    ------
+    ValueError
+        It is no such URL.
+    """
+    text = url.removeprefix("demo:")
+    middle = _closed(text)
+    base, rest = text[1:middle], text[middle + 1 :]
+    end = _closed(rest[1:]) + 1
+    if middle < 0 or end < 1 or rest[:1] != "/" or rest[end + 1 : end + 2] not in ("", "#"):
+        raise ValueError(f"{url!r} is no right URL: it must be demo:(URL)/(URL)")
+    return base, rest[2:end], rest[end + 1 :]
+
+
+def _resolve_demo(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
+    """Of demo:(BASE)/(CHANGES)#option=value&..."""
+    *both, rest = split_demo(url)
+    _, arguments = _options(url, rest[1:], {})
+    _, usual = _options(url, "", {})
+    factories = []
+    for part in both:
+        # what is in memory begins empty: that nothing gets into it is seen to below
+        factory, others = resolve(part, read_only and not part.startswith("memory:"))
+        if others and others != usual:
+            raise ValueError(
+                f"{url!r} is no right URL: options of the database are at its end, after "
+                f"'#', and not in {part}"
+            )
+        factories.append(factory)
+
+    def make() -> Any:
+        base = factories[0]()
+        try:
+            return DemoStorage(base=base, changes=factories[1]())
+        except BaseException:
+            base.close()
+            raise
+
+    return _read_only(make, url) if read_only else make, arguments
+
+
+# ---- NEO ----
+
+
+def _resolve_neo(url: str, scheme: str) -> tuple[Factory, dict[str, Any]]:
+    """Of neo://NAME@MASTER:PORT,...: by the resolver that a neoppod registers.
+
+    Its client asks for a master that is not there, or that speaks another protocol, for ever; so
+    whatever it does is left behind after wait_timeout.
+    """
+    if scheme not in _schemes():
+        raise ValueError(
+            f"{url!r} cannot be opened: no NEO client for this Python is installed. Either install "
+            f"a neoppod that runs on Python 3 (its releases up to 1.12 do not); or run a ZEO "
+            f"gateway next to the cluster, and open zeo://HOST:PORT (docs/cluster.md says how)"
+        )
+    base, _, query = url.partition("?")
+    wait = float(WAIT)
+    others = []
+    for name, value in parse_qsl(query, keep_blank_values=True):
+        if name != "wait_timeout":
+            others.append((name, value))
+            continue
+        try:
+            wait = float(value)
+        except ValueError as e:
+            raise ValueError(f"{url!r}: wait_timeout is {value!r}: it must be seconds") from e
+    factory, arguments = _resolve_other(
+        f"{base}?{urlencode(others)}" if others else base, repr(url)
+    )
+    return lambda: limit(opened_within(wait, factory, base), base, wait), arguments

@@ -1,0 +1,542 @@
+"""AlignedFileStorage: a FileStorage whose large byte strings can be mapped into memory.
+
+Data.fs is what ZODB.FileStorage writes, and reads: the one difference is that a record whose
+state is bytes, a whole number of OS pages of them, is padded so that they begin at a multiple
+of the OS page in the file (see record.aligned; others unpickle the pad and throw it away).
+locate() tells where bytes are, aligned or not, of a committed revision: they never change there,
+as long as somebody has the file open. Pack writes another file, aligned again - also what was not -
+which takes its place at once.
+
+Organization
+------------
+A transaction's records are written once, to where they are to be in Data.fs (fswrite); FileStorage
+writes them to a file of their own first, and copies them at the vote. They lie behind a
+transaction header with status 'c', as at a vote: who opens the file after a crash, or at this
+moment to read, stops there.
+
+It knows records of ZODB. What is in the bytes it does not know.
+
+Locking: as in FileStorage: the commit lock > the pool of readers > _lock.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import weakref
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+from ZODB._compat import FILESTORAGE_MAGIC
+from ZODB.blob import FilesystemHelper
+from ZODB.FileStorage import FileIterator, FileStorage
+from ZODB.FileStorage.FileStorage import CorruptedTransactionError, FileStorageFormatError
+from ZODB.FileStorage.format import DATA_HDR_LEN, CorruptedDataError, TxnHeader
+from ZODB.POSException import StorageTransactionError
+from ZODB.utils import p64, z64
+
+from wendelin.lib.interrupt import interrupts_later
+from wendelin.lib.storage.forked import of_this_process
+from wendelin.lib.storage.fsalign import Pieces, aligned_at
+from wendelin.lib.storage.fsblob import (
+    blank_layout,
+    missing_folders,
+    sync_blobs,
+    sync_new_folder,
+    write_layout,
+)
+from wendelin.lib.storage.fsfollow import FileFollower
+from wendelin.lib.storage.fsindex import load_index, positions, save_index
+from wendelin.lib.storage.fslock import FileLock
+from wendelin.lib.storage.fspack import Packer, data_find, pack
+from wendelin.lib.storage.fsrecord import HeadReader, Located, OpenFile, Stat, stat
+from wendelin.lib.storage.fsscan import FIRST, LARGE, Scanned, cut_end, scan
+from wendelin.lib.storage.fssync import sync_folder
+from wendelin.lib.storage.fswrite import Tail
+from wendelin.lib.storage.record import BytesRecord, without_pad
+
+__all__ = ["AlignedFileStorage"]
+
+log = logging.getLogger(__name__)
+
+_PYTHON2 = b"FS21"  # how files of Python 2 begin: the format is the same
+
+
+class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type hints
+    """A FileStorage that aligns large byte strings in its file, and tells where they are.
+
+    Parameters
+    ----------
+    file_name : str or path
+    align : bool
+        False: be a FileStorage, without locate(), which finds nothing then.
+    ordered : bool
+        True: the records of each transaction are on disk before its status says that it is
+        committed, so that a power failure in the middle of a commit never leaves a part of it. That
+        costs a second sync a commit. False: only those of transactions of LARGE and more, for
+        which it costs nothing that could be measured.
+    **options
+        Of FileStorage. With read_only, another process may have the file open, to write: each
+        transaction sees what was committed before it began, as with a server.
+    """
+
+    _opened: weakref.ref[OpenFile] | None = None  # held by who maps it
+    _follower: FileFollower | None = None
+    _own: FileLock | None = None
+    _index_end: Scanned | None = None  # of the saved index
+    _tfile: Any
+    _file: Any
+
+    def __init__(
+        self,
+        file_name: str | os.PathLike[str],
+        *,
+        align: bool | int = True,
+        ordered: bool | int = False,
+        **options: Any,
+    ) -> None:
+        self.align = bool(align)
+        self.ordered = bool(ordered)
+        file_name = os.fspath(file_name)
+        if os.path.islink(file_name):
+            # what is beside the file - its lock, its index - is so for all names of it, and a pack
+            # replaces the file, not the link
+            file_name = os.path.realpath(file_name)
+        self._stop = options.get("stop")
+        if not options.get("read_only"):
+            self._own = FileLock()
+        try:
+            if self._own is not None and os.path.exists(file_name):
+                self._own.take(file_name)  # before FileStorage changes anything
+            super().__init__(file_name, **options)
+        except BaseException:
+            self._let_go()
+            raise
+        # FileStorage has read on in an empty file, see _restore_index()
+        self._file, (self._index_end, end) = self._whole_file, self._opens
+        self._pos = end.pos
+        self._used_index = int(self._index_end.pos != FIRST)
+        with suppress(ValueError):  # there is no object
+            self._oid = self._index.maxKey()
+        self._python2 = os.pread(self._file.fileno(), len(_PYTHON2), 0) == _PYTHON2
+        if self._is_read_only and self._stop is None:
+            self._follower = FileFollower(self, self._again)
+        if not self._used_index:
+            self._save_index()
+        if align and self._tfile is not None:
+            self._tfile.close()
+            os.unlink(self._tfile.name)
+            self._tfile = Tail(self)
+            self._tfmt._file = self._tfile
+        of_this_process(self)
+
+    def _let_go(self) -> None:
+        """Close what __init__ has opened when it fails."""
+        for name in "_whole_file", "_file", "_tfile", "_lock_file", "_files":
+            file = self.__dict__.get(name)
+            if file is not None:
+                file.close()
+        if self._own is not None:
+            self._own.release()
+
+    # ---- opening ----
+
+    def _restore_index(self) -> Any:
+        """Read the file: FileStorage calls this when it has opened it, and reads on from there.
+
+        What is behind the last whole transaction, FileStorage takes for damage, or for data; so
+        it is given an empty file to read on in.
+        """
+        self._whole_file = file = self._file
+        if self._own is not None:
+            self._own.take(self._file_name)
+        fd = file.fileno()
+        self._check_magic(fd)
+        size = _size(fd)
+        begin = Scanned(FIRST, z64)
+        index, _ = self._newIndexes()
+        saved = load_index(f"{self._file_name}.index", fd)
+        if saved and saved.positions and (self._stop is None or saved.tid < self._stop):
+            index, begin = saved.positions, Scanned(saved.pos, saved.tid)
+        elif os.path.exists(f"{self._file_name}.index"):
+            log.info("%s: its index is not used, and all of it is read", self._file_name)
+        end = scan(fd, self._file_name, index, *begin, stop=self._stop)
+        if saved and self._stop is None and end.pos < saved.pos <= size:
+            raise CorruptedTransactionError(
+                f"{self._file_name} is damaged at {end.pos}: what is there is not a whole "
+                f"transaction, but {self._file_name}.index says that it was. Nothing was changed. "
+                f"Restore a backup. Or remove that index, in particular if it is of another file: "
+                f"then what is behind {end.pos} is cut off, and kept beside"
+            )
+        if not self._is_read_only:
+            cut_end(fd, self._file_name, end.pos)
+            if end != begin or begin.pos == FIRST:
+                os.fsync(fd)  # a process that was killed may not have come to it
+            if end.pos == FIRST:  # it may be new
+                sync_folder(os.path.dirname(self._file_name))
+        self._opens = begin, end
+        self._file = io.BytesIO()
+        return index, end.pos, end.tid
+
+    def _check_magic(self, fd: int) -> None:
+        if not self._is_read_only:
+            self._file.flush()
+        magic = os.pread(fd, FIRST, 0)
+        if magic in (FILESTORAGE_MAGIC, _PYTHON2):
+            return
+        if magic.strip(b"\0") and not FILESTORAGE_MAGIC.startswith(magic):
+            raise FileStorageFormatError(self._file_name)
+        if _size(fd) > FIRST:
+            raise FileStorageFormatError(self._file_name)
+        if not self._is_read_only:  # a new file, or one whose maker came no further
+            os.pwrite(fd, FILESTORAGE_MAGIC, 0)
+            os.fsync(fd)
+
+    def _save_index(self) -> None:
+        """Save the index, for a quick start. To do without it costs time, and nothing else."""
+        if self._is_read_only or self._file.closed:
+            return
+        path, end = f"{self._file_name}.index", Scanned(self._pos, self._ltid)
+        if end == self._index_end and os.path.exists(path):
+            return
+        try:
+            save_index(path, self._file.fileno(), self._index, *end)
+            self._index_end = end
+        except OSError as e:
+            log.warning("%s: the index cannot be saved: %s", self._file_name, e)
+        self._saved += 1
+
+    def _blob_init(self, blob_dir: str, layout: str = "automatic") -> None:
+        """Prepare the folder of blobs; FileStorage calls this when it has opened the file."""
+        blob_dir = os.path.abspath(blob_dir)
+        found = blank_layout(blob_dir)
+        if self._is_read_only:
+            if found is None:
+                super()._blob_init(blob_dir, layout)
+            else:
+                self.fshelper = FilesystemHelper(blob_dir, found)
+                self.dirty_oids: list[tuple[bytes, bytes]] = []
+            return
+        if found is not None:
+            write_layout(blob_dir, found)
+        made = missing_folders(blob_dir)
+        super()._blob_init(blob_dir, layout)
+        sync_new_folder(blob_dir, made)
+
+    # ---- files that others write ----
+
+    def sync(self) -> None:
+        """See IStorage: be up to date, if this storage only reads."""
+        if self._follower is not None:
+            self._follower.follow()
+
+    def registerDB(self, db: Any) -> None:
+        """See IStorage."""
+        super().registerDB(db)  # how a storage around this one transforms records
+        if self._follower is not None:
+            self._follower.db = db
+
+    def _again(self) -> AlignedFileStorage:
+        return AlignedFileStorage(self._file_name, align=self.align, read_only=True)
+
+    def _read_data_header(self, pos: int, oid: bytes | None = None, _file: Any = None) -> Any:
+        # earlier revisions are before: else a load that goes from one to the next does not end
+        header = super()._read_data_header(pos, oid, _file)
+        if header.prev >= pos or header.back >= pos:
+            raise CorruptedDataError(oid, None, pos)
+        return header
+
+    # ---- files of Python 2 ----
+
+    def _finish(self, tid: bytes, u: bytes, d: bytes, e: bytes) -> None:
+        if self._python2 and self._nextpos:  # it is going to have what Python 2 cannot read
+            self._file.seek(0)
+            self._file.write(FILESTORAGE_MAGIC)
+            self._file.flush()
+            self._python2 = False
+            log.warning(
+                "%s was written by Python 2, and this is the first commit of Python 3: from now on "
+                "Python 2 cannot open it",
+                self._file_name,
+            )
+        super()._finish(tid, u, d, e)
+
+    # ---- where records are ----
+
+    def locate(
+        self, oids: Iterable[bytes], before: bytes, *, wait: bool = True
+    ) -> list[Located | None]:
+        """Return where the bytes of objects lie in the file, and None for those that do not.
+
+        Parameters
+        ----------
+        oids : iterable of bytes
+        before : bytes
+            Of each object, the last revision before this tid.
+        wait : bool
+            False: return None as well where the disk would have to be waited for.
+        """
+        oids = list(oids)
+        if not self.align:
+            return [None] * len(oids)
+        with self._files.get() as current:  # no commit or pack ends meanwhile
+            file = self._open_file(current)
+            if file is None:
+                return [None] * len(oids)
+            reader = HeadReader(file, before)
+            flags = 0 if wait else file.nowait
+            return reader.locate_all(oids, positions(self._index, oids), flags, wait=wait)
+
+    def stat(self, oids: Iterable[bytes], before: bytes) -> list[Stat | None]:
+        """Return tids and sizes of objects' records, and None for those that are not there.
+
+        Parameters
+        ----------
+        oids, before
+            See locate().
+        """
+        with self._files.get() as file:  # no commit or pack ends meanwhile
+            return [stat(file.fileno(), oid, self._index.get(oid, 0), before) for oid in oids]
+
+    def has_open(self, file: OpenFile) -> bool:
+        """Say whether a file is the storage's, and not one that was packed."""
+        return self._opened is not None and self._opened() is file
+
+    def _open_file(self, current: Any) -> OpenFile | None:
+        opened = self._opened() if self._opened is not None else None
+        if opened is None:
+            opened = OpenFile(self._files.name)
+            if not os.path.sameopenfile(opened.fd, current.fileno()):
+                return None  # somebody has moved the file
+            self._opened = weakref.ref(opened)
+        return opened
+
+    def _initIndex(self, index: Any, tindex: Any) -> None:
+        # called when the file is opened, and when pack has put another in its place
+        super()._initIndex(index, tindex)
+        self._opened = self._index_end = None
+
+    def close(self) -> None:
+        """See IStorage."""
+        with self._lock:
+            if isinstance(self._tfile, Tail) and self._tfile.started and not self._nextpos:
+                self._cut()
+            self._save_index()  # as long as the file is locked
+            super().close()
+            if self._own is not None:
+                self._own.release()
+
+    # ---- writing ----
+
+    def store(
+        self,
+        oid: bytes,
+        oldserial: bytes,
+        data: bytes | BytesRecord,
+        version: str,
+        transaction: Any,
+    ) -> None:
+        """See IStorage; data may be a BytesRecord."""
+        if self.align and transaction is self._transaction:
+            with self._lock:
+                record = Pieces(data, self._at() + DATA_HDR_LEN)
+                super().store(oid, oldserial, record, version, transaction)
+        else:
+            super().store(oid, oldserial, bytes(data), version, transaction)
+
+    def restore(
+        self,
+        oid: bytes,
+        serial: bytes,
+        data: bytes | None,
+        version: str,
+        prev_txn: bytes | None,
+        transaction: Any,
+    ) -> None:
+        """See IStorageRestoreable."""
+        if self.align and transaction is self._transaction and data is not None:
+            with self._lock:
+                data = aligned_at(data, self._at() + DATA_HDR_LEN)
+                super().restore(oid, serial, data, version, prev_txn, transaction)
+        else:
+            super().restore(oid, serial, data, version, prev_txn, transaction)
+
+    def tryToResolveConflict(
+        self, oid: bytes, committed: bytes, old: bytes, new: Any, data: bytes = b""
+    ) -> Any:
+        """See ConflictResolvingStorage."""
+        new = b"".join(new.pieces) if isinstance(new, Pieces) else new
+        return super().tryToResolveConflict(oid, committed, old, new, data)
+
+    def _at(self) -> int:
+        """Return where the next record of the transaction is to be in the file."""
+        return int(self._pos + self._thl + self._tfile.tell())
+
+    def tpc_vote(self, transaction: Any) -> Any:
+        """See IStorage."""
+        if self.align:
+            self._vote(transaction)
+        else:
+            try:
+                super().tpc_vote(transaction)
+            except OSError:
+                with self._lock:
+                    self._renew_file()
+                raise
+        if self.ordered or self._nextpos - self._pos >= LARGE:
+            # The status is written after that. If this fails, the transaction is aborted.
+            os.fdatasync(self._file.fileno())
+        if self.dirty_oids:  # blobs, which are to be there before, too
+            sync_blobs(self.fshelper, self.dirty_oids)
+        return self._resolved
+
+    def _vote(self, transaction: Any) -> None:
+        with self._lock:
+            if transaction is not self._transaction:
+                raise StorageTransactionError("tpc_vote called with wrong transaction")
+            try:
+                size = self._thl + self._tfile.tell()
+                self._tfile.write(p64(size))
+                self._tfile.finish(size)
+            except BaseException:
+                self._cut()
+                raise
+            self._nextpos = self._pos + size + 8
+
+    def tpc_finish(self, transaction: Any, f: Any = None) -> Any:
+        """See IStorage. FileStorage closes itself if this is interrupted, for good."""
+        with interrupts_later():
+            return super().tpc_finish(transaction, f)
+
+    def _txn_header(self, size: int) -> bytes:
+        user, description, extension = self._ude
+        header = TxnHeader(self._tid, size, "c", len(user), len(description), len(extension))
+        header.user, header.descr, header.ext = user, description, extension
+        return bytes(header.asString())
+
+    def _abort(self) -> None:
+        if not self.align:
+            self._renew_temp()
+        elif self._tfile.started and not self._nextpos:
+            self._cut()
+        super()._abort()
+
+    def _clear_temp(self) -> None:
+        if isinstance(self._tfile, Tail):
+            self._tfile.clear()
+        super()._clear_temp()
+
+    def _renew_temp(self) -> None:
+        """Give back the room of FileStorage's temporary file; and its buffer, if there is none."""
+        try:
+            os.ftruncate(self._tfile.fileno(), 0)
+            self._tfile.truncate(0)
+        except OSError:
+            _throw_away(self._tfile)
+            self._tfile = open(f"{self._file_name}.tmp", "w+b")  # noqa: SIM115
+            self._tfmt._file = self._tfile
+
+    def _renew_file(self) -> None:
+        """Open the file anew, without what a vote has written, or was about to.
+
+        FileStorage goes on with a buffer for which there is no room on the disk: so it fails for
+        ever, or writes it behind a later transaction.
+        """
+        _throw_away(self._file)
+        self._file = open(self._file_name, "r+b")  # noqa: SIM115
+        self._cut()
+
+    def _cut(self) -> None:
+        """Take what the transaction has written out of the file."""
+        self._file.truncate(self._pos)
+        self._files.flush()
+
+    def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> Any:
+        """See IStorageIteration."""
+        with self._lock:
+            iterator = _Iterator(self._files.name, FIRST, self._pos, stop)
+        if start and iterator._file_size > FIRST:
+            iterator._skip_to_start(start)
+        return iterator
+
+    def lastInvalidations(self, count: int) -> list[tuple[bytes, list[bytes]]]:
+        """See ZEO: return (tid, oids) of the last transactions."""
+        with self._lock:
+            pos = self._pos
+            while count > 0 and pos > FIRST:
+                count -= 1
+                pos -= 8 + self._read_num(pos - 8)
+            transactions = _Iterator(self._files.name, pos, self._pos, None)
+        return [(txn.tid, [record.oid for record in txn]) for txn in transactions]
+
+    # ---- where pads would be seen ----
+
+    def _data_find(self, tpos: int, oid: bytes, data: bytes) -> int:
+        return (
+            data_find(self, tpos, oid, data) if self.align else super()._data_find(tpos, oid, data)
+        )
+
+    def _undoDataInfo(self, oid: bytes, pos: int, tpos: int) -> tuple[bytes, int, bytes]:
+        tid, pos, data = super()._undoDataInfo(oid, pos, tpos)
+        return tid, pos, without_pad(data) if data else data
+
+    def _loadBack_impl(
+        self, oid: bytes, back: int, fail: bool = True, _file: Any = None
+    ) -> tuple[bytes | None, bytes, int, int]:
+        data, tid, pos, tpos = super()._loadBack_impl(oid, back, fail, _file)
+        return data and without_pad(data), tid, pos, tpos
+
+    # ---- pack ----
+
+    @staticmethod
+    def packer(
+        storage: AlignedFileStorage, referencesf: Any, stop: bytes, gc: bool
+    ) -> tuple[int, Any] | None:
+        """See IFileStoragePacker."""
+        if not storage.align:
+            found = FileStorage.packer(storage, referencesf, stop, gc)
+        else:
+            packer = Packer(storage, referencesf, stop, gc)
+            try:
+                end = packer.pack()
+                found = None if end is None else (end, packer.index)
+            finally:
+                packer.close()
+        return found  # type: ignore[no-any-return]
+
+    def pack(self, t: float, referencesf: Any, gc: bool | None = None) -> None:
+        """See IStorage."""
+        pack(self, t, referencesf, gc)
+
+
+def _size(fd: int) -> int:
+    return os.fstat(fd).st_size
+
+
+class _Iterator(FileIterator):  # type: ignore[misc]  # ZODB has no type hints
+    """Iterates over transactions up to a position: what is behind may be anything."""
+
+    def __init__(self, name: str, pos: int, end: int, stop: bytes | None) -> None:
+        self._file = open(name, "rb")  # noqa: SIM115
+        self._file_name = name
+        self._file_size = end
+        self._pos = pos
+        self._start, self._stop = None, stop
+
+    def __next__(self) -> Any:
+        if self._pos >= self._file_size:
+            self.close()
+            raise StopIteration
+        return super().__next__()
+
+    next = __next__
+
+
+def _throw_away(file: Any) -> None:
+    """Close a buffered file of which the buffer cannot be written."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, file.fileno(), inheritable=False)
+    os.close(nowhere)
+    file.close()

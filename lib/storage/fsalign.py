@@ -1,0 +1,33 @@
+"""What is aligned in a Data.fs, and how: for the storage, and for its pack."""
+
+from __future__ import annotations
+
+import mmap
+
+from wendelin.lib.storage.record import BytesRecord, aligned, without_pad
+
+__all__ = ["ALIGNMENT", "SMALLEST", "Pieces", "aligned_at"]
+
+#: of payloads in the file [bytes]; 4096 at least, so that files move between machines
+ALIGNMENT = max(4096, mmap.PAGESIZE)
+#: no less is aligned [bytes]: a pad is half of ALIGNMENT on average, and is to cost little
+SMALLEST = 16 * ALIGNMENT
+
+
+def aligned_at(record: bytes, at: int) -> bytes:
+    """Return a record as it is to be at an offset."""
+    return b"".join(aligned(without_pad(record), at, ALIGNMENT, SMALLEST))
+
+
+class Pieces:
+    """A record as it is to be at an offset, not joined.
+
+    FileStorage just takes its length, and writes it to its temporary file.
+    """
+
+    def __init__(self, record: bytes | BytesRecord, at: int) -> None:
+        self.pieces = aligned(record, at, ALIGNMENT, SMALLEST)
+        self._len = sum(map(len, self.pieces))
+
+    def __len__(self) -> int:
+        return self._len

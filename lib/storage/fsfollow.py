@@ -1,0 +1,124 @@
+"""A FileStorage that only reads sees what another process goes on to write.
+
+Opened read-only, a file takes no lock: its writer may have it open. At each beginning of a
+transaction, the reader looks whether there is more behind the last transaction that it knows, and
+takes that in as if it had come from a client of its own; or whether a pack has put another file
+in the place of this one, and takes that.
+
+What is being written, or was voted for and is not finished, has status 'c': the scan of the file
+(fsscan) stops before it, and its tid is not the last one.
+
+The file that is open is named by its descriptor (open_name): its path may be that of another one.
+
+Locking: `_following` > what FileStorage.tpc_finish() takes: the pool of readers > the storage's.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from ZODB.FileStorage.format import TRANS_HDR_LEN
+
+from wendelin.lib.storage.fsscan import scan
+
+__all__ = ["FileFollower"]
+
+
+def open_name(file: Any) -> str:
+    """Return a name of an open file, whatever its path has become."""
+    return f"/proc/self/fd/{file.fileno()}"
+
+
+def _size_and_time(file: Any) -> tuple[int, int]:
+    found = os.fstat(file.fileno())
+    return found.st_size, found.st_mtime_ns
+
+
+class FileFollower:
+    """Brings a FileStorage that only reads up to date.
+
+    Parameters
+    ----------
+    storage : FileStorage
+    again : () -> FileStorage
+        Opens its path once more.
+    """
+
+    def __init__(self, storage: Any, again: Callable[[], Any]) -> None:
+        self._storage = storage
+        self._again = again
+        self._following = threading.Lock()
+        # the file's (size, mtime) when nothing whole was found behind the last transaction
+        self._nothing: tuple[int, int] | None = None  # protected by: _following
+        #: ZODB's MVCCAdapter, which tells Connections
+        self.db: Any = None
+        storage._files.name = open_name(storage._file)
+
+    def follow(self) -> None:
+        """See what was committed since.
+
+        Raises
+        ------
+        CorruptedTransactionError, FileStorageFormatError
+            The file is damaged.
+        """
+        with self._following:
+            file = self._storage._file
+            if not self._is_in_place(file):
+                self._reopen()
+            elif self._has_more(file):
+                self._read_more(file)
+
+    def _is_in_place(self, file: Any) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file.fileno()), os.stat(self._storage._file_name))
+        except FileNotFoundError:
+            return True  # for now: a pack is about to put another one there
+
+    def _has_more(self, file: Any) -> bool:
+        header = os.pread(file.fileno(), TRANS_HDR_LEN, self._storage._pos)
+        return (
+            len(header) == TRANS_HDR_LEN
+            and header[16:17] != b"c"
+            and _size_and_time(file) != self._nothing
+        )
+
+    def _read_more(self, file: Any) -> None:
+        storage = self._storage
+        was = _size_and_time(file)
+        found: dict[bytes, int] = {}
+        pos, tid = scan(
+            file.fileno(), storage._file_name, found, storage._pos, storage.lastTransaction()
+        )
+        if pos == storage._pos:
+            self._nothing = was
+            return
+        with storage._files.write_lock(), storage._lock:
+            storage._files.empty()  # buffers may have what was there before
+            storage._index.update(found)
+            storage._pos = pos
+            storage._oid = max([storage._oid, *found])
+            if self.db is not None:
+                self.db.invalidate(tid, list(found))
+            storage._ltid = tid
+
+    def _reopen(self) -> None:
+        storage = self._storage
+        try:
+            new = self._again()
+        except FileNotFoundError:
+            return
+        self._nothing = None
+        with storage._files.write_lock(), storage._lock:
+            storage._files.empty()
+            storage._file, old = new._file, storage._file
+            storage._files.name = open_name(new._file)
+            storage._initIndex(new._index, new._tindex)
+            storage._pos, storage._oid = new._pos, new._oid
+            if self.db is not None:
+                self.db.invalidateCache()
+            storage._ltid = new._ltid
+        old.close()

@@ -1,0 +1,137 @@
+"""The saved index of a Data.fs: NAME.index, written so that it is believed for no other file.
+
+ZODB's format (fsIndex.save), which stock FileStorage reads, is followed by a trailer, which stock
+FileStorage does not look at: what the index belongs to, and a checksum of it all. An index is
+believed if
+
+- its checksum is right,
+- it was saved for this very file: its inode number, the position and the tid where the index ends,
+  and a digest of the bytes at the beginning of the file and of those before that position. Bytes
+  that are in a Data.fs never change there, so a file that goes on to grow keeps its index; a pack
+  writes another file.
+
+The index of an earlier wendelin.core or of stock FileStorage has no trailer. A copy of a file has
+another inode number. In both cases the file is read once, and a new index is saved.
+
+Its pickles are read as data (inert): an index may come from a stranger, too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from hashlib import blake2b
+from struct import Struct
+from typing import NamedTuple
+
+from BTrees.fsBTree import fsBucket
+from ZODB.fsIndex import fsIndex
+
+from wendelin.lib.storage.fsscan import FIRST
+from wendelin.lib.storage.inert import InertError, Reader
+
+__all__ = ["Saved", "inode_of", "load_index", "positions", "save_index"]
+
+_MAGIC = b"wc3index"
+_DIGEST = 16  # [bytes]
+_TRAILER = Struct(f">8sQQ8s{_DIGEST}s")  # magic, inode number, position, tid, digest of the file
+_SAMPLE = 4096  # of a file, at each end [bytes]
+
+
+class Saved(NamedTuple):
+    """A saved index of a right checksum.
+
+    If it is of this file, all that is before pos was whole, and on disk.
+    """
+
+    pos: int  # where the file ended [bytes]
+    tid: bytes  # of the last transaction before that
+    positions: fsIndex | None  # oid -> position; None: it is not known to be of this file
+
+
+def positions(index: fsIndex, oids: Iterable[bytes]) -> list[int]:
+    """Return where the last records of objects are, 0 for those that are not there.
+
+    It is index.get() for many of them, whose oids mostly differ in their last two bytes: fsIndex
+    keeps these together.
+    """
+    buckets: dict[bytes, fsBucket] = {}
+    found = []
+    for oid in oids:
+        bucket = buckets.get(oid[:6])
+        if bucket is None:
+            bucket = buckets[oid[:6]] = index._data.get(oid[:6], {})
+        found.append(int.from_bytes(bucket.get(oid[6:], b""), "big"))
+    return found
+
+
+def _digest(data: bytes) -> bytes:
+    return blake2b(data, digest_size=_DIGEST).digest()
+
+
+def inode_of(fd: int) -> int:
+    """Return the inode number of an open file."""
+    return os.fstat(fd).st_ino
+
+
+def _trailer(fd: int, pos: int, tid: bytes) -> bytes:
+    # Not the magic at the very beginning: the first commit to a file of Python 2 changes it.
+    begin = os.pread(fd, min(_SAMPLE, pos - FIRST), FIRST)
+    start = max(FIRST, pos - _SAMPLE)
+    end = os.pread(fd, pos - start, start)
+    return _TRAILER.pack(_MAGIC, inode_of(fd), pos, tid, _digest(begin + end))
+
+
+def save_index(path: str, fd: int, index: fsIndex, pos: int, tid: bytes) -> None:
+    """Save the index of an open file; it is on disk then.
+
+    Raises
+    ------
+    OSError
+        The index that was there stays.
+    """
+    new = f"{path}.index_tmp"
+    try:
+        index.save(pos, new)
+        with open(new, "r+b") as file:
+            data = file.read() + _trailer(fd, pos, tid)
+            file.write(data[-_TRAILER.size :] + _digest(data))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(new)
+        raise
+
+
+def load_index(path: str, fd: int) -> Saved | None:
+    """Return the saved index of an open file; None: there is none, or it is damaged."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read()
+    except OSError:
+        return None
+    length = len(data) - _TRAILER.size - _DIGEST
+    if length < 0 or _digest(data[:-_DIGEST]) != data[-_DIGEST:]:
+        return None
+    magic, _, pos, tid, _ = _TRAILER.unpack_from(data, length)
+    if magic != _MAGIC or pos < FIRST:
+        return None
+    ours = pos <= os.fstat(fd).st_size and data[length:-_DIGEST] == _trailer(fd, pos, tid)
+    return Saved(pos, tid, _unpickled(data, pos) if ours else None)
+
+
+def _unpickled(data: bytes, pos: int) -> fsIndex | None:
+    index = fsIndex()
+    try:
+        load = Reader(data, python2="bytes").load
+        if load() != pos:
+            return None
+        while (part := load()) is not None:
+            prefix, bucket = part
+            index._data[prefix] = fsBucket().fromString(bucket)
+    except (InertError, ValueError, TypeError):
+        return None
+    return index

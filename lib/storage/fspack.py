@@ -1,0 +1,261 @@
+"""Pack of an AlignedFileStorage: as FileStorage packs, and aligns what it copies.
+
+What does not match its checksum ends the pack, before anything is dropped: an older revision may be
+what the bytes can be taken from.
+
+At no moment of a pack a kill or a power failure leaves anything but the file as it was, or the
+packed one, and commits that return afterwards are in the file that is found then:
+
+1. the packed file, NAME.pack, is on disk, and locked;
+2. the index of the file as it was is gone, for good: the folder is synced;
+3. the packed file takes the name, in one rename; the file as it was has another one, NAME.old, or
+   is kept by the readers that have it open. What an earlier pack has kept is there until then;
+4. that is on disk, too: the folder is synced, before any other transaction may be committed, and
+   before a blob is removed;
+5. the index of the packed file is saved.
+
+Locking: the commit lock is held from the end of copying until 4 is done; see filestorage.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from contextlib import suppress
+from errno import EBADMSG
+from typing import Any
+
+from persistent.TimeStamp import TimeStamp
+from ZODB.blob import remove_committed_dir
+from ZODB.DemoStorage import DemoStorage
+from ZODB.FileStorage.FileStorage import FileStorageError, RedundantPackWarning
+from ZODB.FileStorage.format import DATA_HDR_LEN
+from ZODB.FileStorage.fspack import FileStoragePacker, PackCopier
+from ZODB.POSException import ReadOnlyError
+from ZODB.utils import p64, z64
+
+from wendelin.lib.storage.fsalign import aligned_at
+from wendelin.lib.storage.fslock import FileLock
+from wendelin.lib.storage.fssync import sync_folder
+from wendelin.lib.storage.record import ChecksumError, check, without_pad
+
+__all__ = ["Packer", "data_find", "pack"]
+
+log = logging.getLogger(__name__)
+
+# DemoStorage.pack() asks for this, and DemoStorage has it only if it has made the storage of
+# changes itself: else it ends with an AttributeError, and does not come to the storage to pack.
+if not hasattr(DemoStorage, "_temporary_changes"):
+    DemoStorage._temporary_changes = False
+
+
+def pack(storage: Any, t: float, referencesf: Any, gc: bool | None) -> None:
+    """Pack an AlignedFileStorage as of a time; see IStorage.pack()."""
+    if storage.isReadOnly():
+        raise ReadOnlyError
+    stop = TimeStamp(*time.gmtime(t)[:5], t % 60).raw()
+    if stop == z64:
+        raise FileStorageError("Invalid pack time")
+    if not storage._index:
+        return  # it is empty
+    with storage._lock:
+        if storage._pack_is_in_progress:
+            raise FileStorageError("Already packing")
+        storage._pack_is_in_progress = True
+    old = f"{storage._file_name}.old"
+    try:
+        try:
+            found = storage.packer(
+                storage, referencesf, stop, storage._pack_gc if gc is None else gc
+            )
+        except RedundantPackWarning as e:
+            log.info("%s", e)
+            return
+        if found is None:
+            return
+        try:
+            _replace(storage, old, *found)
+        finally:
+            storage._commit_lock.release()
+        if storage.blob_dir:
+            if os.path.exists(f"{storage.blob_dir}.old"):
+                remove_committed_dir(f"{storage.blob_dir}.old")
+            storage._remove_blob_files_tagged_for_removal_during_pack()
+    finally:
+        with storage._lock:
+            storage._pack_is_in_progress = False
+    if not storage.pack_keep_old:
+        with suppress(FileNotFoundError):
+            os.remove(old)
+    with storage._lock:
+        storage._save_index()
+
+
+def _replace(storage: Any, old: str, end: int, index: Any) -> None:
+    """Have the packed file take the place of the file, with this index."""
+    path = storage._file_name
+    packed, folder = f"{path}.pack", os.path.dirname(path)
+    lock = FileLock()
+    file: Any = open(packed, "r+b")  # noqa: SIM115
+    try:
+        os.fsync(file.fileno())
+        lock.take(packed)
+        with suppress(FileNotFoundError):
+            os.unlink(f"{path}.index")
+        sync_folder(folder)
+        # what an earlier pack has kept, until there is something else to keep
+        with suppress(FileNotFoundError):
+            os.remove(old)
+        with storage._files.write_lock(), storage._lock:
+            storage._files.empty()
+            try:
+                os.link(path, old)
+            except OSError:  # a file system may have no links: for a moment there is no file
+                os.rename(path, old)
+            os.rename(packed, path)
+            file.raw.name = path
+            file, storage._file = storage._file, file
+            lock, storage._own = storage._own, lock
+            storage._initIndex(index, storage._tindex)
+            storage._pos = end
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(packed)
+        raise
+    finally:
+        lock.release()
+        file.close()
+    try:
+        sync_folder(folder)
+    except OSError:
+        # What is committed from now on may be lost with the new name. FileStorage closes itself
+        # when a sync fails, too.
+        log.critical("%s: the folder cannot be synced after a pack: closing", path)
+        storage.close()
+        raise
+
+
+def data_find(formatter: Any, tpos: int, oid: bytes, data: bytes) -> int:
+    """Return where the transaction at tpos has this data for an object, whatever its pad; or 0."""
+    header = formatter._read_txn_header(tpos)
+    pos = tpos + header.headerlen()
+    found = 0
+    while pos < tpos + header.tlen:
+        record = formatter._read_data_header(pos)
+        if record.oid == oid:  # the last one counts
+            stored = formatter._file.read(record.plen) if record.plen else None
+            # a record without data is a reference further back, and means the same
+            same = stored is None or without_pad(stored) == without_pad(data)
+            found = pos if same else 0
+        pos += record.recordlen()
+    return found
+
+
+def _checked(oid: bytes, tid: bytes, data: bytes) -> bytes:
+    """Return a record that is to be copied.
+
+    Raises
+    ------
+    OSError
+        It does not match its checksum. FileStorage tidies up after these.
+    """
+    try:
+        check(data)
+    except ChecksumError as e:
+        raise OSError(
+            EBADMSG,
+            f"nothing was packed: of object 0x{oid.hex()}, which transaction 0x{tid.hex()} wrote, "
+            f"{e}. `wendelin verify` says of which array it is; repair that first",
+        ) from e
+    return data
+
+
+class _PackCopier(PackCopier):  # type: ignore[misc]  # ZODB has no type hints
+    """Copies transactions after the pack time."""
+
+    def _data_find(self, tpos: int, oid: bytes, data: bytes) -> int:
+        return data_find(self, tpos, oid, data)
+
+    def copy(
+        self,
+        oid: bytes,
+        serial: bytes,
+        data: bytes | None,
+        prev_txn: bytes | None,
+        txnpos: int,
+        datapos: int,
+    ) -> None:
+        if data is not None:
+            data = aligned_at(_checked(oid, serial, data), datapos + DATA_HDR_LEN)
+        super().copy(oid, serial, data, prev_txn, txnpos, datapos)
+
+
+class Packer(FileStoragePacker):  # type: ignore[misc]  # ZODB has no type hints
+    """Aligns what it copies."""
+
+    def __init__(self, storage: Any, referencesf: Any, stop: bytes, gc: bool) -> None:
+        super().__init__(storage, referencesf, stop, gc)
+        self._frees = False
+        is_reachable = self.gc.isReachable
+
+        def noted(oid: bytes, pos: int) -> bool:
+            reachable = bool(is_reachable(oid, pos))
+            self._frees = self._frees or not reachable
+            return reachable
+
+        self.gc.isReachable = noted
+
+    def copyToPacktime(self) -> tuple[int, int]:
+        """Copy what is kept; return where that ends, in the file as it was and in the new one.
+
+        FileStorage takes equal positions for nothing to do. But pads may have grown by what was
+        freed, which may be records and blobs.
+        """
+        end, new_end = super().copyToPacktime()
+        return end, -1 if self._frees else new_end
+
+    def writePackedDataRecord(self, h: Any, data: bytes | None, new_tpos: int) -> None:
+        """Copy a record of before the pack time."""
+        if data:
+            data = aligned_at(_checked(h.oid, h.tid, data), self._tfile.tell() + DATA_HDR_LEN)
+        super().writePackedDataRecord(h, data, new_tpos)
+
+    def copyRest(self, ipos: int) -> None:
+        """Copy transactions after the pack time."""
+        self._copier = _PackCopier(self._tfile, self.index, self.tindex)
+        super().copyRest(ipos)
+
+    def copyOne(self, ipos: int) -> int:
+        """Copy a transaction, which may have another length then; return where the next is."""
+        header = self._read_txn_header(ipos)
+        self._commit_lock.release()  # others may commit while this is copied
+        self.locked = False
+        start = self._tfile.tell()
+        self._copier.setTxnPos(start)
+        self._tfile.write(header.asString())
+        end = ipos + header.tlen
+        ipos += header.headerlen()
+        while ipos < end:
+            record = self._read_data_header(ipos)
+            ipos += record.recordlen()
+            prev_txn = None
+            if record.plen:
+                data = self._file.read(record.plen)
+            else:
+                data = self.fetchDataViaBackpointer(record.oid, record.back)
+                if record.back:
+                    prev_txn = self.getTxnFromData(record.oid, record.back)
+            at = self._tfile.tell()
+            self._copier.copy(record.oid, record.tid, data, prev_txn, start, at)
+        size = self._tfile.tell() - start
+        self._tfile.write(p64(size))
+        if size != header.tlen:
+            self._tfile.seek(start + 8)
+            self._tfile.write(p64(size))
+            self._tfile.seek(0, os.SEEK_END)
+        self.index.update(self.tindex)
+        self.tindex.clear()
+        self._commit_lock.acquire()
+        self.locked = True
+        return ipos + 8

@@ -1,0 +1,275 @@
+"""Where the bytes of an object lie in a file of FileStorage: told by the heads of its records.
+
+It knows how FileStorage lays out a record (ZODB.FileStorage.format), and records of ZODB. Which
+record of an object is the last, its index says, which is not known here.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Iterator
+from errno import EOPNOTSUPP
+from struct import unpack_from
+from typing import NamedTuple
+
+from ZODB.FileStorage.format import DATA_HDR, DATA_HDR_LEN
+
+from wendelin.lib.storage.fsalign import ALIGNMENT
+from wendelin.lib.storage.fsheads import find_alike
+from wendelin.lib.storage.record import (
+    CHECKSUM_MAGIC,
+    LONGEST_END,
+    ChecksumError,
+    RecordError,
+    digest_of,
+    find_payload,
+    is_end,
+)
+
+__all__ = ["HeadReader", "Located", "OpenFile", "Stat", "stat"]
+
+_HEAD = 512  # what is before the pad and the payload, at most [bytes]
+_READ = 1 << 20  # of a payload that is read through, at once [bytes]
+
+
+class OpenFile:
+    """An open file, closed when nobody refers to it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # for mapping
+        # Not __del__: while that runs, weak references still give the object to other threads.
+        weakref.finalize(self, os.close, self.fd).atexit = False
+        self.heads = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # for reading heads of records
+        weakref.finalize(self, os.close, self.heads).atexit = False
+        os.posix_fadvise(self.heads, 0, 0, os.POSIX_FADV_RANDOM)
+        self.nowait = _nowait(self.heads)  # of preadv(2): not to wait for the disk
+        #: offsets of payloads that were read through, and match their checksums
+        self.matched: set[int] = set()
+
+
+def _nowait(fd: int) -> int:
+    """Return RWF_NOWAIT, or 0 where the file system does not know it, as tmpfs."""
+    try:
+        os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+    except OSError as e:
+        if e.errno == EOPNOTSUPP:
+            return 0
+    return os.RWF_NOWAIT
+
+
+class Located(NamedTuple):
+    """A record whose state is bytes, in one piece of a file."""
+
+    file: OpenFile
+    offset: int  # of the payload [bytes]: a multiple of ALIGNMENT, if it could be made one
+    size: int  # of the payload [bytes]
+    head: bytes  # the beginning of the record, which tells the class
+    digest: bytes | None = None  # of the payload, as it was stored; None: there is no checksum
+
+    def matches(self) -> bool:
+        """Say whether the payload was read through, and matches its checksum; or has none."""
+        return self.digest is None or self.offset in self.file.matched
+
+    def check(self, flags: int = 0) -> None:
+        """Read the payload through, and compare it with its checksum, if it has one.
+
+        It is not read into memory that it is shown from: what cannot be read is an error, and no
+        SIGBUS.
+
+        Parameters
+        ----------
+        flags : int
+            Of preadv(2).
+
+        Raises
+        ------
+        ChecksumError
+            It does not match.
+        OSError
+            See HeadReader.locate().
+        """
+        if self.digest is not None:
+            if digest_of(self._pieces(flags)) != self.digest:
+                raise ChecksumError
+            self.file.matched.add(self.offset)
+
+    def _pieces(self, flags: int) -> Iterator[memoryview]:
+        data = memoryview(bytearray(min(self.size, _READ)))
+        done = 0
+        while done < self.size:
+            n = os.preadv(self.file.fd, [data[: self.size - done]], self.offset + done, flags)
+            if n == 0:
+                return  # the file was cut
+            yield data[:n]
+            done += n
+
+
+class Stat(NamedTuple):
+    """What a storage says of a record without giving it."""
+
+    tid: bytes
+    size: int  # [bytes]
+
+
+def stat(fd: int, oid: bytes, pos: int, before: bytes) -> Stat | None:
+    """Return the Stat of an object's last record before a tid; its last one is at pos."""
+    while pos:
+        header = os.pread(fd, DATA_HDR_LEN, pos)
+        if len(header) < DATA_HDR_LEN or header[:8] != oid:
+            return None
+        _, tid, prev, _, _, size = unpack_from(DATA_HDR, header)
+        if tid < before:
+            return Stat(tid, size or 8)  # 0: where the record is that an undo brought back
+        pos = _before(prev, pos)
+    return None
+
+
+def _before(earlier: int, pos: int) -> int:
+    """Return where an earlier record of an object is; 0: there is none, or not before."""
+    return earlier if earlier < pos else 0
+
+
+class _Like(NamedTuple):
+    """What records have in common which one writer has made: all but oids, places, pads."""
+
+    before: bytes  # what is in the record before the length of the pad
+    after: bytes  # between the pad and the payload
+    end: bytes  # behind the payload
+    state: int  # where the state begins
+    payload: int  # its size [bytes]
+
+
+class HeadReader:
+    """Reads heads of records, to find the bytes of objects as they were before a tid."""
+
+    def __init__(self, file: OpenFile, before: bytes) -> None:
+        self._file = file
+        self._before = before
+        self._data = bytearray(DATA_HDR_LEN + ALIGNMENT + _HEAD)
+        self._tail = bytearray(LONGEST_END)
+        #: the last record with a pad that was found; others of the same writer are alike
+        self._last: _Like | None = None
+
+    def locate_all(
+        self, oids: list[bytes], positions: list[int], flags: int = 0, *, wait: bool = True
+    ) -> list[Located | None]:
+        """Return where the bytes of objects lie; see locate().
+
+        Parameters
+        ----------
+        oids : list of bytes
+        positions : list of int
+            Where their last records are.
+        flags
+        wait : bool
+            False: None in place of an OSError.
+        """
+        found: list[Located | None] = [None] * len(oids)
+        todo = list(range(len(oids)))
+        tried: set[_Like] = set()
+        while todo:
+            i = todo.pop(0)
+            try:
+                found[i] = self.locate(oids[i], positions[i], flags)
+            except OSError:
+                if wait:
+                    raise  # else the kernel reads it now, or a touch is told
+            like = self._last
+            if like is not None and like not in tried:
+                tried.add(like)
+                todo = self._locate_alike(like, oids, positions, flags, todo, found)
+        return found
+
+    def _locate_alike(
+        self,
+        like: _Like,
+        oids: list[bytes],
+        positions: list[int],
+        flags: int,
+        todo: list[int],
+        found: list[Located | None],
+    ) -> list[int]:
+        """Find those that are like another record; return those that are not."""
+        file, head = self._file, like.before[: like.state]
+        places = find_alike(
+            file.heads,
+            flags,
+            [oids[i] for i in todo],
+            [positions[i] for i in todo],
+            self._before,
+            like.before,
+            like.after,
+            like.end,
+            CHECKSUM_MAGIC,
+            like.payload,
+            len(self._data),
+        )
+        others = []
+        for i, place in zip(todo, places, strict=True):
+            if place is None:
+                others.append(i)
+            else:
+                found[i] = Located(file, place[0], like.payload, head, place[1])
+        return others
+
+    def locate(self, oid: bytes, pos: int, flags: int = 0) -> Located | None:
+        """Return where the bytes of an object lie.
+
+        Parameters
+        ----------
+        oid : bytes
+        pos : int
+            Where its last record is.
+        flags : int
+            Of preadv(2).
+
+        Raises
+        ------
+        OSError
+            The file cannot be read; BlockingIOError: with RWF_NOWAIT, not without waiting.
+        """
+        data = self._data
+        current = True
+        while pos:
+            n = os.preadv(self._file.heads, [data], pos, flags)
+            if n < DATA_HDR_LEN + 8:
+                return None
+            found, tid, prev, _, version, size = unpack_from(DATA_HDR, data)
+            if found != oid or version != 0:
+                return None
+            if current and tid >= self._before:
+                pos = _before(prev, pos)
+            elif size == 0:  # written by undo: the bytes are in an earlier record
+                current = False
+                back = int.from_bytes(data[DATA_HDR_LEN : DATA_HDR_LEN + 8], "big")
+                pos = _before(back, pos)
+            else:
+                return self._payload(pos, n, size, flags)
+        return None
+
+    def _end(self, at: int, length: int, pos: int, n: int, flags: int) -> bytes:
+        """Return the last bytes of a record, of which n are read."""
+        if at + length <= n:
+            return bytes(self._data[at : at + length])
+        size = os.preadv(self._file.heads, [self._tail], pos + at, flags)
+        return bytes(self._tail[: min(size, length)])
+
+    def _payload(self, pos: int, n: int, size: int, flags: int) -> Located | None:
+        head = bytes(self._data[DATA_HDR_LEN:n])
+        try:
+            found = find_payload(head, size)
+        except RecordError:
+            return None
+        if found is None:
+            return None
+        payload = found.stop - found.start
+        rest = size - found.stop
+        end = self._end(DATA_HDR_LEN + found.stop, rest, pos, n, flags)
+        if len(end) != rest or not is_end(end):
+            return None  # of what was cut short, no part is to be shown
+        if found.begin != found.op:
+            before, after = head[: found.begin + 1], head[found.op - 1 : found.start]
+            self._last = _Like(before, after, end, found.state, payload)
+        at = pos + DATA_HDR_LEN + found.start
+        return Located(self._file, at, payload, head[: found.state], found.digest)

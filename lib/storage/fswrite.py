@@ -1,0 +1,98 @@
+"""The records of a transaction that is being written, at the end of a file of FileStorage.
+
+It knows where FileStorage is in its file, and that a transaction whose status is 'c' is not there
+for who reads: not what is in the records.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any
+
+from wendelin.lib.storage.fsalign import Pieces
+from wendelin.lib.storage.fsscan import UNFINISHED
+
+__all__ = ["Tail"]
+
+_BUFFER = 1 << 16  # small writes are gathered up to this [bytes]
+
+
+class Tail:
+    """The records of the running transaction, written to where they are to be in Data.fs.
+
+    FileStorage takes it for its temporary file. Position 0 is behind the transaction header.
+    """
+
+    def __init__(self, storage: Any) -> None:
+        self._storage = storage
+        self._buffer = bytearray()  # what comes before the position, and is not in the file yet
+        self._position = 0
+        self.started = False  # something is in the file
+
+    def _base(self) -> int:
+        return int(self._storage._pos + self._storage._thl)
+
+    def tell(self) -> int:
+        """Return where it is."""
+        return self._position
+
+    def clear(self) -> None:
+        """Begin with nothing, for another transaction."""
+        self._buffer = bytearray()
+        self._position = 0
+        self.started = False
+
+    def seek(self, position: int) -> None:
+        """Go somewhere else."""
+        if position != self._position:
+            self._flush()
+        self._position = position
+
+    def read(self, size: int) -> bytes:
+        """Read what was written before."""
+        self._flush()
+        data = os.pread(self._storage._file.fileno(), size, self._base() + self._position)
+        self._position += len(data)
+        return data
+
+    def write(self, data: bytes | Pieces) -> None:
+        """Write what comes next: large pieces as they are."""
+        pieces = data.pieces if isinstance(data, Pieces) else (data,)
+        if len(self._buffer) + len(data) <= _BUFFER:
+            self._buffer += b"".join(pieces)
+        else:
+            self._flush(pieces)
+        self._position += len(data)
+
+    def finish(self, size: int) -> None:
+        """Complete the transaction in the file, of this size [bytes]; still with status 'c'."""
+        self._flush()
+        self._pwrite([self._storage._txn_header(size)], self._storage._pos)
+        # FileStorage reads and writes through a buffer, which may have the file as it was
+        self._storage._file.flush()
+
+    def close(self) -> None:
+        """Do nothing: the file is FileStorage's."""
+
+    def _flush(self, more: tuple[bytes | memoryview, ...] = ()) -> None:
+        if not self._buffer and not more:
+            return
+        if not self.started:
+            self.started = True
+            self._storage._file.flush()  # of a new file: its magic
+            self._pwrite([self._storage._txn_header(UNFINISHED)], self._storage._pos)
+        at = self._base() + self._position - len(self._buffer)
+        self._pwrite([self._buffer, *more], at)
+        self._buffer = bytearray()
+
+    def _pwrite(self, pieces: Iterable[bytes | bytearray | memoryview], at: int) -> None:
+        fd = self._storage._file.fileno()
+        views = [memoryview(piece) for piece in pieces if piece]
+        while views:
+            done = os.pwritev(fd, views, at)
+            at += done
+            while views and done >= len(views[0]):
+                done -= len(views.pop(0))
+            if views:
+                views[0] = views[0][done:]

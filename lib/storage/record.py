@@ -1,0 +1,517 @@
+"""Records of ZODB, read without a Connection.
+
+A record is two pickles: the class of the object, then its state. A fault, which comes in any
+thread at any moment, reads blocks and the block table from records; so it neither disturbs the
+Connection, which is not thread-safe, nor leaves objects in its cache. And a state that is just
+bytes - most of all data is in such - is found in the record, not copied out of it.
+
+Nothing is imported or called that a record names: classes are names here. Nodes of tables are read
+by the unpickler in C, which is fast, where a record has nothing that could do harm there; any other
+record, and what applications have, by a reader of ours (inert).
+
+Checksums
+---------
+A record whose state is bytes may have a checksum of them. It is at the beginning of a pad, a value
+that every reader throws away: 6 bytes of magic, and 8 of XXH3-64, the highest first. It is made of
+the memory that is stored, stays with the record wherever that goes, and is compared by
+bytes_state(), which all that reads such a record here goes through. A record without one is valid.
+"""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import re
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import xxhash
+from zodbpickle import pickle as zpickle
+
+from wendelin.lib.storage.inert import Global, InertError, Object, Reader, printable, shown
+
+__all__ = [
+    "CHECKSUM",
+    "CHECKSUM_MAGIC",
+    "LONGEST_END",
+    "BytesRecord",
+    "ChecksumError",
+    "Elsewhere",
+    "Payload",
+    "RecordError",
+    "Ref",
+    "aligned",
+    "as_bytes",
+    "bytes_state",
+    "check",
+    "class_of",
+    "digest_in",
+    "digest_of",
+    "find_payload",
+    "inert_of",
+    "is_bytes",
+    "is_end",
+    "state_of",
+    "without_pad",
+]
+
+
+class RecordError(Exception):
+    """A record is damaged, or not what it should be."""
+
+
+class ChecksumError(RecordError):
+    """The bytes of a record do not match their checksum."""
+
+    def __init__(self, what: str = "its bytes") -> None:
+        super().__init__(f"{what} do not match the checksum that was stored with them (XXH3-64)")
+
+
+class Ref(NamedTuple):
+    """A reference to another persistent object."""
+
+    oid: bytes
+    cls: str  # "module.name", "" if the reference does not say
+
+
+# ---- pickles ----
+
+
+class _Unpickler(zpickle.Unpickler):  # type: ignore[misc]  # no type hints
+    def find_class(self, module: str, name: str) -> object:
+        return Global(f"{module}.{name}")
+
+    def persistent_load(self, ref: Any) -> Ref:
+        # the form that ZODB.serialize writes most
+        if type(ref) is tuple and len(ref) == 2 and type(ref[1]) is Global:
+            oid = ref[0]
+            if type(oid) is bytes and len(oid) == 8:
+                return Ref(oid, ref[1].name)
+        return _reference(ref)
+
+
+class Elsewhere(NamedTuple):
+    """A reference that is no way to an object: it is weak, or into another database."""
+
+    what: str
+
+
+def _reference(ref: Any) -> Ref:
+    """Return what a persistent reference is, in any of the forms that ZODB.serialize writes."""
+    if isinstance(ref, list) and len(ref) == 2 and isinstance(ref[1], tuple):
+        kind, args = ref
+        if kind in ("m", "n"):
+            raise RecordError("a reference into another database")
+        ref = args[0] if kind == "w" and args else None
+    cls = ""
+    if isinstance(ref, tuple) and len(ref) == 2:
+        ref, cls = ref[0], _class_name(ref[1])
+    oid = as_bytes(ref)
+    if len(oid) != 8:
+        raise RecordError(f"a reference that is none: {shown(oid)}")
+    return Ref(oid, cls)
+
+
+def _any_reference(ref: Any) -> Ref | Elsewhere:
+    """Return what a persistent reference is, in what an application has."""
+    if isinstance(ref, list):
+        return Elsewhere("a weak reference" if ref[:1] == ["w"] else "of another database")
+    return _reference(ref)
+
+
+def _class_name(cls: object) -> str:
+    if isinstance(cls, Global):
+        return cls.name
+    if isinstance(cls, tuple) and cls:
+        # (class, args), or in old databases ((module, name), args); or (module, name), in what a
+        # server resolved that has not got the class
+        head = cls[0]
+        names = head if isinstance(head, tuple) else cls
+        if len(names) == 2 and all(isinstance(name, str | bytes) for name in names):
+            return printable(".".join(map(_text, names)))
+        if isinstance(head, Global):
+            return head.name
+    raise RecordError(f"a record without a class: {shown(cls)}")
+
+
+def _text(name: str | bytes) -> str:
+    """Return a name that may be of Python 2."""
+    return name.decode("ascii", "replace") if isinstance(name, bytes) else name
+
+
+def as_bytes(state: object) -> bytes:
+    """Return a state that should be bytes: as Python 3 has it, or as Python 2 wrote it.
+
+    Raises
+    ------
+    RecordError
+        It is something else.
+    """
+    if isinstance(state, bytes):
+        return bytes(state)
+    if isinstance(state, str):
+        # A Python 2 str that a Connection unpickled with errors="bytes" was ASCII by chance.
+        try:
+            return state.encode("ascii")
+        except UnicodeEncodeError:
+            pass
+    raise RecordError(f"bytes were expected, not {type(state).__name__}")
+
+
+_SMALL = 64 << 10  # of a record that the unpickler in C reads [bytes]
+
+#: What nodes of BTrees, and ZBlk1, are pickled as: classes, references, integers, tuples. Nothing
+#: of it calls anything, hashes what it is given, or takes more memory than its size says. (In C, a
+#: place far behind all others in the memo takes the memory of all of them.)
+_PLAIN = re.compile(
+    rb"(?s)(?:q.|C\x08.{8}|h.|\x86|Q|[(t.N)\x85\x87\x88\x89]|K.|M..|J.{4}|r..\0\0|j.{4}"
+    rb"|\x8a(?:\x01.|\x02..|\x03...|\x04.{4}|\x05.{5}|\x06.{6}|\x07.{7}|\x08.{8})"
+    rb"|U\x08.{8}|c[\w.]+\n\w+\n|\x80[\x01-\x03])*+"
+)
+
+
+def _is_plain(record: bytes) -> bool:
+    return len(record) <= _SMALL and _PLAIN.fullmatch(record) is not None
+
+
+def _load(record: bytes, pickles: int) -> Any:
+    """Return what the last of the first `pickles` pickles holds; they share their memo."""
+    if _is_plain(record):
+        unpickler = _Unpickler(io.BytesIO(record), encoding="bytes", errors="strict")
+        try:
+            for _ in range(pickles):
+                value = unpickler.load()
+            return value
+        except RecordError:
+            raise
+        except Exception as e:
+            raise RecordError(f"damaged record: {type(e).__name__}: {e}") from e
+    reader = Reader(record, _reference, "bytes")
+    try:
+        for _ in range(pickles):
+            value = reader.load()
+    except InertError as e:
+        raise RecordError(f"damaged record: {e}") from e
+    if isinstance(value, Object):
+        raise RecordError(f"a record calls {value.cls}: only plain states are read here")
+    return value
+
+
+def _end_of_pickle(record: bytes) -> int:
+    """Return where the first pickle of a record ends."""
+    try:
+        for opcode, _, pos in pickletools.genops(record):
+            if opcode.name == "STOP":
+                return int(pos or 0) + 1
+    except Exception as e:
+        raise RecordError(f"damaged record: {e}") from e
+    raise RecordError("damaged record: no end")
+
+
+# ---- records ----
+
+# First pickles that were seen -> class: there are as many as classes and writers.
+_heads: OrderedDict[bytes, str] = OrderedDict()
+_HEADS = 64
+_LONGEST = 4096  # [bytes]
+
+
+def _head(record: memoryview | bytes) -> tuple[int, str]:
+    """Return (where the state begins, name of the class)."""
+    for head, name in list(_heads.items()):
+        if record[: len(head)] == head:
+            return len(head), name
+    first = bytes(record[:_LONGEST])
+    end = _end_of_pickle(first)
+    head = first[:end]
+    name = _class_name(_load(head, 1))
+    _heads[head] = name
+    while len(_heads) > _HEADS:
+        _heads.popitem(last=False)
+    return end, name
+
+
+def class_of(record: memoryview | bytes) -> str:
+    """Return "module.name" of the object's class."""
+    return _head(record)[1]
+
+
+def state_of(record: bytes) -> Any:
+    """Return the state: plain values, Refs in place of objects; a Python 2 str is bytes."""
+    return _load(record, 2)
+
+
+def inert_of(record: bytes) -> tuple[str, Any]:
+    """Return the class of an object, and its state as the reader of ours has it: see inert.
+
+    Raises
+    ------
+    RecordError
+        The record is damaged, or has no class.
+    """
+    reader = Reader(record, _any_reference)
+    try:
+        return _class_name(reader.load()), reader.load()
+    except InertError as e:
+        raise RecordError(f"damaged record: {e}") from e
+
+
+# opcodes of byte strings -> size of the length that follows
+_BYTES_OPS = {ord("B"): 4, ord("C"): 1, 0x8E: 8, ord("T"): 4, ord("U"): 1}
+_BINBYTES, _POP, _STOP = b"B", b"0", b"."
+
+
+class Payload(NamedTuple):
+    """Where the bytes are in a record whose state is one piece of them.
+
+    The state is `[PROTO] [FRAME] [BINBYTES pad POP] BYTES [memo] STOP`. A pad is loaded and
+    thrown away by whoever unpickles the record; it is there to put the payload to an offset.
+    """
+
+    state: int  # where the state begins, and what tells the class ends
+    begin: int  # of the pad, if there is one
+    op: int  # the opcode of the payload
+    start: int  # [start, stop): the payload
+    stop: int
+    framed: bool  # a pad cannot be put there
+    digest: bytes | None  # XXH3-64 of the payload, as it was stored; None: there is no checksum
+
+
+def find_payload(record: memoryview | bytes, size: int | None = None) -> Payload | None:
+    """Return where the bytes are, or None: the state is something else.
+
+    Parameters
+    ----------
+    record : bytes-like
+        A record, or the beginning of one, up to the payload.
+    size : int, optional
+        Size of all of the record [bytes], where it is longer; what follows the payload is for the
+        caller to look at: is_end().
+    """
+    state, begin, framed = _begin(record)
+    pos, end = begin, len(record)
+    digest = None
+    found = _bytes_at(record, pos)
+    if found is not None and record[found[1] : found[1] + 1] == _POP:
+        digest = _digest_at(record, *found)
+        pos = found[1] + 1
+        found = _bytes_at(record, pos)
+    if found is None:
+        return None
+    start, stop = found
+    # what follows is the memo, if any, and the end; else it is something more complicated
+    if size is None:
+        tail = bytes(record[stop : stop + 7])
+        if stop + len(tail) != end or not is_end(tail):
+            return None
+    elif not stop < size <= stop + LONGEST_END:
+        return None
+    return Payload(state, begin, pos, start, stop, framed, digest)
+
+
+def _begin(record: memoryview | bytes) -> tuple[int, int, bool]:
+    """Return (where the state begins, where its first value does, whether it is in a frame)."""
+    state = pos = _head(record)[0]
+    end = len(record)
+    if end - pos > 2 and record[pos] == 0x80:
+        pos += 2
+    framed = end - pos > 9 and record[pos] == 0x95
+    return state, pos + 9 if framed else pos, framed
+
+
+CHECKSUM_MAGIC = b"wcXXH3"  # a checksum follows
+CHECKSUM = len(CHECKSUM_MAGIC) + 8  # [bytes]
+
+
+def digest_of(pieces: Iterable[memoryview | bytes]) -> bytes:
+    """Return XXH3-64 of bytes, the highest byte first. Holds the GIL for no large piece."""
+    state = xxhash.xxh3_64()  # before xxhash 4, xxh3_64_digest() does hold it
+    for piece in pieces:
+        state.update(piece)
+    return state.digest()
+
+
+def digest_in(pad: bytes) -> bytes | None:
+    """Return the digest in a pad, of which CHECKSUM bytes are enough; None: there is none."""
+    has = len(pad) >= CHECKSUM and pad.startswith(CHECKSUM_MAGIC)
+    return pad[len(CHECKSUM_MAGIC) : CHECKSUM] if has else None
+
+
+def _digest_at(record: memoryview | bytes, start: int, stop: int) -> bytes | None:
+    return digest_in(bytes(record[start : min(stop, start + CHECKSUM)]))
+
+
+LONGEST_END = 6  # of a record, behind its payload [bytes]
+
+
+def is_end(tail: bytes) -> bool:
+    """Say whether it is what follows a payload: [memo] STOP."""
+    memo = tail[:-1]
+    return tail[-1:] == _STOP and (
+        memo in (b"", b"\x94") or (memo[:1], len(memo)) in ((b"q", 2), (b"r", 5))
+    )
+
+
+def _bytes_at(record: memoryview | bytes, pos: int) -> tuple[int, int] | None:
+    """Return [start, stop) of the byte string whose opcode is at pos; None: there is none."""
+    if pos >= len(record):
+        return None
+    size = _BYTES_OPS.get(record[pos])
+    if size is None:
+        return None
+    start = pos + 1 + size
+    if start > len(record):
+        return None
+    return start, start + int.from_bytes(record[pos + 1 : start], "little")
+
+
+def bytes_state(record: bytes, found: Payload | None = None) -> memoryview | bytes:
+    """Return a state that is bytes, not copied where the record holds it in one piece.
+
+    If there is a checksum of it, it is compared.
+
+    Parameters
+    ----------
+    record : bytes
+    found : Payload, optional
+        What find_payload() has found.
+
+    Raises
+    ------
+    RecordError
+        The state is something else.
+    ChecksumError
+        The bytes are not those that were stored.
+    """
+    found = found or find_payload(record)
+    if found is not None:
+        payload = memoryview(record)[found.start : found.stop]
+        if found.digest is not None and digest_of([payload]) != found.digest:
+            raise ChecksumError
+        return payload
+    state = state_of(record)
+    first = _bytes_at(record, _begin(record)[1])
+    if first is not None and _digest_at(record, *first) is not None:
+        raise RecordError("damaged record: a checksum, and no piece of bytes after it")
+    if not isinstance(state, bytes):  # also those of Python 2 are
+        raise RecordError(f"bytes were expected, not {type(state).__name__}")
+    return bytes(state)
+
+
+def is_bytes(record: bytes, found: Payload | None = None) -> bool:
+    """Say whether a state is bytes, and pickled as such: not as a str of Python 2.
+
+    A Connection fails to load one of those which is not ASCII. For `found` see bytes_state().
+    """
+    found = found or find_payload(record)
+    return found is not None and record[found.op : found.op + 1] not in (b"T", b"U")
+
+
+def _find_in_any(record: bytes) -> Payload | None:
+    """Return where the bytes are; a storage takes whatever it is given as a record."""
+    try:
+        return find_payload(record)
+    except RecordError:
+        return None
+
+
+def check(record: bytes) -> None:
+    """Compare the bytes of a record with their checksum, if it has one.
+
+    Raises
+    ------
+    ChecksumError
+        They do not match.
+    """
+    found = _find_in_any(record)
+    if found is not None and found.digest is not None:
+        bytes_state(record, found)
+
+
+def without_pad(record: bytes) -> bytes:
+    """Return a record as it was before aligned() put a pad into it; its checksum stays."""
+    found = _find_in_any(record)
+    if found is None or found.begin == found.op:
+        return record
+    return record[: found.begin] + _pad(0, 1, found.digest) + record[found.op :]
+
+
+class BytesRecord:
+    """A record whose state is bytes which lie somewhere else, and are not copied into it.
+
+    It has a checksum of them.
+
+    Parameters
+    ----------
+    like : bytes
+        A record of the same class, of which the beginning is taken.
+    payload : memoryview
+        The state; less than 4 GiB.
+    """
+
+    def __init__(self, like: bytes, payload: memoryview) -> None:
+        self.before = like[: _head(like)[0]] + b"\x80\x03"  # class, PROTO
+        self.op = _BINBYTES + len(payload).to_bytes(4, "little")
+        self.payload = payload
+        self.digest = digest_of([payload])
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pieces(_pad(0, 1, self.digest))))
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.pieces(_pad(0, 1, self.digest)))
+
+    def pieces(self, pad: bytes) -> Pieces:
+        """Return what the record is made of, with such a pad."""
+        return self.before, pad, self.op, self.payload, _STOP
+
+
+Pieces = tuple[bytes | memoryview, ...]
+
+
+def aligned(record: bytes | BytesRecord, at: int, alignment: int, smallest: int) -> Pieces:
+    """Return a record, in pieces, with its payload at a multiple of `alignment` in a file.
+
+    That is done for records whose state is bytes, a whole number of `alignment`, and no less
+    than `smallest`. Others are returned as they are. A checksum stays.
+
+    Parameters
+    ----------
+    record : bytes or BytesRecord
+    at : int
+        Where in the file the record begins.
+    alignment, smallest : int
+        Powers of two [bytes].
+    """
+    if isinstance(record, BytesRecord):
+        size = len(record.payload)
+        start = at + len(record.before) + len(record.op)
+        if size < smallest or size % alignment:
+            alignment = 1
+        return record.pieces(_pad(start, alignment, record.digest))
+    if len(record) < smallest:
+        return (record,)
+    found = _find_in_any(record)
+    # BINBYTES is not for Python 2: a pad goes only where the payload is one, too
+    if found is None or found.framed or record[found.op : found.op + 1] != _BINBYTES:
+        return (record,)
+    size = found.stop - found.start
+    if size < smallest or size % alignment != 0:
+        return (record,)
+    view = memoryview(record)
+    pad = _pad(at + found.begin + found.start - found.op, alignment, found.digest)
+    return view[: found.begin], pad, view[found.op :]
+
+
+def _pad(start: int, alignment: int, digest: bytes | None) -> bytes:
+    """Return what, before a payload at `start`, puts it to a multiple of alignment."""
+    value = b"" if digest is None else CHECKSUM_MAGIC + digest
+    size = -start % alignment
+    if size == 0 and not value:
+        return b""
+    over = 1 + 4 + 1  # BINBYTES, its length, POP
+    least = over + len(value)
+    if size < least:
+        size -= (size - least) // alignment * alignment
+    return _BINBYTES + (size - over).to_bytes(4, "little") + value.ljust(size - over, b"\0") + _POP

@@ -1,0 +1,120 @@
+"""What threads may ask of a storage: several at a time, or one.
+
+Blocks are loaded by any thread that touches them, and by threads that load ahead. ZODB itself asks
+the storage of a Connection in one thread only, so it may be made for that: RelStorage has one
+database cursor for each Connection, and two threads on one cursor read each other's answers.
+
+Which storages several threads may ask at a time is a list. Every other storage is asked by one
+thread at a time: OneAtATime stands between it and its Connection, and all else that asks.
+
+It knows storages by the names of their classes, so that it imports none of them. It knows what a
+Connection has of them.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from functools import partial, wraps
+from typing import Any
+
+from ZODB.DemoStorage import DemoStorage
+from ZODB.mvccadapter import Base as Adapter
+from zope.interface import directlyProvides, providedBy
+
+__all__ = ["OneAtATime", "asked_in_turn", "asks_in_parallel", "class_of"]
+
+#: Classes of which one instance may be asked by several threads at the same time: they lock what
+#: they must. A subclass is another class: it is not known what it adds.
+IN_PARALLEL = {
+    "wendelin.lib.storage.filestorage.AlignedFileStorage",
+    "wendelin.lib.storage.zeoclient.ZEOClient",
+    "ZODB.FileStorage.FileStorage.FileStorage",
+    "ZODB.MappingStorage.MappingStorage",
+    "ZEO.ClientStorage.ClientStorage",
+    "neo.client.Storage.Storage",
+}
+
+
+def asks_in_parallel(storage: Any) -> bool:
+    """Say whether several threads may ask a storage, or what a Connection has of it, at a time."""
+    while isinstance(storage, Adapter):
+        storage = storage._storage
+    if type(storage) is DemoStorage:
+        return asks_in_parallel(storage.base) and asks_in_parallel(storage.changes)
+    cls = type(storage)
+    return f"{cls.__module__}.{cls.__qualname__}" in IN_PARALLEL
+
+
+def class_of(storage: Any) -> str:
+    """Return the name of a storage's class, for messages."""
+    return type(storage._asked if isinstance(storage, OneAtATime) else storage).__name__
+
+
+def asked_in_turn(conn: Any) -> None:
+    """Let a Connection's storage be asked by one thread at a time, if several must not.
+
+    Called in the thread of the Connection, before others ask its storage.
+    """
+    storage = conn._normal_storage
+    if storage is None or isinstance(storage, OneAtATime) or asks_in_parallel(storage):
+        return
+    in_turn = OneAtATime(storage)
+    saved = conn._savepoint_storage
+    if saved is None:
+        conn._storage = in_turn
+    else:
+        saved._storage = in_turn  # under what a savepoint has stored
+    conn._normal_storage = in_turn
+
+
+class OneAtATime:
+    """A storage that one thread at a time asks: others wait for the end of its call.
+
+    A call in the middle of another call of the same thread is refused: a signal handler, or a
+    destructor, asks then. It cannot wait, and would get the answer to the other call. Only what a
+    commit calls when it is finished may ask.
+
+    Locking: `_turn` is held while the storage works, and is a leaf of ours.
+    """
+
+    def __init__(self, storage: Any) -> None:
+        self._asked = storage
+        self._turn = threading.RLock()
+        self._busy = False  # protected by: _turn
+        directlyProvides(self, providedBy(storage))
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._asked, name)
+        return partial(self._ask, found) if callable(found) else found
+
+    def __len__(self) -> int:
+        return int(self._ask(self._asked.__len__))
+
+    def tpc_finish(self, transaction: Any, f: Callable[[bytes], Any] | None = None) -> Any:
+        """See IStorage."""
+        if f is None:
+            return self._ask(self._asked.tpc_finish, transaction)
+
+        @wraps(f)
+        def finished(tid: bytes) -> Any:
+            self._busy = False
+            try:
+                return f(tid)
+            finally:
+                self._busy = True
+
+        return self._ask(self._asked.tpc_finish, transaction, finished)
+
+    def _ask(self, method: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+        with self._turn:
+            if self._busy:
+                raise RuntimeError(
+                    f"{type(self._asked).__name__} is in the middle of a call of this thread, and "
+                    f"answers one at a time: a signal handler, or a destructor, asks in between"
+                )
+            try:
+                self._busy = True
+                return method(*args, **kw)
+            finally:
+                self._busy = False

@@ -1,0 +1,143 @@
+"""The URL of a storage that is open: the way back from what dburl makes of URLs.
+
+So that another process can open the same database. What a URL cannot say is refused: nobody is to
+open another database than the one that was meant, or one without its TLS.
+
+It knows storages of ZODB and ZEO. Of others it knows the URL they were opened by, if they were.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote, unquote, urlencode
+
+from ZEO.ClientStorage import ClientStorage
+from ZODB.DemoStorage import DemoStorage
+from ZODB.FileStorage import FileStorage
+from ZODB.mvccadapter import Base as Adapter
+from ZODB.POSException import ConnectionStateError
+from ZODB.valuedoc import ValueDoc
+
+from wendelin.lib.storage.dburl import opened_by, split_demo
+from wendelin.lib.storage.zeoclient import WAIT
+
+__all__ = ["zstor_2zurl"]
+
+
+def zstor_2zurl(storage: Any) -> str:
+    """Return the URL of a storage: dbstoropen() opens the same again, in any process.
+
+    That of a FileStorage, if it packs as by default, is opened by zodburi alone as well.
+
+    Parameters
+    ----------
+    storage : storage
+        FileStorage, AlignedFileStorage; a client of ZEO, with its TLS where it was opened by a URL;
+        DemoStorage of such; and whatever else was opened by a URL with dbopen() or dbstoropen(),
+        NEO for one. Or what a DB or a Connection has of it.
+
+    Raises
+    ------
+    NotImplementedError
+        Its URL is not known, or there is none, as for a storage in memory.
+    ConnectionStateError
+        It is what a DB has that was closed.
+    """
+    if isinstance(storage, ValueDoc):
+        raise ConnectionStateError("the database is closed: open it again, as with dbopen()")
+    while isinstance(storage, Adapter):
+        storage = storage._storage
+    if isinstance(storage, FileStorage):
+        return _of_file(storage)
+    if isinstance(storage, DemoStorage):
+        return _of_demo(storage)
+    url = opened_by(storage)
+    if url is not None:
+        return url
+    if isinstance(storage, ClientStorage):
+        return _of_zeo(storage)
+    raise NotImplementedError(
+        f"{_name(storage)} has no URL that is known: another process cannot open it. Open it by "
+        f"its URL, with dbopen()"
+    )
+
+
+def _name(storage: Any) -> str:
+    return f"{type(storage).__name__} {storage.getName()!r}"
+
+
+def _query(options: dict[str, Any]) -> str:
+    said = {name: value for name, value in options.items() if value is not None}
+    return f"?{urlencode(said, quote_via=quote, safe='/')}" if said else ""
+
+
+def _quoted(path: str) -> str:
+    """Return a path as a URL has it. Most are the same: zodburi does not decode them."""
+    return path if unquote(path) == path else path.replace("%", "%25")
+
+
+def _of_file(storage: FileStorage) -> str:
+    path = storage._file_name
+    if "?" in path:
+        raise NotImplementedError(f"no URL can name {_name(storage)}: there is a '?' in its path")
+    if storage.isReadOnly() and getattr(storage, "_follower", True) is None:
+        raise NotImplementedError(f"no URL can name a past state (stop=) of {_name(storage)}")
+    helper = getattr(storage, "fshelper", None)
+    return f"file://{_quoted(path)}" + _query(
+        {
+            # A plain FileStorage says nothing of it: its URL is one of zodburi, without our options
+            # where it has none that zodburi does not know.
+            "align": None if getattr(storage, "align", True) else "false",
+            "blobstorage_dir": getattr(storage, "blob_dir", None)
+            or getattr(helper, "base_dir", None),
+            "ordered": "true" if getattr(storage, "ordered", False) else None,
+            "pack_gc": None if storage._pack_gc else "false",
+            "pack_keep_old": None if storage.pack_keep_old else "false",
+            "quota": storage._quota,
+            "read_only": "true" if storage.isReadOnly() else None,
+        }
+    )
+
+
+def _of_zeo(storage: ClientStorage) -> str:
+    client = storage._server.client
+    if client.ssl is not None:
+        raise NotImplementedError(
+            f"the files with the TLS keys of {_name(storage)} are not known: open it by its URL, "
+            f"zeo://HOST:PORT?ca=…, with dbopen()"
+        )
+    if len(storage._addr) != 1:
+        raise NotImplementedError(
+            f"{_name(storage)} has {len(storage._addr)} addresses, and a URL has one"
+        )
+    (address,) = storage._addr
+    if isinstance(address, str):
+        if "?" in address or "#" in address:
+            raise NotImplementedError(f"no URL can name the socket {address!r}")
+        where = _quoted(address)
+    else:
+        host, port = address
+        where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    blobs = storage.blob_dir is not None
+    wait = storage._server.timeout
+    return f"zeo://{where}" + _query(
+        {
+            "storage": storage._storage,
+            "wait_timeout": wait if wait != WAIT else None,
+            "server_sync": None if storage.server_sync else "false",
+            "read_only": "true" if storage._is_read_only else None,
+            "read_only_fallback": "true" if storage._read_only_fallback else None,
+            "blob_dir": storage.blob_dir,
+            "shared_blob_dir": "true" if blobs and storage.shared_blob_dir else None,
+        }
+    )
+
+
+def _of_demo(storage: DemoStorage) -> str:
+    base, changes = zstor_2zurl(storage.base), zstor_2zurl(storage.changes)
+    url = f"demo:({base})/({changes})"
+    with suppress(ValueError):
+        if split_demo(url) == (base, changes, ""):
+            return url
+    raise NotImplementedError(f"no demo: URL can name {url}: its brackets do not pair")

@@ -1,0 +1,34 @@
+"""What ZConfig makes of sections that component.xml defines: `%import wendelin.lib`."""
+
+from __future__ import annotations
+
+from pkgutil import resolve_name
+
+from ZODB.config import BaseConfig
+
+from wendelin.lib.storage.filestorage import AlignedFileStorage
+
+__all__ = ["AlignedFileStorageSection"]
+
+_OPTIONS = (
+    "align",
+    "blob_dir",
+    "create",
+    "ordered",
+    "pack_gc",
+    "pack_keep_old",
+    "quota",
+    "read_only",
+)
+
+
+class AlignedFileStorageSection(BaseConfig):  # type: ignore[misc]  # ZODB has no type hints
+    """<alignedfilestorage>: the options of <filestorage>, align and ordered."""
+
+    def open(self) -> AlignedFileStorage:
+        """Return the storage."""
+        config = self.config
+        options = {name: getattr(config, name) for name in _OPTIONS if hasattr(config, name)}
+        if config.packer:
+            options["packer"] = resolve_name(config.packer)
+        return AlignedFileStorage(config.path, **options)

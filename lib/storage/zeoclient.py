@@ -1,0 +1,446 @@
+"""ZEOClient: a ZEO ClientStorage that sees what was committed, and does not wait for ever.
+
+- A transaction sees all that was committed before its begin(), by any client, as with a file or
+  with NEO: each begin() asks the server once (server_sync). Without that it may see less.
+- A server that hangs does not hang its clients: what it does not answer in time is an error, and
+  the connection is made anew. ZEO itself limits only the time to connect. Time in which a large
+  commit is still being sent does not count, and more is allowed to write it.
+- What is stored waits in the memory of the client until it is sent: not much of it does.
+- What only reads is asked again over the next connection, if one is lost meanwhile.
+- A new connection to a server that says what has changed leaves everything else as it is. ZEO
+  itself forgets all that Connections have. Of one that cannot say it, changed_since() asks.
+- Many objects are asked for at once (load_all), and wait for the server once.
+- What is new never gets an oid that was given before. A server that was killed gives those again
+  that it had given, and that were not committed; and so ZEO does, in one transaction.
+- Large objects, blocks of arrays above all, are not written to the file that is ZEO's cache, nor to
+  that in which it keeps a commit: pages have their bytes.
+
+It knows ZEO. It does not know URLs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+import time
+import weakref
+from asyncio import AbstractEventLoop
+from collections import deque
+from collections.abc import Callable, Collection, Coroutine, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from ZEO.asyncio.client import ClientIO, ClientThread, Protocol
+from ZEO.asyncio.futures import Future, run_coroutine_threadsafe
+from ZEO.cache import ClientCache
+from ZEO.ClientStorage import ClientStorage
+from ZEO.Exceptions import ClientDisconnected
+from ZODB.utils import maxtid
+
+from wendelin.lib.storage.forked import of_this_process
+from wendelin.lib.storage.zeoreceive import Receiver, decoder
+from wendelin.lib.storage.zeotls import note_failures, tls_failure, tls_works
+
+__all__ = ["WAIT", "ZEOClient"]
+
+log = logging.getLogger(__name__)
+
+WAIT = 30  # for a server that is not there, or does not answer [s]
+
+_CACHE_SIZE = 20 << 20  # as ZEO has it [bytes]
+_LARGE = 16  # what is more than this part of the cache is not in it
+
+_LOOK = 1.0  # how often a wait looks whether there is still a connection to wait for [s]
+
+#: what may take longer: the server works on it
+_UNLIMITED = {"pack"}
+
+_SLOW = 4 << 20  # a server writes no slower, or seems to hang [bytes/s]
+
+_STORES = {"storea", "restorea"}  # their third argument is data
+_STEP = 8 << 20  # of what is stored [bytes]
+_STEPS_AHEAD = 4  # that may be under way
+
+#: objects that the server is asked about, rather than to forget them all
+_MOST_ASKED = 20_000
+
+#: what may be asked twice
+_READS = {"getTid", "lastTransaction", "loadSerial", "ping"}
+
+#: results of ClientIO.verify() with which Connections have been told all that has changed
+_TOLD = {"Cache up to date", "quick verification"}
+
+
+class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
+    """A ClientStorage, with limits.
+
+    Parameters
+    ----------
+    address : (host, port), or str
+        Of the server: TCP, or the path of its socket.
+    wait_timeout : int
+        How long to wait for a connection, and for an answer [s].
+    server_sync : bool
+        See above; False is faster by a round trip a transaction.
+    cache_size : int
+        Of ZEO's cache on disk [bytes]; objects up to 1/16 of it are in it.
+    client, var : str
+        Name and folder of a cache that stays; without a name it is a temporary file.
+    **options
+        Of ClientStorage.
+
+    Raises
+    ------
+    ClientDisconnected
+        There is no server, or it does not answer. Also of all methods.
+    """
+
+    def __init__(
+        self,
+        address: str | tuple[str, int],
+        wait_timeout: int = WAIT,
+        server_sync: bool | int = True,
+        cache_size: int = _CACHE_SIZE,
+        client: str | None = None,
+        var: str | None = None,
+        **options: Any,
+    ) -> None:
+        path = None
+        if client:  # as ZEO names it
+            name = f"{client}-{options.get('storage', '1')}.zec"
+            path = os.path.join(var or os.getcwd(), name)
+        where = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
+        if options.get("ssl") is not None:
+            note_failures(options["ssl"])
+        try:
+            super().__init__(
+                address,
+                wait_timeout=wait_timeout,
+                server_sync=server_sync,
+                cache=_Cache(path, cache_size),
+                _client_factory=_LimitedThread,
+                **options,
+            )
+        except ClientDisconnected as e:
+            why = tls_failure(options.get("ssl"))
+            if why is not None:
+                raise ClientDisconnected(
+                    f"no connection to the ZEO server at {where}: {why}"
+                ) from e
+            raise ClientDisconnected(
+                f"no ZEO server answers at {where} (tried for {wait_timeout} s: wait_timeout), or "
+                f"it has no storage {options.get('storage', '1')!r}: {e}"
+            ) from e
+        of_this_process(self)
+
+    _newest = b""  # oid that was given
+
+    def registerDB(self, db: Any) -> None:
+        """See ClientStorage."""
+        super().registerDB(db)
+        self._db = _ToldDB(db)
+
+    def notify_connected(self, conn: ClientIO, info: dict[str, Any]) -> None:
+        """See ClientStorage. Runs in the thread of the connection, as invalidations do."""
+        conn.protocol.decode = decoder(conn.protocol)
+        tls_works(conn.ssl)
+        db = self._db
+        if db is not None:
+            db.told = conn.verify_result in _TOLD
+        try:
+            super().notify_connected(conn, info)
+        finally:
+            if db is not None:
+                db.told = False
+
+    def store(self, oid: bytes, serial: bytes, data: bytes, version: str, txn: Any) -> None:
+        """See ClientStorage."""
+        if self._cache.takes(data):
+            super().store(oid, serial, data, version, txn)
+            return
+        # ZEO writes data to a temporary file, to have it for its cache when the commit is finished:
+        # in pickles of protocol 1, bytes as text, which takes as long as to send them.
+        changes = self._check_trans(txn, "store")
+        self._async("storea", oid, serial, data, id(txn))
+        changes.store(oid, None)
+
+    def new_oid(self) -> bytes:
+        """See ClientStorage."""
+        while True:
+            oid = bytes(super().new_oid())
+            if oid > self._newest:
+                self._newest = oid
+                return oid
+
+    def load_all(self, oids: list[bytes], before: bytes) -> list[tuple[bytes, bytes, Any] | None]:
+        """Return what loadBefore() does, for many objects; asked for at once. In any thread."""
+        return self._server.load_all(oids, before)  # type: ignore[no-any-return]
+
+    def changed_since(self, oids: Collection[bytes], tid: bytes) -> set[bytes] | None:
+        """Return which objects have changed at a tid or later; None: there is no saying.
+
+        The server is asked for all of them at once: it takes a round trip, and little of the wire.
+        """
+        if len(oids) > _MOST_ASKED:
+            return None
+        try:
+            answers = self._server.ask_all("getTid", [(oid,) for oid in oids])
+            tids = map(self._tid, answers)
+            return {oid for oid, now in zip(oids, tids, strict=True) if now >= tid}
+        except ClientDisconnected:
+            return None
+        except Exception:
+            log.warning("it cannot be asked which objects have changed", exc_info=True)
+            return None
+
+    def histories(self, oids: list[bytes]) -> list[dict[str, Any] | None]:
+        """Return what history() does of the last records of objects; asked for at once.
+
+        None for those that are not there.
+        """
+        return [self._entry(f) for f in self._server.ask_all("history", [(o, 1) for o in oids])]
+
+    @staticmethod
+    def _entry(answer: Future) -> dict[str, Any] | None:
+        try:
+            return dict(answer.result()[0])
+        except (KeyError, IndexError):
+            return None
+
+    @staticmethod
+    def _tid(answer: Future) -> bytes:
+        try:
+            return bytes(answer.result())
+        except KeyError:  # NEO's is no POSKeyError
+            return bytes(maxtid)  # it is gone
+
+
+class _ToldDB:
+    """The database, as its storage knows it: it forgets nothing because of a new connection.
+
+    That is where a ClientStorage calls invalidateCache() when the server has said what changed.
+    """
+
+    told = False
+
+    def __init__(self, db: Any) -> None:
+        self.db = db
+        self.invalidate = db.invalidate
+
+    def invalidateCache(self) -> None:
+        if not self.told:
+            self.db.invalidateCache()
+
+
+class _Cache(ClientCache):  # type: ignore[misc]  # ZEO has no type hints
+    """ZEO's cache, without large objects."""
+
+    def takes(self, data: bytes) -> bool:
+        return bool(len(data) <= self.maxsize // _LARGE)
+
+    def store(self, oid: bytes, start_tid: bytes, end_tid: bytes | None, data: bytes) -> None:
+        """See ClientCache."""
+        if self.takes(data):
+            super().store(oid, start_tid, end_tid, data)
+
+
+class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hints
+    """Limits the time that the server may take for an answer."""
+
+    def setup_delegation(self, loop: AbstractEventLoop) -> None:
+        """See ClientRunner. Runs in the thread of the connection."""
+        super().setup_delegation(loop)
+        self.io_call = self._limited_call
+        self.client.try_connecting = self._try_connecting
+        self._receive()
+        self._stored = 0  # by the transaction [bytes]
+        #: of which the answers say that what was stored before has arrived; ascending
+        self._pings: deque[Future] = deque()
+        #: connections that were not ready when a caller had waited for one
+        self._late: weakref.WeakSet[Protocol] = weakref.WeakSet()
+
+    def _try_connecting(self) -> None:
+        ClientIO.try_connecting(self.client)
+        self._receive()
+
+    def _receive(self) -> None:
+        """Have what connections receive go through a Receiver; before they are made."""
+        for protocol in self.client.protocols:
+            protocol.protocol_factory = partial(Receiver, protocol)
+
+    def call(self, method: str, *args: Any, **kw: Any) -> Any:
+        """See ClientRunner."""
+        ask = super().call
+        if method in _READS:
+            return self._again(lambda: ask(method, *args, **kw))
+        if method == "vote":  # the server writes all that is stored
+            kw["more"] = self._stored / _SLOW
+        if method not in _UNLIMITED or not kw.get("wait", True):
+            return ask(method, *args, **kw)
+        return ask(method, *args, **kw, wait=False).result()
+
+    def load_before(self, oid: bytes, tid: bytes) -> Any:
+        """See ClientRunner."""
+        ask = super().load_before
+        return self._again(lambda: ask(oid, tid))
+
+    def _again(self, ask: Callable[[], Any]) -> Any:
+        """Ask; and again, if the connection was lost in the middle of it."""
+        start = time.monotonic()
+        while True:
+            try:
+                return ask()
+            except ClientDisconnected:
+                waited = time.monotonic() - start
+                # None: it never was connected, and did not wait
+                if waited >= self.timeout or self.is_closed() or self.client.ready is None:
+                    raise
+
+    def load_all(self, oids: list[bytes], before: bytes) -> list[Any]:
+        """See ZEOClient."""
+        # past the cache: what is read so becomes a page
+        calls = [(oid, before) for oid in oids]
+        return self._again(  # type: ignore[no-any-return]
+            lambda: [answer.result() for answer in self.ask_all("loadBefore", calls)]
+        )
+
+    def ask_all(self, method: str, calls: Sequence[tuple[Any, ...]]) -> list[Future]:
+        """Ask for many things at once, and wait for all answers: these are done, or have failed."""
+        return self.io_call(self._ask_all(method, calls))  # type: ignore[no-any-return]
+
+    async def _ask_all(self, method: str, calls: Sequence[tuple[Any, ...]]) -> list[Future]:
+        client = self.client
+        if not client.operational:
+            await client.await_operational_co(self.timeout)
+        answers = [_heard(client.protocol.call_sync(method, args)) for args in calls]
+        for answer in answers:
+            with suppress(Exception):  # it is in the answer
+                await answer
+        return answers
+
+    def async_(self, method: str, *args: Any) -> None:
+        """See ClientRunner. What is to be stored is not sent faster than the server takes it."""
+        super().async_(method, *args)
+        if method == "tpc_begin":
+            self._stored = 0
+        elif method in _STORES:
+            before, self._stored = self._stored, self._stored + len(args[2] or b"")
+            if before // _STEP != self._stored // _STEP:
+                self.io_call(self._keep_up())
+
+    async def _keep_up(self) -> None:
+        """Wait until all has arrived but the last of what was sent: it is in memory until then."""
+        pings = self._pings
+        while pings and pings[0].done():
+            pings.popleft()
+        if not self.client.operational:
+            raise ClientDisconnected
+        pings.append(_heard(self.client.protocol.call_sync("ping", ())))
+        if len(pings) > _STEPS_AHEAD:
+            await pings.popleft()
+
+    def _limited_call(
+        self, coro: Coroutine[Any, Any, Any], wait: bool = True, more: float = 0
+    ) -> Any:
+        try:
+            future = run_coroutine_threadsafe(coro, self.loop)
+            # twice: first for a connection, which has its own limit, and then for the answer
+            return self._limited_result(future, 2 * self.timeout + more) if wait else future
+        finally:
+            if self.loop.is_closed():
+                coro.close()  # which may never have begun
+
+    def _limited_result(self, future: Any, limit: float) -> Any:
+        """Return what comes of a call; of one whose loop was closed meanwhile nothing ever does."""
+        start = since = time.monotonic()
+        arrived = -1
+        while True:
+            try:
+                return future.result(max(0.0, min(since + limit - time.monotonic(), _LOOK)))
+            except ClientDisconnected:
+                if time.monotonic() - start >= self.timeout:
+                    self._in_loop(self._abort_late)
+                why = tls_failure(self.client.ssl)
+                if why is not None:
+                    raise ClientDisconnected(f"no connection to the ZEO server: {why}") from None
+                raise
+            except TimeoutError:
+                if future.done():
+                    return future.result()
+                if self.loop.is_closed():
+                    raise ClientDisconnected("the connection was closed") from None
+            now = time.monotonic()
+            before, arrived = arrived, self._arrived()
+            if arrived != before:
+                since = now  # it is sent, or just was: an answer may come
+            elif now - since >= limit:
+                self._in_loop(self._give_up, f"the ZEO server did not answer within {limit:.0f} s")
+                since, limit = now, 10  # it ends now
+
+    def _io_call_after_closure(self, coro: Coroutine[Any, Any, Any], *args: Any, **kw: Any) -> Any:
+        coro.close()
+        return super()._io_call_after_closure(coro, *args, **kw)
+
+    def _in_loop(self, act: Callable[..., None], *args: Any) -> None:
+        if not self.loop.is_closed():
+            self.loop.call_soon_threadsafe(act, *args)
+
+    def _arrived(self) -> int:
+        """Return what changes as long as requests are still being sent; -1: all have arrived."""
+        protocol = self.client.protocol
+        transport = getattr(getattr(protocol, "sm_protocol", None), "transport", None)
+        if transport is None:
+            return -1
+        try:
+            sock = transport.get_extra_info("socket")
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
+            acked, _received, _out, _in, not_sent = struct.unpack_from("=QQIII", info, 120)
+        except (AttributeError, OSError, struct.error):
+            # a UNIX socket; or the connection is gone
+            return -1 - int(transport.get_write_buffer_size())
+        return int(acked) if not_sent or transport.get_write_buffer_size() else -1
+
+    # ---- in the thread of the connection ----
+
+    def _give_up(self, why: str) -> None:
+        """The server hangs: all who wait for its answers are told, before one may come after all.
+
+        Otherwise a commit could be told to have failed here, and be finished there.
+        """
+        protocol = self.client.protocol
+        if protocol is None:
+            return
+        _abort(protocol, why)
+        self.client.disconnected(protocol)
+
+    def _abort_late(self) -> None:
+        """Have other connections made, where those are not ready that somebody waited for before.
+
+        The network may have forgotten them.
+        """
+        if self.client.operational or self.client.closed:
+            return
+        for protocol in [self.client.protocol, *self.client.protocols]:
+            # who is not connected at all tries again and again by itself
+            if protocol is None or protocol.closed or protocol.sm_protocol is None:
+                continue
+            if protocol in self._late:
+                _abort(protocol, "the ZEO server did not answer to a new connection")
+                self.client.disconnected(protocol)
+            else:
+                self._late.add(protocol)
+
+
+def _heard(answer: Future) -> Future:
+    """Let nobody complain that an answer, which may be an error, was not looked at."""
+    answer.add_done_callback(Future.exception)
+    return answer
+
+
+def _abort(protocol: Protocol, why: str) -> None:
+    transport = protocol.sm_protocol.transport
+    protocol.close(why)
+    transport.abort()  # what was not sent is not sent any more
