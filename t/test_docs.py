@@ -107,7 +107,7 @@ def test_all_that_is_public_is_in_the_reference():
     )
     for package in bigarray, bigfile:
         for name in package.__all__:
-            ends = f"{package.__name__}.{name}", f"{package.__name__}.stats.{name}"
+            ends = f"{package.__name__}.{name}", f"{package.__name__}.virtmem.stats.{name}"
             assert not listed.isdisjoint(ends), ends
     for name in set(re.findall(r"\bWENDELIN_CORE_(?!TEST)\w+", changes_and_readme())):
         assert f"``{name}``" in reference
