@@ -17,7 +17,8 @@ from ZODB.FileStorage import FileStorage as StockFileStorage
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BigFile, BlockLoadError, ram_reclaim
-from wendelin.bigfile.zodb import blockfile, checksum
+from wendelin.bigfile.virtmem import checksum
+from wendelin.bigfile.zodb import blockfile
 from wendelin.lib.storage import fsalign
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.record import (

@@ -1,8 +1,8 @@
 """The pager: files mapped in memory, page faults that load them, pages that were changed.
 
-From the ground up: kernel, ram, pagemap and mapping; readahead, deadlock and page; loading, ahead,
-touch, ready and fileh; failure, buffer, backend (BigFile), handle (BigFileH, VMA) and pins;
-interpreter, signals, trampoline and pagefault. Python only: errors, stats, blocked.
+From the ground up: kernel, ram, pagemap, checksum and mapping; readahead, deadlock and page;
+loading, ahead, touch, ready and fileh; failure, buffer, backend (BigFile), handle (BigFileH, VMA)
+and pins; interpreter, signals, trampoline and pagefault. Python only: errors, stats, blocked.
 
 This package knows files that load and store blocks of bytes. It knows nothing of databases.
 """

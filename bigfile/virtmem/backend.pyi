@@ -2,7 +2,7 @@ from typing import Any, Final, Self
 
 from typing_extensions import disjoint_base
 
-from wendelin.bigfile.zodb.checksum import AVAILABLE as AVAILABLE
+from wendelin.bigfile.virtmem.checksum import AVAILABLE as AVAILABLE
 from wendelin.bigfile.virtmem.handle import BigFileH
 
 HOLE: Final[Any]

@@ -11,7 +11,7 @@ from operator import index
 from wendelin.bigfile.virtmem.kernel cimport _SC_PAGESIZE, sysconf
 from wendelin.bigfile.virtmem.page cimport FILERANGE, NOTHING, ZEROS, Source
 
-from wendelin.bigfile.zodb.checksum import AVAILABLE
+from wendelin.bigfile.virtmem.checksum import AVAILABLE
 
 #: What mapblk returns for a block that reads as zeros.
 HOLE = type("Hole", (), {"__repr__": lambda self: "HOLE", "__slots__": ()})()

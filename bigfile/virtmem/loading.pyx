@@ -16,7 +16,7 @@ meanwhile: look up everything again.
 from libc.errno cimport EFAULT, ENOMEM
 from libc.stdint cimport uint64_t
 
-from wendelin.bigfile.zodb.checksum cimport checksum_compare
+from wendelin.bigfile.virtmem.checksum cimport checksum_compare
 from wendelin.bigfile.virtmem.kernel cimport (_SC_PAGESIZE, pthread_cond_broadcast, pthread_self,
                                               sysconf, volatile_char)
 

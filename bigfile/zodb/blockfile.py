@@ -47,10 +47,10 @@ from ZODB.Connection import Connection
 from ZODB.POSException import ConflictError, ConnectionStateError
 
 from wendelin.bigfile.virtmem.backend import HOLE, BigFile
+from wendelin.bigfile.virtmem.checksum import AVAILABLE
 from wendelin.bigfile.virtmem.errors import BlockLoadError
 from wendelin.bigfile.virtmem.pins import show_again
 from wendelin.bigfile.zodb.blocktable import BlockTable
-from wendelin.bigfile.zodb.checksum import AVAILABLE
 from wendelin.bigfile.zodb.formats import (
     Block,
     Change,
