@@ -1,5 +1,6 @@
 """wendelin.core: NumPy arrays larger than RAM, kept in ZODB and changed in transactions.
 
+wendelin.open()     a database, as a tree of arrays; wendelin.tree has what it is made of
 wendelin.bigarray   ndarray-like arrays over files mapped in memory, and in ZODB
 wendelin.bigfile    files mapped in memory: the pager, and file backends
 wendelin.lib        helpers
@@ -8,9 +9,15 @@ wendelin.demo       programs that show it
 
 import platform
 import sys
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from wendelin.tree.group import Group, open
+    from wendelin.tree.retry import transact
+
+__all__ = ["Group", "__version__", "open", "transact"]
 
 if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
     raise ImportError(
@@ -19,3 +26,21 @@ if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
     )
 
 __version__ = version("wendelin.core")
+
+#: names that are imported when they are asked for: the command line needs none of it, say
+_LATER = {
+    "Group": "wendelin.tree.group",
+    "open": "wendelin.tree.group",
+    "transact": "wendelin.tree.retry",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_LATER[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

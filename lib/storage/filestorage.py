@@ -25,7 +25,7 @@ import io
 import logging
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -55,12 +55,13 @@ from wendelin.lib.storage.fsrecord import HeadReader, Located, OpenFile, Stat, s
 from wendelin.lib.storage.fsscan import FIRST, LARGE, Scanned, cut_end, scan
 from wendelin.lib.storage.fssync import sync_folder
 from wendelin.lib.storage.fswrite import Tail
-from wendelin.lib.storage.record import BytesRecord, without_pad
+from wendelin.lib.storage.record import BytesRecord, RecordError, class_of, without_pad
 
 __all__ = ["AlignedFileStorage"]
 
 log = logging.getLogger(__name__)
 
+_HEAD = 512  # of a record, with the name of its class [bytes]
 _PYTHON2 = b"FS21"  # how files of Python 2 begin: the format is the same
 
 
@@ -471,6 +472,43 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             transactions = _Iterator(self._files.name, pos, self._pos, None)
         return [(txn.tid, [record.oid for record in txn]) for txn in transactions]
 
+    def last_transactions(
+        self, count: int, stop: bytes | None = None
+    ) -> list[tuple[bytes, bytes, bytes, list[tuple[bytes, str]]]]:
+        """Return (tid, user, description, records) of the last transactions, the newest one first.
+
+        A record is (oid, name of its class); "" where the object was removed. Heads are read only.
+
+        Parameters
+        ----------
+        count : int
+        stop : bytes, optional
+            None after this tid.
+        """
+        found: list[tuple[bytes, bytes, bytes, list[tuple[bytes, str]]]] = []
+        with self._lock:
+            pos = self._pos
+            while len(found) < count and pos > FIRST:
+                pos -= 8 + self._read_num(pos - 8)
+                header = self._read_txn_header(pos)
+                if stop is not None and header.tid > stop:
+                    continue
+                records = list(self._records_at(pos, header))
+                found.append((header.tid, header.user, header.descr, records))
+        return found
+
+    def _records_at(self, pos: int, header: Any) -> Iterator[tuple[bytes, str]]:
+        end = pos + header.tlen
+        pos += header.headerlen()
+        while pos < end:
+            record = self._read_data_header(pos)
+            head = self._file.read(min(record.plen, _HEAD)) if record.plen else b""
+            if not head and record.back:  # of an undo: the state is further back
+                data = self._loadBack_impl(record.oid, record.back, fail=False)[0]
+                head = (data or b"")[:_HEAD]
+            yield record.oid, _class_in(head)
+            pos += record.recordlen()
+
     # ---- where pads would be seen ----
 
     def _data_find(self, tpos: int, oid: bytes, data: bytes) -> int:
@@ -509,6 +547,14 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     def pack(self, t: float, referencesf: Any, gc: bool | None = None) -> None:
         """See IStorage."""
         pack(self, t, referencesf, gc)
+
+
+def _class_in(head: bytes) -> str:
+    """Return the name of the class that a record begins with; "" if it has none that is read."""
+    try:
+        return class_of(head) if head else ""
+    except RecordError:
+        return ""
 
 
 def _size(fd: int) -> int:

@@ -39,6 +39,7 @@ from wendelin.lib.storage.fsalign import aligned_at
 from wendelin.lib.storage.fslock import FileLock
 from wendelin.lib.storage.fssync import sync_folder
 from wendelin.lib.storage.record import ChecksumError, check, without_pad
+from wendelin.lib.storage.tags import pack_time
 
 __all__ = ["Packer", "data_find", "pack"]
 
@@ -54,6 +55,7 @@ def pack(storage: Any, t: float, referencesf: Any, gc: bool | None) -> None:
     """Pack an AlignedFileStorage as of a time; see IStorage.pack()."""
     if storage.isReadOnly():
         raise ReadOnlyError
+    t = pack_time(storage, t)
     stop = TimeStamp(*time.gmtime(t)[:5], t % 60).raw()
     if stop == z64:
         raise FileStorageError("Invalid pack time")

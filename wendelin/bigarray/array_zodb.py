@@ -8,7 +8,7 @@ oid, tid). Who unpickles it has the array as it was then, read-only, and no copy
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import replace
 from pickle import PicklingError
 from typing import Any, NoReturn, SupportsIndex
@@ -20,7 +20,9 @@ from ZODB.POSException import ConnectionStateError
 from ZODB.utils import oid_repr, z64
 
 from wendelin.bigarray.array import BigArray, Order
+from wendelin.bigarray.attrs import Attributes, new_table
 from wendelin.bigarray.html import Overview
+from wendelin.bigarray.plain import PlainContainerWarning, warn_of_changes
 from wendelin.bigfile.file_zodb import ZBigFile, ZBigFileH
 from wendelin.bigfile.zodb.blocktable import stored_blocks
 from wendelin.bigfile.zodb.formats import check_format
@@ -31,6 +33,7 @@ from wendelin.lib.utils import renamed
 from wendelin.lib.zodb import (
     LivePersistent,
     zconn_at,
+    zconn_changed_objects,
     zconn_check_open,
     zconn_is_open,
     zconn_load_all,
@@ -72,13 +75,27 @@ def _is_closed(A: ZBigArray) -> bool:
     return A._p_jar is not None and not zconn_is_open(A._p_jar)
 
 
+def _warn_once(conn: Any) -> None:
+    """Warn of new arrays inside plain containers, when the first one is stored by a transaction."""
+    txn = conn.transaction_manager.get()
+    try:
+        told: set[int] = txn.data(PlainContainerWarning)
+    except KeyError:
+        told = set()
+        txn.set_data(PlainContainerWarning, told)
+    if id(conn) not in told:
+        told.add(id(conn))
+        warn_of_changes(zconn_changed_objects(conn))
+
+
 class ZBigArray(BigArray, LivePersistent):
     """A persistent array: commit saves, abort discards, for its data as for any object.
 
     Keep it in any object of a database: `root['A'] = A`. Its data can be touched once it belongs
     to a Connection: after the first commit, or `conn.add(A)`.
 
-    It takes attributes as any persistent object: `A.unit = "mV"` is saved by a commit. Those whose
+    Its attributes, `A.attrs["unit"] = "mV"`, are what files of other formats take over. And it
+    takes attributes as any persistent object: `A.unit = "mV"` is saved by a commit. Those whose
     names begin with `_v_` are not. A subclass may add to __getstate__() and __setstate__().
 
     Parameters
@@ -106,6 +123,7 @@ class ZBigArray(BigArray, LivePersistent):
 
     zfile: ZBigFile
     _zblk_fmt: str | None = None
+    _attrs: MutableMapping[str, Any] | None = None
 
     @renamed(dtype_="dtype")
     def __init__(
@@ -125,6 +143,12 @@ class ZBigArray(BigArray, LivePersistent):
     # The state is the one of Persistent, (attributes, slots): so whatever attributes users and
     # subclasses add are kept, and earlier versions keep them as well.
 
+    def __getstate__(self) -> State:
+        if self._p_serial == z64 and self._p_jar is not None:
+            _warn_once(self._p_jar)
+        state: State = super().__getstate__()
+        return state
+
     def __setstate__(self, state: State) -> None:
         try:
             attributes, slots = state
@@ -139,6 +163,41 @@ class ZBigArray(BigArray, LivePersistent):
             self._init(shape, dtype, attributes.get("_order", "C"))
         except Exception as e:
             raise RecordError(f"a damaged ZBigArray: {type(e).__name__}: {e}") from e
+
+    # ---- attributes ----
+
+    @property
+    def attrs(self) -> MutableMapping[str, Any]:
+        """Names, units, numbers, small arrays that belong to the array: see Attributes.
+
+        What a program has kept by this name, before arrays had attributes, is given as it is.
+        """
+        own: MutableMapping[str, Any] | None = self._own_attrs()
+        return Attributes(repr(self), self._find_attrs, self._make_attrs) if own is None else own
+
+    @attrs.setter
+    def attrs(self, values: Mapping[str, Any]) -> None:
+        if self._own_attrs() is not None:
+            self.__dict__["attrs"] = values
+            self._p_changed = True
+            return
+        values = dict(values)
+        attrs = self.attrs
+        for name in attrs.keys() - values.keys():
+            del attrs[name]
+        attrs.update(values)
+
+    def _own_attrs(self) -> Any:
+        self._p_activate()
+        return self.__dict__.get("attrs")
+
+    def _find_attrs(self) -> MutableMapping[str, Any] | None:
+        return self._attrs
+
+    def _make_attrs(self) -> MutableMapping[str, Any]:
+        if self._attrs is None:
+            self._attrs = new_table()
+        return self._attrs
 
     # ---- references ----
 

@@ -1,0 +1,107 @@
+"""Tags: names for moments of a database, which a pack keeps.
+
+They are in the root object, as `~tags`: a PersistentMapping of names to tags. A tag is a
+PersistentMapping, too, that is written once. It means the transaction that its `tid` says; None:
+the one that wrote the tag, so that it is set together with what it is for.
+
+Read here without a Connection, as data: what packs a storage has none. It knows records.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from persistent.TimeStamp import TimeStamp
+from ZODB.POSException import POSKeyError
+from ZODB.utils import load_current, z64
+
+from wendelin.lib.storage.inert import Object, Pairs
+from wendelin.lib.storage.record import RecordError, Ref, inert_of
+
+__all__ = ["TAGS", "oldest_tag", "pack_time", "tags_of"]
+
+log = logging.getLogger(__name__)
+
+#: what the root object has them by
+TAGS = "~tags"
+
+
+def tags_of(storage: Any) -> dict[str, bytes]:
+    """Return the tags of a database: names, and the tids that they mean.
+
+    Raises
+    ------
+    RecordError
+        What is by that name is not a mapping of tags.
+    Exception
+        What the storage raised.
+    """
+    root = _mapping(storage, z64)
+    ref = root[0].get(TAGS) if root is not None else None
+    if ref is None:
+        return {}
+    found = _mapping(storage, ref.oid) if isinstance(ref, Ref) else None
+    if found is None:
+        raise RecordError(f"{TAGS!r} of the root object is not a mapping of tags")
+    tags: dict[str, bytes] = {}
+    for name, tag in found[0].items():
+        of = _mapping(storage, tag.oid) if isinstance(tag, Ref) else None
+        tid = of[0].get("tid") if of is not None else b""
+        if of is None or not (tid is None or (isinstance(tid, bytes) and len(tid) == 8)):
+            raise RecordError(f"the tag {name!r} is damaged")
+        tags[str(name)] = of[1] if tid is None else tid
+    return tags
+
+
+def _mapping(storage: Any, oid: bytes) -> tuple[dict[Any, Any], bytes] | None:
+    """Return what a PersistentMapping has, and the tid that wrote it; None: it is not one."""
+    try:
+        data, tid = load_current(storage, oid)
+    except (POSKeyError, KeyError):
+        return None
+    cls, state = inert_of(bytes(data))
+    if not cls.endswith("PersistentMapping") or not isinstance(state, Pairs):
+        return None
+    pairs = state.get("data", state.get("_container"))
+    if isinstance(pairs, Object):
+        pairs = None
+    return (dict(pairs.pairs) if isinstance(pairs, Pairs) else {}), bytes(tid)
+
+
+def oldest_tag(storage: Any) -> tuple[str, bytes] | None:
+    """Return the tag of the earliest moment, and its tid; None: there is no tag. See tags_of()."""
+    tags = tags_of(storage)
+    return min(tags.items(), key=lambda item: item[1]) if tags else None
+
+
+def pack_time(storage: Any, t: float) -> float:
+    """Return a time to pack as of, not later than t, so that all tags keep what they mean.
+
+    Parameters
+    ----------
+    storage : storage
+    t : float
+        Time that was asked for [s since 1970].
+
+    Raises
+    ------
+    RecordError, Exception
+        See tags_of().
+    """
+    tag = oldest_tag(storage)
+    if tag is None:
+        return t
+    name, tid = tag
+    at = TimeStamp(tid)
+    # a microsecond before: floats are not as exact as tids, and what is later is kept
+    when: float = at.timeTime() - 1e-6
+    if t <= when:
+        return t
+    log.warning(
+        "%s: packed as of %s UTC, and not later: the tag %r keeps that moment",
+        storage.getName(),
+        at,
+        name,
+    )
+    return when

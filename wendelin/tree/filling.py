@@ -1,0 +1,56 @@
+"""Arrays filled with what a program has: an ndarray, or what has a shape, a dtype and slices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from wendelin.bigarray import BigArray
+
+__all__ = ["fill", "layout_of"]
+
+_STEP = 32 << 20  # that is read at a time [bytes]
+
+
+def layout_of(name: str, shape: Any, dtype: DTypeLike, data: Any) -> tuple[Any, Any, Any]:
+    """Return shape, dtype and data of a new array.
+
+    Raises
+    ------
+    TypeError
+        Neither a shape nor data is given.
+    ValueError
+        The data has another shape.
+    """
+    if data is None:
+        if shape is None:
+            raise TypeError(f"array {name!r} has neither shape nor data: give one of them")
+        return shape, float if dtype is None else dtype, None
+    if not _is_sliced(data):
+        data = np.asarray(data)
+    dtype = data.dtype if dtype is None else np.dtype(dtype)
+    if shape is None:
+        return data.shape, dtype, data
+    shape = BigArray._check_shape(shape)
+    if shape != tuple(data.shape):
+        raise ValueError(f"array {name!r}: shape is {shape}, and the data has {data.shape}")
+    return shape, dtype, data
+
+
+def _is_sliced(data: Any) -> bool:
+    return all(hasattr(data, name) for name in ("shape", "dtype", "__getitem__"))
+
+
+def fill(A: BigArray, data: Any) -> None:
+    """Fill an array with data of its shape, some rows at a time."""
+    if A.size == 0:
+        return
+    if A.ndim == 0 or isinstance(data, np.ndarray):
+        A[...] = data[()] if A.ndim == 0 else data
+        return
+    n = A.shape[0]
+    step = max(1, _STEP // max(1, A.nbytes // n))
+    for i in range(0, n, step):
+        A[i : i + step] = data[i : min(n, i + step)]

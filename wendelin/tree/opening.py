@@ -1,0 +1,133 @@
+"""open(): the root group of a database; and what is closed with it.
+
+It knows URLs and Connections; what is in groups it does not know.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from urllib.parse import unquote
+
+from transaction import TransactionManager
+from ZODB.POSException import POSKeyError, ReadOnlyError
+from ZODB.utils import tid_repr
+
+from wendelin.lib.zodb import dbclose, dbopen, zconn_check_open, zconn_name
+from wendelin.tree.moments import Moment, moment, tid_time
+from wendelin.tree.tags import read_tags, tag_moment
+
+__all__ = ["MODES", "moment_of", "open_root", "past_root"]
+
+MODES = {
+    "r": "read it; it must be there",
+    "r+": "read and change it; it must be there",
+    "a": "read and change it; it is made if it is not there",
+    "x": "make it; it must not be there",
+}
+
+
+def open_root(url: str | os.PathLike[str], mode: str, at: Moment | None) -> tuple[Any, Any]:
+    """Open a database; return its root object, and what closes it.
+
+    Raises
+    ------
+    ValueError
+        The mode is another; at a moment something is to be changed; see dbopen() and moment_of().
+    FileExistsError, FileNotFoundError
+        It is there, and is to be made; or the reverse.
+    OSError, ZEO.Exceptions.ClientDisconnected
+        See dbopen().
+    """
+    url = os.fspath(url)
+    if mode not in MODES:
+        known = ", ".join(f"{name!r} ({what})" for name, what in MODES.items())
+        hint = "; to begin anew, remove the file" if mode == "w" else ""
+        raise ValueError(f"mode is {mode!r}: it must be one of {known}{hint}")
+    if at is not None and mode not in ("r", "a"):
+        raise ValueError(f"mode is {mode!r}: the past, at={at!r}, can only be read")
+    path = _path(url)
+    if path is not None:
+        there = os.path.exists(path)
+        if there and mode == "x":
+            raise FileExistsError(f"{path!r} is there already: mode 'a' or 'r+' opens it")
+        if not there and (mode in ("r", "r+") or at is not None):
+            raise FileNotFoundError(f"there is no database {path!r}: mode 'a' makes one")
+    elif mode == "x":
+        raise ValueError(f"mode is 'x': {url!r} is not a file, and is there already: use 'a'")
+    try:
+        root = dbopen(url, read_only=mode == "r" or at is not None)
+    except ReadOnlyError as e:
+        raise ValueError(f"{url!r} is empty: there is nothing to read") from e
+    if at is None:
+        return root, lambda: dbclose(root)
+    try:
+        past, close = past_root(root._p_jar, at)
+    except BaseException:
+        dbclose(root)
+        raise
+
+    def close_both() -> None:
+        close()
+        dbclose(root)
+
+    return past, close_both
+
+
+def _path(url: str) -> str | None:
+    """Return the path of the file that a URL means; None: it is not a file."""
+    if url.startswith("file://"):
+        path = url.removeprefix("file://").partition("?")[0]
+        return path if os.path.lexists(path) else unquote(path)
+    return None if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url) else url
+
+
+def past_root(conn: Any, at: Moment) -> tuple[Any, Callable[[], None]]:
+    """Return the root object of a database as it was, and what closes it; see moment_of().
+
+    Raises
+    ------
+    ValueError
+        The database had nothing in it then.
+    """
+    zconn_check_open(conn)
+    db = conn.db()
+    tid = moment_of(conn, at)
+    past = db.open(TransactionManager(), at=min(tid, db.lastTransaction()))
+
+    def close() -> None:
+        with suppress(Exception):
+            past.transaction_manager.abort()
+        past.close()
+
+    try:
+        return past.root(), close
+    except POSKeyError:
+        close()
+        raise ValueError(
+            f"{zconn_name(conn)} has nothing of {tid_time(tid)} (tid {tid_repr(tid)}): it was made "
+            f"later, or packed since"
+        ) from None
+
+
+def moment_of(conn: Any, at: Moment) -> bytes:
+    """Return the tid of a moment of a database; a text may be a tag of it, too.
+
+    Raises
+    ------
+    ValueError, TypeError
+        It is none: see moment().
+    """
+    if not isinstance(at, str):
+        return moment(at)
+    found = tag_moment(conn, at)
+    if found is not None:
+        return found
+    try:
+        return moment(at)
+    except ValueError as e:
+        tags = ", ".join(map(repr, read_tags(conn)))
+        raise ValueError(f"{e}; or a tag of the database ({tags or 'it has none'})") from None

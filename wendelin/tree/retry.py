@@ -1,0 +1,88 @@
+"""transact(): a function whose changes are committed, and that is called again after a conflict.
+
+It knows transaction managers; databases it does not know.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import transaction
+from transaction.interfaces import NoTransaction
+
+__all__ = ["has_changes", "transact"]
+
+_T = TypeVar("_T")
+
+_PAUSE = 0.01  # before the second try, at most; twice as long before each next one [s]
+_MOST = 1.0  # of a pause [s]
+
+
+def has_changes(manager: Any) -> bool:
+    """Say whether anything takes part in a transaction: what only reads does not."""
+    try:
+        return bool(manager.get()._resources)
+    except NoTransaction:  # where they are explicit
+        return False
+
+
+def transact(f: Callable[[], _T], tries: int = 10, *, manager: Any = None) -> _T:
+    """Call a function, and commit; if another client has changed the same, begin anew.
+
+    What the function changed is aborted before it is called again: so it has to take what it needs
+    from the database itself, and to do nothing that cannot be done twice.
+
+    Parameters
+    ----------
+    f : () -> result
+    tries : int
+        How often it is called, at most.
+    manager : TransactionManager, optional
+        Of a Connection that has one of its own; else the one of the thread.
+
+    Returns
+    -------
+    The function's result, when what it changed is committed.
+
+    Raises
+    ------
+    ConflictError, TransientError
+        The last try had a conflict, too.
+    Exception
+        What the function, or the commit, raised; its changes are aborted.
+    ValueError
+        tries is not a positive number; or there are changes already, which would be committed with
+        its own, or aborted.
+    """
+    if not callable(f):
+        raise TypeError(
+            f"{f!r} cannot be called: transact() takes a function, as in transact(work)"
+        )
+    if isinstance(tries, bool) or not isinstance(tries, int) or tries < 1:
+        raise ValueError(f"tries is {tries!r}: it must be a positive integer")
+    manager = transaction.manager if manager is None else manager
+    if has_changes(manager):
+        raise ValueError(
+            "there are changes that are not committed: transaction.commit() or transaction.abort() "
+            "before transact(), which commits, or aborts, all changes of the thread"
+        )
+    for n in range(1, tries + 1):
+        manager.begin()
+        try:
+            result = f()
+            manager.commit()
+            return result
+        except BaseException as e:
+            again = isinstance(e, Exception) and manager.get().isRetryableError(e)
+            manager.abort()
+            if not again:
+                raise
+            if n == tries:
+                e.add_note(f"transact() has tried it {n} times")
+                raise
+        # clients that have met would meet again
+        time.sleep(random.uniform(0, min(_MOST, _PAUSE * 2**n)))
+    raise AssertionError
