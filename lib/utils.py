@@ -2,13 +2,26 @@
 
 import functools
 import operator
+import sys
 from collections.abc import Callable, Iterable, Mapping, Set
-from typing import Any, ParamSpec, SupportsIndex, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, SupportsIndex, TypeVar
 
-__all__ = ["inttuple", "renamed"]
+__all__ = ["inttuple", "override", "renamed"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+# Python 3.11 has no typing.override, and typing_extensions is there for type checkers only.
+if TYPE_CHECKING:
+    from typing_extensions import override
+elif sys.version_info >= (3, 12):
+    from typing import override
+else:
+
+    def override(method: _T) -> _T:
+        """Mark a method as one that a base class, or a Protocol, defines and documents."""
+        method.__override__ = True
+        return method
 
 
 def inttuple(x: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:

@@ -72,6 +72,6 @@ def stock(url):
         M[:BLK] = 1
         M[BLK] = 1
         transaction.commit()
-        M._fileh().zfile.zblk_fmt = "ZBlk1"
+        M._fileh().file.zblk_fmt = "ZBlk1"
         M[4 * BLK :: BLK] = 1
         transaction.commit()

@@ -16,7 +16,7 @@ from neocluster import missing
 
 from wendelin.bigarray import array
 from wendelin.bigfile import ram_reclaim
-from wendelin.bigfile.zodb import blockfile
+from wendelin.bigfile.zodb import handle
 from wendelin.lib.zodb import dbclose, dbopen
 
 
@@ -30,7 +30,7 @@ def pytest_report_header(config):
 def show_on_touch(set_attribute):
     """Let nothing be shown before it is touched: the way of whatever cannot be mapped."""
     set_attribute(array, "READY_SECONDS", 0.0)
-    set_attribute(blockfile, "SHOW_SECONDS", 0.0)
+    set_attribute(handle, "SHOW_SECONDS", 0.0)
 
 
 def pytest_configure(config):

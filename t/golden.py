@@ -44,7 +44,7 @@ def write(path: Path, fmt: str) -> dict[str, np.ndarray]:
     root["mixed"] = M = ZBigArray((8 * BLK,), "u1", blksize=BLK)
     transaction.commit()
     for i, used in enumerate(["ZBlk0", "ZBlk1", "auto"]):
-        M._fileh().zfile.zblk_fmt = used
+        M._fileh().file.zblk_fmt = used
         M[2 * i * BLK :][: BLK + 5] = rng.integers(0, 3, BLK + 5, "u1")
         transaction.commit()
     M.resize((7 * BLK - 1,))

@@ -119,7 +119,7 @@ def test_a_boundary_that_is_interrupted_keeps_nothing_of_before(root, A, other, 
     root["n"] = 1
     transaction.commit()
     other.tm.begin()
-    b, file = other.root["A"][:], other.root["A"]._fileh().zfile
+    b, file = other.root["A"][:], other.root["A"]._fileh().file
     assert (b.sum(), other.root["n"]) == (0, 1)
     A[3 * BLK] = 5
     root["n"] = 2
@@ -137,7 +137,7 @@ def test_a_boundary_that_is_interrupted_keeps_nothing_of_before(root, A, other, 
 
 @pytest.mark.parametrize("where", ["is_current", "committed"])
 def test_what_was_committed_stays_if_the_boundary_is_interrupted(root, A, other, where):
-    b, file = other.root["A"][:], other.root["A"]._fileh().zfile
+    b, file = other.root["A"][:], other.root["A"]._fileh().file
     assert b.sum() == 0
     A[3 * BLK] = 5
     transaction.commit()
@@ -197,7 +197,7 @@ def test_a_boundary_that_is_interrupted_twice(root, A, other):
     root["n"] = 2
     transaction.commit()
     handle = other.root["A"]._fileh()
-    interrupt(handle.zfile, "is_current", KeyboardInterrupt)
+    interrupt(handle.file, "is_current", KeyboardInterrupt)
     interrupt(handle, "forget", KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         other.tm.begin()
@@ -278,7 +278,7 @@ def long(root):
 def test_a_touch_while_the_changed_pages_are_looked_for(long, other, where, monkeypatch):
     transaction.begin()
     a = long[:]
-    file = long._fileh().zfile
+    file = long._fileh().file
     file.follow(None, set(), long._fileh())
     a[0]
     if where == "pages":
@@ -311,7 +311,7 @@ def in_thread(function):
 def test_a_touch_that_asked_the_table_of_before(on_touch, long, other, reader):
     """It is answered when changes of others are sorted out already."""
     A = reader.root["L"]
-    a, file = A[:], A._fileh().zfile
+    a, file = A[:], A._fileh().file
     a[1990 * BLK]
     known, changed, lookup = file.made_of, file.table.changed, file.lookup
     assert 2000 not in known
@@ -346,7 +346,7 @@ def test_a_touch_that_asked_the_table_of_before(on_touch, long, other, reader):
 def test_a_look_ahead_that_asked_the_table_of_before(on_touch, long, other, reader):
     """What it says is not what pages that were loaded meanwhile are made of."""
     A = reader.root["L"]
-    a, file = A[:], A._fileh().zfile
+    a, file = A[:], A._fileh().file
     for blk in 0, 4, 12, 28, 60, 124, 252, 508:
         a[blk * BLK]
     between = file.table.between
@@ -375,12 +375,12 @@ def look_ahead(A):
     """Do what a thread does that has loaded one of the first 20 blocks."""
     handle = A._fileh()
     epoch = handle.epoch()
-    handle.know(handle.zfile.mapahead(0, 20), epoch)
+    handle.know(handle.file.mapahead(0, 20), epoch)
 
 
 def test_a_look_ahead_while_a_commit_becomes_clean_pages(root, A):
     """It must not find holes where blocks were stored just now."""
-    a, file = A[:], A._fileh().zfile
+    a, file = A[:], A._fileh().file
     assert a[::BLK].sum() == 0
     committed = file.committed
 
@@ -402,7 +402,7 @@ def test_a_look_ahead_that_knows_before_we_do(root):
     size = 16 * 4096  # so that they are mapped
     root["M"] = M = ZBigArray((20 * size,), "u1", blksize=size)
     transaction.commit()
-    a, file = M[:], M._fileh().zfile
+    a, file = M[:], M._fileh().file
     other = Client(root)
     other.root["M"][3 * size :] = 7
     other.tm.commit()

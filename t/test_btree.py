@@ -25,8 +25,8 @@ from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.zodb.blocktable import BlockTable, stored_blocks
 from wendelin.bigfile.zodb.btree import from_records, read_items, read_node, walk
 from wendelin.bigfile.zodb.formats import CHUNK
-from wendelin.bigfile.zodb.inspect import stored_numbers, survey
-from wendelin.bigfile.zodb.verify import check_blocks
+from wendelin.bigfile.zodb.inspect import inspect_blocks, stored_numbers
+from wendelin.bigfile.zodb.verify import verify_blocks
 
 TREES = int(os.environ.get("WENDELIN_CORE_TEST_TREES", "30"))
 SEED = int(os.environ.get("WENDELIN_CORE_TEST_SEED", "0"))
@@ -267,8 +267,8 @@ def test_a_block_table_that_deletes_leave_one_bucket_of(testdb, root, left):
     other = Client(root)
     assert (other["A"][::BLK] == expected).all()
     assert list(stored_numbers(other["A"].zfile)) == list(range(left))
-    assert [s.blk for some in survey(other["A"].zfile) for s in some] == list(range(left))
-    assert not any(c.bad for c in check_blocks(other["A"].zfile))
+    assert [s.blk for some in inspect_blocks(other["A"].zfile) for s in some] == list(range(left))
+    assert not any(c.bad for c in verify_blocks(other["A"].zfile))
     other["A"].resize((300 * BLK,))
     other["A"][::BLK] = 7
     other.tm.commit()
@@ -286,5 +286,5 @@ def test_a_chunk_table_that_deletes_leave_one_bucket_of(root):
     transaction.commit()
     other = Client(root)
     assert (np.flatnonzero(other["A"][:]) == np.arange(10) * CHUNK).all()
-    assert not any(c.bad for c in check_blocks(other["A"].zfile))
+    assert not any(c.bad for c in verify_blocks(other["A"].zfile))
     other.close()

@@ -381,7 +381,7 @@ def test_verify_of_what_is_mapped(path, small, monkeypatch):
     A = root["A"]
     check_refused(A, damaged)
     # what is good is mapped, and was read once
-    (file,) = A._fileh().zfile.mapped_from
+    (file,) = A._fileh().file.mapped_from
     assert len(file.matched) == 16  # 19 that can be mapped, without 3
     reads = []
     preadv = os.preadv

@@ -346,7 +346,7 @@ def test_parts_of_two_states_are_no_damage(root, client, records):
         old = oid in oids and seen.count(oid) == 1
         return [other if old and o == oid else records.load(o)[0] for o in oids]
 
-    file.load_all = load_all
+    file.records.load_all = load_all
     assert np.array_equal(client["A"][:], FIRST)
     assert seen.count(oid) == 2
     assert now == records.load(oid)[0]

@@ -43,7 +43,7 @@ def attempt(fails, step):
     a = A[2000:2001]
     handle = A._fileh()
     handle.invalidate_page(3)
-    handle.zfile.table.drop()
+    handle.file.table.drop()
     if write:
         a[0]                        # what fails is the change
     buf[0] = -1
@@ -275,15 +275,15 @@ def test_a_failure_that_could_not_tell_its_transaction_refuses_it(tmp_path):
     def no_room(self): raise RecursionError
     def fail(how):
         A._fileh().invalidate_page(3)
-        A._fileh().zfile.table.drop()
-        lookup = type(A._fileh().zfile).lookup
-        type(A._fileh().zfile).lookup = lambda *args: 1 / 0
+        A._fileh().file.table.drop()
+        lookup = type(A._fileh().file).lookup
+        type(A._fileh().file).lookup = lambda *args: 1 / 0
         file_zodb.ZBigFileH._join = no_room
         try: A[2000:2001][0]; bytecodes()
         except BlockLoadError: pass
         else: raise AssertionError
         finally:
-            type(A._fileh().zfile).lookup = lookup
+            type(A._fileh().file).lookup = lookup
             file_zodb.ZBigFileH._join = join
         assert A._fileh().doomed and not A._fileh().doom_told
     def refused():

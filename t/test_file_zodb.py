@@ -310,7 +310,7 @@ def test_a_missing_record(on_touch, root, A):
     transaction.commit()
     A._fileh().file.made_of.clear()
     A._fileh().invalidate_page(0)
-    record = A._fileh().file.load
+    record = A._fileh().file.records.load
 
     def load(oid):
         if oid == A.zfile.blktab[0]._p_oid:
@@ -319,14 +319,14 @@ def test_a_missing_record(on_touch, root, A):
             raise POSKeyError(oid)
         return record(oid)
 
-    A._fileh().file.load = load
+    A._fileh().file.records.load = load
     A._fileh().file.mapblk = lambda blk: None
     with pytest.raises(BlockLoadError, match="POSKeyError"):
         np.sum(A[:])
     with pytest.raises(DoomedError, match="block 0"):
         transaction.commit()
     transaction.abort()
-    del A._fileh().file.load
+    del A._fileh().file.records.load
     assert A[:].sum() == 1
 
 
@@ -371,7 +371,7 @@ def test_what_is_read_ahead_leaves_ghosts_alone(root, A):
     """A thread of its own does it, when there may be no handle any more."""
     A[0] = 1
     transaction.commit()
-    zfile, file = A.zfile, A._fileh().zfile
+    zfile, file = A.zfile, A._fileh().file
     for _ in range(2):  # first the array with the handle, then the file
         root._p_jar.cacheMinimize()
         gc.collect()

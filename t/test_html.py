@@ -15,7 +15,7 @@ from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_ram import RAMArray
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.zodb.blocktable import stored_blocks
-from wendelin.bigfile.zodb.inspect import stored_size, survey
+from wendelin.bigfile.zodb.inspect import inspect_blocks, stored_size
 from wendelin.lib.sizes import size_text
 from wendelin.lib.zodb import zconn_at, zconn_load_all, zstor_2zurl
 
@@ -43,7 +43,7 @@ def parsed(A):
 
 def stored_bytes(A):
     """Return the bytes that a database has of an array's blocks, as `wendelin ls` does."""
-    return sum(block.size for blocks in survey(A.zfile) for block in blocks)
+    return sum(block.size for blocks in inspect_blocks(A.zfile) for block in blocks)
 
 
 def test_an_array_in_a_database(root):

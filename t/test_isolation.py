@@ -143,7 +143,7 @@ class Isolation(RuleBasedStateMachine):
     @rule(c=clients, fmt=formats)
     def change_format(self, c, fmt):
         """Of what this client writes from now on; the array is not changed itself."""
-        self.clients[c].A._fileh().zfile.zblk_fmt = fmt
+        self.clients[c].A._fileh().file.zblk_fmt = fmt
 
     # ---- transactions ----
 

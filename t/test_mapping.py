@@ -214,7 +214,7 @@ def test_touches_at_the_boundary_after_a_pack_read_the_old_file(path, values, st
     a = root["A"][:]
     a[3 * BLK // 8]
     handle = root["A"]._fileh()
-    file = handle.zfile
+    file = handle.file
     old = [weakref.ref(f) for f in file.mapped_from]
     fd = old[0]().fd
     root._p_jar.db().pack()

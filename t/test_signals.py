@@ -255,7 +255,7 @@ for i in range(300):
     view = A[:]
     handle = A._fileh()
     handle.invalidate_page(0)
-    handle.zfile.table.drop()
+    handle.file.table.drop()
     saw = None
     try:
         signal.setitimer(signal.ITIMER_REAL, random.uniform(10, 800) * 1e-6)

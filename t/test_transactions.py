@@ -156,13 +156,13 @@ def test_a_rollback_that_cannot_load_fails_the_transaction(A):
     def load(oid):
         raise OSError("gone")
 
-    file.load = load
+    file.records.load = load
     file.mapblk = lambda blk: None
     with pytest.raises(BlockLoadError, match="gone"):
         savepoint.rollback()
     with pytest.raises(TransactionError):
         transaction.commit()
-    del file.load, file.mapblk
+    del file.records.load, file.mapblk
     transaction.abort()
     assert of(A) == FIRST
 

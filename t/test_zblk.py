@@ -213,7 +213,7 @@ def test_a_foreign_object_in_the_block_table_is_refused_by_name(root, A):
     A.zfile.blktab[3] = PersistentMapping()
     transaction.commit()
     A._fileh().invalidate_page(3)
-    A._fileh().zfile.table.drop()
+    A._fileh().file.table.drop()
     with pytest.raises(BlockLoadError, match=r"PersistentMapping.*no block format") as e:
         A.read()
     assert e.value.blk == 3
@@ -233,7 +233,7 @@ def test_a_foreign_object_of_bytes_is_not_mapped(root, A, monkeypatch):
     A.zfile.blktab[3] = Foreign()
     transaction.commit()
     A._fileh().invalidate_page(3)
-    A._fileh().zfile.table.drop()
+    A._fileh().file.table.drop()
     with pytest.raises(BlockLoadError, match=r"Foreign.*no block format"):
         A.read()
 

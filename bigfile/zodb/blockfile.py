@@ -5,7 +5,7 @@ or the storage says where it lies. To the database, the object of a block is cha
 Connection pickles it at its commit.
 
 It knows the Connection and its storage. When transactions begin and end, its handle knows
-(file_zodb).
+(handle).
 
 Database -> pages
 -----------------
@@ -41,7 +41,7 @@ import weakref
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ZODB.Connection import Connection
 from ZODB.POSException import ConflictError, ConnectionStateError
@@ -49,7 +49,6 @@ from ZODB.POSException import ConflictError, ConnectionStateError
 from wendelin.bigfile.virtmem.backend import HOLE, BigFile
 from wendelin.bigfile.virtmem.checksum import AVAILABLE
 from wendelin.bigfile.virtmem.errors import BlockLoadError
-from wendelin.bigfile.virtmem.pins import show_again
 from wendelin.bigfile.zodb.blocktable import BlockTable
 from wendelin.bigfile.zodb.formats import (
     Block,
@@ -62,7 +61,9 @@ from wendelin.bigfile.zodb.formats import (
     is_whole,
     load_block,
 )
+from wendelin.bigfile.zodb.interfaces import FileInDatabase, HandleOfFile
 from wendelin.bigfile.zodb.prefetch import ReadAhead
+from wendelin.bigfile.zodb.records import Records
 from wendelin.lib.storage.fsrecord import Located, OpenFile
 from wendelin.lib.storage.record import ChecksumError, RecordError, digest_of
 from wendelin.lib.zodb import (
@@ -71,15 +72,10 @@ from wendelin.lib.zodb import (
     zconn_check_database,
     zconn_has_open,
     zconn_is_remote,
-    zconn_load_all,
     zconn_locate,
     zconn_maps,
     zconn_name,
-    zconn_tid,
 )
-
-if TYPE_CHECKING:
-    from wendelin.bigfile.file_zodb import ZBigFile, ZBigFileH
 
 __all__ = ["ZFile"]
 
@@ -87,8 +83,6 @@ log = logging.getLogger(__name__)
 
 _NEW = b"\0" * 8  # _p_serial of what is not in the database yet
 _OF_NOTHING = digest_of([])
-#: for which pages that are dropped at a boundary are shown again [s]
-SHOW_SECONDS = 0.05
 _UNSURE = b""  # in made_of: no object's oid, so the page is dropped at the next boundary
 
 
@@ -109,16 +103,17 @@ def _verify() -> bool:
 class ZFile(BigFile):
     """A ZBigFile as the pager sees it."""
 
-    def __init__(self, zfile: ZBigFile, conn: Connection, zblk_fmt: str | None) -> None:
+    def __init__(self, zfile: FileInDatabase, conn: Connection, zblk_fmt: str | None) -> None:
         super().__init__(zfile.blksize)
-        self.zfile = zfile
+        self.zfile: Any = zfile
         # The table's object is the same as long as there is the file's. Of both, faults use what a
         # ghost has, too: no other thread may load persistent objects, or see one half loaded.
         self.blktab = zfile.blktab
         self.conn = conn
+        self.records = Records(conn)
         self.zblk_fmt = zblk_fmt
         self.name = zconn_name(conn)
-        self.table = BlockTable(self.load_all)
+        self.table = BlockTable(self.records.load_all)
         # What pages that are, or were, in memory were made of: blk -> oid, None for a hole,
         # _UNSURE where the table had two answers;
         self.made_of: dict[int, bytes | None] = {}
@@ -128,7 +123,7 @@ class ZFile(BigFile):
         self.mapped_from: set[OpenFile] = set()
         #: what is mapped is compared with its checksum before, not only what is copied
         self.verify = _verify()
-        self.handle: weakref.ref[ZBigFileH] | None = None
+        self.handle: weakref.ref[HandleOfFile] | None = None
         self.ahead = ReadAhead(zfile.blksize, zconn_is_remote(conn), self.find)
 
     def __repr__(self) -> str:
@@ -149,14 +144,6 @@ class ZFile(BigFile):
             return None
 
     # ---- to memory; any thread ----
-
-    def load(self, oid: bytes) -> bytes:
-        """See formats.Records."""
-        return zconn_load_all(self.conn, [oid])[0]
-
-    def load_all(self, oids: list[bytes]) -> list[bytes]:
-        """See formats.Records."""
-        return zconn_load_all(self.conn, oids)
 
     def lookup(self, blk: int) -> bytes | None:
         """See BigFile."""
@@ -184,7 +171,7 @@ class ZFile(BigFile):
         if oid is None:
             return b""
         try:
-            block = load_block(oid, self, self.blksize)
+            block = load_block(oid, self.records, self.blksize)
         except RecordError:
             # Of a boundary that came about just now, some of its objects are of before, and some
             # of after it. Again, and then it is damaged; or it has changed, and is loaded again.
@@ -196,7 +183,7 @@ class ZFile(BigFile):
     def _load_block(self, oid: bytes) -> Block:
         """Return a block object; an error of its checksum says what was stored when."""
         try:
-            return load_block(oid, self, self.blksize)
+            return load_block(oid, self.records, self.blksize)
         except ChecksumError as e:
             raise self._of_object(oid) from e
 
@@ -204,7 +191,7 @@ class ZFile(BigFile):
         """Return the error of an object whose bytes do not match their checksum."""
         by = ""
         with suppress(Exception):  # the storage may have gone meanwhile
-            by = f", which transaction 0x{zconn_tid(self.conn, oid).hex()} wrote"
+            by = f", which transaction 0x{self.records.tid(oid).hex()} wrote"
         return ChecksumError(f"the bytes of object 0x{oid.hex()}{by},")
 
     def mismatch(self, blk: int) -> ChecksumError:
@@ -292,7 +279,7 @@ class ZFile(BigFile):
         """Say whether the files that pages are mapped from are the database's."""
         return all(zconn_has_open(self.conn, file) for file in self.mapped_from)
 
-    def follow(self, oids: list[bytes] | None, own: set[bytes], handle: ZBigFileH) -> None:
+    def follow(self, oids: list[bytes] | None, own: set[bytes], handle: HandleOfFile) -> None:
         """Let the handle's pages be of the new state: see zodb_boundary.Follower."""
         packed = not self.is_current()
         unknown = oids is None or packed
@@ -310,22 +297,13 @@ class ZFile(BigFile):
         if oids is None and not packed:
             since = zconn_changed(self.conn, self._oids(), handle.watch.before)
         if packed or since is None:
-            self.show_again(self._drop_all(handle), handle)
+            handle.show_again(self._drop_all(handle))
         elif changed or unknown:
             stale = self._stale(changed.difference(mine).union(since), moved)
             self._drop(stale, handle)
-            self.show_again(stale, handle)
+            handle.show_again(stale)
 
-    def show_again(self, blks: Iterable[int], handle: ZBigFileH) -> None:
-        """Show what views showed of blocks before they were dropped, where it can be mapped."""
-        if not self.is_local:
-            return
-        try:
-            show_again(handle, blks, SHOW_SECONDS)
-        except Exception:
-            log.debug("%r: blocks are not shown again", self, exc_info=True)  # a touch is told
-
-    def forget(self, handle: ZBigFileH) -> None:
+    def forget(self, handle: HandleOfFile) -> None:
         """Let no page be of what was before: see zodb_boundary.Follower."""
         self.table.drop()
         handle.invalidate_loading()
@@ -336,7 +314,7 @@ class ZFile(BigFile):
             handle.stored.clear()
             self._drop_all(handle)
 
-    def _drop_all(self, handle: ZBigFileH) -> set[int]:
+    def _drop_all(self, handle: HandleOfFile) -> set[int]:
         # Let go of the file: of its descriptor after the last page that knows it.
         files, self.mapped_from = self.mapped_from, set()
         blks = set(self.made_of.copy())
@@ -359,7 +337,7 @@ class ZFile(BigFile):
             stale.update(self._moved(stale))
         return stale
 
-    def _drop(self, blks: set[int], handle: ZBigFileH) -> None:
+    def _drop(self, blks: set[int], handle: HandleOfFile) -> None:
         for blk in blks:
             self.made_of.pop(blk, None)
             self.parts.pop(blk, None)
@@ -468,7 +446,7 @@ class ZFile(BigFile):
             _, zblk._p_serial = self.conn._normal_storage.load(zblk._p_oid)
         self._read_current(zblk)
 
-    def committed(self, handle: ZBigFileH) -> set[bytes]:
+    def committed(self, handle: HandleOfFile) -> set[bytes]:
         """Pages in memory are made of the objects that were stored now, and returned.
 
         What can be mapped gives its memory back, and is.
@@ -485,6 +463,6 @@ class ZFile(BigFile):
             zblk.release()
         handle.stored.clear()
         handle.know(self._where(oids), epoch)
-        self.show_again(oids, handle)
+        handle.show_again(oids)
         mine = {oid for oid in oids.values() if oid is not None}
         return mine.union(*(self.parts.get(blk, ()) for blk in oids))

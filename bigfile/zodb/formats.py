@@ -27,7 +27,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from BTrees.IOBTree import IOBTree
@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from persistent import Persistent
 
 from wendelin.bigfile.zodb.btree import read_items
+from wendelin.bigfile.zodb.interfaces import PageSource, RecordSource
 from wendelin.lib.storage.fsalign import ALIGNMENT
 from wendelin.lib.storage.fsrecord import Located
 from wendelin.lib.storage.record import (
@@ -55,7 +56,6 @@ __all__ = [
     "FORMATS",
     "Block",
     "Change",
-    "Records",
     "ZBlk0",
     "ZBlk1",
     "ZBlkBase",
@@ -72,23 +72,6 @@ __all__ = [
 CHUNK = 4096  # of ZBlk1, as it is written [bytes]
 
 _MODULE = "wendelin.bigfile.file_zodb"  # where databases have the classes
-
-
-class Records(Protocol):
-    """Where records are read. In any thread."""
-
-    def load(self, oid: bytes) -> bytes:
-        """Return a record."""
-
-    def load_all(self, oids: list[bytes]) -> list[bytes]:
-        """Return records, asked for together."""
-
-
-class Page(Protocol):
-    """Where a block that is stored gets its bytes."""
-
-    def page_buffer(self, blk: int) -> memoryview:
-        """Return the block [blksize bytes], read-only."""
 
 
 class Block(NamedTuple):
@@ -191,7 +174,7 @@ class ZBlkBase(Persistent):  # type: ignore[misc]  # persistent has no type hint
 
     @classmethod
     @abstractmethod
-    def load(cls, record: bytes, records: Records, blksize: int) -> Block:
+    def load(cls, record: bytes, records: RecordSource, blksize: int) -> Block:
         """Return the block, as its record and others hold it.
 
         Raises
@@ -201,7 +184,7 @@ class ZBlkBase(Persistent):  # type: ignore[misc]  # persistent has no type hint
         """
 
     @abstractmethod
-    def store_from(self, page: Page, blk: int, change: Change) -> None:
+    def store_from(self, page: PageSource, blk: int, change: Change) -> None:
         """Take the bytes of a page, when this object is pickled.
 
         Called in the thread of the Connection, the object being in it. Marks itself, and those
@@ -253,7 +236,7 @@ class ZBlk0(_Bytes, ZBlkBase):
     __module__ = _MODULE
 
     @classmethod
-    def load(cls, record: bytes, records: Records, blksize: int) -> Block:
+    def load(cls, record: bytes, records: RecordSource, blksize: int) -> Block:
         """See ZBlkBase."""
         found = find_payload(record)
         return Block(
@@ -262,12 +245,12 @@ class ZBlk0(_Bytes, ZBlkBase):
             has_checksum=found is not None and found.digest is not None,
         )
 
-    def store_from(self, page: Page, blk: int, change: Change) -> None:
+    def store_from(self, page: PageSource, blk: int, change: Change) -> None:
         """See ZBlkBase."""
         self.set_source(lambda: memoryview(b""))
 
     @staticmethod
-    def record_from(page: Page, blk: int, like: bytes) -> BytesRecord:
+    def record_from(page: PageSource, blk: int, like: bytes) -> BytesRecord:
         """Return the record to be stored, its bytes not copied; `like`: as it was pickled."""
         return BytesRecord(like, _state(page.page_buffer(blk)))
 
@@ -301,7 +284,7 @@ class ZBlk1(ZBlkBase):
         self.chunktab = state
 
     @classmethod
-    def load(cls, record: bytes, records: Records, blksize: int) -> Block:
+    def load(cls, record: bytes, records: RecordSource, blksize: int) -> Block:
         """See ZBlkBase."""
         root = state_of(record)
         if not isinstance(root, Ref):
@@ -334,7 +317,7 @@ class ZBlk1(ZBlkBase):
         parts = nodes.union(oids.values())
         return Block(memoryview(data)[:stop], parts, regular)
 
-    def store_from(self, page: Page, blk: int, change: Change) -> None:
+    def store_from(self, page: PageSource, blk: int, change: Change) -> None:
         """See ZBlkBase."""
         chunks = change.changed
         if change.old is None or not change.old.parts or not change.old.regular:
@@ -373,7 +356,7 @@ class ZBlk1(ZBlkBase):
                     yield chunk
 
 
-def _chunk_of(page: Page, blk: int, start: int) -> Callable[[], memoryview]:
+def _chunk_of(page: PageSource, blk: int, start: int) -> Callable[[], memoryview]:
     return lambda: trimmed(page.page_buffer(blk)[start : start + CHUNK])
 
 
@@ -449,7 +432,7 @@ def is_whole(found: Located, blksize: int) -> bool:
     return found.size == blksize and found.offset % ALIGNMENT == 0
 
 
-def load_block(oid: bytes, records: Records, blksize: int) -> Block:
+def load_block(oid: bytes, records: RecordSource, blksize: int) -> Block:
     """Return a block object of any format.
 
     Raises

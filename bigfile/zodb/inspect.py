@@ -9,34 +9,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from enum import Enum
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 from wendelin.bigfile.zodb.btree import from_records, read_items, walk
 from wendelin.bigfile.zodb.formats import class_name, is_plain, is_whole
+from wendelin.bigfile.zodb.interfaces import FileInDatabase
+from wendelin.bigfile.zodb.records import Records
 from wendelin.lib.storage import fsalign
-from wendelin.lib.storage.fsrecord import Located, Stat
+from wendelin.lib.storage.fsrecord import Located
 from wendelin.lib.storage.record import RecordError, Ref, class_of, state_of
-from wendelin.lib.zodb import zconn_load_all, zconn_locate, zconn_stat
+from wendelin.lib.zodb import zconn_locate
 
-__all__ = ["FileInDatabase", "Place", "Stored", "stored_numbers", "stored_size", "survey"]
+__all__ = ["Place", "Stored", "inspect_blocks", "stored_numbers", "stored_size"]
 
 _BATCH = 512  # blocks that the storage is asked about at once
 _LOADS = 50  # records that a storage tells the size of, while it loads a chunk table
-
-
-class FileInDatabase(Protocol):
-    """What is asked of a ZBigFile; a program that loads no objects has something else for one."""
-
-    @property
-    def _p_jar(self) -> Any: ...
-
-    @property
-    def blksize(self) -> int:
-        """Block size [bytes]."""
-
-    @property
-    def blktab(self) -> Any:
-        """The block table; of it, its oid."""
 
 
 class Place(Enum):
@@ -58,20 +45,6 @@ class Stored(NamedTuple):
     tid: bytes  # of the last change
 
 
-class _Records:
-    """Records that a Connection sees."""
-
-    def __init__(self, zfile: FileInDatabase) -> None:
-        self.conn = zfile._p_jar
-
-    def load_all(self, oids: list[bytes]) -> list[bytes]:
-        return zconn_load_all(self.conn, oids)
-
-    def stat(self, oids: list[bytes]) -> list[Stat]:
-        """Return what the storage says; of what is not there, that nothing is."""
-        return [found or Stat(b"\0" * 8, 0) for found in zconn_stat(self.conn, oids)]
-
-
 def _table(zfile: FileInDatabase) -> bytes | None:
     """Return the oid of the block table; None: it is not in the database yet."""
     oid: bytes | None = zfile.blktab._p_oid
@@ -88,11 +61,11 @@ def stored_numbers(zfile: FileInDatabase) -> Iterator[int]:
     """
     root = _table(zfile)
     if root is not None:
-        for _, node in walk(root, from_records(_Records(zfile).load_all, "LO")):
+        for _, node in walk(root, from_records(Records(zfile._p_jar).load_all, "LO")):
             yield from node.oids
 
 
-def survey(zfile: FileInDatabase) -> Iterator[list[Stored]]:
+def inspect_blocks(zfile: FileInDatabase) -> Iterator[list[Stored]]:
     """Yield the blocks that a file has, some at a time, ascending.
 
     Parameters
@@ -110,20 +83,20 @@ def survey(zfile: FileInDatabase) -> Iterator[list[Stored]]:
     root = _table(zfile)
     if root is None:
         return
-    records = _Records(zfile)
+    records = Records(zfile._p_jar)
     batch: dict[int, Ref] = {}
     for _, node in walk(root, from_records(records.load_all, "LO")):
         for (blk, oid), cls in zip(node.oids.items(), node.classes, strict=True):
             batch[blk] = Ref(oid, cls)
         if len(batch) >= _BATCH:
-            yield _survey(batch, records, zfile.blksize)
+            yield _inspect(batch, records, zfile.blksize)
             batch = {}
     if batch:
-        yield _survey(batch, records, zfile.blksize)
+        yield _inspect(batch, records, zfile.blksize)
 
 
 def stored_size(zfile: FileInDatabase, most: int) -> int | None:
-    """Return how much a file's blocks take in the database [bytes], as survey() has it.
+    """Return how much a file's blocks take in the database [bytes], as inspect_blocks() has it.
 
     Parameters
     ----------
@@ -140,12 +113,12 @@ def stored_size(zfile: FileInDatabase, most: int) -> int | None:
     Raises
     ------
     RecordError, Exception
-        See survey().
+        See inspect_blocks().
     """
     root = _table(zfile)
     if root is None:
         return 0
-    records = _Records(zfile)
+    records = Records(zfile._p_jar)
     oids: list[bytes] = []
     loads = 0
     for _, node in walk(root, from_records(records.load_all, "LO")):
@@ -153,19 +126,19 @@ def stored_size(zfile: FileInDatabase, most: int) -> int | None:
         for oid, cls in zip(node.oids.values(), node.classes, strict=True):
             if len(oids) + loads > most:
                 return None
-            if class_name(cls or class_of(records.load_all([oid])[0])) == "ZBlk1":
+            if class_name(cls or class_of(records.load(oid))) == "ZBlk1":
                 oids += _chunks(oid, records)
                 loads += _LOADS
     return sum(found.size for found in records.stat(oids)) if len(oids) + loads <= most else None
 
 
-def _survey(blocks: dict[int, Ref], records: _Records, blksize: int) -> list[Stored]:
+def _inspect(blocks: dict[int, Ref], records: Records, blksize: int) -> list[Stored]:
     oids = [ref.oid for ref in blocks.values()]
     located = zconn_locate(records.conn, oids)
     stats = records.stat(oids)
     result = []
     for (blk, ref), found, (tid, size) in zip(blocks.items(), located, stats, strict=True):
-        cls = ref.cls or class_of(records.load_all([ref.oid])[0])
+        cls = ref.cls or class_of(records.load(ref.oid))
         name = class_name(cls)
         if name == "ZBlk1":
             size += sum(found.size for found in records.stat(_chunks(ref.oid, records)))
@@ -174,9 +147,9 @@ def _survey(blocks: dict[int, Ref], records: _Records, blksize: int) -> list[Sto
     return result
 
 
-def _chunks(oid: bytes, records: _Records) -> list[bytes]:
+def _chunks(oid: bytes, records: Records) -> list[bytes]:
     """Return the oids of the records, besides its own, that a ZBlk1 is made of."""
-    root = state_of(records.load_all([oid])[0])
+    root = state_of(records.load(oid))
     if not isinstance(root, Ref):
         raise RecordError(f"object {oid.hex()} is a ZBlk1 with a {type(root).__name__} for chunks")
     items = read_items(root.oid, records.load_all, "IO")

@@ -14,8 +14,9 @@ from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
+from typing import Protocol
 
-from wendelin.bigfile.virtmem.handle import BigFileH, ram_stat
+from wendelin.bigfile.virtmem.handle import ram_stat
 
 __all__ = ["ReadAhead", "prefetch"]
 
@@ -24,6 +25,14 @@ REMOTE_THREADS = 8  # for one that is asked over a network: so many requests are
 AHEAD_BYTES = 16 << 20  # that a sequential reader is ahead of itself, at most
 REMOTE_AHEAD_BYTES = 32 << 20
 MANY = 4  # blocks of a view that is likely to be read from its beginning on
+
+
+class Loads(Protocol):
+    """A handle: who is asked to load."""
+
+    def load(self, pgoffset: int, pglen: int) -> None:
+        """See BigFileH."""
+
 
 _here = threading.local()  # .loads_ahead: this thread is one of the pool
 
@@ -41,7 +50,7 @@ os.register_at_fork(after_in_child=_pool.cache_clear)  # its threads stay in the
 
 
 def _load_next(
-    owner: weakref.ref[object], handle: weakref.ref[BigFileH], pages: Iterator[int], others: int = 0
+    owner: weakref.ref[object], handle: weakref.ref[Loads], pages: Iterator[int], others: int = 0
 ) -> None:
     """Load one page, and leave the others to a job behind those of others.
 
@@ -62,9 +71,7 @@ def _load_next(
         _pool().submit(_load_next, owner, handle, pages)
 
 
-def prefetch(
-    owner: object, fileh: BigFileH, pages: Collection[int], threads: int = THREADS
-) -> None:
+def prefetch(owner: object, fileh: Loads, pages: Collection[int], threads: int = THREADS) -> None:
     """Start loading pages, for as long as the owner lives, and do not wait."""
     if pages:
         others = min(len(pages), threads) - 1
@@ -119,7 +126,7 @@ class ReadAhead:
         if n >= MANY:
             self._begin = first
 
-    def loading(self, fileh: BigFileH, blk: int) -> None:
+    def loading(self, fileh: Loads, blk: int) -> None:
         """Be told that a block is loaded by whoever touched it. Called in any thread."""
         if getattr(_here, "loads_ahead", False):
             return

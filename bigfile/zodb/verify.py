@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transaction.interfaces import TransientError
 
 from wendelin.bigfile.zodb.btree import from_records, walk
 from wendelin.bigfile.zodb.formats import load_block
-from wendelin.bigfile.zodb.inspect import FileInDatabase
+from wendelin.bigfile.zodb.interfaces import FileInDatabase
+from wendelin.bigfile.zodb.records import Records
 from wendelin.lib.storage.record import ChecksumError, RecordError
-from wendelin.lib.zodb import zconn_load_all, zconn_tid
+from wendelin.lib.utils import override
 
-__all__ = ["Bad", "Checked", "check_blocks"]
+__all__ = ["Bad", "Checked", "verify_blocks"]
 
 _AT_ONCE = 16 << 20  # of blocks that are asked for together [bytes]
 _MOST = 2**63 // 4096  # no file has so many blocks
@@ -42,27 +43,23 @@ class Checked:
     checksums: int = 0  # blocks that have one
 
 
-class _Records:
-    """Records that a Connection sees; some are there already."""
+class _Batches(Records):
+    """Records that a Connection sees; those of a batch of blocks are loaded together."""
 
-    def __init__(self, zfile: FileInDatabase) -> None:
-        self.conn = zfile._p_jar
+    def __init__(self, conn: Any) -> None:
+        super().__init__(conn)
         self.known: dict[bytes, bytes] = {}
 
+    @override
     def load(self, oid: bytes) -> bytes:
-        """See formats.Records."""
         record = self.known.pop(oid, None)
-        return zconn_load_all(self.conn, [oid])[0] if record is None else record
-
-    def load_all(self, oids: list[bytes]) -> list[bytes]:
-        """See formats.Records."""
-        return zconn_load_all(self.conn, oids)
+        return super().load(oid) if record is None else record
 
     def bad(self, blk: int | None, oid: bytes, error: Exception) -> Bad:
         """Return what is wrong with an object, and which transaction wrote it."""
         tid = None
         with suppress(Exception):  # it may be that which is wrong
-            tid = zconn_tid(self.conn, oid)
+            tid = self.tid(oid)
         return Bad(blk, oid, error, tid)
 
     def ask(self, oids: list[bytes]) -> None:
@@ -75,7 +72,7 @@ class _Records:
             self.known = {}
 
 
-def check_blocks(zfile: FileInDatabase) -> Iterator[Checked]:
+def verify_blocks(zfile: FileInDatabase) -> Iterator[Checked]:
     """Yield what is found in the block table, and in every block of it; in ascending order.
 
     Parameters
@@ -90,7 +87,7 @@ def check_blocks(zfile: FileInDatabase) -> Iterator[Checked]:
     """
     if zfile.blktab._p_oid is None:
         return
-    records = _Records(zfile)
+    records = _Batches(zfile._p_jar)
     at_once = max(1, _AT_ONCE // zfile.blksize)
     bad: list[Bad] = []  # nodes
     get = from_records(records.load_all, "LO")
@@ -123,7 +120,7 @@ def check_blocks(zfile: FileInDatabase) -> Iterator[Checked]:
         yield Checked(0, bad)
 
 
-def _check(oid: bytes, records: _Records, blksize: int) -> bool:
+def _check(oid: bytes, records: _Batches, blksize: int) -> bool:
     """Load a block; say whether it has a checksum."""
     block = load_block(oid, records, blksize)
     if len(block.data) > blksize:

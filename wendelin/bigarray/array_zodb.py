@@ -27,6 +27,7 @@ from wendelin.bigfile.file_zodb import ZBigFile, ZBigFileH
 from wendelin.bigfile.zodb.blocktable import stored_blocks
 from wendelin.bigfile.zodb.formats import check_format
 from wendelin.bigfile.zodb.inspect import stored_size
+from wendelin.bigfile.zodb.records import Records
 from wendelin.lib.storage.record import RecordError
 from wendelin.lib.storage.shared import zconn_past
 from wendelin.lib.utils import renamed
@@ -36,7 +37,6 @@ from wendelin.lib.zodb import (
     zconn_changed_objects,
     zconn_check_open,
     zconn_is_open,
-    zconn_load_all,
     zobj_is_committed,
     zstor_2zurl,
 )
@@ -272,10 +272,9 @@ class ZBigArray(BigArray, LivePersistent):
     def _stored_blocks(self) -> tuple[list[int], bool]:
         """Return the blocks that the database has, and whether these are all; none is loaded."""
         table = self.zfile.blktab  # with which the file is no ghost
-        conn = self._p_jar
         if self.zfile._p_jar is None or self.zfile._p_serial == z64:
             return [], True
-        return stored_blocks(table._p_oid, lambda oids: zconn_load_all(conn, oids), _MOST_NODES)
+        return stored_blocks(table._p_oid, Records(self._p_jar).load_all, _MOST_NODES)
 
     def _blksize(self) -> int:
         return int(self.zfile.blksize)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.bigfile.zodb.inspect import stored_numbers, survey
+from wendelin.bigfile.zodb.inspect import inspect_blocks, stored_numbers
 from wendelin.cli.files.base import Layout, Source
 from wendelin.cli.files.convert import plain
 from wendelin.cli.stored import StoredArray
@@ -78,7 +78,7 @@ class ArraySource(Source):
         """See Source."""
         if "changed" not in self._identity:
             tid = self._array._p_serial
-            for blocks in survey(self._array.zfile):
+            for blocks in inspect_blocks(self._array.zfile):
                 tid = max(tid, *(block.tid for block in blocks))
             self._identity["changed"] = tid.hex()
         return self._identity

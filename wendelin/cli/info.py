@@ -9,7 +9,7 @@ from typing import Any
 import click
 from rich.text import Text
 
-from wendelin.bigfile.zodb.inspect import Place, Stored, survey
+from wendelin.bigfile.zodb.inspect import Place, Stored, inspect_blocks
 from wendelin.cli.address import Address, join
 from wendelin.cli.arguments import AddressType, json_option
 from wendelin.cli.arrays import layout_of
@@ -116,7 +116,7 @@ def examine(array: StoredArray) -> Blocks:
     blocks = Blocks(-(-array.nbytes // zfile.blksize), zfile.blksize)
     blocks.tid = max(array._p_serial, zfile._p_serial)
     with progress("blocks") as tell:
-        for some in survey(zfile):
+        for some in inspect_blocks(zfile):
             for block in some:
                 blocks.add(block)
             tell(len(some))

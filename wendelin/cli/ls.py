@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from wendelin.bigfile.zodb.inspect import survey
+from wendelin.bigfile.zodb.inspect import inspect_blocks
 from wendelin.cli.address import Address, join
 from wendelin.cli.arguments import AddressType, json_option
 from wendelin.cli.arrays import layout_of
@@ -78,7 +78,7 @@ def row_of(path: str, obj: StoredArray | StoredFile, tell: Advance) -> Row:
     """Look at an array; tell how many blocks were looked at."""
     zfile, layout = (obj, None) if isinstance(obj, StoredFile) else (obj.zfile, layout_of(obj))
     row = Row(path, layout, tid=max(obj._p_serial, zfile._p_serial))
-    for blocks in survey(zfile):
+    for blocks in inspect_blocks(zfile):
         row.blocks += len(blocks)
         row.size += sum(block.size for block in blocks)
         row.formats.update(block.format for block in blocks)

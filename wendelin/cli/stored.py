@@ -99,7 +99,7 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A ZBigFile: what survey, check_blocks and ZFile ask of one."""
+    """A ZBigFile: what inspect_blocks, verify_blocks and ZFile ask of one."""
 
     _p_jar: Any
     _p_oid: bytes
@@ -151,7 +151,7 @@ class StoredArray(BigArray):
 
     def _fileh(self) -> BigFileH:
         if self._handle is None:
-            file = ZFile(self.zfile, self._p_jar, None)  # type: ignore[arg-type]
+            file = ZFile(self.zfile, self._p_jar, None)
             self._handle = handle = file.fileh_open()
             file.handle = weakref.ref(handle)  # type: ignore[arg-type]
             handle.read_only = True

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from ZODB.POSException import POSKeyError
 
-from wendelin.bigfile.zodb.verify import check_blocks
+from wendelin.bigfile.zodb.verify import verify_blocks
 from wendelin.cli.address import Address, join
 from wendelin.cli.arguments import AddressType, json_option
 from wendelin.cli.database import opened
@@ -44,7 +44,7 @@ def check(found: Found, path: str, tell: Any) -> tuple[int, int, list[Trouble]]:
     zfile = found.obj if isinstance(found.obj, StoredFile) else found.obj.zfile
     blocks = checksums = 0
     troubles: list[Trouble] = []
-    for checked in check_blocks(zfile):
+    for checked in verify_blocks(zfile):
         blocks += checked.blocks
         checksums += checked.checksums
         for blk, oid, error, tid in checked.bad:

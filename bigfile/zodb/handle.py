@@ -1,0 +1,292 @@
+"""ZBigFileH: the handle of a ZBigFile, which lives in the transactions of its Connection.
+
+Pages -> database
+-----------------
+The first change of a page, in any thread, makes the handle join the transaction of its
+Connection, together with the Connection itself. From then on the transaction decides:
+
+    transaction      handle                                 Connection (sorts after it)
+    tpc_begin        pages are write-protected
+    commit           changed blocks: objects are marked     pickles them: the bytes are taken
+                     as changed                             from the pages, block by block
+    tpc_finish       pages may be written again             the transaction is in the database
+    (boundary)       stored pages are clean
+    abort, tpc_abort changes are discarded
+
+A touch that failed joins as well: the commit of that transaction is refused, with the reason.
+One that found no transaction to join has failed for its thread only. One that could not even look
+for it, at the recursion limit or without memory, joins when the next transaction ends.
+
+A savepoint copies the pages that changed since the one before to a temporary file, and its
+rollback brings them back (savepoint). Nothing of the database is involved: the Connection does the
+same for its objects.
+
+Between a commit and the next boundary, which are at the same moment unless transactions are
+explicit, a view shows what it showed: the state in which the transaction began, and its changes.
+
+Locking
+-------
+Faults load in any thread: see blockfile. The first change joins in any thread; while a commit runs
+in another one, it waits for its end. Everything else runs in the thread of the transaction.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+from transaction._transaction import Status
+from transaction.interfaces import TransactionError
+from ZODB.POSException import ConnectionStateError, ReadOnlyHistoryError
+
+from wendelin.bigfile.virtmem.handle import WRITEOUT_MARKSTORED, WRITEOUT_STORE, BigFileH
+from wendelin.bigfile.virtmem.pins import show_again
+from wendelin.bigfile.zodb.formats import ZBlkBase
+from wendelin.bigfile.zodb.interfaces import FileOfHandle
+from wendelin.bigfile.zodb.savepoint import SavedPages, Savepoint
+from wendelin.lib.storage.forked import is_inherited
+from wendelin.lib.storage.shared import zconn_is_shared
+from wendelin.lib.zodb import zconn_check_database, zconn_is_open
+from wendelin.lib.zodb_boundary import watch_of
+
+__all__ = ["ZBigFileH"]
+
+log = logging.getLogger(__name__)
+
+#: for which pages that are dropped at a boundary are shown again [s]
+SHOW_SECONDS = 0.05
+
+
+class ZBigFileH(BigFileH):
+    """Handle of a ZBigFile: takes part in the transactions of its Connection.
+
+    It is a data manager (transaction.interfaces.IDataManager).
+    """
+
+    file: FileOfHandle
+
+    def __init__(self, file: FileOfHandle) -> None:
+        file.handle = weakref.ref(self)
+        self.conn = file.conn
+        #: block objects that the running commit stores
+        self.stored: dict[int, ZBlkBase] = {}
+        self._joined: Any = None
+        self._saved: SavedPages | None = None
+        self._frozen = False
+        self._finished = False
+        self.read_only = zconn_is_shared(file.conn)
+        self.watch = watch_of(file.conn)
+        self.watch.followers.add(self)
+
+    def others(self) -> list[ZBigFileH]:
+        """Return the other handles of its Connection."""
+        followers = list(self.watch.followers)
+        return [h for h in followers if isinstance(h, ZBigFileH) and h is not self]
+
+    def is_of_database(self) -> bool:
+        """Say whether pages show what its Connection sees of the database, and nothing else."""
+        return self._joined is None and not self._finished
+
+    def expect(self, pgoffset: int, pglen: int) -> None:
+        """Be told that somebody has a view of these pages."""
+        self.file.ahead.expect(pgoffset, pglen)
+
+    def show_again(self, blks: Iterable[int]) -> None:
+        """Show what views showed of blocks before they were dropped, where it can be mapped."""
+        if not self.file.is_local:
+            return
+        try:
+            show_again(self, blks, SHOW_SECONDS)
+        except Exception:
+            log.debug("%r: blocks are not shown again", self.file, exc_info=True)  # a touch is told
+
+    # ---- joining ----
+
+    def first_change(self) -> None:
+        """Join the transaction; called by the pager, in any thread.
+
+        Raises
+        ------
+        TransactionError
+            There is no transaction to join: it is being committed by this thread, or has failed
+            and waits for its abort; or none was begun, where they are explicit.
+        ConnectionStateError
+            The Connection is closed.
+        ReadOnlyHistoryError
+            The Connection is shared by those who refer to a past state.
+        """
+        if self.read_only:
+            zconn_check_database(self.conn)
+            raise ReadOnlyHistoryError("it is a past state, which others read, too")
+        while not self._join():
+            pass
+
+    def _join(self) -> bool:
+        """Join the transaction. False: another thread ends it now, or did; so join the next one."""
+        conn = self.conn
+        if conn.opened is None or conn.transaction_manager is None:
+            raise ConnectionStateError("its Connection is closed")
+        if self.watch.wait_for_end():
+            return False
+        txn = conn.transaction_manager.get()
+        if self._joined is not txn:
+            if txn.status is Status.COMMITTED and self.watch.let_others_end():
+                return False
+            if txn.status is Status.COMMITTING:
+                raise TransactionError(
+                    f"{self.file!r} cannot be changed by what runs in a commit: it is too late to "
+                    f"take part in it. Change it before, as in txn.addBeforeCommitHook()"
+                )
+            # a failed touch may have the transaction of a handle that changes later
+            conn._register()
+            txn.join(self)
+            self._joined = txn
+        # it may have begun to end just now, with this handle or without it
+        return not self.watch.ends()
+
+    def sortKey(self) -> str:
+        """Sort before the Connection, whose key is the storage's, a colon and digits."""
+        return f"{self.conn._storage.sortKey()}:  {id(self)}"
+
+    @property
+    def transaction_manager(self) -> Any:
+        """The transaction manager of the Connection; None while that is closed."""
+        return self.conn.transaction_manager
+
+    # ---- two-phase commit ----
+
+    def tpc_begin(self, txn: Any) -> None:
+        """Write-protect the pages."""
+        self.writeout_begin()
+        self._frozen = True
+        self.check_failures()
+
+    def commit(self, txn: Any) -> None:
+        """Mark the objects of changed blocks, for the Connection to store them."""
+        self.dirty_writeout(WRITEOUT_STORE)
+
+    def tpc_vote(self, txn: Any) -> None:
+        """Refuse if a touch failed since."""
+        self.check_failures()
+        if not self.watch.records.keys().isdisjoint(z._p_oid for z in self.stored.values()):
+            raise RuntimeError(f"blocks of {self.file!r} did not come to the storage")
+
+    def tpc_finish(self, txn: Any) -> None:
+        """Let pages be written again. They are clean at the next boundary."""
+        self._finished = True
+        self._end()
+
+    def abort(self, txn: Any) -> None:
+        """Discard all changes. In a child of a fork they are its parent's, and stay."""
+        if is_inherited(self.conn):
+            return
+        self._end()
+        self._finished = False
+        self.stored.clear()
+        self.watch.records.clear()
+        dropped = self.dirty_blocks() if self.isshown() else []
+        self.dirty_discard()
+        if dropped and zconn_is_open(self.conn):
+            self.show_again(dropped)
+
+    def tpc_abort(self, txn: Any) -> None:
+        """Discard all changes."""
+        self.abort(txn)
+
+    def _end(self) -> None:
+        self._joined = None
+        if self._saved is not None:
+            self._saved.close()
+            self._saved = None
+        # who waits to write joins another transaction
+        self.changes_stored()
+        if self._frozen:
+            self._frozen = False
+            self.writeout_end()
+
+    # ---- boundaries; see zodb_boundary.Follower ----
+
+    def follow(self, oids: list[bytes] | None, own: set[bytes]) -> None:
+        """The Connection reads a new state of the database, which has what was committed."""
+        # Of touches while there was no transaction. But what failed in another thread, after this
+        # one's end had begun, and could not join the next, is kept for that.
+        late = self.watch.completes() and not self.doom_told
+        if self.doomed and self._joined is None and not late:
+            self.forget_failures()
+        self.file.follow(oids, own, self)
+
+    def forget(self) -> None:
+        """See zodb_boundary.Follower."""
+        self.file.forget(self)
+
+    def database_closed(self) -> None:
+        """See zodb_boundary.Follower.
+
+        What views show, they go on to show; without views, all is let go.
+        """
+        self.read_only = True  # there is no transaction to take part in
+        if not self.isused():
+            self.forget()
+
+    def take_stored(self) -> set[bytes]:
+        """Pages that were stored are clean. Return what they are made of."""
+        if not self._finished:
+            return set()
+        self.dirty_writeout(WRITEOUT_MARKSTORED)
+        mine = self.file.committed(self)
+        self._finished = False
+        return mine
+
+    def join_at_last(self, txn: Any) -> None:
+        """Join a transaction which is about to end, if the one that was joined is another.
+
+        Two threads that ask an idle manager for its transaction may be given two, of which the
+        manager forgets one. And a touch that failed may have had no memory, or no room on its
+        stack, to join.
+        """
+        late = self._joined is not None and self._joined is not txn
+        if not late and self.doomed and not self.doom_told:
+            late = all(manager is not self for manager in txn._resources)
+        if late and txn.status is Status.COMMITFAILED:
+            self.abort(txn)  # it takes no more managers, and can only be aborted
+        elif late:
+            if all(manager is not self.conn for manager in txn._resources):
+                txn.join(self.conn)
+            txn.join(self)
+            self._joined = txn
+
+    # ---- savepoints ----
+
+    def savepoint(self) -> Savepoint:
+        """Return what brings the changes of now back.
+
+        Raises
+        ------
+        DoomedError
+            A touch has failed.
+        OSError
+            There is no room for a copy of the changed pages.
+        """
+        self.check_failures()
+        if self._saved is None:
+            self._saved = SavedPages(self.blksize)
+        self.writeout_begin()
+        try:
+            self.save_changes(self._saved.save)
+            pages = {blk: self._saved.where[blk] for blk in self.dirty_blocks()}
+            return Savepoint(self, pages, self.truncated_at)
+        finally:
+            self.writeout_end()
+
+    def rollback(self, to: Savepoint) -> None:
+        """Have the changes that there were at a savepoint, and no others."""
+        assert self._saved is not None
+        self.dirty_discard()
+        if to.truncated_at is not None:
+            self.truncate(to.truncated_at)
+        for blk, offset in to.pages.items():
+            self.load(blk, 1)
+            self._saved.read(offset, memoryview(self.mmap(blk, 1)))  # type: ignore[arg-type]
+        self.check_failures()

@@ -1,0 +1,43 @@
+"""Records of a Connection: the one way in which this folder reads them, in any thread.
+
+Objects are not made, so the Connection's cache, and the changes of its transaction, are not seen.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from wendelin.bigfile.zodb.interfaces import RecordSource
+from wendelin.lib.storage.fsrecord import Stat
+from wendelin.lib.utils import override
+from wendelin.lib.zodb import zconn_load_all, zconn_stat, zconn_tid
+
+__all__ = ["Records"]
+
+
+class Records(RecordSource):
+    """Records that a Connection sees.
+
+    Parameters
+    ----------
+    conn : ZODB.Connection.Connection
+    """
+
+    def __init__(self, conn: Any) -> None:
+        self.conn = conn
+
+    @override
+    def load(self, oid: bytes) -> bytes:
+        return self.load_all([oid])[0]
+
+    @override
+    def load_all(self, oids: list[bytes]) -> list[bytes]:
+        return zconn_load_all(self.conn, oids)
+
+    def stat(self, oids: list[bytes]) -> list[Stat]:
+        """Return what the storage says of records; of one that is not there, that it is empty."""
+        return [found or Stat(b"\0" * 8, 0) for found in zconn_stat(self.conn, oids)]
+
+    def tid(self, oid: bytes) -> bytes:
+        """Return the transaction that wrote an object. Loads it."""
+        return zconn_tid(self.conn, oid)
