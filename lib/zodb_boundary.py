@@ -14,7 +14,10 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Protocol
 
+from transaction._transaction import Status
+from transaction.interfaces import TransactionError
 from ZODB.Connection import Connection
+from ZODB.POSException import ConnectionStateError
 
 from wendelin.lib.storage.forked import of_this_process
 from wendelin.lib.storage.record import BytesRecord
@@ -136,6 +139,48 @@ class Watch:
             return False
         time.sleep(0.001)
         return True
+
+    def join(self, manager: Any, joined: Any, what: Callable[[], str]) -> Any:
+        """Let a data manager join the Connection's transaction; return that. Safe in any thread.
+
+        Parameters
+        ----------
+        manager : data manager
+        joined : transaction or None
+            Which it has joined before.
+        what : () -> str
+            What is changed, for messages.
+
+        Returns
+        -------
+        transaction or None
+            None: another thread ends it now, or did; so join the next one.
+
+        Raises
+        ------
+        TransactionError
+            There is no transaction to join: it is being committed by this thread, or has failed
+            and waits for its abort; or none was begun, where they are explicit.
+        ConnectionStateError
+            The Connection is closed.
+        """
+        conn = self._conn()
+        if conn is None or conn.opened is None or conn.transaction_manager is None:
+            raise ConnectionStateError("its Connection is closed")
+        if self.wait_for_end():
+            return None
+        txn = conn.transaction_manager.get()
+        if joined is not txn:
+            if txn.status is Status.COMMITTED and self.let_others_end():
+                return None
+            if txn.status is Status.COMMITTING:
+                raise TransactionError(
+                    f"{what()} cannot be changed by what runs in a commit: it is too late to "
+                    f"take part in it. Change it before, as in txn.addBeforeCommitHook()"
+                )
+            conn._register()
+            txn.join(manager)
+        return txn
 
     def store(self, oid: bytes, serial: bytes, data: Any, version: str, transaction: Any) -> Any:
         """Be the storage's store()."""

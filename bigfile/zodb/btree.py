@@ -1,7 +1,7 @@
-"""BTrees of persistent objects, with integers as keys, read without a Connection: from records.
+"""BTrees of persistent objects, read without a Connection: from records.
 
-The block table of a file, and the chunk table of a block, are such. It knows BTrees' states, and
-nothing of what is in the trees.
+The block table of a file, and the chunk table of a block, are such, with integers as keys; the keys
+of a Zarr group are text. It knows BTrees' states, and nothing of what is in the trees.
 
 What is not as BTrees write it is refused: a damaged node must not make a block look like a hole,
 nor get to BTrees' own code, which takes some of it on trust, and crashes.
@@ -13,7 +13,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from operator import lt
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from transaction.interfaces import TransientError
 
@@ -25,8 +25,11 @@ __all__ = ["Items", "Node", "Todo", "from_records", "read_items", "read_node", "
 #: (oids) -> records of the state that is read
 LoadAll = Callable[[list[bytes]], list[bytes]]
 
+#: int of an LOBTree or IOBTree, str of an OOBTree: all keys of a tree are of one type
+Key: TypeAlias = Any
+
 #: nodes that are to be visited, the next one last: (oid, low, high), its keys are in [low, high)
-Todo = list[tuple[bytes, int | None, int | None]]
+Todo = list[tuple[bytes, Key | None, Key | None]]
 
 TOGETHER = 64  # nodes that are asked for at once
 
@@ -36,21 +39,21 @@ class Node:
     """A node: of a tree, children[i] has the keys in [keys[i-1], keys[i]); of a bucket, oids."""
 
     leaf: bool
-    keys: list[int]  # ascending
+    keys: list[Key]  # ascending
     children: list[bytes]  # oids
-    oids: dict[int, bytes]  # ascending
+    oids: dict[Key, bytes]  # ascending
     next: bytes | None = None  # oid of the bucket after this one; of a tree, of its first bucket
     classes: tuple[str, ...] = ()  # of a bucket's oids, as references say; "" where one does not
     inline: bool = False  # a tree whose only bucket is in its own state
 
-    def bounds(self, i: int, low: int | None, high: int | None) -> tuple[int | None, int | None]:
+    def bounds(self, i: int, low: Key | None, high: Key | None) -> tuple[Key | None, Key | None]:
         """Return [low, high) of child i of a tree that is in [low, high)."""
         return (
             self.keys[i - 1] if i > 0 else low,
             self.keys[i] if i < len(self.keys) else high,
         )
 
-    def check_within(self, low: int | None, high: int | None) -> None:
+    def check_within(self, low: Key | None, high: Key | None) -> None:
         """Check that all keys are in [low, high), as the nodes above say; None: there is no bound.
 
         Raises
@@ -65,8 +68,8 @@ class Node:
             (low is not None and keys[0] < low) or (high is not None and keys[-1] >= high)
         ):
             raise RecordError(
-                f"a damaged BTree: a node with keys [{keys[0]}, {keys[-1]}], where there are "
-                f"those of [{low}, {high})"
+                f"a damaged BTree: a node with keys [{shown(keys[0])}, {shown(keys[-1])}], where "
+                f"there are those of [{shown(low)}, {shown(high)})"
             )
 
 
@@ -74,8 +77,10 @@ class Node:
 Get = Callable[[bytes, Todo], Node]
 
 
-def _ascend(keys: tuple[Any, ...]) -> bool:
-    """Say whether keys are integers that BTrees have, and in their order."""
+def _ascend(keys: tuple[Any, ...], kind: str) -> bool:
+    """Say whether keys are such that a BTree of this kind has, and in their order."""
+    if kind == "OO":
+        return all(type(k) is str for k in keys) and all(map(lt, keys, keys[1:]))
     return (
         all(type(k) is int for k in keys)
         and all(map(lt, keys, keys[1:]))
@@ -106,7 +111,7 @@ def _bucket(state: object, kind: str) -> Node:
     for key, ref in zip(keys, refs, strict=True):
         if not isinstance(ref, Ref):
             raise RecordError(f"a damaged {kind}BTree: {shown(key)} -> {shown(ref)}")
-    if not _ascend(keys):
+    if not _ascend(keys, kind):
         raise RecordError(f"a damaged {kind}BTree: a bucket with keys not in order: {shown(keys)}")
     oids = {key: ref.oid for key, ref in zip(keys, refs, strict=True)}
     return Node(True, [], [], oids, _next(state, kind), tuple(ref.cls for ref in refs))
@@ -135,7 +140,7 @@ def _tree(state: object, kind: str) -> Node:
     children, keys = flat[0::2], flat[1::2]
     if len(children) != len(keys) + 1 or not all(isinstance(c, Ref) for c in children):
         raise RecordError(f"a damaged {kind}BTree: a tree of something else")
-    if not _ascend(keys):
+    if not _ascend(keys, kind):
         raise RecordError(f"a damaged {kind}BTree: a tree with keys {shown(keys)}")
     return Node(False, list(keys), [c.oid for c in children], {}, _next(state, kind))
 
@@ -146,8 +151,8 @@ def read_node(record: bytes, kind: str) -> Node:
     Parameters
     ----------
     record : bytes
-    kind : {'LO', 'IO'}
-        Of which family the BTree is.
+    kind : {'LO', 'IO', 'OO'}
+        Of which family the BTree is; with text as keys: 'OO'.
 
     Raises
     ------
@@ -167,8 +172,8 @@ def read_node(record: bytes, kind: str) -> Node:
 def walk(
     root: bytes,
     get: Get,
-    start: int | None = None,
-    stop: int | None = None,
+    start: Key | None = None,
+    stop: Key | None = None,
     bad: Callable[[bytes, Exception], None] | None = None,
 ) -> Iterator[tuple[bytes, Node]]:
     """Yield (oid, node) for the nodes of a BTree, from its root down, its leaves in their order.

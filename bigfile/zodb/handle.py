@@ -38,8 +38,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from transaction._transaction import Status
-from transaction.interfaces import TransactionError
-from ZODB.POSException import ConnectionStateError, ReadOnlyHistoryError
+from ZODB.POSException import ReadOnlyHistoryError
 
 from wendelin.bigfile.virtmem.handle import WRITEOUT_MARKSTORED, WRITEOUT_STORE, BigFileH
 from wendelin.bigfile.virtmem.pins import show_again
@@ -125,24 +124,11 @@ class ZBigFileH(BigFileH):
 
     def _join(self) -> bool:
         """Join the transaction. False: another thread ends it now, or did; so join the next one."""
-        conn = self.conn
-        if conn.opened is None or conn.transaction_manager is None:
-            raise ConnectionStateError("its Connection is closed")
-        if self.watch.wait_for_end():
+        # a failed touch may have the transaction of a handle that changes later
+        txn = self.watch.join(self, self._joined, lambda: repr(self.file))
+        if txn is None:
             return False
-        txn = conn.transaction_manager.get()
-        if self._joined is not txn:
-            if txn.status is Status.COMMITTED and self.watch.let_others_end():
-                return False
-            if txn.status is Status.COMMITTING:
-                raise TransactionError(
-                    f"{self.file!r} cannot be changed by what runs in a commit: it is too late to "
-                    f"take part in it. Change it before, as in txn.addBeforeCommitHook()"
-                )
-            # a failed touch may have the transaction of a handle that changes later
-            conn._register()
-            txn.join(self)
-            self._joined = txn
+        self._joined = txn
         # it may have begun to end just now, with this handle or without it
         return not self.watch.ends()
 

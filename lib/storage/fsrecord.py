@@ -6,10 +6,11 @@ record of an object is the last, its index says, which is not known here.
 
 from __future__ import annotations
 
+import mmap
 import os
 import weakref
 from collections.abc import Iterator
-from errno import EOPNOTSUPP
+from errno import EIO, EOPNOTSUPP
 from struct import unpack_from
 from typing import NamedTuple
 
@@ -46,6 +47,26 @@ class OpenFile:
         self.nowait = _nowait(self.heads)  # of preadv(2): not to wait for the disk
         #: offsets of payloads that were read through, and match their checksums
         self.matched: set[int] = set()
+        self._mapped: mmap.mmap | None = None
+
+    def view(self, offset: int, size: int) -> memoryview:
+        """Return bytes of the file, not copied: out of a mapping of all of it. In any thread.
+
+        What cannot be read then is a SIGBUS, so it is for what was read through just before.
+
+        Raises
+        ------
+        OSError
+            There is no address space for it, or the file is shorter.
+        """
+        mapped = self._mapped
+        if mapped is None or len(mapped) < offset + size:
+            # of a file that has grown, a mapping that is in use stays as it is
+            mapped = self._mapped = mmap.mmap(self.fd, 0, mmap.MAP_SHARED, mmap.PROT_READ)
+        found = memoryview(mapped)[offset : offset + size]
+        if len(found) < size:
+            raise OSError(EIO, "the file was cut")
+        return found
 
 
 def _nowait(fd: int) -> int:

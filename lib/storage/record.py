@@ -161,13 +161,14 @@ def as_bytes(state: object) -> bytes:
 
 _SMALL = 64 << 10  # of a record that the unpickler in C reads [bytes]
 
-#: What nodes of BTrees, and ZBlk1, are pickled as: classes, references, integers, tuples. Nothing
-#: of it calls anything, hashes what it is given, or takes more memory than its size says. (In C, a
-#: place far behind all others in the memo takes the memory of all of them.)
+#: What nodes of BTrees, and ZBlk1, are pickled as: classes, references, integers, short text,
+#: tuples. Nothing of it calls anything, hashes what it is given, or takes more memory than its size
+#: says. (In C, a place far behind all others in the memo takes the memory of all of them.)
+_TEXT = b"|".join(b"\\x%02x\\0\\0\\0.{%d}" % (n, n) for n in range(129))
 _PLAIN = re.compile(
     rb"(?s)(?:q.|C\x08.{8}|h.|\x86|Q|[(t.N)\x85\x87\x88\x89]|K.|M..|J.{4}|r..\0\0|j.{4}"
     rb"|\x8a(?:\x01.|\x02..|\x03...|\x04.{4}|\x05.{5}|\x06.{6}|\x07.{7}|\x08.{8})"
-    rb"|U\x08.{8}|c[\w.]+\n\w+\n|\x80[\x01-\x03])*+"
+    rb"|U\x08.{8}|c[\w.]+\n\w+\n|\x80[\x01-\x03]|X(?:" + _TEXT + rb"))*+"
 )
 
 

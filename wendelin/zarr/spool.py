@@ -1,0 +1,62 @@
+"""Where values wait for the commit that stores them: in memory, and if they are many, in a file.
+
+It knows bytes. Locking: the GIL, for the figures; a piece that is in the file is never changed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import threading
+
+from wendelin.bigfile.virtmem.handle import ram_stat
+
+__all__ = ["Spool"]
+
+PART = 8  # of the memory for pages, values that wait may take this part
+
+
+class Spool:
+    """Keeps bytes until it is dropped."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # protected by: _lock
+        self._in_memory = 0  # [bytes]
+        self._file: int | None = None
+        self._end = 0
+
+    def keep(self, data: memoryview) -> memoryview:
+        """Return a copy of bytes.
+
+        Raises
+        ------
+        OSError
+            There is no room for it.
+        """
+        with self._lock:
+            limit, _, _ = ram_stat()
+            if self._in_memory + len(data) <= limit // PART or not data:
+                self._in_memory += len(data)
+                return memoryview(bytes(data))
+            return self._write(data)
+
+    def _write(self, data: memoryview) -> memoryview:
+        if self._file is None:
+            with tempfile.TemporaryFile(prefix="wendelin.core-zarr-") as file:
+                self._file = os.dup(file.fileno())
+        at = self._end
+        rest = data
+        while rest:
+            n = os.pwrite(self._file, rest, at)
+            rest, at = rest[n:], at + n
+        size = mmap.ALLOCATIONGRANULARITY
+        start, self._end = self._end, -(-at // size) * size
+        # of a file of ours, that nobody cuts: it is there to be read
+        mapped = mmap.mmap(self._file, len(data), mmap.MAP_SHARED, mmap.PROT_READ, offset=start)
+        return memoryview(mapped)
+
+    def __del__(self) -> None:
+        if self._file is not None:
+            os.close(self._file)

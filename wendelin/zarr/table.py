@@ -1,0 +1,577 @@
+"""ZarrTable: the keys of a Zarr group as its Connection sees them, with what it has changed.
+
+zarr asks in threads of its own. So what is read comes from records, past the Connection (keys,
+values), and what is written waits here until the Connection's transaction is committed:
+
+    transaction      ZarrTable                               Connection (sorts after it)
+    (zarr writes)    joins; keeps the change
+    tpc_begin        takes no more changes
+    commit           changes the tree: values as objects     pickles them
+    tpc_finish       takes changes of the next one           the transaction is in the database
+    (boundary)       forgets the changes, and what it
+                     knows of objects that were changed
+    abort, tpc_abort forgets the changes
+
+A group that is not in a database yet joins nothing. Its changes go into the tree when it is
+pickled for the first time, and are kept until it is committed.
+
+A savepoint remembers which changes there were. Their bytes are kept until the transaction ends.
+
+Two clients
+-----------
+What two clients do to one key is a conflict; new keys are not, most often: the nodes of the tree
+are resolved by BTrees. A client that writes chunks has read the metadata of their array, so it has
+a conflict with one that resizes the array, or deletes it, and commits first.
+
+It knows keys and bytes, Connections and transactions. It does not know zarr.
+
+Locking: `_lock` is a leaf: nothing is loaded, nor anybody waited for, with it held. Readers take it
+for a listing only; a change is one step of a dict.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transaction._transaction import Status
+from ZODB.POSException import ReadOnlyError, ReadOnlyHistoryError
+from ZODB.utils import z64
+
+from wendelin.lib.storage.forked import is_inherited
+from wendelin.lib.storage.record import ChecksumError, Ref, digest_of
+from wendelin.lib.zodb import (
+    zconn_before,
+    zconn_check_open,
+    zconn_is_remote,
+    zconn_load_all,
+    zobj_is_committed,
+)
+from wendelin.lib.zodb_boundary import watch_of
+from wendelin.zarr.group import ZarrGroup, ZarrParts, ZarrValue
+from wendelin.zarr.keys import Keys, NotKeptError, after
+from wendelin.zarr.layout import ARRAY, is_metadata, is_sharded, nodes_above
+from wendelin.zarr.spool import Spool
+from wendelin.zarr.values import Data, Values, WouldWaitError
+
+__all__ = ["Request", "ZarrTable"]
+
+PART = 1 << 20  # of a shard [bytes]
+LONGEST = 1 << 30  # of a value that is one object [bytes]
+
+#: key, and which part of its value; None: all of it
+Request = tuple[str, slice | None]
+
+
+@dataclass(frozen=True)
+class _Savepoint:
+    """Changes at a moment (transaction.interfaces.IDataManagerSavepoint)."""
+
+    table: ZarrTable
+    changes: dict[str, memoryview | None]
+
+    def rollback(self) -> None:
+        """Have these changes again, and no others."""
+        self.table.rollback(self.changes)
+
+
+class ZarrTable:
+    """Reads and changes a Zarr group, in any thread.
+
+    It is a data manager (transaction.interfaces.IDataManager), and a Follower of the Connection.
+    """
+
+    def __init__(self, group: ZarrGroup) -> None:
+        self.group = group
+        self.tree = group.table
+        #: stores that read and write here
+        self.stores: weakref.WeakSet[Any] = weakref.WeakSet()
+        #: raised whenever keys may have other values, but by a change here
+        self.moment = 0
+        self.keys = Keys(self._load_all, self._before)
+        self.values = Values(lambda: self.conn)
+        self.watch: Any = None
+        self._lock = threading.Lock()
+        # protected by: _lock
+        self._changes: dict[str, memoryview | None] = {}  # None: deleted
+        self._spool = Spool()
+        self._joined: Any = None
+        self._frozen = False
+        # in the thread of the transaction
+        self._applied: dict[str, memoryview | None] = {}  # changes that the tree has
+        self._stored: list[ZarrValue] = []
+        self._finished = False
+        #: oid of the tree; None: it is not in the database that the Connection sees
+        self._root: bytes | None = None
+        self.attach()
+
+    def __repr__(self) -> str:
+        return repr(self.group)
+
+    @property
+    def conn(self) -> Any:
+        """The Connection; None: the group has none yet."""
+        return self.group._p_jar
+
+    @property
+    def remote(self) -> bool:
+        """Say whether values are asked for over a network."""
+        return self.conn is not None and zconn_is_remote(self.conn)
+
+    def lives(self) -> bool:
+        """Say whether it is used, or has anything that is not committed."""
+        return bool(self.stores or self._changes or self._joined)
+
+    def is_of_database(self) -> bool:
+        """Say whether all of it is what the Connection sees of the database."""
+        return not self._changes and self.conn is not None and zobj_is_committed(self.group)
+
+    def attach(self) -> None:
+        """Follow the Connection, as soon as there is one. In its thread, for the first time."""
+        conn = self.conn
+        if conn is None:
+            return
+        watch = watch_of(conn)
+        if self.watch is not watch:
+            self.watch = watch
+            watch.followers.add(self)
+            self._look_for_root()
+            self.keys.follow(None)
+
+    def _look_for_root(self) -> None:
+        if self._root is None and self.conn is not None and self.group._p_serial != z64:
+            self._root = self.tree._p_oid
+
+    def _before(self) -> bytes | None:
+        return None if self.conn is None else zconn_before(self.conn)
+
+    def _load_all(self, oids: list[bytes]) -> list[bytes]:
+        zconn_check_open(self.conn)
+        return zconn_load_all(self.conn, oids)
+
+    # ---- reading ----
+
+    def read_now(self, request: Request) -> Data | None:
+        """Return a value, or the wanted part of it, if nobody has to be waited for; None: no key.
+
+        Raises
+        ------
+        WouldWaitError
+            It would take long: read() does it.
+        """
+        key, part = request
+        if key in self._changes:
+            return _part(self._changes.get(key), part)
+        root = self._root
+        if root is None:
+            return None
+        conn = self.conn
+        if conn is None or conn.opened is None:
+            raise WouldWaitError
+        try:
+            ref = self.keys.find_kept(root, key)
+        except NotKeptError:
+            raise WouldWaitError from None
+        return None if ref is None else self.values.read_now(ref, part)
+
+    def read(self, requests: Sequence[Request]) -> list[Data | None]:
+        """Return values, or the wanted parts of them; None: no such key.
+
+        Raises
+        ------
+        RecordError
+            The group is damaged; ChecksumError: a value is.
+        ConnectionStateError
+            The Connection is closed.
+        Exception
+            What the storage raised.
+        """
+        return self.keys.one_state(lambda: self._read(requests))
+
+    def _read(self, requests: Sequence[Request]) -> list[Data | None]:
+        found: dict[int, Data | None] = {}
+        stored: list[int] = []
+        for i, (key, part) in enumerate(requests):
+            if key in self._changes:
+                found[i] = _part(self._changes.get(key), part)
+            else:
+                stored.append(i)
+        refs = self.find([requests[i][0] for i in stored])
+        there = [i for i in stored if refs[requests[i][0]] is not None]
+        wanted = [(refs[requests[i][0]] or Ref(b"", ""), requests[i][1]) for i in there]
+        try:
+            found.update(zip(there, self.values.read(wanted), strict=True))
+        except ChecksumError as e:
+            names = ", ".join(repr(requests[i][0]) for i in there)
+            raise ChecksumError(f"the bytes of {names} in {self!r}") from e
+        return [found.get(i) for i in range(len(requests))]
+
+    def find(self, keys: Iterable[str]) -> dict[str, Ref | None]:
+        """Return the values that the database has of keys; None: no such key."""
+        keys = list(keys)
+        root = self._root
+        if root is None or not keys:
+            return dict.fromkeys(keys)
+        zconn_check_open(self.conn)
+        return self.keys.find(root, keys)
+
+    def exists(self, key: str) -> bool:
+        """Say whether there is a key."""
+        if key in self._changes:
+            return self._changes.get(key) is not None
+        return self.find([key])[key] is not None
+
+    def size(self, key: str) -> int | None:
+        """Return the size of a value [bytes]; None: no such key."""
+        if key in self._changes:
+            value = self._changes.get(key)
+            return None if value is None else len(value)
+
+        def look() -> int | None:
+            ref = self.find([key])[key]
+            return None if ref is None else self.values.size(ref)
+
+        return self.keys.one_state(look)
+
+    def listed(self, prefix: str) -> list[str]:
+        """Return all keys that begin with a prefix, ascending."""
+        keys: set[str] = set()
+        if self._root is not None:
+            zconn_check_open(self.conn)
+            keys.update(k for k, _ in self.keys.between(self._root, prefix, after(prefix)))
+        for key, value in self._copy().items():
+            if key.startswith(prefix):
+                (keys.discard if value is None else keys.add)(key)
+        return sorted(keys)
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names in a folder, ascending; of keys, and of folders in it.
+
+        Parameters
+        ----------
+        folder : str
+            '' or with a slash at its end.
+        """
+        changes = {k: v for k, v in self._copy().items() if k.startswith(folder)}
+        if None in changes.values():  # what is left in a folder that has lost a key?
+            keys = self.listed(folder)
+        else:
+            keys = list(changes)
+            if self._root is not None:
+                zconn_check_open(self.conn)
+                keys += [folder + name for name in self.keys.names(self._root, folder)]
+        return sorted({key[len(folder) :].partition("/")[0] for key in keys})
+
+    def _copy(self) -> dict[str, memoryview | None]:
+        with self._lock:
+            return self._changes.copy()
+
+    # ---- changing ----
+
+    def change(self, changes: dict[str, Data | None]) -> None:
+        """Set values, or delete keys (None), in the transaction of the Connection.
+
+        Raises
+        ------
+        TransactionError
+            There is no transaction to join: see Watch.join().
+        ReadOnlyError
+            The database, or the Connection, is read only.
+        ConnectionStateError
+            The Connection is closed.
+        OSError
+            There is no room for what waits.
+        """
+        kept = {
+            key: None if value is None else self._spool.keep(memoryview(value))
+            for key, value in changes.items()
+        }
+        while True:
+            conn = self.conn
+            if conn is None:
+                with self._lock:
+                    self._changes.update(kept)
+                return
+            if conn.before is not None:
+                raise ReadOnlyHistoryError(f"{self!r} is of a past state")
+            if conn.isReadOnly():
+                raise ReadOnlyError(f"{self!r} is in a database that was opened to be read only")
+            self.attach()
+            txn = self.watch.join(self, self._joined, lambda: repr(self))
+            if txn is None or self.watch.ends():
+                continue
+            with self._lock:
+                # another thread may have begun, and even ended, the commit just now
+                if self._frozen or txn.status is not Status.ACTIVE:
+                    continue
+                self._joined = txn
+                self._changes.update(kept)
+                return
+
+    # ---- two-phase commit ----
+
+    @property
+    def transaction_manager(self) -> Any:
+        """The transaction manager of the Connection; None while that is closed."""
+        return self.conn.transaction_manager
+
+    def sortKey(self) -> str:
+        """Sort before the Connection, whose key is the storage's, a colon and digits."""
+        return f"{self.conn._storage.sortKey()}:  {id(self)}"
+
+    def tpc_begin(self, txn: Any) -> None:
+        """Take no more changes."""
+        with self._lock:
+            self._frozen = True
+
+    def commit(self, txn: Any) -> None:
+        """Change the tree."""
+        if self.tree._p_jar is not None:  # else the group is about to be pickled for the first time
+            self._apply(self.conn)
+
+    def tpc_vote(self, txn: Any) -> None:
+        """Check that all values have come to the storage."""
+        records = self.watch.records
+        if any(value._p_oid in records for value in self._stored):
+            raise RuntimeError(f"values of {self!r} did not come to the storage")
+
+    def tpc_finish(self, txn: Any) -> None:
+        """Take changes of the next transaction. Those of this one are shown till the boundary."""
+        self._finished = True
+        self._end()
+
+    def abort(self, txn: Any) -> None:
+        """Forget all changes. In a child of a fork they are its parent's, and stay."""
+        if is_inherited(self.conn):
+            return
+        if self.watch is not None:
+            self.watch.records.clear()
+        self._finished = False
+        self._stored.clear()
+        self._applied = {}
+        if self._root is not None:
+            self._forget_changes()
+        self.moment += 1
+        self._end()
+
+    def tpc_abort(self, txn: Any) -> None:
+        """Forget all changes."""
+        self.abort(txn)
+
+    def _end(self) -> None:
+        with self._lock:
+            self._joined = None
+            self._frozen = False
+
+    def _forget_changes(self) -> None:
+        with self._lock:
+            self._changes = {}
+            self._spool = Spool()
+
+    # ---- savepoints ----
+
+    def savepoint(self) -> _Savepoint:
+        """Return what brings the changes of now back."""
+        return _Savepoint(self, self._copy())
+
+    def rollback(self, changes: dict[str, memoryview | None]) -> None:
+        """Have the changes that there were at a savepoint, and no others."""
+        with self._lock:
+            self._changes = changes.copy()
+        self._applied = {}
+        self.moment += 1
+
+    # ---- changes -> objects; the thread of the transaction ----
+
+    def stored_as_new(self) -> None:
+        """Have all changes in the tree: the group is pickled, for the first time or again."""
+        if self._root is None:
+            if self._applied and self.tree._p_jar is not self.conn:
+                # Of a transaction that was aborted: objects may have lost their states.
+                self.tree = self.group.table = type(self.tree)()
+                self._applied = {}
+            self.attach()
+            self._apply(None)
+
+    def _apply(self, conn: Any) -> None:
+        """Change the tree.
+
+        Parameters
+        ----------
+        conn : Connection or None
+            New objects are added to it, in the order of keys; None: it finds them itself.
+        """
+        changes = self._copy()
+        todo = [
+            k
+            for k in sorted(changes)
+            if k not in self._applied or self._applied[k] is not changes[k]
+        ]
+        above: dict[str, tuple[ZarrValue, bool] | None] = {}
+        for key in [k for k in todo if is_metadata(k)] + [k for k in todo if not is_metadata(k)]:
+            value = changes[key]
+            if is_metadata(key):
+                self._set_metadata(key, value, conn)
+            else:
+                array = self._array_of(key, changes, above)
+                if array is not None and conn is not None:
+                    self._read_current(conn, array[0])
+                self._set_value(key, value, array is not None and array[1], conn)
+            self._applied[key] = value
+
+    def _add(self, obj: Any, conn: Any) -> Any:
+        if conn is not None:
+            conn.add(obj)
+        if isinstance(obj, ZarrValue):
+            self._stored.append(obj)
+        return obj
+
+    def _set_metadata(self, key: str, data: memoryview | None, conn: Any) -> None:
+        old = self.tree.get(key)
+        if data is None:
+            if old is not None:
+                del self.tree[key]
+                self._change_metadata(old, b"")  # a conflict with clients that have read it
+        elif not isinstance(old, ZarrValue):
+            self.tree[key] = self._add(ZarrValue(data), conn)
+        elif bytes(old._v_data) != data:
+            self._change_metadata(old, data)
+
+    def _change_metadata(self, value: ZarrValue, data: memoryview | bytes) -> None:
+        value.set_data(data)
+        self._stored.append(value)
+
+    def _set_value(self, key: str, data: memoryview | None, cut: bool, conn: Any) -> None:
+        if data is None:
+            self.tree.pop(key, None)
+            return
+        old = self.tree.get(key)
+        ref = self._ref(old)
+        if cut or len(data) > LONGEST:
+            self.tree[key] = self._in_parts(data, ref, old, PART if cut else LONGEST, conn)
+        elif ref is None or not self._has(ref, data):
+            self.tree[key] = self._add(ZarrValue(data), conn)
+
+    def _in_parts(
+        self, data: memoryview, ref: Ref | None, old: Any, part: int, conn: Any
+    ) -> ZarrParts:
+        """Return a value in parts; those that are as they were are not stored again."""
+        before = self.values.parts_of(ref) if ref is not None else []
+        same: tuple[ZarrValue, ...] = old.values if before and old.part == part else ()
+        values = []
+        changed = len(before) != -(-len(data) // part) or not same
+        for i, start in enumerate(range(0, len(data), part)):
+            piece = data[start : start + part]
+            if i < len(same) and self._has(before[i], piece):
+                values.append(same[i])
+            else:
+                values.append(self._add(ZarrValue(piece), conn))
+                changed = True
+        if not changed and old.size == len(data):
+            return old  # type: ignore[no-any-return]
+        return self._add(ZarrParts(len(data), part, tuple(values)), conn)  # type: ignore[no-any-return]
+
+    def _ref(self, value: Any) -> Ref | None:
+        """Return what readers know a value by; None: it is not in the database."""
+        if (
+            value is None
+            or value._p_oid is None
+            or (value._p_serial == z64 and value._p_changed is not None)
+        ):
+            return None
+        return Ref(value._p_oid, f"wendelin.zarr.{type(value).__name__}")
+
+    def _has(self, ref: Ref, data: memoryview) -> bool:
+        """Say whether a value that is stored has these bytes; where it is cheap to know."""
+        place = self.values.place(ref)
+        if place is None or place.size != len(data) or place.digest != digest_of([data]):
+            return False
+        return self.values.read([(ref, None)])[0] == data
+
+    def _array_of(
+        self,
+        key: str,
+        changes: dict[str, memoryview | None],
+        above: dict[str, tuple[ZarrValue, bool] | None],
+    ) -> tuple[ZarrValue, bool] | None:
+        """Return the metadata of the array that a key is in, and whether its values are shards.
+
+        Parameters
+        ----------
+        key
+        changes
+            They are in the tree, as far as metadata goes.
+        above
+            Folders that were looked at.
+        """
+        looked: list[str] = []
+        found = None
+        for folder in nodes_above(key):
+            if folder in above:
+                found = above[folder]
+                break
+            looked.append(folder)
+            documents = [self.tree.get("/".join(filter(None, (folder, n)))) for n in ARRAY]
+            value = next((v for v in documents if v is not None), None)
+            if value is not None:
+                found = value, is_sharded(value._v_data)
+                break
+        above.update(dict.fromkeys(looked, found))
+        return found
+
+    @staticmethod
+    def _read_current(conn: Any, value: ZarrValue) -> None:
+        """Let the commit be a conflict if another client has changed an object meanwhile."""
+        if value._p_serial == z64 or value._p_changed:
+            return
+        if hasattr(conn._normal_storage, "checkCurrentSerialInTransaction"):
+            conn.readCurrent(value)
+
+    # ---- boundaries; see zodb_boundary.Follower ----
+
+    def follow(self, oids: list[bytes] | None, own: set[bytes]) -> None:
+        """The Connection reads a new state of the database, which has what was committed."""
+        changed = None if oids is None else own.union(oids)
+        new = self._root is None
+        self._look_for_root()
+        self.keys.follow(changed)
+        self.values.follow(changed)
+        if self._finished or (new and self._root is not None):
+            self._finished = False
+            self._applied = {}
+            self._forget_changes()
+            for value in self._stored:
+                value._p_deactivate()
+            self._stored.clear()
+        if changed is None or changed:
+            self.moment += 1
+
+    def forget(self) -> None:
+        """See Follower."""
+        self.follow(None, set())
+
+    def join_at_last(self, txn: Any) -> None:
+        """Join a transaction which is about to end, if the one that was joined is another.
+
+        Two threads that ask an idle manager for its transaction may be given two, of which the
+        manager forgets one.
+        """
+        if self._joined is None or self._joined is txn:
+            return
+        if txn.status is Status.COMMITFAILED:
+            self.abort(txn)
+            return
+        if all(manager is not self.conn for manager in txn._resources):
+            txn.join(self.conn)
+        txn.join(self)
+        self._joined = txn
+
+    def database_closed(self) -> None:
+        """See Follower."""
+
+
+def _part(value: memoryview | None, part: slice | None) -> memoryview | None:
+    return value if value is None or part is None else value[part]
