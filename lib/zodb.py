@@ -19,6 +19,15 @@ from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import ConnectionStateError
 from ZODB.utils import p64, u64, z64
 
+from wendelin.lib.adapters.connection import (
+    begins,
+    instance_of,
+    invalidate_all,
+    saved_of,
+    seen_before,
+    under,
+)
+from wendelin.lib.adapters.trees import first_bucket, next_bucket
 from wendelin.lib.storage.dburl import resolve, shown_name
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.forked import is_inherited, let_go, of_this_process
@@ -196,7 +205,7 @@ def zconn_forget(conn: Any) -> None:
     """Invalidate all objects of a Connection. Nothing is read, and nobody waited for."""
     _here.forgets = True
     try:
-        conn._cache.invalidate(conn._cache.cache_data.copy())
+        invalidate_all(conn)
     finally:
         _here.forgets = False
 
@@ -212,7 +221,7 @@ def zobj_is_committed(obj: Any) -> bool:
     obj._p_activate()
     if obj._p_serial == z64 or obj._p_changed:
         return False
-    saved = conn._savepoint_storage
+    saved = saved_of(conn)
     return saved is None or obj._p_oid not in saved.index
 
 
@@ -226,10 +235,10 @@ def btree_nodes(btree: Any) -> list[Any]:
             nodes[id(node)] = node
             todo += _children(node)
     # Buckets are in a chain, too, which has those whose tree node is a ghost.
-    bucket = getattr(btree, "_firstbucket", None) if nodes else None
+    bucket = first_bucket(btree) if nodes else None
     while bucket is not None and bucket._p_changed is not None:
         nodes[id(bucket)] = bucket
-        bucket = getattr(bucket, "_next", None)
+        bucket = next_bucket(bucket)
     return list(nodes.values())
 
 
@@ -268,8 +277,8 @@ def _children(btree: Any) -> list[Any]:
 
 def zconn_before(conn: Any) -> bytes | None:
     """Return the tid before which a Connection sees everything; None: its storage does not say."""
-    storage = conn._normal_storage
-    before = getattr(storage, "_before", None) or getattr(storage, "_start", None)
+    storage = instance_of(conn)
+    before = seen_before(storage)
     if before is None:
         visible = getattr(storage, "highest_visible_tid", 0)  # of RelStorage; 0: of nothing yet
         before = p64(visible + 1) if isinstance(visible, int) and visible else None
@@ -278,7 +287,7 @@ def zconn_before(conn: Any) -> bytes | None:
 
 def zconn_is_open(conn: Any) -> bool:
     """Say whether neither a Connection nor its database was closed."""
-    return conn.opened is not None and conn._normal_storage is not None
+    return conn.opened is not None and instance_of(conn) is not None
 
 
 def zconn_check_open(conn: Any) -> None:
@@ -292,7 +301,7 @@ def zconn_check_open(conn: Any) -> None:
 
 def zconn_check_database(conn: Any) -> None:
     """Raise ConnectionStateError if the database of a Connection was closed."""
-    if conn._normal_storage is None:
+    if instance_of(conn) is None:
         zconn_check_open(conn)
 
 
@@ -329,9 +338,9 @@ def zconn_at(conn: Any) -> bytes:
     zconn_check_open(conn)
     before = zconn_before(conn)
     if before is None:
-        if conn.explicit_transactions and hasattr(conn._normal_storage, "_start"):
+        if conn.explicit_transactions and begins(instance_of(conn)):
             raise ConnectionStateError(f"no transaction of {conn!r} was begun")
-        raise TypeError(f"{class_of(conn._normal_storage)} does not tell what {conn!r} sees")
+        raise TypeError(f"{class_of(instance_of(conn))} does not tell what {conn!r} sees")
     return bytes(p64(u64(before) - 1))
 
 
@@ -353,7 +362,7 @@ def zconn_changed(conn: Any, oids: set[bytes], tid: bytes | None) -> set[bytes] 
 
     None: the storage has no cheap way to say it.
     """
-    ask = getattr(getattr(conn._normal_storage, "_storage", None), "changed_since", None)
+    ask = getattr(under(instance_of(conn)), "changed_since", None)
     if ask is None or tid is None:
         return None
     changed: set[bytes] | None = ask(oids, tid)
@@ -371,12 +380,12 @@ def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:
     Safe in any thread, once the Connection has a handle of an array (storthreads). What was changed
     in the Connection, and is not committed, is not seen.
     """
-    storage = conn._normal_storage
+    storage = instance_of(conn)
     zconn_check_database(conn)
     if len(oids) == 1 or not zconn_is_remote(conn) or not asks_in_parallel(storage):
         return [bytes(storage.load(oid)[0]) for oid in oids]
     before = zconn_before(conn)
-    client = getattr(storage, "_storage", None)
+    client = under(storage)
     if before is None or not isinstance(client, ZEOClient):
         return [bytes(data) for data, _ in _pool().map(storage.load, oids)]
     found = client.load_all(oids, before)
@@ -389,7 +398,7 @@ def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:
 
 def zconn_tid(conn: Any, oid: bytes) -> bytes:
     """Return the transaction that wrote an object, as a Connection sees it. Loads it."""
-    return bytes(conn._normal_storage.load(oid)[1])
+    return bytes(instance_of(conn).load(oid)[1])
 
 
 def zconn_stat(conn: Any, oids: list[bytes]) -> list[Stat | None]:
@@ -423,7 +432,7 @@ def _stat(conn: Any, storage: Any, oid: bytes, before: bytes | None) -> Stat | N
         return storage.stat([oid], before)[0]
     try:
         if storage is conn.db().storage or before is None:
-            found = conn._normal_storage.load(oid)
+            found = instance_of(conn).load(oid)
         else:
             found = storage.loadBefore(oid, before)
         return None if found is None else Stat(found[1], len(found[0]))
@@ -433,8 +442,9 @@ def _stat(conn: Any, storage: Any, oid: bytes, before: bytes | None) -> Stat | N
 
 def zconn_is_remote(conn: Any) -> bool:
     """Say whether who asks the storage of a Connection for an object waits for others."""
-    storage = conn._normal_storage
-    storage = getattr(storage, "_storage", storage)  # under what makes it MVCC
+    instance = instance_of(conn)
+    storage = under(instance)
+    storage = instance if storage is None else storage  # which is MVCC itself
     return not isinstance(storage, FileStorage | MappingStorage | DemoStorage)
 
 
@@ -465,5 +475,5 @@ def zconn_takes_bytes_records(conn: Any) -> bool:
 
 
 def _file_of(conn: Any) -> AlignedFileStorage | None:
-    storage = getattr(conn._normal_storage, "_storage", None)
+    storage = under(instance_of(conn))
     return storage if isinstance(storage, AlignedFileStorage) else None

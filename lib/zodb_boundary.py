@@ -14,11 +14,12 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Protocol
 
-from transaction._transaction import Status
 from transaction.interfaces import TransactionError
 from ZODB.Connection import Connection
 from ZODB.POSException import ConnectionStateError
 
+from wendelin.lib.adapters.connection import instance_of, join
+from wendelin.lib.adapters.transactions import Status
 from wendelin.lib.storage.forked import of_this_process
 from wendelin.lib.storage.record import BytesRecord
 from wendelin.lib.storage.storthreads import asked_in_turn
@@ -74,7 +75,7 @@ class Watch:
         self.records: dict[bytes, Callable[[bytes], BytesRecord]] = {}
         of_this_process(conn.db())
         asked_in_turn(conn)  # from here on other threads ask, too
-        storage = conn._normal_storage
+        storage = instance_of(conn)
         #: of objects that this Connection has stored since the last boundary
         self._own: set[bytes] = set()
         self._conn = weakref.ref(conn)
@@ -178,7 +179,7 @@ class Watch:
                     f"{what()} cannot be changed by what runs in a commit: it is too late to "
                     f"take part in it. Change it before, as in txn.addBeforeCommitHook()"
                 )
-            conn._register()
+            join(conn)
             txn.join(manager)
         return txn
 
@@ -229,5 +230,5 @@ class Watch:
 
 def watch_of(conn: Connection) -> Watch:
     """Return the watch of a Connection, one for its lifetime."""
-    poll = getattr(conn._normal_storage.poll_invalidations, "__self__", None)
+    poll = getattr(instance_of(conn).poll_invalidations, "__self__", None)
     return poll if isinstance(poll, Watch) else Watch(conn)

@@ -64,6 +64,7 @@ from wendelin.bigfile.zodb.formats import (
 from wendelin.bigfile.zodb.interfaces import FileInDatabase, HandleOfFile
 from wendelin.bigfile.zodb.prefetch import ReadAhead
 from wendelin.bigfile.zodb.records import Records
+from wendelin.lib.adapters.connection import instance_of
 from wendelin.lib.storage.fsrecord import Located, OpenFile
 from wendelin.lib.storage.record import ChecksumError, RecordError, digest_of
 from wendelin.lib.zodb import (
@@ -75,6 +76,7 @@ from wendelin.lib.zodb import (
     zconn_locate,
     zconn_maps,
     zconn_name,
+    zconn_tid,
 )
 
 __all__ = ["ZFile"]
@@ -436,14 +438,14 @@ class ZFile(BigFile):
 
     def _read_current(self, obj: Any) -> None:
         """Let the commit be a conflict if another client has changed an object meanwhile."""
-        if hasattr(self.conn._normal_storage, "checkCurrentSerialInTransaction"):
+        if hasattr(instance_of(self.conn), "checkCurrentSerialInTransaction"):
             self.conn.readCurrent(obj)
 
     def _drop_current(self, zblk: ZBlkBase) -> None:
         """An object is to be replaced in the table by another."""
         self.zfile._p_changed = True
         if zblk._p_changed is None:
-            _, zblk._p_serial = self.conn._normal_storage.load(zblk._p_oid)
+            zblk._p_serial = zconn_tid(self.conn, zblk._p_oid)
         self._read_current(zblk)
 
     def committed(self, handle: HandleOfFile) -> set[bytes]:

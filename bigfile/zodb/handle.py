@@ -37,7 +37,6 @@ import weakref
 from collections.abc import Iterable
 from typing import Any
 
-from transaction._transaction import Status
 from ZODB.POSException import ReadOnlyHistoryError
 
 from wendelin.bigfile.virtmem.handle import WRITEOUT_MARKSTORED, WRITEOUT_STORE, BigFileH
@@ -45,6 +44,7 @@ from wendelin.bigfile.virtmem.pins import show_again
 from wendelin.bigfile.zodb.formats import ZBlkBase
 from wendelin.bigfile.zodb.interfaces import FileOfHandle
 from wendelin.bigfile.zodb.savepoint import SavedPages, Savepoint
+from wendelin.lib.adapters.transactions import Status, resources_of
 from wendelin.lib.storage.forked import is_inherited
 from wendelin.lib.storage.shared import zconn_is_shared
 from wendelin.lib.zodb import zconn_check_database, zconn_is_open
@@ -134,7 +134,7 @@ class ZBigFileH(BigFileH):
 
     def sortKey(self) -> str:
         """Sort before the Connection, whose key is the storage's, a colon and digits."""
-        return f"{self.conn._storage.sortKey()}:  {id(self)}"
+        return f"{self.conn.sortKey().rpartition(':')[0]}:  {id(self)}"
 
     @property
     def transaction_manager(self) -> Any:
@@ -234,11 +234,11 @@ class ZBigFileH(BigFileH):
         """
         late = self._joined is not None and self._joined is not txn
         if not late and self.doomed and not self.doom_told:
-            late = all(manager is not self for manager in txn._resources)
+            late = all(manager is not self for manager in resources_of(txn))
         if late and txn.status is Status.COMMITFAILED:
             self.abort(txn)  # it takes no more managers, and can only be aborted
         elif late:
-            if all(manager is not self.conn for manager in txn._resources):
+            if all(manager is not self.conn for manager in resources_of(txn)):
                 txn.join(self.conn)
             txn.join(self)
             self._joined = txn

@@ -31,6 +31,14 @@ from ZEO.ClientStorage import ClientStorage
 from ZODB.DB import DB
 from ZODB.FileStorage import FileStorage
 
+from wendelin.lib.adapters.connection import (
+    has_joined,
+    instances_of,
+    main_instance,
+    parts_of,
+    set_instance,
+)
+from wendelin.lib.adapters.transactions import leave, resources_of
 from wendelin.lib.errors import ForkError
 
 __all__ = ["is_inherited", "let_go", "of_this_process"]
@@ -82,7 +90,7 @@ _QUIET = ("afterCompletion", "poll_invalidations", "release", "sync")
 _REFUSED_BY_DB = ("close", "open", "pack", "transaction", "undo", "undoMultiple")
 
 #: what one storage has of others
-_PARTS = ("_asked", "_base", "_storage", "base", "changes")
+_PARTS = ("_asked", "base", "changes")
 
 _storages: WeakSet[Any] = WeakSet()
 _databases: WeakSet[DB] = WeakSet()
@@ -107,10 +115,10 @@ def let_go(conn: Any, primary: bool = True) -> None:
     if manager is not None:
         with suppress(Exception):  # no transaction was begun
             txn = manager.get()
-            for resource in list(txn._resources):
+            for resource in resources_of(txn):
                 if _connection_of(resource) is conn:
-                    txn._unjoin(resource)
-    conn._storage = conn._normal_storage = None
+                    leave(txn, resource)
+    set_instance(conn, None)
 
 
 def _connection_of(resource: Any) -> Any:
@@ -126,7 +134,7 @@ def _refuse(name: str, call: str, *args: Any, **kw: Any) -> NoReturn:
 
 
 def _refuse_commit(name: str, txn: Any) -> None:
-    if any(is_inherited(_connection_of(resource)) for resource in txn._resources):
+    if any(is_inherited(_connection_of(resource)) for resource in resources_of(txn)):
         _refuse(name, "commit")
 
 
@@ -156,7 +164,7 @@ def _inherit_db(db: DB, seen: set[int]) -> None:
         _inherit_connection(conn, name, seen)
     for call in _REFUSED_BY_DB:
         setattr(db, call, partial(_refuse, name, call))
-    for storage in db.storage, db._mvcc_storage:
+    for storage in db.storage, main_instance(db):
         _inherit_storage(storage, seen)
 
 
@@ -168,10 +176,10 @@ def _inherit_connection(conn: Any, name: str, seen: set[int]) -> None:
     if manager is not None:
         with suppress(Exception):  # it was not registered, or no transaction was begun
             manager.unregisterSynch(conn)
-            if not conn._needs_to_join:
+            if has_joined(conn):
                 txn = manager.get()
                 txn.addBeforeCommitHook(_refuse_commit, (name, txn))
-    for storage in conn._storage, conn._normal_storage:
+    for storage in instances_of(conn):
         if storage is None:
             continue
         _inherit_storage(storage, seen)
@@ -186,9 +194,9 @@ def _inherit_storage(storage: Any, seen: set[int]) -> None:
         return
     seen.add(id(storage))
     has = getattr(storage, "__dict__", {})
-    for part in _PARTS:
-        if has.get(part) is not None:
-            _inherit_storage(has[part], seen)
+    for part in (*parts_of(storage), *(has[name] for name in _PARTS if name in has)):
+        if part is not None:
+            _inherit_storage(part, seen)
     name = _name(storage)
     for call in (*_REFUSED, *_QUIET):
         if hasattr(storage, call):

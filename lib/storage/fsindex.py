@@ -28,6 +28,7 @@ from typing import NamedTuple
 from BTrees.fsBTree import fsBucket
 from ZODB.fsIndex import fsIndex
 
+from wendelin.lib.adapters.trees import buckets_of
 from wendelin.lib.storage.fsscan import FIRST
 from wendelin.lib.storage.inert import InertError, Reader
 
@@ -56,12 +57,13 @@ def positions(index: fsIndex, oids: Iterable[bytes]) -> list[int]:
     It is index.get() for many of them, whose oids mostly differ in their last two bytes: fsIndex
     keeps these together.
     """
+    known = buckets_of(index)
     buckets: dict[bytes, fsBucket] = {}
     found = []
     for oid in oids:
         bucket = buckets.get(oid[:6])
         if bucket is None:
-            bucket = buckets[oid[:6]] = index._data.get(oid[:6], {})
+            bucket = buckets[oid[:6]] = known.get(oid[:6], {})
         found.append(int.from_bytes(bucket.get(oid[6:], b""), "big"))
     return found
 
@@ -131,7 +133,7 @@ def _unpickled(data: bytes, pos: int) -> fsIndex | None:
             return None
         while (part := load()) is not None:
             prefix, bucket = part
-            index._data[prefix] = fsBucket().fromString(bucket)
+            buckets_of(index)[prefix] = fsBucket().fromString(bucket)
     except (InertError, ValueError, TypeError):
         return None
     return index

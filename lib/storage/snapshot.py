@@ -14,6 +14,7 @@ from ZODB.interfaces import IMVCCStorage
 from ZODB.mvccadapter import MVCCAdapter
 from ZODB.utils import p64, u64
 
+from wendelin.lib.adapters.connection import Asker, instance_of
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.storthreads import asked_in_turn
 
@@ -27,7 +28,7 @@ class SharedError(Exception):
     """Much more is read than a file has: records that are of one thing each are of many."""
 
 
-class Snapshot:
+class Snapshot(Asker):
     """A moment of a database, for functions that are asked with a Connection.
 
     Parameters
@@ -43,22 +44,22 @@ class Snapshot:
 
     explicit_transactions = False
     database_name = "unnamed"
-    _savepoint_storage = None
 
     def __init__(self, storage: Any, at: bytes | None = None, *, once: bool = False) -> None:
         self.storage = storage
         self.opened: float | None = time.time()
         self._base = storage if IMVCCStorage.providedBy(storage) else MVCCAdapter(storage)
         if at is None:
-            self._normal_storage = self._base.new_instance()
-            self._normal_storage.sync()
-            self._normal_storage.poll_invalidations()
+            instance = self._base.new_instance()
+            instance.sync()
+            instance.poll_invalidations()
         else:
             before = p64(u64(min(at, storage.lastTransaction())) + 1)
-            self._normal_storage = self._base.before_instance(before)
+            instance = self._base.before_instance(before)
+        super().__init__(instance)
         asked_in_turn(self)
         if once and isinstance(storage, AlignedFileStorage):
-            _limit(self._normal_storage, _TIMES * storage.getSize() + _BESIDES)
+            _limit(instance_of(self), _TIMES * storage.getSize() + _BESIDES)
 
     def db(self) -> Snapshot:
         """Return what has the storage: there is no DB."""
@@ -72,13 +73,13 @@ class Snapshot:
         POSKeyError
             It is not there.
         """
-        data, tid = self._normal_storage.load(oid)
+        data, tid = instance_of(self).load(oid)
         return bytes(data), tid
 
     def close(self) -> None:
         """Close the storage."""
         self.opened = None
-        self._normal_storage.release()
+        instance_of(self).release()
         self._base.close()
 
 

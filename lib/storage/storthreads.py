@@ -19,8 +19,9 @@ from functools import partial, wraps
 from typing import Any
 
 from ZODB.DemoStorage import DemoStorage
-from ZODB.mvccadapter import Base as Adapter
 from zope.interface import directlyProvides, providedBy
+
+from wendelin.lib.adapters.connection import Adapter, instance_of, set_instance, under
 
 __all__ = ["OneAtATime", "asked_in_turn", "asks_in_parallel", "class_of"]
 
@@ -39,7 +40,7 @@ IN_PARALLEL = {
 def asks_in_parallel(storage: Any) -> bool:
     """Say whether several threads may ask a storage, or what a Connection has of it, at a time."""
     while isinstance(storage, Adapter):
-        storage = storage._storage
+        storage = under(storage)
     if type(storage) is DemoStorage:
         return asks_in_parallel(storage.base) and asks_in_parallel(storage.changes)
     cls = type(storage)
@@ -56,16 +57,10 @@ def asked_in_turn(conn: Any) -> None:
 
     Called in the thread of the Connection, before others ask its storage.
     """
-    storage = conn._normal_storage
+    storage = instance_of(conn)
     if storage is None or isinstance(storage, OneAtATime) or asks_in_parallel(storage):
         return
-    in_turn = OneAtATime(storage)
-    saved = conn._savepoint_storage
-    if saved is None:
-        conn._storage = in_turn
-    else:
-        saved._storage = in_turn  # under what a savepoint has stored
-    conn._normal_storage = in_turn
+    set_instance(conn, OneAtATime(storage))
 
 
 class OneAtATime:

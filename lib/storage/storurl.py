@@ -15,10 +15,10 @@ from urllib.parse import quote, unquote, urlencode
 from ZEO.ClientStorage import ClientStorage
 from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage import FileStorage
-from ZODB.mvccadapter import Base as Adapter
 from ZODB.POSException import ConnectionStateError
 from ZODB.valuedoc import ValueDoc
 
+from wendelin.lib.adapters.connection import Adapter, under
 from wendelin.lib.storage.dburl import opened_by, split_demo
 from wendelin.lib.storage.zeoclient import WAIT
 
@@ -47,7 +47,7 @@ def zstor_2zurl(storage: Any) -> str:
     if isinstance(storage, ValueDoc):
         raise ConnectionStateError("the database is closed: open it again, as with dbopen()")
     while isinstance(storage, Adapter):
-        storage = storage._storage
+        storage = under(storage)
     if isinstance(storage, FileStorage):
         return _of_file(storage)
     if isinstance(storage, DemoStorage):

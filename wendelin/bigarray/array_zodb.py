@@ -35,7 +35,7 @@ from wendelin.lib.zodb import (
     LivePersistent,
     zconn_at,
     zconn_changed_objects,
-    zconn_check_open,
+    zconn_check_database,
     zconn_is_open,
     zobj_is_committed,
     zstor_2zurl,
@@ -215,7 +215,7 @@ class ZBigArray(BigArray, LivePersistent):
         """
         conn = self._p_jar
         if conn is not None:
-            zconn_check_open(conn)
+            zconn_check_database(conn)
         if not (zobj_is_committed(self) and self.zfile.is_of_database()):
             raise PicklingError(
                 f"{self!r} has changes that are not committed, and is pickled as a reference to "
@@ -302,8 +302,7 @@ class ZBigArray(BigArray, LivePersistent):
                 f"it to the database and commit (root['A'] = A; transaction.commit()), or "
                 f"conn.add(A)"
             )
-        if conn._normal_storage is None:
-            zconn_check_open(conn)
+        zconn_check_database(conn)
         fileh: ZBigFileH | None = getattr(self, "_v_fileh", None)
         # an array whose creation was aborted may be added elsewhere
         if fileh is None or fileh.conn is not conn:

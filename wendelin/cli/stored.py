@@ -36,6 +36,7 @@ from wendelin.bigfile.virtmem.backend import BigFile
 from wendelin.bigfile.virtmem.handle import BigFileH
 from wendelin.bigfile.zodb.blockfile import ZFile
 from wendelin.bigfile.zodb.formats import check_format, class_name
+from wendelin.lib.adapters.connection import instance_of
 from wendelin.lib.storage.inert import InertError, Object, Pairs, shown
 from wendelin.lib.storage.inertdtype import dtype_of, scalar_of
 from wendelin.lib.storage.record import Elsewhere, RecordError, Ref, inert_of
@@ -211,7 +212,7 @@ class Database:
         Exception
             What the storage raised.
         """
-        data, tid = self.conn._normal_storage.load(ref.oid)
+        data, tid = instance_of(self.conn).load(ref.oid)
         return Stored(ref.oid, tid, *inert_of(bytes(data)), self)
 
     def get(self, value: Any) -> Any:

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import transaction
 from transaction.interfaces import NoTransaction
 
+from wendelin.lib.adapters.transactions import resources_of
+
 __all__ = ["has_changes", "transact"]
 
 _T = TypeVar("_T")
@@ -24,7 +26,7 @@ _MOST = 1.0  # of a pause [s]
 def has_changes(manager: Any) -> bool:
     """Say whether anything takes part in a transaction: what only reads does not."""
     try:
-        return bool(manager.get()._resources)
+        return bool(resources_of(manager.get()))
     except NoTransaction:  # where they are explicit
         return False
 

@@ -37,10 +37,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from transaction._transaction import Status
 from ZODB.POSException import ReadOnlyError, ReadOnlyHistoryError
 from ZODB.utils import z64
 
+from wendelin.lib.adapters.transactions import Status, resources_of
 from wendelin.lib.storage.forked import is_inherited
 from wendelin.lib.storage.record import ChecksumError, Ref, digest_of
 from wendelin.lib.zodb import (
@@ -320,7 +320,7 @@ class ZarrTable:
 
     def sortKey(self) -> str:
         """Sort before the Connection, whose key is the storage's, a colon and digits."""
-        return f"{self.conn._storage.sortKey()}:  {id(self)}"
+        return f"{self.conn.sortKey().rpartition(':')[0]}:  {id(self)}"
 
     def tpc_begin(self, txn: Any) -> None:
         """Take no more changes."""
@@ -564,7 +564,7 @@ class ZarrTable:
         if txn.status is Status.COMMITFAILED:
             self.abort(txn)
             return
-        if all(manager is not self.conn for manager in txn._resources):
+        if all(manager is not self.conn for manager in resources_of(txn)):
             txn.join(self.conn)
         txn.join(self)
         self._joined = txn

@@ -1,0 +1,129 @@
+"""ZODB's Connection, DB, and what gives each Connection its own view of a storage (mvccadapter).
+
+A Connection has an *instance* of the storage: an MVCCAdapterInstance over it, or what the storage
+itself makes where it knows MVCC. ZODB has no public name for that, nor for what it sees.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ZODB.mvccadapter import Base as Adapter
+
+__all__ = [
+    "Adapter",
+    "Asker",
+    "begins",
+    "has_joined",
+    "instance_of",
+    "instances_of",
+    "invalidate_all",
+    "join",
+    "main_instance",
+    "parts_of",
+    "saved_of",
+    "seen_before",
+    "set_instance",
+    "under",
+]
+
+#: class -> private names of its instances
+PRIVATE = {
+    "ZODB.Connection.Connection": (
+        "_cache",
+        "_needs_to_join",
+        "_normal_storage",
+        "_register",
+        "_savepoint_storage",
+        "_storage",
+    ),
+    "ZODB.Connection.TmpStore": ("_file", "_storage"),
+    "ZODB.DB.DB": ("_mvcc_storage",),
+    "ZODB.mvccadapter.Base": ("_storage",),
+    "ZODB.mvccadapter.MVCCAdapterInstance": ("_base", "_start"),
+    "ZODB.mvccadapter.HistoricalStorageAdapter": ("_before",),
+}
+
+
+class Asker:
+    """Stands for a Connection in the functions here: it has an instance of a storage."""
+
+    _savepoint_storage = None
+
+    def __init__(self, instance: Any) -> None:
+        self._storage = self._normal_storage = instance
+
+
+# ---- what a Connection asks ----
+
+
+def instance_of(conn: Any) -> Any:
+    """Return the instance of the storage that a Connection has; None: the database was closed."""
+    return conn._normal_storage
+
+
+def instances_of(conn: Any) -> tuple[Any, ...]:
+    """Return what a Connection asks at this moment, and its instance of the storage.
+
+    The two differ after a savepoint, which has a storage of its own.
+    """
+    return conn._storage, conn._normal_storage
+
+
+def saved_of(conn: Any) -> Any:
+    """Return the storage that has what savepoints of a Connection have stored, or None."""
+    return conn._savepoint_storage
+
+
+def set_instance(conn: Any, instance: Any) -> None:
+    """Give a Connection another instance of the storage; None: none, as if it was closed."""
+    saved = conn._savepoint_storage
+    if saved is None or instance is None:
+        conn._storage = instance
+    else:
+        saved._storage = instance  # under what a savepoint has stored
+    conn._normal_storage = instance
+
+
+def join(conn: Any) -> None:
+    """Let a Connection join its transaction, if it has not."""
+    conn._register()
+
+
+def has_joined(conn: Any) -> bool:
+    """Say whether a Connection has joined a transaction."""
+    return not conn._needs_to_join
+
+
+def invalidate_all(conn: Any) -> None:
+    """Invalidate all objects of a Connection."""
+    conn._cache.invalidate(conn._cache.cache_data.copy())
+
+
+def main_instance(db: Any) -> Any:
+    """Return what makes the instances of a database's storage."""
+    return db._mvcc_storage
+
+
+# ---- instances of a storage ----
+
+
+def under(instance: Any) -> Any:
+    """Return the storage under what makes it MVCC; None: it is MVCC itself, or it was closed."""
+    return getattr(instance, "_storage", None)
+
+
+def seen_before(instance: Any) -> Any:
+    """Return the tid before which an instance of a storage sees everything; None: nothing yet."""
+    return getattr(instance, "_before", None) or getattr(instance, "_start", None)
+
+
+def begins(instance: Any) -> bool:
+    """Say whether an instance of a storage sees another state at each transaction's begin."""
+    return hasattr(instance, "_start")
+
+
+def parts_of(instance: Any) -> list[Any]:
+    """Return what an instance of a storage, or what keeps savepoints, consists of."""
+    has = getattr(instance, "__dict__", {})
+    return [has[name] for name in ("_base", "_storage") if has.get(name) is not None]
