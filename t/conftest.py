@@ -8,11 +8,11 @@ import threading
 
 import numpy as np
 import pytest
-import storages
 import transaction
-from cli import Caller
-from clients import Client, fill
-from neocluster import missing
+from support import storages
+from support.cli import Caller
+from support.clients import Client, fill
+from support.neocluster import missing
 
 from wendelin.bigarray import array
 from wendelin.bigfile import ram_reclaim

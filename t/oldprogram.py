@@ -1,4 +1,7 @@
-"""A program for wendelin.core 0.x, with classes of its own; also for the stand-ins of olddb.py."""
+"""A program for wendelin.core 0.x, with classes of its own; also for the stand-ins of olddb.py.
+
+It lies here, and not in support/, because pickles in t/data name its classes as they are called.
+"""
 
 from wendelin.bigarray.array_zodb import ZBigArray
 

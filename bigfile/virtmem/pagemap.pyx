@@ -121,7 +121,7 @@ cdef void pagemap_free(PageMap *pm) noexcept nogil:
 def selftest(operations):
     """Run ("set"|"del"|"get", blk) operations against a dict; return how many were checked.
 
-    Values are blk + 1. For t/test_pagemap.py: the map has no other Python face.
+    Values are blk + 1. For t/virtmem/test_pagemap.py: the map has no other Python face.
     """
     cdef PageMap pm
     cdef size_t cursor

@@ -6,7 +6,7 @@ from time import perf_counter
 
 import numpy as np
 from stores import BLKSIZE, ITEMS, MIB, STEP, Auto, Store, Wendelin, ZBlk1, steps
-from work import CHANGES, FORMAT_TABLE, Row, again, check_sum, work
+from workload import CHANGES, FORMAT_TABLE, Row, again, check_sum, work
 
 APPEND = 64 << 10  # bytes
 COMMITS = 4  # of scattered changes

@@ -16,7 +16,7 @@ import psutil
 
 sys.path.append(str(Path(__file__).parents[1]))  # what tests have
 
-import cgroup
+from support import cgroup
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

@@ -30,12 +30,12 @@ import numpy as np
 import psutil
 import transaction
 from machine import describe
-from neocluster import Gateway, NeoCluster
 from persistent.mapping import PersistentMapping
-from proxy import Proxy
-from servers import HOST, ZeoServer, free_port
+from support.neocluster import Gateway, NeoCluster
+from support.proxy import Proxy
+from support.servers import HOST, ZeoServer, free_port
 from tqdm import tqdm
-from work import Table
+from workload import Table
 from ZEO.ClientStorage import ClientStorage
 from ZODB.utils import maxtid
 

@@ -7,7 +7,7 @@ from textwrap import fill
 from typing import Any
 
 from peers import PEERS
-from work import PEER_TABLE, TABLES, WORKS, Row, Table
+from workload import PEER_TABLE, TABLES, WORKS, Row, Table
 
 
 @dataclass

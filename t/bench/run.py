@@ -15,13 +15,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import works
+import comparison
 from machine import Skip, describe, memory_cgroup
 from peers import installed
 from report import Report, meanings
 from stores import MIB
 from tqdm import tqdm
-from work import WORKS, limit
+from workload import WORKS, limit
 
 
 class Bench:
@@ -40,7 +40,7 @@ class Bench:
                 group = stack.enter_context(memory_cgroup(limit(self.size * MIB)))
                 arguments.append(str(group))
             return subprocess.run(
-                [sys.executable, works.__file__, *arguments],
+                [sys.executable, comparison.__file__, *arguments],
                 stdout=subprocess.PIPE,
                 text=True,
                 timeout=1800,

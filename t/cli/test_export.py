@@ -1,0 +1,169 @@
+"""wendelin export: what is there already is left alone; what cannot be is refused before work."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+import transaction
+from support.clidata import database
+
+from wendelin.bigarray.array_zodb import ZBigArray
+
+pytestmark = [pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs", "zeo")]
+
+
+@pytest.fixture
+def url(testdb):
+    """Return the URL of a database that nobody has open, with an array, and one that is huge."""
+    with database(testdb.url) as root:
+        root["x"] = A = ZBigArray((5,), "i8", blksize=64 * 1024)
+        root["huge"] = ZBigArray((1 << 70,), "u1")
+        transaction.commit()
+        A[:] = range(5)
+        transaction.commit()
+    return testdb.url
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Be in a folder that is empty."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def tree(folder):
+    """Return all files under a folder, with what is in them."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+        if not path.name.startswith("testdb")
+    }
+
+
+def own(path, folder):
+    """Make a file, or a folder, of somebody else."""
+    if folder:
+        path.mkdir()
+        path = path / "dear"
+    path.write_text("mine")
+
+
+SUFFIXES = ["npy", "npz", "raw", "csv", "h5", "zarr"]
+
+
+@pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_part_of_somebody_else_is_left_alone(call, url, here, suffix, folder):
+    own(here / f"out.{suffix}.part", folder)
+    before = tree(here)
+    error = call("export", f"{url}#x", f"out.{suffix}", code=1).stderr
+    assert f"out.{suffix}.part is there, and is not of an export" in error
+    assert "move it elsewhere" in error
+    assert tree(here) == before
+
+
+@pytest.mark.parametrize(
+    "text", ["[1]", '{"foo": 1}', '{"source": {}, "tid": 5, "done": "x", "position": 0}', "{", "\0"]
+)
+@pytest.mark.parametrize("part", [False, True])
+def test_a_state_of_somebody_else_is_left_alone(call, url, here, text, part):
+    (here / "out.npy.part.json").write_text(text)
+    if part:
+        (here / "out.npy.part").write_text("mine")
+    before = tree(here)
+    error = call("export", f"{url}#x", "out.npy", code=1).stderr
+    assert "out.npy.part.json is not of an export, or is damaged: move it" in error
+    assert tree(here) == before
+
+
+def test_a_folder_that_is_put_aside_is_no_other(call, url, here):
+    pytest.importorskip("zarr")
+    own(here / "out.zarr.old~", True)
+    before = tree(here)
+    assert "out.zarr.old~ is there" in call("export", f"{url}#x", "out.zarr", code=1).stderr
+    assert tree(here) == before
+    (here / "out.zarr.old~" / "dear").unlink()
+    (here / "out.zarr.old~").rmdir()
+    call("export", f"{url}#x", "out.zarr")
+    call("export", "--force", f"{url}#x", "out.zarr")
+    assert [name for name in os.listdir(here) if name.startswith("out")] == ["out.zarr"]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_fails_leaves_nothing(call, url, here, monkeypatch, suffix):
+    pytest.importorskip({"h5": "h5py", "zarr": "zarr"}.get(suffix, "numpy"))
+    from wendelin.cli.arrays import ArraySource
+
+    def fails(self, start, stop):
+        raise OSError(28, "No space left on device")
+
+    before = tree(here)
+    with monkeypatch.context() as m:
+        m.setattr(ArraySource, "read", fails)
+        assert "No space left" in call("export", f"{url}#x", f"out.{suffix}", code=1).stderr
+    assert tree(here) == before
+    call("export", f"{url}#x", f"out.{suffix}")
+
+
+def test_what_was_begun_stays_when_it_cannot_be_opened(call, url, here, monkeypatch):
+    """Without the library, an interrupted export cannot go on; nor is it lost."""
+    pytest.importorskip("zarr")
+    with database(url) as root:
+        root["y"] = A = ZBigArray((2 << 20,), "i8", blksize=64 * 1024)
+        transaction.commit()
+        A[:] = 1
+        transaction.commit()
+    from wendelin.cli.arrays import ArraySource
+
+    read = ArraySource.read
+
+    def fails(self, start, stop):
+        if start:
+            raise OSError(28, "No space left on device")
+        return read(self, start, stop)
+
+    args = ("export", "--step", "4M", f"{url}#y", "out.zarr")
+    with monkeypatch.context() as m:
+        m.setattr(ArraySource, "read", fails)
+        assert "the same command goes on" in call(*args, code=1).stderr
+    with monkeypatch.context() as m:
+        m.setitem(sys.modules, "zarr", None)
+        before = tree(here)
+        assert "zarr is needed for that" in call(*args, code=1).stderr
+        assert tree(here) == before
+    assert call(*args[:1], "--json", *args[1:]).json["resumed_at"] == 4 << 20
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["--delimiter", ";", "{url}#x", "out.npy"], 2, "--delimiter is not for npy files"),
+        (["--delimiter", ";", "{url}#x", "out.raw"], 2, "--delimiter is not for raw files"),
+        (["--delimiter", "\n", "{url}#x", "out.csv"], 2, "'\\n' must be one character, which"),
+        (["--delimiter", '"', "{url}#x", "out.csv"], 2, "must be one character, which"),
+        (["--delimiter", "\udcff", "{url}#x", "out.csv"], 2, "must be one character, which"),
+        (["--force", "{url}#x", "dir.npy"], 1, "dir.npy is a folder, and the export makes a file"),
+        (["--force", "{url}#x", "file.zarr"], 1, "file.zarr is a file, and the export makes a"),
+        (["{url}#x", "nowhere/x.npy"], 1, "nowhere: No such file"),
+        (["{url}#x", "old.npz:b"], 1, "--force replaces it, with all that is in old.npz"),
+        *((["{url}#huge", f"out.{s}"], 1, f"has {1 << 70} bytes") for s in SUFFIXES[:-1]),
+    ],
+)
+def test_a_wrong_export_is_one_line(call, url, here, args, code, message):
+    own(here / "dir.npy", True)
+    own(here / "file.zarr", False)
+    np.savez(here / "old.npz", a=[1])
+    before = tree(here)
+    done = call("export", *(arg.format(url=url) for arg in args), code=code)
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert tree(here) == before
+
+
+def test_a_delimiter_of_csv(call, url, here):
+    call("export", "--delimiter", ";", f"{url}#x", "out.csv")
+    assert json.loads(f"[{(here / 'out.csv').read_text().replace(chr(10), ',')[:-1]}]") == [
+        *range(5)
+    ]

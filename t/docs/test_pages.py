@@ -1,0 +1,218 @@
+"""The code blocks of README and docs run, and links lead somewhere. How: see pages.py.
+
+A page that needs a package which `test` does not install runs in the environment `docs` of tox.
+"""
+
+import os
+import re
+import tomllib
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from support import pages, storages
+
+from wendelin import bigarray, bigfile
+
+pytestmark = [pytest.mark.once, pytest.mark.formats]
+
+#: where tox -e docs has built the site
+SITE = os.environ.get("WENDELIN_CORE_TEST_SITE", "")
+
+PARTS = pages.parts()
+FOR_A_SERVER = [part for part in PARTS if part.needs == "a server"]
+FOR_ALL = [part for part in PARTS if part.needs != "a server"]
+#: what takes many seconds, and is the same everywhere: one environment is enough
+ONCE = {"gdb"}
+
+
+@pytest.mark.parametrize("part", FOR_ALL, ids=str)
+def test_code_blocks_run(part, tmp_path):
+    if not pages.installed(part.needs):
+        pytest.skip(f"{part.needs} is not installed")
+    if part.needs in ONCE and not SITE:
+        pytest.skip("run by tox -e docs")
+    if part.needs == "py-spy" and os.geteuid() != 0 and may_not_trace():
+        pytest.skip("only root may look into other processes here")
+    pages.run(part, tmp_path)
+
+
+def may_not_trace():
+    scope = Path("/proc/sys/kernel/yama/ptrace_scope")
+    return scope.exists() and scope.read_text().strip() != "0"
+
+
+@pytest.mark.skipif(not storages.kind().has_server, reason="a file has one client")
+@pytest.mark.parametrize("part", FOR_A_SERVER, ids=str)
+def test_code_blocks_run_with_a_server(part, testdb, tmp_path):
+    pages.run(part, tmp_path, url=testdb.url)
+
+
+@pytest.mark.parametrize("page", pages.PAGES, ids=pages.name_of)
+def test_links(page):
+    assert pages.broken_links(page) == []
+
+
+def test_all_that_pages_need_is_installed_for_them():
+    """PyTorch is as large as all else together: its page runs where somebody has it."""
+    needed = {part.needs for part in FOR_ALL} - {"", "torch", "gdb"}
+    names = {"sklearn": "scikit-learn"}
+    tox = (pages.ROOT / "tox.ini").read_text()
+    (docs,) = re.findall(r"^\[testenv:docs\]$.*?^commands", tox, re.M | re.S)
+    assert "    all\n    test\n" in docs
+    project = tomllib.loads((pages.ROOT / "pyproject.toml").read_text())["project"]
+    listed = [*chain(*project["optional-dependencies"].values()), *map(str.strip, docs.split("\n"))]
+    installed = {re.split(r"[^\w-]", name)[0] for name in listed}
+    assert {names.get(package, package) for package in needed} <= installed
+
+
+def test_names_of_the_inside():
+    """What development.md says of a page's way is in the modules that it names."""
+    text = (pages.ROOT / "docs/development.md").read_text()
+    way = text[text.index("## A page's way") : text.index("All of it can be seen")]
+    names = re.findall(r"`(\w+)\.((?:\w+\.)*)(\w+)`", way)
+    assert len(names) > 40
+    for module, classes, name in names:
+        sources = [
+            path
+            for folder in ("bigfile", "lib", "wendelin/bigarray")
+            for path in (pages.ROOT / folder).rglob(f"{module}.py*")
+            if path.suffix in (".py", ".pyx")
+        ]
+        assert len(sources) == 1, module
+        code = sources[0].read_text()
+        assert re.search(rf"^ *(cdef|def) .*\b{name}\(", code, re.M), (module, name)
+        for cls in filter(None, classes.split(".")):
+            assert re.search(rf"^class {cls}\b", code, re.M), (module, cls)
+
+
+def test_modules_of_the_inside():
+    """architecture.md has every module of the two folders that it goes through."""
+    text = (pages.ROOT / "docs/architecture.md").read_text()
+    paths = chain(*((pages.ROOT / folder).rglob("*.py*") for folder in ("bigfile", "lib")))
+    modules = {path.stem for path in paths if path.suffix in (".py", ".pyx")} - {"__init__"}
+    modules -= {"mem", "calc", "utils", "xnumpy"}  # helpers, which the reference has
+    assert len(modules) > 30
+    assert {module for module in modules if f"`{module}`" not in text} == set()
+
+
+def test_all_that_is_public_is_in_the_reference():
+    """Which says that names that are not there may change."""
+    reference = (pages.ROOT / "docs/reference.rst").read_text()
+    listed = set(
+        re.findall(
+            r"^\.\. auto(?:class|data|exception|function):: (\S+?)(?:\(\))?$", reference, re.M
+        )
+    )
+    for package in bigarray, bigfile:
+        for name in package.__all__:
+            ends = f"{package.__name__}.{name}", f"{package.__name__}.virtmem.stats.{name}"
+            assert not listed.isdisjoint(ends), ends
+    for name in set(re.findall(r"\bWENDELIN_CORE_(?!TEST)\w+", changes_and_readme())):
+        assert f"``{name}``" in reference
+
+
+def changes_and_readme():
+    return "".join((pages.ROOT / name).read_text() for name in ("CHANGELOG.md", "README.md"))
+
+
+@pytest.mark.skipif(not SITE, reason="run by tox -e docs")
+def test_site_fetches_nothing():
+    """It is built without a network, and read without one."""
+    fetched = re.compile(
+        r"<(?:script|img|link|iframe)[^>]*(?:https?:)?//[^>]*>"
+        r"|url\(['\"]?(?:https?:)?//[^)]*\)|@import[^;]*//[^;]*"
+    )
+    files = [file for file in Path(SITE).rglob("*") if file.suffix in (".html", ".css")]
+    assert len(files) > 10
+    found = {m for file in files for m in fetched.findall(file.read_text())}
+    assert not found
+
+
+class TestPages:
+    """What would be skipped in silence is not."""
+
+    def programs(self, text):
+        return pages.programs(pages.Part("x.md", text))
+
+    def test_block_that_cannot_run(self):
+        for language in "rust", "cython", "bash":
+            with pytest.raises(pages.PageError, match=language):
+                self.programs(f"\n```{language}\nx\n```\n")
+        with pytest.raises(pages.PageError, match=r"x\.md:2: a block of no language"):
+            self.programs("\n```\nx\n```\n")
+        assert not self.programs("\n```text\nx\n```\n")
+
+    def test_block_that_does_not_run_says_why(self):
+        assert not self.programs("\n<!-- not run: it waits for ever -->\n```sh\nx\n```\n")
+        assert self.programs("\n<!-- not run: -->\n```sh\nx\n```\n")
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "```python\nassert False\n```\n",
+            "```pycon\n>>> 1 + 1\n3\n```\n",
+            "```sh\nfalse | true\n```\n",
+            "```console\n$ echo 1\n1\n$ echo 2\n1\n```\n",
+            "```console\nls\n```\n",
+            "In `zeo.conf`:\n\n```text\n<zeo>\n  adress 1\n</zeo>\n```\n",
+        ],
+    )
+    def test_failure_is_seen(self, code, tmp_path):
+        with pytest.raises(pages.PageError):
+            pages.run(pages.Part("x.md", f"\n{code}"), tmp_path)
+
+    def test_file_and_new_process(self, tmp_path):
+        text = """
+In `one.py`:
+
+```python
+x = 1
+```
+
+```python
+import one
+y = 2
+```
+
+Now, in a new process:
+
+```sh
+grep -q "x = 1" one.py
+```
+
+```python
+import one
+assert "y" not in globals() and one.x == 1
+```
+"""
+        pages.run(pages.Part("x.md", text), tmp_path)
+
+    def test_parts(self, tmp_path, monkeypatch):
+        code = "```sh\n{}\n```\n"
+        one, two = tmp_path / "one.md", tmp_path / "two.md"
+        one.write_text(f"""
+{code.format("first")}
+## A
+{code.format("second")}
+<!-- runs with numpy -->
+{code.format("third")}
+## B
+{code.format("fourth")}""")
+        two.write_text(f"<!-- runs with a server -->\n## A\n{code.format('fifth')}")
+        monkeypatch.setattr(pages, "ROOT", tmp_path)
+        monkeypatch.setattr(pages, "PAGES", [one, two])
+        found = {str(part): part for part in pages.parts()}
+        assert list(found) == ["one.md with numpy", "one.md", "two.md with a server"]
+        words = [[block.code.strip() for block in pages.blocks(p.text)] for p in found.values()]
+        assert words == [["third"], ["first", "second", "fourth"], ["fifth"]]
+        (third,) = pages.blocks(found["one.md with numpy"].text)
+        assert one.read_text().splitlines()[third.line] == "third"
+
+    def test_broken_links(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(pages, "ROOT", tmp_path)
+        page = tmp_path / "x.md"
+        page.write_text(
+            "# A b, `c`\n[1](x.md) [2](#a-b-c) [3](y.md) [4](x.md#no)\n```\n[5](z)\n```\n`[6](z)`"
+        )
+        assert pages.broken_links(page) == ["y.md", "x.md#no"]

@@ -1,0 +1,118 @@
+"""neo-cluster and neo-gateway, as one uses them by hand."""
+
+import subprocess
+import sys
+
+import pytest
+import transaction
+import trustme
+from support import ROOT, SUPPORT, storages
+from support.servers import answers, free_port, wait_until
+from ZEO.Exceptions import ClientDisconnected
+
+from wendelin.lib.zodb import dbclose, dbopen
+
+pytestmark = [
+    pytest.mark.database,
+    pytest.mark.formats,
+    pytest.mark.skipif(storages.kind() is not storages.NeoDatabase, reason="is of NEO"),
+]
+
+
+def tool(name, *args):
+    command = [sys.executable, SUPPORT, name, *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def put(url, value):
+    root = dbopen(url)
+    root["x"] = value
+    transaction.commit()
+    dbclose(root)
+
+
+def get(url):
+    root = dbopen(url)
+    value = root["x"]
+    dbclose(root)
+    return value
+
+
+def test_a_cluster_by_hand(tmp_path):
+    folder = f"--folder={tmp_path}/cluster"
+    done = tool("neo-cluster", "status", folder)
+    assert done.returncode != 0
+    assert "nothing runs" in done.stderr
+    started = tool("neo-cluster", "start", folder)
+    try:
+        assert started.returncode == 0, started.stderr
+        url = started.stdout.strip()
+        put(url, 1)
+        assert tool("neo-cluster", "kill-storage", "2", folder).returncode == 0
+        assert tool("neo-cluster", "kill-storage", "7", folder).returncode != 0
+        put(url, 2)
+        assert "storage 2: pid" in tool("neo-cluster", "status", folder).stdout
+        assert tool("neo-cluster", "start-storage", "2", folder).returncode == 0
+        status = tool("neo-cluster", "status", folder).stdout
+        assert "cluster: RUNNING" in status
+        assert "ended" not in status
+        masters = status.split("neo://test@")[1].split()[0]
+        command = [sys.executable, SUPPORT, "neo-gateway", "--name=test", f"--masters={masters}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as gateway:
+            try:
+                assert get(gateway.stdout.readline().strip()) == 2
+            finally:
+                gateway.terminate()
+    finally:
+        stopped = tool("neo-cluster", "stop", "--remove", folder)
+    assert stopped.returncode == 0, stopped.stderr
+    assert not (tmp_path / "cluster").exists()
+
+
+def test_a_gateway_with_tls_and_a_limit(testdb, tmp_path):
+    """As docs/cluster.md has it."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    for name in "gateway", "client":
+        cert = authority.issue_cert("localhost", common_name=name)
+        cert.private_key_pem.write_to_path(tmp_path / f"{name}.key")
+        for pem in cert.cert_chain_pems:
+            pem.write_to_path(tmp_path / f"{name}.pem", append=True)
+    text = (ROOT / "docs" / "cluster.md").read_text()
+    example = text.split("```text\n%import neo.client\n")[1].split("```")[0]
+    port = free_port()
+    changes = {
+        "10.0.0.5:9991": f"127.0.0.1:{port}",
+        "10.0.0.1:10000 10.0.0.2:10000": storages.NeoDatabase.cluster.masters,
+        "name sensors": "name test",
+        # the cluster of the tests has none
+        example[example.index("  ca /etc/neo") : example.index("</NEOStorage>")]: "",
+        "/etc/neo": str(tmp_path),
+    }
+    for old, new in changes.items():
+        assert old in example
+        example = example.replace(old, new)
+    config = tmp_path / "gateway.conf"
+    config.write_text(f"%import neo.client\n{example}")
+    url = f"zeo://127.0.0.1:{port}?wait_timeout=5"
+    options = f"&server_hostname=localhost&ca={tmp_path}/ca.pem"
+    options += f"&cert={tmp_path}/client.pem&key={tmp_path}/client.key"
+    command = [sys.executable, SUPPORT, "neo-gateway", f"--config={config}"]
+    with open(tmp_path / "log", "w") as log, subprocess.Popen(command, stderr=log) as gateway:
+        try:
+            wait_until(lambda: answers(port), "gateway", alive=lambda: gateway.poll() is None)
+            put(url + options, 7)
+            assert get(url + options) == get(testdb.url) == 7
+            with pytest.raises(ClientDisconnected):
+                get(url)
+        finally:
+            gateway.terminate()
+    assert not answers(port), "it runs on"
+
+
+@pytest.mark.parametrize("args", [[], ["--name=x"], ["--config=x", "--name=x"]])
+def test_a_gateway_of_nothing(args):
+    done = tool("neo-gateway", *args)
+    assert done.returncode == 2
+    assert "--config" in done.stderr or "--masters" in done.stderr
+    assert "Traceback" not in done.stderr

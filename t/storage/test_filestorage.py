@@ -1,0 +1,263 @@
+"""AlignedFileStorage: records whose bytes lie aligned in Data.fs, and nothing else changed."""
+
+import errno
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transaction
+import ZODB.config
+from support import zodb_suite
+from support.fsbytes import Bytes, current, data_of, located, write
+from ZODB.blob import Blob
+from ZODB.DB import DB
+from ZODB.FileStorage import FileStorage as StockFileStorage
+from ZODB.utils import p64, u64
+
+from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.fsalign import ALIGNMENT
+from wendelin.lib.storage.record import aligned, bytes_state, find_payload, without_pad
+from wendelin.lib.zodb import dbclose, dbopen, zstor_2zurl
+
+MIB = 1 << 20
+
+
+def joined(record, at):
+    return b"".join(aligned(record, at, 4096, 65536))
+
+
+# ---- what is aligned ----
+
+
+def test_bytes_lie_aligned_and_are_located(path):
+    values = [data_of(i, pages) for i, pages in enumerate([16, 17, 512, 16])]
+    db, root = write(path, *values)
+    for i, value in enumerate(values):
+        assert located(db.storage, root[i]) == value
+    db.close()
+
+
+@pytest.mark.parametrize(
+    "value", [b"", b"x", b"x" * 15 * ALIGNMENT, b"x" * (16 * ALIGNMENT - 1), b"x" * 65537]
+)
+def test_what_is_small_or_no_whole_pages_is_as_in_filestorage(path, tmp_path, value):
+    db, root = write(path, value)
+    assert located(db.storage, root[0]) is None
+    oid = root[0]._p_oid
+    record, _ = db.storage.load(oid)
+    db.close()
+    db, root = write(str(tmp_path / "stock.fs"), value, storage=StockFileStorage)
+    assert db.storage.load(root[0]._p_oid)[0] == record
+    db.close()
+
+
+def test_stock_filestorage_reads_and_writes_it(path):
+    values = [data_of(i) for i in range(3)]
+    db, _ = write(path, *values)
+    db.close()
+    db = DB(StockFileStorage(path))
+    root = db.open().root()
+    assert [root[i].data for i in range(3)] == values
+    root[3] = Bytes(data_of(3))
+    transaction.commit()
+    db.close()
+    db = DB(AlignedFileStorage(path))
+    root = db.open().root()
+    assert [located(db.storage, root[i]) for i in range(3)] == values
+    assert root[3].data.endswith(b" 3")
+    db.close()
+
+
+def test_a_record_unpickles_with_the_pickle_of_python(path):
+    db, root = write(path, data_of(1))
+    record, _ = db.storage.load(root[0]._p_oid)
+    db.close()
+    found = find_payload(record)
+    assert found.op > found.begin  # there is a pad
+    assert pickle.loads(record) is Bytes
+    assert pickle.loads(record[found.begin - 2 :]) == bytes_state(record)
+
+
+@pytest.mark.parametrize("at", [0, 1, 4, 2**40 + 4090, 2**40 + 4091, *range(4096 - 90, 4096)])
+def test_any_place_can_be_padded(at):
+    record = b"\x80\x03cm\nC\nq\x01.\x80\x03B" + (65536).to_bytes(4, "little")
+    record += bytes(range(256)) * 256 + b"q\x02."
+    padded = joined(record, at)
+    found = find_payload(padded)
+    assert (at + found.start) % 4096 == 0
+    assert padded[found.start : found.stop] == bytes(range(256)) * 256
+    assert without_pad(padded) == record
+    assert joined(without_pad(padded), at) == padded
+    assert len(padded) - len(record) <= 4096 + 5
+
+
+@pytest.mark.parametrize("record", [b"", b"junk" * 40000, b"\x80\x03" + b"N" * 70000])
+def test_what_is_no_pickle_is_stored_as_it_is(record):
+    assert joined(record, 5) == record
+    assert without_pad(record) == record
+
+
+def test_switched_off(path):
+    db = DB(AlignedFileStorage(path, align=False))
+    root = db.open().root()
+    root[0] = Bytes(data_of(0))
+    transaction.commit()
+    record, _ = db.storage.load(root[0]._p_oid)
+    assert without_pad(record) == record
+    assert located(db.storage, root[0]) is None
+    assert os.path.exists(path + ".tmp")
+    db.close()
+
+
+# ---- revisions ----
+
+
+def test_locate_sees_the_revision_that_is_asked_for(path):
+    db, root = write(path, data_of(0))
+    tids = [db.storage.lastTransaction()]
+    for i in 1, 2:
+        root[0].data = data_of(i)
+        root[0]._p_changed = True
+        transaction.commit()
+        tids.append(db.storage.lastTransaction())
+    for i, tid in enumerate(tids):
+        assert located(db.storage, root[0], p64(u64(tid) + 1)).endswith(f"{i}".encode())
+    assert located(db.storage, root[0], tids[0]) is None  # before it was there
+    assert db.storage.locate([p64(999)], current(db.storage)) == [None]
+    db.close()
+
+
+@pytest.mark.parametrize("first", [AlignedFileStorage, StockFileStorage])
+def test_locate_waits_for_the_disk_if_asked_to(path, monkeypatch, first):
+    """What is not in the kernel's cache is read for who touches it, and not for who looks ahead."""
+    db, root = write(path, *(data_of(i) for i in range(4)), storage=first)
+    db.close()
+    db = DB(AlignedFileStorage(path))
+    root = db.open().root()
+    oids = [root[i]._p_oid for i in range(4)]
+    want = db.storage.locate(oids, current(db.storage))
+    assert None not in want
+    preadv, refused = os.preadv, []
+
+    def cold(fd, buffers, offset, flags=0):
+        if flags & os.RWF_NOWAIT and len(refused) < 2:
+            refused.append(offset)
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        return preadv(fd, buffers, offset, 0)
+
+    want[0].file.nowait = os.RWF_NOWAIT  # wherever this runs
+    monkeypatch.setattr(os, "preadv", cold)
+    assert db.storage.locate(oids, current(db.storage)) == want
+    assert not refused
+    expected = [None, None, *want[2:]]
+    assert db.storage.locate(oids, current(db.storage), wait=False) == expected
+    assert len(refused) == 2
+    db.close()
+
+
+def test_a_file_system_that_cannot_tell_what_waits(path, monkeypatch):
+    """Nothing is left out, be it for who looks ahead."""
+    db, root = write(path, *(data_of(i) for i in range(4)))
+    oids = [root[i]._p_oid for i in range(4)]
+    preadv = os.preadv
+
+    def tmpfs(fd, buffers, offset, flags=0):
+        if flags & os.RWF_NOWAIT:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return preadv(fd, buffers, offset, flags)
+
+    monkeypatch.setattr(os, "preadv", tmpfs)
+    assert None not in db.storage.locate(oids, current(db.storage), wait=False)
+    db.close()
+
+
+# ---- as other storages ----
+
+
+def test_history_iteration_and_blobs(path, tmp_path):
+    db = DB(AlignedFileStorage(path, blob_dir=str(tmp_path / "blobs")))
+    root = db.open().root()
+    root["b"] = Blob(b"blob")
+    root[0] = Bytes(data_of(0))
+    transaction.commit()
+    root[0].data = data_of(1)
+    root[0]._p_changed = True
+    transaction.commit()
+    assert len(db.storage.history(root[0]._p_oid, 10)) == 2
+    stored = [r for t in db.storage.iterator() for r in t if r.oid == root[0]._p_oid]
+    assert [bytes(bytes_state(r.data))[-1:] for r in stored] == [b"0", b"1"]
+    with root["b"].open() as f:
+        assert f.read() == b"blob"
+    db.close()
+
+
+def test_zconfig(tmp_path):
+    db = ZODB.config.databaseFromString(f"""
+        %import wendelin.lib
+        <zodb>
+            <alignedfilestorage>
+                path {tmp_path}/a.fs
+                quota 100mb
+            </alignedfilestorage>
+        </zodb>""")
+    assert type(db.storage) is AlignedFileStorage
+    assert db.storage.align
+    assert db.storage._quota == 100 * MIB
+    db.close()
+    db = ZODB.config.databaseFromString(f"""
+        %import wendelin.lib
+        <zodb>
+            <alignedfilestorage>
+                path {tmp_path}/a.fs
+                align false
+                ordered true
+                packer ZODB.FileStorage.FileStorage.FileStorage.packer
+            </alignedfilestorage>
+        </zodb>""")
+    assert not db.storage.align
+    assert db.storage.ordered
+    assert db.storage.packer is StockFileStorage.packer
+    db.close()
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_urls(tmp_path):
+    for query, align in ("", True), ("?align=false", False), ("?align=true&read_only=true", True):
+        root = dbopen(f"file://{tmp_path}/a.fs{query}")
+        storage = root._p_jar.db().storage
+        assert type(storage) is AlignedFileStorage
+        assert storage.align is align
+        assert storage.isReadOnly() is ("read_only" in query)
+        dbclose(root)
+    root = dbopen(f"file://{tmp_path}/a.fs?ordered=1")
+    assert root._p_jar.db().storage.ordered
+    assert zstor_2zurl(root._p_jar.db().storage) == f"file://{tmp_path}/a.fs?ordered=true"
+    dbclose(root)
+    for query in "ordered=perhaps", "align=perhaps", "quota=many", "aling=true":
+        with pytest.raises(ValueError, match=query.split("=")[0]):
+            dbopen(f"file://{tmp_path}/a.fs?{query}")
+
+
+def test_the_file_was_moved_by_hand(path):
+    db, root = write(path, data_of(0))
+    os.rename(path, path + "2")
+    Path(path).write_bytes(b"other")
+    assert located(db.storage, root[0]) is None
+    db.close()
+
+
+@pytest.mark.database
+@pytest.mark.only("fscopy")  # it takes a minute, and there is less else
+def test_zodbs_own_tests(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "ignore", zodb_suite.__file__],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr[-10000:]
+    assert int(done.stdout.split("RAN")[1]) > 400

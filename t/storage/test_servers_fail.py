@@ -1,0 +1,495 @@
+"""Servers that die, hang, or cannot be reached: what readers see, and what becomes of commits.
+
+All with a ZEO server, and with NEO behind its gateway, as the environment says. The client that is
+tested has a proxy between itself and the server; others that check, or change something meanwhile,
+have none. It may know what servers and storages do, and no inner side of the pager but the one
+place where pages are dropped.
+
+Whatever could hang runs in a thread with a limit (within()).
+"""
+
+import gc
+import signal
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import numpy as np
+import pytest
+from support.clients import BLK, FIRST, N, changed
+from support.neocluster import NeoCluster
+from support.proxied import (
+    LIMIT,
+    LONG,
+    WAIT,
+    At,
+    Neo,
+    Servers,
+    World,
+    Zeo,
+    ends,
+    gone,
+    meanwhile,
+    read,
+    within,
+)
+from support.proxy import TO_CLIENT
+from support.servers import HOST, free_port, wait_until
+from ZEO.Exceptions import ClientDisconnected
+
+from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigfile import BlockLoadError, DoomedError
+from wendelin.lib.zodb import dbopen
+
+pytestmark = [
+    pytest.mark.only("zeo", "neo"),
+    pytest.mark.database,
+    pytest.mark.formats,
+]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Return the NEO cluster; None: it is not NEO that runs."""
+    if Servers is Zeo:
+        yield None
+        return
+    cluster = Neo.cluster = NeoCluster(tmp_path_factory.mktemp("neo"), storages=2, replicas=1)
+    cluster.start()
+    yield cluster
+    cluster.stop()
+
+
+@pytest.fixture
+def no_ends():
+    """Check that no connection, and no thread of one, is left."""
+    before = ends()
+    yield
+    after = ends()
+    assert all(a <= b for a, b in zip(after, before, strict=True)), (before, after)
+
+
+@pytest.fixture
+def world(tmp_path, cluster, no_ends):
+    world = World(tmp_path)
+    creator = world.near()
+    creator.root.clear()
+    creator.root["A"] = ZBigArray((N * BLK,), "u1", blksize=BLK)
+    creator.tm.commit()
+    creator.A[: FIRST.size] = FIRST
+    creator.tm.commit()
+    world.clients.remove(creator)
+    creator.close()
+    yield world
+    world.stop()
+
+
+@pytest.fixture
+def client(world):
+    return world.open()
+
+
+# ---- reading ----
+
+
+@pytest.mark.parametrize("way", ["killed", "hangs", "stalls"])
+def test_a_reader(world, client, way):
+    """Pages in memory are read; others are an error, which dooms the transaction; then all is well.
+
+    Twenty pages that are not there take no longer than one.
+    """
+    go, come = gone(world)[way]
+    a = client.A[:]
+    mid = 2 * BLK
+    assert within(LIMIT, lambda: a[mid]) == FIRST[mid]
+    go()
+    assert (read(a[mid : mid + BLK]) == FIRST[mid : mid + BLK]).all()
+    a[mid] = 1
+    with pytest.raises(BlockLoadError) as e:
+        within(LIMIT, read, a)
+    assert isinstance(e.value.__cause__, ClientDisconnected)
+    with pytest.raises(DoomedError):
+        within(LIMIT, client.tm.commit)
+    within(LIMIT, client.tm.abort)
+    with pytest.raises(ClientDisconnected):
+        within(LIMIT, client.tm.begin)
+    come()
+    client.again()
+    assert (within(LIMIT, read, a) == FIRST).all()
+    a[mid] = 2
+    within(LIMIT, client.tm.commit)
+    assert world.in_database()[mid] == 2
+
+
+@pytest.mark.parametrize("way", ["killed", "cut"])
+def test_a_reader_in_the_middle_of_a_block_waits(world, way):
+    """The server is gone in the middle of its answer, and comes back: it is asked again."""
+    go, come = gone(world)[way]
+    client = world.open(wait=LONG)
+    a = client.A[:]
+    came = threading.Event()
+    world.proxy.after(BLK + BLK // 2, TO_CLIENT, lambda: (world.proxy.cut(), go(), came.set()))
+
+    def check():
+        assert (read(a) == FIRST).all()
+
+    with meanwhile(check):
+        assert came.wait(LIMIT)
+        come()  # here, as the server goes down with the thread that starts it
+        world.proxy.mend()
+    client.tm.commit()
+
+
+def test_readers_in_threads(world):
+    """Each has its view, and sees the right bytes or an exception, whenever the server goes."""
+    clients = [world.open() for _ in range(4)]
+    outcomes = []
+
+    def reader(client):
+        for _ in range(3):
+            try:
+                client.tm.begin()
+                client.root._p_jar.cacheMinimize()
+                a = client.A[:]
+                for blk in range(N):
+                    client.A._fileh().invalidate_page(blk)
+                outcomes.append((read(a) == FIRST).all())
+            except (BlockLoadError, ClientDisconnected):
+                client.tm.abort()
+
+    threads = [threading.Thread(target=reader, args=(c,), daemon=True) for c in clients]
+    reached = threading.Event()
+    world.proxy.after(3 * N * BLK // 2, TO_CLIENT, lambda: (world.proxy.cut(), reached.set()))
+    for thread in threads:
+        thread.start()
+    assert reached.wait(LIMIT)
+    world.kill()
+    world.servers.start()
+    world.proxy.mend()
+    for thread in threads:
+        thread.join(3 * LIMIT)
+        assert not thread.is_alive()
+    assert all(outcomes)
+    for client in clients:
+        client.again()
+        assert (read(client.A[:]) == FIRST).all()
+
+
+# ---- commits ----
+
+NEW = np.concatenate([FIRST, np.full(BLK, 3, "u1")])
+NEW[0], NEW[5 * BLK + 3] = 1, 2
+
+
+def change(client):
+    """Change a block, make one of a hole, and append one: FIRST becomes NEW."""
+    client.A[0], client.A[5 * BLK + 3] = 1, 2
+    client.A.append(np.full(BLK, 3, "u1"))
+
+
+def check_either(world, client, outcomes=(FIRST, NEW)):
+    """Check that the database has one of two states, the client sees that, and can go on."""
+    client.again()
+    data = world.in_database()
+    assert any(np.array_equal(data, outcome) for outcome in outcomes)
+    assert client.A.shape == data.shape
+    assert (within(LIMIT, read, client.A[:]) == data).all()
+    near = world.near()
+    assert (read(near.A[:]) == data).all()
+    client.A[BLK] = 77
+    within(LIMIT, client.tm.commit)
+    data[BLK] = 77
+    assert (world.in_database() == data).all()
+    near.tm.begin()
+    assert (read(near.A[:]) == data).all()
+
+
+POINTS = {
+    "before_stores": ("tpc_begin", True),
+    "before_vote": ("commit", True),
+    "after_vote": ("tpc_vote", True),
+    "in_finish": ("tpc_finish", False),
+}
+
+
+CLIENT_ONLY = [
+    ("killed", "before_stores"),
+    ("killed", "in_finish"),
+    ("hangs", "before_vote"),
+    ("cut", "before_vote"),
+]
+
+
+@pytest.mark.parametrize(
+    ("way", "point"),
+    [
+        ("killed", "before_vote"),
+        ("killed", "after_vote"),
+        ("stalls", "in_finish"),
+        # what differs in the client only is tried with one kind
+        *([] if Servers is Neo else CLIENT_ONLY),
+    ],
+)
+def test_a_commit(world, client, way, point):
+    """The server goes at a point of the commit: the state is one of the two."""
+    go, come = gone(world)[way]
+    within(LIMIT, read, client.A[:])
+    change(client)
+    At(client.tm, *POINTS[point], go)
+    with pytest.raises(ClientDisconnected):
+        within(2 * LIMIT, client.tm.commit)
+    come()
+    # what has not been cut off may still get through
+    check_either(world, client, [FIRST] if way in ("killed", "cut") else [FIRST, NEW])
+
+
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_commit_whose_answer_is_lost(world, client, seen):
+    """It is in the database, and the client was told that it failed."""
+    if seen:
+        within(LIMIT, read, client.A[:])
+    change(client)
+    At(client.tm, "tpc_finish", False, lambda: world.proxy.after(0, TO_CLIENT))
+    with pytest.raises(ClientDisconnected):
+        within(2 * LIMIT, client.tm.commit)
+    world.proxy.mend()
+    check_either(world, client, [NEW])
+
+
+@pytest.mark.only("zeo")
+def test_a_commit_over_a_slow_network_is_no_hanging_server(world):
+    """It takes longer than wait_timeout to send, and goes on all the time."""
+    client = world.open(wait=1)
+    client.A.append(np.random.default_rng(1).integers(0, 256, 2 << 20, dtype="u1"))
+    world.proxy.bandwidth = 500_000
+    within(LIMIT, client.tm.commit)
+    world.proxy.bandwidth = None
+    assert len(world.in_database()) == N * BLK + (2 << 20)
+
+
+def test_a_commit_does_not_keep_in_memory_what_the_server_has_not_taken(world):
+    client = world.near()
+    BLOCK = 2 << 20
+    client.root["B"] = ZBigArray((40 * BLOCK,), "u1", blksize=BLOCK)
+    client.tm.commit()
+    client.root["B"][:] = 7
+    world.server.send(signal.SIGSTOP)
+    sent, at, async_ = [], [], client.storage._async
+    client.storage._async = lambda method, *args: (sent.append(method), async_(method, *args))
+
+    def waits():
+        at.append(sent.count("storea") * BLOCK)
+        return len(at) > 20 and at[-20] == at[-1] > 8 << 20
+
+    with meanwhile(client.tm.commit):
+        try:
+            wait_until(waits, "the commit waits")
+            assert at[-1] <= 48 << 20
+        finally:
+            world.server.send(signal.SIGCONT)
+    assert world.near().root["B"].read(-1) == 7
+
+
+def test_a_large_transaction_has_more_time_for_its_vote(world):
+    """The server writes all of it then, and says nothing."""
+    client = world.open(wait=1)
+    client.A.append(np.full(32 << 20, 3, "u1"))
+
+    def hang():
+        client.storage._server.call("ping")  # it has taken all
+        world.server.send(signal.SIGSTOP)
+        threading.Timer(3.5, world.server.send, [signal.SIGCONT]).start()
+
+    At(client.tm, *POINTS["before_vote"], hang)
+    within(LIMIT, client.tm.commit)
+    assert world.in_database()[-1] == 3
+
+
+@pytest.mark.parametrize("way", ["killed", "hangs", "closed"])
+def test_many_answers_that_do_not_come_are_one_error(world, client, caplog, way):
+    """Of a commit, too, which asks now and then what has arrived; nothing is said of the others."""
+    storage = client.storage
+    oids = [client.A._p_oid, client.A.zfile._p_oid] * 200
+    go, come = (gone(world) | {"closed": (storage.close, lambda: None)})[way]
+    world.server.send(signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        loads = pool.submit(storage._server.load_all, oids, b"\x7f" + b"\xff" * 7)
+        wait_until(lambda: len(storage._server.client.protocol.futures) >= len(oids), "requests")
+        within(LIMIT, go)
+        with pytest.raises(ClientDisconnected):
+            loads.result(LIMIT)
+    gc.collect()
+    assert [r for r in caplog.records if r.name == "asyncio"] == []
+    come()
+
+
+# ---- coming back ----
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_reconnecting_drops_what_changed(world, client, known):
+    """Also where the server cannot say what changed: then the objects' tids are asked for."""
+    a = client.A[:]
+    within(LIMIT, read, a)
+    handle = client.A._fileh()
+    dropped = set()
+    drop = handle.invalidate_page
+    handle.invalidate_page = lambda blk: (dropped.add(blk), drop(blk))
+    world.proxy.cut()
+    expected = FIRST.copy()
+    near = world.near()
+    for at in [3 * BLK, 5 * BLK] if known else [3 * BLK, 5 * BLK, 3 * BLK, 3 * BLK]:
+        near.A[at] += 1
+        expected[at] += 1
+        near.tm.commit()
+    if not known:
+        world.servers.forget()
+    world.proxy.mend()
+    client.again()
+    assert (within(LIMIT, read, a) == expected).all()
+    assert dropped == {3, 5}
+
+
+def test_reconnecting_drops_nothing_if_nothing_changed(world, client):
+    a = client.A[:]
+    within(LIMIT, read, a)
+    handle = client.A._fileh()
+    world.kill()
+    world.servers.start()
+    handle.invalidate_page = None
+    client.again()
+    del handle.invalidate_page
+    assert (within(LIMIT, read, a) == FIRST).all()
+
+
+def test_the_server_goes_in_the_middle_of_a_boundary(world, client):
+    """The client knows what changed, and cannot look where blocks are now: it does not for each."""
+    client.A.append(np.ones(20 * BLK, "u1"))
+    client.tm.commit()
+    a = client.A[:]
+    within(LIMIT, read, a)
+    near = world.near()
+    near.A[5 * BLK] = 9
+    near.tm.commit()
+    last = client.storage.lastTransaction
+    client.storage.lastTransaction = lambda: (world.kill(), last())[1]
+    with suppress(ClientDisconnected):
+        within(LIMIT, client.tm.begin)
+    del client.storage.lastTransaction
+    with pytest.raises(BlockLoadError):
+        within(LIMIT, read, a)
+    world.servers.start()
+    client.again()
+    expected = np.concatenate([changed((5 * BLK, 9)), np.ones(20 * BLK, "u1")])
+    assert (within(LIMIT, read, client.A[:]) == expected).all()
+
+
+@pytest.mark.only("zeo")
+def test_a_connection_that_is_lost_while_it_is_made(world, client):
+    """The network takes the connection, and then forgets it: another is made."""
+    a = client.A[:]
+    world.proxy.stall()
+    with pytest.raises(BlockLoadError):
+        within(LIMIT, read, a)
+    time.sleep(2.5)  # it is made anew, and waits for the first word of the server
+    world.proxy.forget()
+    world.proxy.mend()
+    client.again()
+    assert (within(LIMIT, read, a) == FIRST).all()
+
+
+# ---- servers of NEO ----
+
+
+@pytest.mark.only("neo")
+@pytest.mark.parametrize(("node", "point"), [(0, "in_read"), (1, "before_vote"), (0, "after_vote")])
+def test_a_storage_node_dies(world, cluster, node, point):
+    """All goes on; it is brought back, and the other one dies: it has everything."""
+    client = world.open(wait=LONG)
+    dies, other = cluster.storages[node], cluster.storages[1 - node]
+    if point == "in_read":
+        world.proxy.after(BLK + BLK // 2, TO_CLIENT, dies.kill)
+    else:
+        At(client.tm, *POINTS[point], dies.kill)
+    assert (within(2 * LONG, read, client.A[:]) == FIRST).all()
+    change(client)
+    within(2 * LONG, client.tm.commit)
+    assert not dies.alive()
+    assert (world.in_database() == NEW).all()
+    dies.start()
+    try:
+        wait_until(cluster.is_replicated, "replication")
+        other.kill()
+        assert (world.in_database() == NEW).all()
+        client.tm.begin()
+        assert (within(2 * LONG, read, client.A[:]) == NEW).all()
+    finally:
+        if not other.alive():
+            other.start()
+        wait_until(cluster.is_replicated, "replication")
+
+
+@pytest.mark.only("neo")
+def test_the_master_dies(world, client, cluster):
+    """What the gateway cannot answer is an error in time; with the master, all is well again."""
+    a = client.A[:]
+    assert within(LIMIT, lambda: a[0]) == FIRST[0]
+    cluster.master.kill()
+    try:
+        a[0] = 1
+        with pytest.raises(ClientDisconnected):
+            within(2 * LIMIT, client.tm.commit)
+        with suppress(ClientDisconnected, BlockLoadError):  # storage nodes may answer
+            within(LIMIT, client.tm.begin)
+            assert (within(2 * LIMIT, read, a) == FIRST).all()
+    finally:
+        cluster.master.start()
+        cluster.wait()
+    check_either(world, client, [FIRST, changed((0, 1))])
+
+
+# ---- opening, and closing ----
+
+
+def check_not_opened(port, options=""):
+    address = f"{HOST}:{port}"
+    with pytest.raises(ClientDisconnected) as e:
+        within(LIMIT, dbopen, f"zeo://{address}?wait_timeout={WAIT}{options}")
+    assert address in str(e.value)
+    assert f"{WAIT} s" in str(e.value)
+    assert "wait_timeout" in str(e.value)
+    return str(e.value)
+
+
+def test_there_is_no_server(no_ends):
+    check_not_opened(free_port())
+
+
+@pytest.mark.only("zeo")
+def test_there_is_a_server_of_another_kind(no_ends):
+    with socket.create_server((HOST, 0)) as other:
+        check_not_opened(other.getsockname()[1])
+
+
+def test_there_is_no_such_storage(world):
+    assert "'nix'" in check_not_opened(world.servers.port, "&storage=nix")
+
+
+def test_the_server_hangs_when_it_is_opened(world):
+    world.server.send(signal.SIGSTOP)
+    check_not_opened(world.servers.port)
+
+
+@pytest.mark.parametrize("way", ["hangs", "cut"])
+def test_closing(world, way):
+    """It does not wait for who is not there, and keeps nothing open; not in mid-commit, either."""
+    go, _ = gone(world)[way]
+    client = world.open()
+    client.A.append(np.zeros(8 << 20, "u1") + 1)
+    At(client.tm, "commit", False, go)
+    with pytest.raises(ClientDisconnected):
+        within(2 * LIMIT, client.tm.commit)
+    world.clients.remove(client)
+    within(LIMIT, client.close)

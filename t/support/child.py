@@ -1,0 +1,42 @@
+"""Programs in a child process with a time limit: for what can crash, hang, or take memory."""
+
+import os
+import subprocess
+import sys
+import textwrap
+
+from support import TESTS
+
+#: for tests of what must end by itself
+TIMEOUT = 60
+
+
+def start_child(code: str, *args: str, stderr=None, **env: str) -> subprocess.Popen:
+    """Start a process that runs Python code; its output is text."""
+    return subprocess.Popen(_command(code, args), **_options(env), stderr=stderr)
+
+
+def run_child(code: str, *args: str, timeout: float = TIMEOUT, **env: str):
+    """Run Python code; return the CompletedProcess, output as text."""
+    return subprocess.run(
+        _command(code, args), **_options(env), capture_output=True, timeout=timeout
+    )
+
+
+def _command(code, args):
+    # -P: the working directory may hold the sources, which are not what is tested
+    return [sys.executable, "-P", "-c", textwrap.dedent(code), *args]
+
+
+def _options(env):
+    return {
+        "env": os.environ | {"PYTHONPATH": str(TESTS)} | env,
+        "text": True,
+    }
+
+
+def check_child(code: str, *args: str, **kw) -> str:
+    """Run Python code that must end well; return what it printed."""
+    done = run_child(code, *args, **kw)
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout

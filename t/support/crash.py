@@ -1,0 +1,235 @@
+"""Commits until it is killed: what kill -9 leaves in a database is what was committed.
+
+A worker changes arrays, of each format one, and an object that counts, in transactions that a
+number says; of each commit that has returned it makes a note. Whoever killed it then opens the
+database, and compares it with a model of so many transactions, or of one more: that was committed,
+and there was no time to make a note.
+
+Workers are forked from a process that has imported everything, so that rounds are short:
+python t/support crash serve. Or one is started by itself: python t/support crash work URL NOTES
+"""
+
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import transaction
+from ZEO.Exceptions import ClientDisconnected
+from ZODB.POSException import ConflictError, POSError
+
+from support import TESTS
+from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.lib.storage import fsalign
+from wendelin.lib.zodb import dbclose, dbopen
+
+FORMATS = ("ZBlk0", "ZBlk1", "auto")
+BLK = 16384
+LARGEST = 10 * BLK
+
+
+# ---- the model ----
+
+
+class Model:
+    """What an array is to be."""
+
+    def __init__(self) -> None:
+        self.a = np.zeros(3 * BLK, "u1")
+
+    def __setitem__(self, idx, values):
+        self.a[idx] = values
+
+    def __len__(self):
+        return len(self.a)
+
+    def append(self, values):
+        self.a = np.append(self.a, values)
+
+    def resize(self, shape):
+        new = np.zeros(shape, "u1")
+        n = min(len(new), len(self.a))
+        new[:n] = self.a[:n]
+        self.a = new
+
+
+def change(arrays, n: int) -> None:
+    """Do what transaction n does, to arrays or their models."""
+    rng = random.Random(n)
+    for fmt in rng.sample(FORMATS, rng.choice([1, 2, 3])):
+        a = arrays[fmt]
+        for _ in range(rng.choice([1, 1, 3])):
+            kind = rng.choice(["byte", "piece", "blocks", "append", "shrink"])
+            start = rng.randrange(len(a))
+            if kind == "byte":
+                a[start] = rng.randrange(256)
+            elif kind == "piece":
+                a[start : start + 3000] = rng.randrange(256)
+            elif kind == "blocks":
+                start -= start % BLK
+                a[start : start + 2 * BLK] = rng.randrange(256)
+            elif kind == "append" and len(a) < LARGEST:
+                a.append(np.full(rng.randrange(1, 2 * BLK), rng.randrange(256), "u1"))
+            elif kind == "shrink":
+                a.resize(max(BLK, start))
+
+
+class Expected:
+    """What a database has after n transactions; n does not go back."""
+
+    def __init__(self) -> None:
+        self.n = 0
+        self.arrays = {fmt: Model() for fmt in FORMATS}
+
+    def check(self, root, committed: int) -> int:
+        """Compare, after so many commits that have returned; return how many there are.
+
+        Raises
+        ------
+        AssertionError
+            Something is lost, or is there that must not be.
+        """
+        n = root.get("n", 0)
+        assert committed <= n <= committed + 1, f"{n} of {committed} transactions are there"
+        while self.n < n:
+            self.n += 1
+            change(self.arrays, self.n)
+        for fmt in FORMATS if n else ():
+            a = root[fmt].read()
+            assert len(a) == len(self.arrays[fmt].a), f"transaction {n}: {fmt} has another size"
+            wrong = np.flatnonzero(a != self.arrays[fmt].a)
+            assert len(wrong) == 0, f"transaction {n}: {fmt}, bytes {wrong}"
+        return n
+
+
+# ---- the worker ----
+
+
+def commit_next(root) -> int:
+    """Do the next transaction; return its number."""
+    n = root.get("n", 0) + 1
+    if n == 1:
+        for fmt in FORMATS:
+            root[fmt] = A = ZBigArray((3 * BLK,), "u1", blksize=BLK, zblk_fmt=fmt)
+            root._p_jar.add(A)
+    change(root, n)
+    root["n"] = n
+    transaction.commit()
+    return n
+
+
+def pack_for_ever(db) -> None:
+    while True:
+        # by another pack, as of a worker before this one; or the server has gone
+        with suppress(POSError, ClientDisconnected):
+            db.pack()
+
+
+def work(url: str, notes: str, pack: bool = False) -> None:
+    """Commit for ever. A server that goes is waited for."""
+    root = dbopen(url)
+    if pack:
+        threading.Thread(target=pack_for_ever, args=(root._p_jar.db(),), daemon=True).start()
+    fd = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    while True:
+        try:
+            n = commit_next(root)
+        except (ConflictError, POSError, ClientDisconnected, OSError):
+            if not url.startswith("zeo"):
+                raise
+            transaction.abort()
+            continue
+        os.write(fd, b"%d\n" % n)
+
+
+def last_note(notes) -> int:
+    """Return the number of the last commit that has returned."""
+    with suppress(FileNotFoundError):
+        lines = Path(notes).read_text().split()
+        return int(lines[-1]) if lines else 0
+    return 0
+
+
+# ---- the process that workers are forked from ----
+
+
+def serve() -> None:
+    """Fork a worker a line, kill it, and say how it ended."""
+    for line in sys.stdin:
+        seconds, args = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            try:
+                work(*args)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+        time.sleep(seconds)
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+
+
+class Workers:
+    """The process that workers are forked from, as seen from outside."""
+
+    def __init__(self, log) -> None:
+        self.log = Path(log)
+        with open(log, "wb") as stderr:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-P", __file__, "serve"],
+                env=os.environ | {"PYTHONPATH": str(TESTS)},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            )
+
+    def run(self, seconds: float, *args) -> None:
+        """Let a worker work, and kill it after so many seconds."""
+        self.popen.stdin.write(json.dumps([seconds, args]) + "\n")
+        self.popen.stdin.flush()
+        ended = self.popen.stdout.readline().strip()
+        assert ended == str(-signal.SIGKILL), f"ended by itself: {ended}\n{self.log.read_text()}"
+
+    def stop(self) -> None:
+        self.popen.stdin.close()
+        self.popen.wait(60)
+        self.popen.stdout.close()
+
+
+def rounds(workers, url: str, notes, seeds, pack: bool = False) -> tuple[int, int]:
+    """Kill a worker a seed, and check after each; return (transactions, those without a note)."""
+    expected = Expected()
+    more = 0
+    for seed in seeds:
+        # from before it has opened the database to some commits after that
+        workers.run(random.Random(seed).uniform(0, 0.3), url, str(notes), pack)
+        committed = max(last_note(notes), expected.n)
+        root = dbopen(url)
+        try:
+            n = expected.check(root, committed)
+        finally:
+            transaction.abort()
+            dbclose(root)
+        more += n - committed
+    return expected.n, more
+
+
+if __name__ == "__main__":
+    fsalign.SMALLEST = fsalign.ALIGNMENT
+    logging.getLogger().addHandler(logging.NullHandler())
+    if sys.argv[1] == "serve":
+        serve()
+    else:
+        work(*sys.argv[2:4])

@@ -1,0 +1,232 @@
+"""Servers, the network before them, and clients: what tests of servers that fail have.
+
+A ZEO server, or NEO behind its gateway, as the environment says. It may know what servers and
+storages do, and nothing of the pager. Whatever could hang runs in a thread with a limit (within()).
+"""
+
+import faulthandler
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+
+import pytest
+from transaction import TransactionManager
+from ZEO.Exceptions import ClientDisconnected
+from ZODB.DB import DB
+
+from support.clients import Manager, in_database
+from support.neocluster import Gateway
+from support.proxy import Proxy
+from support.servers import HOST, ZeoServer
+from wendelin.lib.zodb import dbstoropen
+
+# a gateway of Python 2.7 may take a while, on a loaded machine
+WAIT = 3 if os.environ.get("WENDELIN_CORE_TEST_DB") == "neo" else 1  # wait_timeout of clients [s]
+LONG = 20  # of those that are to see the server come back [s]
+LIMIT = 5 * WAIT + 5  # for one read, or one step of a transaction, on a loaded machine [s]
+
+# ---- limits ----
+
+
+def within(seconds, act, *args):
+    """Return what a call returns, or raise what it raises; it fails if that takes longer."""
+    outcome = {}
+
+    def run():
+        try:
+            outcome["result"] = act(*args)
+        except BaseException as e:
+            outcome["error"] = e
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        faulthandler.dump_traceback(sys.__stderr__)
+        pytest.fail(f"{act} has not ended within {seconds} s")
+    if "error" in outcome:
+        raise outcome["error"]
+    return outcome.get("result")
+
+
+@contextmanager
+def meanwhile(act, *args):
+    """Run a call in another thread; it must end, without an exception, within the block's limit."""
+    errors = []
+
+    def run():
+        try:
+            act(*args)
+        except BaseException as e:
+            errors.append(e)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    yield
+    thread.join(LONG + LIMIT)
+    assert not thread.is_alive()
+    assert not errors, errors
+
+
+# ---- servers and clients ----
+
+
+class Zeo:
+    """A ZEO server that knows what the last three transactions changed, and no more."""
+
+    def __init__(self, folder):
+        self.server = ZeoServer(folder, options="  invalidation-queue-size 3\n")
+        self.server.start()
+        self.port = self.server.port
+
+    def start(self):
+        self.server.start()
+
+    def forget(self):
+        """Let it not know what the last transactions changed; run while the client is away."""
+
+    def stop(self):
+        self.server.stop()
+
+
+class Neo:
+    """A gateway before a cluster that all tests share."""
+
+    cluster = None
+
+    def __init__(self, folder):
+        self.server = Gateway(folder, self.cluster.masters)
+        self.server.start()
+        self.port = int(self.server.address.rpartition(":")[2])
+
+    def start(self):
+        self.server.start()
+
+    def forget(self):
+        self.server.stop()
+        self.server.start()
+
+    def stop(self):
+        self.server.stop()
+
+
+Servers = Neo if os.environ.get("WENDELIN_CORE_TEST_DB") == "neo" else Zeo
+
+
+class Opened:
+    """A client with its own storage, and transactions."""
+
+    def __init__(self, port, wait=WAIT, options=""):
+        self.tm = TransactionManager()
+        self.storage = dbstoropen(f"zeo://{HOST}:{port}?wait_timeout={wait}{options}")
+        self.db = DB(self.storage)
+        self.root = self.db.open(self.tm).root()
+
+    @property
+    def A(self):
+        return self.root["A"]
+
+    def close(self):
+        """Close it, also where nobody answers."""
+        with suppress(ClientDisconnected):
+            self.tm.abort()
+        self.root._p_jar.close()
+        self.db.close()
+        self.root = self.db = self.storage = None  # pytest keeps fixtures for long
+
+    def again(self):
+        """Begin a transaction, as soon as the server answers."""
+        end = time.monotonic() + 30
+        while True:
+            try:
+                within(LIMIT, self.tm.abort)
+                return within(LIMIT, self.tm.begin)
+            except ClientDisconnected:
+                assert time.monotonic() < end
+
+
+class World:
+    """Servers, the network, and clients."""
+
+    def __init__(self, folder):
+        self.servers = Servers(folder)
+        self.server = self.servers.server
+        self.proxy = Proxy(self.servers.port)
+        self.clients = []
+
+    def open(self, **kw):
+        """Return a client behind the proxy."""
+        return self._open(self.proxy.port, **kw)
+
+    def near(self):
+        """Return a client that no proxy troubles."""
+        return self._open(self.servers.port, wait=LONG)
+
+    def _open(self, port, **kw):
+        client = within(2 * LONG, lambda: Opened(port, **kw))
+        self.clients.append(client)
+        return client
+
+    def in_database(self):
+        """Return what the database has, as nobody's cache knows it."""
+        client = self.near()
+        data = in_database(client.A)
+        self.clients.remove(client)
+        client.close()
+        return data
+
+    def kill(self):
+        self.server.kill()
+
+    def stop(self):
+        self.proxy.mend()
+        if self.server.alive():
+            self.server.send(signal.SIGCONT)
+        for client in self.clients:
+            within(3 * LIMIT, client.close)
+        self.proxy.close()
+        self.servers.stop()
+
+
+def ends():
+    """Return (sockets, threads) of this process, without the threads that load ahead."""
+    gc.collect()
+    links = []
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):
+            links.append(os.readlink(f"/proc/self/fd/{fd}"))
+    threads = [t for t in threading.enumerate() if "prefetch" not in t.name]
+    return sum(link.startswith("socket:") for link in links), len(threads)
+
+
+def read(view):
+    """Return a copy of what a view shows; the exception comes from here."""
+    copy = view.copy()
+    for _ in range(1000):
+        pass
+    return copy
+
+
+def gone(world):
+    """Ways in which servers are not there: what makes it so, and what ends it."""
+    return {
+        "killed": (world.kill, world.servers.start),
+        "hangs": (
+            lambda: world.server.send(signal.SIGSTOP),
+            lambda: world.server.send(signal.SIGCONT),
+        ),
+        "cut": (world.proxy.cut, world.proxy.mend),
+        "stalls": (world.proxy.stall, world.proxy.mend),
+    }
+
+
+class At(Manager):
+    """Does something at a point of a transaction's commit, before or after the storage."""
+
+    def __init__(self, tm, phase, after, act):
+        super().__init__(phase, act, "~" if after else "", tm)
+        tm.get().join(self)

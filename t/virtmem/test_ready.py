@@ -1,0 +1,542 @@
+"""Views that are ready when they are given out, A.load(), and arrays that are written in parts.
+
+What a system call can read is what is shown: os.write() of a view is EFAULT, or short, where it is
+not. So it is the check here, besides the count of faults.
+"""
+
+import io
+import os
+import pickle
+import threading
+
+import numpy as np
+import pytest
+import transaction
+from support import storages
+from support.child import check_child
+from support.ramfile import RAMFile
+
+from wendelin.bigarray import BigArray
+from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigfile import BlockLoadError, ram_reclaim
+from wendelin.bigfile.virtmem import blocked
+
+BLK = 65536  # bytes of a block
+N = 40  # blocks
+
+on_touch_only = os.environ.get("WENDELIN_CORE_TEST_READY") == "0"
+local = pytest.mark.skipif(
+    on_touch_only or storages.kind() is not storages.FileStorageDatabase,
+    reason="only what lies in a file is mapped, and nothing where views are shown on touch",
+)
+
+
+def written(a):
+    """Return what the kernel reads of a view, in one system call, without our help."""
+    with open(os.memfd_create("x"), "w+b", buffering=0) as f:
+        n = f.write(memoryview(a).cast("B"))
+        assert n == a.nbytes, f"{n} of {a.nbytes} bytes"
+        return np.frombuffer(os.pread(f.fileno(), n, 0), a.dtype)
+
+
+def faults(A):
+    return A._fileh().counts()[0]
+
+
+@pytest.fixture
+def values():
+    return np.arange(N * BLK // 8) * 7 % 1009
+
+
+@pytest.fixture
+def B(testdb, values):
+    """Return an array with data, as a client has it that has just opened the database."""
+    root = testdb.open()
+    root["B"] = ZBigArray(values.shape, values.dtype, blksize=BLK)
+    transaction.commit()
+    root["B"][:] = values
+    transaction.commit()
+    testdb.close(root)
+    return testdb.open()["B"]
+
+
+# ---- ready ----
+
+
+@local
+def test_a_view_is_ready_when_it_is_given_out(B, values):
+    assert np.array_equal(written(B[:]), values)
+    assert np.array_equal(written(B[BLK:-BLK]), values[BLK:-BLK])
+    assert np.array_equal(written(np.asarray(B)), values)
+    assert faults(B) == 0
+
+
+def test_a_view_that_is_not_ready_is_not_written(on_touch, B):
+    """The check can fail."""
+    with pytest.raises(OSError, match="Bad address"):
+        written(B[:])
+
+
+@local
+def test_holes_are_ready(testdb):
+    root = testdb.open()
+    root["H"] = H = ZBigArray((32 << 30,), np.uint8)
+    transaction.commit()
+    H[5 << 30] = 7
+    transaction.commit()
+    a = H[:]
+    part = a[(5 << 30) - (3 << 20) : (5 << 30) + (5 << 20)]
+    before = faults(H)
+    assert written(part).sum() == 7
+    assert faults(H) == before
+
+
+def test_threads_of_the_pager_are_not_named():
+    check_child(
+        """
+        import sys
+        import numpy as np
+        from support.ramfile import RAMFile
+        from wendelin.bigarray import BigArray
+        from wendelin.bigfile.virtmem.blocked import blocked_threads
+        A = BigArray((1 << 20,), np.uint8, RAMFile(65536).fileh_open())
+        A[:].sum()
+        assert blocked_threads() == [], blocked_threads()
+        """
+    )
+
+
+@local
+def test_short_blocks_are_ready(testdb):
+    """The last block of most arrays is one: it cannot be mapped, and is copied."""
+    root = testdb.open()
+    root["S"] = S = ZBigArray((10 * BLK + 100,), np.uint8, blksize=BLK)
+    transaction.commit()
+    S[:] = 3
+    S[5 * BLK + 7 : 6 * BLK] = 0
+    transaction.commit()
+    testdb.close(root)
+    S = testdb.open()["S"]
+    a = S[:]
+    expected = 3 * S.shape[0] - 3 * (BLK - 7)
+    assert written(a).astype(int).sum() == expected
+    manager = transaction.TransactionManager()
+    conn = S._p_jar.db().open(manager)
+    conn.root()["S"][-1] = 4
+    manager.commit()
+    transaction.begin()
+    assert written(a).astype(int).sum() == expected + 1
+    ram_reclaim()
+    assert written(S[:]).astype(int).sum() == expected + 1
+    assert faults(S) == 0
+    conn.close()
+
+
+@local
+def test_views_are_ready_after_a_commit_and_an_abort(B, values):
+    a = B[:]
+    a[::BLK] = -1
+    values[::BLK] = -1
+    transaction.commit()
+    assert np.array_equal(written(a), values)
+    before = faults(B)
+    a[5 * BLK // 8] = 3
+    transaction.abort()
+    assert np.array_equal(written(a), values)
+    assert faults(B) == before + 1
+    a.sum()
+    assert faults(B) == before + 1
+
+
+@local
+def test_views_are_ready_after_the_commit_of_another_client(B, values):
+    a, rest = B[:], B[10 * BLK // 8 :]
+    a.sum()
+    manager = transaction.TransactionManager()
+    conn = B._p_jar.db().open(manager)
+    theirs = conn.root()["B"]
+    theirs[3 * BLK // 8] = theirs[30 * BLK // 8] = -5
+    manager.commit()
+    before = faults(B)
+    transaction.begin()
+    values[3 * BLK // 8] = values[30 * BLK // 8] = -5
+    assert np.array_equal(written(a), values)
+    assert np.array_equal(written(rest), values[10 * BLK // 8 :])
+    theirs.append(np.arange(BLK))
+    manager.commit()
+    transaction.begin()
+    assert np.array_equal(written(a), values)
+    assert faults(B) == before
+    conn.close()
+
+
+@local
+def test_views_are_ready_after_a_pack(B, values):
+    a = B[:]
+    B._p_jar.db().pack()
+    transaction.begin()
+    assert np.array_equal(written(a), values)
+
+
+@local
+def test_a_write_in_one_view_leaves_another_one_ready(B, values):
+    a, b = B[:], None
+    B._v_vma = None  # another mapping of the same file
+    b = B[:]
+    a[7] = values[7] = -3
+    assert np.array_equal(written(b), values)
+    transaction.abort()
+
+
+def test_what_is_ready_is_of_the_transaction(B, values):
+    """A boundary that changes where blocks are shows nothing old: views come before it."""
+    a = B[:]
+    manager = transaction.TransactionManager()
+    conn = B._p_jar.db().open(manager)
+    theirs = conn.root()["B"]
+    for i in range(20):
+        blk = i * 3 % N
+        theirs[blk * BLK // 8 : (blk + 1) * BLK // 8] = i
+        values[blk * BLK // 8 : (blk + 1) * BLK // 8] = i
+        if i % 5 == 4:
+            theirs.resize(values.shape[0] - BLK)
+            theirs.resize(values.shape[0])
+            values[-BLK:] = 0
+        manager.commit()
+        transaction.begin()
+        assert np.array_equal(a, values)
+    conn.close()
+
+
+# ---- load ----
+
+
+@pytest.fixture(params=["RAM", "ZODB"])
+def L(request, values):
+    """Return an array whose blocks are copied, or of the database."""
+    if request.param == "ZODB":
+        yield request.getfixturevalue("B")
+        return
+    file = RAMFile(BLK)
+    file.blocks = {i: values.view(np.uint8)[i * BLK :][:BLK].tobytes() for i in range(N)}
+    yield BigArray(values.shape, values.dtype, file.fileh_open())
+
+
+def test_load_lasts(L, values):
+    with L.load() as a:
+        for _ in range(3):
+            ram_reclaim()
+            assert np.array_equal(written(a), values)
+            assert np.array_equal(written(L[BLK:]), values[BLK:])
+    a = L[:]
+    with L.load(slice(0, BLK)), L.load(slice(BLK // 2, 2 * BLK)) as both:
+        ram_reclaim()
+        assert np.array_equal(written(both), values[BLK // 2 : 2 * BLK])
+        assert np.array_equal(written(a[:BLK]), values[:BLK])
+
+
+def test_load_ends(values):
+    file = RAMFile(BLK)
+    A = BigArray(values.shape, values.dtype, file.fileh_open())
+    loaded = A.load(slice(0, 10 * BLK // 8))
+    A.load(slice(5 * BLK // 8, 15 * BLK // 8))
+    assert ram_reclaim() == 0
+    loaded.release()
+    loaded.release()
+    assert not loaded.holds
+    assert ram_reclaim() == 5
+    A._fileh().dirty_discard()
+    assert ram_reclaim() == 10
+
+
+def test_load_ends_with_the_transaction(B):
+    for end in transaction.commit, transaction.abort, transaction.begin:
+        loaded = B.load(slice(0, 3))
+        assert loaded.holds
+        end()
+        assert not loaded.holds
+        loaded.release()
+
+
+def test_load_of_one_element_and_of_none(L, values):
+    with L.load(3) as x:
+        assert x == values[3]
+    with L.load(slice(3, 3)) as none:
+        assert none.shape == (0,)
+    with L.load((slice(None, None, -BLK),)) as back:
+        assert np.array_equal(back, values[::-BLK])
+
+
+def test_load_to_write(L, values):
+    data = values[::-1].copy()
+    with L.load(write=True) as a:
+        with open(os.memfd_create("x"), "w+b", buffering=0) as f:
+            f.write(data)
+            f.seek(0)
+            assert f.readinto(a) == a.nbytes
+        assert np.array_equal(a, data)
+    assert np.array_equal(L[:], data)
+    if isinstance(L, ZBigArray):
+        transaction.abort()
+        assert np.array_equal(L[:], values)
+        with L.load(slice(0, 10), write=True) as a:
+            a[:] = -1
+        transaction.commit()
+        assert np.array_equal(L[:11], [*[-1] * 10, values[10]])
+
+
+def test_what_is_loaded_to_write_and_not_written_is_not_stored(B):
+    conn = B._p_jar
+    oids = [block._p_oid for block in B.zfile.blktab.values()]
+    before = [conn._storage.load(oid)[1] for oid in oids]
+    B.load(write=True)
+    transaction.commit()
+    assert [conn._storage.load(oid)[1] for oid in oids] == before
+
+
+@pytest.mark.skipif(on_touch_only, reason="it is not shown before it is touched")
+def test_loads_do_not_last_in_another_view_than_those_of_its_array(B, values):
+    """A view that is taken after the load, and one that is of another mapping, are ready too."""
+    B.load(slice(0, 4 * BLK // 8))
+    B._v_vma = None
+    a = B[: 4 * BLK // 8]
+    ram_reclaim()
+    assert np.array_equal(written(a), values[: 4 * BLK // 8])
+
+
+def test_load_of_what_cannot_be_loaded(values):
+    class Broken(RAMFile):
+        def loadblk(self, blk, buf):
+            if blk == 3:
+                raise OSError("a bad disk")
+            super().loadblk(blk, buf)
+
+    A = BigArray(values.shape, values.dtype, Broken(BLK).fileh_open())
+    with pytest.raises(BlockLoadError, match=r"block 3 .*a bad disk"):
+        A.load()
+    assert A._fileh().pins == []
+    assert ram_reclaim() >= 3
+    A._fileh().check_failures()
+
+
+def test_load_of_a_read_only_array(B):
+    past = pickle.loads(pickle.dumps(B))
+    with past.load() as a:
+        assert len(a)
+    with pytest.raises(ValueError, match="read-only"):
+        past.load(write=True)
+
+
+def test_load_of_more_than_page_memory():
+    out = check_child(
+        """
+        import numpy as np
+        from support.ramfile import RAMFile
+        from wendelin.bigarray import BigArray
+        from wendelin.bigfile import PageMemoryError, ram_reclaim
+        A = BigArray((256 << 20,), np.uint8, RAMFile(1 << 20).fileh_open())
+        for write in False, True:
+            try:
+                A.load(write=write)
+            except PageMemoryError as e:
+                print(e)
+            assert A._fileh().pins == []
+            A._fileh().dirty_discard()
+        with A.load(slice(0, 32 << 20)) as a, A.load(slice(0, 32 << 20)):
+            assert A[:].sum() == 0  # the others go round in what is left
+            ram_reclaim()
+        with A.load(slice(64 << 20, 96 << 20)):
+            pass
+        """,
+        WENDELIN_CORE_RAM="64M",
+    )
+    first, second = out.splitlines()
+    assert "268435456 bytes, cannot be kept accessible: 58720256 bytes of page memory" in first
+    assert "the limit is 67108864" in first
+    assert "WENDELIN_CORE_RAM" in second
+
+
+@local
+def test_load_of_more_than_the_kernels_mappings(testdb):
+    """Pages of a hole and of data in turn; those that are loaded stay, others go round."""
+    root = testdb.open()
+    root["M"] = M = ZBigArray((60000 * 4096,), np.uint8, blksize=4096)
+    transaction.commit()
+    M[:: 2 * 4096] = 1
+    transaction.commit()
+    with pytest.raises(MemoryError, match=r"mapping of the kernel, which has .*vm.max_map_count"):
+        M.load()
+    with M.load(slice(0, 4000 * 4096)) as some:
+        a = M[:]
+        assert a[:: 2 * 4096].sum() == 30000
+        assert written(some).sum() == 2000
+
+
+def test_load_in_the_child_of_a_fork():
+    check_child(
+        """
+        import os, numpy as np
+        from support.ramfile import RAMFile
+        from wendelin.bigarray import BigArray
+        from wendelin.bigfile import ForkError, ram_reclaim
+        A = BigArray((1 << 20,), np.uint8, RAMFile(65536).fileh_open())
+        loaded = A.load()
+        pid = os.fork()
+        if pid == 0:
+            loaded.release()
+            try:
+                A.load()
+            except ForkError:
+                os._exit(0)
+            os._exit(1)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert ram_reclaim() == 0
+        loaded.release()
+        assert ram_reclaim() == 16
+        """
+    )
+
+
+# ---- threads that block SIGSEGV ----
+
+
+def test_threads_that_block_sigsegv_are_named_once(on_touch, B, caplog, monkeypatch):
+    import ctypes
+    import signal
+
+    monkeypatch.setattr(blocked, "_next_look", 0.0)
+    monkeypatch.setattr(blocked, "_said", set())
+    began, end = threading.Event(), threading.Event()
+
+    def work():
+        ctypes.CDLL(None).prctl(15, b"deaf one")  # PR_SET_NAME
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        began.set()
+        end.wait(30)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    began.wait(30)
+    try:
+        for _ in range(2):
+            B[:]
+            monkeypatch.setattr(blocked, "_next_look", 0.0)
+    finally:
+        end.set()
+        thread.join()
+    (message,) = [r.getMessage() for r in caplog.records if "deaf one" in r.getMessage()]
+    assert "A.load" in message
+
+
+# ---- in parts ----
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["<f8", ">i2", "c16", "M8[s]", [("a", "i4"), ("b", ">f8")]])
+def test_save_and_tofile(root, tmp_path, order, dtype, monkeypatch):
+    from wendelin.bigarray import saving
+
+    monkeypatch.setattr(saving, "_PART", 1 << 12)
+    dtype = np.dtype(dtype)
+    a = np.arange(60 * 70 * dtype.itemsize, dtype=np.uint8).view(dtype)[: 60 * 70].reshape(60, 70)
+    root["S"] = S = ZBigArray(a.shape, dtype, order, blksize=4096)
+    transaction.commit()
+    S[:] = a
+    transaction.commit()
+    seen = []
+    S.save(tmp_path / "s", progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (a.nbytes, a.nbytes)
+    assert len(seen) > 2
+    np.save(tmp_path / "n.npy", S)
+    with open(tmp_path / "f.npy", "wb") as f:
+        np.save(f, S)
+    expected = io.BytesIO()
+    np.save(expected, np.array(a, order=order))
+    for name in "s.npy", "n.npy", "f.npy":
+        assert (tmp_path / name).read_bytes() == expected.getvalue(), name
+    S.tofile(tmp_path / "raw")
+    assert (tmp_path / "raw").read_bytes() == a.tobytes()
+    buffer = io.BytesIO()
+    S.tofile(buffer)
+    assert buffer.getvalue() == a.tobytes()
+    np.savez(tmp_path / "z.npz", S, s=S)
+    assert np.load(tmp_path / "z.npz")["s"].tobytes() == a.tobytes()
+
+
+def test_save_of_small_arrays(root, tmp_path):
+    for i, shape in enumerate([(), (0,), (3, 0), (1,)]):
+        root[f"S{i}"] = S = ZBigArray(shape, "i4")
+        transaction.commit()
+        if S.size:
+            S[...] = 5
+        S.save(tmp_path / "s.npy")
+        assert np.array_equal(np.load(tmp_path / "s.npy"), S)
+        S.tofile(tmp_path / "t")
+        assert (tmp_path / "t").read_bytes() == np.asarray(S).tobytes()
+        transaction.commit()
+    with pytest.raises(TypeError, match="open to write, was expected, not 5"):
+        S.tofile(5)
+
+
+def test_tofile_as_text(root, tmp_path):
+    root["S"] = S = ZBigArray((3,), "i4")
+    transaction.commit()
+    S[:] = 1, 2, 3
+    S.tofile(tmp_path / "t", ",")
+    assert (tmp_path / "t").read_text() == "1,2,3"
+    transaction.abort()
+
+
+def test_save_of_more_than_page_memory(testdb, tmp_path):
+    """In bounded memory, whatever the storage."""
+    root = testdb.open()
+    root["S"] = S = ZBigArray((96 << 20,), np.uint8)
+    transaction.commit()
+    for i in range(3):
+        S[i << 25 : (i + 1) << 25] = i + 1
+        transaction.commit()
+    testdb.close(root)
+    check_child(
+        """
+        import sys, numpy as np
+        from wendelin.bigfile.virtmem.handle import ram_stat
+        from wendelin.lib.zodb import dbopen, dbclose
+        url, to = sys.argv[1:]
+        root = dbopen(url)
+        np.save(to + "/s.npy", root["S"])
+        root["S"].tofile(to + "/t")
+        np.savez(to + "/z.npz", root["S"])
+        assert ram_stat()[1] <= 32 << 20
+        dbclose(root)
+        """,
+        testdb.url,
+        str(tmp_path),
+        WENDELIN_CORE_RAM="32M",
+    )
+    for a in (
+        np.load(tmp_path / "s.npy", mmap_mode="r"),
+        np.memmap(tmp_path / "t", np.uint8),
+        np.load(tmp_path / "z.npz")["arr_0"],
+    ):
+        assert a[:: 1 << 20].tolist() == [1] * 32 + [2] * 32 + [3] * 32
+
+
+def test_functions_of_numpy_take_arrays(L, values):
+    assert np.mean(L) == np.mean(values)
+    assert np.array_equal(np.concatenate([L, L]), np.concatenate([values, values]))
+    assert np.array_equal(np.where(np.greater(L, 500), L, 0), np.where(values > 500, values, 0))
+    assert np.array_equal(np.percentile(a=L, q=[5, 50]), np.percentile(values, [5, 50]))
+
+
+def test_page_memory_is_as_before(L):
+    """Loads that end leave nothing that is kept."""
+    for write in False, True:
+        with L.load(write=write):
+            pass
+    if isinstance(L, ZBigArray):
+        transaction.abort()
+    else:
+        L._fileh().dirty_discard()
+    ram_reclaim()
+    _, _, _, resident, dirty, *_ = L._fileh().counts()
+    assert (resident, dirty) == (0, 0)

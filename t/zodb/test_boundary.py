@@ -1,0 +1,425 @@
+"""What changes of other clients, and touches of other threads, do to pages at a boundary."""
+
+import threading
+
+import numpy as np
+import pytest
+import transaction
+from persistent.mapping import PersistentMapping
+from support import storages
+from support.clients import Client, zeros
+from ZODB.POSException import ConflictError, ReadOnlyHistoryError
+
+from wendelin.bigarray.array_zodb import ZBigArray
+
+BLK = 4096  # block size of most arrays here [bytes]
+
+
+@pytest.fixture
+def A(root):
+    return zeros(root)
+
+
+# ---- several Connections ----
+
+
+def test_others_see_it_at_their_next_transaction(root, A, other):
+    a, b = A[:], other.root["A"][:]
+    assert b.sum() == 0
+    a[3 * BLK] = 1  # a hole becomes a block
+    transaction.commit()
+    assert b.sum() == 0
+    other.tm.begin()
+    assert b.sum() == 1
+    a[3 * BLK] = 2  # a block changes
+    a[4 * BLK] = 2
+    transaction.commit()
+    other.tm.begin()
+    assert b.sum() == 4
+    A.resize(4 * BLK)  # a block becomes a hole
+    transaction.commit()
+    other.tm.begin()
+    assert b.sum() == 2
+    assert other.root["A"].shape == (4 * BLK,)
+
+
+def test_pages_that_did_not_change_stay(root, A, other):
+    A[:] = 1
+    transaction.commit()
+    other.tm.begin()
+    B = other.root["A"]
+    b = B[:]
+    assert b.sum() == 20 * BLK
+    handle = B._fileh()
+    dropped = []
+    drop = handle.invalidate_page
+    handle.invalidate_page = lambda blk: (dropped.append(blk), drop(blk))
+    A.append(np.full(BLK, 2, "u1"))
+    A[7 * BLK] = 5
+    transaction.commit()
+    other.tm.begin()
+    assert B[:].sum() == 22 * BLK + 4
+    assert 7 in dropped
+    assert {7, 20}.issuperset(dropped)  # 20 may have been known as a hole
+
+
+def test_conflicts(root, A, other):
+    a, b = A[:], other.root["A"][:]
+    a[0] = 1
+    b[0] = 2
+    b[9 * BLK] = 2
+    transaction.commit()
+    with pytest.raises(ConflictError):
+        other.tm.commit()
+    other.tm.abort()
+    assert b[0] == 1
+    assert b.sum() == 1
+    for attempt in other.tm.attempts(3):
+        with attempt:
+            b[0] += 5
+            if b[0] == 6 and a[1] == 0:
+                a[0] = a[1] = 2
+                transaction.commit()
+    transaction.begin()
+    assert a[:2].tolist() == [7, 2]
+
+
+@pytest.mark.parametrize("change", [False, True])
+def test_what_was_zeros_past_the_end_is_asked_for_after_the_commit(root, A, other, change):
+    A.resize((30 * BLK,))
+    a = A[:]
+    assert a[25 * BLK] == 0
+    if change:  # dirty, and nothing to store
+        a[25 * BLK] = 0
+    transaction.commit()
+    assert a[25 * BLK] == 0
+    other.tm.begin()
+    other.root["A"][25 * BLK] = 1
+    other.tm.commit()
+    transaction.begin()
+    assert a[25 * BLK] == 1
+
+
+def test_a_block_that_was_stored_here_and_goes_away_there(root, A, other):
+    A.append(np.ones(BLK, "u1"))  # nothing was ever looked up
+    a = A[20 * BLK :]
+    transaction.commit()
+    other.tm.begin()
+    other.root["A"].resize((0,))
+    other.root["A"].resize((21 * BLK,))
+    other.tm.commit()
+    transaction.begin()
+    assert a.sum() == 0
+
+
+@pytest.mark.parametrize("where", ["is_current", "_moved", "_stale", "_drop"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_a_boundary_that_is_interrupted_keeps_nothing_of_before(root, A, other, where, error):
+    """ZODB tells us once what has changed."""
+    root["n"] = 1
+    transaction.commit()
+    other.tm.begin()
+    b, file = other.root["A"][:], other.root["A"]._fileh().file
+    assert (b.sum(), other.root["n"]) == (0, 1)
+    A[3 * BLK] = 5
+    root["n"] = 2
+    transaction.commit()
+    interrupt(file, where, error)
+    with pytest.raises(error):
+        other.tm.begin()
+    for _ in range(2):
+        assert (b.sum(), other.root["n"]) == (5, 2)
+        other.tm.begin()
+    b[4 * BLK] = 1
+    other.tm.commit()
+    assert b.sum() == 6
+
+
+@pytest.mark.parametrize("where", ["is_current", "committed"])
+def test_what_was_committed_stays_if_the_boundary_is_interrupted(root, A, other, where):
+    b, file = other.root["A"][:], other.root["A"]._fileh().file
+    assert b.sum() == 0
+    A[3 * BLK] = 5
+    transaction.commit()
+    b[4 * BLK] = 1
+    interrupt(file, where, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        other.tm.commit()
+    for _ in range(2):
+        assert b.sum() == 6
+        other.tm.begin()
+    b[4 * BLK] = 2
+    other.tm.commit()
+    transaction.begin()
+    assert A[:].sum() == 7
+
+
+def test_a_boundary_that_is_interrupted_while_an_array_reads_its_state(root, A, other, monkeypatch):
+    """That is in the middle of ZODB's list of what has changed."""
+    for i in range(20):
+        root[i] = PersistentMapping(n=1)
+    transaction.commit()
+    other.tm.begin()
+    b = other.root["A"][:]
+    assert (b.sum(), [other.root[i]["n"] for i in range(20)]) == (0, [1] * 20)
+    A.append(np.ones(5, "u1"))
+    for i in range(20):
+        root[i]["n"] = 2
+    transaction.commit()
+    setstate = ZBigArray.__setstate__
+
+    def interrupted(self, state):
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ZBigArray, "__setstate__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        other.tm.begin()
+    assert ZBigArray.__setstate__ is setstate
+    for _ in range(2):
+        assert [other.root[i]["n"] for i in range(20)] == [2] * 20
+        assert other.root["A"][:].sum() == 5
+        other.tm.begin()
+    other.root["A"][3] = 2  # it is of one handle with the view
+    assert b[3] == 2
+    other.tm.commit()
+
+
+def test_a_boundary_that_is_interrupted_twice(root, A, other):
+    """All others are told nevertheless."""
+    root["B"] = B = ZBigArray((20 * BLK,), "u1", blksize=BLK)
+    root["n"] = 1
+    transaction.commit()
+    other.tm.begin()
+    b = other.root["B"][:]
+    assert (other.root["A"][:].sum(), b.sum(), other.root["n"]) == (0, 0, 1)
+    A[3 * BLK] = B[3 * BLK] = 5
+    root["n"] = 2
+    transaction.commit()
+    handle = other.root["A"]._fileh()
+    interrupt(handle.file, "is_current", KeyboardInterrupt)
+    interrupt(handle, "forget", KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        other.tm.begin()
+    assert (b.sum(), other.root["n"]) == (5, 2)
+
+
+def interrupt(obj, name, error):
+    """Let a method raise, once."""
+
+    def interrupted(*args, **kw):
+        delattr(obj, name)
+        raise error
+
+    setattr(obj, name, interrupted)
+
+
+def test_many_blocks_and_a_table_that_splits(root, other):
+    root["B"] = B = ZBigArray((3000 * BLK,), "u1", blksize=BLK)
+    transaction.commit()
+    other.tm.begin()
+    view = other.root["B"][:]
+    b = B[:]
+    rng = np.random.default_rng(3)
+    model = np.zeros(3000, "u1")
+    for _ in range(6):
+        for blk in rng.integers(0, 3000, 200).tolist():
+            model[blk] = b[blk * BLK] = rng.integers(1, 255)
+        transaction.commit()
+        other.tm.begin()
+        assert (view[::BLK] == model).all()
+        other.conn.cacheMinimize()
+
+
+def test_a_past_state_is_readable_and_not_writable(root, A):
+    A[0] = 1
+    transaction.commit()
+    at = root._p_jar.db().lastTransaction()
+    A[0] = 2
+    A[5 * BLK] = 2
+    transaction.commit()
+    old = Client(root, at=at)
+    a = old.root["A"][:]
+    assert a.sum() == 1
+    a[0] = 3
+    with pytest.raises(ReadOnlyHistoryError):
+        old.tm.commit()
+    old.tm.abort()
+    assert a.sum() == 1
+    old.close()
+
+
+# ---- other threads touch pages while changes of others are sorted out ----
+
+
+class Touching(bytes):
+    """An oid that runs something when it is looked for in a set: as other threads might then."""
+
+    run = staticmethod(lambda: None)
+
+    def __hash__(self):
+        Touching.run()
+        return super().__hash__()
+
+
+@pytest.fixture
+def long(root):
+    """Return a committed array of 2200 blocks of ones, but for one hole."""
+    root["L"] = A = ZBigArray((2200 * BLK,), "u1", blksize=BLK)
+    transaction.commit()
+    a = A[:]
+    a[:] = 1
+    a[2000 * BLK : 2001 * BLK] = 0
+    transaction.commit()
+    return A
+
+
+@pytest.mark.parametrize("where", ["pages", "table"])
+def test_a_touch_while_the_changed_pages_are_looked_for(long, other, where, monkeypatch):
+    transaction.begin()
+    a = long[:]
+    file = long._fileh().file
+    file.follow(None, set(), long._fileh())
+    a[0]
+    if where == "pages":
+        file.made_of[0] = Touching(file.made_of[0])
+    else:
+        file.table._nodes = {Touching(oid): node for oid, node in file.table._nodes.items()}
+    b = other.root["L"][:]
+    b[0] = b[3 * BLK] = 5
+    other.tm.commit()
+    monkeypatch.setattr(Touching, "run", lambda: a[1500 * BLK])
+    transaction.begin()
+    monkeypatch.undo()
+    assert a[0] == a[3 * BLK] == 5
+    assert a[1500 * BLK] == 1
+
+
+@pytest.fixture
+def reader(long, other):
+    client = Client(other.root)
+    yield client
+    client.close()
+
+
+def in_thread(function):
+    thread = threading.Thread(target=function)
+    thread.start()
+    return thread
+
+
+def test_a_touch_that_asked_the_table_of_before(on_touch, long, other, reader):
+    """It is answered when changes of others are sorted out already."""
+    A = reader.root["L"]
+    a, file = A[:], A._fileh().file
+    a[1990 * BLK]
+    known, changed, lookup = file.made_of, file.table.changed, file.lookup
+    assert 2000 not in known
+    asked, go = threading.Event(), threading.Event()
+    threads = []
+
+    def slow_lookup(blk):
+        oid = lookup(blk)
+        if not asked.is_set():
+            asked.set()
+            assert go.wait(30)
+        return oid
+
+    def touch_before(oids):
+        file.lookup = slow_lookup
+        threads.append(in_thread(lambda: a[2000 * BLK]))
+        assert asked.wait(30)
+        return changed(oids)
+
+    other.root["L"][2000 * BLK :][0] = 7
+    other.tm.commit()
+    file.table.changed = touch_before
+    reader.tm.begin()
+    go.set()
+    threads[0].join()
+    assert a[2000 * BLK] == 7
+
+
+@pytest.mark.skipif(
+    storages.kind() is not storages.FileStorageDatabase, reason="there only holes are looked for"
+)
+def test_a_look_ahead_that_asked_the_table_of_before(on_touch, long, other, reader):
+    """What it says is not what pages that were loaded meanwhile are made of."""
+    A = reader.root["L"]
+    a, file = A[:], A._fileh().file
+    for blk in 0, 4, 12, 28, 60, 124, 252, 508:
+        a[blk * BLK]
+    between = file.table.between
+    asked, go = threading.Event(), threading.Event()
+
+    def slow_between(root, start, stop):
+        found = between(root, start, stop)
+        if (start, stop) == (1020, 2044) and not asked.is_set():
+            asked.set()
+            assert go.wait(30)
+        return found
+
+    file.table.between = slow_between
+    thread = in_thread(lambda: a[1020 * BLK])
+    assert asked.wait(30)
+    for value in 7, 8:
+        other.root["L"][2000 * BLK :][0] = value
+        other.tm.commit()
+        reader.tm.begin()
+        assert a[2000 * BLK] == value
+        go.set()
+        thread.join()
+
+
+def look_ahead(A):
+    """Do what a thread does that has loaded one of the first 20 blocks."""
+    handle = A._fileh()
+    epoch = handle.epoch()
+    handle.know(handle.file.mapahead(0, 20), epoch)
+
+
+def test_a_look_ahead_while_a_commit_becomes_clean_pages(root, A):
+    """It must not find holes where blocks were stored just now."""
+    a, file = A[:], A._fileh().file
+    assert a[::BLK].sum() == 0
+    committed = file.committed
+
+    def slow_committed(handle):
+        in_thread(lambda: look_ahead(A)).join()
+        return committed(handle)
+
+    a[3 * BLK :] = 7
+    file.committed = slow_committed
+    transaction.commit()
+    del file.committed
+    assert (a[3 * BLK :] == 7).all()
+    transaction.begin()
+    assert (a[3 * BLK :] == 7).all()
+
+
+def test_a_look_ahead_that_knows_before_we_do(root):
+    """What pages in memory are made of is not what it finds, after blocks became holes again."""
+    size = 16 * 4096  # so that they are mapped
+    root["M"] = M = ZBigArray((20 * size,), "u1", blksize=size)
+    transaction.commit()
+    a, file = M[:], M._fileh().file
+    other = Client(root)
+    other.root["M"][3 * size :] = 7
+    other.tm.commit()
+    transaction.begin()
+    assert (a[3 * size :] == 7).all()
+    db = root._p_jar.db()
+    db.undo(db.undoLog(0, 1)[0]["id"], other.tm.get())
+    other.tm.commit()
+    other.close()
+    changed = file.table.changed
+
+    def changed_and_a_look(oids):
+        moved = changed(oids)
+        in_thread(lambda: look_ahead(M)).join()
+        return moved
+
+    file.table.changed = changed_and_a_look
+    transaction.begin()
+    file.table.changed = changed
+    assert not a.any()

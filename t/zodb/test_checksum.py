@@ -1,0 +1,489 @@
+"""Checksums of blocks: a bit that flips is noticed, wherever the record goes, and wherever from."""
+
+import os
+import random
+import shutil
+
+import numpy as np
+import pytest
+import transaction
+import xxhash
+from support.checksums import BLK, VALUES, damage, fill, payloads
+from support.child import check_child
+from support.corruption import DATA
+from ZODB.Connection import TransactionMetaData
+from ZODB.DB import DB
+from ZODB.FileStorage import FileStorage as StockFileStorage
+
+from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigfile import BigFile, BlockLoadError, ram_reclaim
+from wendelin.bigfile.virtmem import checksum
+from wendelin.bigfile.zodb import blockfile
+from wendelin.lib.storage import fsalign
+from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.record import (
+    BytesRecord,
+    ChecksumError,
+    RecordError,
+    aligned,
+    bytes_state,
+    check,
+    class_of,
+    find_payload,
+    without_pad,
+)
+from wendelin.lib.zodb import dbclose, dbopen
+
+HEAD = b"\x80\x03cwendelin.bigfile.file_zodb\nZBlk0\nq\x01.\x80\x03"
+
+
+def made(payload, pad=None):
+    """Return a record of a block."""
+    record = BytesRecord(HEAD, memoryview(payload))
+    return bytes(record) if pad is None else b"".join(record.pieces(pad))
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Let small blocks be aligned."""
+    monkeypatch.setattr(fsalign, "SMALLEST", fsalign.ALIGNMENT)
+
+
+@pytest.fixture(autouse=True)
+def ends():
+    """Let no transaction be left to the next test."""
+    yield
+    transaction.abort()
+
+
+# ---- the record ----
+
+
+def test_what_it_is():
+    record = made(b"some bytes")
+    digest = xxhash.xxh3_64_digest(b"some bytes")
+    assert b"B\x0e\0\0\0wcXXH3" + digest + b"0B\x0a\0\0\0some bytes." in record
+    assert find_payload(record).digest == digest
+    assert bytes_state(record) == b"some bytes"
+
+
+@pytest.mark.parametrize("at", [0, 1, 4070, 4075, 4076, 4077, 4080, 4095])
+@pytest.mark.parametrize("size", [0, 10, BLK, 2 * BLK])
+def test_it_stays_where_records_are_aligned_and_not(at, size):
+    payload = memoryview(bytes(range(256)) * 32)[:size]
+    record = made(payload)
+    for data in record, BytesRecord(HEAD, payload):
+        padded = b"".join(aligned(data, at, BLK, BLK))
+        found = find_payload(padded)
+        assert found.digest == find_payload(record).digest
+        assert (at + found.start) % BLK == 0 or size < BLK
+        assert without_pad(padded) == record
+        check(padded)
+    assert len(padded) - len(record) < BLK
+
+
+@pytest.mark.parametrize("pad", [b"", b"B\2\0\0\0\0\0000", b"B\x0f\0\0\0" + bytes(15) + b"0"])
+def test_records_without_one_are_valid(pad):
+    record = made(b"some bytes", pad)
+    assert find_payload(record).digest is None
+    assert bytes_state(record) == b"some bytes"
+    check(record)
+    assert find_payload(without_pad(record)).begin == find_payload(record).begin
+
+
+def test_each_bit_that_flips_is_noticed_or_does_not_matter():
+    payload = bytes(range(40, 120))
+    record = b"".join(aligned(made(payload), 4090, 16, 16))
+    start = find_payload(record).start
+    for bit in range(8 * len(record)):
+        data = bytearray(record)
+        data[bit // 8] ^= 1 << bit % 8
+        try:
+            same = class_of(bytes(data)) == class_of(record)
+            assert bytes_state(bytes(data)) == payload or not same, bit
+            matters = False
+        except ChecksumError:
+            continue
+        except RecordError:
+            matters = True
+        assert matters or not start <= bit // 8 < start + len(payload)
+
+
+@pytest.mark.database
+def test_blocks_have_one_in_every_storage(root):
+    A = fill(root)
+    conn = root._p_jar
+    for zblk in A.zfile.blktab.values():
+        record, _ = conn._normal_storage.load(zblk._p_oid)
+        found = find_payload(record)
+        assert found.digest == xxhash.xxh3_64_digest(record[found.start : found.stop])
+
+
+@pytest.mark.database
+def test_after_a_savepoint_too(root):
+    A = fill(root)
+    A[: 3 * BLK] = 5
+    transaction.savepoint()
+    root["x"] = 1
+    A[BLK : 2 * BLK] = 6
+    transaction.commit()
+    for blk in range(3):
+        record, _ = root._p_jar._normal_storage.load(A.zfile.blktab[blk]._p_oid)
+        assert find_payload(record).digest is not None
+        assert bytes_state(record)[:1] == bytes([6 if blk == 1 else 5])
+
+
+# ---- where records go ----
+
+
+def digests(storage):
+    """Return the digests of all blocks of all revisions, each of which matches."""
+    found = []
+    for txn in storage.iterator():
+        for r in txn:
+            payload = find_payload(r.data) if r.data else None
+            if payload is not None and payload.digest is not None:
+                check(r.data)
+                found.append(payload.digest)
+    return found
+
+
+def test_stock_zodb_reads_it(path, small):
+    root = dbopen(path)
+    fill(root)
+    dbclose(root)
+    db = DB(StockFileStorage(path))
+    blocks = db.open().root()["A"].zfile.blktab
+    data = b"".join(bytes(zblk.__getstate__() or zblk._v_data) for zblk in blocks.values())
+    assert data == VALUES.tobytes()[:-100]
+    db.close()
+
+
+@pytest.mark.parametrize("kind", [AlignedFileStorage, StockFileStorage])
+def test_copies_keep_it(path, tmp_path, small, kind):
+    root = dbopen(path)
+    A = fill(root)
+    A[:BLK] = 1
+    transaction.commit()
+    db = root._p_jar.db()
+    db.undo(db.undoLog(0, 1)[0]["id"])
+    transaction.commit()
+    there = kind(str(tmp_path / "y.fs"))
+    there.copyTransactionsFrom(db.storage)
+    assert len(digests(there)) == 22  # with that of the undo
+    assert digests(there) == digests(db.storage)
+    there.close()
+    dbclose(root)
+    root = dbopen(str(tmp_path / "y.fs"))
+    assert np.array_equal(root["A"][:-100], VALUES[:-100])
+    dbclose(root)
+
+
+def test_undo_and_pack_keep_it(path, small):
+    root = dbopen(path)
+    A = fill(root)
+    A[:BLK] = 1
+    transaction.commit()
+    db = root._p_jar.db()
+    db.undo(db.undoLog(0, 1)[0]["id"])
+    transaction.commit()
+    record, _ = db.storage.load(A.zfile.blktab[0]._p_oid)
+    assert find_payload(record).digest is not None
+    db.pack()
+    root._p_jar.sync()
+    assert len(digests(db.storage)) == 20
+    assert np.array_equal(A[:-100], VALUES[:-100])
+    located = db.storage.locate(
+        [zblk._p_oid for zblk in A.zfile.blktab.values()], b"\x7f" + b"\xff" * 7
+    )
+    assert [found.offset % BLK for found in located[:-1]] == [0] * 19
+    assert all(found.digest for found in located)
+    dbclose(root)
+
+
+def test_over_a_demo_storage(path, small):
+    root = dbopen(path)
+    fill(root)
+    oid = root["A"].zfile.blktab[3]._p_oid
+    dbclose(root)
+    damage(path, [3])
+    root = dbopen(f"demo:(file://{path})/(memory://)")
+    A = root["A"]
+    A[:BLK] = 1
+    transaction.commit()
+    storage = root._p_jar.db().storage
+    assert find_payload(storage.load(A.zfile.blktab[0]._p_oid)[0]).digest is not None
+    with pytest.raises(BlockLoadError, match=f"block 3 .*0x{oid.hex()}"):
+        A.read()
+    dbclose(root)
+
+
+# ---- what is loaded ----
+
+
+def check_refused(A, damaged, blks=range(20)):
+    """Check that just the damaged blocks are refused, by name; in any order."""
+    for blk in random.Random(4).sample(list(blks), len(blks)):
+        part = slice(blk * BLK, (blk + 1) * BLK - 100)
+        if blk in damaged:
+            oid, tid = damaged[blk]
+            why = (
+                f"block {blk} of .*object 0x{oid.hex()}.*transaction 0x{tid.hex()} wrote.*checksum"
+            )
+            with pytest.raises(BlockLoadError, match=why) as e:
+                A.read(part)
+            assert isinstance(e.value.__cause__, ChecksumError)
+            with pytest.raises(BlockLoadError, match=why):
+                np.sum(A[part])
+                for _ in range(1000):
+                    pass
+            transaction.abort()
+        else:
+            assert np.array_equal(A[part], VALUES[part])
+
+
+@pytest.mark.parametrize("options", ["?align=0", "?align=1", "?read_only=1"])
+@pytest.mark.parametrize("compares", [True, False])
+def test_what_is_copied_is_compared(path, options, compares, monkeypatch):
+    """Blocks too small to be aligned: by the pager; and by Python, where it cannot."""
+    assert checksum.AVAILABLE
+    monkeypatch.setattr(blockfile, "AVAILABLE", compares)
+    root = dbopen(path)
+    fill(root)
+    dbclose(root)
+    damaged = damage(path, [0, 3, 4, 11, 19])
+    root = dbopen(f"file://{path}{options}")
+    check_refused(root["A"], damaged)
+    dbclose(root)
+
+
+def test_what_is_loaded_ahead_is_compared(path):
+    """By threads of the pager, which nobody tells of a failure: the reader is told."""
+    root = dbopen(path)
+    fill(root, 200)
+    dbclose(root)
+    damage(path, [150])
+    root = dbopen(path)
+    A = root["A"]
+    a = A[:]
+    for blk in range(150):
+        assert a[blk * BLK] == VALUES[blk % 20 * BLK]
+    with pytest.raises(BlockLoadError, match="block 150 of"):
+        assert a[150 * BLK : 151 * BLK].sum() >= 0
+        for _ in range(1000):
+            pass
+    transaction.abort()
+    assert a[151 * BLK] == VALUES[151 % 20 * BLK]
+    # and after it was given back
+    ram_reclaim()
+    with pytest.raises(BlockLoadError, match="block 150 of"):
+        A.read()
+    A.prefetch(slice(None))
+    dbclose(root)
+
+
+@pytest.mark.database
+@pytest.mark.only("fscopy", "zeo", "neo")
+def test_what_a_storage_gives_is_compared(root, testdb):
+    fill(root)
+    oid = root["A"].zfile.blktab[7]._p_oid
+    storage = root._p_jar.db().storage
+    record, serial = root._p_jar._normal_storage.load(oid)
+    found = find_payload(record)
+    damaged = bytearray(record)
+    damaged[found.start + 17] ^= 2
+    txn = TransactionMetaData()
+    storage.tpc_begin(txn)
+    storage.store(oid, serial, bytes(damaged), "", txn)
+    storage.tpc_vote(txn)
+    tid = storage.tpc_finish(txn)
+    testdb.close(root)
+    root = testdb.open()
+    check_refused(root["A"], {7: (oid, tid)})
+    # a state of before it is read
+    past = root._p_jar.db().open(at=serial)
+    assert np.array_equal(past.root()["A"][:-100], VALUES[:-100])
+    past.close()
+
+
+def test_a_past_connection_is_told(path):
+    """And what is in memory already can be changed, which heals it for those of now."""
+    root = dbopen(path)
+    A = fill(root)
+    assert A[5 * BLK] == VALUES[5 * BLK]
+    tid = root._p_jar.db().storage.lastTransaction()
+    damaged = damage(path, [5])
+    A[5 * BLK] += 1
+    transaction.commit()
+    past = root._p_jar.db().open(at=tid)
+    check_refused(past.root()["A"], damaged)
+    past.close()
+    dbclose(root)
+    root = dbopen(path)
+    assert np.count_nonzero(root["A"][:-100] != VALUES[:-100]) == 1
+    dbclose(root)
+
+
+# ---- what is mapped ----
+
+
+def test_a_mapped_block_that_is_changed_is_compared(path, small):
+    """Else it would get a new checksum, of what it has not been."""
+    root = dbopen(path)
+    fill(root)
+    dbclose(root)
+    damaged = damage(path, [2, 6])
+    root = dbopen(path)
+    A = root["A"]
+    assert np.count_nonzero(A[2 * BLK : 3 * BLK] != VALUES[2 * BLK : 3 * BLK]) == 1  # mapped
+    a = A[:]
+    with pytest.raises(BlockLoadError, match=f"block 2 of .*0x{damaged[2][0].hex()}"):
+        a[2 * BLK] = 1
+        for _ in range(1000):
+            pass
+    transaction.abort()
+    assert A[2 * BLK] == a[2 * BLK]
+    A[3 * BLK] = 1
+    transaction.commit()
+    dbclose(root)
+
+
+def test_a_commit_does_not_compute_it_of_what_does_not_match(path, small, monkeypatch):
+    """Where the pager does not compare what it copies, the commit does."""
+    monkeypatch.setattr(blockfile, "AVAILABLE", False)
+    root = dbopen(path)
+    fill(root)
+    dbclose(root)
+    ((oid, tid),) = damage(path, [2]).values()
+    root = dbopen(path)
+    root["A"][2 * BLK] = 1
+    with pytest.raises(BlockLoadError, match=rf"block 2 of .* cannot be changed: .*{tid.hex()}"):
+        transaction.commit()
+    transaction.abort()
+    # it is a hole, and filled anew
+    del root["A"].zfile.blktab[2]
+    transaction.commit()
+    assert not root["A"][2 * BLK : 3 * BLK].any()
+    root["A"][2 * BLK : 3 * BLK] = VALUES[2 * BLK : 3 * BLK]
+    transaction.commit()
+    root._p_jar.db().pack()
+    dbclose(root)
+    assert oid not in payloads(path)
+
+
+def test_verify_of_what_is_mapped(path, small, monkeypatch):
+    root = dbopen(path)
+    fill(root)
+    dbclose(root)
+    damaged = damage(path, [0, 3, 11])
+    monkeypatch.setenv("WENDELIN_CORE_VERIFY", "1")
+    root = dbopen(path)
+    A = root["A"]
+    check_refused(A, damaged)
+    # what is good is mapped, and was read once
+    (file,) = A._fileh().file.mapped_from
+    assert len(file.matched) == 16  # 19 that can be mapped, without 3
+    reads = []
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, *a: reads.append(fd) or preadv(fd, *a))
+    A._fileh().invalidate_page(1)
+    assert A[BLK] == VALUES[BLK]
+    assert file.fd not in reads
+    # what is written now, too
+    A[BLK] += 1
+    A[5 * BLK : 6 * BLK] = 0
+    transaction.commit()
+    A._fileh().invalidate_page(1)
+    assert A[BLK] == np.uint8(VALUES[BLK] + 1)
+    assert file.fd in reads
+    assert not A[5 * BLK : 6 * BLK].any()
+    assert A._fileh().counts()[2] >= BLK  # mapped [bytes]
+    dbclose(root)
+
+
+@pytest.mark.parametrize("name", ["py310-2.0a4-1", "3.0-ZBlk0", "3.0-auto", "py37-0.13-1"])
+def test_old_databases_have_none(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("WENDELIN_CORE_VERIFY", "1")
+    root = dbopen(shutil.copy(DATA / f"{name}.fs", tmp_path))
+    with np.load(DATA / f"{name}.npz") as expected:
+        for n in expected.files:
+            assert np.array_equal(root[n][:], expected[n])
+    dbclose(root)
+
+
+def test_the_variable_is_0_or_1(path, monkeypatch):
+    monkeypatch.setenv("WENDELIN_CORE_VERIFY", "yes")
+    root = dbopen(path)
+    root["A"] = ZBigArray((10,), "u1")
+    transaction.commit()
+    with pytest.raises(ValueError, match=r"WENDELIN_CORE_VERIFY is 'yes': it must be 0 or 1"):
+        root["A"][0]
+    dbclose(root)
+
+
+# ---- the pager ----
+
+
+def test_a_file_whose_blocks_have_digests(tmp_path):
+    """Of any BigFile; without mismatch() the message is the pager's."""
+    path = tmp_path / "f"
+    data = VALUES[: 3 * BLK].tobytes()
+    path.write_bytes(b"x" * BLK + data)
+    digest = xxhash.xxh3_64_digest
+
+    class Digests(BigFile):
+        def __init__(self, file):
+            super().__init__(BLK)
+            self.fd = file.fileno()
+
+        def mapblk(self, blk):
+            if blk == 0:
+                return self.fd, BLK, BLK, digest(data[:BLK])
+            if blk == 1:
+                return self.fd, BLK + 5, 100, digest(data[5:105])
+            return self.fd, BLK + 5, 100, digest(data[5:106])
+
+    with open(path, "rb") as file:
+        fileh = Digests(file).fileh_open()
+        a = np.asarray(fileh.mmap(0, 3))
+        assert bytes(a[:BLK]) == data[:BLK]
+        a[0] = 1
+        assert bytes(a[1:BLK]) == data[1:BLK]
+        assert bytes(a[BLK : 2 * BLK]) == data[5:105].ljust(BLK, b"\0")
+        with pytest.raises(BlockLoadError, match=r"block 2 of .*does not match its digest"):
+            fileh.load(2, 1)
+        del a, fileh
+
+
+def test_a_thread_that_has_no_gil_compares():
+    """As those of OpenMP, whose caller holds it: here a thread of C that copies into an array."""
+    check_child(
+        """
+        import ctypes, tempfile
+        import numpy as np, transaction
+        from wendelin.bigarray.array_zodb import ZBigArray
+        from wendelin.lib.zodb import dbopen, dbclose
+
+        with tempfile.TemporaryDirectory() as folder:
+            root = dbopen(f"{folder}/x.fs")
+            root["A"] = A = ZBigArray((8 << 20,), "u1")
+            transaction.commit()
+            A[: 7 << 20] = 7
+            transaction.commit()
+            dbclose(root)
+            root = dbopen(f"{folder}/x.fs")
+            a = root["A"][:]
+            assert a[0] == 7
+            libc = ctypes.PyDLL(None)  # the GIL is held
+            thread = ctypes.c_ulong()
+            address = a.ctypes.data + (6 << 20)  # of the block that is not full: it is copied
+            strlen = ctypes.cast(libc.strlen, ctypes.c_void_p)
+            assert not libc.pthread_create(ctypes.byref(thread), None, strlen,
+                                           ctypes.c_void_p(address))
+            found = ctypes.c_void_p()
+            assert not libc.pthread_join(thread, ctypes.byref(found))
+            assert found.value == 1 << 20
+            del a
+            dbclose(root)
+        """
+    )

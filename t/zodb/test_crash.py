@@ -1,0 +1,129 @@
+"""kill -9: a database opens, and has exactly the transactions that were committed.
+
+Workers (crash.py) are killed at random moments, and so are servers, in about 20 rounds, or as many
+as WENDELIN_CORE_TEST_KILLS says.
+"""
+
+import os
+import random
+import subprocess
+import sys
+import time
+
+import pytest
+import transaction
+from support import TESTS, crash
+from support.servers import ZeoServer, wait_until
+
+from wendelin.lib.storage import fsalign
+from wendelin.lib.zodb import dbclose, dbopen
+
+pytestmark = pytest.mark.once
+
+KILLS = int(os.environ.get("WENDELIN_CORE_TEST_KILLS", "20"))
+SEED = int(os.environ.get("WENDELIN_CORE_TEST_SEED", "0"))
+
+
+@pytest.fixture(autouse=True)
+def small_blocks_are_aligned(monkeypatch):
+    monkeypatch.setattr(fsalign, "SMALLEST", fsalign.ALIGNMENT)
+
+
+@pytest.fixture
+def workers(tmp_path):
+    workers = crash.Workers(tmp_path / "workers.log")
+    yield workers
+    workers.stop()
+
+
+def share(part, of=KILLS):
+    """Return the seeds of a part of the rounds."""
+    return range(SEED, SEED + max(2, int(part * of)))
+
+
+@pytest.mark.only("fs")
+@pytest.mark.parametrize(
+    ("options", "pack", "part"),
+    [("", False, 0.3), ("?align=false", False, 0.3), ("", True, 0.2), ("?align=false", True, 0.2)],
+    ids=["mapped", "copied", "mapped, packing", "copied, packing"],
+)
+def test_a_process_with_a_file_is_killed(workers, tmp_path, options, pack, part):
+    url = f"file://{tmp_path}/test.fs{options}"
+    n, more = crash.rounds(workers, url, tmp_path / "notes", share(part), pack)
+    print(f"{n} transactions, {more} of them without a note")
+    assert n > 0
+
+
+@pytest.fixture(params=["filestorage", "alignedfilestorage"])
+def server(request, tmp_path):
+    section = f"<{request.param} {{n}}>\n  path {{path}}\n</{request.param}>\n"
+    server = ZeoServer(tmp_path, section=section)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.mark.database
+@pytest.mark.only("zeo")
+@pytest.mark.formats
+@pytest.mark.parametrize("pack", [False, True], ids=["", "packing"])
+def test_a_client_is_killed(workers, server, tmp_path, pack):
+    n, more = crash.rounds(workers, server.url, tmp_path / "notes", share(0.2), pack)
+    print(f"{n} transactions, {more} of them without a note")
+    assert n > 0
+
+
+@pytest.mark.database
+@pytest.mark.only("zeo")
+@pytest.mark.formats
+def test_a_server_is_killed(server, tmp_path):
+    """Its client goes on when it is there again."""
+    notes, log = tmp_path / "notes", tmp_path / "worker.log"
+    url = f"{server.url}?wait_timeout=60"
+    expected = crash.Expected()
+    with open(log, "wb") as out:
+        worker = subprocess.Popen(
+            [sys.executable, "-P", crash.__file__, "work", url, str(notes)],
+            env=os.environ | {"PYTHONPATH": str(TESTS)},
+            stdout=out,
+            stderr=out,
+        )
+    try:
+        for seed in share(0.1):
+            before = crash.last_note(notes)
+            wait_until(
+                lambda n=before: crash.last_note(notes) > n,
+                "commits",
+                alive=lambda: worker.poll() is None,
+            )
+            time.sleep(random.Random(seed).uniform(0, 0.1))
+            server.kill()
+            worker_notes = crash.last_note(notes)
+            root = dbopen(f"file://{server.folder}/1.fs")
+            expected.check(root, worker_notes)
+            transaction.abort()
+            dbclose(root)
+            server.start()
+    finally:
+        worker.kill()
+        worker.wait()
+    assert not log.read_text(), log.read_text()
+    root = dbopen(server.url)
+    assert expected.check(root, crash.last_note(notes)) > 0
+    transaction.abort()
+    dbclose(root)
+
+
+@pytest.mark.database
+@pytest.mark.only("zeo")
+@pytest.mark.formats
+def test_oids_are_new_after_a_server_was_killed(server):
+    """It gives those again that it has given; one transaction may need both."""
+    root = dbopen(f"{server.url}?wait_timeout=60")
+    storage = root._p_jar.db().storage
+    first = [storage.new_oid() for _ in range(150)]
+    server.kill()
+    server.start()
+    second = [storage.new_oid() for _ in range(250)]
+    assert len({*first, *second}) == 400
+    dbclose(root)

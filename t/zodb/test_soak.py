@@ -1,0 +1,24 @@
+"""A little of the soak test: see soak.py; WENDELIN_CORE_TEST_SECONDS of it, or 4 seconds."""
+
+import os
+
+import pytest
+from support import soak, storages
+
+pytestmark = pytest.mark.once
+
+SECONDS = float(os.environ.get("WENDELIN_CORE_TEST_SECONDS", "4"))
+
+
+@pytest.mark.formats
+def test_soak(testdb):
+    clients = 2 if storages.kind().has_server else 1
+    results, well = soak.soak(testdb.url, SECONDS, 3, clients)
+    print(results)
+    assert well, results
+    assert len(results) == clients
+    for result in results:
+        for act in "write", "check", "commit", "abort", "rollback", "transfer", "sum":
+            assert result["did"][act] > 0
+        assert result["pager"]["loads"] > 0
+        assert result["pager"]["reclaims"] > 0
