@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 import transaction
-from clients import Client
+from support.clients import Client
 from zarr.core.buffer import cpu
 from zarr.testing.store import StoreTests
 
