@@ -470,8 +470,7 @@ def _past(group: ZarrGroup, at: Any) -> ZarrGroup:
     conn = group._p_jar
     if conn is None or group._p_oid is None:
         raise ValueError(f"{group!r} is not in a database: it has no past")
-    # there is no transaction to join, so there are no changes
-    past = conn.db().open(TransactionManager(explicit=True), at=at)
+    past = conn.db().open(TransactionManager(), at=at)
     return _group_in(past, group._p_oid, at)
 
 

@@ -175,7 +175,10 @@ class ZarrTable:
             ref = self.keys.find_kept(root, key)
         except NotKeptError:
             raise WouldWaitError from None
-        return None if ref is None else self.values.read_now(ref, part)
+        try:
+            return None if ref is None else self.values.read_now(ref, part)
+        except ChecksumError as e:
+            raise self._mismatch([key]) from e
 
     def read(self, requests: Sequence[Request]) -> list[Data | None]:
         """Return values, or the wanted parts of them; None: no such key.
@@ -205,9 +208,11 @@ class ZarrTable:
         try:
             found.update(zip(there, self.values.read(wanted), strict=True))
         except ChecksumError as e:
-            names = ", ".join(repr(requests[i][0]) for i in there)
-            raise ChecksumError(f"the bytes of {names} in {self!r}") from e
+            raise self._mismatch([requests[i][0] for i in there]) from e
         return [found.get(i) for i in range(len(requests))]
+
+    def _mismatch(self, keys: list[str]) -> ChecksumError:
+        return ChecksumError(f"the bytes of {', '.join(map(repr, keys))} in {self!r}")
 
     def find(self, keys: Iterable[str]) -> dict[str, Ref | None]:
         """Return the values that the database has of keys; None: no such key."""
