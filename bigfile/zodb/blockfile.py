@@ -40,7 +40,6 @@ import os
 import weakref
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
 from ZODB.Connection import Connection
@@ -50,13 +49,13 @@ from wendelin.bigfile.virtmem.backend import HOLE, BigFile
 from wendelin.bigfile.virtmem.checksum import AVAILABLE
 from wendelin.bigfile.virtmem.errors import BlockLoadError
 from wendelin.bigfile.zodb.blocktable import BlockTable
+from wendelin.bigfile.zodb.change import Block, Change
 from wendelin.bigfile.zodb.formats import (
-    Block,
-    Change,
-    ZBlk0,
     ZBlk1,
     ZBlkBase,
+    cell_of,
     format_for,
+    format_name,
     is_plain,
     is_whole,
     load_block,
@@ -173,7 +172,7 @@ class ZFile(BigFile):
         if oid is None:
             return b""
         try:
-            block = load_block(oid, self.records, self.blksize)
+            block = load_block(oid, self.records, self.blksize, buf)
         except RecordError:
             # Of a boundary that came about just now, some of its objects are of before, and some
             # of after it. Again, and then it is damaged; or it has changed, and is loaded again.
@@ -371,12 +370,13 @@ class ZFile(BigFile):
             raise ConflictError(
                 f"block {blk} of {self!r} was changed through two of its handles", zblk
             )
-        change = Change(self._stored(blk, zblk), buf)
+        name = format_name(self.zblk_fmt)
+        change = Change(self._stored(blk, zblk), buf, cell_of(name, self.blksize))
         self.table.not_asked()  # for this one: past the end nobody did when it was loaded
         if not change:
             self.made_of[blk] = None if zblk is None else zblk._p_oid
             return
-        cls = format_for(self.zblk_fmt, change)
+        cls = format_for(name, change)
         # a ZBlk1 that is not regular gets other chunks, and stays
         usable = change.old is None or change.old.regular or cls is ZBlk1
         if zblk is not None and type(zblk) is cls and usable:
@@ -387,10 +387,8 @@ class ZFile(BigFile):
             zblk = self.blktab[blk] = cls()
             # in this order, not in the one in which the Connection finds them: backwards
             self.conn.add(zblk)
-        zblk.store_from(handle, blk, change)
+        handle.watch.records.update(zblk.store_from(handle, blk, change))
         handle.stored[blk] = zblk
-        if isinstance(zblk, ZBlk0):
-            handle.watch.records[zblk._p_oid] = partial(zblk.record_from, handle, blk)
 
     def _stored(self, blk: int, zblk: ZBlkBase | None) -> Block | None:
         """Return a block as it is in the database; None: it is not there.

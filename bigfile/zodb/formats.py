@@ -13,9 +13,18 @@ Formats
 -------
     ZBlk0       one object, whose state is the block's bytes. Read, and mapped, as a whole; the
                 change of a byte stores a block
-    ZBlk1       an IOBTree of chunks, ZData objects of 4 KiB. The change of a byte stores a chunk;
-                to read it takes an object a chunk
-    auto        no format, but the choice between them, at each commit, for each block: Writer
+    ZBlk1       an IOBTree of chunks, ZData objects. The change of a byte stores a chunk; to read it
+                takes an object a chunk. Written as ZBlk1, chunks have 4 KiB
+    auto        no format, but the choice between them, at each commit, for each block: format_for.
+                Its chunks are runs of what was changed together, of a 16th of the block at most
+
+Chunks of auto
+--------------
+A block is cut into CELLS cells. What a commit adds to a block becomes a chunk: as much of it as
+is in one piece, and in one cell. The page in which an append ends is a chunk of its own, as the
+next append changes it. A changed chunk is stored anew as it lies. So an append of any size is a few
+objects. The change of a byte in a block that is one object makes CELLS chunks of it; from the next
+change on, a cell is stored. What fills a block, or changes most of it, stores it as one object.
 
 The states are fixed: see docs/formats.md. This room knows pickles and blocks; it does not
 know which block of which file it deals with.
@@ -26,15 +35,15 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from BTrees.IOBTree import IOBTree
-from numpy.typing import NDArray
 from persistent import Persistent
 
 from wendelin.bigfile.zodb.btree import read_items
+from wendelin.bigfile.zodb.change import CELLS, CHUNK, Block, Change, trimmed
 from wendelin.bigfile.zodb.interfaces import PageSource, RecordSource
 from wendelin.lib.storage.fsalign import ALIGNMENT
 from wendelin.lib.storage.fsrecord import Located
@@ -49,104 +58,32 @@ from wendelin.lib.storage.record import (
     is_bytes,
     state_of,
 )
+from wendelin.lib.utils import override
 from wendelin.lib.zodb import btree_nodes, btree_values
 
 __all__ = [
-    "CHUNK",
     "FORMATS",
-    "Block",
-    "Change",
+    "Maker",
     "ZBlk0",
     "ZBlk1",
     "ZBlkBase",
     "ZData",
+    "cell_of",
     "check_format",
     "class_name",
     "format_for",
+    "format_name",
     "is_plain",
     "is_whole",
     "load_block",
-    "trimmed",
 ]
 
-CHUNK = 4096  # of ZBlk1, as it is written [bytes]
-
 _MODULE = "wendelin.bigfile.file_zodb"  # where databases have the classes
+_ZDATA = f"{_MODULE}.ZData"
 
 
-class Block(NamedTuple):
-    """A block, as it is in the database."""
-
-    data: memoryview | bytes  # zeros follow; as they were stored, if there is a checksum
-    parts: frozenset[bytes] = frozenset()  # oids of the objects, besides its own, it is made of
-    regular: bool = True  # its objects are as we write them, and can be changed
-    has_checksum: bool = False  # and matches it
-
-
-class Change:
-    """What a commit changes in a block.
-
-    Parameters
-    ----------
-    old : Block or None
-        What is stored; None: nothing is.
-    new : memoryview
-        The block [blksize bytes].
-    """
-
-    def __init__(self, old: Block | None, new: memoryview) -> None:
-        self.old = old
-        self._new = new
-        self._old = np.frombuffer(old.data if old is not None else b"", np.uint8)[: len(new)]
-
-    def __bool__(self) -> bool:
-        """Say whether anything changed."""
-        new = np.frombuffer(self._new, np.uint8)
-        n = len(self._old)
-        return len(trimmed(self._new[n:])) != 0 or not np.array_equal(new[:n], self._old)
-
-    @cached_property
-    def used(self) -> NDArray[np.bool_]:
-        """Chunks, of CHUNK bytes each, that have anything but zeros in them now."""
-        return np.asarray(self._words(self._new).any(axis=1))
-
-    @cached_property
-    def changed(self) -> NDArray[np.bool_]:
-        """Chunks that are not what they were."""
-        result = self.used.copy()  # past the end of what is stored there were zeros
-        n = len(self._old) // CHUNK
-        whole = self._old[: n * CHUNK]
-        result[:n] = (self._words(self._new[: n * CHUNK]) != self._words(whole)).any(axis=1)
-        rest = self._old[n * CHUNK :]
-        if len(rest):
-            last = np.frombuffer(self._new[n * CHUNK :][:CHUNK], np.uint8)
-            result[n] = last[len(rest) :].any() or not np.array_equal(last[: len(rest)], rest)
-        return result
-
-    @cached_property
-    def was_full(self) -> bool:
-        """Whether the last chunk had something in it."""
-        return len(self._old) > len(self._new) - CHUNK
-
-    @staticmethod
-    def _words(data: Any) -> NDArray[np.uint64]:
-        return np.frombuffer(data, np.uint64).reshape(-1, CHUNK // 8)
-
-
-def trimmed(buf: memoryview | bytes) -> memoryview:
-    """Return buf without its trailing zero bytes."""
-    data = np.frombuffer(buf, np.uint8)
-    stop = len(data)
-    step = 4096
-    # From the end, a little at first: most blocks end in something.
-    while stop > 0:
-        start = max(0, stop - step)
-        nonzero = np.flatnonzero(data[start:stop])
-        if len(nonzero):
-            return memoryview(buf)[: start + int(nonzero[-1]) + 1]
-        stop = start
-        step = min(2 * step, 1 << 20)
-    return memoryview(buf)[:0]
+#: what makes the record of an object that was pickled without its bytes, of that pickle
+Maker = Callable[[bytes], BytesRecord]
 
 
 def _state(buf: memoryview) -> memoryview:
@@ -174,8 +111,19 @@ class ZBlkBase(Persistent):  # type: ignore[misc]  # persistent has no type hint
 
     @classmethod
     @abstractmethod
-    def load(cls, record: bytes, records: RecordSource, blksize: int) -> Block:
+    def load(
+        cls, record: bytes, records: RecordSource, blksize: int, into: memoryview | None = None
+    ) -> Block:
         """Return the block, as its record and others hold it.
+
+        Parameters
+        ----------
+        record : bytes
+        records : Records
+        blksize : int
+            [bytes]
+        into : memoryview, optional
+            Zeros [blksize bytes], which the block may be put into.
 
         Raises
         ------
@@ -184,11 +132,16 @@ class ZBlkBase(Persistent):  # type: ignore[misc]  # persistent has no type hint
         """
 
     @abstractmethod
-    def store_from(self, page: PageSource, blk: int, change: Change) -> None:
-        """Take the bytes of a page, when this object is pickled.
+    def store_from(self, page: PageSource, blk: int, change: Change) -> dict[bytes, Maker]:
+        """Be changed, and have those of its parts changed that the change is in.
 
-        Called in the thread of the Connection, the object being in it. Marks itself, and those
-        of its parts that the change is in, as changed.
+        Called in the thread of the Connection, the object being in it.
+
+        Returns
+        -------
+        dict of oid -> Maker
+            Of those that are pickled without their bytes: what makes the record that the
+            Connection is to store in place of the pickle.
         """
 
     def parts(self) -> frozenset[bytes]:
@@ -204,40 +157,38 @@ class ZBlkBase(Persistent):  # type: ignore[misc]  # persistent has no type hint
 
 
 class _Bytes(Persistent):  # type: ignore[misc]  # persistent has no type hints
-    """An object whose state is bytes: its own, or, while it is stored, those of a page."""
+    """An object whose state is bytes; it is pickled without them while they are those of a page."""
 
     __module__ = _MODULE
 
     _p_changed: Any  # by Persistent
     _v_data: bytes
-    _v_source: Callable[[], memoryview] | None
 
-    def set_source(self, source: Callable[[], memoryview]) -> None:
-        """Be changed; the bytes are what source() returns when this is pickled."""
+    def set_changed(self) -> None:
+        """Be changed, and pickled without bytes."""
         self._p_changed = True  # a ghost is loaded for that
         self._v_data = b""
-        self._v_source = source
 
     def __getstate__(self) -> bytes:
-        source = getattr(self, "_v_source", None)
-        return bytes(source()) if source is not None else getattr(self, "_v_data", b"")
+        return getattr(self, "_v_data", b"")
 
     def __setstate__(self, state: Any) -> None:
-        self._v_source = None
         self._v_data = as_bytes(state)
 
 
 class ZBlk0(_Bytes, ZBlkBase):
     """Format 0: the block as one object, whose state is its bytes, trailing zeros cut.
 
-    It is pickled without them. The Connection is to store record_from() in place of that.
+    It is pickled without them: see store_from().
     """
 
     __module__ = _MODULE
 
+    @override
     @classmethod
-    def load(cls, record: bytes, records: RecordSource, blksize: int) -> Block:
-        """See ZBlkBase."""
+    def load(
+        cls, record: bytes, records: RecordSource, blksize: int, into: memoryview | None = None
+    ) -> Block:
         found = find_payload(record)
         return Block(
             bytes_state(record, found),
@@ -245,14 +196,10 @@ class ZBlk0(_Bytes, ZBlkBase):
             has_checksum=found is not None and found.digest is not None,
         )
 
-    def store_from(self, page: PageSource, blk: int, change: Change) -> None:
-        """See ZBlkBase."""
-        self.set_source(lambda: memoryview(b""))
-
-    @staticmethod
-    def record_from(page: PageSource, blk: int, like: bytes) -> BytesRecord:
-        """Return the record to be stored, its bytes not copied; `like`: as it was pickled."""
-        return BytesRecord(like, _state(page.page_buffer(blk)))
+    @override
+    def store_from(self, page: PageSource, blk: int, change: Change) -> dict[bytes, Maker]:
+        self.set_changed()
+        return {self._p_oid: lambda like: BytesRecord(like, _state(page.page_buffer(blk)))}
 
 
 class ZData(_Bytes):
@@ -264,8 +211,8 @@ class ZData(_Bytes):
 class ZBlk1(ZBlkBase):
     """Format 1: an IOBTree, offset in the block [bytes] -> ZData.
 
-    Chunks of any size, at any offset, are read, if they do not overlap. CHUNK bytes at their
-    multiples are written, and no chunk that is all zeros; where chunks are others, or of Python 2,
+    Chunks of any size, at any offset, are read, if they do not overlap. Written are those of
+    Change.layout, and no chunk that is all zeros; where chunks do not fit that, or are of Python 2,
     all are written anew.
     """
 
@@ -283,64 +230,66 @@ class ZBlk1(ZBlkBase):
     def __setstate__(self, state: Any) -> None:
         self.chunktab = state
 
+    @override
     @classmethod
-    def load(cls, record: bytes, records: RecordSource, blksize: int) -> Block:
-        """See ZBlkBase."""
+    def load(
+        cls, record: bytes, records: RecordSource, blksize: int, into: memoryview | None = None
+    ) -> Block:
         root = state_of(record)
         if not isinstance(root, Ref):
             raise RecordError(f"a ZBlk1 with a {type(root).__name__} for its chunks")
         oids, nodes, chained = read_items(root.oid, records.load_all, "IO")
-        data = bytearray(max(oids, default=0) + CHUNK if max(oids, default=0) < blksize else 0)
+        last = max(oids, default=0)
+        data = into or memoryview(bytearray(blksize if 0 <= last < blksize else 0))
         stop = 0  # of the chunks so far
         regular = chained
-        head = b""  # of the chunk before: most are of one writer, who is looked at once
-        loaded = records.load_all(list(oids.values()))
-        for (start, oid), chunk in zip(oids.items(), loaded, strict=True):
-            found = find_payload(chunk)
-            if found is None or chunk[: found.state] != head:
-                if class_of(chunk) != f"{_MODULE}.ZData":
-                    raise RecordError(
-                        f"chunk {oid.hex()} at {start} is a {class_of(chunk)}, and no ZData"
-                    )
-                head = chunk[: found.state] if found is not None else b""
-            piece = bytes_state(chunk, found)
-            if not stop <= start or start + len(piece) > blksize:
+        checksums = True
+        extents: list[tuple[int, int]] = []
+        pieces = _chunks(list(oids.values()), records)
+        for (start, oid), piece in zip(oids.items(), pieces, strict=True):
+            before, stop = stop, start + piece.size
+            if not before <= start or stop > blksize:
                 raise RecordError(
-                    f"chunk {oid.hex()} has bytes [{start}, {start + len(piece)}): the one before "
-                    f"it ends at {stop}, and the block at {blksize}"
+                    f"chunk {oid.hex()} has bytes [{start}, {stop}): the one before "
+                    f"it ends at {before}, and the block at {blksize}"
                 )
-            stop = start + len(piece)
-            if len(data) < stop:
-                data += bytes(stop - len(data))
-            data[start:stop] = piece
-            regular &= start % CHUNK == 0 and len(piece) <= CHUNK and is_bytes(chunk, found)
-        parts = nodes.union(oids.values())
-        return Block(memoryview(data)[:stop], parts, regular)
+            piece.read_into(data[start:stop])
+            regular &= start % CHUNK == 0 and piece.is_bytes
+            checksums &= piece.has_checksum
+            extents.append((start, max(stop, start + 1)))
+        return Block(
+            data[:stop],
+            nodes.union(oids.values()),
+            regular,
+            checksums and bool(extents),
+            tuple(extents) if regular else None,
+        )
 
-    def store_from(self, page: PageSource, blk: int, change: Change) -> None:
-        """See ZBlkBase."""
-        chunks = change.changed
-        if change.old is None or not change.old.parts or not change.old.regular:
+    @override
+    def store_from(self, page: PageSource, blk: int, change: Change) -> dict[bytes, Maker]:
+        layout = change.layout
+        if layout.anew:
             self.chunktab = IOBTree()
-            chunks = change.used
         self._p_changed = True
-        for i in np.flatnonzero(chunks).tolist():
-            start = i * CHUNK
+        for start in layout.removed:
+            del self.chunktab[start]
+        records: dict[bytes, Maker] = {}
+        source = _PageOnce(page, blk)
+        for start, stop in sorted(layout.changed + layout.added):
             chunk = self.chunktab.get(start)
-            if not change.used[i]:
-                del self.chunktab[start]
-                continue
             if chunk is None:
                 chunk = self.chunktab[start] = ZData()
                 self._p_jar.add(chunk)  # so they are stored in their order
-            chunk.set_source(_chunk_of(page, blk, start))
+            chunk.set_changed()
+            records[chunk._p_oid] = source.chunk(start, stop)
+        return records
 
+    @override
     def parts(self) -> frozenset[bytes]:
-        """See ZBlkBase."""
         return frozenset(obj._p_oid for obj in self._in_memory() if obj._p_oid is not None)
 
+    @override
     def release(self) -> None:
-        """See ZBlkBase."""
         for obj in list(self._in_memory()):
             obj._p_deactivate()
         super().release()
@@ -356,8 +305,69 @@ class ZBlk1(ZBlkBase):
                     yield chunk
 
 
-def _chunk_of(page: PageSource, blk: int, start: int) -> Callable[[], memoryview]:
-    return lambda: trimmed(page.page_buffer(blk)[start : start + CHUNK])
+class _Chunk(NamedTuple):
+    """A chunk, as it is in the database: its bytes, or where they lie in a file."""
+
+    size: int  # [bytes]
+    data: memoryview | bytes | Located
+    is_bytes: bool  # see record.is_bytes
+    has_checksum: bool
+
+    def read_into(self, into: memoryview) -> None:
+        """Copy the bytes; raise ChecksumError if they are not those that were stored."""
+        if isinstance(self.data, Located):
+            self.data.read_into(into)
+        else:
+            into[:] = self.data
+
+
+def _chunks(oids: list[bytes], records: RecordSource) -> list[_Chunk]:
+    """Return chunks by their objects.
+
+    Raises
+    ------
+    RecordError
+        One of them is no ZData.
+    ChecksumError
+        One has not the bytes that were stored.
+    """
+    chunks: dict[bytes, _Chunk] = {}
+    for oid, found in zip(oids, records.locate(oids), strict=True):
+        # what has a checksum is of our writing
+        if found is not None and found.digest is not None and class_of(found.head) == _ZDATA:
+            chunks[oid] = _Chunk(found.size, found, True, True)
+    others = [oid for oid in oids if oid not in chunks]
+    head = b""  # of the chunk before: most are of one writer, who is looked at once
+    for oid, record in zip(others, records.load_all(others) if others else (), strict=True):
+        payload = find_payload(record)
+        if payload is None or record[: payload.state] != head:
+            if class_of(record) != _ZDATA:
+                raise RecordError(f"chunk {oid.hex()} is a {class_of(record)}, and no ZData")
+            head = record[: payload.state] if payload is not None else b""
+        data = bytes_state(record, payload)
+        checked = payload is not None and payload.digest is not None
+        chunks[oid] = _Chunk(len(data), data, is_bytes(record, payload), checked)
+    return [chunks[oid] for oid in oids]
+
+
+class _PageOnce:
+    """The bytes of a page, as several chunks are stored from it: mapped for all of them once."""
+
+    def __init__(self, page: PageSource, blk: int) -> None:
+        self._page, self._blk = page, blk
+        self._data: memoryview | None = None
+        self._left = 0  # chunks
+
+    def chunk(self, start: int, stop: int) -> Maker:
+        """Return what makes the record of a chunk [bytes of the page]; it is called once."""
+        self._left += 1
+        return lambda like: BytesRecord(like, trimmed(self._bytes()[start:stop]))
+
+    def _bytes(self) -> memoryview:
+        data = self._page.page_buffer(self._blk) if self._data is None else self._data
+        self._left -= 1
+        self._data = data if self._left else None
+        return data
 
 
 # ---- which format ----
@@ -381,14 +391,8 @@ def check_format(name: str, where: str = "zblk_fmt") -> str:
     return name
 
 
-def format_for(name: str | None, change: Change) -> type[ZBlkBase]:
-    """Return the format that a changed block is to be stored in.
-
-    Parameters
-    ----------
-    name : {'ZBlk0', 'ZBlk1', 'auto', None}
-        None: what WENDELIN_CORE_ZBLK_FMT says, or ZBlk0. 'auto': what is mostly changed, and what
-        an append has filled to its end, is stored whole, for readers; smaller changes in chunks.
+def format_name(name: str | None) -> str:
+    """Return the name of the format to write; None: what WENDELIN_CORE_ZBLK_FMT says, or auto.
 
     Raises
     ------
@@ -396,15 +400,42 @@ def format_for(name: str | None, change: Change) -> type[ZBlkBase]:
         WENDELIN_CORE_ZBLK_FMT names no format.
     """
     if name is None:
-        name = os.environ.get("WENDELIN_CORE_ZBLK_FMT", "ZBlk0")
+        name = os.environ.get("WENDELIN_CORE_ZBLK_FMT", "auto")
         check_format(name, "WENDELIN_CORE_ZBLK_FMT")
+    return name
+
+
+def cell_of(name: str, blksize: int) -> int:
+    """Return in which cells a format cuts a block [CHUNKs]; see Change."""
+    return max(1, blksize // CHUNK // CELLS) if name == "auto" else 1
+
+
+def format_for(name: str, change: Change) -> type[ZBlkBase]:
+    """Return the format that a changed block is to be stored in.
+
+    Parameters
+    ----------
+    name : {'ZBlk0', 'ZBlk1', 'auto'}
+        'auto': what is mostly changed, and what an append has filled to its end, is stored whole,
+        for readers; smaller changes in chunks.
+    """
     if name != "auto":
         return FORMATS[name]
     chunks = len(change.used)
-    mostly_changed = 2 * np.count_nonzero(change.changed) >= chunks
+    if 2 * np.count_nonzero(change.changed) >= chunks:
+        return ZBlk0
     mostly_used = 2 * np.count_nonzero(change.used) >= chunks
-    filled = bool(change.used[-1]) and not change.was_full and mostly_used
-    return ZBlk0 if mostly_changed or filled else ZBlk1
+    if change.is_append:
+        filled = bool(change.used[-1]) and not change.was_full and mostly_used
+        return ZBlk0 if filled else ZBlk1
+    old, layout = change.old, change.layout
+    if old is not None and not old.parts:  # it is whole: by the cells in which it changes
+        edges = np.arange(0, chunks, change.cell)
+        cells = np.logical_or.reduceat(change.changed, edges)
+        return ZBlk0 if 4 * np.count_nonzero(cells) >= 3 * len(cells) else ZBlk1
+    n = len(layout.added) + (len(old.chunks) if old is not None and old.chunks else 0)
+    scattered = mostly_used and n > 4 * CELLS  # slow to read, by changes that were not appends
+    return ZBlk0 if scattered or 4 * layout.stored >= 3 * chunks * CHUNK else ZBlk1
 
 
 # ---- reading ----
@@ -432,8 +463,10 @@ def is_whole(found: Located, blksize: int) -> bool:
     return found.size == blksize and found.offset % ALIGNMENT == 0
 
 
-def load_block(oid: bytes, records: RecordSource, blksize: int) -> Block:
-    """Return a block object of any format.
+def load_block(
+    oid: bytes, records: RecordSource, blksize: int, into: memoryview | None = None
+) -> Block:
+    """Return a block object of any format; see ZBlkBase.load().
 
     Raises
     ------
@@ -451,4 +484,4 @@ def load_block(oid: bytes, records: RecordSource, blksize: int) -> Block:
         raise RecordError(
             f"object {oid.hex()} is a {class_of(record)}, which is no block format (known: {known})"
         )
-    return cls.load(record, records, blksize)
+    return cls.load(record, records, blksize, into)

@@ -156,7 +156,7 @@ class ZBigFileH(BigFileH):
     def tpc_vote(self, txn: Any) -> None:
         """Refuse if a touch failed since."""
         self.check_failures()
-        if not self.watch.records.keys().isdisjoint(z._p_oid for z in self.stored.values()):
+        if self.watch.records:
             raise RuntimeError(f"blocks of {self.file!r} did not come to the storage")
 
     def tpc_finish(self, txn: Any) -> None:

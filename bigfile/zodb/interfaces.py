@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from wendelin.bigfile.zodb.formats import ZBlkBase
     from wendelin.bigfile.zodb.prefetch import ReadAhead
+    from wendelin.lib.storage.fsrecord import Located
 
 __all__ = ["FileInDatabase", "FileOfHandle", "HandleOfFile", "PageSource", "RecordSource"]
 
@@ -25,6 +26,9 @@ class RecordSource(Protocol):
 
     def load_all(self, oids: list[bytes]) -> list[bytes]:
         """Return records, asked for together."""
+
+    def locate(self, oids: list[bytes]) -> list[Located | None]:
+        """Return where in a file the bytes of objects lie; None for what is better loaded."""
 
 
 class PageSource(Protocol):

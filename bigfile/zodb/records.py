@@ -8,9 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from wendelin.bigfile.zodb.interfaces import RecordSource
-from wendelin.lib.storage.fsrecord import Stat
+from wendelin.lib.storage.fsrecord import Located, Stat
 from wendelin.lib.utils import override
-from wendelin.lib.zodb import zconn_load_all, zconn_stat, zconn_tid
+from wendelin.lib.zodb import zconn_load_all, zconn_locate, zconn_stat, zconn_tid
 
 __all__ = ["Records"]
 
@@ -33,6 +33,10 @@ class Records(RecordSource):
     @override
     def load_all(self, oids: list[bytes]) -> list[bytes]:
         return zconn_load_all(self.conn, oids)
+
+    @override
+    def locate(self, oids: list[bytes]) -> list[Located | None]:
+        return zconn_locate(self.conn, oids)
 
     def stat(self, oids: list[bytes]) -> list[Stat]:
         """Return what the storage says of records; of one that is not there, that it is empty."""

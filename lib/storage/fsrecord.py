@@ -115,6 +115,23 @@ class Located(NamedTuple):
                 raise ChecksumError
             self.file.matched.add(self.offset)
 
+    def read_into(self, into: memoryview) -> None:
+        """Copy the payload into memory of its size, and compare it with its checksum.
+
+        Raises
+        ------
+        ChecksumError, OSError
+            See check(). The memory has anything then.
+        """
+        done = 0
+        while done < self.size:
+            n = os.preadv(self.file.fd, [into[done:]], self.offset + done)
+            if n == 0:
+                raise ChecksumError  # the file was cut
+            done += n
+        if self.digest is not None and digest_of([into]) != self.digest:
+            raise ChecksumError
+
     def _pieces(self, flags: int) -> Iterator[memoryview]:
         data = memoryview(bytearray(min(self.size, _READ)))
         done = 0

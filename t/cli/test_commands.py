@@ -367,13 +367,13 @@ def damage(root):
 
     block(1, Thing(), "which is no block format")
     long = block(2, ZBlk0(), f"has {BLK + 1} bytes, and a block has {BLK}")
-    long._v_source = lambda: memoryview(bytes(BLK + 1))
+    long._v_data = bytes(BLK + 1)
     lapped = block(3, ZBlk1(), "the one before it ends at 100")
     past = block(4, ZBlk1(), f"and the block at {BLK}")
     foreign = block(5, ZBlk1(), "and no ZData")
     for zblk, start in (lapped, 0), (lapped, 50), (past, BLK - 1):
         chunk = zblk.chunktab[start] = ZData()
-        chunk._v_source = lambda: memoryview(bytes(100))
+        chunk._v_data = bytes(100)
     foreign.chunktab[0] = Thing()
     root["deep"] = D = filled((200 * 4096,), "u1", blksize=4096)
     transaction.commit()

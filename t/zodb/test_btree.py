@@ -24,7 +24,7 @@ from ZODB.POSException import ConflictError
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.zodb.blocktable import BlockTable, stored_blocks
 from wendelin.bigfile.zodb.btree import from_records, read_items, read_node, walk
-from wendelin.bigfile.zodb.formats import CHUNK
+from wendelin.bigfile.zodb.change import CHUNK
 from wendelin.bigfile.zodb.inspect import inspect_blocks, stored_numbers
 from wendelin.bigfile.zodb.verify import verify_blocks
 

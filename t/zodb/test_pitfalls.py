@@ -188,7 +188,8 @@ def change_chunk(root, blk, start, data):
     with TransactionManager() as txn:
         conn = root._p_jar.db().open(txn._manager)
         chunk = conn.root()["A"].zfile.blktab[blk].chunktab[start]
-        chunk.set_source(lambda: memoryview(data))
+        chunk.set_changed()
+        chunk._v_data = data
     conn.close()
 
 

@@ -1,0 +1,150 @@
+"""What a commit changes in a block, and which chunks it is to be stored in.
+
+It knows the bytes of a block, as they are stored and as they are to be; not how they are pickled.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["CELLS", "CHUNK", "Block", "Change", "Layout", "trimmed"]
+
+CHUNK = 4096  # of ZBlk1, as it is written; of auto, a unit of chunks [bytes]
+CELLS = 16  # in a block
+
+
+class Block(NamedTuple):
+    """A block, as it is in the database."""
+
+    data: memoryview | bytes  # zeros follow; as they were stored, if there is a checksum
+    parts: frozenset[bytes] = frozenset()  # oids of the objects, besides its own, it is made of
+    regular: bool = True  # its objects are as we write them, and can be changed
+    has_checksum: bool = False  # and matches it
+    chunks: tuple[tuple[int, int], ...] | None = None  # of a regular ZBlk1: (start, stop) [bytes]
+
+
+class Layout(NamedTuple):
+    """What a commit does to the chunks of a block; (start, stop) [bytes], multiples of CHUNK."""
+
+    anew: bool  # there are no others
+    changed: list[tuple[int, int]]
+    removed: list[int]
+    added: list[tuple[int, int]]
+
+    @property
+    def stored(self) -> int:
+        """How much of the block is stored [bytes]."""
+        return sum(stop - start for start, stop in self.changed + self.added)
+
+
+class Change:
+    """What a commit changes in a block.
+
+    Parameters
+    ----------
+    old : Block or None
+        What is stored; None: nothing is.
+    new : memoryview
+        The block [blksize bytes].
+    cell : int
+        Chunks end at its multiples, and are no longer [CHUNKs].
+    """
+
+    def __init__(self, old: Block | None, new: memoryview, cell: int = 1) -> None:
+        self.old = old
+        self.cell = cell
+        self._new = new
+        self._old = np.frombuffer(old.data if old is not None else b"", np.uint8)[: len(new)]
+
+    def __bool__(self) -> bool:
+        """Say whether anything changed."""
+        new = np.frombuffer(self._new, np.uint8)
+        n = len(self._old)
+        return len(trimmed(self._new[n:])) != 0 or not np.array_equal(new[:n], self._old)
+
+    @cached_property
+    def used(self) -> NDArray[np.bool_]:
+        """Chunks, of CHUNK bytes each, that have anything but zeros in them now."""
+        return np.asarray(self._words(self._new).any(axis=1))
+
+    @cached_property
+    def changed(self) -> NDArray[np.bool_]:
+        """Chunks that are not what they were."""
+        result = self.used.copy()  # past the end of what is stored there were zeros
+        n = len(self._old) // CHUNK
+        whole = self._old[: n * CHUNK]
+        result[:n] = (self._words(self._new[: n * CHUNK]) != self._words(whole)).any(axis=1)
+        rest = self._old[n * CHUNK :]
+        if len(rest):
+            last = np.frombuffer(self._new[n * CHUNK :][:CHUNK], np.uint8)
+            result[n] = last[len(rest) :].any() or not np.array_equal(last[: len(rest)], rest)
+        return result
+
+    @cached_property
+    def was_full(self) -> bool:
+        """Whether the last chunk had something in it."""
+        return len(self._old) > len(self._new) - CHUNK
+
+    @cached_property
+    def is_append(self) -> bool:
+        """Whether nothing changed before the CHUNK in which the stored bytes end."""
+        return not self.changed[: len(self._old) // CHUNK].any()
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Which chunks the block is to have, and which of them are stored for that."""
+        old = self.old.chunks if self.old is not None and self.old.parts else None
+        most = self.cell * CHUNK
+        if old is None or any(stop - start > most - start % most for start, stop in old):
+            return Layout(True, [], [], self._runs(self.used))
+        changed: list[tuple[int, int]] = []
+        removed: list[int] = []
+        free = np.ones(len(self.used), np.bool_)
+        for start, stop in old:
+            pages = slice(start // CHUNK, -(-stop // CHUNK))
+            free[pages] = False
+            if self.changed[pages].any():
+                if self.used[pages].any():
+                    changed.append((start, pages.stop * CHUNK))
+                else:
+                    removed.append(start)
+        return Layout(False, changed, removed, self._runs(self.changed & self.used & free))
+
+    def _runs(self, pages: NDArray[np.bool_]) -> list[tuple[int, int]]:
+        """Return where chunks of some pages are to be: (start, stop) [bytes]."""
+        cut = np.flatnonzero(np.diff(pages, prepend=False, append=False)).reshape(-1, 2).tolist()
+        end = int(np.flatnonzero(self.used)[-1]) if self.used.any() else -1
+        partial = len(trimmed(self._new[end * CHUNK : (end + 1) * CHUNK])) < CHUNK - 8
+        runs = []
+        for start, stop in cut:
+            while start < stop:
+                to = min(stop, start - start % self.cell + self.cell)
+                if partial and start < end < to:
+                    to = end
+                runs.append((start * CHUNK, to * CHUNK))
+                start = to
+        return runs
+
+    @staticmethod
+    def _words(data: Any) -> NDArray[np.uint64]:
+        return np.frombuffer(data, np.uint64).reshape(-1, CHUNK // 8)
+
+
+def trimmed(buf: memoryview | bytes) -> memoryview:
+    """Return buf without its trailing zero bytes."""
+    data = np.frombuffer(buf, np.uint8)
+    stop = len(data)
+    step = 4096
+    # From the end, a little at first: most blocks end in something.
+    while stop > 0:
+        start = max(0, stop - step)
+        nonzero = np.flatnonzero(data[start:stop])
+        if len(nonzero):
+            return memoryview(buf)[: start + int(nonzero[-1]) + 1]
+        stop = start
+        step = min(2 * step, 1 << 20)
+    return memoryview(buf)[:0]
