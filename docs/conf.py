@@ -1,4 +1,4 @@
-"""What Sphinx makes a site of these pages with: `tox -e docs`. Nothing is fetched from anywhere."""
+"""How Sphinx makes a site of these pages: `tox -e docs`. Nothing is fetched from anywhere."""
 
 from importlib.metadata import version as _version
 
