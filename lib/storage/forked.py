@@ -39,6 +39,7 @@ from wendelin.lib.adapters.connection import (
     set_instance,
 )
 from wendelin.lib.adapters.transactions import leave, resources_of
+from wendelin.lib.adapters.zeo import refuse_network
 from wendelin.lib.errors import ForkError
 
 __all__ = ["is_inherited", "let_go", "of_this_process"]
@@ -206,7 +207,7 @@ def _inherit_storage(storage: Any, seen: set[int]) -> None:
         with suppress(AttributeError, OSError, ValueError):  # it is none, or closed
             _point_to_nowhere(file.fileno())
     if isinstance(storage, ClientStorage):
-        storage._server.io_call = partial(_no_io, name)
+        refuse_network(storage, partial(_no_io, name))
     elif isinstance(storage, FileStorage):
         storage._lock = threading.RLock()  # of lastTransaction(), for example
         if has.get("_own") is not None:

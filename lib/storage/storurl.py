@@ -19,6 +19,7 @@ from ZODB.POSException import ConnectionStateError
 from ZODB.valuedoc import ValueDoc
 
 from wendelin.lib.adapters.connection import Adapter, under
+from wendelin.lib.adapters.zeo import Server
 from wendelin.lib.storage.dburl import opened_by, split_demo
 from wendelin.lib.storage.zeoclient import WAIT
 
@@ -101,17 +102,17 @@ def _of_file(storage: FileStorage) -> str:
 
 
 def _of_zeo(storage: ClientStorage) -> str:
-    client = storage._server.client
-    if client.ssl is not None:
+    server = Server(storage)
+    if server.ssl is not None:
         raise NotImplementedError(
             f"the files with the TLS keys of {_name(storage)} are not known: open it by its URL, "
             f"zeo://HOST:PORT?ca=…, with dbopen()"
         )
-    if len(storage._addr) != 1:
+    if len(server.addresses) != 1:
         raise NotImplementedError(
-            f"{_name(storage)} has {len(storage._addr)} addresses, and a URL has one"
+            f"{_name(storage)} has {len(server.addresses)} addresses, and a URL has one"
         )
-    (address,) = storage._addr
+    (address,) = server.addresses
     if isinstance(address, str):
         if "?" in address or "#" in address:
             raise NotImplementedError(f"no URL can name the socket {address!r}")
@@ -120,14 +121,13 @@ def _of_zeo(storage: ClientStorage) -> str:
         host, port = address
         where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     blobs = storage.blob_dir is not None
-    wait = storage._server.timeout
     return f"zeo://{where}" + _query(
         {
-            "storage": storage._storage,
-            "wait_timeout": wait if wait != WAIT else None,
+            "storage": server.storage,
+            "wait_timeout": server.timeout if server.timeout != WAIT else None,
             "server_sync": None if storage.server_sync else "false",
-            "read_only": "true" if storage._is_read_only else None,
-            "read_only_fallback": "true" if storage._read_only_fallback else None,
+            "read_only": "true" if server.read_only else None,
+            "read_only_fallback": "true" if server.read_only_fallback else None,
             "blob_dir": storage.blob_dir,
             "shared_blob_dir": "true" if blobs and storage.shared_blob_dir else None,
         }

@@ -22,24 +22,25 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import struct
+import termios
 import time
 import weakref
 from asyncio import AbstractEventLoop
 from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextlib import suppress
+from fcntl import ioctl
 from functools import partial
 from typing import Any
 
-from ZEO.asyncio.client import ClientIO, ClientThread, Protocol
+from ZEO.asyncio.client import ClientIO, Protocol
 from ZEO.asyncio.futures import Future, run_coroutine_threadsafe
 from ZEO.cache import ClientCache
-from ZEO.ClientStorage import ClientStorage
 from ZEO.Exceptions import ClientDisconnected
 from ZODB.utils import maxtid
 
+from wendelin.lib.adapters.zeo import Client, Network
 from wendelin.lib.storage.forked import of_this_process
 from wendelin.lib.storage.zeoreceive import Receiver, decoder
 from wendelin.lib.storage.zeotls import note_failures, tls_failure, tls_works
@@ -60,6 +61,8 @@ _UNLIMITED = {"pack"}
 
 _SLOW = 4 << 20  # a server writes no slower, or seems to hang [bytes/s]
 
+_PROGRESS = 4096  # less is requests of other threads, on their way at that moment [bytes]
+
 _STORES = {"storea", "restorea"}  # their third argument is data
 _STEP = 8 << 20  # of what is stored [bytes]
 _STEPS_AHEAD = 4  # that may be under way
@@ -70,11 +73,8 @@ _MOST_ASKED = 20_000
 #: what may be asked twice
 _READS = {"getTid", "lastTransaction", "loadSerial", "ping"}
 
-#: results of ClientIO.verify() with which Connections have been told all that has changed
-_TOLD = {"Cache up to date", "quick verification"}
 
-
-class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
+class ZEOClient(Client):
     """A ClientStorage, with limits.
 
     Parameters
@@ -115,13 +115,15 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
         where = f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)
         if options.get("ssl") is not None:
             note_failures(options["ssl"])
+        self._objects = _Cache(path, cache_size)
+        self._told: _ToldDB | None = None
         try:
             super().__init__(
                 address,
+                _LimitedThread,
                 wait_timeout=wait_timeout,
                 server_sync=server_sync,
-                cache=_Cache(path, cache_size),
-                _client_factory=_LimitedThread,
+                cache=self._objects,
                 **options,
             )
         except ClientDisconnected as e:
@@ -140,16 +142,16 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
 
     def registerDB(self, db: Any) -> None:
         """See ClientStorage."""
-        super().registerDB(db)
-        self._db = _ToldDB(db)
+        self._told = _ToldDB(db)
+        super().registerDB(self._told)
 
     def notify_connected(self, conn: ClientIO, info: dict[str, Any]) -> None:
         """See ClientStorage. Runs in the thread of the connection, as invalidations do."""
         conn.protocol.decode = decoder(conn.protocol)
         tls_works(conn.ssl)
-        db = self._db
+        db = self._told
         if db is not None:
-            db.told = conn.verify_result in _TOLD
+            db.told = self._objects.told
         try:
             super().notify_connected(conn, info)
         finally:
@@ -158,14 +160,12 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
 
     def store(self, oid: bytes, serial: bytes, data: bytes, version: str, txn: Any) -> None:
         """See ClientStorage."""
-        if self._cache.takes(data):
+        if self._objects.takes(data):
             super().store(oid, serial, data, version, txn)
             return
         # ZEO writes data to a temporary file, to have it for its cache when the commit is finished:
         # in pickles of protocol 1, bytes as text, which takes as long as to send them.
-        changes = self._check_trans(txn, "store")
-        self._async("storea", oid, serial, data, id(txn))
-        changes.store(oid, None)
+        self.send_record(oid, serial, data, txn)
 
     def new_oid(self) -> bytes:
         """See ClientStorage."""
@@ -177,7 +177,7 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
 
     def load_all(self, oids: list[bytes], before: bytes) -> list[tuple[bytes, bytes, Any] | None]:
         """Return what loadBefore() does, for many objects; asked for at once. In any thread."""
-        return self._server.load_all(oids, before)  # type: ignore[no-any-return]
+        return self.network.load_all(oids, before)  # type: ignore[no-any-return]
 
     def changed_since(self, oids: Collection[bytes], tid: bytes) -> set[bytes] | None:
         """Return which objects have changed at a tid or later; None: there is no saying.
@@ -187,7 +187,7 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
         if len(oids) > _MOST_ASKED:
             return None
         try:
-            answers = self._server.ask_all("getTid", [(oid,) for oid in oids])
+            answers = self.network.ask_all("getTid", [(oid,) for oid in oids])
             tids = map(self._tid, answers)
             return {oid for oid, now in zip(oids, tids, strict=True) if now >= tid}
         except ClientDisconnected:
@@ -201,7 +201,7 @@ class ZEOClient(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
 
         None for those that are not there.
         """
-        return [self._entry(f) for f in self._server.ask_all("history", [(o, 1) for o in oids])]
+        return [self._entry(f) for f in self.network.ask_all("history", [(o, 1) for o in oids])]
 
     @staticmethod
     def _entry(answer: Future) -> dict[str, Any] | None:
@@ -228,7 +228,9 @@ class _ToldDB:
 
     def __init__(self, db: Any) -> None:
         self.db = db
-        self.invalidate = db.invalidate
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.db, name)
 
     def invalidateCache(self) -> None:
         if not self.told:
@@ -237,6 +239,14 @@ class _ToldDB:
 
 class _Cache(ClientCache):  # type: ignore[misc]  # ZEO has no type hints
     """ZEO's cache, without large objects."""
+
+    #: The server has said what changed since it was last up to date: it has objects, and stays.
+    told = False
+
+    def clear(self) -> None:
+        """See ClientCache. ZEO calls it where a new connection cannot say what has changed."""
+        self.told = False
+        super().clear()
 
     def takes(self, data: bytes) -> bool:
         return bool(len(data) <= self.maxsize // _LARGE)
@@ -247,7 +257,7 @@ class _Cache(ClientCache):  # type: ignore[misc]  # ZEO has no type hints
             super().store(oid, start_tid, end_tid, data)
 
 
-class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hints
+class _LimitedThread(Network):
     """Limits the time that the server may take for an answer."""
 
     def setup_delegation(self, loop: AbstractEventLoop) -> None:
@@ -255,6 +265,7 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
         super().setup_delegation(loop)
         self.io_call = self._limited_call
         self.client.try_connecting = self._try_connecting
+        self.client.verify = self._verify
         self._receive()
         self._stored = 0  # by the transaction [bytes]
         #: of which the answers say that what was stored before has arrived; ascending
@@ -265,6 +276,12 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
     def _try_connecting(self) -> None:
         ClientIO.try_connecting(self.client)
         self._receive()
+
+    async def _verify(self, server_tid: bytes | None) -> None:
+        """Bring ZEO's cache up to date, over a new connection."""
+        cache = self.client.cache
+        cache.told = len(cache) > 0  # of an empty one ZEO does not ask what has changed
+        await ClientIO.verify(self.client, server_tid)
 
     def _receive(self) -> None:
         """Have what connections receive go through a Receiver; before they are made."""
@@ -356,7 +373,7 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
     def _limited_result(self, future: Any, limit: float) -> Any:
         """Return what comes of a call; of one whose loop was closed meanwhile nothing ever does."""
         start = since = time.monotonic()
-        arrived = -1
+        most = 0  # was left to send since the last progress [bytes]
         while True:
             try:
                 return future.result(max(0.0, min(since + limit - time.monotonic(), _LOOK)))
@@ -373,35 +390,31 @@ class _LimitedThread(ClientThread):  # type: ignore[misc]  # ZEO has no type hin
                 if self.loop.is_closed():
                     raise ClientDisconnected("the connection was closed") from None
             now = time.monotonic()
-            before, arrived = arrived, self._arrived()
-            if arrived != before:
-                since = now  # it is sent, or just was: an answer may come
+            left = self._left_to_send()
+            if most - left >= _PROGRESS:
+                since, most = now, left  # it is sent, or just was: an answer may come
             elif now - since >= limit:
                 self._in_loop(self._give_up, f"the ZEO server did not answer within {limit:.0f} s")
                 since, limit = now, 10  # it ends now
-
-    def _io_call_after_closure(self, coro: Coroutine[Any, Any, Any], *args: Any, **kw: Any) -> Any:
-        coro.close()
-        return super()._io_call_after_closure(coro, *args, **kw)
+            most = max(most, left)
 
     def _in_loop(self, act: Callable[..., None], *args: Any) -> None:
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(act, *args)
 
-    def _arrived(self) -> int:
-        """Return what changes as long as requests are still being sent; -1: all have arrived."""
+    def _left_to_send(self) -> int:
+        """Return how much of the requests has not come to the server's machine [bytes]."""
         protocol = self.client.protocol
         transport = getattr(getattr(protocol, "sm_protocol", None), "transport", None)
         if transport is None:
-            return -1
+            return 0
+        left = int(transport.get_write_buffer_size())
         try:
-            sock = transport.get_extra_info("socket")
-            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 192)
-            acked, _received, _out, _in, not_sent = struct.unpack_from("=QQIII", info, 120)
-        except (AttributeError, OSError, struct.error):
-            # a UNIX socket; or the connection is gone
-            return -1 - int(transport.get_write_buffer_size())
-        return int(acked) if not_sent or transport.get_write_buffer_size() else -1
+            socket = transport.get_extra_info("socket")
+            (queued,) = struct.unpack("i", ioctl(socket.fileno(), termios.TIOCOUTQ, bytes(4)))
+        except (AttributeError, OSError, ValueError):
+            return left  # the connection is gone
+        return left + int(queued)
 
     # ---- in the thread of the connection ----
 
