@@ -26,6 +26,7 @@ from zodburi.datatypes import convert_bytesize, convert_int
 
 from wendelin.lib.interrupt import handlers_optional
 from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.fsholder import lock_holder
 from wendelin.lib.storage.readonly import made_read_only
 from wendelin.lib.storage.storlimits import limit, opened_within
 from wendelin.lib.storage.zeoclient import WAIT, ZEOClient
@@ -287,11 +288,13 @@ def _file_storage(path: str, **options: Any) -> AlignedFileStorage:
     try:
         return AlignedFileStorage(path, **options)
     except LockError as e:
+        holder = lock_holder(os.path.realpath(path))
+        by = f" by {holder}" if holder else ", in this program or in another"
         raise LockError(
-            f"Couldn't lock {path!r}: another storage has this file open to write, in this program "
-            f"or in another, maybe by another name of it (a link). Use the root that is there, or "
-            f"dbclose() it; open it with read_only=True; or share it by a ZEO server (see "
-            f"docs/cluster.md)"
+            f"Couldn't lock {path!r}: this file is open to write already{by}, maybe by another "
+            f"name "
+            f"of it (a link). Use the root that is there, or dbclose() it; open it with "
+            f"read_only=True; or share it by a ZEO server (see docs/cluster.md)"
         ) from e
 
 

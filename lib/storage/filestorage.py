@@ -27,8 +27,10 @@ import os
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from os.path import exists
 from typing import Any
 
+from zc.lockfile import LockError
 from ZODB._compat import FILESTORAGE_MAGIC
 from ZODB.blob import FilesystemHelper
 from ZODB.FileStorage import FileIterator, FileStorage
@@ -106,14 +108,19 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             # replaces the file, not the link
             file_name = os.path.realpath(file_name)
         self._stop = options.get("stop")
+        new = [name for name in (f"{file_name}.lock", f"{file_name}.tmp") if not exists(name)]
         if not options.get("read_only"):
             self._own = FileLock()
         try:
-            if self._own is not None and os.path.exists(file_name):
+            if self._own is not None and exists(file_name):
                 self._own.take(file_name)  # before FileStorage changes anything
             super().__init__(file_name, **options)
-        except BaseException:
+        except BaseException as e:
             self._let_go()
+            if not isinstance(e, LockError):  # else they are of who has the lock
+                for name in new:
+                    with suppress(OSError):
+                        os.unlink(name)
             raise
         # FileStorage has read on in an empty file, see _restore_index()
         self._file, (self._index_end, end) = self._whole_file, self._opens

@@ -42,6 +42,7 @@ from ZODB.utils import maxtid
 
 from wendelin.lib.adapters.zeo import Client, Network
 from wendelin.lib.storage.forked import of_this_process
+from wendelin.lib.storage.tags import pack_time
 from wendelin.lib.storage.zeoreceive import Receiver, decoder
 from wendelin.lib.storage.zeotls import note_failures, tls_failure, tls_works
 
@@ -166,6 +167,13 @@ class ZEOClient(Client):
         # ZEO writes data to a temporary file, to have it for its cache when the commit is finished:
         # in pickles of protocol 1, bytes as text, which takes as long as to send them.
         self.send_record(oid, serial, data, txn)
+
+    def pack(
+        self, t: float | None = None, referencesf: Any = None, wait: bool = True, days: float = 0
+    ) -> None:
+        """See IStorage; what is tagged is kept, also by a server that does not know of tags."""
+        t = (time.time() if t is None else t) - days * 86400
+        super().pack(pack_time(self, t), referencesf, wait, 0)
 
     def new_oid(self) -> bytes:
         """See ClientStorage."""

@@ -57,7 +57,8 @@ def test_there_is_one_writer(path, name, other, align):
         with pytest.raises(LockError) as e:
             AlignedFileStorage(name, align=align)
         said = str(e.value)
-    assert "has this file open to write" in said
+    assert "this file" in said
+    assert "open to write" in said
     reader = AlignedFileStorage(name, read_only=True)  # takes no lock
     assert len(reader) == 2
     reader.close()
@@ -93,7 +94,7 @@ def test_a_bind_mount(path):
     db.close()
     if "unshare" in done.stderr or "mount:" in done.stderr:
         pytest.skip(done.stderr)
-    assert "has this file open to write" in done.stdout, done.stderr
+    assert "open to write" in done.stdout, done.stderr
 
 
 def test_a_symbolic_link_is_kept_by_a_pack(path):

@@ -23,6 +23,7 @@ from wendelin.bigarray.html import Overview, to_html
 from wendelin.bigarray.indexing import BasicIndex, split_index
 from wendelin.bigarray.loaded import Loaded
 from wendelin.bigarray.memory import copy_in_steps, in_file
+from wendelin.bigarray.moving import resize_keeping
 from wendelin.bigarray.ndarraylike import NDArrayLike
 from wendelin.bigarray.saving import Saving
 from wendelin.bigfile.virtmem.blocked import warn_of_blocked_threads
@@ -480,30 +481,46 @@ class BigArray(Saving, NDArrayLike):
     # ---- size ----
 
     def resize(
-        self, new_shape: SupportsIndex | Iterable[SupportsIndex], refcheck: bool = True
+        self,
+        new_shape: SupportsIndex | Iterable[SupportsIndex],
+        refcheck: bool = True,
+        *,
+        keep: bool = False,
     ) -> None:
         """Give the array another shape, in place and in constant time.
 
-        Bytes keep their place in the file: so elements do where the minor axes stay. Grown
-        parts are zeros, also where there was data before a shrink: what is past the end is
-        dropped. Views taken before keep their size, and see zeros there.
+        As with ndarrays, bytes keep their place in the file: elements keep their indices only where
+        the minor axes stay; see `keep`. Grown parts are zeros, also where there was data before a
+        shrink: what is past the end is dropped. Views taken before keep their size, and see zeros
+        there.
 
         Parameters
         ----------
         new_shape : int or sequence of int
         refcheck : bool
             For programs that resize ndarrays: there are no references that it could harm.
+        keep : bool
+            Elements keep their indices along all axes, as in zarr and h5py. Where a minor axis
+            changes, they are moved for that, in time proportional to the array; page memory has to
+            hold what is changed.
 
         Raises
         ------
         TypeError, ValueError
             new_shape is none, or the array is read-only; it stays as it was.
+        MemoryError
+            keep, and page memory cannot hold what would be moved; it stays as it was.
+        BlockLoadError
+            keep, and a block cannot be loaded: abort the transaction.
         """
         if not isinstance(refcheck, bool | np.bool):
             raise TypeError(f"refcheck is {refcheck!r}: it must be a bool. A shape is one argument")
         if self._is_read_only():
             raise ValueError(f"{self!r} is read-only: it is a past state, opened by a reference")
         new = self._check_shape(new_shape)
+        if keep:
+            resize_keeping(self, new)
+            return
         end = mul(new) * self.itemsize
         if end != self.nbytes:
             self._drop(min(end, self.nbytes), max(end, self.nbytes))

@@ -122,6 +122,7 @@ class ZBigArray(BigArray, LivePersistent):
     _kept = ("_v_fileh", "_v_vma", "_v_loaded")
 
     zfile: ZBigFile
+    _p_changed: bool | None
     _zblk_fmt: str | None = None
     _attrs: MutableMapping[str, Any] | None = None
 

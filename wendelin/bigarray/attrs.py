@@ -20,7 +20,7 @@ __all__ = ["MOST", "Attributes", "check_value"]
 #: of a value: larger ones are arrays, and not attributes of one [bytes]
 MOST = 1 << 20
 
-_PLAIN = (bool, int, float, complex, str, bytes)
+_PLAIN: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
 _DEEP = 32  # lists and dicts in each other
 
 
@@ -128,8 +128,7 @@ def check_value(value: Any, name: str = "", deep: int = 0) -> Any:
         return {str(key): check_value(item, name, deep + 1) for key, item in value.items()}
     raise TypeError(
         f"attribute {name!r} is a {type(value).__name__}: it must be None, a number, text, bytes, "
-        f"a "
-        f"scalar or an array of NumPy, or a list or dict of such"
+        f"a scalar or an array of NumPy, or a list or dict of such"
     )
 
 
@@ -142,7 +141,8 @@ def _numpy(value: Any, name: str, deep: int) -> Any:
         if value.dtype.kind in "US":
             return value.item()
         return value[()] if isinstance(value, np.ndarray) else value
-    return np.array(value, order="C", subok=False)
+    # in the byte order of the machine, as NumPy unpickles it
+    return np.array(value, value.dtype.newbyteorder("="), order="C", subok=False)
 
 
 def _too_large(name: str, size: int) -> ValueError:

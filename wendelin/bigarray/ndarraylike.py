@@ -53,6 +53,9 @@ _VALUES = (Number, list, tuple, range)
 class NDArrayLike:
     """What an array has of its view A[...]."""
 
+    size: Any  # a property: see BigArray
+    ndim: Any
+
     def __getitem__(self, idx: Any) -> Any:
         raise NotImplementedError
 
@@ -97,6 +100,25 @@ class NDArrayLike:
     def _all_of_it(self) -> NDArray[Any]:
         view: NDArray[Any] = self[...]
         return view
+
+    def __bool__(self) -> bool:
+        """Be the truth of the only element, as ndarrays of one element are.
+
+        Raises
+        ------
+        ValueError
+            There are more, or none.
+        """
+        size: int = self.size
+        if size != 1:
+            raise ValueError(
+                f"the truth of an array of {size} elements is ambiguous: A.size says whether it "
+                f"has "
+                f"any, A[...].any() or A[...].all() what they are; and `A is not None` whether "
+                f"there "
+                f"is an array"
+            )
+        return bool(self[(0,) * self.ndim])
 
     # ---- what to do instead ----
 

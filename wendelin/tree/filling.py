@@ -14,7 +14,7 @@ __all__ = ["fill", "layout_of"]
 _STEP = 32 << 20  # that is read at a time [bytes]
 
 
-def layout_of(name: str, shape: Any, dtype: DTypeLike, data: Any) -> tuple[Any, Any, Any]:
+def layout_of(name: str, shape: Any, dtype: DTypeLike | None, data: Any) -> tuple[Any, Any, Any]:
     """Return shape, dtype and data of a new array.
 
     Raises

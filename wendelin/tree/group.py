@@ -300,7 +300,7 @@ class Group(MutableMapping[Any, Any]):
         self,
         name: str,
         shape: SupportsIndex | tuple[SupportsIndex, ...] | None = None,
-        dtype: DTypeLike = None,
+        dtype: DTypeLike | None = None,
         data: Any = None,
         *,
         order: Order = "C",
@@ -449,7 +449,8 @@ class Group(MutableMapping[Any, Any]):
                 else:
                     manager.abort()
         except BaseException:
-            manager.abort()
+            if manager is not None:
+                manager.abort()
             raise
         finally:
             self.close()
@@ -560,7 +561,7 @@ def _new_array(
     container: Any,
     name: str,
     shape: Any,
-    dtype: DTypeLike,
+    dtype: DTypeLike | None,
     data: Any,
     order: Order,
     options: dict[str, Any],

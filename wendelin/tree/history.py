@@ -37,6 +37,8 @@ from wendelin.tree.moments import tid_time
 
 __all__ = ["Change", "Entry", "Place", "last_transactions", "log", "resolve", "undo"]
 
+#: what may have changed of an array or a group, in this order
+_WHAT = ["", "created", "changed", "names", "tags", "attributes", "rows"]
 _ROWS = 4  # ranges of rows that are shown
 _CHUNKS = ("ZData", "IOBTree", "IOBucket")  # of a ZBlk1, which is stored with them
 
@@ -46,7 +48,7 @@ class Change:
     """What a transaction changed of an array, a group or another object."""
 
     path: str
-    #: 'created', 'changed' (its shape, say), 'rows', 'attributes', 'names' (of a group)
+    #: of _WHAT: 'changed' is an array's shape, say; 'names' are those in a group
     what: list[str] = field(default_factory=list)
     #: ranges [start, stop) along the major axis: of the blocks that were stored
     rows: list[tuple[int, int]] = field(default_factory=list)
@@ -132,20 +134,30 @@ def last_transactions(storage: Any, count: int, stop: bytes | None = None) -> li
     if not hasattr(storage, "iterator"):
         raise NotImplementedError(f"a {type(storage).__name__} does not tell its transactions")
     last: deque[Transaction] = deque(maxlen=count)
-    for txn in storage.iterator(_begin(storage, count), stop):
+    for txn in storage.iterator(_begin(storage, count, stop), stop):
         records = [(r.oid, class_of(bytes(r.data)) if r.data else "") for r in txn]
         last.append(Transaction(txn.tid, _text(txn.user), _text(txn.description), records))
     return list(reversed(last))
 
 
-def _begin(storage: Any, count: int) -> bytes | None:
-    """Return the tid to begin with, of a storage that has its transactions elsewhere."""
-    try:
-        infos = storage.undoInfo(0, -count)
-    except Exception:  # it may have no undo, and say so by any
-        return None
-    tids = [_tid_of(info["id"]) for info in infos]
-    return min(tids) if len(tids) == count and all(tids) else None  # type: ignore[type-var]
+def _begin(storage: Any, count: int, stop: bytes | None) -> bytes | None:
+    """Return the tid to begin with, of a storage that has its transactions elsewhere.
+
+    None: all are to be gone through.
+    """
+    tids: list[bytes] = []
+    first = 0
+    while len(tids) < count:
+        try:
+            infos = storage.undoInfo(first, -count)
+        except Exception:  # it may have no undo, and say so by any
+            return None
+        found = [_tid_of(info["id"]) for info in infos]
+        if not found or None in found:
+            return None
+        first += len(found)
+        tids += [tid for tid in found if tid is not None and (stop is None or tid <= stop)]
+    return tids[count - 1]
 
 
 def _tid_of(undo_id: Any) -> bytes | None:
@@ -294,6 +306,8 @@ def _entry(t: Transaction, parts: dict[bytes, _Part], made: set[tuple[bytes, byt
             blocks.setdefault(place.path, (place, []))[1].append(part.blk)
     for path, (place, numbers) in blocks.items():
         changes[path].rows = rows_of(place, sorted(numbers))
+    for change in changes.values():
+        change.what.sort(key=_WHAT.index)
     entry.changes = sorted((c for c in changes.values() if c.what), key=lambda c: c.path)
     return entry
 
