@@ -48,7 +48,6 @@ __all__ = [
     "zconn_at",
     "zconn_before",
     "zconn_changed",
-    "zconn_changed_objects",
     "zconn_check_database",
     "zconn_check_open",
     "zconn_forget",
@@ -367,11 +366,6 @@ def zconn_changed(conn: Any, oids: set[bytes], tid: bytes | None) -> set[bytes] 
         return None
     changed: set[bytes] | None = ask(oids, tid)
     return changed
-
-
-def zconn_changed_objects(conn: Any) -> list[Any]:
-    """Return the objects of a Connection that its transaction is going to store, or stores."""
-    return list(conn._registered_objects)
 
 
 def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:

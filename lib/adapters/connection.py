@@ -14,6 +14,7 @@ __all__ = [
     "Adapter",
     "Asker",
     "begins",
+    "changed_objects",
     "has_joined",
     "instance_of",
     "instances_of",
@@ -34,6 +35,7 @@ PRIVATE = {
         "_needs_to_join",
         "_normal_storage",
         "_register",
+        "_registered_objects",
         "_savepoint_storage",
         "_storage",
     ),
@@ -93,6 +95,11 @@ def join(conn: Any) -> None:
 def has_joined(conn: Any) -> bool:
     """Say whether a Connection has joined a transaction."""
     return not conn._needs_to_join
+
+
+def changed_objects(conn: Any) -> list[Any]:
+    """Return the objects that the transaction of a Connection is going to store, or stores."""
+    return list(conn._registered_objects)
 
 
 def invalidate_all(conn: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from BTrees.fsBTree import fsBucket
 from ZODB.fsIndex import fsIndex
 
-__all__ = ["buckets_of", "first_bucket", "next_bucket"]
+__all__ = ["buckets_of", "first_bucket", "is_bucket", "is_tree", "next_bucket"]
 
 #: class -> private names of its instances
 PRIVATE = {
@@ -29,6 +29,16 @@ def first_bucket(tree: Any) -> Any:
 def next_bucket(bucket: Any) -> Any:
     """Return the bucket that follows another one, or None."""
     return getattr(bucket, "_next", None)
+
+
+def is_tree(obj: Any) -> bool:
+    """Say whether an object is a tree of BTrees."""
+    return hasattr(obj, "_firstbucket")
+
+
+def is_bucket(obj: Any) -> bool:
+    """Say whether an object is a bucket of BTrees."""
+    return hasattr(obj, "_next")
 
 
 def buckets_of(index: fsIndex) -> dict[bytes, fsBucket]:

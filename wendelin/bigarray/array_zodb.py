@@ -28,13 +28,13 @@ from wendelin.bigfile.zodb.blocktable import stored_blocks
 from wendelin.bigfile.zodb.formats import check_format
 from wendelin.bigfile.zodb.inspect import stored_size
 from wendelin.bigfile.zodb.records import Records
+from wendelin.lib.adapters.connection import changed_objects
 from wendelin.lib.storage.record import RecordError
 from wendelin.lib.storage.shared import zconn_past
 from wendelin.lib.utils import renamed
 from wendelin.lib.zodb import (
     LivePersistent,
     zconn_at,
-    zconn_changed_objects,
     zconn_check_database,
     zconn_is_open,
     zobj_is_committed,
@@ -85,7 +85,7 @@ def _warn_once(conn: Any) -> None:
         txn.set_data(PlainContainerWarning, told)
     if id(conn) not in told:
         told.add(id(conn))
-        warn_of_changes(zconn_changed_objects(conn))
+        warn_of_changes(changed_objects(conn))
 
 
 class ZBigArray(BigArray, LivePersistent):

@@ -13,6 +13,7 @@ from typing import Any
 from persistent import Persistent
 
 from wendelin.bigarray.array import BigArray
+from wendelin.lib.adapters.trees import is_bucket, is_tree
 
 __all__ = ["PlainContainerWarning", "has_array", "warn_of_changes", "warn_of_plain"]
 
@@ -99,12 +100,12 @@ def _inline(tree: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _values(obj: Any) -> Iterator[tuple[Any, Any]]:
-    if hasattr(obj, "_firstbucket") or hasattr(obj, "_next"):  # a tree of BTrees, or a bucket
+    if is_tree(obj) or is_bucket(obj):
         # a tree that is not new is stored without its buckets, which are changed themselves
-        if hasattr(obj, "items") and (obj._p_serial == _NEW or not hasattr(obj, "_firstbucket")):
-            yield from obj.items()
-        elif hasattr(obj, "_firstbucket"):
+        if is_tree(obj) and obj._p_serial != _NEW:
             yield from _inline(obj)
+        elif hasattr(obj, "items"):
+            yield from obj.items()
         return
     attributes = getattr(obj, "__dict__", {})
     data = attributes.get("data")

@@ -27,6 +27,7 @@ from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.zodb.btree import from_records, walk
 from wendelin.bigfile.zodb.formats import class_name
+from wendelin.lib.adapters.trees import is_tree
 from wendelin.lib.shown import shown
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.record import class_of
@@ -356,7 +357,7 @@ def _places(root: Any) -> Iterator[Place]:
             else:
                 yield Place(at, [value._p_oid])
         attrs = container[ATTRS] if ATTRS in _names_of(container) else None
-        own = [node._p_oid for node in btree_nodes(container)] if _is_tree(container) else []
+        own = [node._p_oid for node in btree_nodes(container)] if is_tree(container) else []
         own = [oid for oid in [container._p_oid, *own] if oid is not None]
         yield Place(path, own, attrs._p_oid if attrs is not None else None)
         if tags is not None:
@@ -375,10 +376,6 @@ def _has_names(container: Any) -> bool:
         return ATTRS in container
     except TypeError:
         return False
-
-
-def _is_tree(container: Any) -> bool:
-    return hasattr(container, "_firstbucket") or hasattr(container, "insert")
 
 
 def _array_place(path: str, A: ZBigArray) -> Place:

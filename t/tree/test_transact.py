@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 import transaction
-from clients import Client
+from support.clients import Client
 from transaction import TransactionManager
 from ZODB.POSException import ConflictError
 

@@ -8,10 +8,10 @@ import pytest
 import transaction
 from BTrees.LOBTree import LOBTree
 from BTrees.OOBTree import OOBTree
-from child import check_child
-from clients import Client
 from persistent.list import PersistentList
 from persistent.mapping import PersistentMapping
+from support.child import check_child
+from support.clients import Client
 from zc.lockfile import LockError
 from ZODB.POSException import ConflictError, ConnectionStateError, ReadOnlyError
 

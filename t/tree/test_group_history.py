@@ -5,13 +5,13 @@ from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import pytest
-import storages
 import transaction
-from clients import Client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from persistent.mapping import PersistentMapping
 from persistent.TimeStamp import TimeStamp
+from support import storages
+from support.clients import Client
 from ZODB.POSException import ConnectionStateError, ReadOnlyError, UndoError
 from ZODB.utils import p64, u64
 

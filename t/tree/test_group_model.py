@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import storages
 import transaction
-from clients import Client
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from support import storages
+from support.clients import Client
 from transaction.interfaces import TransientError
 
 import wendelin
