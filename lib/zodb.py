@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -28,6 +26,7 @@ from wendelin.lib.adapters.connection import (
     under,
 )
 from wendelin.lib.adapters.trees import first_bucket, next_bucket
+from wendelin.lib.pool import together
 from wendelin.lib.storage.dburl import resolve, shown_name
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.forked import is_inherited, let_go, of_this_process
@@ -381,7 +380,7 @@ def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:
     before = zconn_before(conn)
     client = under(storage)
     if before is None or not isinstance(client, ZEOClient):
-        return [bytes(data) for data, _ in _pool().map(storage.load, oids)]
+        return together(lambda oid: bytes(storage.load(oid)[0]), oids)
     found = client.load_all(oids, before)
     # load() says why it is not there
     return [
@@ -440,15 +439,6 @@ def zconn_is_remote(conn: Any) -> bool:
     storage = under(instance)
     storage = instance if storage is None else storage  # which is MVCC itself
     return not isinstance(storage, FileStorage | MappingStorage | DemoStorage)
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    """Return the threads that ask storages which are asked for one object at a time."""
-    return ThreadPoolExecutor(16, "wendelin.core-load")
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # its threads stay in the parent
 
 
 def zconn_maps(conn: Any) -> bool:

@@ -1,14 +1,14 @@
 """The pager: files mapped in memory, page faults that load them, pages that were changed.
 
-From the ground up: kernel, ram, pagemap, checksum and mapping; readahead, deadlock and page;
+From the ground up: kernel, ram, pagemap, checksum, mapping and trace; readahead, deadlock and page;
 loading, ahead, touch, ready and fileh; failure, buffer, backend (BigFile), handle (BigFileH, VMA)
 and pins; interpreter, signals, trampoline and pagefault. Python only: errors, stats, blocked.
 
 This package knows files that load and store blocks of bytes. It knows nothing of databases.
 """
 
-from wendelin.bigfile.virtmem import pagefault as _pagefault  # noqa: F401  serves faults from now on
-from wendelin.bigfile.virtmem import trampoline as _trampoline  # noqa: F401  and this is how
+from importlib import import_module
+
 from wendelin.bigfile.virtmem.backend import HOLE, BigFile
 from wendelin.bigfile.virtmem.handle import (
     VMA,
@@ -18,6 +18,10 @@ from wendelin.bigfile.virtmem.handle import (
     ram_reclaim,
 )
 from wendelin.bigfile.virtmem.ram import ram_set_limit
+
+# They have nothing for Python; but from now on faults are served, and this is how.
+import_module("wendelin.bigfile.virtmem.pagefault")
+import_module("wendelin.bigfile.virtmem.trampoline")
 
 __all__ = [
     "HOLE",

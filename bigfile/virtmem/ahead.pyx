@@ -4,8 +4,11 @@ Each area remembers where a sequential reader would touch next (`expected`), and
 (`streak`). Pages that cost no memory are shown right away (show_ahead), KNOWN ones are given to
 the threads of readahead to load (load_ahead), which call page_ahead().
 
-This room chooses; it changes no state itself, and reports no failure: who touches is told. It
-runs no Python.
+And how much is read ahead is said here, for all that do: the pager, the threads that load blocks
+of storages which have to be asked (window), and what looks up where blocks are (Looks).
+
+This module chooses; it changes no state itself, and reports no failure: the thread that touches is
+told. It runs no Python.
 
 Locking: show_ahead() and load_ahead() want the pager lock; readahead_post() of what they return
 does not.
@@ -15,15 +18,47 @@ from libc.stdint cimport uint64_t
 
 from wendelin.bigfile.virtmem.loading cimport page_load
 from wendelin.bigfile.virtmem.mapping cimport FILE, NONE, ZERO, Area, area_kind, area_show
-from wendelin.bigfile.virtmem.page cimport (KNOWN, LOADED, MEMFD, ZEROS, FileH, Page, fileh_release,
-                                            pager_generation)
+from wendelin.bigfile.virtmem.page cimport (AHEAD, KNOWN, LOADED, MEMFD, ZEROS, FileH, Page,
+                                            fileh_release, pager_generation)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_limit
 from wendelin.bigfile.virtmem.readahead cimport AHEAD_PAGES, Ahead, readahead_set_op
 
 cdef enum:
-    AHEAD_BYTES = 16 << 20  # of mapped pages that a sequential reader is shown, and told of, ahead
+    AHEAD_BYTES = 16 << 20          # that a sequential reader is ahead of itself, at most
+    REMOTE_AHEAD_BYTES = 32 << 20   # where blocks are asked for over a network
     AROUND_PAGES = 1024     # that are shown to others, if they are known: aligned groups of these
+    MIN_LOOK = 4            # blocks that are looked up at once, at first
+    MAX_LOOK = 1024         # at most
+
+
+cdef uint64_t blocks_ahead(size_t blksize, bint remote) noexcept nogil:
+    """Return how many blocks a sequential reader may be ahead of itself, by memory."""
+    cdef size_t most = REMOTE_AHEAD_BYTES if remote else AHEAD_BYTES
+    return max(min(most, ram_limit // 16) // blksize, <size_t>1)
+
+
+def window(size_t blksize, bint remote):
+    """Return how many blocks of blksize bytes are to be loaded ahead of a sequential reader."""
+    return blocks_ahead(blksize, remote)
+
+
+cdef void look_begin(Looks *looks, uint64_t blk, uint64_t *start, uint64_t *stop) noexcept nogil:
+    """Say which blocks are to be looked up together with blk, which was not known.
+
+    From blk on, if that is where the last look ended, else around it.
+    """
+    cdef uint64_t window = max(looks.window, <uint64_t>MIN_LOOK)
+    start[0] = blk if blk == looks.stop else blk - blk % window
+    stop[0] = start[0] + window
+    looks.stop = stop[0]
+
+
+cdef void look_end(Looks *looks, bint found) noexcept nogil:
+    """Each look that finds something doubles the next: who touches one block pays for a few."""
+    cdef uint64_t window = max(looks.window, <uint64_t>MIN_LOOK)
+    looks.window = min(2 * window, <uint64_t>MAX_LOOK) if found else 0
+
 
 cdef bint is_known(Area *area, uint64_t i, Page **page) noexcept nogil:
     """Say whether page i of an area is not shown, and could be without loading or memory."""
@@ -36,8 +71,7 @@ cdef bint is_known(Area *area, uint64_t i, Page **page) noexcept nogil:
 
 cdef uint64_t most_ahead(Area *area) noexcept nogil:
     """Return how many pages a sequential reader may be ahead of itself."""
-    cdef size_t most = min(<size_t>AHEAD_BYTES, ram_limit // 16) // area.blksize
-    return min(max(most, 1), <size_t>AHEAD_PAGES // 3)
+    return min(blocks_ahead(area.blksize, False), <uint64_t>AHEAD_PAGES // 3)
 
 
 cdef size_t show_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
@@ -111,6 +145,13 @@ cdef size_t load_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
     return n
 
 
+cdef bint written_ahead(Area *area, uint64_t i) noexcept nogil:
+    """Page i is written: say whether the pages before it were, one after the other."""
+    area.streak = area.streak + 1 if i == area.expected else 0
+    area.expected = i + 1
+    return area.streak >= 2
+
+
 cdef void page_ahead(void *owner, uint64_t blk, bint load) noexcept nogil:
     """Do what load_ahead() has asked for, or, not load, forget it."""
     cdef FileH *fileh = <FileH *>owner
@@ -120,7 +161,7 @@ cdef void page_ahead(void *owner, uint64_t blk, bint load) noexcept nogil:
     if page != NULL:
         page.ahead = False
         if load and page.state == KNOWN and fileh.generation == pager_generation:
-            page_load(fileh, blk, True, NULL)
+            page_load(fileh, blk, AHEAD)
     fileh_release(fileh)
     pager_unlock()
 

@@ -2,12 +2,9 @@
 
 from libc.stdint cimport uint64_t
 
+from wendelin.bigfile.virtmem.ahead cimport Looks
 from wendelin.bigfile.virtmem.mapping cimport Area
 from wendelin.bigfile.virtmem.page cimport FileH
-
-cdef enum:
-    MIN_AHEAD = 4           # blocks that are asked for ahead, at first
-
 
 cdef class BigFileH:
     cdef object __weakref__
@@ -17,8 +14,7 @@ cdef class BigFileH:
     cdef readonly list pins              # (pgoffset, pglen) of each pin(); protected by: the GIL
     cdef public bint read_only  # nothing can be changed, so a failure is of its thread only
     cdef unsigned long owner    # thread that gets failures of threads unknown to Python
-    cdef uint64_t ahead_stop    # block after those that were asked for ahead, last time
-    cdef uint64_t ahead_window  # how many were, or are to be
+    cdef Looks looks            # up where blocks are; protected by: the GIL
     cdef bint truncated         # the file has yet to be told of `fileh.zero_from`
 
     cdef int check(self) except -1

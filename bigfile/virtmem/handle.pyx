@@ -41,9 +41,9 @@ from wendelin.bigfile.virtmem.fileh cimport (fileh_announce_next, fileh_announce
 from wendelin.bigfile.virtmem.kernel cimport EDEADLK
 from wendelin.bigfile.virtmem.loading cimport fileh_load
 from wendelin.bigfile.virtmem.mapping cimport Area, areas_reset_scrap
-from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, DIRTY, FORKED, NO_FAILURE, Counts, FileH,
-                                            Known, Page, fileh_new, fileh_undoom, fileh_unref,
-                                            pager_generation)
+from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, DIRTY, FORKED, NO_FAILURE, Counts, Failed,
+                                            FileH, Known, Page, fileh_new, fileh_undoom,
+                                            fileh_unref, pager_generation)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
 from wendelin.bigfile.virtmem.ram cimport (pager_lock, pager_unlock, ram_clean, ram_dirty,
                                            ram_limit, ram_reclaim_all)
@@ -101,7 +101,6 @@ cdef class BigFileH:
                                  f"{strerror(errno).decode()}{hint}")
         name = describe(self.file).encode(errors="replace")[:sizeof(self.fileh.name) - 1]
         strcpy(self.fileh.name, name)
-        self.ahead_window = MIN_AHEAD
         self.fileh.pyfileh = <void *>self
         self.fileh.announces = hasattr(self, "first_change")
         handles.add(self)
@@ -164,23 +163,21 @@ cdef class BigFileH:
             As mmap().
         """
         cdef uint64_t blk
-        cdef void *error
-        cdef int err
+        cdef Failed failed
         cdef unsigned long scraps = scraps_shown()
         self.check()
         pgoffset, pglen = self.check_range(pgoffset, pglen)
         for i in range(pgoffset, pgoffset + pglen):
             blk = i
-            error = NULL
             with nogil:
-                err = fileh_load(self.fileh, blk, &error)
-            if error != NULL:
-                exc = <object><PyObject *>error
-                Py_XDECREF(<PyObject *>error)
+                failed = fileh_load(self.fileh, blk)
+            if failed.exc != NULL:
+                exc = <object><PyObject *>failed.exc
+                Py_XDECREF(<PyObject *>failed.exc)
                 raise exc
-            if err > 0:
-                raise failure(self.file, i, BROKEN_FILE, err)
-            if err != 0:
+            if failed.why == BROKEN_FILE:
+                raise failure(self.file, i, BROKEN_FILE, failed.err)
+            if failed.why != NO_FAILURE:
                 check_nested(scraps)
                 raise unsaid(self.file, i)
 

@@ -73,7 +73,7 @@ cdef extern from "<signal.h>" nogil:
     int raise_ "raise" (int sig)
     void SIG_DFL(int) noexcept
     void SIG_IGN(int) noexcept
-    int SIGSEGV, SIGBUS, SA_SIGINFO, SA_NODEFER, SI_USER, SI_TKILL
+    int SIGSEGV, SIGBUS, SA_SIGINFO, SA_NODEFER, SI_TKILL
 
 cdef extern from "<time.h>" nogil:
     struct timespec:

@@ -20,9 +20,10 @@ from wendelin.bigfile.virtmem.checksum cimport checksum_compare
 from wendelin.bigfile.virtmem.kernel cimport (_SC_PAGESIZE, pthread_cond_broadcast, pthread_self,
                                               sysconf, volatile_char)
 
-from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, CIRCULAR_LOAD, KNOWN, LOADED, LOADING,
-                                            MEMFD, NOTHING, NO_FAILURE, NO_MEMORY, TOUCH_IN_LOAD,
-                                            ZEROS, Backing, Failure, FileH, Page, Source,
+from wendelin.bigfile.virtmem.page cimport (AHEAD, BROKEN_FILE, CIRCULAR_LOAD, FOR_CALL,
+                                            FOR_TOUCH, KNOWN, LOADED, LOADING, LOAD_FAILED, MEMFD,
+                                            NOTHING, NO_FAILURE, NO_MEMORY, TOUCH_IN_LOAD, ZEROS,
+                                            Backing, Failed, Failure, FileH, Page, Purpose, Source,
                                             fileh_release, op_fail, op_load, op_wait, page_become,
                                             page_drop, page_forget, page_new, page_show)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
@@ -124,83 +125,114 @@ cdef bint load_begins(FileH *fileh, uint64_t blk, uint64_t load) noexcept nogil:
     return begins
 
 
-cdef int page_load(FileH *fileh, uint64_t blk, bint ahead, void **error) noexcept nogil:
-    """EMPTY or KNOWN -> LOADING -> LOADED; or back to where it was as the load failed: -1, or,
-    where error is not NULL, an errno of the file it is KNOWN to be in.
+cdef Failed page_load(FileH *fileh, uint64_t blk, Purpose purpose) noexcept nogil:
+    """EMPTY or KNOWN -> LOADING -> LOADED; or back to where it was, if the load failed.
 
-    ahead: nobody has touched it; only what is KNOWN is loaded, and a failure is not reported.
-    Or LOADING: what may_load() says. Enters and leaves with the pager lock held, gives it up while
-    the block is loaded.
+    Or LOADING: what may_load() says. AHEAD, only what is KNOWN is loaded. Enters and leaves with
+    the pager lock held, gives it up while the block is loaded.
+
+    1. begin: the page is this thread's
+    2. get the block: without the lock
+    3. it is not true any more: let go of what was got, and again from 2
+    4. end: others may have the page; and a failure is told
     """
-    global loads
+    cdef Failed failed
     cdef Source source
-    cdef int err = 0, errno_ = 0
+    cdef bint stale
+    cdef Page *page = load_begin(fileh, blk)
+    failed.why = NO_FAILURE
+    failed.err = 0
+    failed.exc = NULL
+    if page == NULL:
+        failed.why = NO_MEMORY
+        fail(fileh, blk, NO_MEMORY, ENOMEM)
+        return failed
+    fileh.refs += 1
+    while True:
+        get_block(fileh, page, purpose, &source, &failed)
+        if source.load == 0:            # the page is another load's, by this thread
+            fileh_release(fileh)
+            return failed
+        if source.backing == MEMFD and (page.reload or failed.why != NO_FAILURE):
+            pager_unlock()
+            release(fileh, blk)
+            pager_lock()
+        stale = page.reload and failed.why != LOAD_FAILED
+        if not stale:
+            break
+        page.source.fd = -1             # it was there, and is not any more: ask
+        if purpose == AHEAD:
+            failed.why = LOAD_FAILED
+            break
+    load_end(page, &source, &failed, purpose)
+    fileh_release(fileh)
+    return failed
+
+
+cdef Page *load_begin(FileH *fileh, uint64_t blk) noexcept nogil:
+    """-> LOADING, by this thread. NULL: no memory."""
+    global loads
     cdef Page *page = <Page *>pagemap_get(&fileh.pages, blk)
     if page == NULL:
         page = page_new(fileh, blk)
         if page == NULL:
-            fail(fileh, blk, NO_MEMORY, ENOMEM)
-            return -1
+            return NULL
     elif page.state == KNOWN:
         page_become(page, LOADING, NOTHING)
         page.loader = pthread_self()
     loads += 1
     page.load = loads
-    fileh.refs += 1
-    while True:
-        page.reload = False
-        source = page.source
-        source.backing = NOTHING
-        source.load = page.load
-        page.begun = source.fd >= 0
-        if blk >= fileh.zero_from:
-            source.backing = ZEROS
+    return page
+
+
+cdef void get_block(FileH *fileh, Page *page, Purpose purpose, Source *source, Failed *failed) \
+        noexcept nogil:
+    """Bring the block of a LOADING page to where `source` says. Gives up the pager lock.
+
+    source.load is 0: the load was taken over, and `page` may be gone.
+    """
+    cdef uint64_t blk = page.blk
+    failed.why = NO_FAILURE
+    page.reload = False
+    source[0] = page.source
+    source.backing = NOTHING
+    source.load = page.load
+    page.begun = source.fd >= 0
+    if blk >= fileh.zero_from:
+        source.backing = ZEROS
+        return
+    pager_unlock()
+    if source.fd < 0:
+        op_load(fileh, blk, source, purpose, failed)
+    if source.load != 0 and failed.why == NO_FAILURE and source.backing == NOTHING:
+        failed.err = page_copy(fileh, blk, source)
+        if failed.err == 0:
+            source.backing = MEMFD
         else:
-            pager_unlock()
-            if source.fd < 0:
-                err = op_load(fileh, blk, &source, error)
-                if source.load == 0:
-                    pager_lock()
-                    fileh_release(fileh)
-                    return 0
-            if err == 0 and source.backing == NOTHING:
-                errno_ = page_copy(fileh, blk, &source)
-                if errno_ == 0:
-                    source.backing = MEMFD
-                else:
-                    err = -1
-            pager_lock()
-        if source.backing == MEMFD and (err != 0 or page.reload):
-            pager_unlock()
-            release(fileh, blk)
-            pager_lock()
-        if page.reload and (err == 0 or errno_ != 0):
-            page.source.fd = -1         # it was true, and is not any more: ask
-            err = errno_ = 0
-            if not ahead:
-                continue
-            err = -1
-        if err != 0:
-            if page.source.fd >= 0:
-                page_become(page, KNOWN, NOTHING)
-            else:
-                page_forget(page)
-            break
-        page.source = source
+            failed.why = BROKEN_FILE
+    pager_lock()
+
+
+cdef void load_end(Page *page, const Source *source, const Failed *failed, Purpose purpose) \
+        noexcept nogil:
+    """LOADING -> LOADED; or, if it failed, back to where it was, and tell it."""
+    cdef FileH *fileh = page.fileh
+    cdef uint64_t blk = page.blk
+    if failed.why == NO_FAILURE:
+        page.source = source[0]
         page_become(page, LOADED, source.backing)
-        break
-    if err == 0:
         fileh.counts.loads += 1
-    elif not ahead and (errno_ == 0 or error != NULL):
-        fileh.counts.failures += 1      # else fail() counts it
+    elif page.source.fd >= 0:
+        page_become(page, KNOWN, NOTHING)
+    else:
+        page_forget(page)
     load_over(fileh, blk)
-    if errno_ != 0 and not ahead:
-        if error == NULL:
-            fail(fileh, blk, BROKEN_FILE, errno_)
-        else:
-            err = errno_
-    fileh_release(fileh)
-    return err
+    if failed.why == NO_FAILURE or purpose == AHEAD:
+        return
+    if failed.why == BROKEN_FILE and purpose == FOR_TOUCH:
+        fail(fileh, blk, BROKEN_FILE, failed.err)
+    else:
+        fileh.counts.failures += 1      # op_load, or the caller, tells it
 
 
 cdef int page_bring_in(Page *page) noexcept nogil:
@@ -271,24 +303,29 @@ cdef void fail(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil:
     fileh_release(fileh)
 
 
-cdef int fileh_load(FileH *fileh, uint64_t blk, void **error) noexcept nogil:
-    """Make sure that a page is in memory, or a hole, or mapped. 0; else see page_load."""
+cdef Failed fileh_load(FileH *fileh, uint64_t blk) noexcept nogil:
+    """Make sure that a page is in memory, or a hole, or mapped.
+
+    What may be raised is in what is returned; or, where another thread, or none, could load it, on
+    its way to this thread.
+    """
     cdef Page *page
-    cdef Failure why
-    cdef int err = 0
+    cdef Failed failed
+    failed.why = NO_FAILURE
+    failed.err = 0
+    failed.exc = NULL
     pager_lock()
     while True:
         page = <Page *>pagemap_get(&fileh.pages, blk)
         if may_load(page):
-            err = page_load(fileh, blk, False, error)
+            failed = page_load(fileh, blk, FOR_CALL)
             break
         if page.state != LOADING:
             break
-        why = own_load(page)
-        if why != NO_FAILURE:
-            fail(fileh, blk, why, 0)
-            err = -1
+        failed.why = own_load(page)
+        if failed.why != NO_FAILURE:
+            fail(fileh, blk, failed.why, 0)
             break
         wait_loaded(fileh, page)
     pager_unlock()
-    return err
+    return failed

@@ -33,6 +33,18 @@ cdef enum Failure:          # why a touch cannot be served, other than by a fail
     CHANGE_REFUSED          # what wants to know of a change before it refused it
     EXITING                 # the interpreter is going away: nobody is asked
 
+cdef enum Purpose:          # of a load: who is told if it fails
+    FOR_TOUCH               # the thread, which touched: an exception is on its way
+    FOR_CALL                # the caller of fileh_load(): Failed has it
+    AHEAD                   # nobody: a thread that touches the page is told
+
+cdef struct Failed:         # what a load has failed of
+    Failure why             # NO_FAILURE: it has not
+    int err                 # BROKEN_FILE, NO_MEMORY: the errno
+    # FOR_CALL: the exception to be raised, owned; also of a load that is done, if it was
+    # interrupted. NULL: none, or none could be made
+    void *exc
+
 cdef struct Source:         # where a block is
     # ZEROS; FILERANGE: to be mapped from a file; NOTHING: to be copied from a file;
     # MEMFD: it is in page memory already, see page_fill
@@ -101,7 +113,7 @@ cdef struct FileH:
     Counts counts
 
 # what page_set_ops() has said
-cdef int (*op_load)(FileH *, uint64_t, Source *, void **) noexcept nogil
+cdef void (*op_load)(FileH *, uint64_t, Source *, Purpose, Failed *) noexcept nogil
 cdef void (*op_fail)(FileH *, uint64_t, Failure, int) noexcept nogil
 cdef int (*op_announce)(FileH *, uint64_t) noexcept nogil
 cdef void (*op_wait)() noexcept nogil
@@ -109,7 +121,7 @@ cdef void (*op_wait)() noexcept nogil
 cdef int pager_generation   # changes in the child of a fork
 cdef bint pager_exiting     # the interpreter is going away: no Python for a fault
 
-cdef void page_set_ops(int (*load)(FileH *, uint64_t, Source *, void **) noexcept nogil,
+cdef void page_set_ops(void (*load)(FileH *, uint64_t, Source *, Purpose, Failed *) noexcept nogil,
                        void (*fail)(FileH *, uint64_t, Failure, int) noexcept nogil,
                        int (*announce)(FileH *, uint64_t) noexcept nogil,
                        void (*wait)() noexcept nogil) noexcept nogil

@@ -88,17 +88,18 @@ from wendelin.bigfile.virtmem.ram cimport (OFF, Resident, pager_lock, pager_unlo
                                            ram_forget_dirty, ram_free, ram_make_clean,
                                            ram_make_dirty, ram_open, ram_pin, ram_remove,
                                            ram_set_ops, ram_unreserve)
+from wendelin.bigfile.virtmem.trace cimport trace_page
 
-cdef void page_set_ops(int (*load)(FileH *, uint64_t, Source *, void **) noexcept nogil,
+cdef void page_set_ops(void (*load)(FileH *, uint64_t, Source *, Purpose, Failed *) noexcept nogil,
                        void (*fail)(FileH *, uint64_t, Failure, int) noexcept nogil,
                        int (*announce)(FileH *, uint64_t) noexcept nogil,
                        void (*wait)() noexcept nogil) noexcept nogil:
     """Say how to load, how to report, and how to wait.
 
-    load(fileh, blk, source, error): find the block; where it has to be copied, do it with
-        page_fill, and say MEMFD, also if it fails after that. 0, or -1: failed; the exception
-        is in *error, or, when error is NULL, on its way to the thread. Or, if load_begins() says
-        that the load was taken over, do nothing, and set source.load to 0. Called without the lock.
+    load(fileh, blk, source, purpose, failed): find the block; where it has to be copied, do it with
+        page_fill, and say MEMFD, also if it fails after that. What failed is in *failed; its
+        exception, too, or, FOR_TOUCH, on its way to the thread. Or, if load_begins() says that the
+        load was taken over, do nothing, and set source.load to 0. Called without the lock.
     fail(fileh, blk, why, errno): raise in the thread that touched. Called without the lock.
     announce(fileh, blk): a handle that `announces` is about to be changed first. 0; -1: it
         refused, and the exception is on its way. Called without the lock.
@@ -125,9 +126,21 @@ cdef void page_after_fork() noexcept nogil:
 
 # ---- states of one page ----
 
+cdef const char *state_name(State state) noexcept nogil:
+    return (b"DIRTY" if state == DIRTY else b"LOADED" if state == LOADED
+            else b"LOADING" if state == LOADING else b"KNOWN")
+
+
+cdef const char *backing_name(Backing backing) noexcept nogil:
+    return (b"MEMFD" if backing == MEMFD else b"FILERANGE" if backing == FILERANGE
+            else b"ZEROS" if backing == ZEROS else b"")
+
+
 cdef void page_become(Page *page, State state, Backing backing) noexcept nogil:
     """Go to another state, and do what the arrow says about queues, lists and counts."""
     cdef FileH *fileh = page.fileh
+    trace_page(fileh.name, page.blk, state_name(page.state), backing_name(page.backing),
+               state_name(state), backing_name(backing))
     if page.state == DIRTY:
         if page.dirty_prev != NULL:
             page.dirty_prev.dirty_next = page.dirty_next
@@ -188,6 +201,7 @@ cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil:
         free(page)
         return NULL
     fileh.end = max(fileh.end, blk + 1)
+    trace_page(fileh.name, blk, b"EMPTY", b"", b"LOADING", b"")
     return page
 
 
@@ -265,6 +279,8 @@ cdef void page_free_memory(Page *page) noexcept nogil:
 
 cdef void page_forget(Page *page) noexcept nogil:
     """-> EMPTY, for a page without memory."""
+    trace_page(page.fileh.name, page.blk, state_name(page.state), backing_name(page.backing),
+               b"EMPTY", b"")
     page_set_backing(page, NOTHING)
     pagemap_del(&page.fileh.pages, page.blk)
     free(page)

@@ -26,7 +26,8 @@ from wendelin.bigfile.virtmem.loading cimport page_bring_in, page_load
 from wendelin.bigfile.virtmem.mapping cimport (NONE, ZERO, Area, area_kind, area_set_stays,
                                                area_show, area_was_shown, areas_have_room,
                                                areas_may_stay)
-from wendelin.bigfile.virtmem.page cimport (DIRTY, KNOWN, LOADED, LOADING, MEMFD, ZEROS, FileH,
+from wendelin.bigfile.virtmem.page cimport (AHEAD, DIRTY, KNOWN, LOADED, LOADING, MEMFD, NO_FAILURE,
+                                            ZEROS, FileH,
                                             Page, op_wait, page_become, page_kind, page_set_stored,
                                             page_show)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
@@ -80,7 +81,7 @@ cdef uint64_t area_ready(Area *area, uint64_t i, uint64_t end, bint skip, int64_
             if area_show(area, i, j - i, ZERO, -1, 0) != 0:
                 j = end
         elif is_short(page):
-            if page_load(fileh, area.pgoffset + i, True, NULL) == 0:
+            if page_load(fileh, area.pgoffset + i, AHEAD).why == NO_FAILURE:
                 continue
         elif (page.state == LOADED and page.res.queue != COLD) or page.state == DIRTY:
             err = area_show(area, i, 1, page_kind(page), page.source.fd, page.source.offset)
@@ -130,7 +131,7 @@ cdef void fileh_show(FileH *fileh, const uint64_t *blks, size_t n, int64_t until
             break
         page = <Page *>pagemap_get(&fileh.pages, blks[k])
         if page != NULL and is_short(page):
-            page_load(fileh, blks[k], True, NULL)
+            page_load(fileh, blks[k], AHEAD)
             page = <Page *>pagemap_get(&fileh.pages, blks[k])
         if page != NULL and (page.state == DIRTY or
                              (page.state == LOADED and page.res.queue != COLD)):

@@ -18,7 +18,7 @@ Locking: see page.pyx. page_touch() and page_broken() are called without the pag
 from libc.errno cimport EIO, ENOMEM, ENOSPC
 from libc.stdint cimport uint64_t
 
-from wendelin.bigfile.virtmem.ahead cimport load_ahead, show_ahead
+from wendelin.bigfile.virtmem.ahead cimport load_ahead, show_ahead, written_ahead
 from wendelin.bigfile.virtmem.kernel cimport (MADV_POPULATE_READ, MADV_POPULATE_WRITE, madvise,
                                               pthread_atfork, pthread_cond_init, pthread_self)
 from wendelin.bigfile.virtmem.loading cimport (fail, may_load, own_load, page_bring_in, page_load,
@@ -28,11 +28,12 @@ from wendelin.bigfile.virtmem.mapping cimport (FILE, RO, RW, SINK, ZERO, Area, K
                                                area_show_inherited, areas_after_fork,
                                                areas_before_fork)
 from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, CHANGE_REFUSED, DIRTY, DIRTY_LIMIT,
-                                            EXITING, FORKED, LOAD_FAILED, LOADED, LOADING, MEMFD,
-                                            NO_FAILURE, NO_MAPPING, NO_MEMORY, WRITE_IN_WRITEOUT,
-                                            Failure, FileH, Page, fatal, fileh_doom, fileh_release,
-                                            op_announce, op_fail, op_wait, page_after_fork,
-                                            page_become, page_kind, page_set_stored, pager_exiting)
+                                            EXITING, FOR_TOUCH, FORKED, LOAD_FAILED, LOADED,
+                                            LOADING, MEMFD, NO_FAILURE, NO_MAPPING, NO_MEMORY,
+                                            WRITE_IN_WRITEOUT, Failure, FileH, Page, fatal,
+                                            fileh_doom, fileh_release, op_announce, op_fail,
+                                            op_wait, page_after_fork, page_become, page_kind,
+                                            page_set_stored, pager_exiting)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
 from wendelin.bigfile.virtmem.ram cimport (OFF, pager_cond, pager_lock, pager_unlock,
                                            ram_after_fork, ram_may_dirty, ram_touch)
@@ -50,8 +51,153 @@ cdef unsigned long scraps_shown() noexcept nogil:
     return scraps
 
 
+cdef void show_scrap(const char *addr, bint write, Failure why) noexcept nogil:
+    """Let the thread go on over memory that is never stored; nor is what is made of it."""
+    global scraps
+    cdef Area *area = area_lookup(addr)
+    cdef uint64_t i
+    if area == NULL:
+        return
+    i = (addr - area.start) // area.blksize
+    fileh_doom(<FileH *>area.owner, area.pgoffset + i, why)
+    scraps += 1
+    area.scrap = True
+    if area_show(area, i, 1, SINK if write else ZERO, -1, 0) != 0:
+        fatal(b"wendelin.core: no memory left to report a failure with\n")
+    area_set_stays(area, i, False)
+
+
+# ---- the steps of a touch ----
+# All are entered and left with the pager lock held.
+
+cdef enum Step:
+    GO_ON                   # to the next step
+    AGAIN                   # the lock was given up meanwhile: look up everything again
+    SHOWN                   # the thread can go on, over the page or over scrap
+
+cdef struct Touch:
+    const char *addr
+    bint write
+    bint counted
+    # valid until the lock is given up
+    Area *area
+    FileH *fileh
+    uint64_t i              # page of the area
+    uint64_t blk            # block of the file
+    Page *page              # NULL: EMPTY
+    # what is to be done when the lock is given up at last
+    Ahead[AHEAD_PAGES] ahead
+    size_t n_ahead
+    char *fill              # a page that is going to be written to its end; NULL: none is
+    size_t fill_size        # [bytes]
+
+
+cdef bint page_touch(const char *addr, bint write) noexcept nogil:
+    """Make addr accessible, as the fault at it wanted. False: it is in no area.
+
+    1. find the area and the page
+    2. have it in memory. EMPTY, or LOADING by this thread which has not begun: load it, LOADING:
+       wait. Then from 1
+    3. a write: let the handle know, LOADED -> DIRTY, after bringing it into page memory. After
+       what gives up the lock, from 1
+    4. show it, and what a reader touches next
+    5. without the lock: have loaded, or mapped, what comes next
+    """
+    cdef Touch touch
+    cdef Step step = AGAIN
+    touch.addr = addr
+    touch.write = write
+    touch.counted = False
+    touch.n_ahead = 0
+    touch.fill = NULL
+    pager_lock()
+    while step == AGAIN:
+        if not touch_find(&touch):
+            pager_unlock()
+            return touch_inherited(addr)
+        step = touch_load(&touch)
+        if step == GO_ON:
+            step = touch_change(&touch) if write else touch_read(&touch)
+        if step == GO_ON:
+            step = touch_show(&touch)
+    pager_unlock()
+    if touch.n_ahead != 0:
+        readahead_post(touch.ahead, touch.n_ahead)
+    if touch.fill != NULL:
+        # A writer of block after block writes all of it: the page table at once, not by faults.
+        madvise(touch.fill, touch.fill_size, MADV_POPULATE_WRITE)
+    return True
+
+
+cdef bint touch_find(Touch *touch) noexcept nogil:
+    """Find the area and the page. False: it is in no area."""
+    cdef Area *area = area_lookup(touch.addr)
+    touch.area = area
+    if area == NULL:
+        return False
+    touch.fileh = <FileH *>area.owner
+    touch.fileh.counts.faults += not touch.counted
+    touch.counted = True
+    touch.i = (touch.addr - area.start) // area.blksize
+    touch.blk = area.pgoffset + touch.i
+    touch.page = <Page *>pagemap_get(&touch.fileh.pages, touch.blk)
+    return True
+
+
+cdef Step touch_load(Touch *touch) noexcept nogil:
+    """Have the page LOADED or DIRTY."""
+    cdef Page *page = touch.page
+    cdef Failure why
+    if pager_exiting and (page == NULL or page.state == LOADING):
+        return scrap(touch, EXITING)
+    if may_load(page):
+        if page_load(touch.fileh, touch.blk, FOR_TOUCH).why != NO_FAILURE:
+            return scrap(touch, LOAD_FAILED)
+        return AGAIN
+    if page.state == LOADING:
+        why = own_load(page)
+        if why != NO_FAILURE:
+            return refuse(touch, why, 0)
+        wait_loaded(touch.fileh, page)
+        return AGAIN
+    return GO_ON
+
+
+cdef Step touch_read(Touch *touch) noexcept nogil:
+    """It was used: it is given back later."""
+    if touch.page.res.queue != OFF:
+        ram_touch(&touch.page.res)
+    return GO_ON
+
+
+cdef Step touch_change(Touch *touch) noexcept nogil:
+    """Have the page DIRTY, to be written."""
+    cdef FileH *fileh = touch.fileh
+    cdef Page *page = touch.page
+    cdef int err
+    if fileh.frozen != 0:
+        if fileh.writer == pthread_self():
+            return refuse(touch, WRITE_IN_WRITEOUT, 0)
+        fileh.counts.waits += 1
+        op_wait()
+        return AGAIN
+    if fileh.announces and not fileh.announced:
+        return AGAIN if announce(fileh, touch.blk) == 0 else scrap(touch, CHANGE_REFUSED)
+    if page.state == LOADED:
+        if not ram_may_dirty(fileh.blksize):
+            return refuse(touch, DIRTY_LIMIT, 0)
+        if page.backing != MEMFD:
+            err = page_bring_in(page)
+            if err == 0:
+                return AGAIN
+            return refuse(touch, NO_MEMORY if err in (ENOMEM, ENOSPC) else BROKEN_FILE, err)
+        page_become(page, DIRTY, MEMFD)
+    page_set_stored(page, False)
+    return GO_ON
+
+
 cdef int announce(FileH *fileh, uint64_t blk) noexcept nogil:
-    """Call op_announce in the middle of something that holds the pager lock.
+    """Let the handle know of its first change. 0; -1: it refused, and an exception is on its way.
 
     A transaction may end between what op_announce did and our lock: then it was of that one.
 
@@ -72,125 +218,34 @@ cdef int announce(FileH *fileh, uint64_t blk) noexcept nogil:
     return err
 
 
-cdef void show_scrap(const char *addr, bint write, Failure why) noexcept nogil:
-    """Let the thread go on over memory that is never stored; nor is what is made of it."""
-    global scraps
-    cdef Area *area = area_lookup(addr)
-    cdef uint64_t i
-    if area == NULL:
-        return
-    i = (addr - area.start) // area.blksize
-    fileh_doom(<FileH *>area.owner, area.pgoffset + i, why)
-    scraps += 1
-    area.scrap = True
-    if area_show(area, i, 1, SINK if write else ZERO, -1, 0) != 0:
-        fatal(b"wendelin.core: no memory left to report a failure with\n")
-    area_set_stays(area, i, False)
-
-
-cdef bint page_touch(const char *addr, bint write) noexcept nogil:
-    """Make addr accessible, as the fault at it wanted. False: it is in no area.
-
-    1. find the area and the page
-    2. EMPTY, or LOADING by this thread which has not begun: load it. LOADING: wait. Then from 1
-    3. a write: announce it, LOADED -> DIRTY, after bringing it into page memory (then from 1)
-    4. show it
-    """
-    cdef Area *area
-    cdef FileH *fileh
-    cdef Page *page
-    cdef uint64_t i, blk
+cdef Step touch_show(Touch *touch) noexcept nogil:
+    """Show the page, and choose what is done ahead of the thread."""
+    cdef Area *area = touch.area
+    cdef Page *page = touch.page
+    cdef Kind kind = page_kind(page)
     cdef int err
-    cdef bint counted = False
-    cdef Failure why
-    cdef Kind kind
-    cdef Ahead[AHEAD_PAGES] ahead
-    cdef size_t n_ahead = 0
-    cdef char *fill = NULL
-    cdef size_t blksize
-    pager_lock()
-    while True:
-        area = area_lookup(addr)
-        if area == NULL:
-            pager_unlock()
-            return touch_inherited(addr)
-        fileh = <FileH *>area.owner
-        fileh.counts.faults += not counted
-        counted = True
-        blksize = area.blksize
-        i = (addr - area.start) // blksize
-        blk = area.pgoffset + i
-        page = <Page *>pagemap_get(&fileh.pages, blk)
-        if pager_exiting and (page == NULL or page.state == LOADING):
-            show_scrap(addr, write, EXITING)
-            break
-        if may_load(page):
-            if page_load(fileh, blk, False, NULL) != 0:
-                show_scrap(addr, write, LOAD_FAILED)
-                break
-            continue
-        if page.state == LOADING:
-            why = own_load(page)
-            if why != NO_FAILURE:
-                fail(fileh, blk, why, 0)
-                show_scrap(addr, write, why)
-                break
-            wait_loaded(fileh, page)
-            continue
-        if write:
-            if fileh.frozen != 0:
-                if fileh.writer == pthread_self():
-                    fail(fileh, blk, WRITE_IN_WRITEOUT, 0)
-                    show_scrap(addr, write, WRITE_IN_WRITEOUT)
-                    break
-                fileh.counts.waits += 1
-                op_wait()
-                continue
-            if fileh.announces and not fileh.announced:
-                if announce(fileh, blk) != 0:
-                    show_scrap(addr, write, CHANGE_REFUSED)
-                    break
-                continue
-            if page.state == LOADED:
-                if not ram_may_dirty(fileh.blksize):
-                    fail(fileh, blk, DIRTY_LIMIT, 0)
-                    show_scrap(addr, write, DIRTY_LIMIT)
-                    break
-                if page.backing != MEMFD:
-                    err = page_bring_in(page)
-                    if err != 0:
-                        why = NO_MEMORY if err in (ENOMEM, ENOSPC) else BROKEN_FILE
-                        fail(fileh, blk, why, err)
-                        show_scrap(addr, write, why)
-                        break
-                    continue
-                page_become(page, DIRTY, MEMFD)
-            page_set_stored(page, False)
-        elif page.res.queue != OFF:
-            ram_touch(&page.res)
-        kind = page_kind(page)
-        if page.state == DIRTY:
-            area.streak = area.streak + 1 if i == area.expected else 0
-            area.expected = i + 1
-            if kind == RW and area.streak >= 2:
-                fill = area.start + i * area.blksize
-        else:
-            if kind == RO:
-                n_ahead = load_ahead(area, i, ahead)
-            else:
-                n_ahead = show_ahead(area, i, ahead)
-        err = area_show(area, i, 1, kind, page.source.fd, page.source.offset)
-        if err != 0:
-            fail(fileh, blk, NO_MAPPING, err)
-            show_scrap(addr, write, NO_MAPPING)
-        break
-    pager_unlock()
-    if n_ahead != 0:
-        readahead_post(ahead, n_ahead)
-    if fill != NULL:
-        # Who writes block after block writes all of it: the page table at once, not by faults.
-        madvise(fill, blksize, MADV_POPULATE_WRITE)
-    return True
+    if page.state == DIRTY:
+        if written_ahead(area, touch.i) and kind == RW:
+            touch.fill = area.start + touch.i * area.blksize
+            touch.fill_size = area.blksize
+    elif kind == RO:
+        touch.n_ahead = load_ahead(area, touch.i, touch.ahead)
+    else:
+        touch.n_ahead = show_ahead(area, touch.i, touch.ahead)
+    err = area_show(area, touch.i, 1, kind, page.source.fd, page.source.offset)
+    return SHOWN if err == 0 else refuse(touch, NO_MAPPING, err)
+
+
+cdef Step refuse(Touch *touch, Failure why, int err) noexcept nogil:
+    """Tell the thread why it cannot have the page, and let it go on over scrap."""
+    fail(touch.fileh, touch.blk, why, err)
+    return scrap(touch, why)
+
+
+cdef Step scrap(Touch *touch, Failure why) noexcept nogil:
+    """The thread was told: let it go on over scrap."""
+    show_scrap(touch.addr, touch.write, why)
+    return SHOWN
 
 
 cdef bint page_broken(const char *addr, bint write) noexcept nogil:

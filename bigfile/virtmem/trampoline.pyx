@@ -27,6 +27,7 @@ from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF
 from libc.stdint cimport INT64_MAX, uint64_t
 
+from wendelin.bigfile.virtmem.ahead cimport look_begin, look_end
 from wendelin.bigfile.virtmem.backend cimport source_from
 from wendelin.bigfile.virtmem.buffer cimport scratch_buffer
 from wendelin.bigfile.virtmem.failure cimport (addressee, check_nested, describe, failing_class,
@@ -39,13 +40,14 @@ from wendelin.bigfile.virtmem.interpreter cimport (PyEval_RestoreThread, PyEval_
                                                    put_aside, put_back)
 from wendelin.bigfile.virtmem.kernel cimport pthread_cond_wait
 from wendelin.bigfile.virtmem.loading cimport load_begins, page_fill
-from wendelin.bigfile.virtmem.page cimport (CHANGE_REFUSED, LOAD_FAILED, MEMFD, ZEROS, Failure,
+from wendelin.bigfile.virtmem.page cimport (CHANGE_REFUSED, FOR_CALL, LOAD_FAILED, MEMFD,
+                                            NO_FAILURE, ZEROS, Failed, Failure, Purpose,
                                             FileH, Source, fileh_doom, page_set_exiting,
                                             page_set_ops, pager_exiting)
 from wendelin.bigfile.virtmem.ram cimport pager_cond, pager_lock, pager_mutex, pager_unlock
 from wendelin.bigfile.virtmem.signals cimport signals_hold, signals_raised, signals_release
 from wendelin.bigfile.virtmem.touch cimport scraps_shown
-from wendelin.bigfile.virtmem.handle cimport MIN_AHEAD, BigFileH
+from wendelin.bigfile.virtmem.handle cimport BigFileH
 from wendelin.bigfile.virtmem.deadlock cimport wait_for_gil, wait_over
 
 from wendelin.bigfile.virtmem.errors import DoomedError, PageMemoryError
@@ -55,7 +57,6 @@ cdef extern from "Python.h":
 
 cdef enum:
     MAX_INTERRUPTS = 8      # after so many a loader is taken to raise them itself
-    MAX_AHEAD = 1024        # blocks that are asked for ahead, at most
     MAX_FAILURES = 64       # that a handle remembers: a reader may never abort
 
 
@@ -154,34 +155,40 @@ cdef void call_end(Call *call, Failure why) noexcept:
     put_back(&call.aside)
 
 
-cdef int load_block(FileH *fileh, uint64_t blk, Source *source, void **error) noexcept nogil:
+cdef void load_block(FileH *fileh, uint64_t blk, Source *source, Purpose purpose, Failed *failed) \
+        noexcept nogil:
     """page_set_ops: load. Entered without the pager lock."""
     cdef Call call
+    failed.why = LOAD_FAILED
     if pager_exiting:
-        return -1
+        return
     call_begin(&call, fileh, blk)
     with gil:
         call_begin_with_gil(&call)
         if load_begins(fileh, blk, source.load):
-            load_with_gil(&call, source, error != NULL)
+            load_with_gil(&call, source, purpose == FOR_CALL)
         else:
             source.load = 0
             call.result = 0
-        if error == NULL:
-            call_end(&call, LOAD_FAILED)
+        if purpose == FOR_CALL:
+            call_end_direct(&call, failed)
         else:
-            call_end_direct(&call, error)
-    return call.result
+            call_end(&call, LOAD_FAILED)
+    if call.result == 0:
+        failed.why = NO_FAILURE
 
 
-cdef void call_end_direct(Call *call, void **error) noexcept:
+cdef void call_end_direct(Call *call, Failed *failed) noexcept:
     """Give what is to be raised, in place of call_end()."""
+    cdef PyObject *exc
     keep_raised(call)
+    exc = call.exc
     if call.interrupt != NULL:
-        error[0] = <void *>call.interrupt
-        Py_XDECREF(call.exc)
-    else:
-        error[0] = <void *>call.exc
+        Py_XDECREF(exc)
+        exc = call.interrupt
+    if exc != NULL:
+        Py_XDECREF(<PyObject *>failed.exc)  # of a load that was not true any more
+        failed.exc = <void *>exc
     if call.holds:
         signals_release()
     put_back(&call.aside)
@@ -225,21 +232,14 @@ cdef void load_with_gil(Call *call, Source *source, bint direct) noexcept:
 
 
 cdef int look_ahead(BigFileH fileh, uint64_t blk, uint64_t epoch) except -1:
-    """Learn where more blocks are, besides blk, which was not known.
-
-    From blk on, if that is where the last look ended, else around it. Each look that finds
-    something doubles the next one: whoever touches one block does not pay for all of them.
-    """
+    """Learn where more blocks are, besides blk, which was not known."""
     cdef uint64_t start, stop
     mapahead = getattr(fileh.file, "mapahead", None)
     if mapahead is None:
         return 0
-    start = blk if blk == fileh.ahead_stop else blk - blk % fileh.ahead_window
-    stop = min(start + fileh.ahead_window, <uint64_t>(INT64_MAX // fileh.fileh.blksize))
-    fileh.ahead_stop = stop
-    found = mapahead(start, stop)
-    fileh.ahead_window = (min(2 * fileh.ahead_window, <uint64_t>MAX_AHEAD) if len(found) > 1
-                          else <uint64_t>MIN_AHEAD)
+    look_begin(&fileh.looks, blk, &start, &stop)
+    found = mapahead(start, min(stop, <uint64_t>(INT64_MAX // fileh.fileh.blksize)))
+    look_end(&fileh.looks, len(found) > 1)
     fileh.know(found, epoch)
     return 0
 

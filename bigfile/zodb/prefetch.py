@@ -1,4 +1,4 @@
-"""A small pool of threads that load blocks before they are touched.
+"""Blocks that are loaded before they are touched, by threads of the pool.
 
 For storages that have to be asked, block by block: what can be mapped or copied from a file is
 read ahead by the pager itself (readahead). The threads go through BigFileH.load(), as everybody
@@ -7,23 +7,18 @@ does: so they touch nothing of a Connection but its storage.
 
 from __future__ import annotations
 
-import os
-import threading
 import weakref
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import cache
 from typing import Protocol
 
-from wendelin.bigfile.virtmem.handle import ram_stat
+from wendelin.bigfile.virtmem.ahead import window
+from wendelin.lib.pool import in_pool, submit
 
 __all__ = ["ReadAhead", "prefetch"]
 
 THREADS = 2  # for a storage on this machine, where they mostly wait for the GIL
 REMOTE_THREADS = 8  # for one that is asked over a network: so many requests are under way
-AHEAD_BYTES = 16 << 20  # that a sequential reader is ahead of itself, at most
-REMOTE_AHEAD_BYTES = 32 << 20
 MANY = 4  # blocks of a view that is likely to be read from its beginning on
 
 
@@ -32,21 +27,6 @@ class Loads(Protocol):
 
     def load(self, pgoffset: int, pglen: int) -> None:
         """See BigFileH."""
-
-
-_here = threading.local()  # .loads_ahead: this thread is one of the pool
-
-
-def _begin() -> None:
-    _here.loads_ahead = True
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(REMOTE_THREADS, "wendelin.core-prefetch", _begin)
-
-
-os.register_at_fork(after_in_child=_pool.cache_clear)  # its threads stay in the parent
 
 
 def _load_next(
@@ -59,24 +39,21 @@ def _load_next(
     all of them itself, as it has a page to load that comes before theirs.
     """
     if others:
-        with suppress(RuntimeError):  # the interpreter ends
-            _pool().submit(_load_next, owner, handle, pages, others - 1)
+        submit(_load_next, owner, handle, pages, others - 1)
     page = next(pages, None)
     fileh = handle()
     if page is None or fileh is None or owner() is None:
         return
     with suppress(Exception):  # who touches it is told
         fileh.load(page, 1)
-    with suppress(RuntimeError):  # the interpreter ends
-        _pool().submit(_load_next, owner, handle, pages)
+    submit(_load_next, owner, handle, pages)
 
 
 def prefetch(owner: object, fileh: Loads, pages: Collection[int], threads: int = THREADS) -> None:
     """Start loading pages, for as long as the owner lives, and do not wait."""
     if pages:
         others = min(len(pages), threads) - 1
-        with suppress(RuntimeError):
-            _pool().submit(_load_next, weakref.ref(owner), weakref.ref(fileh), iter(pages), others)
+        submit(_load_next, weakref.ref(owner), weakref.ref(fileh), iter(pages), others)
 
 
 def _find(find: weakref.WeakMethod[Callable[[int, int], object]], start: int, stop: int) -> None:
@@ -111,9 +88,7 @@ class ReadAhead:
     def __init__(self, blksize: int, remote: bool, find: Callable[[int, int], object]) -> None:
         self._find = weakref.WeakMethod(find) if remote else None
         self._threads = REMOTE_THREADS if remote else THREADS
-        most = REMOTE_AHEAD_BYTES if remote else AHEAD_BYTES
-        limit, _, _ = ram_stat()
-        self._most = max(1, min(most, limit // 16) // blksize)
+        self._most = window(blksize, remote)
         self._next = 0  # the block that a sequential reader will load itself, next
         self._stop = 0  # of the last window
         self._begin = -1  # a block that who touches it first is expected to go on from
@@ -128,7 +103,7 @@ class ReadAhead:
 
     def loading(self, fileh: Loads, blk: int) -> None:
         """Be told that a block is loaded by whoever touched it. Called in any thread."""
-        if getattr(_here, "loads_ahead", False):
+        if in_pool():
             return
         if blk == self._begin:
             self._begin, self._stop = -1, 0
@@ -143,6 +118,5 @@ class ReadAhead:
         self._stop = stop
         pages = [page for page in range(first, stop) if page != self._next]
         if self._find is not None:
-            with suppress(RuntimeError):  # the interpreter ends
-                _pool().submit(_find, self._find, first, stop + self._most)
+            submit(_find, self._find, first, stop + self._most)
         prefetch(fileh, fileh, pages, self._threads)

@@ -472,7 +472,7 @@ def test_prefetch_loads_and_keeps_errors_to_itself():
 
 
 def test_prefetch_of_any_size_returns_at_once_and_ends_with_the_array():
-    from wendelin.bigfile.zodb.prefetch import _pool
+    from wendelin.lib import pool
 
     file = Signalling()
     A = BigArray((1 << 50,), "u1", file.fileh_open())
@@ -480,10 +480,10 @@ def test_prefetch_of_any_size_returns_at_once_and_ends_with_the_array():
     assert file.asked.acquire(timeout=60)
     fileh = weakref.ref(A._fileh())
     del A
-    done = threading.Barrier(3)
+    done = threading.Barrier(pool.THREADS + 1)
     for _ in range(2):  # behind the jobs that run, and behind what these leave
-        for _ in range(2):
-            _pool().submit(done.wait, 60)
+        for _ in range(pool.THREADS):
+            pool.submit(done.wait, 60)
         done.wait(60)
     gc.collect()
     assert fileh() is None

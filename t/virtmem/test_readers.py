@@ -152,7 +152,7 @@ def test_blocks_of_other_storages_are_read_ahead_in_threads(path, values):
     load = file.records.load
     file.records.load = lambda oid: (threads.add(threading.current_thread().name), load(oid))[1]
     assert np.array_equal(root["A"][:], values)
-    assert any("prefetch" in name for name in threads)
+    assert any(name.startswith("wendelin.core") for name in threads)
     assert len(root._p_jar._cache.lru_items()) < N  # no block is in the Connection's cache
     dbclose(root)
 

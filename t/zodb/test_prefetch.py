@@ -66,7 +66,7 @@ def test_blocks_larger_than_the_window(monkeypatch):
 
 def test_where_blocks_are_is_looked_up_a_window_before(monkeypatch):
     issued, table = [], Table()
-    monkeypatch.setattr(prefetch, "_pool", lambda: table)
+    monkeypatch.setattr(prefetch, "submit", table.submit)
     monkeypatch.setattr(prefetch, "prefetch", lambda owner, fileh, pages, _: issued.extend(pages))
     ahead = prefetch.ReadAhead(BLK, True, table.find)
     for blk in range(300):
@@ -79,7 +79,7 @@ def test_where_blocks_are_is_looked_up_a_window_before(monkeypatch):
 
 def test_on_this_machine_nothing_is_looked_up_before(monkeypatch):
     table = Table()
-    monkeypatch.setattr(prefetch, "_pool", lambda: table)
+    monkeypatch.setattr(prefetch, "submit", table.submit)
     monkeypatch.setattr(prefetch, "prefetch", lambda *args: None)
     ahead = prefetch.ReadAhead(BLK, False, table.find)
     for blk in range(20):
