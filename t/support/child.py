@@ -11,9 +11,9 @@ from support import TESTS
 TIMEOUT = 60
 
 
-def start_child(code: str, *args: str, stderr=None, **env: str) -> subprocess.Popen:
+def start_child(code: str, *args: str, stdout=None, stderr=None, **env: str) -> subprocess.Popen:
     """Start a process that runs Python code; its output is text."""
-    return subprocess.Popen(_command(code, args), **_options(env), stderr=stderr)
+    return subprocess.Popen(_command(code, args), **_options(env), stdout=stdout, stderr=stderr)
 
 
 def run_child(code: str, *args: str, timeout: float = TIMEOUT, **env: str):

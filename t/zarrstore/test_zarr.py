@@ -3,14 +3,16 @@
 import gc
 import os
 import pickle
+import subprocess
 import threading
+import time
 from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 import transaction
-from support.child import run_child
-from support.clients import Client
+from child import run_child, start_child
+from clients import Client
 from ZODB.POSException import ConflictError, ConnectionStateError, ReadOnlyError
 
 zarr = pytest.importorskip("zarr")
@@ -198,6 +200,7 @@ def test_equal_values_are_not_stored_again(root, g):
     assert {key: value._p_oid for key, value in g.table.items()} == before
 
 
+@pytest.mark.only("fs")
 def test_no_descriptor_is_left_behind(root, g):
     before = 0
     for i in range(3):
@@ -694,3 +697,49 @@ def test_objects_of_the_database(g):
     transaction.commit()
     assert {type(value) for value in g.table.values()} == {ZarrValue}
     assert ZarrValue.__module__ == ZarrGroup.__module__ == ZarrParts.__module__ == "wendelin.zarr"
+
+
+# ---- killed ----
+
+WRITER = """
+    import sys, numpy as np, transaction, zarr
+    from wendelin.lib.zodb import dbopen
+    g = dbopen(sys.argv[1])["g"]
+    a, s = (zarr.open_array(g.store(), path=p) for p in "as")
+    n = int(a[0, 0])
+    print("begin", flush=True)
+    while True:
+        n += 1
+        a[:] = n
+        s[:] = -n
+        transaction.commit()
+        print(n, flush=True)
+"""
+
+
+@pytest.mark.only("fs", "zeo")
+def test_a_killed_writer_leaves_whole_transactions(testdb):
+    root = testdb.open()
+    root["g"] = g = ZarrGroup()
+    make(g, "a", "zstd", np.zeros((60, 40), "i4"))
+    make(g, "s", "sharded", np.zeros((60, 40), "i4"))
+    transaction.commit()
+    testdb.close(root)
+    seen = 0
+    for wait in 1, 4:
+        child = start_child(WRITER, testdb.url, stdout=subprocess.PIPE)
+        assert child.stdout.readline() == "begin\n"
+        for _ in range(wait):
+            told = int(child.stdout.readline())
+        time.sleep(0.003)  # anywhere in the next one
+        child.kill()
+        rest = child.communicate()[0].split()
+        told = int(rest[-1]) if rest else told
+        root = testdb.open()
+        a, s = opened(root["g"], "a")[:], opened(root["g"], "s")[:]
+        assert len(np.unique(a)) == 1
+        assert np.array_equal(a, -s)
+        assert a[0, 0] in (told, told + 1)
+        assert a[0, 0] > seen
+        seen = int(a[0, 0])
+        testdb.close(root)

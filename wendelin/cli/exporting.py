@@ -40,8 +40,10 @@ from wendelin.cli.output import (
     size_text,
 )
 from wendelin.cli.part import Part
+from wendelin.cli.stored import Stored
 from wendelin.cli.transfer import parts
 from wendelin.cli.tree import find_array
+from wendelin.cli.zarrgroups import GroupReader, export_folder, find_group
 from wendelin.lib.zodb import zconn_at
 
 __all__ = ["export"]
@@ -110,7 +112,8 @@ Examples:
   wendelin export data.fs#run/velocity all.npz
   wendelin export zeo://host:9991#frames scan.h5:raw/frames
   wendelin export --at 2026-01-31T18:30 data.fs#ticks ticks.csv
-  wendelin export --at 0x03f1a2b3c4d5e6f7 data.fs#t2m climate.zarr""",
+  wendelin export --at 0x03f1a2b3c4d5e6f7 data.fs#t2m climate.zarr
+  wendelin export data.fs#climate climate.zarr""",
 )
 @click.argument("address", metavar="URL#path", type=AddressType())
 @click.argument("file", metavar="FILE[:NAME]")
@@ -137,6 +140,8 @@ def export(
     What the file is to be, its suffix says; it has this array only. It is FILE.part until it is
     complete. If that was interrupted, the same command goes on, with the same state of the array;
     .npz and .h5 begin anew.
+
+    A ZarrGroup, or what is in one by a path, is written as a Zarr folder, byte for byte.
     """
     what = named(parse_file(file), address.path[-1])
     options = Options(delimiter=delimiter)
@@ -145,6 +150,10 @@ def export(
     part = Part(what.path)
     before = part.done
     with opened(address.url, at=part.tid or at) as database:
+        group = find_group(database, address)
+        if group is not None:
+            _export_group(group, address, what, at, part, step, as_json)
+            return
         array = find_array(database, address)
         source = ArraySource(array, {})
         check_size(source, what)
@@ -199,3 +208,61 @@ def _export(
             f"{explain(e)}: {part.path} has {part.done} of {source.layout.size} elements; the same "
             f"command goes on with the array as it was then, and begins anew if that is removed"
         ) from e
+
+
+def _export_group(
+    group: tuple[Stored, str],
+    address: Address,
+    what: File,
+    at: bytes | None,
+    part: Part,
+    step: int,
+    as_json: bool,
+) -> None:
+    """Write a ZarrGroup as a Zarr folder."""
+    stored, prefix = group
+    if what.kind != "zarr" or what.member:
+        raise Failure(
+            f"{address} is a ZarrGroup, or in one: it is exported as a Zarr folder, as in x.zarr"
+        )
+    reader = GroupReader(stored, prefix)
+    if not reader.values:
+        raise Failure(f"{address} has nothing in it")
+    before = part.done
+    tid = zconn_at(stored.database.conn)
+    part.begin(
+        {
+            "url": address.url,
+            "path": list(address.path),
+            "at": at and at.hex(),
+            "oid": stored.oid.hex(),
+            "kind": "zarr group",
+        },
+        tid,
+    )
+    total = sum(reader.sizes().values())
+    try:
+        with progress(f"export {address.path[-1]}", total, in_bytes=True) as tell:
+            export_folder(reader, part, step, tell)
+    except (Exception, KeyboardInterrupt) as e:
+        if not part.done:
+            part.remove()
+            raise
+        raise Failure(
+            f"{explain(e)}: {part.path} has {part.done} of {len(reader.values)} values; the same "
+            f"command goes on with the group as it was then, and begins anew if that is removed"
+        ) from e
+    part.finish()
+    if as_json:
+        print_json(
+            {
+                "file": what.path,
+                "keys": len(reader.values),
+                "bytes": total,
+                "at": shown_tid(tid),
+                "resumed_at": before or None,
+            }
+        )
+    else:
+        again = f", gone on with, as it was at {shown_time(tid)}" if before else ""
+        say(f"{what.path}: {len(reader.values)} values, {size_text(total)}{again}")

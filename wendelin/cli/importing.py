@@ -24,7 +24,7 @@ from wendelin.cli.arguments import (
 )
 from wendelin.cli.database import opened_to_write
 from wendelin.cli.errors import Failure
-from wendelin.cli.files import File, Options, open_source, parse_file
+from wendelin.cli.files import File, Options, check_options, open_source, parse_file
 from wendelin.cli.files.base import Source
 from wendelin.cli.output import (
     layout_json,
@@ -34,6 +34,7 @@ from wendelin.cli.output import (
     size_text,
 )
 from wendelin.cli.transfer import Target, fill
+from wendelin.cli.zarrgroups import Folder, import_folder
 
 __all__ = ["import_file"]
 
@@ -70,11 +71,19 @@ Examples:
   wendelin import all.npz:velocity data.fs#run/velocity
   wendelin import scan.h5:raw/frames zeo://host:9991#frames
   wendelin import climate.zarr:t2m data.fs#t2m
+  wendelin import --as zarr climate.zarr data.fs#climate
   wendelin import --columns time,price ticks.csv data.fs#ticks
   wendelin import --dtype '>f4' --shape 512,512 image.raw data.fs#image""",
 )
 @click.argument("file", metavar="FILE[:NAME]")
 @click.argument("address", metavar="URL#path", type=AddressType())
+@click.option(
+    "--as",
+    "as_what",
+    type=click.Choice(["array", "zarr"]),
+    default="array",
+    help="Of a Zarr folder: an array, or all of it as it is, chunks and codecs.  [default: array]",
+)
 @click.option("--dtype", type=DtypeType(), help="Of raw bytes; or of a CSV file.  [default: f8]")
 @click.option("--shape", type=ShapeType(), help="Of raw bytes; else they are 1-d.")
 @click.option("--order", type=click.Choice(["C", "F"]), help="Of raw bytes.  [default: C]")
@@ -99,6 +108,7 @@ Examples:
 def import_file(
     file: str,
     address: Address,
+    as_what: str,
     dtype: np.dtype[Any] | None,
     shape: tuple[int, ...] | None,
     order: Order | None,
@@ -118,10 +128,16 @@ def import_file(
     What a file is, its suffix says; bytes are taken as they are, in their dtype and order. It is
     done in transactions of some blocks each. If it was interrupted, the same command goes on from
     where it was; until all is there, the array is in NAME~import, and nothing by its name.
+
+    With --as zarr, a ZarrGroup is made of a Zarr folder, or of NAME in it: each file is a value of
+    it, byte for byte. A program has it as zarr.open_group(root[...].store()).
     """
     names = [name.strip() for name in columns.split(",")] if columns else []
     options = Options(dtype, shape, order, offset, names, delimiter, header, external)
     what = parse_file(file, raw=dtype is not None)
+    if as_what == "zarr":
+        _import_group(what, address, options, replace, step, as_json)
+        return
     with (
         closing(_opened_source(what, options)) as source,
         opened_to_write(address.url) as root,
@@ -149,3 +165,34 @@ def import_file(
             shown = ", ".join(names[:8]) + (", ..." if names[8:] else "")
             after = f", after a header: {shown}" if names else ""
             say(f"{address}: {size_text(total)}{after}{again}")
+
+
+def _import_group(
+    what: File, address: Address, options: Options, replace: bool, step: int, as_json: bool
+) -> None:
+    """Make a ZarrGroup of a Zarr folder."""
+    if what.kind != "zarr":
+        raise click.UsageError(f"--as zarr is of Zarr folders, and {what.path!r} is none")
+    check_options(what, options)
+    names = [name for name in what.member.split("/") if name]
+    if ".." in names:
+        raise click.UsageError(f"{what.member!r} is not in {what.path}")
+    folder = Folder(os.path.join(what.path, *names), options.external)
+    total = folder.size
+    with (
+        opened_to_write(address.url) as root,
+        progress(f"import {os.path.basename(what.path)}", total, in_bytes=True) as tell,
+    ):
+        before = import_folder(root, address, folder, replace, step, tell)
+    if as_json:
+        print_json(
+            {
+                "path": str(address).partition("#")[2],
+                "keys": len(folder.sizes),
+                "bytes": total,
+                "resumed_at": before or None,
+            }
+        )
+    else:
+        again = f", from {size_text(before)} on" if before else ""
+        say(f"{address}: {len(folder.sizes)} values, {size_text(total)}{again}")

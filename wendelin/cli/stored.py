@@ -287,11 +287,16 @@ def class_of(value: Any) -> str:
 
 
 def is_leaf(ref: Ref) -> bool:
-    """Say whether there are no arrays in an object: it is a block, or a part of one."""
-    return ref.cls == "wendelin.bigfile.file_zodb.ZData" or class_name(ref.cls) in _BLOCKS
+    """Say whether there are no arrays in an object: it is a block, or a value, or a part of one."""
+    return ref.cls in _LEAVES or class_name(ref.cls) in _BLOCKS
 
 
 _BLOCKS = {"ZBlk0", "ZBlk1"}
+_LEAVES = {
+    "wendelin.bigfile.file_zodb.ZData",
+    "wendelin.zarr.ZarrParts",
+    "wendelin.zarr.ZarrValue",
+}
 
 
 # ---- what is in objects ----

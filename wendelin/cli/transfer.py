@@ -34,7 +34,7 @@ from wendelin.cli.output import Advance
 from wendelin.cli.stored import Database, Stored, class_of
 from wendelin.cli.tree import PROGRESS, SUFFIX, find
 
-__all__ = ["STEP", "Target", "fill", "parts"]
+__all__ = ["STEP", "Place", "Target", "fill", "parts"]
 
 STEP = 32 << 20  # of a transaction, if nothing else is said [bytes]
 
@@ -68,7 +68,7 @@ def parts(source: Source, start: int, step: int, sparse: bool = True) -> Iterato
         start = stop
 
 
-class _Place:
+class Place:
     """Where in a database an array is to be: in what, by which name. What is in between is made."""
 
     def __init__(self, root: Any, address: Address) -> None:
@@ -189,7 +189,7 @@ class Target:
     ) -> None:
         self.address = address
         self._root, self._replace = root, replace
-        self._place = _Place(root, address)
+        self._place = Place(root, address)
         self._check_there()
         if source.layout.dtype.hasobject:
             raise Failure(
