@@ -75,7 +75,7 @@ def ram_limit() -> int:
     Raises
     ------
     ValueError
-        WENDELIN_CORE_RAM is no size.
+        WENDELIN_CORE_RAM is not a size.
     """
     text = os.environ.get("WENDELIN_CORE_RAM")
     if text is None:

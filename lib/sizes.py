@@ -42,7 +42,7 @@ def parse_size(text: str, unit: str = "") -> int:
     Raises
     ------
     ValueError
-        It is no size, or not positive.
+        It is not a size, or not positive.
     """
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(?:([KMGT])(?:i?B)?|(B))?\s*", text, re.I)
     size = 0
@@ -50,5 +50,5 @@ def parse_size(text: str, unit: str = "") -> int:
         power = _POWERS[(match[2] or ("" if match[3] else unit)).upper()]
         size = int(Fraction(match[1]) * (1 << power))
     if size <= 0:
-        raise ValueError(f"{text!r} is no size: it must be like 4096, 512K, 32M or 1.5G")
+        raise ValueError(f"{text!r} is not a size: it must be like 4096, 512K, 32M or 1.5G")
     return size

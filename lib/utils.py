@@ -32,7 +32,7 @@ def inttuple(x: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
     Raises
     ------
     TypeError
-        Something in x is no integer; or x has no order, as a set or a dict.
+        Something in x is not an integer; or x has no order, as a set or a dict.
 
     Examples
     --------

@@ -152,7 +152,7 @@ _here = threading.local()  # .forgets: see zconn_forget()
 
 
 class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no type hints
-    """A persistent object that holds things which live, and is no ghost as long as it does.
+    """A persistent object that holds things which live, and is not a ghost as long as it does.
 
     The Connection's cache may not take its state away. When it is invalidated - by abort, or as
     others changed it - it reads its new state at once; attributes `_v_...` stay what they were, but
@@ -162,7 +162,7 @@ class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no typ
     _kept: tuple[str, ...] = ("_v_",)  # what names begin with that stay
 
     def lives(self) -> bool:
-        """Say whether there is anything to keep alive. Called when the object is no ghost."""
+        """Say whether there is anything to keep alive. Called when the object is not a ghost."""
         return True
 
     def __setstate__(self, state: Any) -> None:
@@ -243,7 +243,7 @@ def btree_nodes(btree: Any) -> list[Any]:
 def deactivate_btree(btree: Any) -> None:
     """Turn all unchanged nodes and values of a BTree that are in memory into ghosts. Loads nothing.
 
-    Values that are no persistent objects go with the nodes; a LivePersistent that lives stays.
+    Values that are not persistent objects go with the nodes; a LivePersistent that lives stays.
     """
     nodes = btree_nodes(btree)
     for obj in [value for node in nodes for value in btree_values(node)]:
@@ -345,8 +345,8 @@ def zconn_at(conn: Any) -> bytes:
 def zconn_locate(conn: Any, oids: Iterable[bytes], *, wait: bool = True) -> list[Located | None]:
     """Return where the bytes of objects lie in a file, as a Connection sees them.
 
-    None for those that do not: all of them, where the storage is no AlignedFileStorage; and, not
-    wait, for those for which the disk would have to be waited for.
+    None for objects whose bytes are not in a file: all of them, if the storage is not an
+    AlignedFileStorage. With wait=False, also None for those that would have to wait for the disk.
     """
     storage = _file_of(conn)
     before = zconn_before(conn)
@@ -429,7 +429,7 @@ def _stat(conn: Any, storage: Any, oid: bytes, before: bytes | None) -> Stat | N
         else:
             found = storage.loadBefore(oid, before)
         return None if found is None else Stat(found[1], len(found[0]))
-    except KeyError:  # NEO's is no POSKeyError
+    except KeyError:  # NEO's is not a POSKeyError
         return None
 
 

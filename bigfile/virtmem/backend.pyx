@@ -43,7 +43,7 @@ cdef int source_from(found, size_t blksize, Source *source) except -1:
         source.backing = FILERANGE if whole else NOTHING
     source.offset = offset
     if fd < 0 or source.offset < 0 or source.size > blksize:
-        raise ValueError(f"mapblk returned {found}: that is no place of a block of {blksize} bytes")
+        raise ValueError(f"mapblk returned {found}: that is not a place of a block of {blksize} bytes")
     if source.backing == FILERANGE and source.offset % os_page != 0:
         raise ValueError(f"mapblk returned (fd {fd}, offset {offset}): the offset must be a "
                          f"multiple of the OS page, {os_page} bytes")

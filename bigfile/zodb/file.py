@@ -65,7 +65,7 @@ class ZBigFile(LivePersistent):
             and types[0] is not bool
             and types[1] in (LOBTree, LOBTreePy)
         ):
-            raise RecordError(f"a damaged ZBigFile: {state!r:.200} is no (blksize, LOBTree)")
+            raise RecordError(f"a damaged ZBigFile: {state!r:.200} is not (blksize, LOBTree)")
         self.blksize, self.blktab = int(state[0]), state[1]
 
     def lives(self) -> bool:

@@ -295,7 +295,7 @@ class ZBlk1(ZBlkBase):
         super().release()
 
     def _in_memory(self) -> Iterator[Any]:
-        """Yield nodes of the chunk table, and chunks, that are no ghosts."""
+        """Yield nodes of the chunk table, and chunks, that are not ghosts."""
         if self._p_changed is None:
             return
         for node in btree_nodes(self.chunktab):
@@ -448,7 +448,7 @@ def class_name(cls: str) -> str:
 
 
 def _format_of(record: memoryview | bytes) -> type[ZBlkBase] | None:
-    """Return the format of a record, or of the beginning of one; None: it is no block."""
+    """Return the format of a record, or of the beginning of one; None: it is not a block."""
     return FORMATS.get(class_of(record).removeprefix(f"{_MODULE}."))
 
 
@@ -471,7 +471,7 @@ def load_block(
     Raises
     ------
     RecordError
-        It is no block, or damaged.
+        It is not a block, or damaged.
     ChecksumError
         Its bytes are not those that were stored.
     Exception
@@ -482,6 +482,7 @@ def load_block(
     if cls is None:
         known = ", ".join(FORMATS)
         raise RecordError(
-            f"object {oid.hex()} is a {class_of(record)}, which is no block format (known: {known})"
+            f"object {oid.hex()} is a {class_of(record)}, which is not a block format (known: "
+            f"{known})"
         )
     return cls.load(record, records, blksize, into)

@@ -175,7 +175,7 @@ def resolve(url: str, read_only: bool = False) -> tuple[Factory, dict[str, Any]]
     else:
         known = ", ".join(sorted(_schemes().union(_NEO)))
         raise ValueError(
-            f"{url!r} is no database: it must be a path (test.fs), or a URL with one of the "
+            f"{url!r} is not a database: it must be a path (test.fs), or a URL with one of the "
             f"schemes {known}"
         )
     factory = _remembered(factory, url)
@@ -191,7 +191,7 @@ def _resolve_other(url: str, shown: str = "") -> tuple[Factory, dict[str, Any]]:
         with handlers_optional():  # its client may be imported now
             factory, arguments = resolve_uri(url)
     except (KeyError, ValueError) as e:
-        raise ValueError(f"{shown or url!r} is no right URL: {e}") from e
+        raise ValueError(f"{shown or url!r} is not a valid URL: {e}") from e
 
     def make() -> Any:
         with handlers_optional():
@@ -218,7 +218,7 @@ def _options(
         # zodburi knows what is left: arguments of DB
         _, arguments = resolve_uri(f"memory://?{urlencode(others)}")
     except (KeyError, ValueError) as e:
-        raise ValueError(f"{url!r} is no right URL: {e} (options: {', '.join(known)})") from e
+        raise ValueError(f"{url!r} is not a valid URL: {e} (options: {', '.join(known)})") from e
     return options, dict(arguments)
 
 
@@ -228,7 +228,7 @@ def _options(
 def _resolve_file(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
     """Of file://PATH?option=value&..."""
     if not url.startswith("file://"):
-        raise ValueError(f"{url!r} is no right URL: it must begin with file://")
+        raise ValueError(f"{url!r} is not a valid URL: it must begin with file://")
     path, _, query = url.removeprefix("file://").partition("?")
     options, arguments = _options(url, query, _FILE_OPTIONS)
     if read_only:
@@ -259,7 +259,7 @@ def _decoded(url: str, path: str) -> str:
 
 
 def _check_path(path: str) -> None:
-    """See that a path is no half URL: only URLs have options.
+    """See that a path is not half a URL: only URLs have options.
 
     Raises
     ------
@@ -355,10 +355,10 @@ def _zeo_address(url: str, parts: SplitResult) -> str | tuple[str, int]:
     try:
         port = parts.port
     except ValueError as e:
-        raise ValueError(f"{url!r} is no right URL: {e}") from e
+        raise ValueError(f"{url!r} is not a valid URL: {e}") from e
     if parts.path not in ("", "/"):
         raise ValueError(
-            f"{url!r} is no right URL: {parts.path!r} follows the address; a storage is "
+            f"{url!r} is not a valid URL: {parts.path!r} follows the address; a storage is "
             f"named by ?storage={parts.path[1:]}"
         )
     return parts.hostname or "", _ZEO_PORT if port is None else port
@@ -398,7 +398,7 @@ def split_demo(url: str) -> tuple[str, str, str]:
     base, rest = text[1:middle], text[middle + 1 :]
     end = _closed(rest[1:]) + 1
     if middle < 0 or end < 1 or rest[:1] != "/" or rest[end + 1 : end + 2] not in ("", "#"):
-        raise ValueError(f"{url!r} is no right URL: it must be demo:(URL)/(URL)")
+        raise ValueError(f"{url!r} is not a valid URL: it must be demo:(URL)/(URL)")
     return base, rest[2:end], rest[end + 1 :]
 
 
@@ -413,7 +413,7 @@ def _resolve_demo(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
         factory, others = resolve(part, read_only and not part.startswith("memory:"))
         if others and others != usual:
             raise ValueError(
-                f"{url!r} is no right URL: options of the database are at its end, after "
+                f"{url!r} is not a valid URL: options of the database are at its end, after "
                 f"'#', and not in {part}"
             )
         factories.append(factory)

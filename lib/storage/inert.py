@@ -32,7 +32,7 @@ _DIGITS = 1000  # of a number that is written as text
 
 
 class InertError(ValueError):
-    """It is no pickle, or one that is not read here."""
+    """It is not a pickle, or one that is not read here."""
 
 
 def printable(name: str) -> str:
@@ -170,7 +170,7 @@ class Reader:
 
     def _load_persistent(self, value: Any) -> Any:
         if self._persistent is None:
-            raise InertError("a persistent object, where there can be none")
+            raise InertError("a persistent object in a place where it cannot be")
         return self._persistent(value)
 
     # ---- what is called ----
@@ -329,7 +329,7 @@ class Reader:
             elif op == 0x93:  # STACK_GLOBAL
                 name, module = pop(), pop()
                 if type(name) is not str or type(module) is not str:
-                    raise InertError("a name that is no text")
+                    raise InertError("a name that is not text")
                 push(Global(f"{module}.{name}"))
             elif op == 0x5D:  # EMPTY_LIST
                 push([])

@@ -60,7 +60,7 @@ class _Maker:
         if self._left < 0 or not depth:
             raise InertError("a dtype of thousands of fields, or of many in each other")
         if not isinstance(value, Object) or value.cls != "numpy.dtype" or not value.args:
-            raise InertError(f"{shown(value)} is no dtype")
+            raise InertError(f"{shown(value)} is not a dtype")
         # (version, byteorder, subarray, names, fields, itemsize, alignment, flags[, metadata])
         state = value.states[-1] if value.states else (3, "=", None, None, None, -1, -1, 0)
         if not isinstance(state, tuple) or not 5 <= len(state) <= 9:
@@ -146,9 +146,9 @@ def scalar_of(value: object) -> Any:
     if not isinstance(value, Object):
         return value
     if value.cls not in _SCALARS or len(value.args) != 2:
-        raise InertError(f"{shown(value)} is no number")
+        raise InertError(f"{shown(value)} is not a number")
     dtype, data = dtype_of(value.args[0]), value.args[1]
     data = data.encode("latin1") if isinstance(data, str) else data
     if not isinstance(data, bytes) or len(data) != dtype.itemsize or dtype.hasobject:
-        raise InertError(f"{shown(value)} is no number")
+        raise InertError(f"{shown(value)} is not a number")
     return np.frombuffer(data, dtype)[0]

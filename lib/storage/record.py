@@ -109,7 +109,7 @@ def _reference(ref: Any) -> Ref:
         ref, cls = ref[0], _class_name(ref[1])
     oid = as_bytes(ref)
     if len(oid) != 8:
-        raise RecordError(f"a reference that is none: {shown(oid)}")
+        raise RecordError(f"not a reference: {shown(oid)}")
     return Ref(oid, cls)
 
 

@@ -196,7 +196,9 @@ def share(db: Any) -> str:
     url = zstor_2zurl(db.storage)
     with _lock:
         if any(opened.has(db) for opened in _databases.values()):
-            raise ValueError(f"{url} is no database of the program's own, which it could share")
+            raise ValueError(
+                f"{url} is not a database of the program's own, so it cannot be shared"
+            )
         _own[url] = weakref.ref(db)
     return url
 

@@ -222,7 +222,7 @@ class ZEOClient(Client):
     def _tid(answer: Future) -> bytes:
         try:
             return bytes(answer.result())
-        except KeyError:  # NEO's is no POSKeyError
+        except KeyError:  # NEO's is not a POSKeyError
             return bytes(maxtid)  # it is gone
 
 

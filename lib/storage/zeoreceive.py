@@ -59,7 +59,7 @@ def decoder(protocol: Protocol) -> Callable[[bytes | memoryview], Any]:
                 return _Unpickler(io.BufferedReader(_Raw(message))).load()
             except Exception:
                 # of what only zodbpickle knows, if it does
-                log.debug("a message of a ZEO server is no plain pickle", exc_info=True)
+                log.debug("a message of a ZEO server is not a plain pickle", exc_info=True)
         return decode(message)
 
     return decode_pickle

@@ -21,7 +21,7 @@ from support import cgroup
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class Skip(Exception):  # noqa: N818  # it is no error
+class Skip(Exception):  # noqa: N818  # it is not an error
     """This machine cannot do the work; says why."""
 
 

@@ -115,7 +115,7 @@ def test_the_record_is_as_it_was_without_attributes(root):
 
 def test_attributes_live_in_transactions(root):
     A = array(root)
-    view = A[:]  # the array is no ghost as long as there is one
+    view = A[:]  # the array is not a ghost as long as there is one
     A.unit = "mV"
     A.gone = 1
     transaction.abort()

@@ -321,7 +321,7 @@ def test_fields_as_of_ndarrays(order):
         with pytest.raises(IndexError, match="no basic index"):
             A[bad]
     B = BigArray((1 << 62,), "u1", RAMFile().fileh_open())
-    with pytest.raises(IndexError, match="'t' is no basic index"):
+    with pytest.raises(IndexError, match="'t' is not a basic index"):
         B["t"]
 
 

@@ -79,7 +79,7 @@ def test_ls_and_verify_under_what_is_no_object_of_the_database(call, url, under)
 def test_paths_that_ls_tells_are_taken(call, url, path):
     if path == "file":
         error = call("info", f"{url}#{path}", code=1).stderr
-        assert "is no array: it is a wendelin.bigfile.file_zodb.ZBigFile" in error
+        assert "is not an array: it is a wendelin.bigfile.file_zodb.ZBigFile" in error
     else:
         assert call("info", "--json", f"{url}#{path}").json["path"] == path
 
@@ -365,7 +365,7 @@ def damage(root):
         bad.append(("A", blk, what))
         return obj
 
-    block(1, Thing(), "which is no block format")
+    block(1, Thing(), "which is not a block format")
     long = block(2, ZBlk0(), f"has {BLK + 1} bytes, and a block has {BLK}")
     long._v_data = bytes(BLK + 1)
     lapped = block(3, ZBlk1(), "the one before it ends at 100")

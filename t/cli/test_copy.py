@@ -82,7 +82,7 @@ def test_a_copy_is_aligned_and_follows_its_source(call, tmp_path):
         transaction.commit()
     assert "neither empty nor a copy" in call("copy", old, new, code=1).stderr
     assert "is in memory" in call("copy", old, "memory://", code=1).stderr
-    assert "are one file" in call("copy", old, old, code=2).stderr
+    assert "are the same file" in call("copy", old, old, code=2).stderr
     assert "either both" in call("copy", old, f"{new}#x", code=2).stderr
 
 
@@ -169,7 +169,7 @@ def test_copy_of_an_array(call, url, tmp_path):
             assert (array.shape, array.dtype, array._order) == (A.shape, A.dtype, "F")
             assert (array.zfile.blksize, array._zblk_fmt) == (BLK, "ZBlk1")
             assert np.array_equal(A[:], array[:])
-    assert "is there already" in call("copy", f"{url}#A", f"{url}#tree/B", code=1).stderr
+    assert "exists already" in call("copy", f"{url}#A", f"{url}#tree/B", code=1).stderr
     call("copy", "--replace", f"{url}#A", f"{url}#tree/B")
     with database(url) as root:
         assert np.array_equal(root["A"][:], root["tree"]["B"][:])

@@ -203,7 +203,7 @@ def test_headers_that_are_not_right(call, url, here):
     ):
         (here / "x.npy").write_bytes(data)
         error = call("import", "x.npy", f"{url}#x", code=1).stderr
-        assert "is no .npy that can be read" in error
+        assert "is not a readable .npy file" in error
         assert error.count("\n") == 1
     values = np.zeros(3, [(f"field {i}", "<i2") for i in range(2000)])
     np.save("x.npy", values)
@@ -221,7 +221,7 @@ def test_an_import_that_fails_leaves_nothing(call, url, monkeypatch):
     read = FlatSource._read
     for wrong, message in (
         (lambda *args: read(*args).astype("U"), "gave values of dtype <U"),
-        (lambda *args: read(*args)[1:], "gave 4 elements where 5"),
+        (lambda *args: read(*args)[1:], "gave 4 elements instead of 5"),
     ):
         monkeypatch.setattr(FlatSource, "_read", wrong)
         assert message in call("import", "x.npy", f"{url}#x", code=1).stderr
@@ -347,7 +347,7 @@ def test_zarr_that_is_elsewhere(call, url, here, version):
     for member in "chunk", "array":
         error = call("import", f"x.zarr:{member}", f"{url}#x", code=1).stderr
         assert f"x.zarr/{member}" in error
-        assert "is a symbolic link: it is followed with --external only" in error
+        assert "is a symbolic link: it is followed only with --external" in error
     assert "is a symbolic link" in call("import", "x.zarr", f"{url}#x", code=1).stderr
     for member in "../other.zarr", "inside/../../other.zarr":
         call("import", f"x.zarr:{member}", f"{url}#x", code=1)
@@ -411,7 +411,7 @@ def test_what_is_too_large_is_said_at_once(call, url, here):
     data = (here / "x.npy").read_bytes().replace(b"(10,), ", b"(1<<9,)").replace(b"1<<9", b"9999")
     (here / "x.npy").write_bytes(data)
     error = call("import", "x.npy", f"{url}#x", code=1).stderr
-    assert "ends after 80 bytes of data, of 79992" in error
+    assert "has 80 bytes of data instead of 79992" in error
     assert nothing(url)
 
 

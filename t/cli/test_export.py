@@ -1,4 +1,4 @@
-"""wendelin export: what is there already is left alone; what cannot be is refused before work."""
+"""wendelin export: what exists already is left alone; what cannot be is refused before work."""
 
 import json
 import os
@@ -147,7 +147,7 @@ def test_what_was_begun_stays_when_it_cannot_be_opened(call, url, here, monkeypa
         (["--force", "{url}#x", "dir.npy"], 1, "dir.npy is a folder, and the export makes a file"),
         (["--force", "{url}#x", "file.zarr"], 1, "file.zarr is a file, and the export makes a"),
         (["{url}#x", "nowhere/x.npy"], 1, "nowhere: No such file"),
-        (["{url}#x", "old.npz:b"], 1, "--force replaces it, with all that is in old.npz"),
+        (["{url}#x", "old.npz:b"], 1, "--force replaces it, with everything in old.npz"),
         *((["{url}#huge", f"out.{s}"], 1, f"has {1 << 70} bytes") for s in SUFFIXES[:-1]),
     ],
 )

@@ -234,7 +234,7 @@ def test_what_is_replaced_is_there_until_the_new_one_is(call, url, tmp_path):
     args = ("--step", "512K", "--blksize", "64K", tmp_path / "corrupt.npz", f"{url}#x")
     error = call("import", "--replace", *args, code=1).stderr
     assert "Bad CRC-32" in error
-    assert "--replace begins anew" in error
+    assert "--replace begins again" in error
     assert call("cat", f"{url}#x").stdout == "1\n2\n3\n4\n5\n"
     assert call("info", "--json", f"{url}#x").json["import"]["done"] > 0
     call("export", f"{url}#x", tmp_path / "y.npy")
@@ -247,7 +247,7 @@ def test_a_copy_of_an_array_onto_itself(call, url, tmp_path):
     np.save(tmp_path / "x.npy", np.arange(5))
     call("import", tmp_path / "x.npy", f"{url}#x")
     there = transaction_of(url)
-    assert "are one array" in call("copy", "--replace", f"{url}#x", f"{url}#x", code=2).stderr
+    assert "are the same array" in call("copy", "--replace", f"{url}#x", f"{url}#x", code=2).stderr
     assert transaction_of(url) == there
 
 
@@ -257,7 +257,7 @@ def test_only_arrays_are_replaced(call, url, tmp_path):
     call("import", tmp_path / "x.npy", f"{url}#a~import")
     there = transaction_of(url)
     error = call("import", "--replace", tmp_path / "x.npy", f"{url}#x", code=1).stderr
-    assert "x is there already: a BTrees.OOBTree.OOBTree, and no array" in error
+    assert "x exists already: it is a BTrees.OOBTree.OOBTree, not an array" in error
     for replace in [], ["--replace"]:  # the name that an import has for itself
         error = call("import", *replace, tmp_path / "x.npy", f"{url}#a", code=1).stderr
         assert "a~import is a wendelin.bigarray.array_zodb.ZBigArray: an import needs" in error
@@ -293,7 +293,7 @@ def test_who_was_overtaken_does_not_replace(call, url, tmp_path):
                 step()
         second.finish()
         assert root["x"] is second.array
-        with pytest.raises(Failure, match="is there already"):
+        with pytest.raises(Failure, match="exists already"):
             Target(root, *args)
         source.close()
 
@@ -302,8 +302,8 @@ def test_nothing_is_lost(call, url, tmp_path):
     np.save(tmp_path / "x.npy", np.arange(5))
     np.save(tmp_path / "y.npy", np.arange(6.0))
     call("import", tmp_path / "x.npy", f"{url}#x")
-    assert "is there already" in call("import", tmp_path / "y.npy", f"{url}#x", code=1).stderr
-    assert "is there already" in call("export", f"{url}#x", tmp_path / "y.npy", code=1).stderr
+    assert "exists already" in call("import", tmp_path / "y.npy", f"{url}#x", code=1).stderr
+    assert "exists already" in call("export", f"{url}#x", tmp_path / "y.npy", code=1).stderr
     assert np.load(tmp_path / "y.npy").dtype == float
     call("export", "--force", f"{url}#x", tmp_path / "y.npy")
     assert np.load(tmp_path / "y.npy").tolist() == [0, 1, 2, 3, 4]
@@ -319,16 +319,16 @@ def test_nothing_is_lost(call, url, tmp_path):
         (["x.npy"], 2, "Missing argument 'URL#path'"),
         (["x.npy", "{url}"], 2, "names no array"),
         (["x.npy", "{url}#x[3]"], 2, "has a slice"),
-        (["x.npy", "{url}#x]"], 2, "brackets that are no [slice]"),
+        (["x.npy", "{url}#x]"], 2, "brackets that are not a [slice]"),
         (["x.what", "{url}#x"], 2, "none of the suffixes"),
         (["--dtype", "f8", "x.npy", "{url}#x"], 2, "--dtype is not for npy files"),
         (["--columns", "a", "x.raw", "{url}#x"], 2, "--columns is not for raw files"),
         (["x.raw", "{url}#x"], 2, "need --dtype"),
-        (["--dtype", "O", "x.raw", "{url}#x"], 2, "'O' is no dtype of numbers"),
+        (["--dtype", "O", "x.raw", "{url}#x"], 2, "'O' is not a dtype of numbers"),
         (["--dtype", "(2,)f4", "x.raw", "{url}#x"], 2, "its subarrays are axes of the shape"),
-        (["--dtype", "[('x',", "x.raw", "{url}#x"], 2, "is no dtype of numbers"),
-        (["--shape", "1,x", "x.raw", "{url}#x"], 2, "'1,x' is no shape"),
-        (["--step", "0", "x.npy", "{url}#x"], 2, "'0' is no size"),
+        (["--dtype", "[('x',", "x.raw", "{url}#x"], 2, "is not a dtype of numbers"),
+        (["--shape", "1,x", "x.raw", "{url}#x"], 2, "'1,x' is not a shape"),
+        (["--step", "0", "x.npy", "{url}#x"], 2, "'0' is not a size"),
         (["--blksize", "1000", "x.npy", "{url}#x"], 2, "1000"),
         (["--delimiter", "ab", "x.csv", "{url}#x"], 2, "one character"),
         (["--delimiter", '"', "x.csv", "{url}#x"], 2, "neither ends lines nor quotes fields"),
@@ -337,19 +337,19 @@ def test_nothing_is_lost(call, url, tmp_path):
         (["--header", "x.npy", "{url}#x"], 2, "--header is not for npy files"),
         (["--blksize", "1T", "x.npy", "{url}#x"], 2, "'1T' is more than page memory may have"),
         (["--dtype", "u1", "--offset", "99", "text.npy.raw", "{url}#x"], 1, "21 bytes: --offset"),
-        (["--dtype", "u1", "pipe", "{url}#x"], 1, "pipe is no regular file"),
-        (["pipe.npy", "{url}#x"], 1, "pipe.npy is no regular file"),
-        (["pipe.csv", "{url}#x"], 1, "pipe.csv is no regular file"),
-        (["latin.csv", "{url}#x"], 1, "latin.csv is no text in UTF-8"),
+        (["--dtype", "u1", "pipe", "{url}#x"], 1, "pipe is not a regular file"),
+        (["pipe.npy", "{url}#x"], 1, "pipe.npy is not a regular file"),
+        (["pipe.csv", "{url}#x"], 1, "pipe.csv is not a regular file"),
+        (["latin.csv", "{url}#x"], 1, "latin.csv is not text in UTF-8"),
         (["--format", "ZBlk7", "x.npy", "{url}#x"], 2, "'ZBlk7'"),
         (["nowhere.npy", "{url}#x"], 1, "nowhere.npy: No such file"),
-        (["text.npy", "{url}#x"], 1, "is no .npy that can be read"),
-        (["text.npz", "{url}#x"], 1, "is no .npz file"),
+        (["text.npy", "{url}#x"], 1, "is not a readable .npy file"),
+        (["text.npz", "{url}#x"], 1, "is not an .npz file"),
         (["text.h5", "{url}#x"], 1, "text.h5"),
         (["nowhere.zarr", "{url}#x"], 1, "nowhere.zarr: No such file"),
         (["empty.csv", "{url}#x"], 1, "is empty"),
         (["objects.npy", "{url}#x"], 1, "holds objects"),
-        (["short.npy", "{url}#x"], 1, "ends after 40 bytes of data, of 80"),
+        (["short.npy", "{url}#x"], 1, "has 40 bytes of data instead of 80"),
         (["--dtype", "f8", "--shape", "3", "text.npy.raw", "{url}#x"], 1, "has 21 bytes"),
         (["x.npy", "foo://x#x"], 1, "file, memory"),
         (["x.npy", "nowhere/x.fs#x"], 1, "No such file"),
@@ -415,7 +415,7 @@ def test_libraries_that_are_not_installed(call, url, tmp_path, monkeypatch):
     for name, suffix, extra in ("h5py", "h5", "hdf5"), ("zarr", "zarr", "zarr"):
         monkeypatch.setitem(sys.modules, name, None)
         (tmp_path / f"y.{suffix}").touch()
-        message = f"{name} is needed for that, and is not installed: pip install 'wendelin.core"
+        message = f"{name} is needed, but not installed: pip install 'wendelin.core"
         for args in (
             ("export", f"{url}#x", tmp_path / f"x.{suffix}"),
             ("import", tmp_path / f"y.{suffix}", f"{url}#y"),

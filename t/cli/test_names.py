@@ -134,7 +134,7 @@ def test_names_that_the_user_gives(call, url, here, kind):
         wrong += ["a/zarr.json", ".zarray"]
     for name in wrong:
         error = call("export", f"{url}#x", f"out.{suffix}:{name}", code=2).stderr
-        assert f"is no name of an array in a {kind} file: " in error
+        assert f"is not a name of an array in a {kind} file: " in error
         assert does_nothing(error)
     assert os.listdir(here) == []
     for name, written in ("a/b", "a/b"), ("/a", "a"), ("Δ x", "Δ x"), ("..a", "..a"):

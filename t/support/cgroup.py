@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class NoCgroup(Exception):  # noqa: N818  # it is no error
+class NoCgroup(Exception):  # noqa: N818  # it is not an error
     """No memory cgroup can be made; says what would help."""
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
-class NoDisk(Exception):  # noqa: N818  # it is no error
+class NoDisk(Exception):  # noqa: N818  # it is not an error
     """No file system can be mounted; says what would help."""
 
 

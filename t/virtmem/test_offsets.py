@@ -1,4 +1,4 @@
-"""Offsets and lengths of the pager: what is no integer in range is an error."""
+"""Offsets and lengths of the pager: what is not an integer in range is an error."""
 
 import numpy as np
 import pytest

@@ -189,11 +189,11 @@ def put_chunk(state, cls=ZData):
 
 DAMAGES = {
     "a block longer than blksize": (put_block(b"1" * (BLK + 1)), rf"{BLK + 1} bytes.*{BLK}"),
-    "a block that is no bytes": (put_block(["1"]), "bytes were expected, not list"),
+    "a block that is not bytes": (put_block(["1"]), "bytes were expected, not list"),
     "a block that is text": (put_block("text"), "bytes were expected, not str"),
     "a record that is cut": (cut_record, "damaged record"),
     "a record without an end": (end_record, "damaged record"),
-    "another class": (put_block(b"1" * BLK, ZData), "ZData, which is no block format"),
+    "another class": (put_block(b"1" * BLK, ZData), "ZData, which is not a block format"),
     "a ZBlk1 without chunks": (put_block(b"1" * BLK, ZBlk1), "ZBlk1 with a bytes"),
     "a missing record": (
         put_table(lambda flat: (*flat[:3], Ref(MISSING, ZBlk0), *flat[4:])),
@@ -201,7 +201,7 @@ DAMAGES = {
     ),
     "a foreign object in the table": (
         put_table(lambda flat: (*flat[:3], Ref(b"\0" * 8, None), *flat[4:])),
-        "PersistentMapping, which is no block format",
+        "PersistentMapping, which is not a block format",
     ),
     "a value in the table": (put_table(lambda flat: (*flat[:3], 7, *flat[4:])), "damaged LOBTree"),
     "a table that is not in order": (
@@ -229,7 +229,7 @@ DAMAGES = {
         "POSKeyError: 0x010203",
     ),
     "a chunk of another class": (put_chunk(b"1", ZBlk0), "ZBlk0, and no ZData"),
-    "a chunk that is no bytes": (put_chunk(None), "bytes were expected, not NoneType"),
+    "a chunk that is not bytes": (put_chunk(None), "bytes were expected, not NoneType"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Arrays over files mapped in memory, which look like ndarrays and whose views are ndarrays."""
+"""Arrays over files mapped in memory. They look like ndarrays, and their views are ndarrays."""
 
 from wendelin.bigarray.array import BigArray
 from wendelin.bigarray.arrayref import ArrayRef, InvalidArrayRef

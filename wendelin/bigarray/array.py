@@ -1,11 +1,11 @@
 """BigArray: an n-dimensional array over a file handle.
 
-It knows shapes, dtypes and bytes: an array is bytes [0, nbytes) of a file. What is past the
-end is zeros, in memory and in the file, before the array grows into it: that is what resize()
-keeps true, and relies on.
+This module knows shapes, dtypes and bytes: an array is bytes [0, nbytes) of a file. Bytes past the
+end are zeros, in memory and in the file, before the array grows into them. resize() keeps this
+true, and relies on it.
 
-Organization: a view A[idx] is an ndarray over a VMA, which it holds; the array itself holds no
-mapping, only a weak reference to the last one, which other views share as long as it lives.
+Organization: a view A[idx] is an ndarray over a VMA, which it holds. The array itself holds no
+mapping, only a weak reference to the last one. Other views share that one as long as it lives.
 """
 
 from __future__ import annotations
@@ -44,17 +44,17 @@ Rows = list[tuple[int, int]]  # [lo, hi) for each axis
 
 
 def _raise_pending() -> None:
-    """Raise what a touch that failed has left for this thread.
+    """Raise the exception of a failed touch of this thread, if there is one.
 
-    There is nothing in it: Python raises asynchronous exceptions where a function is entered.
+    The function is empty: Python raises asynchronous exceptions when it enters a function.
     """
 
 
 def _no_alias(target: NDArray[Any], values: Any) -> Any:
-    """Return values, or a copy where assigning them would change them in between.
+    """Return values, or a copy if the assignment would change them meanwhile.
 
-    NumPy sees by addresses that arrays overlap, and assigns right then. But two mappings show
-    the same bytes of a file at two addresses, as in A[1:] = A[:-1].
+    NumPy compares addresses to see that arrays overlap. But two mappings show the same bytes of a
+    file at two addresses, as in A[1:] = A[:-1].
     """
     if isinstance(values, BigArray):
         values = np.asarray(values)
@@ -84,14 +84,14 @@ class BigArray(Saving, NDArrayLike):
     Parameters
     ----------
     shape : int or sequence of int
-        Any size, also beyond what fits into memory, or into 2**63 bytes.
+        Of any size, even larger than memory, or than 2**63 bytes.
     dtype : data-type
-        Of numbers, or structures of numbers. Of subarrays, as '(2,)f4': more axes, as in NumPy.
+        Of numbers, or structures of numbers. One of subarrays, '(2,)f4', adds axes, as in NumPy.
     bigfileh : BigFileH
         Handle of the file: the array is its first bytes.
     order : {'C', 'F'}
-        Layout. The major axis, which is the one with the largest stride, is the first in 'C'
-        and the last in 'F'; along it the array is mapped, appended to, and has its len().
+        Layout. The major axis, the one with the largest stride, is the first in 'C' and the last
+        in 'F'. Mapping, append() and len() go along this axis.
 
     Raises
     ------
@@ -122,7 +122,7 @@ class BigArray(Saving, NDArrayLike):
         self._v_fileh = bigfileh
 
     def _create(self, shape: object, dtype: DTypeLike, order: Order) -> None:
-        """Be an array that was not there before."""
+        """Initialize a new array."""
         dtype, shape = np.dtype(dtype), self._check_shape(shape)
         while dtype.subdtype is not None:  # they may be nested
             shape, dtype = (*shape, *dtype.shape), dtype.base
@@ -197,7 +197,7 @@ class BigArray(Saving, NDArrayLike):
 
     @property
     def data(self) -> Any:
-        """Not here, as an array has no memory of its own. A view has it."""
+        """Not available: an array has no memory of its own. A view has it."""
         raise TypeError("an array has no direct buffer: take that of a view, A[:].data")
 
     def __repr__(self) -> str:
@@ -207,7 +207,7 @@ class BigArray(Saving, NDArrayLike):
         )
 
     def _repr_html_(self) -> str | None:
-        """Be shown by a notebook; nothing is loaded."""
+        """Return HTML for a notebook; nothing is loaded."""
         return to_html(self._overview())
 
     def _overview(self) -> Overview:
@@ -235,7 +235,7 @@ class BigArray(Saving, NDArrayLike):
         TypeError
             The array is 0-d.
         OverflowError
-            It is 2**63 or more, which Python's len() cannot say: use shape.
+            It is 2**63 or more, too large for Python's len(): use shape.
         """
         if not self._shape:
             raise TypeError("len() of unsized object")
@@ -254,7 +254,7 @@ class BigArray(Saving, NDArrayLike):
         return (self[i] for i in reversed(range(self._shape[0])))
 
     def _is_read_only(self) -> bool:
-        """Say whether nothing can be changed."""
+        """Say whether the array is read-only."""
         return self._fileh().read_only
 
     # ---- the handle ----
@@ -285,8 +285,8 @@ class BigArray(Saving, NDArrayLike):
             have, m = vma.filerange()
             if have <= first and first + n <= have + m:
                 return vma, start - have * fileh.blksize
-        # All of the array, where there is room: views that share a mapping are views of one
-        # memory to NumPy, which then sees where they overlap.
+        # All of the array, if there is address space: then views share one mapping, and NumPy
+        # sees where they overlap.
         try:
             vma = self._mmap(*self._pages(0, max(stop, self.nbytes)))
         except (MemoryError, OverflowError):
@@ -300,7 +300,7 @@ class BigArray(Saving, NDArrayLike):
         return vma, start - vma.filerange()[0] * fileh.blksize
 
     def _expect(self, first: int, n: int) -> None:
-        """Be told that a view of these pages is given out; for subclasses."""
+        """Called when a view of these pages is taken; for subclasses."""
 
     def _mmap(self, first: int, n: int) -> VMA:
         vma = self._fileh().mmap(first, n)
@@ -322,7 +322,7 @@ class BigArray(Saving, NDArrayLike):
     def _part(self, rows: Rows, seconds: float | None = None) -> NDArray[Any]:
         """Return rows [lo, hi) of the axes as an ndarray; nothing is loaded.
 
-        What can be mapped is, for so many seconds; None: nothing is.
+        Blocks that can be mapped are, for at most `ready` seconds; None: none is.
         """
         shape = [hi - lo for lo, hi in rows]
         start, stop = self._span(rows)
@@ -334,7 +334,7 @@ class BigArray(Saving, NDArrayLike):
         try:
             if vma is None:
                 return np.empty(shape, self._dtype, self._order)
-            # the stride of an axis of length 1 says nothing, and may be one that NumPy cannot say
+            # the stride of an axis of length 1 has no meaning, and may be too large for NumPy
             strides = [min(stride, sys.maxsize) for stride in self._stridev]
             part = np.ndarray(shape, self._dtype, vma, offset, strides)  # type: ignore[arg-type]
             part.flags.writeable = not vma.fileh.read_only
@@ -348,21 +348,21 @@ class BigArray(Saving, NDArrayLike):
     # ---- indexing ----
 
     def _split(self, idx: BasicIndex) -> tuple[Rows, Any]:
-        """See split_index(). Names of fields are for NumPy, on a view of all."""
+        """See split_index(). NumPy handles names of fields, on a view of the whole array."""
         names = idx if isinstance(idx, list) and idx else [idx]
         if self._dtype.names is not None and all(isinstance(name, str) for name in names):
             return self._all(), idx
         return split_index(idx, self._shape)
 
     def __getitem__(self, idx: BasicIndex) -> Any:
-        """Return A[idx] as ndarrays do: a view, nothing copied, nothing loaded; or a scalar.
+        """Return A[idx] as ndarrays do: a view or a scalar. A view copies and loads nothing.
 
-        Of a structure, idx may be the name of a field, or a list of names.
+        For structures, idx may be the name of a field, or a list of names.
 
         Raises
         ------
         IndexError
-            As for ndarrays; and for advanced indexing.
+            As for ndarrays; also for advanced indexing.
         MemoryError
             It does not fit into the address space: work in smaller parts.
         """
@@ -383,7 +383,7 @@ class BigArray(Saving, NDArrayLike):
         MemoryError
             It does not fit into the address space: work in smaller parts.
         ValueError
-            copy is False, and another dtype needs one.
+            copy is False, but another dtype needs a copy.
         """
         view = self._part(self._all(), math.inf)
         if dtype is None or np.dtype(dtype) == self._dtype:
@@ -393,11 +393,11 @@ class BigArray(Saving, NDArrayLike):
         return view.astype(dtype)
 
     def read(self, idx: BasicIndex = ...) -> Any:
-        """Return a copy of A[idx], loading first what is not in memory.
+        """Return a copy of A[idx]; load first what is not in memory.
 
-        So that errors of the storage are raised here, before anything was computed, and do not
-        doom the transaction; and so that nobody else's thread has to load. Page memory need not
-        hold all of it: more than a quarter of that is read in steps.
+        Errors of the storage are raised here, before anything is computed, and do not doom the
+        transaction. The copy may be larger than page memory: more than a quarter of that is read
+        in steps.
 
         Raises
         ------
@@ -422,31 +422,31 @@ class BigArray(Saving, NDArrayLike):
         return result.copy("K") if isinstance(result, np.ndarray) else result
 
     def load(self, idx: BasicIndex = ..., write: bool = False) -> Loaded:
-        """Have A[idx] in memory, or mapped, and keep it so until the next transaction boundary.
+        """Load or map A[idx], and keep it accessible until the next transaction boundary.
 
-        Then system calls, and threads that block SIGSEGV, can use a view of these rows; a touch by
-        anybody needs no help of ours. It ends with the transaction, or with Loaded.release().
+        Then system calls, and threads that block SIGSEGV, can use a view of these rows: no touch
+        of them is a fault. This ends with the transaction, or with Loaded.release().
 
         Parameters
         ----------
         idx : int, slice, Ellipsis, or a tuple of them
         write : bool
-            Anybody can write to them, too: `f.readinto(A.load(idx, write=True).view)`. It is a
-            change of these rows.
+            The rows can be written, too: `f.readinto(A.load(idx, write=True).view)`. This counts
+            as a change of these rows.
 
         Returns
         -------
         Loaded
-            A context manager that gives A[idx], and lets go at the end of the block.
+            A context manager that returns A[idx], and releases the rows at the end of the block.
 
         Raises
         ------
         BlockLoadError
-            A block cannot be loaded. The transaction is not doomed by it.
+            A block cannot be loaded. The transaction is not doomed.
         MemoryError
             The rows do not fit into page memory, or into what the kernel can map.
         ValueError
-            write, and the array is read-only.
+            write is True, but the array is read-only.
         """
         if write and self._is_read_only():
             raise ValueError(f"{self!r} is read-only: it cannot be loaded to be written")
@@ -461,14 +461,14 @@ class BigArray(Saving, NDArrayLike):
         return Loaded(view, fileh, pages, self)
 
     def prefetch(self, idx: BasicIndex = ...) -> None:
-        """Start loading A[idx] in the background, and do not wait.
+        """Start loading A[idx] in the background, without waiting.
 
-        What cannot be loaded is not said here, but to who touches it.
+        A block that cannot be loaded raises no exception here, but when a thread touches it.
 
         Raises
         ------
         OverflowError
-            It ends past the last byte a file can have, 2**63.
+            It ends past the last byte that a file can have, 2**63.
         """
         rows, _ = self._split(idx)
         start, stop = self._span(rows)
@@ -489,25 +489,25 @@ class BigArray(Saving, NDArrayLike):
     ) -> None:
         """Give the array another shape, in place and in constant time.
 
-        As with ndarrays, bytes keep their place in the file: elements keep their indices only where
-        the minor axes stay; see `keep`. Grown parts are zeros, also where there was data before a
-        shrink: what is past the end is dropped. Views taken before keep their size, and see zeros
+        As with ndarrays, bytes keep their place in the file. So elements keep their indices only if
+        the minor axes stay; see `keep`. New elements are zeros, even where there was data before a
+        shrink: data past the end is dropped. Views taken before keep their size, and show zeros
         there.
 
         Parameters
         ----------
         new_shape : int or sequence of int
         refcheck : bool
-            For programs that resize ndarrays: there are no references that it could harm.
+            Ignored; for programs that resize ndarrays.
         keep : bool
-            Elements keep their indices along all axes, as in zarr and h5py. Where a minor axis
-            changes, they are moved for that, in time proportional to the array; page memory has to
-            hold what is changed.
+            Elements keep their indices along all axes, as in zarr and h5py. If a minor axis
+            changes, elements are moved, in time proportional to the array; page memory has to hold
+            what is changed.
 
         Raises
         ------
         TypeError, ValueError
-            new_shape is none, or the array is read-only; it stays as it was.
+            new_shape is not a shape, or the array is read-only; it stays as it was.
         MemoryError
             keep, and page memory cannot hold what would be moved; it stays as it was.
         BlockLoadError
@@ -527,9 +527,9 @@ class BigArray(Saving, NDArrayLike):
         self._set_shape(new)
 
     def _drop(self, start: int, stop: int) -> None:
-        """Make the file zeros from byte `start` on; the array has, or will have, up to `stop`.
+        """Clear the file from byte `start` on; the array has, or will have, bytes up to `stop`.
 
-        For growth, too: the existing system leaves data past the end.
+        Needed for growth, too: wendelin.core 2 leaves data past the end.
         """
         fileh = self._fileh()
         limit = sys.maxsize // fileh.blksize * fileh.blksize  # no file has bytes past it
@@ -537,7 +537,7 @@ class BigArray(Saving, NDArrayLike):
         start, stop = min(start, limit), min(stop, limit)
         if start == stop:
             return
-        block = -(-start // fileh.blksize)  # first one that is all past the end
+        block = -(-start // fileh.blksize)  # the first one that is wholly past the end
         partial = min(block * fileh.blksize, stop)
         truncates = hasattr(fileh.file, "truncate")
         if start != partial:
@@ -560,19 +560,19 @@ class BigArray(Saving, NDArrayLike):
             _raise_pending()
 
     def append(self, values: Any) -> None:
-        """Append along the major axis, in place, in time proportional to what is appended.
+        """Append along the major axis, in place, in time proportional to the size of values.
 
         Parameters
         ----------
         values : array_like
-            The other axes as in the array; converted to its dtype as by assignment. Of
+            The other axes are those of the array; converted to its dtype as by assignment. For
             structures, a list of tuples.
 
         Raises
         ------
         ValueError
-            The shape does not fit, as for numpy.append. The array is as it was, as it is
-            whenever the copy fails.
+            The shape does not fit, as for numpy.append. The array stays as it was, as after any
+            failure of the copy.
         """
         structures = self._dtype.names is not None and isinstance(values, list | tuple)
         values = np.asarray(values, self._dtype if structures else None)

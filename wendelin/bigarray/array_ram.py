@@ -1,8 +1,7 @@
 """RAMArray: an array in memory only, with the interface of all arrays.
 
-It is one over a file that has nothing and is never told anything: what is in its pages is all there
-is. So views taken before an append show the same memory as views taken after, where numpy.append()
-copies.
+Its file has no data, and is never asked to store any: all data is in pages. So views taken before
+an append show the same memory as views taken after it, while numpy.append() copies.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from wendelin.lib.utils import renamed
 
 __all__ = ["RAMArray"]
 
-BLKSIZE = 64 << 10  # memory is taken in such pieces, when they are written [bytes]
+BLKSIZE = 64 << 10  # memory is taken in pieces of this size, when they are written [bytes]
 
 
 class _Nothing(BigFile):
@@ -37,14 +36,14 @@ class _Nothing(BigFile):
         return HOLE
 
     def truncate(self, blk: int) -> None:
-        """Nothing is there."""
+        """Leave zeros: the file has no data."""
 
 
 class RAMArray(BigArray):
-    """An array in memory: zeros at first. What was never written takes no memory.
+    """An array in memory: zeros at first. Parts that were never written take no memory.
 
-    What is written counts as page memory, which is limited by WENDELIN_CORE_RAM, and is there until
-    the array and all its views are gone, or a resize() drops it.
+    Written parts count as page memory, which WENDELIN_CORE_RAM limits. They stay until the array
+    and all its views are gone, or a resize() drops them.
 
     Pickled, it is copied.
 
@@ -64,13 +63,13 @@ class RAMArray(BigArray):
         super().__init__(shape, dtype, _Nothing().fileh_open(), order)
 
     def _overview(self) -> Overview:
-        """Pages that were written are not changes: there is nothing that they differ from."""
+        """Return False: written pages are not changes, as the file has no data."""
         about = super()._overview()
         memory = about.memory and about.memory._replace(dirty=0)
         return replace(about, memory=memory, changed=())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Be pickled with all the data, and attributes."""
+        """Return a pickle with all data and attributes."""
         state: Any = object.__getstate__(self)
         attributes, slots = state if isinstance(state, tuple) else (state, None)
         own = BigArray.__annotations__.keys()

@@ -1,9 +1,9 @@
 """ZBigArray: an array in ZODB.
 
-What is kept in the database is fixed: see docs/formats.md.
+Its format in the database is fixed: see docs/formats.md.
 
-Pickled by anything but a database - to be sent to another process - an array is a reference: (URL,
-oid, tid). Who unpickles it has the array as it was then, read-only, and no copy.
+When a program pickles an array to send it to another process, the pickle is a reference: (URL, oid,
+tid). The receiver gets the array in the same state, read-only, without a copy.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from wendelin.lib.zodb import (
 
 __all__ = ["ZBigArray"]
 
-# what is asked of a database to show an array
+#: how much of a database is read to show an array
 _MOST_NODES = 1000  # of the block table
 _MOST_SIZES = 2000  # of records
 
@@ -51,14 +51,14 @@ State = tuple[dict[str, Any], dict[str, Any]]
 
 
 def array_at(url: str, oid: bytes, tid: bytes) -> ZBigArray:
-    """Return an array as it was at a tid: of a database that a process opens once.
+    """Return an array in its state at a tid. A process opens each database once.
 
     Raises
     ------
     TypeError
-        The object is no array.
+        The object is not an array.
     ZODB.POSException.POSKeyError
-        There is no such object; or not any more, as the database was packed.
+        There is no such object, or a pack has removed it.
     ValueError, OSError, ZEO.Exceptions.ClientDisconnected
         See zconn_past().
     """
@@ -71,7 +71,7 @@ def array_at(url: str, oid: bytes, tid: bytes) -> ZBigArray:
 
 
 def _is_closed(A: ZBigArray) -> bool:
-    """Say whether an array cannot be loaded any more; A.method() would load it."""
+    """Say whether an array cannot be loaded any more, without loading it."""
     return A._p_jar is not None and not zconn_is_open(A._p_jar)
 
 
@@ -89,26 +89,26 @@ def _warn_once(conn: Any) -> None:
 
 
 class ZBigArray(BigArray, LivePersistent):
-    """A persistent array: commit saves, abort discards, for its data as for any object.
+    """A persistent array: commit saves its data, abort discards the changes, as for any object.
 
     Keep it in any object of a database: `root['A'] = A`. Its data can be touched once it belongs
     to a Connection: after the first commit, or `conn.add(A)`.
 
-    Its attributes, `A.attrs["unit"] = "mV"`, are what files of other formats take over. And it
-    takes attributes as any persistent object: `A.unit = "mV"` is saved by a commit. Those whose
-    names begin with `_v_` are not. A subclass may add to __getstate__() and __setstate__().
+    Its attributes, `A.attrs["unit"] = "mV"`, go into files of other formats, too. It also takes
+    attributes like any persistent object: a commit saves `A.unit = "mV"`, except for names that
+    begin with `_v_`. A subclass may extend __getstate__() and __setstate__().
 
     Parameters
     ----------
     shape, dtype, order
         See BigArray.
     blksize : int
-        Size of a block [bytes], a multiple of the OS page. Blocks are what is loaded, changed
-        and stored as a whole.
+        Size of a block [bytes], a multiple of the OS page. Each block is loaded, changed and
+        stored as a whole.
     zblk_fmt : {None, 'ZBlk0', 'ZBlk1', 'auto'}
         Format in which blocks are stored: 'ZBlk0', each as one object, for fast reads; 'ZBlk1', in
-        chunks of 4 KiB, for small changes; 'auto', by what changes. It is kept with the array;
-        None: what WENDELIN_CORE_ZBLK_FMT says where it is written, or ZBlk0. All are read.
+        chunks of 4 KiB, for small changes; 'auto', chosen by the size of a change. It is kept with
+        the array. None: WENDELIN_CORE_ZBLK_FMT of the writing process, or ZBlk0. All are read.
 
     Raises
     ------
@@ -118,7 +118,7 @@ class ZBigArray(BigArray, LivePersistent):
 
     __slots__ = ("zfile",)  # as databases have it
 
-    # what a subclass caches in others is of a state that is gone
+    # values that a subclass caches in other attributes are of a state that is gone
     _kept = ("_v_fileh", "_v_vma", "_v_loaded")
 
     zfile: ZBigFile
@@ -141,8 +141,8 @@ class ZBigArray(BigArray, LivePersistent):
             self._zblk_fmt = check_format(zblk_fmt)
         self.zfile = ZBigFile(blksize)
 
-    # The state is the one of Persistent, (attributes, slots): so whatever attributes users and
-    # subclasses add are kept, and earlier versions keep them as well.
+    # The state is that of Persistent, (attributes, slots). So attributes of users and subclasses
+    # are kept, also by earlier versions.
 
     def __getstate__(self) -> State:
         if self._p_serial == z64 and self._p_jar is not None:
@@ -171,7 +171,7 @@ class ZBigArray(BigArray, LivePersistent):
     def attrs(self) -> MutableMapping[str, Any]:
         """Names, units, numbers, small arrays that belong to the array: see Attributes.
 
-        What a program has kept by this name, before arrays had attributes, is given as it is.
+        If an older program kept a value by this name, it is returned as it is.
         """
         own: MutableMapping[str, Any] | None = self._own_attrs()
         return Attributes(repr(self), self._find_attrs, self._make_attrs) if own is None else own
@@ -203,12 +203,12 @@ class ZBigArray(BigArray, LivePersistent):
     # ---- references ----
 
     def __reduce__(self) -> tuple[Any, tuple[str, bytes, bytes]]:
-        """Be pickled as a reference. A database asks __getstate__() instead.
+        """Return a pickle that is a reference. A database calls __getstate__() instead.
 
         Raises
         ------
         pickle.PicklingError
-            No state of the database has what the array is now: there are changes.
+            There are changes, which no state of the database has.
         NotImplementedError
             No URL names the database: see zstor_2zurl().
         ConnectionStateError
@@ -219,8 +219,8 @@ class ZBigArray(BigArray, LivePersistent):
             zconn_check_database(conn)
         if not (zobj_is_committed(self) and self.zfile.is_of_database()):
             raise PicklingError(
-                f"{self!r} has changes that are not committed, and is pickled as a reference to "
-                f"what the database has: commit them first"
+                f"{self!r} has changes that are not committed, and a pickle of it is a reference "
+                f"to the database: commit them first"
             )
         return array_at, (zstor_2zurl(conn.db().storage), self._p_oid, zconn_at(conn))
 
@@ -246,7 +246,7 @@ class ZBigArray(BigArray, LivePersistent):
         return f"<closed {super().__repr__()}>"
 
     def _repr_html_(self) -> str | None:
-        """Be shown by a notebook; nothing is loaded. Closed: as repr() has it."""
+        """Return HTML for a notebook; nothing is loaded. If closed, return repr()."""
         return None if _is_closed(self) else super()._repr_html_()
 
     def _overview(self) -> Overview:
@@ -271,8 +271,8 @@ class ZBigArray(BigArray, LivePersistent):
         return replace(about, rows=rows, stored=blocks, all_stored=is_all, stored_size=size)
 
     def _stored_blocks(self) -> tuple[list[int], bool]:
-        """Return the blocks that the database has, and whether these are all; none is loaded."""
-        table = self.zfile.blktab  # with which the file is no ghost
+        """Return numbers of stored blocks, and whether they are all of them; none is loaded."""
+        table = self.zfile.blktab  # with which the file is not a ghost
         if self.zfile._p_jar is None or self.zfile._p_serial == z64:
             return [], True
         return stored_blocks(table._p_oid, Records(self._p_jar).load_all, _MOST_NODES)
@@ -288,8 +288,8 @@ class ZBigArray(BigArray, LivePersistent):
     def _fileh(self) -> ZBigFileH:
         """Return the handle; opened at first use, and kept while it is in use.
 
-        The Connection's cache may drop it with the object when nobody looks at the array:
-        as any object's state, its pages are read again then.
+        When the array is not used, the Connection's cache may drop the handle with the object.
+        Then its pages are read again, as any object's state.
 
         Raises
         ------

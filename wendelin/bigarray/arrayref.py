@@ -1,17 +1,17 @@
-"""ArrayRef: a picklable reference to an ndarray, by its root and how to look at that.
+"""ArrayRef: a picklable reference to an ndarray: its root array and a view of it.
 
     view ──► root, offset, shape, strides, dtype, type
 
-Of a view of a BigArray the root is the BigArray: pickled by a database, or by what knows how to
-send an array to another process, it takes some bytes, whatever the size of the view. Of any other
-ndarray the root is the ndarray that has the memory.
+The root of a view of a BigArray is the BigArray. A reference to it takes a few bytes in a database,
+or in a message to another process, whatever the size of the view. The root of any other ndarray is
+the ndarray that has the memory.
 
-What a reference says is not believed: it may come from anywhere, and the root may have changed
-since. deref() gives memory of the root, or raises. It computes with Python's integers, which do not
-overflow, and builds views through NumPy's own checks.
+A reference is not trusted: it may come from anywhere, and the root may have changed since. deref()
+returns memory of the root, or raises. It computes with Python's integers, which do not overflow,
+and builds views through NumPy's own checks.
 
-It knows ndarrays and BigArrays. How a root is pickled, the root knows. What of a reference is
-pickled is fixed: see docs/formats.md.
+This module knows ndarrays and BigArrays. The root knows how it is pickled. The pickled state of a
+reference is fixed: see docs/formats.md.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from wendelin.bigarray.memory import bases
 
 __all__ = ["ArrayRef", "InvalidArrayRef"]
 
-_MOST_PLACES = 1 << 12  # in an item of the root, at which items of a view may begin
+_MOST_PLACES = 1 << 12  # where items of a view may begin in an item of the root
 
 
 class InvalidArrayRef(ValueError):  # noqa: N818  # the name that is known
@@ -43,12 +43,12 @@ class ArrayRef:
     Parameters
     ----------
     a : ndarray or BigArray
-        Of a BigArray: all of it.
+        A BigArray stands for all of it.
 
     Attributes
     ----------
     root : BigArray or ndarray
-        What has the bytes.
+        The array that has the bytes.
     offset : int
         Of the first element in the root's memory [bytes].
     shape : tuple of int
@@ -62,7 +62,7 @@ class ArrayRef:
     Raises
     ------
     TypeError
-        a is no array; or one that is more than its memory: a masked one, or of StringDType.
+        a is not an array; or is more than its memory: a masked array, or one of StringDType.
 
     Examples
     --------
@@ -80,7 +80,7 @@ class ArrayRef:
 
     def __init__(self, a: NDArray[Any] | BigArray) -> None:
         if not isinstance(a, BigArray | np.ndarray):
-            raise TypeError(f"{type(a).__name__} is no array: a reference is to an ndarray")
+            raise TypeError(f"{type(a).__name__} is not an array: a reference is to an ndarray")
         if isinstance(a.dtype, np.dtypes.StringDType):
             raise TypeError("items of StringDType are not in the array's memory: use objects, or U")
         if isinstance(a, np.ma.MaskedArray):
@@ -97,8 +97,8 @@ class ArrayRef:
             self.type = type(a)
             self.writeable = a.flags.writeable
 
-    # The state has the names of docs/formats.md, and whatever attributes users and subclasses add.
-    # What is damaged stays as it was stored.
+    # The state has the names of docs/formats.md, and attributes of users and subclasses.
+    # A damaged state stays as it was stored.
 
     def __getstate__(self) -> Any:
         state: Any = object.__getstate__(self)
@@ -130,7 +130,7 @@ class ArrayRef:
         )
 
     def deref(self) -> NDArray[Any]:
-        """Return the array: a view of the root's memory; of a BigArray nothing is loaded.
+        """Return the array: a view of the root's memory. Nothing of a BigArray is loaded.
 
         Raises
         ------
@@ -148,7 +148,7 @@ class ArrayRef:
 
     def _deref(self) -> NDArray[Any]:
         if "lo" in self.__dict__:
-            raise InvalidArrayRef(f"{self!r}: what it says does not fit together")
+            raise InvalidArrayRef(f"{self!r}: its values contradict each other")
         shape, strides = _integers(self.shape), _integers(self.strides)
         dtype, cls = self.dtype, self.type
         if not isinstance(dtype, np.dtype) or dtype.subdtype is not None:
@@ -156,7 +156,7 @@ class ArrayRef:
         if not (isinstance(cls, type) and issubclass(cls, np.ndarray)):
             raise InvalidArrayRef(f"type is {cls!r}: it must be ndarray, or a subclass")
         if len(shape) != len(strides) or any(n < 0 for n in shape):
-            raise InvalidArrayRef(f"shape {shape} and strides {strides} are of no array")
+            raise InvalidArrayRef(f"shape {shape} and strides {strides} do not fit each other")
         offset = index(self.offset)
         span = _span(offset, shape, strides, dtype.itemsize)
         if span is None:
@@ -166,17 +166,17 @@ class ArrayRef:
         elif isinstance(self.root, np.ndarray):
             view = _in_ndarray(self.root, offset, shape, strides, dtype, span)
         else:
-            raise InvalidArrayRef(f"the root is a {type(self.root).__name__}, and no array")
+            raise InvalidArrayRef(f"the root is a {type(self.root).__name__}, not an array")
         if cls is not np.ndarray:
             view = view.view(cls)
-        if not self.writeable:  # to say True of what is writeable is not always allowed
+        if not self.writeable:  # NumPy does not always allow to set True
             view.flags.writeable = False
         return view
 
 
 def _integers(x: Iterable[Any]) -> tuple[int, ...]:
     if not isinstance(x, tuple | list):
-        raise InvalidArrayRef(f"{x!r} is no shape, and no strides")
+        raise InvalidArrayRef(f"{x!r} is not a shape and strides")
     return tuple(map(index, x))
 
 
@@ -192,7 +192,7 @@ def _as_stored(attributes: dict[str, Any]) -> dict[str, Any]:
     lo, hi = _span(offset, stored["shape"], strides, stored["dtype"].itemsize) or (offset, offset)
     stored.update(lo=lo, hi=hi, z0=offset - lo, stridev=strides, atype=stored.pop("type"))
     if stored["writeable"]:
-        del stored["writeable"]  # which others do not know
+        del stored["writeable"]  # other versions do not know it
     return stored
 
 
@@ -215,7 +215,7 @@ def _from_stored(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def _root(a: NDArray[Any]) -> tuple[BigArray | NDArray[Any], int]:
-    """Return the root of an ndarray, and where in it the first element is [bytes]."""
+    """Return the root of an ndarray, and the offset of the first element in it [bytes]."""
     address = _address(a)
     root = a
     for base in bases(a):
@@ -234,9 +234,9 @@ def _address(a: NDArray[Any]) -> int:
 
 
 def _as_pickled(root: NDArray[Any]) -> NDArray[Any]:
-    """Return a root with the same memory, which pickle leaves in the order it has.
+    """Return a root with the same memory, of which pickle keeps the order.
 
-    It copies any array in C order that is neither C- nor F-contiguous.
+    pickle copies an array that is neither C- nor F-contiguous in C order.
     """
     if root.flags.c_contiguous or root.flags.f_contiguous:
         return root
@@ -324,9 +324,9 @@ def _in_ndarray(
 
 
 class _Interface:
-    """Memory of an array as NumPy takes it from others: without the checks that keep objects safe.
+    """Memory of an array in the array interface: NumPy then checks nothing that protects objects.
 
-    They are ours here.
+    This module makes these checks.
     """
 
     def __init__(
@@ -351,7 +351,7 @@ class _Interface:
 def _places(
     offset: int, shape: tuple[int, ...], strides: tuple[int, ...], size: int
 ) -> Iterable[int]:
-    """Return at which bytes of items of a root, of a size, the items of a view begin."""
+    """Return the offsets in items of a root, `size` bytes each, at which items of a view begin."""
     places = {offset % size}
     for n, stride in zip(shape, strides, strict=True):
         step = stride % size
@@ -383,12 +383,12 @@ def _has(dtype: np.dtype[Any], at: int, wanted: np.dtype[Any]) -> bool:
 
 
 def _is_bytes(dtype: np.dtype[Any], at: int, wanted: np.dtype[Any]) -> bool:
-    """Say whether an item may be taken for another one at a byte: neither has objects there."""
+    """Say whether an item may be read as another one at a byte: neither has objects there."""
     return not wanted.hasobject and _no_objects(dtype, at, at + wanted.itemsize)
 
 
 def _no_objects(dtype: np.dtype[Any], start: int, stop: int) -> bool:
-    """Say whether bytes [start, stop) of an item are there, and no part of an object."""
+    """Say whether bytes [start, stop) are in an item, and not in an object of it."""
     if start < 0 or stop > dtype.itemsize:
         return False
     if not dtype.hasobject:

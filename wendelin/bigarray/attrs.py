@@ -1,10 +1,10 @@
 """Attributes of arrays and groups: names, units, numbers, small arrays, in the database.
 
-They are in a BTree of their own, so that a change of one is a conflict neither with an append to
-the array nor with a change of another one. What is in it is of Python and NumPy: stock ZODB reads
-it.
+They are in a BTree of their own, so that a change of one conflicts neither with an append to the
+array nor with a change of another one. Values are of Python and NumPy, so stock ZODB reads them.
 
-It knows values, and that something finds or makes the BTree; arrays and groups it does not know.
+This module knows values, and functions that find or make the BTree. It does not know arrays and
+groups.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from BTrees.OOBTree import OOBTree
 
 __all__ = ["MOST", "Attributes", "check_value"]
 
-#: of a value: larger ones are arrays, and not attributes of one [bytes]
+#: limit of a value; a larger one should be an array [bytes]
 MOST = 1 << 20
 
 _PLAIN: tuple[Any, ...] = (bool, int, float, complex, str, bytes)
-_DEEP = 32  # lists and dicts in each other
+_DEEP = 32  # nesting of lists and dicts
 
 
 class Attributes(MutableMapping[str, Any]):
     """A mapping of names to small values; changes take part in the transaction.
 
     A value is None, a number, text, bytes, a scalar or an array of NumPy, or a list, tuple or dict
-    of such. What is taken out is a copy: `attrs["limits"] = [0, 5]` changes it, and
+    of these. Reading returns a copy: `attrs["limits"] = [0, 5]` changes the value, and
     `attrs["limits"].append(5)` does not.
 
     Parameters
     ----------
     owner : str
-        What messages call it.
+        Its name in messages.
     find : () -> mapping or None
-        Finds what has the values.
+        Finds the BTree of the values.
     make : () -> mapping
-        The same, and makes it where it is not there.
+        Finds it, or makes it.
     """
 
     __slots__ = ("_find", "_make", "_owner")
@@ -69,7 +69,7 @@ class Attributes(MutableMapping[str, Any]):
         Raises
         ------
         TypeError
-            The name is not a str; the value is of a type that is not kept.
+            The name is not a str; the value is of a type that cannot be kept.
         ValueError
             The value is larger than 1 MiB.
         """
@@ -87,7 +87,7 @@ class Attributes(MutableMapping[str, Any]):
         return iter(list(self._all()))
 
     def __len__(self) -> int:
-        """Return how many attributes there are."""
+        """Return the number of attributes."""
         return len(self._all())
 
     def __repr__(self) -> str:
@@ -95,7 +95,7 @@ class Attributes(MutableMapping[str, Any]):
 
 
 def new_table() -> OOBTree:
-    """Return what attributes are kept in."""
+    """Return the mapping that keeps the attributes."""
     return OOBTree()
 
 
@@ -105,10 +105,10 @@ def check_value(value: Any, name: str = "", deep: int = 0) -> Any:
     Raises
     ------
     TypeError, ValueError
-        It cannot be.
+        It cannot be kept.
     """
     if deep > _DEEP:
-        raise ValueError(f"attribute {name!r}: lists and dicts in more than {_DEEP} others")
+        raise ValueError(f"attribute {name!r}: lists and dicts are nested more than {_DEEP} deep")
     if isinstance(value, np.generic | np.ndarray):
         return _numpy(value, name, deep)
     for plain in _PLAIN:
@@ -128,7 +128,7 @@ def check_value(value: Any, name: str = "", deep: int = 0) -> Any:
         return {str(key): check_value(item, name, deep + 1) for key, item in value.items()}
     raise TypeError(
         f"attribute {name!r} is a {type(value).__name__}: it must be None, a number, text, bytes, "
-        f"a scalar or an array of NumPy, or a list or dict of such"
+        f"a scalar or an array of NumPy, or a list or dict of these"
     )
 
 
@@ -147,7 +147,7 @@ def _numpy(value: Any, name: str, deep: int) -> Any:
 
 def _too_large(name: str, size: int) -> ValueError:
     return ValueError(
-        f"attribute {name!r} has {size} bytes, and {MOST} are the most: make it an array, as in "
+        f"attribute {name!r} has {size} bytes, more than {MOST}: make it an array, as in "
         f"g.create_array({name!r}, data=…)"
     )
 

@@ -1,12 +1,12 @@
-"""Dask arrays of arrays in a database, and back: what goes between processes are references.
+"""Dask arrays of arrays in a database, and back: processes send each other references.
 
-from_array() makes a Dask array of one moment of an array. Whichever worker needs a chunk reads it
+from_array() makes a Dask array of one state of an array. A worker that needs a chunk reads it
 from the database. to_array() lets workers store chunks, in transactions of their own.
 
     client: A ── from_array ──► [URL, oid, tid] ── tasks ──► worker: opens the database once
             A ◄── to_array ──── [URL, oid] ─────── tasks ──►         reads, or writes
 
-It is made with `pip install wendelin.core[dask]`, and imported by nobody else.
+It needs `pip install wendelin.core[dask]`, and no other module imports it.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ __all__ = ["from_array", "to_array"]
 
 log = logging.getLogger(__name__)
 
-PIECE = 16 << 20  # that is loaded and copied at a time [bytes]
-BATCH = 32 << 20  # that a task stores, unless a chunk is larger; and changes at a time [bytes]
-MOST_TRIES = 100  # of a transaction that has a conflict
+PIECE = 16 << 20  # loaded and copied at a time [bytes]
+BATCH = 32 << 20  # stored by a task, unless a chunk is larger; limit of a transaction [bytes]
+MOST_TRIES = 100  # of a transaction with conflicts
 
 Slices = tuple[slice, ...]
 T = TypeVar("T")
@@ -49,15 +49,15 @@ T = TypeVar("T")
 def from_array(A: ZBigArray, chunks: Any = "auto") -> dask.array.Array:
     """Return a Dask array of an array, as it is now.
 
-    Whatever is committed later, and whenever and wherever a chunk is read, it is of this moment.
-    Workers need nothing but the database: its URL has to mean the same to them.
+    Each chunk is of this state, whenever and wherever it is read. Workers need only the database:
+    its URL must mean the same to them.
 
     Parameters
     ----------
     A : ZBigArray
         Without changes that are not committed.
     chunks : int, tuple, 'auto', ...
-        See dask.array.from_array(). By default as large as Dask wants them, in whole blocks.
+        See dask.array.from_array(). By default of Dask's preferred size, in whole blocks.
 
     Raises
     ------
@@ -68,14 +68,14 @@ def from_array(A: ZBigArray, chunks: Any = "auto") -> dask.array.Array:
     """
     source = _Source(A)
     sizes = normalize_chunks(chunks, A.shape, dtype=A.dtype, previous_chunks=source.chunks)
-    # what has one name is the same to Dask: chunk (0, 0) of it, too
+    # to Dask, equal names mean equal arrays with equal chunks
     name = f"ZBigArray-{dask.base.tokenize(source.token, sizes)}"
     meta = np.empty((0,) * A.ndim, A.dtype)
     return dask.array.from_array(source, sizes, name=name, asarray=False, fancy=False, meta=meta)
 
 
 class _Source:
-    """An array at a moment, as Dask takes it: read by slices, in any process."""
+    """A state of an array, in the form that Dask takes: read by slices, in any process."""
 
     def __init__(self, A: ZBigArray) -> None:
         if not isinstance(A, ZBigArray):
@@ -83,11 +83,11 @@ class _Source:
         _, self._where = A.__reduce__()
         self.shape, self.dtype, self.ndim = A.shape, A.dtype, A.ndim
         self.token = dask.base.tokenize(*self._where)
-        # what Dask takes multiples of
+        # Dask takes multiples of this
         self.chunks = _blocks(A)
 
     def __getitem__(self, idx: Slices) -> NDArray[Any]:
-        """Return a copy: what Dask has is sent, which what is not in memory cannot be."""
+        """Return a copy: Dask sends chunks by system calls, which need them in memory."""
         _limit_memory()
         A = array_at(*self._where)
         rows = [range(*i.indices(n)) for i, n in zip(idx, self.shape, strict=True)]
@@ -98,7 +98,7 @@ class _Source:
 
 
 def _blocks(A: BigArray) -> tuple[int, ...]:
-    """Return the shape of what is in one block, or some of them."""
+    """Return the shape of one block, or of a few blocks."""
     shape = [max(1, n) for n in A.shape]
     if shape:
         row = A.nbytes // shape[A._major]
@@ -128,10 +128,10 @@ _limited = False
 
 
 def _limit_memory() -> None:
-    """Let pages of a worker with a process of its own have a quarter of its memory.
+    """Limit pages of a worker with a process of its own to a quarter of its memory.
 
-    They are a cache: what is in a chunk was copied. Otherwise they may have half of the machine's,
-    and so may those of every other worker.
+    Pages are a cache, as chunks are copies. Without this, the pages of each worker could take half
+    of the machine's memory.
     """
     global _limited
     if _limited or "WENDELIN_CORE_RAM" in os.environ:
@@ -152,18 +152,17 @@ def _limit_memory() -> None:
 
 
 def to_array(darr: dask.array.Array, A: ZBigArray, compute: bool = True) -> Any:
-    """Store a Dask array in an array, chunk by chunk, by whichever workers there are.
+    """Store a Dask array in an array, chunk by chunk, on the workers.
 
-    Each task stores some chunks that follow each other, 32 MiB or one, on a worker that has one
-    of them, to which the others are sent. It does so in transactions, each of at most 32 MiB of
-    the array from its first change to its last, and tries one again if it has a conflict with
-    another one. So it is not atomic: others see some parts before others, and if it fails, what
-    was stored is there. It is no harm to store it again. The caller sees it in his next
-    transaction.
+    Each task stores one chunk, or consecutive chunks of 32 MiB in all, on a worker that has one of
+    them; the others are sent there. A transaction changes at most 32 MiB of the array, from its
+    first change to its last, and is tried again after a conflict. So the whole is not atomic:
+    readers see some parts earlier than others, and after a failure, stored parts stay. It does no
+    harm to store them again. The caller sees the result in its next transaction.
 
-    Chunks of whole blocks have no conflicts, and are stored once:
-    `darr.rechunk(from_array(A).chunks)`. Of narrow ones, as of some columns of an array in C
-    order, each has a small part of many blocks, and all of these are stored for it.
+    Chunks of whole blocks have no conflicts, and each block is stored once:
+    `darr.rechunk(from_array(A).chunks)`. A narrow chunk, such as some columns of an array in C
+    order, has a small part of many blocks, and each of these is stored for it.
 
     Parameters
     ----------
@@ -179,18 +178,17 @@ def to_array(darr: dask.array.Array, A: ZBigArray, compute: bool = True) -> Any:
     ValueError
         The shape is another.
     ZODB.POSException.ReadOnlyError, ZODB.POSException.ReadOnlyHistoryError
-        A cannot be changed: its database was opened to be read, or it is a past state.
+        A cannot be changed: its database was opened read-only, or it is a past state.
     pickle.PicklingError
         There are changes that are not committed.
     NotImplementedError
         No URL names the database: see wendelin.lib.zodb.zstor_2zurl().
     zc.lockfile.LockError
-        The database is a file, which is open here, and the workers are other processes: they need
-        a server.
+        The database is a file that is open here, but the workers are other processes: use a server.
     ZODB.POSException.ConflictError
         After a hundred tries.
     PageMemoryError
-        The memory of pages is full of changes of others.
+        Page memory is full of other changes.
     """
     if not isinstance(A, ZBigArray):
         raise TypeError(f"{type(A).__name__} is in no database: it must be a ZBigArray")
@@ -216,11 +214,11 @@ def _check_writable(A: ZBigArray) -> None:
             f"as it is now"
         )
     if conn.db().storage.isReadOnly():
-        raise ReadOnlyError(f"{A!r} cannot be changed: its database was opened to be read only")
+        raise ReadOnlyError(f"{A!r} cannot be changed: its database was opened read-only")
 
 
 def _batches(darr: dask.array.Array, order: str) -> Iterator[tuple[list[Slices], list[Delayed]]]:
-    """Yield (where, chunks) of chunks that are stored together, in the order of an array."""
+    """Yield (indices, chunks) of chunks that are stored together, in the order of an array."""
     starts = [np.cumsum([0, *sizes]).tolist() for sizes in darr.chunks]
     delayed = darr.to_delayed()
     places: list[Slices] = []
@@ -252,7 +250,7 @@ def _store(url: str, oid: bytes, places: list[Slices], blocks: list[Any]) -> Non
             slice(min(s.start for s in along), max(s.stop for s in along))
             for along in zip(*places, strict=True)
         )
-        # what is changed stays in memory until it is committed, and others want some, too
+        # changes stay in memory until they are committed, and other tasks need memory, too
         size = min(BATCH, ram_stat()[0] // 8)
         for part in _in_transaction(conn, lambda: list(_parts(conn.get(oid), box, size))):
             common = [_common(place, part) for place in places]
@@ -279,7 +277,7 @@ def _parts(A: BigArray, box: Slices, size: int) -> Iterator[Slices]:
 
 
 def _common(place: Slices, part: Slices) -> tuple[Slices, Slices]:
-    """Return what a chunk has of a part: (where in the array, where in the chunk)."""
+    """Return the intersection of a chunk and a part: (index of the array, index of the chunk)."""
     both = list(zip(place, part, strict=True))
     to = tuple(slice(max(s.start, t.start), min(s.stop, t.stop)) for s, t in both)
     of = tuple(slice(s.start - t.start, s.stop - t.start) for s, t in zip(to, place, strict=True))
@@ -293,7 +291,7 @@ def _assign(conn: Any, oid: bytes, values: list[tuple[Slices, Slices, Any]]) -> 
 
 
 def _in_transaction(conn: Any, do: Callable[[], T]) -> T:
-    """Return what is done in a transaction; it is done again as long as that may help."""
+    """Call a function in a transaction, and return its result; try again after a conflict."""
     manager = conn.transaction_manager
     for tried in range(MOST_TRIES):
         try:
@@ -306,10 +304,10 @@ def _in_transaction(conn: Any, do: Callable[[], T]) -> T:
             if tried == MOST_TRIES - 1:
                 raise
             log.info("storing again: %s", e)
-            # others try again, too, and each at another moment
+            # at random, as other tasks try again, too
             time.sleep(random.uniform(0, min(1, 0.01 * 2**tried)))
     return result
 
 
 def _all_done(results: list[None]) -> None:
-    """Be what waits for all tasks."""
+    """Do nothing: Dask calls this when all tasks are done."""

@@ -1,6 +1,6 @@
 """How a notebook shows an array: a table, and a picture of its blocks. Nothing is loaded for it.
 
-It knows what an Overview says of an array, figures of the pager, and HTML. All text is escaped.
+This module knows an Overview of an array, figures of the pager, and HTML. All text is escaped.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ __all__ = ["Overview", "to_html"]
 _SIDE = 120  # of the longest axis [px]
 _LEAST = 12  # of the shortest one [px]
 _MOST_LINES = 40  # between blocks
-_MOST_BANDS = 60  # that blocks are drawn as
+_MOST_BANDS = 60  # of blocks
 
-#: what blocks are, and how that is drawn
+#: states of blocks and their colours
 _FILLS = {
     "": "#ecb172",
     "stored": "#ecb172",
@@ -36,7 +36,7 @@ _FILLS = {
 
 @dataclass
 class Overview:
-    """What is shown of an array."""
+    """The facts about an array that are shown."""
 
     kind: str
     shape: tuple[int, ...]
@@ -45,10 +45,10 @@ class Overview:
     nbytes: int
     blksize: int  # [bytes]
     memory: HandleStats | None = None
-    #: blocks that the file has; None: a file is not asked
+    #: blocks that the file has; None: unknown
     stored: Collection[int] | None = None
     all_stored: bool = True  # False: there are more
-    #: what they take in the file [bytes]; None: that is not asked
+    #: their size in the file [bytes]; None: unknown
     stored_size: int | None = None
     changed: Collection[int] = ()  # blocks
     #: more rows of the table
@@ -95,7 +95,7 @@ def to_html(array: Overview) -> str:
 
 
 def _escape(text: str) -> str:
-    """Return a text as HTML that shows it, and nothing else."""
+    """Return a text as HTML that only shows it."""
     return escape(shown(text))
 
 
@@ -105,7 +105,7 @@ def _escape(text: str) -> str:
 def _picture(array: Overview) -> str:
     """Return an SVG: rows and columns are the first and the last axis, and others its depth.
 
-    It is cut into blocks along the major axis.
+    Blocks are drawn along the major axis.
     """
     if array.nbytes == 0 or not array.shape:
         return ""
@@ -172,9 +172,9 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
 
 
 def _bands(array: Overview) -> Iterator[tuple[int, int, str]]:
-    """Yield (first block, block after the last, what they are), neighbours that are alike at once.
+    """Yield (first block, block after the last, state) for runs of blocks in the same state.
 
-    Some are taken together where there are many.
+    If there are many, several blocks are taken as one.
     """
     n = min(array.blocks, _MOST_BANDS)
     edges = [array.blocks * i // n for i in range(n + 1)]

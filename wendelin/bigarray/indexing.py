@@ -1,9 +1,9 @@
-"""Basic indexing, split in two: what has to be mapped, and what is left for NumPy.
+"""Basic indexing, split in two: which rows have to be mapped, and the rest for NumPy.
 
-What an index selects lies, on each axis, in rows [lo, hi). On an ndarray of just these rows
-NumPy can do all the rest. So whatever NumPy does, this does.
+On each axis, the selected elements lie in rows [lo, hi). NumPy does the rest, on an ndarray of
+these rows. So the result is NumPy's in all cases.
 
-It knows indices and shapes; nothing of memory.
+This module knows indices and shapes, but not memory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BasicIndex = (
 
 
 def _integer(item: object) -> int | None:
-    """Return what NumPy takes as an integer index as int; None: it is none."""
+    """Return an integer index of NumPy as int; None if it is not one."""
     if isinstance(item, bool | np.bool_) or (isinstance(item, np.ndarray) and item.ndim):
         return None
     try:
@@ -51,9 +51,9 @@ def split_index(
     Returns
     -------
     rows : list of (lo, hi)
-        For each axis, rows [lo, hi) have all that is selected; lo == hi: nothing is.
+        For each axis, rows [lo, hi) have all selected elements; lo == hi: there are none.
     rest : tuple
-        The index that selects the same of an array of these rows.
+        The index that selects the same elements in an array of these rows.
 
     Raises
     ------
@@ -70,8 +70,8 @@ def split_index(
             used += 1
         elif item is not None:
             raise IndexError(
-                f"{item!r} is no basic index (integer, slice, ..., None): advanced indexing loads "
-                f"and copies what it selects; index a view for that, as in A[:][idx]"
+                f"{item!r} is not a basic index (integer, slice, ..., None): advanced indexing "
+                f"loads and copies elements; index a view for that, as in A[:][idx]"
             )
     if ellipses > 1:
         raise IndexError("an index can only have a single ellipsis ('...')")

@@ -1,6 +1,6 @@
-"""Rows that are accessible to anybody for a while: also to the kernel, and to foreign threads.
+"""Rows that stay accessible for a while, also to the kernel and to foreign threads.
 
-It knows a handle, whose pages it lets go, and the array, which keeps what is not let go.
+This module knows a handle, whose pages it releases, and the array, which keeps them until then.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ __all__ = ["Loaded"]
 
 
 class Loaded:
-    """What A.load(idx) returns: rows that stay accessible until the next transaction boundary.
+    """The result of A.load(idx): rows that stay accessible until the next transaction boundary.
 
-    As a context manager it gives the view A[idx], and lets go at the end:
+    As a context manager it returns the view A[idx], and releases the rows at the end:
 
         with A.load(slice(0, 1000)) as a:
             sock.sendall(a)
@@ -50,7 +50,7 @@ class Loaded:
         return self._fileh is not None and self._pages in self._fileh.pins
 
     def release(self) -> None:
-        """Let go: the rows may be given back. Changes stay in the transaction."""
+        """Release the rows: the pager may give them back. Changes stay in the transaction."""
         fileh, self._fileh = self._fileh, None
         if fileh is not None:
             fileh.unpin(*self._pages)

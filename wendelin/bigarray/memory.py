@@ -1,6 +1,6 @@
-"""Whose memory an ndarray shows: the way from a view down to what it is a view of.
+"""Whose memory an ndarray shows: the way from a view down to its root.
 
-It knows ndarrays and VMAs.
+This module knows ndarrays and VMAs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["bases", "copy_in_steps", "in_file"]
 
 
 def bases(a: NDArray[Any]) -> Iterator[Any]:
-    """Yield what an ndarray is a view of: ndarrays, and at last the VMA that they show, if any."""
+    """Yield the bases of an ndarray: ndarrays, and at last their VMA, if any."""
     base: Any = a.base
     while base is not None:
         if isinstance(base, np.ndarray):
@@ -29,13 +29,13 @@ def bases(a: NDArray[Any]) -> Iterator[Any]:
             yield base
             return
         elif hasattr(base, "__array_interface__"):
-            base = getattr(base, "base", None)  # as_strided() puts such in between
+            base = getattr(base, "base", None)  # as_strided() puts an object in between
         else:
             return
 
 
 def in_file(view: NDArray[Any]) -> tuple[VMA, int, int] | None:
-    """Return (VMA, start, stop): which bytes of its file a view lies in; None: of no file."""
+    """Return (VMA, start, stop): a view lies in bytes [start, stop) of its file; None: no file."""
     *_, base = (None, *bases(view))
     if not isinstance(base, VMA) or view.size == 0:
         return None

@@ -1,10 +1,10 @@
-"""What ndarrays have besides indexing: for an array, of its view A[...]; or what to do instead.
+"""Attributes and methods of ndarrays besides indexing: those of the view A[...], or an error.
 
-Views are given, as whatever is a view costs nothing: A.T, A.view(dtype), A.flat. What would compute
-or copy is not, since an array may be larger than memory: a view is one step more, of which who
-takes it knows how large it is. NumPy's functions take arrays as they are: np.sum(A).
+Methods that return a view work, as a view costs nothing: A.T, A.view(dtype), A.flat. Methods that
+compute or copy raise an error, since an array may be larger than memory; the error says which view
+to take. NumPy's functions take arrays as they are: np.sum(A).
 
-It knows of an array that it can be indexed.
+This module knows only that an array can be indexed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 __all__ = ["NDArrayLike"]
 
-#: functions of NumPy that take nothing but ndarrays
+#: functions of NumPy that take only ndarrays
 _OF_NDARRAYS = ("astype", "put")
 
 _NAMES = {name for name in dir(np.ndarray) if not name.startswith("_")}
@@ -45,13 +45,13 @@ _EQUALITIES = {"eq": "==", "ne": "!="}
 _UNARY = {"neg": "-{}", "pos": "+{}", "invert": "~{}", "abs": "abs({})"}
 _CONVERSIONS = ["int", "float", "complex"]
 
-#: what an ndarray is compared with element by element. With all else an array is compared by
-#: identity, as any object of a database: with None, other arrays, whatever containers compare.
+#: types that an ndarray is compared with element by element. All other comparisons are by
+#: identity, as for any object of a database: with None, other arrays, in containers.
 _VALUES = (Number, list, tuple, range)
 
 
 class NDArrayLike:
-    """What an array has of its view A[...]."""
+    """Attributes and methods of the view A[...]."""
 
     size: Any  # a property: see BigArray
     ndim: Any
@@ -80,8 +80,8 @@ class NDArrayLike:
     def reshape(self, *shape: Any, **kw: Any) -> NDArray[Any]:
         """Return the view of all with another shape, as ndarray.reshape(shape, order='C').
 
-        Nothing is copied where the order is that of the array. To give the array itself another
-        shape: resize().
+        Nothing is copied if the order is that of the array. resize() gives the array itself
+        another shape.
         """
         return self._all_of_it().reshape(*shape, **kw)
 
@@ -90,11 +90,11 @@ class NDArrayLike:
         return self._all_of_it().ravel(*args, **kw)
 
     def __dlpack__(self, **kw: Any) -> Any:
-        """Be exchanged with other libraries, as the view of all."""
+        """Return the view of all as a DLPack capsule, for other libraries."""
         return self._all_of_it().__dlpack__(**kw)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        """Say where the data is: in memory of the processor."""
+        """Return where the data is: in memory of the processor."""
         return (1, 0)
 
     def _all_of_it(self) -> NDArray[Any]:
@@ -143,13 +143,13 @@ def _makes(expression: str) -> str:
 
 
 def _binary(sign: str, right: bool = False) -> Callable[[Any, Any], Any]:
-    """Return a method of an operator, which leaves ndarrays to do it and says so to others."""
+    """Return a method of an operator: ndarrays do the work, other operands get an error."""
     a, b = ("x", "A[...]") if right else ("A[...]", "x")
     expression = f"divmod({a}, {b})" if sign == "divmod" else f"{a} {sign} {b}"
 
     def method(self: NDArrayLike, other: object) -> Any:
         if isinstance(other, np.ndarray | np.generic):
-            return NotImplemented  # it can, and makes an array
+            return NotImplemented  # the ndarray can, and makes an array
         raise _no(sign, self, _makes(expression))
 
     return method

@@ -1,7 +1,7 @@
-"""Arrays inside plain dicts and lists: these are not saved when they change, and are warned of.
+"""Warnings about arrays inside plain dicts and lists, whose changes are not saved.
 
 A plain dict in a database is a part of the object that it is in. So a change of it alone is not
-saved; and an array in it is loaded, and written as a reference again, with all of that object.
+saved, and an array in it is loaded and stored, as a reference, together with that object.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from wendelin.lib.adapters.trees import is_bucket, is_tree
 
 __all__ = ["PlainContainerWarning", "has_array", "warn_of_changes", "warn_of_plain"]
 
-_DEEP = 8  # containers in each other that are looked into
-_MOST = 10_000  # values that are looked at
+_DEEP = 8  # nesting of containers that is searched
+_MOST = 10_000  # values that are searched
 
 
 class PlainContainerWarning(UserWarning):
@@ -54,7 +54,7 @@ def warn_of_plain(value: Any, what: str, stacklevel: int = 2) -> None:
     ----------
     value : object
     what : str
-        How a message calls it.
+        Its name in the message.
     stacklevel : int
         See warnings.warn().
     """
@@ -71,7 +71,7 @@ def warn_of_plain(value: Any, what: str, stacklevel: int = 2) -> None:
 
 
 def warn_of_changes(objects: Iterable[Any]) -> None:
-    """Warn of what is about to be stored: plain dicts and lists in objects, with arrays inside."""
+    """Warn before a commit stores objects with arrays in plain dicts and lists."""
     seen: set[int] = set()
     todo = [obj for obj in objects if not isinstance(obj, BigArray)]
     while todo:
@@ -92,7 +92,7 @@ _NEW = b"\0" * 8
 
 
 def _inline(tree: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield what a tree has in its own state: it has one bucket."""
+    """Yield the values in a tree's own state, which has them if it has one bucket."""
     state = tree.__getstate__()
     if isinstance(state, tuple) and len(state) == 1:
         flat = state[0][0][0]

@@ -1,6 +1,6 @@
-"""An array written to a file, in parts: whatever its size, in bounded memory.
+"""An array of any size written to a file, in parts, in bounded memory.
 
-It knows an array by its shape, dtype and order, and by load().
+This module knows an array by its shape, dtype and order, and by load().
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ File = str | os.PathLike[str] | IO[bytes]
 #: (bytes that are written, all bytes) -> None
 Progress = Callable[[int, int], object]
 
-_PART = 16 << 20  # that is in memory at a time; or a row, if that is more [bytes]
+_PART = 16 << 20  # in memory at a time; or a row, if that is more [bytes]
 
 
 def _opened(file: File, suffix: str = "") -> AbstractContextManager[IO[bytes]]:
@@ -37,14 +37,14 @@ def _opened(file: File, suffix: str = "") -> AbstractContextManager[IO[bytes]]:
 
 def _write_all(f: IO[bytes], data: memoryview) -> None:
     while data:
-        n = f.write(data)  # a raw file may take less than it is given
+        n = f.write(data)  # a raw file may write less
         data = data[len(data) if n is None else n :]
 
 
 class Saving:
-    """What writes an array to files."""
+    """Methods that write an array to files."""
 
-    if TYPE_CHECKING:  # what an array has
+    if TYPE_CHECKING:  # attributes of an array
         _order: str
         load: Callable[..., Loaded]
 
@@ -74,12 +74,12 @@ class Saving:
         sep, format : str
             See ndarray.tofile(): text, if sep is not empty.
         progress : callable, optional
-            Is called as progress(bytes that are written, all bytes) after each part.
+            Called as progress(bytes written, all bytes) after each part.
 
         Raises
         ------
         BlockLoadError
-            A block cannot be loaded. What was written before it stays in the file.
+            A block cannot be loaded. Bytes written before it stay in the file.
         """
         if sep:
             np.asarray(self).tofile(file, sep, format)
@@ -90,7 +90,7 @@ class Saving:
     def save(self, file: File, *, progress: Progress | None = None) -> None:
         """Write a .npy file as numpy.save() does, in parts; see tofile().
 
-        The layout is the array's: one in Fortran order is saved in that.
+        The file has the array's order, also Fortran order.
         """
         fortran = self._order == "F" and self.ndim > 1
         header = {
@@ -101,7 +101,7 @@ class Saving:
         with _opened(file, ".npy") as f:
             try:
                 np.lib.format.write_array_header_1_0(f, header)
-            except ValueError:  # it is longer: there are many fields
+            except ValueError:  # the header is longer: there are many fields
                 np.lib.format.write_array_header_2_0(f, header)
             self._write(f, self.ndim - 1 if fortran else 0, progress)
 
@@ -130,19 +130,19 @@ class Saving:
     def __array_function__(
         self, func: Callable[..., Any], types: object, args: Any, kwargs: Any
     ) -> Any:
-        """Be saved by numpy.save() in parts; to all other functions, be the view of all."""
+        """Let numpy.save() work in parts; give all other functions the view of all."""
         if func is np.save:
             return _save(*args, **kwargs)
         return func(*_views(args), **_views(kwargs))
 
 
 def _save(file: File, arr: Any, allow_pickle: bool = True) -> None:
-    """Be numpy.save() of an array."""
+    """Do numpy.save() of an array."""
     arr.save(file)
 
 
 def _views(x: Any) -> Any:
-    """Return what a function is called with, with views in place of arrays."""
+    """Return the arguments of a function, with views in place of arrays."""
     if isinstance(x, Saving):
         return np.asarray(x)
     if type(x) in (list, tuple):

@@ -1,10 +1,10 @@
 """URL#path[slice]: how the command line names databases, objects in them, and parts of arrays.
 
 The last # separates. A path is names, separated by slashes: keys of mappings, indices of sequences,
-attributes. In a name, characters that mean something here, or are not printable, are written as in
-URLs: %2F, %23, %5B, %E2%80%AE; an empty name is ''.
+attributes. In a name, special and unprintable characters are written as in URLs: %2F, %23, %5B,
+%E2%80%AE; an empty name is ''.
 
-It knows texts; what is in a database it does not know.
+This module knows texts, but not databases.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _SPECIAL = "%/#[]"
 
 
 def quote(name: str) -> str:
-    """Return a name as it is in a path; an empty one as Python writes it, or it would be none.
+    """Return a name as it is written in a path; an empty one as Python writes it.
 
-    What has a meaning in paths, and what does something to a terminal, is written as in URLs.
+    Special characters of paths, and those that control a terminal, are written as in URLs.
     """
     return "".join(_quoted(c) if c in _SPECIAL or not c.isprintable() else c for c in name) or "''"
 
 
 def _quoted(character: str) -> str:
-    # keys may be half a surrogate pair, too
+    # a key may have half of a surrogate pair
     return "".join(f"%{byte:02X}" for byte in character.encode(errors="surrogatepass"))
 
 
@@ -40,7 +40,7 @@ def join(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Address:
-    """Where something is."""
+    """A URL, and maybe a path and an index in it."""
 
     url: str
     path: Path = ()
@@ -52,12 +52,12 @@ class Address:
 
 
 def parse_index(text: str) -> Index:
-    """Return the index that is in brackets: integers, slices and '...', separated by commas.
+    """Return the index of a text in brackets: integers, slices and '...', separated by commas.
 
     Raises
     ------
     ValueError
-        It is none.
+        The text is not an index.
     """
     return tuple(_parse_item(item.strip()) for item in text.split(","))
 
@@ -67,11 +67,11 @@ def _parse_item(text: str) -> int | slice | EllipsisType:
         return ...
     parts = [part.strip() for part in text.split(":")]
     if len(parts) > 3 or (len(parts) == 1 and not text):
-        raise ValueError(f"{text!r} is no index: it must be like 5, 2:10, ::-1 or ...")
+        raise ValueError(f"{text!r} is not an index: it must be like 5, 2:10, ::-1 or ...")
     try:
         numbers = [int(part) if part else None for part in parts]
     except ValueError as e:
-        raise ValueError(f"{text!r} is no index: it must be like 5, 2:10, ::-1 or ...") from e
+        raise ValueError(f"{text!r} is not an index: it must be like 5, 2:10, ::-1 or ...") from e
     if len(numbers) == 1 and numbers[0] is not None:
         return numbers[0]
     return slice(*numbers)

@@ -1,4 +1,4 @@
-"""Arguments and options of commands: what texts mean, and which are wrong."""
+"""Arguments and options of commands: they are parsed and checked here."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class _Type(click.ParamType):  # type: ignore[type-arg]  # it is generic in new versions only
-    """What an argument is."""
+    """The type of an argument."""
 
 
 class AddressType(_Type):
@@ -70,45 +70,47 @@ class AddressType(_Type):
             self.fail(f"{value!r} {why}", param, ctx)
 
         if not url:
-            wrong("names no database: it must be like data.fs, or zeo://host:9991")
+            wrong("does not name a database: it must be like data.fs, or zeo://host:9991")
         match = re.fullmatch(r"([^\[\]]*)(?:\[([^\[\]]*)\])?", rest)
         if match is None:
-            wrong("has brackets that are no [slice]: in a name, write %5B and %5D for [ and ]")
+            wrong("has brackets that are not a [slice]: in a name, write %5B and %5D for [ and ]")
         try:
             path = tuple(
                 unquote(name, errors="surrogatepass") for name in match[1].split("/") if name
             )
         except UnicodeDecodeError as e:
-            wrong(f"has a % that does not stand for UTF-8: {e}")
+            wrong(f"has a % escape that is not UTF-8: {e}")
         if path and self._path == "none":
-            wrong("names an object: here it must be a database, without #path")
+            wrong("names an object: a database is expected here, without #path")
         if not path and self._path == "needed":
-            wrong("names no array: it must be like data.fs#path/of/array (`wendelin ls` tells)")
+            wrong(
+                "does not name an array: it must be like data.fs#path/of/array; see `wendelin ls`"
+            )
         if match[2] is None:
             return Address(url, path)
         if not self._index:
-            wrong("has a slice: here it must be a whole array")
+            wrong("has a slice: a whole array is expected here")
         try:
             return Address(url, path, parse_index(match[2]))
         except ValueError as e:
-            wrong(f"is not right: {e}")
+            wrong(f"is not valid: {e}")
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Complete names of files: of databases, most often."""
+        """Complete names of files: mostly databases."""
         return [CompletionItem(incomplete, type="file")]
 
 
 class MomentType(_Type):
-    """A moment of a database: a tid, or the end of the day, minute or second that is named."""
+    """A moment of a database: a tid, or the end of the given day, minute or second."""
 
     name = "TID|TIME"
 
     def convert(
         self, value: str | bytes, param: click.Parameter | None, ctx: click.Context | None
     ) -> bytes:
-        """Return the last tid that is of the moment."""
+        """Return the last tid of the moment."""
         if isinstance(value, bytes):
             return value
         if match := re.fullmatch(r"(?:0x)?([0-9a-fA-F]{16})", value):
@@ -131,7 +133,7 @@ class MomentType(_Type):
 
 
 def _precision(text: str) -> timedelta:
-    """Return how long what a time names takes: a day, or down to a microsecond."""
+    """Return the length of what a time names: from a day down to a microsecond."""
     match = re.match(r"[^T ]+([T ]\d\d(:?\d\d(:?\d\d([.,]\d+)?)?)?)?", text)
     hours, minutes, seconds, fraction = match.groups() if match else (None,) * 4
     if fraction:
@@ -184,7 +186,7 @@ class DtypeType(_Type):
             return dtype
         except (TypeError, ValueError, SyntaxError) as e:
             self.fail(
-                f"{value!r} is no dtype of numbers: it must be like f8, >i4, S10, or "
+                f"{value!r} is not a dtype of numbers: it must be like f8, >i4, S10, or "
                 f"[('x','f4'),('n','i2')] ({e})",
                 param,
                 ctx,
@@ -208,7 +210,7 @@ class ShapeType(_Type):
         numbers = [n.strip() for n in value.strip("() ").rstrip(",").split(",")]
         if all(n.isascii() and n.isdecimal() for n in numbers):
             return tuple(map(int, numbers))
-        self.fail(f"{value!r} is no shape: it must be like 1000, or 100,200", param, ctx)
+        self.fail(f"{value!r} is not a shape: it must be like 1000, or 100,200", param, ctx)
 
 
 class BlksizeType(SizeType):
@@ -222,8 +224,8 @@ class BlksizeType(SizeType):
         limit, _, _ = ram_stat()
         if isinstance(value, str) and size > limit:
             self.fail(
-                f"{value!r} is more than page memory may have, {limit} bytes: half of the memory, "
-                f"or WENDELIN_CORE_RAM",
+                f"{value!r} is more than the limit of page memory, {limit} bytes: half of the "
+                f"memory, or WENDELIN_CORE_RAM",
                 param,
                 ctx,
             )
@@ -237,16 +239,16 @@ class BlksizeType(SizeType):
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 at_option = click.option(
-    "--at", type=MomentType(), help="The array as it was: after a transaction, or then."
+    "--at", type=MomentType(), help="A past state of the array: a transaction, or a time."
 )
 step_option = click.option(
     "--step",
     type=SizeType(),
     default=STEP,
-    help="How much is done at a time: in a transaction.  [default: 32M]",
+    help="Size of a step: one transaction.  [default: 32M]",
 )
 replace_option = click.option(
-    "--replace", is_flag=True, help="Put it in the place of what is there already."
+    "--replace", is_flag=True, help="Replace an array that exists already."
 )
 blksize_option = click.option(
     "--blksize", type=BlksizeType(), default=2 << 20, help="Size of blocks.  [default: 2M]"
@@ -255,17 +257,17 @@ format_option = click.option(
     "--format",
     "zblk_fmt",
     type=click.Choice(["ZBlk0", "ZBlk1", "auto"]),
-    help="Format of blocks, as ZBigArray(zblk_fmt=) has it.",
+    help="Format of blocks, as in ZBigArray(zblk_fmt=).",
 )
 
 
 def _one_character(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
     if value is None:
         return None
-    # of what UTF-8 cannot have: bytes of the call that were no text
+    # surrogates: bytes of the call that were not text
     if len(value) != 1 or value in '\r\n"' or "\ud800" <= value <= "\udfff":
         raise click.BadParameter(
-            f"{value!r} must be one character, which neither ends lines nor quotes fields"
+            f"{value!r} must be one character, not an end of a line and not a quote"
         )
     return value
 

@@ -1,4 +1,4 @@
-"""Arrays in databases, as what is read and filled in parts: see files.base."""
+"""Arrays in databases, as sources and destinations that work in parts: see files.base."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ __all__ = ["ArraySource", "flat_bytes", "layout_of"]
 
 
 def layout_of(array: ZBigArray | StoredArray) -> Layout:
-    """Return what an array is, besides its elements."""
+    """Return shape, dtype and order of an array."""
     return Layout(array.shape, plain(array.dtype), array._order)
 
 
 def flat_bytes(array: ZBigArray | StoredArray) -> BigArray:
-    """Return all bytes of an array, in their order; changes are of its transaction."""
+    """Return all bytes of an array, in their order; changes belong to its transaction."""
     return BigArray((array.nbytes,), np.uint8, array._fileh())
 
 
@@ -35,7 +35,7 @@ class ArraySource(Source):
     ----------
     array : StoredArray
     identity : dict
-        What tells the array from others; when it was changed is added.
+        What identifies the array; the time of its last change is added.
     """
 
     def __init__(self, array: StoredArray, identity: dict[str, Any]) -> None:
@@ -45,7 +45,7 @@ class ArraySource(Source):
         array._fileh().file.verify = True  # what is copied to somewhere else is as it was stored
         self._identity = identity
         self._numbers: Iterator[int] | None = None
-        self._next = -1  # the last block that came of them
+        self._next = -1  # the last block that was taken from these
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
         """See Source.

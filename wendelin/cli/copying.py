@@ -1,7 +1,7 @@
 """wendelin copy: a database, or an array, into another storage.
 
-A database is copied transaction by transaction, with its history. What was copied before is not
-copied again: so an interrupted copy is gone on with, and a copy can follow its source.
+A database is copied transaction by transaction, with its history. Transactions that were copied
+before are skipped. So an interrupted copy can go on, and a copy can follow its source.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ __all__ = ["copy"]
 
 
 class _Begun(TransactionMetaData):  # type: ignore[misc]  # ZODB has no type hints
-    """What a destination is told of a transaction: texts, and what programs have noted besides.
+    """The metadata of a transaction that a destination gets: texts, and notes of programs.
 
-    The latter is a pickle, which may call anything: a file takes it as it is, and a server is given
-    what is plain in it.
+    The notes are a pickle, which may call anything. A file takes it as it is, and a server gets
+    only its plain values.
     """
 
     def __init__(self, txn: Any) -> None:
@@ -56,7 +56,7 @@ class _Begun(TransactionMetaData):  # type: ignore[misc]  # ZODB has no type hin
 
     @cached_property
     def extension(self) -> dict[str, Any]:
-        """What programs have noted: texts and numbers."""
+        """Notes of programs: texts and numbers."""
         try:
             noted = Reader(self.extension_bytes).load() if self.extension_bytes else None
         except InertError:
@@ -74,7 +74,7 @@ def _is_blob(data: bytes) -> bool:
 
 
 class Copy:
-    """A database that is copied.
+    """The copy of a database.
 
     Parameters
     ----------
@@ -101,12 +101,12 @@ class Copy:
                 iterator.close()
 
     def last(self) -> bytes:
-        """Return the last transaction that is there already; z64: the destination is empty.
+        """Return the last transaction of the destination; z64 if it is empty.
 
         Raises
         ------
         Failure
-            What is there is no copy of the source.
+            The destination is not a copy of the source.
         """
         last: bytes = self.destination.lastTransaction()
         if last == z64:
@@ -118,13 +118,13 @@ class Copy:
             found = next(rest, None)
             if not same or found is None or found.tid != last:
                 raise Failure(
-                    "the destination is neither empty nor a copy of the source that was begun: "
+                    "the destination is neither empty nor an unfinished copy of the source: "
                     "copy arrays, as in `wendelin copy URL1#path URL2#path`, or into an empty one"
                 )
         return last
 
     def run(self, tell: Advance) -> None:
-        """Copy what is not there."""
+        """Copy the transactions that are missing."""
         last = self.last()
         with self._iterated(self.source, None if last == z64 else last) as transactions:
             for txn in transactions:
@@ -144,7 +144,7 @@ class Copy:
                 return self._give(txn, lambda n: None)
             except (Failure, TransientError, ReadOnlyError, OSError, MemoryError):
                 raise
-            except Exception:  # a server says it at the vote, in its own way
+            except Exception:  # a server refuses at the vote, with an exception of its own
                 self._restores = False
         return self._give(txn, tell)
 
@@ -175,7 +175,7 @@ class Copy:
         return total
 
     def _check(self, record: Any) -> None:
-        """Note a record that does not match its checksum. It keeps that, and matches it nowhere."""
+        """Note a record that does not match its checksum. Its copy will not match it either."""
         try:
             check(record.data or b"")
         except ChecksumError:
@@ -184,7 +184,7 @@ class Copy:
                 self.mismatches.append(found)
 
     def _store(self, record: Any, txn: Any) -> None:
-        """Give a record to a destination that takes them as of now."""
+        """Give a record to a destination that takes only new revisions."""
         if record.data is None:  # an undo took the object away
             return
         serial = self._serials.get(record.oid) or self._serial(record.oid)
@@ -196,11 +196,11 @@ class Copy:
     def _serial(self, oid: bytes) -> bytes:
         try:
             return bytes(self.destination.getTid(oid))
-        except (KeyError, AttributeError):  # NEO's is no POSKeyError
+        except (KeyError, AttributeError):  # NEO's is not a POSKeyError
             return bytes(z64)
 
     def _restore(self, record: Any, txn: Any) -> None:
-        """Give a record to the destination; without a pad, which is of another file."""
+        """Give a record to the destination, without its pad, which is for the other file."""
         data = None if record.data is None else without_pad(record.data)
         blob = self._blob(record)
         if blob is None:
@@ -220,7 +220,7 @@ class Copy:
         self.destination.restoreBlob(record.oid, record.tid, data, new.name, record.data_txn, txn)
 
     def _blob(self, record: Any) -> str | None:
-        """Return the file of a blob; None: it is none."""
+        """Return the file of a blob; None if the record is not one of a blob."""
         if record.data is None or not _is_blob(record.data):
             return None
         try:
@@ -230,7 +230,7 @@ class Copy:
             return None
         except (Unsupported, AttributeError, TypeError) as e:
             raise Failure(
-                "the database has blobs, and its URL does not say where: ?blobstorage_dir=..."
+                "the database has blobs: its URL must say where, ?blobstorage_dir=..."
             ) from e
 
 
@@ -251,26 +251,26 @@ Examples:
 def copy(source: Address, destination: Address, replace: bool, step: int, as_json: bool) -> int:
     """Copy a database, with its history, into another storage; or one array, as it is now.
 
-    The other storage must be empty, or have the beginning of the same: then the rest is copied.
-    Blocks come to lie aligned in a file, to be mapped. An array is written in the block size and
-    the format that it has, without attributes; if that was interrupted, the same command goes on.
+    The other storage must be empty, or have the beginning of the copy: then the rest is copied.
+    In a file, blocks are aligned, so that they can be mapped. An array keeps its block size and
+    its format, but not its attributes. If the copy was interrupted, the same command goes on.
 
-    A block of a database that does not match its checksum is copied with it, as it is, and told:
-    the exit code is 1. An array with such a block is not copied.
+    If a block does not match its checksum, the copy of a database has both as they are. The command
+    reports the block, and the exit code is 1. A single array with such a block is not copied.
     """
     if bool(source.path) != bool(destination.path):
-        raise click.UsageError("either both have a #path, of an array, or none has one")
+        raise click.UsageError("give a #path of an array for both, or for neither")
     there = os.path.exists(source.url) and os.path.exists(destination.url)
     one_file = there and os.path.samefile(source.url, destination.url)
     if source.path:
         if source.path == destination.path and (one_file or source.url == destination.url):
-            raise click.UsageError(f"{source} and {destination} are one array")
+            raise click.UsageError(f"{source} and {destination} are the same array")
         _copy_array(source, destination, replace, step, as_json)
         return 0
     if replace:
         raise click.UsageError("--replace is for arrays: a database is copied into an empty one")
     if one_file:
-        raise click.UsageError(f"{source.url} and {destination.url} are one file")
+        raise click.UsageError(f"{source.url} and {destination.url} are the same file")
     return _copy_database(source.url, destination.url, as_json)
 
 
@@ -281,9 +281,9 @@ def _copy_database(source: str, destination: str, as_json: bool) -> int:
     ):
         for url, storage in (source, old), (destination, new):
             if not hasattr(storage, "iterator"):
-                raise Failure(f"{url} does not tell its transactions: copy arrays, by URL#path")
+                raise Failure(f"{url} cannot list its transactions: copy arrays, by URL#path")
         if isinstance(new, MappingStorage | DemoStorage):
-            raise Failure(f"{destination} is in memory, and gone when the copy is complete")
+            raise Failure(f"{destination} is in memory: the copy would be lost at the end")
         work = Copy(old, new)
         with progress("copy", old.getSize(), in_bytes=True) as tell:
             work.run(tell)
@@ -305,8 +305,8 @@ def _copy_database(source: str, destination: str, as_json: bool) -> int:
     for oid, tid in work.mismatches:
         warn(
             "copy",
-            f"object 0x{oid.hex()}, which transaction 0x{tid.hex()} wrote, was copied as it is: "
-            f"its bytes do not match their checksum (`wendelin verify` says of which array)",
+            f"object 0x{oid.hex()}, which transaction 0x{tid.hex()} wrote, was copied unchanged: "
+            f"its bytes do not match their checksum (`wendelin verify` says which array it is of)",
         )
     return 1 if work.mismatches else 0
 

@@ -1,8 +1,7 @@
-"""Databases, opened for a command: of now, or of a moment in the past.
+"""Databases, opened for a command, in their present or a past state.
 
-A command that only reads opens a file such that it need not be free: others may have it open, and
-nothing is made where there is none. And it loads no objects: what is in a database may be of a
-stranger, and it runs no code of it.
+A command that only reads can open a file that other programs have open. It makes no file if there
+is none. And it loads no objects: a database may be a stranger's, and none of its code is run.
 """
 
 from __future__ import annotations
@@ -33,32 +32,32 @@ def tid_time(tid: bytes) -> datetime:
 
 
 def _refuse(url: str, error: Exception) -> Failure:
-    """Return what is to be told of a database that cannot be opened."""
+    """Return the failure to report for a database that cannot be opened."""
     if isinstance(error, LockError):
-        return Failure(f"{url} is in use: another program has it open, to change it")
+        return Failure(f"{url} is in use: another program has it open to write")
     if isinstance(error, ReadOnlyError):  # its root object could not be made
         return Failure(f"{url} is empty")
-    if isinstance(error, ValueError):  # of the URL, or what is in the file
+    if isinstance(error, ValueError):  # because of the URL, or of bytes in the file
         return Failure(f"{url} cannot be opened: {error}")
     return Failure(f"{url} cannot be opened: {explain(error)}")
 
 
 @contextmanager
 def opened(url: str, *, at: bytes | None = None, once: bool = False) -> Iterator[Database]:
-    """Open a database for a while, to read it; yield its objects. None of them is loaded.
+    """Open a database to read it; yield its objects. None of them is loaded.
 
     Parameters
     ----------
     url : str
     at : bytes, optional
-        The last transaction that is to be seen.
+        The last transaction that is visible.
     once : bool
-        Each object is looked at once: see Snapshot.
+        Each object is read once: see Snapshot.
 
     Raises
     ------
     Failure
-        It cannot be opened, or there was nothing at that moment.
+        It cannot be opened, or was empty at that moment.
     """
     with storage_opened(url) as storage:
         try:
@@ -73,15 +72,15 @@ def opened(url: str, *, at: bytes | None = None, once: bool = False) -> Iterator
             if at is None:
                 raise Failure(f"{url} is empty") from None
             when = f"{tid_time(at)} (tid {at.hex()})"
-            raise Failure(f"{url} had nothing in it at {when}") from None
+            raise Failure(f"{url} was empty at {when}") from None
         yield Database(snapshot)
 
 
 @contextmanager
 def opened_to_write(url: str) -> Iterator[Any]:
-    """Open a database for a while, to change it; yield its root object.
+    """Open a database to change it; yield its root object.
 
-    Objects are loaded: this is not for a database of a stranger.
+    Objects are loaded: do not use this for a database of a stranger.
 
     Raises
     ------
@@ -98,13 +97,13 @@ def opened_to_write(url: str) -> Iterator[Any]:
         yield root
     finally:
         transaction.abort()
-        with suppress(Exception):  # a server may be gone; what is told is what came of that
+        with suppress(Exception):  # a server may be gone; the error of the command is reported
             dbclose(root)
 
 
 @contextmanager
 def storage_opened(url: str, *, write: bool = False) -> Iterator[Any]:
-    """Open the storage of a database for a while."""
+    """Open the storage of a database, and close it at the end."""
     try:
         storage = dbstoropen(url, read_only=not write)
     except (MemoryError, click.ClickException):

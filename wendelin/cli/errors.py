@@ -1,8 +1,8 @@
-"""What went wrong, for who called: one line, and an exit code.
+"""Errors of commands, for the user: one line, and an exit code.
 
-Exit codes: 2, the call is wrong as it stands, whatever databases and files hold; 1, it failed.
+Exit codes: 2, the call itself is wrong; 1, the command failed.
 
-With WENDELIN_DEBUG=1, the traceback is before the line: for who looks for a bug of ours.
+With WENDELIN_DEBUG=1, the traceback is before the line: it helps to find a bug of ours.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ __all__ = ["Failure", "explain"]
 
 
 class Failure(click.ClickException):
-    """A command failed; the text says why, and what helps."""
+    """A command failed; the text says why, and what to do."""
 
     exit_code = 1
 
 
 def explain(error: BaseException) -> str:
-    """Return one line that says what an exception is about."""
+    """Return one line that explains an exception."""
     if os.environ.get("WENDELIN_DEBUG", "0") not in ("", "0"):
         print(shown("".join(traceback.format_exception(error)), keep="\n"), file=sys.stderr)
     return " ".join(_explain(error).split())
 
 
 def _was_interrupted(error: BaseException | None) -> bool:
-    """Say whether an exception came of Ctrl-C: a block that is being loaded fails of it, too."""
+    """Say whether Ctrl-C caused an exception: it also makes the load of a block fail."""
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True
@@ -49,7 +49,7 @@ def _explain(error: BaseException) -> str:
     if isinstance(error, BigFileError | KeyboardInterrupt) and _was_interrupted(error):
         return "interrupted"
     if isinstance(error, DoomedError) and error.__cause__ is not None:
-        return _explain(error.__cause__)  # the first failure, of which this one came
+        return _explain(error.__cause__)  # the first failure, which caused this one
     if isinstance(error, BlockLoadError) and error.__cause__ is not None:
         return f"{error}: {_explain(error.__cause__)}"
     if isinstance(error, POSKeyError):
@@ -59,14 +59,14 @@ def _explain(error: BaseException) -> str:
     if isinstance(error, ReadOnlyError):
         return "the database is read-only"
     if isinstance(error, ConflictError):
-        return f"somebody else has changed the same at the same time: {error}"
+        return f"a conflict: another client changed the same data at the same time: {error}"
     if isinstance(error, RecordError):
         return str(error)
     if isinstance(error, MemoryError):
         return f"not enough memory: {error}" if str(error) else "not enough memory"
     if isinstance(error, OSError) and error.errno is not None:
         name = f"{error.filename}: " if error.filename else ""
-        # what libraries tell may be longer than what the system says
+        # a library's text may be longer than the system's
         what = error.strerror or str(error)
         return f"{name}{what}"
     text = str(error)

@@ -52,12 +52,12 @@ _MOST = (1 << 63) - 1  # of a file [bytes]
 
 
 def check_target(file: File, force: bool) -> None:
-    """See that a file can be put where it is to be, before anything is done.
+    """Check, before anything is done, that the file can be written.
 
     Raises
     ------
     Failure, OSError
-        It cannot.
+        It cannot be written.
     """
     folder = os.path.dirname(os.path.abspath(file.path))
     if not os.path.isdir(folder):
@@ -65,23 +65,23 @@ def check_target(file: File, force: bool) -> None:
     if not os.path.lexists(file.path):
         return
     if not force:
-        others = f", with all that is in {file.path}" if file.kind in WITH_MEMBERS else ""
-        raise Failure(f"{file.path} is there already: --force replaces it{others}")
+        others = f", with everything in {file.path}" if file.kind in WITH_MEMBERS else ""
+        raise Failure(f"{file.path} exists already: --force replaces it{others}")
     if os.path.isdir(file.path) != (file.kind == "zarr"):
         is_, makes = ("folder", "file") if os.path.isdir(file.path) else ("file", "folder")
         raise Failure(
             f"{file.path} is a {is_}, and the export makes a {makes}: --force does not replace "
-            f"one by the other, remove it"
+            f"one with the other, so remove it"
         )
 
 
 def check_size(source: ArraySource, file: File) -> None:
-    """See that an array is not larger than a file can be; of Zarr, each chunk is a file.
+    """Check that an array is not larger than a file can be; in Zarr, each chunk is a file.
 
     Raises
     ------
     Failure
-        It is.
+        It is larger.
     """
     size = source.layout.size * source.layout.dtype.itemsize
     if size > _MOST and file.kind != "zarr":
@@ -122,7 +122,7 @@ Examples:
 @click.option(
     "--force",
     is_flag=True,
-    help="Replace a file that is there: all of FILE, with whatever else is in it.",
+    help="Replace an existing file: all of FILE, also other arrays in it.",
 )
 @step_option
 @json_option
@@ -137,11 +137,11 @@ def export(
 ) -> None:
     """Write an array into a file: .npy, .npz, .h5, .zarr, .csv, or raw bytes (.raw, .bin, .dat).
 
-    What the file is to be, its suffix says; it has this array only. It is FILE.part until it is
-    complete. If that was interrupted, the same command goes on, with the same state of the array;
-    .npz and .h5 begin anew.
+    The suffix of FILE sets its format; the file has only this array. It is FILE.part until it is
+    complete. If the export was interrupted, the same command goes on, with the same state of the
+    array; .npz and .h5 begin again.
 
-    A ZarrGroup, or what is in one by a path, is written as a Zarr folder, byte for byte.
+    A ZarrGroup, or a part of one by its path, is written as a Zarr folder, byte for byte.
     """
     what = named(parse_file(file), address.path[-1])
     options = Options(delimiter=delimiter)
@@ -180,7 +180,7 @@ def export(
         where = {"file": what.path, "member": what.member or None}
         print_json({**where, **layout_json(layout), **facts})
     else:
-        again = f", gone on with, as it was at {shown_time(tid)}" if before else ""
+        again = f", resumed, as it was at {shown_time(tid)}" if before else ""
         other = f":{what.member}" if what.member not in (address.path[-1], "") else ""
         say(f"{what.path}{other}: {size_text(layout.size * itemsize)}{again}")
 
@@ -206,7 +206,7 @@ def _export(
             raise
         raise Failure(
             f"{explain(e)}: {part.path} has {part.done} of {source.layout.size} elements; the same "
-            f"command goes on with the array as it was then, and begins anew if that is removed"
+            f"command goes on with the same state of the array; it begins again if that is removed"
         ) from e
 
 

@@ -38,16 +38,16 @@ from wendelin.cli.zarrgroups import Folder, import_folder
 
 __all__ = ["import_file"]
 
-_MOST = 1 << 47  # of an array: what a process can map [bytes]
+_MOST = 1 << 47  # the largest array that a process can map [bytes]
 
 
 def _opened_source(file: File, options: Options) -> Source:
-    """Open a file, before anything is done; an array that is too large to be meant is refused.
+    """Open a file, before anything is done. Refuse an array that is too large.
 
     Raises
     ------
     Failure
-        It has more than a process can map: a file of some KiB may say so.
+        It has more bytes than a process can map: a file of a few KiB may claim so.
     """
     source = open_source(file, options)
     size = source.layout.size * source.layout.dtype.itemsize
@@ -64,7 +64,7 @@ def _opened_source(file: File, options: Options) -> Source:
 
 @click.command(
     "import",
-    short_help="Make an array out of a file.",
+    short_help="Make an array from a file.",
     epilog="""\b
 Examples:
   wendelin import x.npy data.fs#x
@@ -82,13 +82,13 @@ Examples:
     "as_what",
     type=click.Choice(["array", "zarr"]),
     default="array",
-    help="Of a Zarr folder: an array, or all of it as it is, chunks and codecs.  [default: array]",
+    help="For a Zarr folder: an array, or the whole folder with its chunks and codecs.  [default: array]",
 )
-@click.option("--dtype", type=DtypeType(), help="Of raw bytes; or of a CSV file.  [default: f8]")
-@click.option("--shape", type=ShapeType(), help="Of raw bytes; else they are 1-d.")
-@click.option("--order", type=click.Choice(["C", "F"]), help="Of raw bytes.  [default: C]")
+@click.option("--dtype", type=DtypeType(), help="For raw bytes or a CSV file.  [default: f8]")
+@click.option("--shape", type=ShapeType(), help="For raw bytes.  [default: 1-d]")
+@click.option("--order", type=click.Choice(["C", "F"]), help="For raw bytes.  [default: C]")
 @click.option("--offset", type=click.IntRange(0), help="Where raw bytes begin in the file.")
-@click.option("--columns", help="Of a CSV file: names or numbers, as in time,price or 0,3.")
+@click.option("--columns", help="For a CSV file: names or numbers, as in time,price or 0,3.")
 @click.option(
     "--header/--no-header",
     default=None,
@@ -97,7 +97,7 @@ Examples:
 @click.option(
     "--external",
     is_flag=True,
-    help="Read also what an HDF5 file, or a Zarr folder, says to be in other files: of any path.",
+    help="Follow references of an HDF5 file or a Zarr folder to other files, of any path.",
 )
 @delimiter_option
 @blksize_option
@@ -123,14 +123,14 @@ def import_file(
     step: int,
     as_json: bool,
 ) -> None:
-    """Make an array out of a file: .npy, .npz, .h5, .zarr, .csv, or raw bytes.
+    """Make an array from a file: .npy, .npz, .h5, .zarr, .csv, or raw bytes.
 
-    What a file is, its suffix says; bytes are taken as they are, in their dtype and order. It is
-    done in transactions of some blocks each. If it was interrupted, the same command goes on from
-    where it was; until all is there, the array is in NAME~import, and nothing by its name.
+    The suffix of a file says its kind. The array has its dtype, order and bytes. The import works
+    in transactions of a few blocks each. If it was interrupted, the same command goes on. Until it
+    is complete, the array is in NAME~import, and NAME does not exist.
 
-    With --as zarr, a ZarrGroup is made of a Zarr folder, or of NAME in it: each file is a value of
-    it, byte for byte. A program has it as zarr.open_group(root[...].store()).
+    With --as zarr, a Zarr folder becomes a ZarrGroup: each file is a value of it, byte for byte.
+    A program opens it as zarr.open_group(root[...].store()).
     """
     names = [name.strip() for name in columns.split(",")] if columns else []
     options = Options(dtype, shape, order, offset, names, delimiter, header, external)

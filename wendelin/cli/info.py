@@ -44,9 +44,9 @@ KINDS = {
     HOLE: ("·", "bright_black", "zeros, not stored"),
     MAPPED: ("█", "green", "aligned in the file: mapped into memory, not copied"),
     COPIED: ("▓", "cyan", "copied into memory"),
-    UNALIGNED: ("░", "yellow", "copied, and would be mapped if the file was packed"),
+    UNALIGNED: ("░", "yellow", "copied; a pack would align it, to be mapped"),
     CHUNKS: ("▒", "magenta", "in chunks of 4 KiB: small changes are small"),
-    OTHER: ("X", "red", "something else: `wendelin verify` tells"),
+    OTHER: ("X", "red", "something else: see `wendelin verify`"),
 }
 
 
@@ -61,9 +61,9 @@ def kind_of(block: Stored) -> str:
 
 @dataclass
 class Blocks:
-    """The blocks of an array: counted, and as cells of a picture, of some blocks each."""
+    """The blocks of an array: counted, and as cells of a picture, of a few blocks each."""
 
-    total: int  # that the array has room for
+    total: int  # stored or not
     blksize: int  # [bytes]
     kinds: Counter[str] = field(default_factory=Counter)
     sizes: Counter[str] = field(default_factory=Counter)  # [bytes]
@@ -86,7 +86,7 @@ class Blocks:
             self.cells[block.blk // self.per_cell][kind] += 1
 
     def finish(self) -> None:
-        """Count holes: all the others."""
+        """Count holes: all blocks that were not counted."""
         for i, cell in enumerate(self.cells):
             room = min(self.per_cell, self.total - i * self.per_cell)
             cell[HOLE] = room - cell.total()
@@ -98,7 +98,7 @@ class Blocks:
         return self.kinds.total() - self.kinds[HOLE]
 
     def picture(self) -> Text:
-        """Return the cells, each as what most of its blocks are; what is stored goes first."""
+        """Return the cells: each is the most frequent kind of its blocks, stored ones first."""
         text = Text()
         for i, cell in enumerate(self.cells):
             kind = max(cell, key=lambda k: (cell[k], k != HOLE))
@@ -125,23 +125,23 @@ def examine(array: StoredArray) -> Blocks:
 
 
 def advice(address: Address, blocks: Blocks) -> str | None:
-    """Return what lost alignments cost, and how to get them back; None: none is lost."""
+    """Return what unaligned blocks cost, and how to align them; None if there are none."""
     n = blocks.kinds[UNALIGNED]
     if not n:
         return None
     return (
-        f"{n} blocks ({size_text(n * blocks.blksize)}) are not aligned in the file, as others than "
-        f"this wendelin.core wrote them, or a server. Each process that reads them copies them, at "
-        f"about a third of the speed, into memory of its own. Packing aligns them; it writes the "
-        f"file anew, and drops old revisions:\n"
+        f"{n} blocks ({size_text(n * blocks.blksize)}) are not aligned in the file: a server, or "
+        f"another program, wrote them. Each process that reads them copies them into its own "
+        f"memory, at about a third of the speed. A pack aligns them; it writes a new file, and "
+        f"drops old revisions:\n"
         f"    from wendelin.lib.zodb import dbopen\n"
         f"    dbopen({address.url!r})._p_jar.db().pack()\n"
-        f"So does a copy, with all revisions: wendelin copy {address.url} NEW.fs"
+        f"A copy aligns them, too, and keeps all revisions: wendelin copy {address.url} NEW.fs"
     )
 
 
 @click.command(
-    short_help="Tell all about an array.",
+    short_help="Show one array in detail.",
     epilog="""\b
 Examples:
   wendelin info data.fs#runs/2024/A
@@ -150,10 +150,10 @@ Examples:
 @click.argument("address", metavar="URL#path", type=AddressType())
 @json_option
 def info(address: Address, as_json: bool) -> None:
-    """Tell all about an array, with a picture of its blocks.
+    """Show one array in detail, with a picture of its blocks.
 
-    Which are holes, in which format others are stored, and whether they are mapped out of the file
-    or copied when they are read. No block is loaded, and no code runs that the database names.
+    The picture shows holes, the format of each stored block, and whether it is mapped from the file
+    or copied when it is read. No block is loaded, and no code runs that the database names.
     """
     with opened(address.url, once=True) as database:
         unfinished = progress_of(database, address)
@@ -206,7 +206,7 @@ def _facts(
         ("changed", f"{tid_time(blocks.tid):%Y-%m-%d %H:%M:%S.%f %z} (tid {blocks.tid.hex()})"),
     ]
     if blocks.past_end:
-        facts.append(("past end", f"{blocks.past_end} blocks, which nobody sees"))
+        facts.append(("past end", f"{blocks.past_end} blocks, not visible"))
     if unfinished is not None:
         done = f"{unfinished.done} of {unfinished.array.size} elements"
         facts.append(("import", f"not complete: {done}; the same `wendelin import` goes on"))

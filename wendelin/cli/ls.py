@@ -41,14 +41,14 @@ class Row:
     """An array, in short."""
 
     path: str
-    layout: Layout | None  # None: it is a file, and no array
+    layout: Layout | None  # None: it is a file, not an array
     blocks: int = 0
     size: int = 0  # [bytes]
     formats: Counter[str] = field(default_factory=Counter)
     tid: bytes = b""
 
     def text(self) -> tuple[str, ...]:
-        """Return what is in the columns."""
+        """Return the texts of the columns."""
         mix = ", ".join(
             name if len(self.formats) == 1 else f"{name} {n * 100 / self.blocks:.3g}%"
             for name, n in self.formats.most_common()
@@ -75,7 +75,7 @@ class Row:
 
 
 def row_of(path: str, obj: StoredArray | StoredFile, tell: Advance) -> Row:
-    """Look at an array; tell how many blocks were looked at."""
+    """Look at an array; report how many blocks were seen."""
     zfile, layout = (obj, None) if isinstance(obj, StoredFile) else (obj.zfile, layout_of(obj))
     row = Row(path, layout, tid=max(obj._p_serial, zfile._p_serial))
     for blocks in inspect_blocks(zfile):
@@ -100,10 +100,10 @@ Examples:
 def ls(address: Address, as_json: bool) -> int:
     """List the arrays of a database, or under a path.
 
-    Goes through all objects that can be reached from the root. Of each array: path, shape, dtype,
-    order, number of blocks that are stored (others are holes), their bytes in the database, their
-    formats, and when the array was changed last. No block is loaded, and no code runs that the
-    database names: objects of other classes are told, if they cannot be read without it.
+    Goes through all objects that can be reached from the root. Shows of each array: path, shape,
+    dtype, order, number of stored blocks (others are holes), their bytes in the database, their
+    formats, and the time of the last change. No block is loaded, and no code runs that the database
+    names. Objects that cannot be read without their class are named on stderr.
     """
     rows: list[Row] = []
     failed = 0

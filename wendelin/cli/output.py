@@ -45,11 +45,11 @@ __all__ = [
 
 Advance = Callable[[int], None]
 
-_WIDE = 100_000  # where no terminal says how wide it is: a row is a line
+_WIDE = 100_000  # the width if there is no terminal: a row is a line
 
 
 def console() -> Console:
-    """Return where people read."""
+    """Return the console for output to people."""
     plain = Console(highlight=False, markup=False, emoji=False)
     if plain.is_terminal:
         return plain
@@ -68,12 +68,12 @@ def say(text: str) -> None:
 
 
 def warn(command: str, text: str) -> None:
-    """Tell something that does not end the command."""
+    """Print a warning, which does not end the command."""
     print(shown(f"wendelin {command}: {' '.join(text.split())}"), file=sys.stderr)
 
 
 def shown_time(tid: bytes) -> str:
-    """Return the time of a transaction, in local time; nothing, of none."""
+    """Return the time of a transaction, in local time; '' if there is none."""
     if not int.from_bytes(tid, "big"):
         return "-"
     return tid_time(tid).strftime("%Y-%m-%d %H:%M:%S")
@@ -88,7 +88,7 @@ def shown_tid(tid: bytes) -> dict[str, str] | None:
 
 
 def dtype_text(dtype: np.dtype[Any]) -> str:
-    """Return a dtype in short."""
+    """Return a short text for a dtype."""
     plain = dtype.isnative and dtype.kind in "biufc"
     return dtype.name if plain else str(dtype)
 
@@ -101,7 +101,7 @@ def layout_texts(layout: Layout | None) -> tuple[str, str, str]:
 
 
 def layout_json(layout: Layout | None) -> dict[str, Any]:
-    """Return the same for JSON; the dtype as .npy files have it, or as np.dtype() takes it."""
+    """Return these for JSON; the dtype as .npy files have it, or as np.dtype() takes it."""
     if layout is None:
         return {"shape": None, "dtype": None, "order": None}
     dtype = describe(layout.dtype)
@@ -116,7 +116,7 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]], right: str = ""
     columns : iterable of str
     rows : iterable of iterable of str
     right : str
-        Columns that are numbers, separated by spaces.
+        Names of columns of numbers, separated by spaces.
     """
     result = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
@@ -158,16 +158,16 @@ class _Speed(ProgressColumn):
 def progress(
     what: str, total: int | None = None, *, in_bytes: bool = False, done: int = 0
 ) -> Iterator[Advance]:
-    """Show progress while something goes on, on a terminal; yield what is told of it.
+    """Show progress on a terminal; yield a function to call with each amount done.
 
     Parameters
     ----------
     what : str
-        It goes on.
+        The name of the work.
     total, done : int
         How much there is to do, if that is known, and how much was done before.
     in_bytes : bool
-        What is counted is bytes.
+        Bytes are counted.
     """
     where = Console(stderr=True)
     if not where.is_terminal:

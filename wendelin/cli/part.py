@@ -1,8 +1,8 @@
 """A file that is written as FILE.part, and becomes FILE when it is complete.
 
-FILE.part.json says that FILE.part is ours, of which state of the database it is, and how much of it
-is there, where that can be gone on with after the program was killed. It is written first, and
-removed last: what has none is somebody else's, and is left alone.
+FILE.part.json says that FILE.part is ours, and which state of the database it has. If the export
+can go on after the program was killed, it also says how much is done. It is written first, and
+removed last: a FILE.part without it is of another program, and is left alone.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ __all__ = ["Part"]
 
 
 class Part:
-    """A file that is not complete yet, and how far it is.
+    """A file that is not complete yet, and how much of it is done.
 
     Parameters
     ----------
     path : str
-        Of the file, when it is complete.
+        Of the complete file.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path.rstrip("/")
         self.path = f"{self._path}.part"
         self._state_path = f"{self.path}.json"
-        self._old = f"{self._path}.old~"  # where a folder is put aside
+        self._old = f"{self._path}.old~"  # where a folder that is replaced goes
         self.state = self._read()
 
     def _read(self) -> dict[str, Any] | None:
-        """Return what was written of an interrupted export; None: there is none."""
+        """Return the notes of an interrupted export; None if there is none."""
         try:
             with open(self._state_path) as file:
                 state = json.load(file)
@@ -53,7 +53,7 @@ class Part:
 
     @property
     def tid(self) -> bytes | None:
-        """The state of the database that is exported; None: nothing is there of one."""
+        """The state of the database that is exported; None if there is none yet."""
         return bytes.fromhex(self.state["tid"]) if self.state and self.done else None
 
     @property
@@ -63,30 +63,30 @@ class Part:
 
     @property
     def position(self) -> int:
-        """What the sink's sync() returned with these."""
+        """What the sink's sync() returned for these."""
         return 0 if self.state is None else int(self.state["position"])
 
     def begin(self, source: dict[str, Any], tid: bytes) -> None:
-        """Begin, or go on: with the same array, at the same state, only.
+        """Begin, or go on, but only with the same state of the same array.
 
         Parameters
         ----------
         source : dict
-            What tells what is exported, and to what: plain values.
+            Plain values that identify the array, and the file.
         tid : bytes
             The state of the database.
 
         Raises
         ------
         Failure
-            What is there is of something else.
+            The part that is there is of another export.
         """
         if self.state is not None and self.state["source"] != source:
             before = self.state["source"]
             differs = ", ".join(n for n in source if before.get(n) != source[n])
             raise Failure(
-                f"{self.path} was begun by another export ({differs}): remove it and "
-                f"{self._state_path}, to begin anew"
+                f"{self.path} is of another export ({differs}): remove it and "
+                f"{self._state_path}, to begin again"
             )
         if self.done:
             return
@@ -95,14 +95,14 @@ class Part:
         for path in self.path, self._old:
             if os.path.lexists(path):
                 raise Failure(
-                    f"{path} is there, and is not of an export: this one needs that name until it "
+                    f"{path} exists, and is not of an export: this export needs that name until it "
                     f"is complete, so move it elsewhere, or remove it"
                 )
         self.state = {"source": source, "tid": tid.hex(), "done": 0, "position": 0, "old": False}
         self.save(0, 0)
 
     def save(self, done: int, position: int) -> None:
-        """Note that so many elements are on the disk."""
+        """Note how many elements are on the disk."""
         assert self.state is not None
         self.state.update(done=done, position=position)
         new = f"{self._state_path}~"
@@ -113,13 +113,13 @@ class Part:
         os.replace(new, self._state_path)
 
     def finish(self) -> None:
-        """Have the file under its name."""
+        """Give the file its name."""
         assert self.state is not None
         if os.path.isfile(self.path):
             with open(self.path, "rb") as file:
                 os.fsync(file.fileno())
         if os.path.isdir(self.path) and os.path.exists(self._path):
-            # a folder does not replace another
+            # a rename does not replace a folder
             self.state["old"] = True
             self.save(self.done, self.position)
             os.rename(self._path, self._old)
@@ -134,13 +134,13 @@ class Part:
             os.close(folder)
 
     def remove(self) -> None:
-        """Remove what was begun."""
+        """Remove the part."""
         _remove(self.path)
         _remove(self._state_path)
 
 
 def _is_state(state: Any) -> bool:
-    """Say whether something is what save() writes."""
+    """Say whether a value is of the kind that save() writes."""
     return (
         isinstance(state, dict)
         and isinstance(state.get("source"), dict)

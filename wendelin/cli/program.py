@@ -21,7 +21,7 @@ GROUP = "wendelin.commands"
 
 
 class Commands(click.Group):
-    """Commands that are loaded when they are asked for."""
+    """Commands that are loaded when they are needed."""
 
     def _found(self) -> dict[str, EntryPoint]:
         return {ep.name: ep for ep in entry_points(group=GROUP)}
@@ -41,16 +41,16 @@ class Commands(click.Group):
     cls=Commands,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Errors are one line; the exit code is 2 for a wrong call, and 1 for what failed. "
-    "docs/command-line.md tells more, and how to have the shell complete commands.",
+    epilog="Errors are one line; the exit code is 2 for a wrong call, and 1 for a failure. "
+    "docs/command-line.md says more, and how the shell can complete commands.",
 )
 @click.version_option(package_name="wendelin.core", prog_name="wendelin")
 @click.pass_context
 def wendelin(ctx: click.Context) -> None:
-    """Look at arrays in databases; fill, copy and check them.
+    """Show arrays in databases; fill, copy and check them.
 
     URL is a path of a file (data.fs), or a URL of a database (zeo://host:9991, file://...).
-    URL#path is an object in it: keys and attributes, from the root, as in data.fs#runs/2024/A.
+    URL#path is an object in it, by keys and attributes from the root: data.fs#runs/2024/A.
     """
     if ctx.invoked_subcommand is None:
         print(ctx.get_help())
@@ -62,7 +62,7 @@ def wendelin(ctx: click.Context) -> None:
 class _Call:
     """A call of the program."""
 
-    command: str  # what is to be named as who fails
+    command: str  # named in error messages
 
     def tell(self, text: str) -> None:
         print(shown(f"{self.command}: error: {text}"), file=sys.stderr)
@@ -70,7 +70,7 @@ class _Call:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the program; return its exit code."""
-    # What libraries log, they also raise; it would come to stderr, with tracebacks.
+    # Libraries also raise what they log; the log would go to stderr, with tracebacks.
     logging.getLogger().addHandler(logging.NullHandler())
     call = _Call("wendelin")
     try:
@@ -79,10 +79,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return result if isinstance(result, int) else 0
     except click.UsageError as e:
         call.command = e.ctx.command_path if e.ctx is not None else call.command
-        call.tell(f"{_line(e)} (--help tells how it is called)")
+        call.tell(f"{_line(e)} (--help shows the usage)")
         return 2
     except BrokenPipeError:
-        # who reads, as `head` does, has seen enough; nor is Python to flush it again at its end
+        # the reader, such as `head`, has closed the pipe; Python must not flush it again at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KeyboardInterrupt, click.Abort):
@@ -94,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _line(error: Exception) -> str:
-    # late: a wrong WENDELIN_CORE_RAM lets the import of the pager fail, and is to be told as well
+    # late: a wrong WENDELIN_CORE_RAM makes the import of the pager fail, which is reported as well
     try:
         from wendelin.cli.errors import explain
     except ValueError as e:

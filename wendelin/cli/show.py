@@ -30,9 +30,9 @@ _address = click.argument("address", metavar="URL#path[slice]", type=AddressType
 
 
 def _selected(database: Database, address: Address, rows: int | None = None) -> Any:
-    """Return what is to be printed: a view, nothing of it loaded; of so many rows, if that is said.
+    """Return a view of what is to be printed, maybe of its first rows only. Nothing is loaded.
 
-    The array may be larger than the address space: no more of it is mapped.
+    The array may be larger than the address space: only this part is mapped.
     """
     array = find_array(database, address)
     index: Index = (...,) if address.index is None else address.index
@@ -45,7 +45,7 @@ def _selected(database: Database, address: Address, rows: int | None = None) -> 
 
 
 def _first(index: Index, shape: tuple[int, ...], rows: int) -> Index:
-    """Return an index that selects the first rows of what an index does."""
+    """Return an index for the first rows of what another index selects."""
     missing = len(shape) - sum(item is not ... for item in index)
     if missing < 0 or index.count(...) > 1:
         return index  # which is refused
@@ -69,7 +69,7 @@ def _elements(view: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def _write_shown(text: str) -> None:
-    """Write elements to a terminal, to which they do nothing."""
+    """Write elements to a terminal, with control characters escaped."""
     sys.stdout.write(shown(text, keep="\t\n"))
 
 
@@ -137,8 +137,8 @@ Examples:
 def cat(address: Address, at: bytes | None, as_json: bool) -> None:
     """Print an array, or a part of it.
 
-    A row a line, its elements separated by tabs. The slice is as in Python; in the shell, it needs
-    quotes.
+    Each row is a line, with tabs between elements. The slice is as in Python; in the shell, it
+    needs quotes.
     """
     with opened(address.url, at=at) as database:
         view = _selected(database, address)

@@ -1,16 +1,16 @@
-"""Objects of a database as its records have them: nothing is loaded, and no code of theirs runs.
+"""Objects of a database, read from its records: nothing is loaded, and none of their code runs.
 
-ZBigArray and ZBigFile, mappings, lists and BTrees are read by their formats; an object of another
-class by its attributes, which the state of a Persistent is. Whether a class is a mapping, say, is
-known of those that this process has imported; none is imported for it. A subclass of ZBigArray has
-the state of one, whatever it is called.
+ZBigArray and ZBigFile, mappings, lists and BTrees are read by their formats. An object of another
+class is read by its attributes, which are the state of a Persistent. Whether a class is a mapping
+is known only if this process has imported it; none is imported for this. A subclass of ZBigArray
+has the state of one, whatever its name is.
 
 Values
 ------
     Ref                          a persistent object: Database.get() gives it
-    Stored                       one that was got: class, state
+    Stored                       its class and state
     StoredArray, StoredFile      the same, of an array and a file
-    Pairs, Object, list, tuple   what is in a state: see inert
+    Pairs, Object, list, tuple   values in a state: see inert
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ __all__ = [
 
 Pair = tuple[Any, Any]
 
-_NAME = 4096  # of a key, as it is told [characters]
-_MOST_AXES = 64  # as NumPy has it
-_DEEP = 64  # a BTree of more levels has more than fits into any database
+_NAME = 4096  # of a key, as it is shown [characters]
+_MOST_AXES = 64  # the limit of NumPy
+_DEEP = 64  # a BTree of more levels does not fit into any database
 
 _BTREE = re.compile(r"BTrees\.(?:\w\w)BTree\.(\w\w)(BTree|Bucket)(?:Py)?")
-_INTEGERS = "ILUQ"  # families of BTrees whose keys are such
+_INTEGERS = "ILUQ"  # families of BTrees whose keys are integers
 
 _MAPPINGS = {
     "persistent.mapping.PersistentMapping",
@@ -100,7 +100,7 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A ZBigFile: what inspect_blocks, verify_blocks and ZFile ask of one."""
+    """A ZBigFile, with what inspect_blocks, verify_blocks and ZFile need of one."""
 
     _p_jar: Any
     _p_oid: bytes
@@ -145,7 +145,7 @@ class StoredArray(BigArray):
             raise RecordError(f"a damaged ZBigArray: {type(e).__name__}: {e}") from e
         self._p_jar, self._p_oid, self._p_serial = stored.database.conn, stored.oid, stored.tid
         self.cls = stored.cls
-        #: names of the attributes that a user, or a subclass, has given to it
+        #: names of the attributes of users and subclasses
         self.others = sorted({n for n, _ in _own(stored) if n != "zfile" and n[:1] != "_"})
         self.zfile = _file(stored.database.stored(file))
         self._handle: BigFileH | None = None
@@ -173,7 +173,7 @@ def _axis(n: object) -> int:
 def _file(stored: Stored) -> StoredFile:
     state = stored.state
     if not (isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], Ref)):
-        raise RecordError(f"a damaged ZBigFile: {shown(state)} is no (blksize, LOBTree)")
+        raise RecordError(f"a damaged ZBigFile: {shown(state)} is not (blksize, LOBTree)")
     blksize, table = state
     try:
         if type(blksize) is not int:
@@ -216,7 +216,7 @@ class Database:
         return Stored(ref.oid, tid, *inert_of(bytes(data)), self)
 
     def get(self, value: Any) -> Any:
-        """Return what a value stands for; other than Refs stand for themselves. See stored()."""
+        """Return the object of a Ref; any other value as it is. See stored()."""
         if not isinstance(value, Ref):
             return value
         stored = self.stored(value)
@@ -244,12 +244,12 @@ def _imported(cls: str) -> type | None:
 
 
 class _Kind(NamedTuple):
-    """What objects of a class are."""
+    """How objects of a class are read."""
 
     array: bool
     file: bool
-    container: type | None  # Pairs or list, of what has such in an attribute
-    keys: str = ""  # "I", "O", ...: of a BTree, of which its keys are
+    container: type | None  # Pairs or list, if an attribute has one
+    keys: str = ""  # "I", "O", ...: the type of the keys of a BTree
     bucket: bool = False
 
 
@@ -259,7 +259,7 @@ def _kind(cls: str) -> _Kind:
 
 @lru_cache(1024)
 def _kind_of(cls: str, found: type | None) -> _Kind:
-    """Return what a class is, or is known to be a subclass of, if it is found."""
+    """Return the kind of a class, or of one that it is known to be a subclass of."""
     bases: tuple[type, ...] = found.__mro__ if found is not None else ()
     container: type | None = None
     if cls in _MAPPINGS or PersistentMapping in bases:
@@ -299,7 +299,7 @@ _LEAVES = {
 }
 
 
-# ---- what is in objects ----
+# ---- contents of objects ----
 
 
 def _states(value: Any) -> list[Any]:
@@ -307,7 +307,7 @@ def _states(value: Any) -> list[Any]:
 
 
 def _own(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what the state of an object has by names, as Persistent, or object, gives it."""
+    """Yield names and values in the state of an object, as Persistent, or object, writes it."""
     if not isinstance(value, Stored | Object):
         return
     for state in _states(value):
@@ -343,13 +343,13 @@ def attributes(value: Any) -> list[tuple[str, Any]]:
 
 
 def items(value: Any) -> Iterator[Pair]:
-    """Yield (key, value) of what is in an object, without its attributes; see parts()."""
+    """Yield (key, value) of the contents of an object, without its attributes; see parts()."""
     for pairs in parts(value):
         yield from pairs
 
 
 def parts(value: Any) -> Iterator[list[Pair]]:
-    """Yield (key, value) of what is in an object, without its attributes, by the records it is in.
+    """Yield (key, value) of the contents of an object, without its attributes, record by record.
 
     Raises
     ------
@@ -373,7 +373,7 @@ def parts(value: Any) -> Iterator[list[Pair]]:
 
 
 def _object_items(value: Object) -> list[Pair]:
-    """Return what is in an object that is a dict or a list, of a class of its own."""
+    """Return the contents of an object that is a subclass of dict or list."""
     if value.pairs or value.cls in _SETS:
         return value.pairs
     if value.cls == _ORDERED and value.args and type(value.args[0]) is list:  # of Python 2
@@ -387,14 +387,14 @@ def is_sequence(value: Any) -> bool:
 
 
 def may_hold(value: Any) -> bool:
-    """Say whether a value that is no persistent object may have such in it."""
+    """Say whether a value that is not a persistent object may have such in it."""
     if isinstance(value, Object):
         return bool(value.pairs or value.items or value.cls == _ORDERED)
     return type(value) in (Pairs, list, tuple)
 
 
 def lookup(value: Any, key: Any) -> list[Any]:
-    """Return what an object has by a key: nothing, or one value, or the last of them."""
+    """Return the values of an object for a key: none, one, or the last of several."""
     if isinstance(value, Stored) and (kind := _kind(value.cls)).keys:
         if kind.keys in _INTEGERS and type(key) is not int:
             return []
@@ -413,7 +413,7 @@ def _same(key: Any, other: Any) -> bool:
 
 
 def is_read(value: Any) -> bool:
-    """Say whether it is known what is in an object: its state is one that is read here."""
+    """Say whether the contents of an object are known: its state is one that is read here."""
     if not isinstance(value, Stored) or value.state is None or value.cls.startswith("BTrees."):
         return True
     if _kind(value.cls).keys:
@@ -445,7 +445,7 @@ def has_references(value: Stored) -> bool:
 
 
 def _bucket_pairs(state: Any) -> list[Pair]:
-    """Return what is in a bucket: ((k0, v0, k1, v1, ...), [next])."""
+    """Return the state of a bucket: ((k0, v0, k1, v1, ...), [next])."""
     if state is None:
         return []
     flat = state[0] if isinstance(state, tuple) and state else None
@@ -455,7 +455,7 @@ def _bucket_pairs(state: Any) -> list[Pair]:
 
 
 def _inner(state: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]] | list[Pair]:
-    """Return (children, keys) of a tree; or what is in it, if it has one bucket, in itself."""
+    """Return (children, keys) of a tree; or its contents, if its one bucket is in it."""
     if state is None:
         return []
     if not isinstance(state, tuple) or len(state) not in (1, 2) or not isinstance(state[0], tuple):
@@ -467,7 +467,7 @@ def _inner(state: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]] | list[Pair]:
         return _bucket_pairs(flat[0])
     children = flat[0::2]
     if not len(flat) % 2 or not all(isinstance(c, Ref) for c in children):
-        raise RecordError("a damaged BTree: a tree of something else")
+        raise RecordError("a damaged BTree: a tree without nodes")
     return children, flat[1::2]
 
 
@@ -500,7 +500,7 @@ def _tree_parts(tree: Stored, bucket: bool) -> Iterator[list[Pair]]:
 
 
 def _tree_bucket(tree: Stored, key: Any, bucket: bool) -> Iterator[Pair]:
-    """Yield what of a tree may have a key."""
+    """Yield the parts of a tree that may have a key."""
     node = tree
     for _ in range(_DEEP):
         found = _bucket_pairs(node.state) if bucket else _inner(node.state)
@@ -510,7 +510,7 @@ def _tree_bucket(tree: Stored, key: Any, bucket: bool) -> Iterator[Pair]:
         children, keys = found
         try:
             at = bisect_right([_plain(k) for k in keys], key)
-        except Exception:  # of another type, which are not in order with it
+        except Exception:  # keys of another type, which have no order with it
             yield from (pair for pairs in _tree_parts(tree, False) for pair in pairs)
             return
         node, bucket = _node(tree, children[at])
@@ -521,7 +521,7 @@ def _tree_bucket(tree: Stored, key: Any, bucket: bool) -> Iterator[Pair]:
 
 
 def _plain(key: Any) -> Any:
-    """Return a key as the program has it that made it, if that is a number or a date."""
+    """Return a key as its program had it, if it is a number or a date."""
     if not isinstance(key, Object):
         return key
     try:
@@ -541,7 +541,7 @@ def name_of(key: Any) -> str:
     Raises
     ------
     RecordError
-        It would be too long for one.
+        It would be too long.
     """
     name = key if isinstance(key, str) else _text(key, 20)
     if len(name) > _NAME:

@@ -1,9 +1,9 @@
 """An array of a database that is filled from a source: in bounded transactions, and resumable.
 
-Until it is complete, the array is in a small object by its name and `~import`, which is changed in
-each of the transactions: what the source is, and how much of it is there. So who was killed goes on
-where he was, and what is not complete is seen by no one who asks for the name. The last transaction
-puts the array in its place, and removes the object.
+Until it is complete, the array is in a small object with its name and `~import`. Each transaction
+writes there what the source is, and how much of it is done. So an import that was killed can go on,
+and a reader finds no incomplete array by the name. The last transaction puts the array in its
+place, and removes the object.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from wendelin.cli.tree import PROGRESS, SUFFIX, find
 
 __all__ = ["STEP", "Place", "Target", "fill", "parts"]
 
-STEP = 32 << 20  # of a transaction, if nothing else is said [bytes]
+STEP = 32 << 20  # of a transaction, by default [bytes]
 
 _NO_CONTAINERS = (Broken, ZBigArray, ZBigFile, Sequence)
-_CHECKED = 1 << 20  # of what is there already, when it is gone on with [bytes]
+_CHECKED = 1 << 20  # at the end of what is done, compared before an import goes on [bytes]
 
 #: of a source, or of its values: the same command fails of the same
 _LASTING = (Failure, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
@@ -56,7 +56,7 @@ def parts(source: Source, start: int, step: int, sparse: bool = True) -> Iterato
     step : int
         Ranges end at its multiples [bytes].
     sparse : bool
-        What is zeros is left out.
+        Ranges of zeros are left out.
     """
     itemsize, size = source.layout.dtype.itemsize, source.layout.size
     while start < size:
@@ -69,7 +69,7 @@ def parts(source: Source, start: int, step: int, sparse: bool = True) -> Iterato
 
 
 class Place:
-    """Where in a database an array is to be: in what, by which name. What is in between is made."""
+    """Where in a database an array is to be: container and name. Missing containers are made."""
 
     def __init__(self, root: Any, address: Address) -> None:
         *names, self.name = address.path
@@ -92,8 +92,8 @@ class Place:
         ok = isinstance(container, Persistent) and not isinstance(container, _NO_CONTAINERS)
         if not ok:
             raise Failure(
-                f"{self._where} is a {class_of(container)}: an array can be put into a persistent "
-                f"mapping, a BTree, or another persistent object"
+                f"{self._where} is a {class_of(container)}: an array can be put only into a "
+                f"persistent mapping, a BTree, or another persistent object"
             )
 
     def _is_mapping(self) -> bool:
@@ -139,7 +139,7 @@ class Place:
         if not isinstance(found, PersistentMapping) or found.keys() != PROGRESS:
             raise Failure(
                 f"{Address(self._where.url, (*self._where.path, self.name + SUFFIX))} is a "
-                f"{class_of(found)}: an import needs that name"
+                f"{class_of(found)}: the import needs that name"
             )
         return found
 
@@ -152,7 +152,7 @@ class Place:
 
 
 def _plain(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return what of an identity is compared: a file may be moved."""
+    """Return the part of an identity that is compared: a file may be moved."""
     return {name: value for name, value in identity.items() if name != "file"}
 
 
@@ -164,10 +164,10 @@ class Target:
     root : object
         Of the database.
     address : Address
-        Of the array; mappings on the way to it are made, if they are not there.
+        Of the array; missing mappings on the way to it are made.
     source : Source
     replace : bool
-        Another array may be there, and is replaced when this one is complete.
+        Replace another array that is there, when this one is complete.
     blksize : int
     zblk_fmt : str, optional
         See ZBigArray.
@@ -175,7 +175,7 @@ class Target:
     Raises
     ------
     Failure
-        Something else is there, or what is there was begun from another source.
+        Another object is there, or an unfinished import from another source.
     """
 
     def __init__(
@@ -194,7 +194,7 @@ class Target:
         if source.layout.dtype.hasobject:
             raise Failure(
                 f"{source.identity().get('file', 'the source')}: {source.layout.dtype} holds "
-                f"objects, and no numbers or bytes"
+                f"objects, not numbers or bytes"
             )
         identity = {**_plain(source.identity()), **source.layout.as_dict()}
         progress = self._place.progress
@@ -209,9 +209,9 @@ class Target:
                 why = (
                     f"was begun from another source ({differs})"
                     if differs
-                    else "was changed since its import was interrupted, or the source was"
+                    else "or its source was changed since its import was interrupted"
                 )
-                raise Failure(f"{address} {why}: --replace begins anew")
+                raise Failure(f"{address} {why}: --replace begins again")
         try:
             shape, dtype, order = source.layout
             self.array = ZBigArray(shape, dtype, order, blksize, zblk_fmt)
@@ -220,20 +220,18 @@ class Target:
         self._progress = PersistentMapping(source=identity, done=0, array=self.array)
 
     def _check_there(self) -> None:
-        """See that what is by the name may be replaced, or nothing is."""
+        """Check that the name is free, or its object may be replaced."""
         there = self._place.obj
         if there is None:
             return
         if not isinstance(there, ZBigArray):
-            raise Failure(f"{self.address} is there already: a {class_of(there)}, and no array")
+            raise Failure(f"{self.address} exists already: it is a {class_of(there)}, not an array")
         if not self._replace:
-            raise Failure(
-                f"{self.address} is there already: --replace puts the new one in its place"
-            )
+            raise Failure(f"{self.address} exists already: --replace replaces it with the new one")
 
     @staticmethod
     def _differs(progress: PersistentMapping, identity: dict[str, Any]) -> str:
-        """Return what is not as it was; nothing, if all is."""
+        """Return the names of facts that differ; '' if none does."""
         before, layout = progress["source"], layout_of(progress["array"]).as_dict()
         names = [n for n in {**before, **identity} if before.get(n) != identity.get(n)]
         if not names and any(before[n] != value for n, value in layout.items()):
@@ -241,7 +239,7 @@ class Target:
         return ", ".join(names)
 
     def _is_of(self, source: Source) -> bool:
-        """Say whether the last of what is there is the source's."""
+        """Say whether the last elements that are done are those of the source."""
         itemsize = self.array.itemsize
         first = max(0, self.done - max(1, _CHECKED // itemsize))
         if first == self.done:
@@ -252,7 +250,7 @@ class Target:
 
     @property
     def done(self) -> int:
-        """Elements that are there."""
+        """Elements that are done."""
         return int(self._progress["done"])
 
     def begin(self) -> None:
@@ -262,21 +260,21 @@ class Target:
             self._commit("begun")
 
     def advance(self, done: int) -> None:
-        """Commit what was written; that many elements are there now."""
+        """Commit what was written: `done` elements in all."""
         self._check_ours()
         self._progress["done"] = done
         self._commit(f"{done} elements")
 
     def finish(self) -> None:
-        """It is complete: put it in its place."""
+        """Put the complete array in its place."""
         self._check_ours()
-        self._check_there()  # another one may have come
+        self._check_there()  # another client may have put one there
         self._place.obj = self.array
         self._place.progress = None
         self._commit("complete")
 
     def discard(self) -> None:
-        """Leave nothing of what was begun, when nothing can come of it."""
+        """Remove what was begun, when it cannot be completed."""
         self._check_ours()
         self._place.progress = None
         self._commit("given up")
@@ -298,9 +296,9 @@ def fill(target: Target, source: Source, step: int, tell: Advance) -> None:
     target : Target
     source : Source
     step : int
-        How much goes into one transaction, about [bytes].
+        About how much one transaction writes [bytes].
     tell
-        Is told how many bytes are there, besides those that were.
+        Called with the number of bytes that were added.
     """
     array = target.array
     itemsize, blksize = array.itemsize, array.zfile.blksize
@@ -312,7 +310,7 @@ def fill(target: Target, source: Source, step: int, tell: Advance) -> None:
     try:
         for start, stop in parts(source, done, step):
             data = as_bytes(source.read(start, stop)) if start < stop else None
-            target.begin()  # now that something could be read
+            target.begin()  # not before: now the source could be read
             if data is not None:
                 flat = flat_bytes(array) if flat is None else flat
                 flat[start * itemsize : stop * itemsize] = data
@@ -331,7 +329,7 @@ def fill(target: Target, source: Source, step: int, tell: Advance) -> None:
             with suppress(Exception):
                 target.discard()
             raise Failure(explain(e)) from e
-        then = "--replace begins anew" if lasting else "the same command goes on from there"
+        then = "--replace begins again" if lasting else "the same command goes on from there"
         raise Failure(
             f"{explain(e)}: {target.address} has {done} of {source.layout.size} elements; {then}"
         ) from e

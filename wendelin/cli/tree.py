@@ -1,8 +1,8 @@
-"""Objects in a database, by path; and all of its arrays.
+"""Objects in a database, by path, and all its arrays.
 
-Mappings and BTrees have what their keys say, sequences what their indices say, and other objects
-their attributes. Nothing is loaded: see stored. A database may be larger than memory: objects are
-let go when they were looked at, and blocks are not looked at.
+Names are keys of mappings and BTrees, indices of sequences, and attributes of other objects.
+Nothing is loaded: see stored. A database may be larger than memory, so objects are released after a
+look at them, and blocks are not read.
 """
 
 from __future__ import annotations
@@ -52,23 +52,23 @@ __all__ = [
     "walk",
 ]
 
-_SHOWN = 8  # names that an error tells
-_DEEP = 10_000  # names of a path: else those of a chain of objects are the square of its length
+_SHOWN = 8  # names that an error lists
+_DEEP = 10_000  # names of a path: the paths of a chain take the square of its length
 
-#: what the import of an array has, by its name and this, until it is complete: see transfer
+#: the object of an unfinished import has the array's name and this suffix: see transfer
 SUFFIX = "~import"
 PROGRESS = {"source", "done", "array"}  # keys
 
 
 def _child(obj: Any, name: str) -> Any:
-    """Return what an object has by a name; a Ref, of a persistent object.
+    """Return the value of a name in an object; a Ref for a persistent object.
 
     Raises
     ------
     KeyError
-        It has nothing of that name.
+        There is none.
     _AmbiguousError
-        It has more than one.
+        There are several.
     """
     found: dict[str, Any] = {}
     for key in _keys(name):
@@ -90,11 +90,11 @@ def _identity(value: Any) -> object:
 
 
 class _AmbiguousError(Exception):
-    """A name stands for several things: which ones."""
+    """A name means several objects; the text lists them."""
 
 
 def _keys(name: str) -> list[Any]:
-    """Return the keys that a name may stand for."""
+    """Return the keys that a name may mean."""
     try:
         key = ast.literal_eval(name)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -126,14 +126,14 @@ def find(database: Database, address: Address) -> Any:
         except _AmbiguousError as e:
             raise Failure(
                 f"{Address(address.url, address.path[:i])} has more than one {quote(name)}: {e}. A "
-                f"path cannot tell them apart: a program can, and can give one another name"
+                f"path cannot distinguish them: rename one of them in a program"
             ) from None
         except KeyError:
             names = list(islice(_names(obj), _SHOWN + 1))
             have = ", ".join(map(quote, names[:_SHOWN])) + (", ..." if names[_SHOWN:] else "")
             raise Failure(
                 f"{Address(address.url, address.path[:i])} has no {name!r}: "
-                + (f"it has {have}" if names else f"it is a {class_of(obj)}, with nothing in it")
+                + (f"it has {have}" if names else f"it is a {class_of(obj)}, and empty")
             ) from None
     return obj
 
@@ -148,19 +148,19 @@ def find_array(database: Database, address: Address) -> StoredArray:
     """
     obj = find(database, address)
     if not isinstance(obj, StoredArray):
-        raise Failure(f"{address} is no array: it is a {class_of(obj)}")
+        raise Failure(f"{address} is not an array: it is a {class_of(obj)}")
     return obj
 
 
 class Progress(NamedTuple):
-    """How far the import of an array is."""
+    """How much of the import of an array is done."""
 
     done: int  # elements
     array: StoredArray
 
 
 def progress_of(database: Database, address: Address) -> Progress | None:
-    """Return how far the import of an array is, and the array; None: nobody fills it."""
+    """Return the progress of the import of an array, and the array; None if there is none."""
     *names, name = address.path
     try:
         obj = find(database, Address(address.url, (*names, name + SUFFIX)))
@@ -191,18 +191,18 @@ class Unreadable(NamedTuple):
 
 
 class Unknown(NamedTuple):
-    """An object that has others in it, and is read by its class only, which is not loaded."""
+    """An object with others in it that only its class can read; the class is not loaded."""
 
     path: Path
     cls: str
 
     def __str__(self) -> str:
-        """Return what is told of it."""
-        return f"{self.cls}: not loaded, and nothing else tells what is in it"
+        """Return the line to print."""
+        return f"{self.cls}: not loaded, so its contents are unknown"
 
 
 class _Node(NamedTuple):
-    """An object on the way: paths are put together when they are asked for."""
+    """An object on the way; its path is made when it is needed."""
 
     obj: Any
     name: str
@@ -219,7 +219,7 @@ class _Node(NamedTuple):
 
 
 def is_of_object(error: Exception) -> bool:
-    """Say whether an exception is of one object, and others may well be read."""
+    """Say whether an exception is about one object, so that others may be readable."""
     return not isinstance(error, TransientError | MemoryError | SharedError)
 
 
@@ -232,12 +232,12 @@ def walk(
     ----------
     database : Database
     start : object
-        Of it, or in one of it. Memory holds the numbers of all objects under it, and no more of
-        most.
+        An object of it, or a value in one. Memory holds the oids of all objects under it, and
+        for most of them nothing else.
     path : tuple of str
         Of the object.
     tell
-        Is told how many objects were looked at.
+        Called with the number of objects that were read.
     """
     todo = deque([_Node(start, "", None, 0)])
     seen: set[bytes] = set()
@@ -263,8 +263,8 @@ def walk(
 
 
 def _children(node: _Node, seen: set[bytes]) -> Iterator[_Node]:
-    """Yield the persistent objects in an object that were not seen; also in containers in it."""
-    # not the object: a node stays as long as there is something under it
+    """Yield the new persistent objects in an object; also those in containers in it."""
+    # not the object: a node stays as long as an object under it is to be read
     at = node._replace(obj=None)
     if at.depth > _DEEP:
         raise RecordError(f"a path of more than {_DEEP} names")
@@ -275,7 +275,7 @@ def _children(node: _Node, seen: set[bytes]) -> Iterator[_Node]:
                 yield from _new(key, value, at, seen)
             holds = holds or may_hold(value)
     if holds:
-        # again, so that what is in the object itself is found there; of a BTree, part by part, so
+        # again, so that objects directly in it are found there; a BTree goes part by part, so
         # that memory holds containers of one record at a time
         for pairs in _parts(node.obj):
             yield from _inside(pairs, at, seen)
@@ -297,7 +297,7 @@ def _inside(pairs: list[tuple[Any, Any]], at: _Node, seen: set[bytes]) -> Iterat
     todo = deque(
         (value, _Node(None, name_of(k), at, at.depth + 1)) for k, value in pairs if may_hold(value)
     )
-    inside: dict[int, Any] = {}  # the container, or its id may be given to another one
+    inside: dict[int, Any] = {}  # keeps the container, so that its id is not used again
     while todo:
         container, node = todo.popleft()
         if id(container) in inside:

@@ -1,4 +1,4 @@
-"""wendelin verify: does every block of every array load."""
+"""wendelin verify: whether every block of every array loads."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["verify"]
 
 @dataclass(frozen=True)
 class Trouble:
-    """Something that does not load, or is not what it should be."""
+    """An object that does not load, or is damaged."""
 
     path: str
     blk: int | None
@@ -34,13 +34,13 @@ class Trouble:
 
 
 def troubles_of(path: str, error: Exception) -> Trouble:
-    """Return what an object that does not load is."""
+    """Return the finding for an object that does not load."""
     oid = error.args[0] if isinstance(error, POSKeyError) and error.args else None
     return Trouble(path, None, oid if isinstance(oid, bytes) else None, explain(error))
 
 
 def check(found: Found, path: str, tell: Any) -> tuple[int, int, list[Trouble]]:
-    """Check an array; return how many blocks and checksums it has, and what is wrong."""
+    """Check an array; return the number of its blocks and of checksums, and the findings."""
     zfile = found.obj if isinstance(found.obj, StoredFile) else found.obj.zfile
     blocks = checksums = 0
     troubles: list[Trouble] = []
@@ -55,12 +55,12 @@ def check(found: Found, path: str, tell: Any) -> tuple[int, int, list[Trouble]]:
 
 
 def counted(n: int, what: str) -> str:
-    """Return how many there are of something."""
+    """Return a number with its noun."""
     return f"{n} {what}{'s' * (n != 1)}"
 
 
 @click.command(
-    short_help="Load every block; tell what is bad.",
+    short_help="Load every block; report bad ones.",
     epilog="""\b
 Examples:
   wendelin verify data.fs
@@ -72,10 +72,10 @@ Examples:
 def verify(address: Address, as_json: bool) -> int:
     """Load every block of every array of a database, or under a path.
 
-    Tells what does not load, and what is not as the formats say: a block longer than the block
-    size, chunks that overlap, something else in the block table, bytes that do not match their
-    checksum; and in which transaction that was written. The exit code is 1 then. No code runs that
-    the database names.
+    Reports blocks that do not load, or break the rules of their format: a block longer than the
+    block size, chunks that overlap, a foreign object in the block table, bytes that do not match
+    their checksum. Names the transaction that wrote each. Then the exit code is 1. No code runs
+    that the database names.
     """
     arrays = blocks = checksums = 0
     bad: list[Trouble] = []

@@ -480,7 +480,7 @@ def _group_in(conn: Any, oid: bytes, at: Any) -> ZarrGroup:
     except POSKeyError as e:
         raise ValueError(f"{zconn_name(conn)} had no ZarrGroup 0x{oid.hex()} at {at!r}") from e
     if not isinstance(group, ZarrGroup):
-        raise ValueError(f"object 0x{oid.hex()} of {zconn_name(conn)} is no ZarrGroup")
+        raise ValueError(f"object 0x{oid.hex()} of {zconn_name(conn)} is not a ZarrGroup")
     return group
 
 

@@ -1,6 +1,6 @@
-"""Files with arrays in them: FILE, or FILE:NAME; what they are, their suffix says.
+"""Files with arrays in them: FILE, or FILE:NAME; their suffix says of which kind they are.
 
-It knows kinds of files; sources and sinks of them are in the modules.
+This package knows kinds of files; each module has a source and a sink for one.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class File:
 
 @dataclass(frozen=True)
 class Options:
-    """What a file does not say of its array."""
+    """What a file does not say about its array."""
 
     dtype: np.dtype[Any] | None = None
     shape: tuple[int, ...] | None = None
@@ -66,7 +66,7 @@ class Options:
     columns: list[str] = field(default_factory=list)
     delimiter: str | None = None
     header: bool | None = None
-    external: bool = False  # what the file has in other files is read there
+    external: bool = False  # follow references of the file to other files
 
 
 def _kind(path: str) -> str | None:
@@ -80,18 +80,18 @@ def _kind(path: str) -> str | None:
 
 
 def parse_file(text: str, raw: bool = False) -> File:
-    """Return what FILE, or FILE:NAME, is.
+    """Return the meaning of FILE, or FILE:NAME.
 
     Parameters
     ----------
     text : str
     raw : bool
-        What no suffix tells is raw bytes.
+        A file with an unknown suffix is raw bytes.
 
     Raises
     ------
     click.UsageError
-        No suffix tells.
+        The suffix is unknown.
     """
     path, _, member = text.rpartition(":")
     if path and not os.path.exists(text) and _kind(path) in WITH_MEMBERS:
@@ -99,9 +99,7 @@ def parse_file(text: str, raw: bool = False) -> File:
     kind = _kind(text) or ("raw" if raw else None)
     if kind is None:
         known = ", ".join(suffix for suffixes in _KINDS.values() for suffix in suffixes)
-        raise click.UsageError(
-            f"{text!r} has none of the suffixes that tell what is in a file: {known}"
-        )
+        raise click.UsageError(f"{text!r} has none of the known suffixes of files: {known}")
     return File(text, kind)
 
 
@@ -115,16 +113,16 @@ def open_source(file: File, options: Options) -> Source:
     Raises
     ------
     click.UsageError
-        An option is given that is not for such files, or one is missing.
+        An option is not for such files, or one is missing.
     Failure, OSError
         It cannot be read.
     """
     check_options(file, options)
     if file.kind == "raw" and options.dtype is None:
-        raise click.UsageError(f"raw bytes, as {file.path!r} has, need --dtype, and maybe --shape")
+        raise click.UsageError(f"{file.path!r} has raw bytes: they need --dtype, maybe --shape")
     state = os.stat(file.path)
     if not (stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)):
-        raise Failure(f"{file.path} is no regular file: write what it gives into one first")
+        raise Failure(f"{file.path} is not a regular file: write its data into one first")
     identity: dict[str, Any] = {"file": file.path, "kind": file.kind}
     if file.kind != "zarr":  # what is a folder
         identity.update(size=state.st_size, changed=state.st_mtime_ns)
@@ -152,12 +150,12 @@ def open_source(file: File, options: Options) -> Source:
 
 
 def check_options(file: File, options: Options) -> None:
-    """See that the options that are given are for such files.
+    """Check that the given options are for such files.
 
     Raises
     ------
     click.UsageError
-        One is not.
+        One of them is not.
     """
     allowed = {
         "raw": ("dtype", "shape", "order", "offset"),
@@ -169,7 +167,7 @@ def check_options(file: File, options: Options) -> None:
         # not ==: to NumPy, f8 is equal to None
         given = bool(value) if name in ("columns", "external") else value is not None
         if given and name not in allowed:
-            raise click.UsageError(f"--{name} is not for {file.kind} files, as {file.path!r} is")
+            raise click.UsageError(f"--{name} is not for {file.kind} files such as {file.path!r}")
 
 
 def named(file: File, key: str) -> File:
@@ -179,12 +177,12 @@ def named(file: File, key: str) -> File:
     ----------
     file : File
     key : str
-        Of the array in the database: out of which a name is made, where one is needed.
+        Of the array in the database, from which a name is made if one is needed.
 
     Raises
     ------
     click.UsageError
-        The user gave a name that cannot be.
+        The user gave a name that is not valid.
     """
     if file.member:
         return replace(file, member=check_name(file.kind, file.member))
@@ -193,19 +191,19 @@ def named(file: File, key: str) -> File:
 
 
 def open_sink(file: File, path: str, layout: Layout, options: Options, resume: bool) -> Sink:
-    """Return what writes an array to a file.
+    """Return a sink that writes an array to a file.
 
     Parameters
     ----------
     file : File
         See named().
     path : str
-        Where it is written, until it is complete.
+        Where it is written until it is complete.
     layout : Layout
     options : Options
-        Of which only the delimiter matters.
+        Only the delimiter matters.
     resume : bool
-        Something is there already, to go on with.
+        A part is there already, to go on with.
 
     Raises
     ------

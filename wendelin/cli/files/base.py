@@ -1,7 +1,7 @@
 """Sources and sinks: arrays in files, read and written in parts that fit into memory.
 
-An array is its elements in their order in memory, be that C or F, and a part is a range [start,
-stop) of them. Where a file has axes and no such order, slabs() says which parts of axes these are.
+An array is its elements in their order in memory, C or F, and a part is a range [start, stop) of
+them. If a file has axes and no such order, slabs() says which parts of axes these are.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Layout(NamedTuple):
         }
 
     def with_axes(self) -> Layout:
-        """Return the same where elements that are arrays are axes: the last ones.
+        """Return a layout in which elements that are arrays are axes: the last ones.
 
         Raises
         ------
         ValueError
-            They are not the last ones in the order of elements: it is 'F'.
+            The order of elements is 'F': they would not be the last ones.
         """
         shape, dtype = self.shape, self.dtype
         if dtype.subdtype is not None and self.order == "F":
@@ -63,7 +63,7 @@ class Source(ABC):
     """An array that is read."""
 
     layout: Layout
-    #: of text: what stands in its first line, if that has names and is no data
+    #: of text: the first line, if it has names and not data
     header: list[str] | None = None
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
@@ -72,7 +72,7 @@ class Source(ABC):
         Raises
         ------
         Failure
-            There are not as many, or they are not what was announced.
+            There are not as many, or they have another dtype.
         """
         try:
             values = elements(self._read(start, stop), self.layout.dtype)
@@ -80,8 +80,8 @@ class Source(ABC):
             raise Failure(f"{self.identity().get('file', 'the source')} gave {e}") from e
         if len(values) != stop - start:
             raise Failure(
-                f"{self.identity().get('file', 'the source')} gave {len(values)} elements where "
-                f"{stop - start} were asked for"
+                f"{self.identity().get('file', 'the source')} gave {len(values)} elements instead "
+                f"of {stop - start}"
             )
         return values
 
@@ -90,23 +90,23 @@ class Source(ABC):
         """Return elements [start, stop) in C order, as they are read: see elements()."""
 
     def next_data(self, start: int) -> int:
-        """Return where, from an element on, the first one may be that is not zero; or the end."""
+        """Return the first element from `start` on that may not be zero; or the end."""
         return start
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Return what tells that this is the same source as before: plain values."""
+        """Return plain values that say whether another source is the same as this one."""
 
     def close(self) -> None:  # noqa: B027  # most have nothing to close
-        """Let go of what is open."""
+        """Close what is open."""
 
 
 class Sink(ABC):
     """An array that is written: from its first element on, in order."""
 
-    #: what was written, and synced, is there when a process that was killed is followed by another
+    #: what was written and synced stays when the process is killed: another process can go on
     resumable = False
-    #: what is not written is zeros
+    #: elements that are not written are zeros
     sparse = False
     #: elements that are best written together
     together = 1
@@ -130,14 +130,14 @@ class Sink(ABC):
 
     @abstractmethod
     def finish(self) -> None:
-        """Have everything on the disk, and close."""
+        """Sync everything to the disk, and close."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what is open, finished or not."""
+        """Close what is open, finished or not."""
 
     def sync(self) -> int:
-        """Have on the disk what was written; return what resume() needs to know besides."""
+        """Sync what was written to the disk; return what resume() needs to know."""
         return 0
 
     def resume(self, position: int) -> None:  # noqa: B027  # some just go on
@@ -154,7 +154,7 @@ class Slab(NamedTuple):
 def slabs(shape: Shape, start: int, stop: int) -> Iterator[Slab]:
     """Yield slabs that, one after the other, are elements [start, stop) of an array in C order.
 
-    No more of them than are needed: parts of rows, rows, and a part of a row, for each axis.
+    They are as few as possible: for each axis, a part of a row, rows, and a part of a row.
     """
     rows = [mul(shape[axis + 1 :]) for axis in range(len(shape))]  # elements of one, of each axis
     at = start

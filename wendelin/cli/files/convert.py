@@ -1,8 +1,8 @@
-"""Elements and their bytes: what a library read, or is to write, as elements of exactly one dtype.
+"""Elements and their bytes: values of a library as elements of exactly one dtype.
 
-All that is read from a file, and all that is written to one, goes through elements(). Libraries
-return the native byte order, scalars, other offsets of fields; NumPy's own functions do as well
-(np.concatenate). A view of that as bytes would be bytes of another dtype.
+All values that are read from a file, or written to one, go through elements(). Libraries return
+the native byte order, scalars, other offsets of fields; so do NumPy's own functions
+(np.concatenate). A view of these as bytes would be bytes of another dtype.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def elements(values: ArrayLike, dtype: np.dtype[Any]) -> NDArray[Any]:
     if flat.dtype == dtype and flat.flags.c_contiguous:
         return flat
     if not np.can_cast(flat.dtype, dtype, "safe"):
-        raise TypeError(f"values of dtype {flat.dtype} where {dtype} was announced")
+        raise TypeError(f"values of dtype {flat.dtype} instead of {dtype}")
     result = np.zeros(flat.size, dtype)
-    # equal structures would be copied as a whole, with what lies between their fields
+    # equal structures would be copied as a whole, with the bytes between their fields
     result[...] = flat.astype(packed(dtype)) if dtype.names else flat
     return result
 
@@ -58,7 +58,7 @@ def as_bytes(values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _mapped(dtype: np.dtype[Any], titles: bool = True, pack: bool = False) -> np.dtype[Any]:
-    """Return a dtype without metadata; maybe without titles, or bytes between fields, either."""
+    """Return a dtype without metadata; maybe also without titles, or bytes between fields."""
     if dtype.subdtype is not None:
         return np.dtype((_mapped(dtype.base, titles, pack), dtype.shape))
     if dtype.names is None:
@@ -77,7 +77,7 @@ def _mapped(dtype: np.dtype[Any], titles: bool = True, pack: bool = False) -> np
 
 
 def plain(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return a dtype without what libraries note on it (metadata)."""
+    """Return a dtype without metadata, the notes of libraries."""
     return _mapped(dtype)
 
 
@@ -92,7 +92,7 @@ def packed(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def is_described(dtype: np.dtype[Any]) -> bool:
-    """Say whether a list of fields, as .npy has it, is all about a dtype."""
+    """Say whether a list of fields, as .npy has it, describes all of a dtype."""
     try:
         descr = np.lib.format.dtype_to_descr(dtype)
         return bool(np.lib.format.descr_to_dtype(descr) == dtype)
@@ -101,7 +101,7 @@ def is_described(dtype: np.dtype[Any]) -> bool:
 
 
 def describe(dtype: np.dtype[Any]) -> Any:
-    """Return plain values that np.dtype() takes, or .npy has: text, a list of fields, or a dict."""
+    """Return a dtype as plain values, for np.dtype() or .npy: text, a list of fields, a dict."""
     if is_described(dtype):
         return np.lib.format.dtype_to_descr(dtype)
     if dtype.subdtype is not None:

@@ -1,6 +1,6 @@
 """Datasets, as h5py and zarr have them: shape, dtype, chunks, and indices.
 
-What files these libraries have, and what of them is refused, is in the modules hdf5 and zarrs.
+The modules hdf5 and zarrs know the files of these libraries, and what is refused in them.
 """
 
 from __future__ import annotations
@@ -21,45 +21,45 @@ from wendelin.lib.calc import mul
 
 __all__ = ["NUMBERS", "DatasetSink", "DatasetSource", "chunks_of", "library"]
 
-_CACHED = 64 << 20  # of rows of chunks, at most, which are read once [bytes]
-NUMBERS = "biufc"  # kinds of dtypes for which what is not written is zeros
-_CHUNK = 4 << 20  # of chunks that are written, about [bytes]
+_CACHED = 64 << 20  # a row of chunks up to this size is read once [bytes]
+NUMBERS = "biufc"  # kinds of dtypes whose elements are zeros where nothing is written
+_CHUNK = 4 << 20  # about the size of chunks that are written [bytes]
 
 
 def library(name: str, extra: str) -> ModuleType:
-    """Return a library that need not be installed.
+    """Return an optional library.
 
     Raises
     ------
     Failure
-        It is not.
+        It is not installed.
     """
     try:
         return import_module(name)
     except ImportError as e:
         raise Failure(
-            f"{name} is needed for that, and is not installed: pip install 'wendelin.core[{extra}]'"
+            f"{name} is needed, but not installed: pip install 'wendelin.core[{extra}]'"
         ) from e
 
 
 class DatasetSource(Source):
     """A dataset, as h5py and zarr have it.
 
-    Where rows of chunks are not too large, each is read once, as a whole. Elements that are arrays
-    are axes: the last ones.
+    A row of chunks that is not too large is read once, as a whole. Elements that are arrays are
+    axes: the last ones.
 
     Parameters
     ----------
     dataset
         With shape, dtype, and indices.
     chunk : sequence of int
-        Shape of a chunk; empty: there are none.
+        Shape of a chunk; empty if there are none.
     identity : dict
         See Source.
     close
-        Closes what it is in.
+        Closes its file.
     stored : list of tuple of int, optional
-        Where the chunks begin that are there: others are zeros. None: all may be there.
+        Where the stored chunks begin: others are zeros. None: all may be stored.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class DatasetSource(Source):
         """See Source: chunks that are not stored are zeros."""
         if self._firsts is None:
             return start
-        # as all reach equally far, the first that does not end before
+        # all have the same length: the first one that ends behind `start`
         i = bisect_left(self._firsts, start - self._span)
         return max(start, self._firsts[i]) if i < len(self._firsts) else self.layout.size
 
@@ -126,7 +126,7 @@ class DatasetSource(Source):
         at = 0
         for slab in slabs(self.layout.shape, start, stop):
             size = mul(slab.shape)
-            # a scalar is one with (), and may be no ndarray
+            # a scalar is one with (), and may not be an ndarray
             values = np.asarray(self._dataset[slab.where[: self._axes]])
             if inner := slab.where[self._axes :]:
                 index: Any = (..., *inner)
@@ -164,12 +164,12 @@ class DatasetSink(Sink):
     Parameters
     ----------
     dataset
-        Which takes values by indices.
+        It takes values by indices.
     layout : Layout
     dtype : data-type
-        That the library has for it.
+        The library's dtype for it.
     close
-        Closes what it is in.
+        Closes its file.
     resumable : bool
         See Sink.
     """
@@ -192,7 +192,7 @@ class DatasetSink(Sink):
 
     def _write(self, start: int, values: NDArray[Any]) -> None:
         shape, fortran = self._layout.shape, self._layout.order == "F"
-        values = values.view(self.dtype)  # with what the library notes on it
+        values = values.view(self.dtype)  # with the library's metadata
         at = 0
         for slab in slabs(tuple(reversed(shape)) if fortran else shape, start, start + len(values)):
             size = mul(slab.shape)

@@ -1,4 +1,4 @@
-"""Arrays whose elements lie in a file as they lie in memory: .npy, members of .npz, raw bytes."""
+"""Arrays whose elements lie in a file as in memory: .npy, members of .npz, raw bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
     "raw_source",
 ]
 
-_HEADER = 1 << 20  # of a .npy, at most: it has all fields of a structure [bytes]
+_HEADER = 1 << 20  # the longest header of a .npy: it has all fields of a structure [bytes]
 
 
 class FlatSource(Source):
@@ -37,16 +37,16 @@ class FlatSource(Source):
     Parameters
     ----------
     file : binary file
-        Which is closed with the source.
+        Closed together with the source.
     layout : Layout
     offset : int
         Of the first element [bytes].
     size : int
-        That the file has, from there on [bytes].
+        Of the file, from there on [bytes].
     identity : dict
         See Source.
     sparse : bool
-        The file is one of the system's, not buffered: which knows where it has holes.
+        The file is one of the system's, not buffered, so it can say where its holes are.
 
     Raises
     ------
@@ -73,7 +73,7 @@ class FlatSource(Source):
 
     def _fail(self, size: int) -> None:
         raise Failure(
-            f"{self._identity['file']} ends after {size} bytes of data, of "
+            f"{self._identity['file']} has {size} bytes of data instead of "
             f"{self.layout.size * self.layout.dtype.itemsize}"
         )
 
@@ -115,7 +115,7 @@ def _read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[A
     Raises
     ------
     ValueError
-        It is no .npy.
+        It is not a .npy file.
     """
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
@@ -123,31 +123,31 @@ def _read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[A
     if version == (2, 0):
         return np.lib.format.read_array_header_2_0(file, _HEADER)
     if version != (3, 0):
-        raise ValueError(f"it is of version {version[0]}.{version[1]}: 1.0, 2.0 and 3.0 are read")
-    # NumPy has no public name for it. It is 2.0, but for its encoding: in literals of Python, which
-    # names of fields are, a character may be an escape as well.
+        raise ValueError(f"its version is {version[0]}.{version[1]}, not 1.0, 2.0 or 3.0")
+    # NumPy has no public name for it. It is 2.0 with another encoding: in literals of Python, as
+    # names of fields are, an escape may stand for a character.
     head = file.read(4)
     length = struct.unpack("<I", head)[0] if len(head) == 4 else _HEADER + 1
     text = file.read(length) if length <= _HEADER else b""
     if len(text) != length:
-        raise ValueError(f"its header is cut, or has more than {_HEADER} bytes")
+        raise ValueError(f"its header is truncated, or has more than {_HEADER} bytes")
     latin = text.decode().encode("latin-1", "backslashreplace")
     header = io.BytesIO(struct.pack("<I", len(latin)) + latin)
     return np.lib.format.read_array_header_2_0(header, 8 * _HEADER)
 
 
 def _npy_layout(file: IO[bytes], name: str) -> Layout:
-    """Return what the header of a .npy says; the file is behind it then."""
+    """Return what the header of a .npy says; leave the file behind it."""
     try:
-        with warnings.catch_warnings(action="ignore"):  # Python 2 has written it
+        with warnings.catch_warnings(action="ignore"):  # Python 2 wrote it
             shape, fortran, dtype = _read_npy_header(file)
         if any(n < 0 for n in shape):
             raise ValueError(f"its shape is {shape}")
         return Layout(shape, plain(dtype), "F" if fortran and len(shape) > 1 else "C").with_axes()
     except OSError:
         raise
-    except Exception as e:  # of Python's parser, too
-        raise Failure(f"{name} is no .npy that can be read: {e}") from e
+    except Exception as e:  # also those of Python's parser
+        raise Failure(f"{name} is not a readable .npy file: {e}") from e
 
 
 def npy_source(path: str, identity: dict[str, Any]) -> FlatSource:
@@ -178,7 +178,7 @@ def npz_source(path: str, member: str, identity: dict[str, Any]) -> FlatSource:
     try:
         archive = zipfile.ZipFile(path)
     except zipfile.BadZipFile as e:
-        raise Failure(f"{path} is no .npz file: {e}") from e
+        raise Failure(f"{path} is not an .npz file: {e}") from e
     try:
         names = [n.removesuffix(".npy") for n in archive.namelist() if n.endswith(".npy")]
         name = only_member(path, member, names)
@@ -195,12 +195,12 @@ def npz_source(path: str, member: str, identity: dict[str, Any]) -> FlatSource:
 
 
 def only_member(path: str, member: str, names: list[str]) -> str:
-    """Return the name of an array in a file that has some; the only one, if none is given.
+    """Return the name of an array in a file; the only one, if none is given.
 
     Raises
     ------
     Failure
-        There is none of that name; or there are others, and none is given.
+        There is none of that name; or there are several, and none is given.
     """
     have = ", ".join(names[:8]) + (", ..." if names[8:] else "") or "no arrays"
     if member in names:
@@ -208,7 +208,7 @@ def only_member(path: str, member: str, names: list[str]) -> str:
     if member:
         raise Failure(f"{path} has no array {member!r}: it has {have}")
     if len(names) != 1:
-        raise Failure(f"{path} has {have}: say which one, as in {path}:NAME")
+        raise Failure(f"{path} has {have}: name one of them, as in {path}:NAME")
     return names[0]
 
 
@@ -244,7 +244,7 @@ def raw_source(
 
 
 def _npy_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the dtype that a .npy has for a dtype: its header can only say what is in order."""
+    """Return the dtype that a .npy has for a dtype: its header describes only fields in order."""
     return dtype if is_described(dtype) else packed(dtype)
 
 
@@ -265,7 +265,7 @@ def _write_npy_header(file: IO[bytes], layout: Layout) -> None:
     # version 3, for which NumPy has no public name, byte for byte as it writes it
     text = "".join(f"{name!r}: {value!r}, " for name, value in sorted(header.items()))
     data = f"{{{text}}}".encode()
-    if layout.shape:  # room for the major axis, which may grow
+    if layout.shape:  # space for the major axis, which may grow
         major = layout.shape[-1 if layout.order == "F" else 0]
         data += b" " * (21 - len(repr(major)))
     data += b" " * (64 - (12 + len(data) + 1) % 64) + b"\n"
@@ -287,7 +287,7 @@ class FlatSink(Sink):
     sparse = True
 
     def __init__(self, path: str, layout: Layout, npy: bool) -> None:
-        # not emptied: what another one wrote may be gone on with
+        # not truncated: an interrupted export may go on
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), "r+b")
         self.dtype = _npy_dtype(layout.dtype) if npy else layout.dtype
         self._size = layout.size * self.dtype.itemsize  # [bytes]

@@ -1,8 +1,8 @@
 """Arrays in HDF5 files, by h5py, which need not be installed.
 
-An HDF5 file may say that bytes of a dataset are in other files, of any path: in external storage,
-in datasets that a virtual one is made of, behind external links. None of these is followed unless
-the user says so: by a file of a stranger, bytes of any file of the user's would come into an array.
+An HDF5 file may refer to bytes in other files, of any path: by external storage, by parts of
+virtual datasets, by external links. None of these is followed unless the user says so. Otherwise a
+stranger's file could bring bytes of any of the user's files into an array.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from wendelin.cli.files.flat import only_member
 
 __all__ = ["hdf5_sink", "hdf5_source"]
 
-_LINKS = 16  # on the way to a dataset, all of them counted: as HDF5 itself has it
-_DEEP = 16  # virtual datasets, one made of the other
-_PARTS = 10_000  # of all that others are made of
+_LINKS = 16  # all links on the way to a dataset: the limit of HDF5 itself
+_DEEP = 16  # levels of virtual datasets
+_PARTS = 10_000  # parts of all virtual datasets of virtual datasets
 
 
 class _Inside:
@@ -32,7 +32,7 @@ class _Inside:
     h5py : module
     file : h5py.File
     path : str
-        Of the file, as the user has called it.
+        Of the file, as the user named it.
     """
 
     def __init__(self, h5py: Any, file: Any, path: str) -> None:
@@ -41,7 +41,7 @@ class _Inside:
         self._parts = 0  # of virtual datasets that others are made of
 
     def find(self, name: str) -> Any:
-        """Return what is by a name; None: nothing is.
+        """Return the object of a name; None if there is none.
 
         Raises
         ------
@@ -62,7 +62,7 @@ class _Inside:
             try:
                 link = at.get(part, getlink=True)
             except (TypeError, ValueError) as e:  # of a kind that h5py does not know
-                raise self._refuse(name, f"is behind a link that is not known: {e}") from e
+                raise self._refuse(name, f"is behind a link of an unknown kind: {e}") from e
             if link is None:
                 return None
             if isinstance(link, h5py.ExternalLink):
@@ -77,7 +77,7 @@ class _Inside:
         return at
 
     def check(self, dataset: Any, depth: int = 0) -> None:
-        """See that all bytes of a dataset are in the file, and that HDF5 comes to an end with it.
+        """Check that all bytes of a dataset are in the file, and that HDF5 ends when it reads them.
 
         Raises
         ------
@@ -92,17 +92,17 @@ class _Inside:
             return
         if depth == _DEEP:
             raise Failure(
-                f"{self._path}:{dataset.name} is a virtual dataset of more than {_DEEP} levels"
+                f"{self._path}:{dataset.name} has virtual datasets in more than {_DEEP} levels"
             )
         for i in range(how.get_virtual_count()):
             file, name = how.get_virtual_filename(i), how.get_virtual_dsetname(i)
             if file != "." or "%" in name:  # which stands for numbers
                 raise self._refuse(dataset.name, f"is made of datasets of other files, {file!r}")
-            # HDF5 opens a dataset anew wherever it is a part: their number may be a power
+            # HDF5 opens a dataset again wherever it is a part: their number may be exponential
             self._parts += depth > 0
             if self._parts > _PARTS:
                 raise Failure(
-                    f"{self._path}:{dataset.name}: a virtual dataset that is made of others, with "
+                    f"{self._path}:{dataset.name}: a virtual dataset of others, with "
                     f"more than {_PARTS:,} parts"
                 )
             part = self.find(name)
@@ -111,13 +111,13 @@ class _Inside:
 
     def _refuse(self, name: str, what: str) -> Failure:
         return Failure(
-            f"{self._path}:{name.strip('/')} {what}: it is read with --external only, if you trust "
+            f"{self._path}:{name.strip('/')} {what}: it is read only with --external, if you trust "
             f"the file"
         )
 
 
 def _stored(h5py: Any, dataset: Any) -> list[tuple[int, ...]] | None:
-    """Return where the chunks begin that are stored, if others are zeros; None: all may be."""
+    """Return where stored chunks begin, if others are zeros; None if all may be stored."""
     how, low = dataset.id.get_create_plist(), dataset.id
     if how.fill_value_defined() == h5py.h5d.FILL_VALUE_UNDEFINED:
         return None
@@ -141,7 +141,7 @@ def hdf5_source(path: str, member: str, external: bool, identity: dict[str, Any]
     Raises
     ------
     Failure
-        There is none; or it has bytes in other files, and external is False.
+        There is none; or it has bytes in other files and external is False.
     """
     h5py = library("h5py", "hdf5")
     try:
@@ -149,7 +149,7 @@ def hdf5_source(path: str, member: str, external: bool, identity: dict[str, Any]
     except FileNotFoundError:
         raise
     except OSError as e:
-        raise Failure(f"{path} is no HDF5 file that can be read: {e}") from e
+        raise Failure(f"{path} is not a readable HDF5 file: {e}") from e
     try:
         inside = _Inside(h5py, file, path)
         name = member
@@ -158,7 +158,7 @@ def hdf5_source(path: str, member: str, external: bool, identity: dict[str, Any]
             dataset = file.get(member) if external else inside.find(member)
         if not isinstance(dataset, h5py.Dataset):
             names: list[str] = []
-            # which follows no link out of the file
+            # it follows no link out of the file
             file.visititems(
                 lambda name, obj: names.append(name) if isinstance(obj, h5py.Dataset) else None
             )
@@ -177,7 +177,7 @@ def hdf5_source(path: str, member: str, external: bool, identity: dict[str, Any]
 
 
 def _dtype_for(h5py: Any, dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return a dtype as h5py is told it: times are opaque, with a tag that h5py knows."""
+    """Return a dtype for h5py: times are opaque, with a tag that h5py knows."""
     if dtype.subdtype is not None:
         return np.dtype((_dtype_for(h5py, dtype.base), dtype.shape))
     if dtype.names is not None:

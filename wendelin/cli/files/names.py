@@ -1,6 +1,6 @@
-"""Names that arrays get in files: out of keys of a database, which may be any text, or of the user.
+"""Names of arrays in files, made from keys of a database, which may be any text, or by the user.
 
-Who unpacks a file makes paths of them: none may lead out of a folder.
+A program that unpacks a file makes paths of them, so no name may lead out of a folder.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import click
 
 __all__ = ["check_name", "name_of_key"]
 
-_MOST = 240  # of a name: files may have 255 with a suffix [bytes]
+_MOST = 240  # of a name: with a suffix, a file's may have 255 [bytes]
 _METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 
 
 def name_of_key(key: str) -> str:
-    """Return the name that an array gets which has a key in the database.
+    """Return the name in a file of an array with this key in the database.
 
-    What means something in a path, or does something to a terminal, is _ in it.
+    Special characters of paths, and those that control a terminal, become _.
     """
     plain = "".join(c if c.isprintable() and c not in "/\\:" else "_" for c in key)
     cut = plain.encode()[:_MOST].decode(errors="ignore")
@@ -26,7 +26,7 @@ def name_of_key(key: str) -> str:
 
 
 def check_name(kind: str, name: str) -> str:
-    """Return a name that the user gives an array in a file, as it is written: without / around it.
+    """Return the user's name of an array in a file, without / around it.
 
     Parameters
     ----------
@@ -38,21 +38,21 @@ def check_name(kind: str, name: str) -> str:
     Raises
     ------
     click.UsageError
-        It is none.
+        It is not a valid name.
     """
     name = name.strip("/")
     parts = name.split("/")
     why = ""
     if any(part in ("", ".", "..") for part in parts):
-        why = "between slashes there must be names, neither empty nor . nor .."
+        why = "between slashes there must be names, not empty, not . and not .."
     elif re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", name):
-        why = "it has characters that no name has"
+        why = "it has characters that are not allowed in names"
     elif kind != "hdf5" and "\\" in name:
-        why = "there is a backslash in it, which separates names elsewhere"
+        why = "it has a backslash, which separates names on other systems"
     elif kind != "hdf5" and any(len(part.encode()) > _MOST for part in parts):
         why = f"a name in it has more than {_MOST} bytes"
     elif kind == "zarr" and any(part in _METADATA for part in parts):
-        why = "Zarr itself has files of that name"
+        why = "Zarr has files of its own with that name"
     if why:
-        raise click.UsageError(f"{name!r} is no name of an array in a {kind} file: {why}")
+        raise click.UsageError(f"{name!r} is not a name of an array in a {kind} file: {why}")
     return name

@@ -1,4 +1,4 @@
-"""Arrays as text: columns of CSV files, read and written; and how `cat` prints them."""
+"""Arrays as text: columns of CSV files, read and written, and the output of `cat`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wendelin.cli.files.base import Layout, Sink, Source
 
 __all__ = ["CsvSink", "CsvSource", "fields", "words"]
 
-_LONGEST = 64 << 20  # row, with what is quoted in it [characters]
+_LONGEST = 64 << 20  # row, with quoted fields [characters]
 
 
 def fields(value: Any) -> Iterator[str]:
@@ -28,7 +28,7 @@ def fields(value: Any) -> Iterator[str]:
 
 
 def words(values: NDArray[Any]) -> Iterator[str]:
-    """Yield elements of a 1-d array as text that tells them from each other."""
+    """Yield elements of a 1-d array as text that is different for different values."""
     if values.dtype.names:
         for value in values:
             yield "\t".join(fields(value))
@@ -47,7 +47,7 @@ def words(values: NDArray[Any]) -> Iterator[str]:
 
 
 def _leaves(values: NDArray[Any], name: str = "") -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield the columns that the rows of an array of structures have as text: name, elements."""
+    """Yield (name, elements) of each text column of an array of structures."""
     if values.ndim > 1:
         for index in np.ndindex(values.shape[1:]):
             of = name + "".join(f"[{i}]" for i in index)
@@ -60,7 +60,7 @@ def _leaves(values: NDArray[Any], name: str = "") -> Iterator[tuple[str, NDArray
 
 
 def _kinds(dtype: np.dtype[Any]) -> list[str]:
-    """Return the kinds of numbers that are the columns of a dtype; g and G for long doubles."""
+    """Return the kind of number of each column of a dtype; g and G for long doubles."""
     columns = (leaf.dtype for _, leaf in _leaves(np.empty(0, dtype)))
     return [column.char if column.char in "gG" else column.kind for column in columns]
 
@@ -85,7 +85,7 @@ def _long_complex(text: str) -> Any:
     return result[()]
 
 
-#: kinds of columns -> what reads them, where NumPy does not
+#: kinds of columns that NumPy does not read -> their reader
 _CONVERTERS: dict[str, Callable[[str], Any]] = {
     "b": _truth,
     "g": np.longdouble,
@@ -94,7 +94,7 @@ _CONVERTERS: dict[str, Callable[[str], Any]] = {
 
 
 def _is_value(cell: str, kinds: str) -> bool:
-    """Say whether a cell is a number, or as values of other kinds are written."""
+    """Say whether a cell is a number, or a value of another kind."""
     text = cell.strip()
     parsers: list[Any] = [float]
     if any(map(str.isdecimal, text)):
@@ -113,9 +113,9 @@ def _is_value(cell: str, kinds: str) -> bool:
 
 
 class CsvSource(Source):
-    """Columns of a CSV file: 1-d, if it is one; else an axis for rows, and one for columns.
+    """Columns of a CSV file: 1-d if there is one, else an axis for rows and one for columns.
 
-    The first line may have names. Empty lines are not there, and a quoted field may have line ends.
+    The first line may have names. Empty lines are skipped, and a quoted field may have line ends.
 
     Parameters
     ----------
@@ -125,8 +125,8 @@ class CsvSource(Source):
         Names, or numbers from 0; empty: all of them.
     dtype : data-type
     header : bool, optional
-        Whether the first line has names. None: it has, if there is no number in it, or a column is
-        asked for by its name.
+        Whether the first line has names. None: it has if there is no number in it, or if `columns`
+        has a name.
     identity : dict
         See Source.
     """
@@ -148,7 +148,7 @@ class CsvSource(Source):
         except BaseException as e:
             self._file.close()
             if isinstance(e, UnicodeDecodeError):
-                raise Failure(f"{path} is no text in UTF-8: {e}") from e
+                raise Failure(f"{path} is not text in UTF-8: {e}") from e
             raise
         shape = (rows,) if self._width == 1 else (rows, self._width)
         self.layout = Layout(shape, dtype, "C")
@@ -158,18 +158,20 @@ class CsvSource(Source):
             "delimiter": delimiter,
             "header": self.header,
         }
-        self._next = 0  # the row that _left is before
+        self._next = 0  # the row behind _left
         self._left = self._rows()
 
     def _begin(self, columns: list[str], header: bool | None) -> None:
-        """Find out what the first line is, and which columns are read."""
+        """Find out whether the first line has names, and which columns are read."""
         first = next(self._lines(), "")
         try:
             cells = [cell.strip() for cell in next(csv.reader([first], delimiter=self._delimiter))]
         except (StopIteration, csv.Error):
             cells = []
         if not cells:
-            raise Failure(f"{self._path} is empty" if not first else f"{self._path} is no CSV file")
+            raise Failure(
+                f"{self._path} is empty" if not first else f"{self._path} is not a CSV file"
+            )
         kinds = _kinds(self._dtype)
         if header is None:
             by_name = any(column in cells and not column.isdecimal() for column in columns)
@@ -177,12 +179,12 @@ class CsvSource(Source):
         if header:
             self.header = cells
         self._columns = self._numbers(columns, cells if header else [], len(cells))
-        # the parser sees to it that all rows have as many, if it is not told which ones
+        # the parser checks that all rows have the same number, unless columns are given
         self._chosen = self._columns if columns else None
         if self._dtype.names and len(kinds) != len(self._columns):
             raise Failure(
                 f"{self._path}: {self._dtype} has {len(kinds)} columns, and these are "
-                f"{len(self._columns)}: --columns tells which ones to take"
+                f"{len(self._columns)}: --columns selects columns"
             )
         self._width = 1 if self._dtype.names else len(self._columns)  # elements of a row
         kinds = kinds if self._dtype.names else kinds * self._width
@@ -193,7 +195,7 @@ class CsvSource(Source):
         }
 
     def _lines(self) -> Iterator[str]:
-        """Yield lines, from the first one on, that are not empty; with those of quoted fields."""
+        """Yield non-empty lines from the first one on, including those of quoted fields."""
         self._file.seek(0)
         parts: list[str] = []
         quotes = size = first = 0
@@ -259,8 +261,8 @@ class CsvSource(Source):
             values = self._parse(lines)
         except (ValueError, KeyError) as e:
             raise Failure(
-                f"{self._path}, in rows {first + 1} to {last} of data: {e}; --columns tells which "
-                f"columns to take, and --dtype what is in them"
+                f"{self._path}, in rows {first + 1} to {last} of data: {e}; --columns selects "
+                f"columns, and --dtype sets their type"
             ) from e
         return values[start - first * n : stop - first * n]
 
@@ -282,7 +284,7 @@ class CsvSink(Sink):
         if len(layout.shape) not in (1, 2) or layout.order == "F":
             raise Failure(
                 f"a CSV file has rows: an array of shape {layout.shape} in order {layout.order!r} "
-                f"is none of these; .npy takes any"
+                f"has neither; .npy takes any"
             )
         if layout.dtype.names and len(layout.shape) != 1:
             raise Failure("a CSV file has columns: structures are rows of a 1-d array only")
@@ -309,12 +311,12 @@ class CsvSink(Sink):
 
     @staticmethod
     def _cells(values: NDArray[Any]) -> Iterator[str]:
-        """Yield elements as text, of which the same elements can be read."""
+        """Yield elements as text from which the same elements can be read."""
         if values.dtype.kind == "S":
             for value in values:
                 if not value.isascii():
                     raise Failure(
-                        f"a CSV file is text, and {bytes(value)!r} is none in ASCII: .npy takes any"
+                        f"a CSV file is text, and {bytes(value)!r} is not ASCII: .npy takes any"
                     )
         elif values.dtype.kind == "m":
             values = np.where(np.isnat(values), "NaT", values.astype("i8").astype("U"))

@@ -1,7 +1,7 @@
 """Arrays in Zarr folders, by zarr, which need not be installed: version 2 and 3.
 
-A folder may have symbolic links to any file of the machine, and a codec that unpickles what it
-reads. The former are followed only if the user says so, the latter is not used at all.
+A folder may have symbolic links to any file of the machine, and a codec that unpickles chunks.
+Links are followed only if the user says so, and the codec is never used.
 """
 
 from __future__ import annotations
@@ -37,23 +37,23 @@ def zarr_source(path: str, member: str, external: bool, identity: dict[str, Any]
     Raises
     ------
     Failure
-        There is none; or there are symbolic links, and external is False.
+        There is none; or there are symbolic links and external is False.
     """
     zarr = library("zarr", "zarr")
     if not os.path.exists(path):
         raise FileNotFoundError(2, "No such file or directory", path)
     if not os.path.isdir(path):
-        raise Failure(f"{path} is no Zarr folder: a file of one (zip) is to be unpacked first")
+        raise Failure(f"{path} is not a Zarr folder: unpack a zip file first")
     member = member.strip("/")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of dtypes that Zarr has not settled yet
+        with warnings.catch_warnings(action="ignore"):  # about dtypes that Zarr has not settled yet
             found = _array(zarr, zarr.open(_store(path, external), mode="r"), path, member)
     except (ValueError, KeyError, TypeError, OSError) as e:
-        raise Failure(f"{path} is no Zarr array, nor a group of such: {e}") from e
-    # version 2 has one compressor; what is not there is None
+        raise Failure(f"{path} is neither a Zarr array nor a group of arrays: {e}") from e
+    # version 2 has one compressor, or None
     codecs = [*(found.filters or ()), *(found.compressors or ())]
     if any(getattr(codec, "codec_id", "") == "pickle" for codec in codecs):
-        raise Failure(f"{path} has objects that are pickled, which could run any program")
+        raise Failure(f"{path} has pickled objects, which could run any program")
     meta = [os.path.join(path, found.path, file) for file in ("zarr.json", ".zarray")]
     changed = [os.stat(file).st_mtime_ns for file in meta if os.path.exists(file)]
     identity = {**identity, "member": found.path, "changed": changed}
@@ -61,10 +61,10 @@ def zarr_source(path: str, member: str, external: bool, identity: dict[str, Any]
 
 
 def _array(zarr: Any, found: Any, path: str, member: str) -> Any:
-    """Return an array in what a folder has: the array by a name, or the only one."""
+    """Return an array of a folder: the one with a name, or the only one."""
     if isinstance(found, zarr.Array):
         if member:
-            raise Failure(f"{path} is an array, and has none by the name {member!r}")
+            raise Failure(f"{path} is an array, and has no member {member!r}")
         return found
     array = found[member] if member and member in found else None
     if isinstance(array, zarr.Array):
@@ -74,7 +74,7 @@ def _array(zarr: Any, found: Any, path: str, member: str) -> Any:
 
 
 def zarr_sink(path: str, layout: Layout, member: str, resume: bool) -> DatasetSink:
-    """Return a Zarr array in a folder of its own; a new one, or one to go on with.
+    """Return a Zarr array in a folder of its own: a new one, or an unfinished one.
 
     Raises
     ------
@@ -86,12 +86,12 @@ def zarr_sink(path: str, layout: Layout, member: str, resume: bool) -> DatasetSi
         dataset = zarr.open_array(path, path=member, mode="r+", config=_WRITE_ALL)
         return DatasetSink(dataset, layout, plain(dataset.dtype), resumable=True)
     dtype = packed(without_titles(layout.dtype))  # it has fields, and no offsets of them
-    # Version 3 has numbers, and no byte order of theirs; structures, text and bytes, in forms that
-    # are not settled. These are in version 2, if it has them.
+    # Version 3 has numbers, but no byte order; its structures, text and bytes are not settled.
+    # These are written in version 2, if it has them.
     number = dtype.kind in NUMBERS
     versions = (3,) if number and dtype.isnative else (2, 3)
     why: Exception | None = None
-    with warnings.catch_warnings(action="ignore"):  # of what is not settled
+    with warnings.catch_warnings(action="ignore"):  # about dtypes that are not settled
         for version in versions:
             settings: dict[str, Any] = {"dtype": dtype, "zarr_format": version}
             if number:
@@ -117,7 +117,7 @@ def zarr_sink(path: str, layout: Layout, member: str, resume: bool) -> DatasetSi
 
 
 def _tried(zarr: Any, settings: dict[str, Any]) -> np.dtype[Any]:
-    """Write and read an element; return its dtype: zarr makes arrays that it cannot write or read.
+    """Write and read an element, return its dtype: zarr makes arrays that it cannot write or read.
 
     Raises
     ------
@@ -131,5 +131,5 @@ def _tried(zarr: Any, settings: dict[str, Any]) -> np.dtype[Any]:
     array[:] = zeros
     found = plain(zarr.open_array(store, mode="r")[:].dtype)
     if found.newbyteorder("=") != dtype.newbyteorder("="):
-        raise TypeError(f"zarr makes {found} of it")
+        raise TypeError(f"zarr makes it {found}")
     return found

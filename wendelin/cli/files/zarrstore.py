@@ -1,7 +1,7 @@
-"""A Zarr folder that is only read, and only itself: no symbolic link, no `..`, no pipe or device.
+"""A Zarr folder, read-only, without anything outside of it: no symbolic link, `..`, pipe or device.
 
-What zarr asks for comes out of metadata, which a stranger may have written: each key is opened name
-by name from the folder on, and what is not a regular file under it is refused. It needs zarr.
+zarr takes keys from metadata, which a stranger may have written. So each key is opened name by name
+from the folder on, and only regular files under it are read. This module needs zarr.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
 class FolderStore(Store):
-    """What is in a folder.
+    """The contents of a folder.
 
     Parameters
     ----------
@@ -72,22 +72,20 @@ class FolderStore(Store):
             os.close(fd)
 
     def _check(self, fd: int, name: str, names: list[str]) -> os.stat_result:
-        """Return what is by a name in an open folder.
+        """Return the status of a name in an open folder.
 
         Raises
         ------
         Failure
-            It is, or may be, elsewhere.
+            It is, or may be, outside of the folder.
         """
         if name == ".." or "\0" in name:
-            raise Failure(
-                f"{'/'.join([self._path, *names])} is asked for, and is not in the folder"
-            )
+            raise Failure(f"{'/'.join([self._path, *names])} is requested, but not in the folder")
         state = os.stat(name, dir_fd=fd, follow_symlinks=False)
         if stat.S_ISLNK(state.st_mode):
             raise Failure(
-                f"{'/'.join([self._path, *names])} is a symbolic link: it is followed with "
-                f"--external only, if you trust the folder"
+                f"{'/'.join([self._path, *names])} is a symbolic link: it is followed only with "
+                f"--external, if you trust the folder"
             )
         return state
 
@@ -182,7 +180,7 @@ def _names(key: str) -> list[str]:
 
 
 def _range(request: ByteRequest | None, size: int) -> tuple[int, int]:
-    """Return [start, stop) of what is asked for, of so many bytes."""
+    """Return [start, stop) of a request, in a value of `size` bytes."""
     match request:
         case None:
             return 0, size
