@@ -1,1 +1,1 @@
-"""Helpers: memory, numbers, NumPy, ZODB. They know nothing of files, pages or arrays."""
+"""Helpers: memory, numbers, NumPy, ZODB. They do not know files in blocks, pages or arrays."""

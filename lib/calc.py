@@ -9,7 +9,7 @@ T = TypeVar("T")
 
 
 def mul(seq: Iterable[T], start: T = 1) -> T:  # type: ignore[assignment]
-    """Return start times every element of seq: as sum(), but a product.
+    """Return the product of start and all elements of seq, as sum() returns their sum.
 
     Exact for Python integers of any size, unlike numpy.prod.
     """

@@ -1,7 +1,7 @@
-"""Ctrl-C that comes where it would do harm: in the middle of a few steps that belong together.
+"""Ctrl-C in the middle of steps that belong together is raised after them.
 
-Python raises KeyboardInterrupt between any two of its instructions. Code that has begun what cannot
-be undone, and has not yet written down that it did, is told afterwards.
+Python raises KeyboardInterrupt between any two of its instructions. Code that has begun a step that
+cannot be undone, and has not yet noted it, gets the exception afterwards.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def interrupts_later() -> Iterator[None]:
-    """Have a Ctrl-C that comes inside of this handled at the end of it.
+    """Handle a Ctrl-C that comes inside of this context at its end.
 
-    For what ends soon. Only the main thread has them; and what is not a handler of Python, such as
-    SIG_IGN, stays.
+    Use it for short steps only. Only the main thread gets a Ctrl-C. A handler that is not one of
+    Python, such as SIG_IGN, stays.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(before):
@@ -45,9 +45,10 @@ _patching = threading.Lock()
 
 @contextmanager
 def handlers_optional() -> Iterator[None]:
-    """Let this thread import, or make, what sets handlers of signals on the way.
+    """Let this thread import, or make, an object that sets signal handlers on the way.
 
-    Python lets the main thread set some, and raises in others. In this thread, none are set then.
+    Python lets only the main thread set handlers, and raises in others. In this context, a call in
+    another thread sets none.
     """
     if threading.current_thread() is threading.main_thread():
         yield
@@ -67,7 +68,7 @@ def handlers_optional() -> Iterator[None]:
 
 
 class _Signal:
-    """signal.signal(), as long as a thread is in handlers_optional(), and for who has kept it."""
+    """signal.signal() while a thread is in handlers_optional(), and for code that has kept it."""
 
     def __init__(self, original: Any) -> None:
         self.original = original

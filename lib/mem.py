@@ -1,6 +1,6 @@
 """Memory as bytes: fill, copy, compare.
 
-Buffers are whatever has the buffer protocol, of any shape and type, C-contiguous.
+A buffer is any C-contiguous object with the buffer protocol, of any shape and type.
 """
 
 from typing import Any
@@ -42,7 +42,7 @@ def memcpy(dst: Any, src: Any) -> None:
 
 
 def memdelta(a: Any, b: Any) -> int:
-    """Return in how many bytes two buffers differ; the tail of the longer one counts."""
+    """Return the number of bytes that differ in two buffers; the tail of the longer one counts."""
     x, y = _bytes(a), _bytes(b)
     common = min(len(x), len(y))
     return int(np.count_nonzero(x[:common] != y[:common])) + abs(len(x) - len(y))

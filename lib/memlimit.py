@@ -1,4 +1,4 @@
-"""How much memory this process may use: the machine's, the cgroup's, the user's word.
+"""How much memory this process may use: limits of the machine, the cgroup and the user.
 
 Read from /proc and /sys/fs/cgroup, both versions of cgroups: see cgroups(7), and
 Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/memory.rst of the kernel.
@@ -17,8 +17,8 @@ __all__ = ["memory_limit", "parse_share", "ram_limit"]
 def memory_limit(root: str = "/") -> int:
     """Return how much memory this process may use [bytes].
 
-    The least of the machine's memory and the limits of the cgroups that the process is in, up
-    to the top. What cannot be read limits nothing.
+    The least of the machine's memory and the limits of the process's cgroup and all above it. A
+    limit that cannot be read is ignored.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def parse_share(text: str) -> int:
     Raises
     ------
     ValueError
-        It is none of these, or not positive.
+        It is neither of these, or not positive.
     """
     match = re.fullmatch(r"\s*([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*%\s*", text)
     share = Fraction(match[1]) / 100 if match else Fraction(0)

@@ -1,23 +1,23 @@
 """Text that is shown to people: names out of databases and files may have any characters.
 
-It knows nothing else.
+It knows only texts.
 """
 
 __all__ = ["shown"]
 
 
 def shown(text: str, keep: str = "") -> str:
-    r"""Return a text without characters that do something: as Python has them in a literal.
+    r"""Return a text with unprintable characters as escapes, as in a literal of Python.
 
-    Such are control characters, which move the cursor of a terminal or set its title, and marks of
-    direction (U+202E), by which a text looks like another one: all that str.isprintable() says no
-    of. They become \x1b, \u202e and so on.
+    These are the characters for which str.isprintable() is false: control characters, which move
+    the cursor of a terminal or set its title, and marks of direction (U+202E), by which a text
+    looks like another one. They become \x1b, \u202e and so on.
 
     Parameters
     ----------
     text : str
     keep : str
-        Characters that stay, as line ends.
+        Characters that stay, such as line ends.
     """
     if text.isprintable():
         return text

@@ -1,6 +1,6 @@
-"""Sizes [bytes] as people write and read them: '1.5G', '7.63 MiB'. It knows nothing else.
+"""Sizes [bytes] as people write and read them: '1.5G', '7.63 MiB'.
 
-Units are powers of 1024, and it does not matter how they are written: G, GB and GiB are one.
+Units are powers of 1024 in each spelling: G, GB and GiB are the same.
 """
 
 import re
@@ -13,7 +13,7 @@ _POWERS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
 
 
 def size_text(n: float) -> str:
-    """Return a number of bytes for people, in three digits.
+    """Return a number of bytes as text, in three digits.
 
     >>> [size_text(n) for n in (0, 999, 1000, 8_000_000, 3 << 51)]
     ['0 B', '999 B', '0.977 KiB', '7.63 MiB', '6 PiB']
@@ -28,7 +28,7 @@ def size_text(n: float) -> str:
 
 
 def parse_size(text: str, unit: str = "") -> int:
-    """Return the number of bytes that a text says.
+    """Return the number of bytes that a text means.
 
     >>> [parse_size(text) for text in ("4096", "512K", "1.5 GiB")]
     [4096, 524288, 1610612736]
@@ -37,7 +37,7 @@ def parse_size(text: str, unit: str = "") -> int:
     ----------
     text : str
     unit : {'', 'K', 'M', 'G', 'T'}
-        Of a number without one.
+        The unit of a number without one.
 
     Raises
     ------

@@ -11,7 +11,7 @@ __all__ = ["inttuple", "override", "renamed"]
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-# Python 3.11 has no typing.override, and typing_extensions is there for type checkers only.
+# Python 3.11 has no typing.override, and typing_extensions is for type checkers only.
 if TYPE_CHECKING:
     from typing_extensions import override
 elif sys.version_info >= (3, 12):
@@ -32,7 +32,7 @@ def inttuple(x: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
     Raises
     ------
     TypeError
-        Something in x is not an integer; or x has no order, as a set or a dict.
+        An element of x is not an integer; or x has no order, like a set or a dict.
 
     Examples
     --------
@@ -58,7 +58,7 @@ def _int(x: object) -> int | None:
 
 
 def renamed(**names: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
-    """Let a function take keywords by their names in 0.x as well: renamed(old="new")."""
+    """Let a function also take keywords by their names in 0.x: renamed(old="new")."""
 
     def decorate(function: Callable[_P, _T]) -> Callable[_P, _T]:
         @functools.wraps(function)
@@ -66,7 +66,7 @@ def renamed(**names: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:
             for old, new in names.items():
                 if old in kw:
                     if new in kw:
-                        raise TypeError(f"{old!r} and {new!r} are one argument: give one of them")
+                        raise TypeError(f"{old!r} and {new!r} are the same: give one of them")
                     kw[new] = kw.pop(old)
             return function(*args, **kw)
 

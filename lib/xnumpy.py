@@ -1,4 +1,4 @@
-"""NumPy arrays looked at in other ways."""
+"""Other views of NumPy arrays."""
 
 from typing import Any
 
@@ -17,8 +17,8 @@ def structured(arr: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
     Parameters
     ----------
     arr : ndarray, shape (..., n), or (n, ...) in Fortran order
-        The other axes may be of any strides. Where both axes can be it, as in an array of one
-        column, it is the last one, if its size fits.
+        The other axes may have any strides. If both axes could be the minor one, as in an array of
+        one column, the last one is taken if its size fits.
     dtype : data-type
         Its size must be that of a row, n * arr.itemsize [bytes].
 
@@ -30,12 +30,12 @@ def structured(arr: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
     Raises
     ------
     ValueError
-        No such axis is contiguous, or its size is another.
+        No such axis is contiguous, or its size does not fit.
     """
     dtype = np.dtype(dtype)
     if arr.ndim == 0:
         raise ValueError("a 0-d array has no minor axis")
-    # of an axis of one element, and of an array of none, strides say nothing
+    # strides have no meaning for an axis of one element, and for an empty array
     axes = [
         axis
         for axis in dict.fromkeys((arr.ndim - 1, 0))

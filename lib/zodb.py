@@ -123,7 +123,7 @@ def dbopen(url: str | os.PathLike[str], *, read_only: bool = False) -> Any:
 def dbclose(root: Any) -> None:
     """Close the Connection, the database and the storage of a root that dbopen() returned.
 
-    In a child of a fork, of what its parent has opened: let go of it. The parent's goes on.
+    In a child of a fork, a database of the parent is only forgotten; the parent's stays open.
 
     Raises
     ------
@@ -152,22 +152,22 @@ _here = threading.local()  # .forgets: see zconn_forget()
 
 
 class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no type hints
-    """A persistent object that holds things which live, and is not a ghost as long as it does.
+    """A persistent object that holds live objects, and is not a ghost as long as it does.
 
-    The Connection's cache may not take its state away. When it is invalidated - by abort, or as
-    others changed it - it reads its new state at once; attributes `_v_...` stay what they were, but
-    those that __setstate__() sets.
+    The Connection's cache may not drop its state. When it is invalidated, by an abort or a change
+    of others, it reads its new state at once. Attributes `_v_...` stay as they were, except those
+    that __setstate__() sets.
     """
 
-    _kept: tuple[str, ...] = ("_v_",)  # what names begin with that stay
+    _kept: tuple[str, ...] = ("_v_",)  # prefixes of names that stay
 
     def lives(self) -> bool:
-        """Say whether there is anything to keep alive. Called when the object is not a ghost."""
+        """Say whether there is an object to keep alive. Called if this object is not a ghost."""
         return True
 
     def __setstate__(self, state: Any) -> None:
-        # Persistent clears all attributes. A ghost whose state could not be read when it was
-        # invalidated has those that it keeps.
+        # Persistent clears all attributes. If its state could not be read when it was invalidated,
+        # the ghost has the attributes that it keeps.
         volatile = self._volatile()
         try:
             super().__setstate__(state)
@@ -183,15 +183,15 @@ class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no typ
             super()._p_deactivate()
 
     def _p_invalidate(self) -> None:
-        """Become a ghost; if it lives, read the state anew at once."""
+        """Become a ghost; if it lives, read the new state at once."""
         if self._p_changed is None or self._p_jar is None or not self.lives():
             super()._p_invalidate()
             return
         volatile = self._volatile()
         super()._p_invalidate()
         try:
-            # It may be gone, or the database may. This is no place to raise: other objects wait to
-            # be invalidated. It stays a ghost then, and its next user is told.
+            # The object may be gone, or the database. Do not raise here, as other objects are still
+            # to be invalidated. It stays a ghost, and its next user gets the error.
             with suppress(Exception):
                 if not getattr(_here, "forgets", False):
                     self._p_activate()
@@ -200,7 +200,7 @@ class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no typ
 
 
 def zconn_forget(conn: Any) -> None:
-    """Invalidate all objects of a Connection. Nothing is read, and nobody waited for."""
+    """Invalidate all objects of a Connection, without reading and without waiting."""
     _here.forgets = True
     try:
         invalidate_all(conn)
@@ -209,9 +209,9 @@ def zconn_forget(conn: Any) -> None:
 
 
 def zobj_is_committed(obj: Any) -> bool:
-    """Say whether an object is as its Connection sees it in the database: it was not changed.
+    """Say whether an object is unchanged since the last boundary of its Connection.
 
-    Also not before a savepoint, which keeps changes.
+    A change before a savepoint counts, as the savepoint keeps it.
     """
     conn = obj._p_jar
     if conn is None:
@@ -224,7 +224,7 @@ def zobj_is_committed(obj: Any) -> bool:
 
 
 def btree_nodes(btree: Any) -> list[Any]:
-    """Return the nodes of a BTree that are in memory, ghosts left out. Loads nothing."""
+    """Return the nodes of a BTree that are in memory, without ghosts. Loads nothing."""
     nodes: dict[int, Any] = {}
     todo = [btree]
     while todo:
@@ -254,7 +254,7 @@ def deactivate_btree(btree: Any) -> None:
 
 
 def btree_values(node: Any) -> list[Any]:
-    """Return the values in a node of a BTree, no ghost: of a bucket, also of one in its tree."""
+    """Return the values in a node of a BTree, not a ghost: of a bucket, also one in its tree."""
     state = node.__getstate__()
     if state is None or (hasattr(node, "insert") and len(state) == 2):
         return []  # a tree of nodes
@@ -263,7 +263,7 @@ def btree_values(node: Any) -> list[Any]:
 
 
 def _children(btree: Any) -> list[Any]:
-    """Return the nodes under a tree's node; of a bucket, none."""
+    """Return the nodes under a tree's node; a bucket has none."""
     state = btree.__getstate__()
     if not (isinstance(state, tuple) and len(state) == 2 and hasattr(btree, "insert")):
         return []
@@ -274,7 +274,7 @@ def _children(btree: Any) -> list[Any]:
 
 
 def zconn_before(conn: Any) -> bytes | None:
-    """Return the tid before which a Connection sees everything; None: its storage does not say."""
+    """Return the tid before which a Connection sees all; None if its storage does not say."""
     storage = instance_of(conn)
     before = seen_before(storage)
     if before is None:
@@ -284,7 +284,7 @@ def zconn_before(conn: Any) -> bytes | None:
 
 
 def zconn_is_open(conn: Any) -> bool:
-    """Say whether neither a Connection nor its database was closed."""
+    """Say whether a Connection and its database are open."""
     return conn.opened is not None and instance_of(conn) is not None
 
 
@@ -307,9 +307,9 @@ _names: WeakKeyDictionary[DB, str] = WeakKeyDictionary()
 
 
 def zconn_name(conn: Any) -> str:
-    """Return what messages call the database of a Connection: its path, or URL, in quotes.
+    """Return the name of a Connection's database in messages: its path, or URL, in quotes.
 
-    Of one that is closed it is known if it was asked for before.
+    After the Connection is closed, it is known only if this function was called before.
     """
     db = conn.db()
     name = _names.get(db)
@@ -323,22 +323,22 @@ def zconn_name(conn: Any) -> str:
 def zconn_at(conn: Any) -> bytes:
     """Return the tid of the last transaction that a Connection sees.
 
-    Of one to a past state, that was opened by a time: the last one that there could have been then.
+    If the Connection was opened at a time in the past, it is the last possible tid of that time.
     db.open(at=tid) sees the same.
 
     Raises
     ------
     ConnectionStateError
-        The Connection is closed, or waits for a transaction to begin: it sees nothing.
+        The Connection is closed, or waits for a transaction to begin, so it sees nothing.
     TypeError
-        The storage of the Connection does not tell.
+        The storage of the Connection does not say.
     """
     zconn_check_open(conn)
     before = zconn_before(conn)
     if before is None:
         if conn.explicit_transactions and begins(instance_of(conn)):
             raise ConnectionStateError(f"no transaction of {conn!r} was begun")
-        raise TypeError(f"{class_of(instance_of(conn))} does not tell what {conn!r} sees")
+        raise TypeError(f"{class_of(instance_of(conn))} does not say what {conn!r} sees")
     return bytes(p64(u64(before) - 1))
 
 
@@ -356,9 +356,9 @@ def zconn_locate(conn: Any, oids: Iterable[bytes], *, wait: bool = True) -> list
 
 
 def zconn_changed(conn: Any, oids: set[bytes], tid: bytes | None) -> set[bytes] | None:
-    """Return which of some objects have changed at a tid or later, in the newest state.
+    """Return the objects among some that have changed at a tid or later, in the newest state.
 
-    None: the storage has no cheap way to say it.
+    None if the storage has no cheap way to find out.
     """
     ask = getattr(under(instance_of(conn)), "changed_since", None)
     if ask is None or tid is None:
@@ -368,10 +368,10 @@ def zconn_changed(conn: Any, oids: set[bytes], tid: bytes | None) -> set[bytes] 
 
 
 def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:
-    """Return the records of objects as a Connection sees them; asked for together, if that can be.
+    """Return the records of objects as a Connection sees them, in one request if possible.
 
-    Safe in any thread, once the Connection has a handle of an array (storthreads). What was changed
-    in the Connection, and is not committed, is not seen.
+    Safe in any thread, once the Connection has a handle of an array (storthreads). Uncommitted
+    changes of the Connection are not seen.
     """
     storage = instance_of(conn)
     zconn_check_database(conn)
@@ -382,7 +382,7 @@ def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:
     if before is None or not isinstance(client, ZEOClient):
         return together(lambda oid: bytes(storage.load(oid)[0]), oids)
     found = client.load_all(oids, before)
-    # load() says why it is not there
+    # load() raises the right exception
     return [
         bytes(record[0] if record is not None else storage.load(oid)[0])
         for oid, record in zip(oids, found, strict=True)
@@ -395,9 +395,9 @@ def zconn_tid(conn: Any, oid: bytes) -> bytes:
 
 
 def zconn_stat(conn: Any, oids: list[bytes]) -> list[Stat | None]:
-    """Return tids and sizes of objects' records; None for those that are not there.
+    """Return tids and sizes of objects' records; None for objects that do not exist.
 
-    Of a file and of a ZEO server, records are not loaded; of a server, it is the newest record,
+    For a file and a ZEO server, records are not loaded. For a server, it is the newest record,
     which the Connection may not see yet.
     """
     file, before = _file_of(conn), zconn_before(conn)
@@ -415,8 +415,8 @@ def zconn_stat(conn: Any, oids: list[bytes]) -> list[Stat | None]:
 def _stat(conn: Any, storage: Any, oid: bytes, before: bytes | None) -> Stat | None:
     """Return the Stat of an object.
 
-    history() would tell it of some storages, and is not asked: it unpickles what a transaction has
-    besides its records, which may call anything.
+    history() of some storages has it, too, but is not called: it unpickles the notes of a
+    transaction, which may call anything.
     """
     if isinstance(storage, DemoStorage):
         layers = (storage.changes, storage.base)
@@ -434,7 +434,7 @@ def _stat(conn: Any, storage: Any, oid: bytes, before: bytes | None) -> Stat | N
 
 
 def zconn_is_remote(conn: Any) -> bool:
-    """Say whether who asks the storage of a Connection for an object waits for others."""
+    """Say whether a request to the storage of a Connection waits for a server."""
     instance = instance_of(conn)
     storage = under(instance)
     storage = instance if storage is None else storage  # which is MVCC itself
@@ -442,19 +442,19 @@ def zconn_is_remote(conn: Any) -> bool:
 
 
 def zconn_maps(conn: Any) -> bool:
-    """Say whether blocks of a Connection lie in a file of this machine, to be mapped."""
+    """Say whether blocks of a Connection lie in a file of this machine that can be mapped."""
     storage = _file_of(conn)
     return storage is not None and storage.align
 
 
 def zconn_has_open(conn: Any, file: OpenFile) -> bool:
-    """Say whether a file where zconn_locate() found something is still the database's."""
+    """Say whether a file of a result of zconn_locate() is still the database's."""
     storage = _file_of(conn)
     return storage is not None and storage.has_open(file)
 
 
 def zconn_takes_bytes_records(conn: Any) -> bool:
-    """Say whether the storage of a Connection takes a BytesRecord, besides bytes."""
+    """Say whether the storage of a Connection takes a BytesRecord as well as bytes."""
     return _file_of(conn) is not None
 
 

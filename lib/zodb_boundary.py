@@ -1,6 +1,6 @@
-"""What a Connection does that ZODB tells nobody: heard where it asks its storage, and gives to it.
+"""Events of a Connection for which ZODB has no hook, seen in its calls of its storage.
 
-It knows Connections and storages. What is made of what it hears, its Followers say.
+This module knows Connections and storages. Its Followers act on the events.
 
 Locking: `_ended` is a leaf. Followers are called in the thread of the transaction.
 """
@@ -29,57 +29,57 @@ __all__ = ["Follower", "Watch", "watch_of"]
 
 
 class Follower(Protocol):
-    """Who follows a Connection."""
+    """An object that is informed about the events of a Connection."""
 
     def follow(self, oids: list[bytes] | None, own: set[bytes]) -> None:
-        """Be told of a boundary.
+        """Called at a boundary.
 
         Parameters
         ----------
         oids : list of bytes or None
-            Of objects that other clients changed; None: any may have changed.
+            Objects that other clients changed; None: any may have changed.
         own : set of bytes
-            Of objects that this Connection has stored since the last boundary.
+            Objects that this Connection has stored since the last boundary.
         """
 
     def forget(self) -> None:
-        """Be told of a boundary at which something went wrong: keep nothing. Asks nobody."""
+        """Called at a boundary that failed: drop everything. Makes no request to the storage."""
 
     def join_at_last(self, txn: Any) -> None:
-        """Be told that a transaction is about to end."""
+        """Called when a transaction is about to end."""
 
     def database_closed(self) -> None:
-        """Be told that the database is closed."""
+        """Called when the database is closed."""
 
 
 class Watch:
-    """Listens to what a Connection asks of, and gives to, its storage.
+    """Observes the calls that a Connection makes to its storage.
 
     A Connection asks its storage instance for changes in one place, Connection.newTransaction(),
-    however the boundary came about: begin, the end of a transaction, sync, being opened again by
-    another thread with another transaction manager. That question is what we listen to. The answer
-    leaves out what the Connection itself has stored, of which we make a note.
+    at every kind of boundary: begin, the end of a transaction, sync, and when another thread opens
+    it again with another transaction manager. This call is observed. Its result does not contain
+    objects that the Connection itself has stored, which are noted here.
 
-    And it gives it pickled objects, in one place: there a block gets its bytes. Pickled with them,
-    they would be copied four times. After a savepoint it gives them from a temporary storage, where
-    they have none either.
+    A Connection gives pickled objects to its storage in one place, too: there a block gets its
+    bytes. If they were pickled with it, they would be copied four times. After a savepoint, the
+    objects come from a temporary storage, also without their bytes.
 
-    The third thing is to know which thread ends a transaction: its manager tells Connections before
-    and after. The last is whether a boundary came to its end. One that did not has told us nothing
-    that can be relied on: it may wait for a network, and be interrupted.
+    Third, a Watch knows which thread ends a transaction: its manager calls Connections before and
+    after. Last, it knows whether a boundary came to its end. A boundary may wait for a network, and
+    be interrupted: then its changes are not known.
     """
 
     def __init__(self, conn: Connection) -> None:
         self.followers: weakref.WeakSet[Follower] = weakref.WeakSet()
-        #: oid -> what makes the record, of blocks that the running commit stores
+        #: oid -> function that makes the record, for blocks that the running commit stores
         self.records: dict[bytes, Callable[[bytes], BytesRecord]] = {}
         of_this_process(conn.db())
-        asked_in_turn(conn)  # from here on other threads ask, too
+        asked_in_turn(conn)  # from here on, other threads call the storage, too
         storage = instance_of(conn)
-        #: of objects that this Connection has stored since the last boundary
+        #: objects that this Connection has stored since the last boundary
         self._own: set[bytes] = set()
         self._conn = weakref.ref(conn)
-        #: tid before which everything was seen, until the boundary that followers are told of
+        #: the Connection saw all before this tid, until the boundary that is under way
         self.before: bytes | None = None
         self._joins = not zconn_takes_bytes_records(conn)
         self._poll: Callable[[], list[bytes] | None] = storage.poll_invalidations
@@ -99,7 +99,7 @@ class Watch:
         conn.newTransaction = self.new_transaction
 
     def before_completion(self, txn: Any) -> None:
-        """Be the Connection's beforeCompletion(): this thread commits, or aborts."""
+        """The Connection's beforeCompletion(): this thread commits, or aborts."""
         with self._ended:
             self._ender = self._last_ender = threading.get_ident()
         for follower in list(self.followers):
@@ -107,7 +107,7 @@ class Watch:
         self._before_completion(txn)
 
     def after_completion(self, txn: Any) -> None:
-        """Be the Connection's afterCompletion()."""
+        """The Connection's afterCompletion()."""
         try:
             self._after_completion(txn)
         finally:
@@ -116,15 +116,15 @@ class Watch:
                 self._ended.notify_all()
 
     def ends(self) -> bool:
-        """Say whether another thread ends the transaction at this moment."""
+        """Say whether another thread is ending the transaction."""
         return self._ender not in (None, threading.get_ident())
 
     def completes(self) -> bool:
-        """Say whether a transaction ends at this moment, in any thread."""
+        """Say whether a thread is ending a transaction."""
         return self._ender is not None
 
     def wait_for_end(self) -> bool:
-        """Wait while another thread ends the transaction. False: none does."""
+        """Wait while another thread ends the transaction. Return False if none does."""
         with self._ended:
             waited = self.ends()
             while self.ends():
@@ -132,9 +132,9 @@ class Watch:
             return waited
 
     def let_others_end(self) -> bool:
-        """Wait a little for another thread that has ended a transaction, but not told its manager.
+        """Wait a little for another thread that has ended a transaction, but not left its manager.
 
-        Nobody is told when it has: after-commit hooks run in between. False: it is this thread.
+        ZODB has no hook for that: after-commit hooks run in between. False: it is this thread.
         """
         if self._last_ender == threading.get_ident():
             return False
@@ -148,20 +148,20 @@ class Watch:
         ----------
         manager : data manager
         joined : transaction or None
-            Which it has joined before.
+            The transaction that it joined before.
         what : () -> str
-            What is changed, for messages.
+            Returns the name of the changed object, for messages.
 
         Returns
         -------
         transaction or None
-            None: another thread ends it now, or did; so join the next one.
+            None: another thread ends it now, or has ended it: join the next one.
 
         Raises
         ------
         TransactionError
-            There is no transaction to join: it is being committed by this thread, or has failed
-            and waits for its abort; or none was begun, where they are explicit.
+            There is no transaction to join: this thread is committing it, or it has failed and
+            waits for its abort; or transactions are explicit, and none was begun.
         ConnectionStateError
             The Connection is closed.
         """
@@ -176,7 +176,7 @@ class Watch:
                 return None
             if txn.status is Status.COMMITTING:
                 raise TransactionError(
-                    f"{what()} cannot be changed by what runs in a commit: it is too late to "
+                    f"{what()} cannot be changed by code that runs in a commit: it is too late to "
                     f"take part in it. Change it before, as in txn.addBeforeCommitHook()"
                 )
             join(conn)
@@ -184,7 +184,7 @@ class Watch:
         return txn
 
     def store(self, oid: bytes, serial: bytes, data: Any, version: str, transaction: Any) -> Any:
-        """Be the storage's store()."""
+        """Called instead of the storage's store()."""
         self._own.add(oid)
         record = self.records.pop(oid, None)
         if record is not None:
@@ -194,7 +194,7 @@ class Watch:
         return self._store(oid, serial, data, version, transaction)
 
     def poll(self) -> list[bytes] | None:
-        """Be the storage's poll_invalidations()."""
+        """Called instead of the storage's poll_invalidations()."""
         conn = self._conn()
         self.before = None if conn is None else zconn_before(conn)
         oids = self._poll()
@@ -204,7 +204,7 @@ class Watch:
         return oids
 
     def release(self) -> None:
-        """Be the storage's release(): the database is closed, or forgets the Connection."""
+        """Called instead of the storage's release(): the Connection ends, or is given back."""
         try:
             for follower in list(self.followers):
                 follower.database_closed()
@@ -212,16 +212,16 @@ class Watch:
             self._release()
 
     def new_transaction(self, transaction: Any, sync: bool = True) -> None:
-        """Be the Connection's newTransaction()."""
+        """Called instead of the Connection's newTransaction()."""
         conn = self._conn()
-        assert conn is not None  # who calls it
+        assert conn is not None  # it is the caller
         before = zconn_before(conn)
         try:
             self._new_transaction(transaction, sync)
         except BaseException:
-            # Nobody is told a second time what has changed. A Ctrl-C comes here, if nothing else.
+            # Changes are reported only once. A Ctrl-C comes here, if no other failure.
             if zconn_before(conn) != before:
-                with ExitStack() as todo:  # all of it, should one be interrupted again
+                with ExitStack() as todo:  # all of them, even if one is interrupted again
                     todo.callback(zconn_forget, conn)
                     for follower in list(self.followers):
                         todo.callback(follower.forget)

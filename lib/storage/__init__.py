@@ -1,4 +1,4 @@
-"""Storages of ZODB, and their records: what is read and written past a Connection.
+"""Storages of ZODB, and their records: read and written without a Connection.
 
 record, inert, inertdtype     records and pickles, read as data
 filestorage, fs…              a local file: aligned blocks, commits, packs, index, lock, recovery

@@ -1,8 +1,8 @@
-"""What makes the storage of a database: by its path, or by its URL.
+"""Factories of storages, by the path or the URL of a database.
 
-It knows schemes and their options, and no databases: what opens one is in wendelin.lib.zodb. Files
-and ZEO servers get storages of ours (filestorage, zeoclient); what else zodburi knows, it resolves.
-What a storage was opened by is remembered as long as there is the storage, for storurl.
+This module knows schemes and their options, but not databases: wendelin.lib.zodb opens these. Files
+and ZEO servers get storages of ours (filestorage, zeoclient); zodburi resolves all other URLs. For
+storurl, the URL of a storage is remembered as long as the storage lives.
 """
 
 from __future__ import annotations
@@ -71,11 +71,11 @@ _ZEO_OPTIONS: dict[str, _Option] = {
     "server_hostname": ("server_hostname", str),
 }
 
-_ZEO_PORT = 9991  # as zodburi has it
+_ZEO_PORT = 9991  # zodburi's default
 _NEO = ("neo", "neos")
 
 
-#: of zeo:// options: what is the process's own, and not to be shared; and what is a path
+#: options of zeo:// that belong to one process, and are not shared; and those that are paths
 _ZEO_OWN = ("client", "client_label", "name", "var")
 _ZEO_PATHS = ("blob_dir", "ca", "cert", "key")
 
@@ -88,7 +88,7 @@ def opened_by(storage: Any) -> str | None:
 
 
 def shown_name(storage: Any) -> str:
-    """Return what messages call a storage: a path, or a URL without options and passwords."""
+    """Return the name of a storage in messages: a path, or a URL without options and passwords."""
     if isinstance(storage, DemoStorage):
         return f"demo:({shown_name(storage.base)})/({shown_name(storage.changes)})"
     url = opened_by(storage)
@@ -108,7 +108,7 @@ def _remembered(factory: Factory, url: str) -> Factory:
 
 
 def read_only(url: str) -> str:
-    """Return a URL for the same database, which does not want to be the only one to write to it."""
+    """Return a URL for the same database that needs no exclusive access."""
     if url.startswith("file://"):
         path, _, query = url.partition("?")
         options = [(n, v) for n, v in parse_qsl(query) if n not in ("create", "read_only")]
@@ -120,7 +120,7 @@ def read_only(url: str) -> str:
 
 
 def _read_only(factory: Factory, url: str) -> Factory:
-    """Have a factory make what can be read, and not changed: whatever storage it makes."""
+    """Return a factory whose storages can only be read."""
 
     def make() -> Any:
         storage = factory()
@@ -129,8 +129,8 @@ def _read_only(factory: Factory, url: str) -> Factory:
         except AttributeError as e:
             storage.close()
             raise ValueError(
-                f"{url!r} cannot be opened with read_only: a {type(storage).__name__} lets nobody "
-                f"keep it from writing ({e})"
+                f"{url!r} cannot be opened with read_only: a {type(storage).__name__} cannot be "
+                f"kept from writing ({e})"
             ) from e
 
     return make
@@ -141,20 +141,19 @@ def _schemes() -> set[str]:
 
 
 def resolve(url: str, read_only: bool = False) -> tuple[Factory, dict[str, Any]]:
-    """Return what makes the storage of a path or URL, and arguments of DB.
+    """Return the factory of the storage of a path or URL, and arguments of DB.
 
     Parameters
     ----------
     url : str
     read_only : bool
-        It cannot be changed, whatever the URL says. A file need not be free for that: others may
-        have it open.
+        The database cannot be changed, whatever the URL says. Other programs may have a file open.
 
     Raises
     ------
     ValueError
-        The scheme is unknown, or the URL is wrong; or a path has options, as only URLs do; or a
-        new database in memory is to be read only.
+        The scheme is unknown, or the URL is wrong; or a path has options, which only URLs have; or
+        a new database in memory is to be read-only.
     """
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?", url)
     scheme = match[1] if match is not None else ""
@@ -181,7 +180,9 @@ def resolve(url: str, read_only: bool = False) -> tuple[Factory, dict[str, Any]]
     factory = _remembered(factory, url)
     if read_only:
         if scheme == "memory":
-            raise ValueError(f"{url!r} is a new database in memory: there is nothing in it to read")
+            raise ValueError(
+                f"{url!r} is a new, empty database in memory: do not open it read-only"
+            )
         return _read_only(factory, url), arguments
     return factory, arguments
 
@@ -203,7 +204,7 @@ def _resolve_other(url: str, shown: str = "") -> tuple[Factory, dict[str, Any]]:
 def _options(
     url: str, query: str, known: dict[str, _Option]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return arguments of the storage, and of DB, that the query of a URL gives."""
+    """Return arguments of the storage, and of DB, from the query of a URL."""
     options, others = {}, []
     for name, value in parse_qsl(query, keep_blank_values=True):
         if name in known:
@@ -215,7 +216,7 @@ def _options(
         else:
             others.append((name, value))
     try:
-        # zodburi knows what is left: arguments of DB
+        # the rest is for zodburi: arguments of DB
         _, arguments = resolve_uri(f"memory://?{urlencode(others)}")
     except (KeyError, ValueError) as e:
         raise ValueError(f"{url!r} is not a valid URL: {e} (options: {', '.join(known)})") from e
@@ -240,31 +241,31 @@ def _resolve_file(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
 def _decoded(url: str, path: str) -> str:
     """Return the path in a URL: %20 is a space.
 
-    Earlier versions, and zodburi, take it as it is; what was made so is found.
+    Earlier versions, and zodburi, do not decode it; a file that was made so is found.
 
     Raises
     ------
     ValueError
-        There is a file of either name.
+        Files of both names exist.
     """
     decoded = unquote(path)
     if decoded == path or not os.path.lexists(path):
         return decoded
     if os.path.lexists(decoded):
         raise ValueError(
-            f"{url!r} may mean {decoded!r} or {path!r}, and there are both: give the path without "
+            f"{url!r} may mean {decoded!r} or {path!r}, and both exist: give the path without "
             f"file://, or write file://{path.replace('%', '%25')} for the second one"
         )
     return path
 
 
 def _check_path(path: str) -> None:
-    """See that a path is not half a URL: only URLs have options.
+    """Check that a path has no options, which only URLs have.
 
     Raises
     ------
     ValueError
-        It has such, and there is no file of that name.
+        It has options, and there is no file of that name.
     """
     if re.search(r"\?[A-Za-z_]+=", path) and not os.path.lexists(path):
         plain, _, query = path.partition("?")
@@ -277,7 +278,7 @@ def _check_path(path: str) -> None:
 def _file_storage(path: str, **options: Any) -> AlignedFileStorage:
     """Return the FileStorage of an absolute path.
 
-    What cannot be one is refused first: FileStorage would leave its lock and .tmp file behind.
+    A file that cannot be one is refused first: FileStorage would leave its lock and .tmp file.
     """
     folder = os.path.dirname(path)
     if os.path.isdir(path):
@@ -299,7 +300,7 @@ def _file_storage(path: str, **options: Any) -> AlignedFileStorage:
 
 
 def _check_begin(path: str) -> None:
-    """See that a file, if there is one, begins as those of FileStorage do."""
+    """Check that a file, if it exists, begins as those of FileStorage do."""
     try:
         with open(path, "rb") as file:
             magic = file.read(4)
@@ -308,8 +309,8 @@ def _check_begin(path: str) -> None:
     # a new one whose maker came no further may have zeros, or a part of it
     if magic.strip(b"\0") and not any(known.startswith(magic) for known in (b"FS30", b"FS21")):
         raise FileStorageFormatError(
-            f"{path!r} is not a database: it begins with {magic!r}, and a FileStorage with 'FS30' "
-            f"('FS21', if Python 2 wrote it)"
+            f"{path!r} is not a database: it begins with {magic!r}, but a FileStorage begins with "
+            f"'FS30', or 'FS21' if Python 2 wrote it"
         )
 
 
@@ -317,7 +318,7 @@ def _check_begin(path: str) -> None:
 
 
 def _resolve_zeo(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
-    """Of zeo://HOST:PORT?..., or zeo:///SOCKET?..."""
+    """Resolve zeo://HOST:PORT?..., or zeo:///SOCKET?..."""
     parts = urlsplit(url)
     options, arguments = _options(url, parts.query, _ZEO_OPTIONS)
     if read_only:
@@ -327,7 +328,7 @@ def _resolve_zeo(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
     hostname = options.pop("server_hostname", None)
     if tls or hostname:
         if "key" in tls and "cert" not in tls:
-            raise ValueError(f"{url!r}: key is given, and no cert, which it is the key of")
+            raise ValueError(f"{url!r}: key= needs cert=, the certificate of the key")
         if isinstance(address, tuple):
             hostname = hostname or address[0]
         options.update(ssl_server_hostname=hostname)
@@ -358,14 +359,14 @@ def _zeo_address(url: str, parts: SplitResult) -> str | tuple[str, int]:
         raise ValueError(f"{url!r} is not a valid URL: {e}") from e
     if parts.path not in ("", "/"):
         raise ValueError(
-            f"{url!r} is not a valid URL: {parts.path!r} follows the address; a storage is "
-            f"named by ?storage={parts.path[1:]}"
+            f"{url!r} is not a valid URL: {parts.path!r} follows the address; to name a storage, "
+            f"write ?storage={parts.path[1:]}"
         )
     return parts.hostname or "", _ZEO_PORT if port is None else port
 
 
 def _tls(ca: str | None = None, cert: str | None = None, key: str | None = None) -> ssl.SSLContext:
-    """Return what a TLS connection is made with: files, in PEM."""
+    """Return the TLS context of a connection; files are in PEM."""
     context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca)
     if cert is not None:
         context.load_cert_chain(cert, key)
@@ -376,7 +377,7 @@ def _tls(ca: str | None = None, cert: str | None = None, key: str | None = None)
 
 
 def _closed(text: str) -> int:
-    """Return where the bracket that a text begins with is closed; -1: nowhere."""
+    """Return the position of the bracket that closes the first one; -1 if there is none."""
     depth = 0
     for i, char in enumerate(text):
         depth += (char == "(") - (char == ")")
@@ -391,7 +392,7 @@ def split_demo(url: str) -> tuple[str, str, str]:
     Raises
     ------
     ValueError
-        It is no such URL.
+        It is not such a URL.
     """
     text = url.removeprefix("demo:")
     middle = _closed(text)
@@ -403,18 +404,18 @@ def split_demo(url: str) -> tuple[str, str, str]:
 
 
 def _resolve_demo(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
-    """Of demo:(BASE)/(CHANGES)#option=value&..."""
+    """Resolve demo:(BASE)/(CHANGES)#option=value&..."""
     *both, rest = split_demo(url)
     _, arguments = _options(url, rest[1:], {})
     _, usual = _options(url, "", {})
     factories = []
     for part in both:
-        # what is in memory begins empty: that nothing gets into it is seen to below
+        # a storage in memory begins empty, so it is opened to write; read_only is applied below
         factory, others = resolve(part, read_only and not part.startswith("memory:"))
         if others and others != usual:
             raise ValueError(
-                f"{url!r} is not a valid URL: options of the database are at its end, after "
-                f"'#', and not in {part}"
+                f"{url!r} is not a valid URL: options of the database must be at its end, after "
+                f"'#', not in {part}"
             )
         factories.append(factory)
 
@@ -433,16 +434,16 @@ def _resolve_demo(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
 
 
 def _resolve_neo(url: str, scheme: str) -> tuple[Factory, dict[str, Any]]:
-    """Of neo://NAME@MASTER:PORT,...: by the resolver that a neoppod registers.
+    """Resolve neo://NAME@MASTER:PORT,..., by the resolver that a neoppod registers.
 
-    Its client asks for a master that is not there, or that speaks another protocol, for ever; so
-    whatever it does is left behind after wait_timeout.
+    Its client tries for ever to reach a master that is not there, or that speaks another protocol.
+    So each of its calls is abandoned after wait_timeout.
     """
     if scheme not in _schemes():
         raise ValueError(
             f"{url!r} cannot be opened: no NEO client for this Python is installed. Either install "
             f"a neoppod that runs on Python 3 (its releases up to 1.12 do not); or run a ZEO "
-            f"gateway next to the cluster, and open zeo://HOST:PORT (docs/cluster.md says how)"
+            f"gateway next to the cluster, and open zeo://HOST:PORT (see docs/cluster.md)"
         )
     base, _, query = url.partition("?")
     wait = float(WAIT)

@@ -1,20 +1,19 @@
 """AlignedFileStorage: a FileStorage whose large byte strings can be mapped into memory.
 
-Data.fs is what ZODB.FileStorage writes, and reads: the one difference is that a record whose
-state is bytes, a whole number of OS pages of them, is padded so that they begin at a multiple
-of the OS page in the file (see record.aligned; others unpickle the pad and throw it away).
-locate() tells where bytes are, aligned or not, of a committed revision: they never change there,
-as long as somebody has the file open. Pack writes another file, aligned again - also what was not -
-which takes its place at once.
+Data.fs has the format of ZODB.FileStorage, with one difference: a record whose state is bytes, a
+whole number of OS pages, is padded so that the bytes begin at a multiple of the OS page in the file
+(see record.aligned; other readers unpickle the pad and throw it away). locate() returns where the
+bytes of a committed revision are, aligned or not. They never change there, as long as a process has
+the file open. Pack writes another file, with all blocks aligned, which takes its place at once.
 
 Organization
 ------------
-A transaction's records are written once, to where they are to be in Data.fs (fswrite); FileStorage
+A transaction's records are written once, to their final place in Data.fs (fswrite); FileStorage
 writes them to a file of their own first, and copies them at the vote. They lie behind a
-transaction header with status 'c', as at a vote: who opens the file after a crash, or at this
-moment to read, stops there.
+transaction header with status 'c', as at a vote: a process that opens the file after a crash, or a
+reader at this moment, stops there.
 
-It knows records of ZODB. What is in the bytes it does not know.
+This module knows records of ZODB, but not the meaning of their bytes.
 
 Locking: as in FileStorage: the commit lock > the pool of readers > _lock.
 """
@@ -64,28 +63,28 @@ __all__ = ["AlignedFileStorage"]
 log = logging.getLogger(__name__)
 
 _HEAD = 512  # of a record, with the name of its class [bytes]
-_PYTHON2 = b"FS21"  # how files of Python 2 begin: the format is the same
+_PYTHON2 = b"FS21"  # the beginning of files of Python 2: the format is the same
 
 
 class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type hints
-    """A FileStorage that aligns large byte strings in its file, and tells where they are.
+    """A FileStorage that aligns large byte strings in its file, and says where they are.
 
     Parameters
     ----------
     file_name : str or path
     align : bool
-        False: be a FileStorage, without locate(), which finds nothing then.
+        False: be a FileStorage; locate() finds nothing.
     ordered : bool
         True: the records of each transaction are on disk before its status says that it is
-        committed, so that a power failure in the middle of a commit never leaves a part of it. That
-        costs a second sync a commit. False: only those of transactions of LARGE and more, for
-        which it costs nothing that could be measured.
+        committed. So a power failure in the middle of a commit never leaves a part of it. This
+        costs a second sync for each commit. False: only for transactions of LARGE and more, whose
+        second sync has no measurable cost.
     **options
-        Of FileStorage. With read_only, another process may have the file open, to write: each
-        transaction sees what was committed before it began, as with a server.
+        Of FileStorage. With read_only, another process may have the file open to write: each
+        transaction sees all earlier commits, as with a server.
     """
 
-    _opened: weakref.ref[OpenFile] | None = None  # held by who maps it
+    _opened: weakref.ref[OpenFile] | None = None  # held by mappings of it
     _follower: FileFollower | None = None
     _own: FileLock | None = None
     _index_end: Scanned | None = None  # of the saved index
@@ -104,8 +103,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         self.ordered = bool(ordered)
         file_name = os.fspath(file_name)
         if os.path.islink(file_name):
-            # what is beside the file - its lock, its index - is so for all names of it, and a pack
-            # replaces the file, not the link
+            # all names of a file share its lock and index, and a pack replaces the file, not a link
             file_name = os.path.realpath(file_name)
         self._stop = options.get("stop")
         new = [name for name in (f"{file_name}.lock", f"{file_name}.tmp") if not exists(name)]
@@ -141,7 +139,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         of_this_process(self)
 
     def _let_go(self) -> None:
-        """Close what __init__ has opened when it fails."""
+        """Close the files that __init__ has opened, when it fails."""
         for name in "_whole_file", "_file", "_tfile", "_lock_file", "_files":
             file = self.__dict__.get(name)
             if file is not None:
@@ -152,10 +150,10 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     # ---- opening ----
 
     def _restore_index(self) -> Any:
-        """Read the file: FileStorage calls this when it has opened it, and reads on from there.
+        """Read the file: FileStorage calls this after opening it, and reads on from there.
 
-        What is behind the last whole transaction, FileStorage takes for damage, or for data; so
-        it is given an empty file to read on in.
+        FileStorage would take bytes behind the last whole transaction for damage, or for data. So
+        it reads on in an empty file.
         """
         self._whole_file = file = self._file
         if self._own is not None:
@@ -173,15 +171,15 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         end = scan(fd, self._file_name, index, *begin, stop=self._stop)
         if saved and self._stop is None and end.pos < saved.pos <= size:
             raise CorruptedTransactionError(
-                f"{self._file_name} is damaged at {end.pos}: what is there is not a whole "
-                f"transaction, but {self._file_name}.index says that it was. Nothing was changed. "
-                f"Restore a backup. Or remove that index, in particular if it is of another file: "
-                f"then what is behind {end.pos} is cut off, and kept beside"
+                f"{self._file_name} is damaged at {end.pos}: there is not a whole "
+                f"transaction, but {self._file_name}.index says that there was. Nothing was "
+                f"changed. Restore a backup. Or remove that index, if it is of another file: "
+                f"then all bytes from {end.pos} on are cut off, and kept in another file"
             )
         if not self._is_read_only:
             cut_end(fd, self._file_name, end.pos)
             if end != begin or begin.pos == FIRST:
-                os.fsync(fd)  # a process that was killed may not have come to it
+                os.fsync(fd)  # a process that was killed may not have synced it
             if end.pos == FIRST:  # it may be new
                 sync_folder(os.path.dirname(self._file_name))
         self._opens = begin, end
@@ -198,12 +196,12 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             raise FileStorageFormatError(self._file_name)
         if _size(fd) > FIRST:
             raise FileStorageFormatError(self._file_name)
-        if not self._is_read_only:  # a new file, or one whose maker came no further
+        if not self._is_read_only:  # a new file, or one whose program was killed
             os.pwrite(fd, FILESTORAGE_MAGIC, 0)
             os.fsync(fd)
 
     def _save_index(self) -> None:
-        """Save the index, for a quick start. To do without it costs time, and nothing else."""
+        """Save the index, for a quick start. Without it, only time is lost."""
         if self._is_read_only or self._file.closed:
             return
         path, end = f"{self._file_name}.index", Scanned(self._pos, self._ltid)
@@ -217,7 +215,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         self._saved += 1
 
     def _blob_init(self, blob_dir: str, layout: str = "automatic") -> None:
-        """Prepare the folder of blobs; FileStorage calls this when it has opened the file."""
+        """Prepare the folder of blobs; FileStorage calls this after opening the file."""
         blob_dir = os.path.abspath(blob_dir)
         found = blank_layout(blob_dir)
         if self._is_read_only:
@@ -250,7 +248,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         return AlignedFileStorage(self._file_name, align=self.align, read_only=True)
 
     def _read_data_header(self, pos: int, oid: bytes | None = None, _file: Any = None) -> Any:
-        # earlier revisions are before: else a load that goes from one to the next does not end
+        # earlier revisions lie before it: else a load that follows them would not end
         header = super()._read_data_header(pos, oid, _file)
         if header.prev >= pos or header.back >= pos:
             raise CorruptedDataError(oid, None, pos)
@@ -259,7 +257,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     # ---- files of Python 2 ----
 
     def _finish(self, tid: bytes, u: bytes, d: bytes, e: bytes) -> None:
-        if self._python2 and self._nextpos:  # it is going to have what Python 2 cannot read
+        if self._python2 and self._nextpos:  # it will have records that Python 2 cannot read
             self._file.seek(0)
             self._file.write(FILESTORAGE_MAGIC)
             self._file.flush()
@@ -276,15 +274,15 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     def locate(
         self, oids: Iterable[bytes], before: bytes, *, wait: bool = True
     ) -> list[Located | None]:
-        """Return where the bytes of objects lie in the file, and None for those that do not.
+        """Return where the bytes of objects lie in the file; None for those that do not.
 
         Parameters
         ----------
         oids : iterable of bytes
         before : bytes
-            Of each object, the last revision before this tid.
+            The last revision of each object before this tid is taken.
         wait : bool
-            False: return None as well where the disk would have to be waited for.
+            False: return None instead of waiting for the disk.
         """
         oids = list(oids)
         if not self.align:
@@ -298,7 +296,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             return reader.locate_all(oids, positions(self._index, oids), flags, wait=wait)
 
     def stat(self, oids: Iterable[bytes], before: bytes) -> list[Stat | None]:
-        """Return tids and sizes of objects' records, and None for those that are not there.
+        """Return tids and sizes of objects' records; None for those that do not exist.
 
         Parameters
         ----------
@@ -309,7 +307,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             return [stat(file.fileno(), oid, self._index.get(oid, 0), before) for oid in oids]
 
     def has_open(self, file: OpenFile) -> bool:
-        """Say whether a file is the storage's, and not one that was packed."""
+        """Say whether a file is still the storage's: a pack replaces it."""
         return self._opened is not None and self._opened() is file
 
     def _open_file(self, current: Any) -> OpenFile | None:
@@ -317,12 +315,12 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         if opened is None:
             opened = OpenFile(self._files.name)
             if not os.path.sameopenfile(opened.fd, current.fileno()):
-                return None  # somebody has moved the file
+                return None  # the file was moved
             self._opened = weakref.ref(opened)
         return opened
 
     def _initIndex(self, index: Any, tindex: Any) -> None:
-        # called when the file is opened, and when pack has put another in its place
+        # called when the file is opened, and after a pack has replaced it
         super()._initIndex(index, tindex)
         self._opened = self._index_end = None
 
@@ -379,7 +377,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         return super().tryToResolveConflict(oid, committed, old, new, data)
 
     def _at(self) -> int:
-        """Return where the next record of the transaction is to be in the file."""
+        """Return where the next record of the transaction goes in the file."""
         return int(self._pos + self._thl + self._tfile.tell())
 
     def tpc_vote(self, transaction: Any) -> Any:
@@ -394,9 +392,9 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
                     self._renew_file()
                 raise
         if self.ordered or self._nextpos - self._pos >= LARGE:
-            # The status is written after that. If this fails, the transaction is aborted.
+            # The status is written after this. If this fails, the transaction is aborted.
             os.fdatasync(self._file.fileno())
-        if self.dirty_oids:  # blobs, which are to be there before, too
+        if self.dirty_oids:  # blobs, which must be on disk before the status, too
             sync_blobs(self.fshelper, self.dirty_oids)
         return self._resolved
 
@@ -414,7 +412,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             self._nextpos = self._pos + size + 8
 
     def tpc_finish(self, transaction: Any, f: Any = None) -> Any:
-        """See IStorage. FileStorage closes itself if this is interrupted, for good."""
+        """See IStorage. If this is interrupted, FileStorage closes itself for good."""
         with interrupts_later():
             return super().tpc_finish(transaction, f)
 
@@ -437,7 +435,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         super()._clear_temp()
 
     def _renew_temp(self) -> None:
-        """Give back the room of FileStorage's temporary file; and its buffer, if there is none."""
+        """Free the space of FileStorage's temporary file; if the disk is full, drop its buffer."""
         try:
             os.ftruncate(self._tfile.fileno(), 0)
             self._tfile.truncate(0)
@@ -447,17 +445,17 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             self._tfmt._file = self._tfile
 
     def _renew_file(self) -> None:
-        """Open the file anew, without what a vote has written, or was about to.
+        """Open the file again, without the bytes and the buffer of a failed vote.
 
-        FileStorage goes on with a buffer for which there is no room on the disk: so it fails for
-        ever, or writes it behind a later transaction.
+        FileStorage would keep the buffer, for which there is no space on the disk. Then it fails
+        for ever, or writes the buffer behind a later transaction.
         """
         _throw_away(self._file)
         self._file = open(self._file_name, "r+b")  # noqa: SIM115
         self._cut()
 
     def _cut(self) -> None:
-        """Take what the transaction has written out of the file."""
+        """Remove the bytes that the transaction has written from the file."""
         self._file.truncate(self._pos)
         self._files.flush()
 
@@ -484,13 +482,13 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     ) -> list[tuple[bytes, bytes, bytes, list[tuple[bytes, str]]]]:
         """Return (tid, user, description, records) of the last transactions, the newest one first.
 
-        A record is (oid, name of its class); "" where the object was removed. Heads are read only.
+        A record is (oid, name of its class); "" if the object was removed. Only heads are read.
 
         Parameters
         ----------
         count : int
         stop : bytes, optional
-            None after this tid.
+            No transaction after this tid.
         """
         found: list[tuple[bytes, bytes, bytes, list[tuple[bytes, str]]]] = []
         with self._lock:
@@ -510,13 +508,13 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         while pos < end:
             record = self._read_data_header(pos)
             head = self._file.read(min(record.plen, _HEAD)) if record.plen else b""
-            if not head and record.back:  # of an undo: the state is further back
+            if not head and record.back:  # written by undo: the state is further back
                 data = self._loadBack_impl(record.oid, record.back, fail=False)[0]
                 head = (data or b"")[:_HEAD]
             yield record.oid, _class_in(head)
             pos += record.recordlen()
 
-    # ---- where pads would be seen ----
+    # ---- where pads would be visible ----
 
     def _data_find(self, tpos: int, oid: bytes, data: bytes) -> int:
         return (
@@ -557,7 +555,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
 
 
 def _class_in(head: bytes) -> str:
-    """Return the name of the class that a record begins with; "" if it has none that is read."""
+    """Return the name of the class at the beginning of a record; "" if it is not readable."""
     try:
         return class_of(head) if head else ""
     except RecordError:
@@ -569,7 +567,7 @@ def _size(fd: int) -> int:
 
 
 class _Iterator(FileIterator):  # type: ignore[misc]  # ZODB has no type hints
-    """Iterates over transactions up to a position: what is behind may be anything."""
+    """Iterates over transactions up to a position: bytes behind it may be anything."""
 
     def __init__(self, name: str, pos: int, end: int, stop: bytes | None) -> None:
         self._file = open(name, "rb")  # noqa: SIM115
@@ -588,7 +586,7 @@ class _Iterator(FileIterator):  # type: ignore[misc]  # ZODB has no type hints
 
 
 def _throw_away(file: Any) -> None:
-    """Close a buffered file of which the buffer cannot be written."""
+    """Close a buffered file whose buffer cannot be written."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, file.fileno(), inheritable=False)
     os.close(nowhere)

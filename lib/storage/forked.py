@@ -1,18 +1,18 @@
-"""A child of fork(): the databases that it has inherited are its parent's, and refuse.
+"""A child of fork(): databases that it has inherited refuse all calls.
 
-What a child does to them could be seen as done by the parent. They share the lock of a file, the
-position in it, the connection to a server, and what was half written. So in a child
+Parent and child share the lock of a file, the position in it, the connection to a server, and
+buffers. So a call in the child could look like one of the parent. Therefore, in a child
 
-- a storage, and its database, raise ForkError when they are asked, changed, or closed;
-- the files of a storage are /dev/null: what a buffer still has goes nowhere when it is flushed;
-- an inherited Connection takes no part in the child's transactions: begin() does not ask it. A
-  commit of what was changed through it, before the fork or after it, raises ForkError;
-- dbclose() only lets go of it.
+- a storage, and its database, raise ForkError when they are read, changed, or closed;
+- the files of a storage are /dev/null: a flush of a buffer writes nothing;
+- an inherited Connection takes no part in the child's transactions: begin() does not call it. A
+  commit of changes through it, made before or after the fork, raises ForkError;
+- dbclose() only forgets it.
 
-Nothing costs the parent anything: all of it is done to the child's copies, when the child begins.
+The parent pays nothing: only the child's copies are changed, when the child begins.
 
-It knows storages, databases and Connections of ZODB and ZEO. Of others it knows the methods that
-storages have.
+This module knows storages, databases and Connections of ZODB and ZEO. For other storages it knows
+the methods that all storages have.
 
 Locking: none. Other threads of the parent, which may have held locks, are not in the child.
 """
@@ -44,7 +44,7 @@ from wendelin.lib.errors import ForkError
 
 __all__ = ["is_inherited", "let_go", "of_this_process"]
 
-#: methods of a storage, or of what a Connection has of it, that ask others, or change something
+#: methods of a storage, or of an instance for a Connection, that read or change something
 _REFUSED = (
     "before_instance",
     "changed_since",
@@ -86,22 +86,22 @@ _REFUSED = (
     "undo_instance",
     "zap_all",
 )
-#: those that a transaction's begin and end call, and that may do nothing
+#: methods that the begin and the end of a transaction call, and that may do nothing
 _QUIET = ("afterCompletion", "poll_invalidations", "release", "sync")
 _REFUSED_BY_DB = ("close", "open", "pack", "transaction", "undo", "undoMultiple")
 
-#: what one storage has of others
+#: attributes in which a storage keeps others
 _PARTS = ("_asked", "base", "changes")
 
 _storages: WeakSet[Any] = WeakSet()
 _databases: WeakSet[DB] = WeakSet()
-#: Of the parent. They are kept: collecting them would close them.
+#: objects of the parent. They are kept, as collecting them would close them.
 _inherited: list[Any] = []
 _connections: WeakSet[Any] = WeakSet()  # of these
 
 
 def of_this_process(thing: Any) -> None:
-    """Let a storage, or a database, be refused by the children of this process."""
+    """Make a storage, or a database, refuse calls in children of this process."""
     (_databases if isinstance(thing, DB) else _storages).add(thing)
 
 
@@ -111,7 +111,7 @@ def is_inherited(conn: Any) -> bool:
 
 
 def let_go(conn: Any, primary: bool = True) -> None:
-    """Be the close() of a Connection that was inherited: its parent's goes on."""
+    """The close() of an inherited Connection: its parent's stays open."""
     manager, conn.transaction_manager, conn.opened = conn.transaction_manager, None, None
     if manager is not None:
         with suppress(Exception):  # no transaction was begun
@@ -123,14 +123,14 @@ def let_go(conn: Any, primary: bool = True) -> None:
 
 
 def _connection_of(resource: Any) -> Any:
-    """Return the Connection of what has joined a transaction, or None."""
+    """Return the Connection of a data manager, or None."""
     return resource if resource in _connections else getattr(resource, "conn", None)
 
 
 def _refuse(name: str, call: str, *args: Any, **kw: Any) -> NoReturn:
     raise ForkError(
         f"{call}() of {name}, which was opened before fork(): it is the parent process's. Open the "
-        f"database anew in the child process, as with dbopen()"
+        f"database again in the child process, as with dbopen()"
     )
 
 
@@ -190,7 +190,7 @@ def _inherit_connection(conn: Any, name: str, seen: set[int]) -> None:
 
 
 def _inherit_storage(storage: Any, seen: set[int]) -> None:
-    """Let a storage refuse, and what it consists of."""
+    """Make a storage, and its parts, refuse calls."""
     if id(storage) in seen:
         return
     seen.add(id(storage))
@@ -204,7 +204,7 @@ def _inherit_storage(storage: Any, seen: set[int]) -> None:
             with suppress(AttributeError):  # it takes no attributes
                 setattr(storage, call, _nothing if call in _QUIET else partial(_refuse, name, call))
     for file in _files(has):
-        with suppress(AttributeError, OSError, ValueError):  # it is none, or closed
+        with suppress(AttributeError, OSError, ValueError):  # it is not a file, or closed
             _point_to_nowhere(file.fileno())
     if isinstance(storage, ClientStorage):
         refuse_network(storage, partial(_no_io, name))
@@ -215,8 +215,8 @@ def _inherit_storage(storage: Any, seen: set[int]) -> None:
 
 
 def _files(values: dict[str, Any]) -> Iterator[Any]:
-    """Yield the files that a storage, with these attributes, may write to or move in."""
-    for name in "_file", "_tfile":  # of FileStorage, and of what keeps savepoints
+    """Yield the files that a storage with these attributes may write to or seek in."""
+    for name in "_file", "_tfile":  # of FileStorage, and of storages of savepoints
         yield values.get(name)
     yield getattr(values.get("_lock_file"), "_fp", None)
     cache = values.get("_cache")  # of ClientStorage

@@ -1,4 +1,4 @@
-"""What is aligned in a Data.fs, and how: for the storage, and for its pack."""
+"""Which records are aligned in a Data.fs, and how; used by the storage and its pack."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ __all__ = ["ALIGNMENT", "SMALLEST", "Pieces", "aligned_at"]
 
 #: of payloads in the file [bytes]; 4096 at least, so that files move between machines
 ALIGNMENT = max(4096, mmap.PAGESIZE)
-#: no less is aligned [bytes]: a pad is half of ALIGNMENT on average, and is to cost little
+#: smaller payloads are not aligned [bytes]: a pad is half of ALIGNMENT on average
 SMALLEST = 16 * ALIGNMENT
 
 
 def aligned_at(record: bytes, at: int) -> bytes:
-    """Return a record as it is to be at an offset."""
+    """Return a record as it must be at an offset."""
     return b"".join(aligned(without_pad(record), at, ALIGNMENT, SMALLEST))
 
 
 class Pieces:
-    """A record as it is to be at an offset, not joined.
+    """A record as it must be at an offset, in pieces.
 
     FileStorage just takes its length, and writes it to its temporary file.
     """

@@ -1,11 +1,10 @@
 """Blobs of a FileStorage on disk: their files and folders are there before a commit counts.
 
 FileStorage moves a blob's file to its place at the store, and syncs nothing. After a power failure,
-a blob that was committed can be empty or without a name, and a folder of blobs is refused for ever
-if the marker that says how it is laid out is blank.
+a committed blob can be empty or without a name. And if the marker of the layout is blank, ZODB
+refuses the folder of blobs for ever.
 
-It knows the two layouts of folders of blobs that ZODB has. When blobs are stored, moved and removed
-is ZODB's part.
+This module knows ZODB's two layouts of folders of blobs. ZODB stores, moves and removes blobs.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ _NOT_BLOBS = {_MARKER, "tmp", ".removed"}
 
 
 def blank_layout(folder: str) -> str | None:
-    """Return the layout of a folder of blobs whose marker does not say it; None: ZODB finds out.
+    """Return the layout of a folder of blobs whose marker is blank; None: ZODB finds out.
 
-    The marker is made with the folder. It is blank if the power failed before it was on disk: that
-    can be late, if stock FileStorage has made it.
+    The marker is made with the folder. It is blank if the power failed before it was on disk. That
+    can be long after, if stock FileStorage has made it.
     """
     top = Path(folder)
     bushy = any(top.glob("0x*/0x??"))  # oids, a folder a byte; or lawn: a folder an oid
@@ -46,7 +45,7 @@ def write_layout(folder: str, layout: str) -> None:
 
 
 def missing_folders(folder: str) -> list[str]:
-    """Return a folder and those above it that would have to be made, the innermost first."""
+    """Return a folder and those above it that do not exist, the innermost first."""
     missing = []
     while not os.path.exists(folder):
         missing.append(folder)
@@ -55,12 +54,12 @@ def missing_folders(folder: str) -> list[str]:
 
 
 def sync_new_folder(folder: str, made: Iterable[str]) -> None:
-    """Have a folder of blobs on disk, with its marker, and the folders that were made for it.
+    """Sync a folder of blobs to the disk, with its marker, and the folders that were made for it.
 
     Raises
     ------
     OSError
-        It may not be there.
+        It may not be on disk.
     """
     _sync_file(os.path.join(folder, _MARKER))
     for path in {folder, os.path.dirname(folder), *map(os.path.dirname, made)}:
@@ -68,7 +67,7 @@ def sync_new_folder(folder: str, made: Iterable[str]) -> None:
 
 
 def sync_blobs(helper: Any, blobs: Iterable[tuple[bytes, bytes]]) -> None:
-    """Have blobs on disk, with their names.
+    """Sync blobs to the disk, with their names.
 
     Parameters
     ----------
@@ -78,14 +77,14 @@ def sync_blobs(helper: Any, blobs: Iterable[tuple[bytes, bytes]]) -> None:
     Raises
     ------
     OSError
-        They may not be there.
+        They may not be on disk.
     """
     folders: set[str] = set()
     for oid, tid in blobs:
         name = helper.getBlobFilename(oid, tid)
         _sync_file(name)
         folders.update(_folders_above(name, helper.base_dir.rstrip(os.sep)))
-    # Each of these may be new, as a pack removes empty ones. A sync of one that is not is short.
+    # Each of these may be new, as a pack removes empty ones. A sync of an old one is short.
     for folder in folders:
         sync_folder(folder)
 

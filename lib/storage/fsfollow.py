@@ -1,14 +1,13 @@
-"""A FileStorage that only reads sees what another process goes on to write.
+"""A FileStorage that only reads sees later commits of another process.
 
-Opened read-only, a file takes no lock: its writer may have it open. At each beginning of a
-transaction, the reader looks whether there is more behind the last transaction that it knows, and
-takes that in as if it had come from a client of its own; or whether a pack has put another file
-in the place of this one, and takes that.
+A read-only open takes no lock: the writer may have the file open. When a transaction begins, the
+reader looks for new transactions behind the last one that it knows, and adds them as if a client of
+its own had committed them. If a pack has replaced the file, the reader takes the new one.
 
-What is being written, or was voted for and is not finished, has status 'c': the scan of the file
-(fsscan) stops before it, and its tid is not the last one.
+A transaction that is being written, or was voted for and is not finished, has status 'c'. The scan
+of the file (fsscan) stops before it, and its tid is not the last one.
 
-The file that is open is named by its descriptor (open_name): its path may be that of another one.
+The open file is named by its descriptor (open_name): its path may lead to another one.
 
 Locking: `_following` > what FileStorage.tpc_finish() takes: the pool of readers > the storage's.
 """
@@ -28,7 +27,7 @@ __all__ = ["FileFollower"]
 
 
 def open_name(file: Any) -> str:
-    """Return a name of an open file, whatever its path has become."""
+    """Return a name of an open file that stays right if its path changes."""
     return f"/proc/self/fd/{file.fileno()}"
 
 
@@ -51,14 +50,14 @@ class FileFollower:
         self._storage = storage
         self._again = again
         self._following = threading.Lock()
-        # the file's (size, mtime) when nothing whole was found behind the last transaction
+        # the file's (size, mtime) when no whole transaction was found behind the last one
         self._nothing: tuple[int, int] | None = None  # protected by: _following
-        #: ZODB's MVCCAdapter, which tells Connections
+        #: ZODB's MVCCAdapter, which informs Connections
         self.db: Any = None
         storage._files.name = open_name(storage._file)
 
     def follow(self) -> None:
-        """See what was committed since.
+        """Read what was committed since the last call.
 
         Raises
         ------
@@ -76,7 +75,7 @@ class FileFollower:
         try:
             return os.path.samestat(os.fstat(file.fileno()), os.stat(self._storage._file_name))
         except FileNotFoundError:
-            return True  # for now: a pack is about to put another one there
+            return True  # for now: a pack is about to replace it
 
     def _has_more(self, file: Any) -> bool:
         header = os.pread(file.fileno(), TRANS_HDR_LEN, self._storage._pos)
@@ -97,7 +96,7 @@ class FileFollower:
             self._nothing = was
             return
         with storage._files.write_lock(), storage._lock:
-            storage._files.empty()  # buffers may have what was there before
+            storage._files.empty()  # buffers may have bytes of the previous state
             storage._index.update(found)
             storage._pos = pos
             storage._oid = max([storage._oid, *found])

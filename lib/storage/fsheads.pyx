@@ -1,12 +1,12 @@
-"""Heads of records in a Data.fs that are like one that was read before, many at a time.
+"""Heads of records in a Data.fs that are like a record that was read before, many at a time.
 
 Blocks of an array are records of one class and size: they differ in their oids, places, pads and
-checksums. HeadReader (fsrecord) has understood one of them; here the others are compared with it,
-without Python for each. What is not alike is left to HeadReader.
+checksums. HeadReader (fsrecord) has parsed one of them. This module compares the others with it, in
+C. Records that are not alike are left to HeadReader.
 
 It knows how FileStorage lays out a record (ZODB.FileStorage.format), and what a pad is.
 
-Locking: none; it reads a file, with pread(2), and without the GIL.
+Locking: none; it reads a file with pread(2), without the GIL.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
@@ -28,7 +28,7 @@ cdef enum:
     DIGEST = 8              # of a checksum [bytes]
 
 cdef struct Found:
-    int64_t offset          # of the payload; -1: not alike, or not to be read now
+    int64_t offset          # of the payload; -1: not alike, or not readable without waiting
     bint has_digest
     char[DIGEST] digest
 
@@ -42,11 +42,11 @@ cdef inline uint64_t big64(const uint8_t *at) noexcept nogil:
 
 
 cdef struct Alike:
-    const uint8_t *before   # the pad: what is in the record before its length, after it
+    const uint8_t *before   # the pad: the bytes of the record before its length, after it
     size_t n_before
     const uint8_t *after
     size_t n_after
-    const uint8_t *end      # what is behind the payload
+    const uint8_t *end      # the bytes behind the payload
     size_t n_end
     const uint8_t *magic    # of a checksum in the pad
     size_t n_magic
@@ -65,7 +65,7 @@ cdef ssize_t read_at(int fd, uint8_t *buf, size_t size, long offset, int flags) 
             return n
 
 
-cdef struct Window:         # what was read last of the file
+cdef struct Window:         # the bytes of the file that were read last
     uint8_t *buf
     size_t size             # of buf [bytes]
     int64_t pos             # where it begins in the file
@@ -74,9 +74,9 @@ cdef struct Window:         # what was read last of the file
 
 cdef const uint8_t *window_at(Window *window, int fd, int flags, int64_t pos, size_t n) \
         noexcept nogil:
-    """Return bytes [pos, pos + n) of the file, of which n are wanted; NULL: they are not there.
+    """Return bytes [pos, pos + n) of the file; NULL: they are not there.
 
-    More is read with them: the end of a record mostly stands before the head of the next one.
+    More is read with them: mostly the head of the next record follows the end of one.
     """
     if pos < window.pos or pos + <int64_t>n > window.pos + window.n:
         window.pos = pos
@@ -117,7 +117,7 @@ cdef void look(int fd, int flags, const uint8_t *oid, int64_t pos, const Alike *
     start += like.n_after
     if start - HEADER + like.payload + like.n_end != size:
         return
-    # of what was cut short, no part is to be shown
+    # no part of a truncated record may be shown
     buf = window_at(window, fd, flags, pos + start + like.payload, like.n_end)
     if buf == NULL or memcmp(buf, like.end, like.n_end) != 0:
         return
@@ -126,7 +126,7 @@ cdef void look(int fd, int flags, const uint8_t *oid, int64_t pos, const Alike *
 
 def find_alike(int fd, int flags, list oids, list positions, bytes before_tid, bytes before,
                bytes after, bytes end, bytes magic, uint64_t payload, size_t read):
-    """Return, for each record, (offset of its payload, digest), or None where it is not alike.
+    """Return, for each record, (offset of its payload, digest), or None if it is not alike.
 
     Parameters
     ----------
@@ -137,11 +137,11 @@ def find_alike(int fd, int flags, list oids, list positions, bytes before_tid, b
     before_tid : bytes
         A later revision is not alike.
     before, after : bytes
-        What is in the record before the length of the pad, and between the pad and the payload.
+        The bytes of a record before the length of the pad, and between the pad and the payload.
     end : bytes
-        What is behind the payload.
+        The bytes behind the payload.
     magic : bytes
-        With which a pad begins that has a checksum.
+        The beginning of a pad that has a checksum.
     payload : int
         Its size [bytes].
     read : int

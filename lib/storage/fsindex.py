@@ -1,14 +1,13 @@
-"""The saved index of a Data.fs: NAME.index, written so that it is believed for no other file.
+"""The saved index of a Data.fs: NAME.index, which is used for no other file.
 
 ZODB's format (fsIndex.save), which stock FileStorage reads, is followed by a trailer, which stock
-FileStorage does not look at: what the index belongs to, and a checksum of it all. An index is
-believed if
+FileStorage ignores: it says to which file the index belongs, and has a checksum of all. An index is
+used if
 
 - its checksum is right,
 - it was saved for this very file: its inode number, the position and the tid where the index ends,
   and a digest of the bytes at the beginning of the file and of those before that position. Bytes
-  that are in a Data.fs never change there, so a file that goes on to grow keeps its index; a pack
-  writes another file.
+  in a Data.fs never change, so a file that grows keeps its index; a pack writes another file.
 
 The index of an earlier wendelin.core or of stock FileStorage has no trailer. A copy of a file has
 another inode number. In both cases the file is read once, and a new index is saved.
@@ -41,21 +40,21 @@ _SAMPLE = 4096  # of a file, at each end [bytes]
 
 
 class Saved(NamedTuple):
-    """A saved index of a right checksum.
+    """A saved index with a right checksum.
 
-    If it is of this file, all that is before pos was whole, and on disk.
+    If it is of this file, all bytes before pos were whole, and on disk.
     """
 
-    pos: int  # where the file ended [bytes]
+    pos: int  # the end of the file at that time [bytes]
     tid: bytes  # of the last transaction before that
     positions: fsIndex | None  # oid -> position; None: it is not known to be of this file
 
 
 def positions(index: fsIndex, oids: Iterable[bytes]) -> list[int]:
-    """Return where the last records of objects are, 0 for those that are not there.
+    """Return where the last records of objects are, 0 for those that do not exist.
 
-    It is index.get() for many of them, whose oids mostly differ in their last two bytes: fsIndex
-    keeps these together.
+    This is index.get() for many oids, which mostly differ in their last two bytes: fsIndex keeps
+    these together.
     """
     known = buckets_of(index)
     buckets: dict[bytes, fsBucket] = {}
@@ -86,12 +85,12 @@ def _trailer(fd: int, pos: int, tid: bytes) -> bytes:
 
 
 def save_index(path: str, fd: int, index: fsIndex, pos: int, tid: bytes) -> None:
-    """Save the index of an open file; it is on disk then.
+    """Save the index of an open file, and sync it.
 
     Raises
     ------
     OSError
-        The index that was there stays.
+        The previous index stays.
     """
     new = f"{path}.index_tmp"
     try:
@@ -109,7 +108,7 @@ def save_index(path: str, fd: int, index: fsIndex, pos: int, tid: bytes) -> None
 
 
 def load_index(path: str, fd: int) -> Saved | None:
-    """Return the saved index of an open file; None: there is none, or it is damaged."""
+    """Return the saved index of an open file; None if there is none, or it is damaged."""
     try:
         with open(path, "rb") as file:
             data = file.read()

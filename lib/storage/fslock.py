@@ -1,7 +1,7 @@
-"""The lock of a file that is written to: of the file itself, by whatever name it is opened.
+"""The lock of a file that is written to: of the file itself, by whatever name it was opened.
 
-ZODB locks NAME.lock, so a second name (a symbolic or hard link, a bind mount) is another lock, and
-so is a new NAME.lock in the place of one that was removed. This lock is taken besides.
+ZODB locks NAME.lock. So a second name (a symbolic or hard link, a bind mount) means another lock,
+and so does a new NAME.lock after one was removed. This lock is taken in addition.
 
 Lock order: this one > NAME.lock.
 """
@@ -20,19 +20,19 @@ _UNKNOWN = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 class FileLock:
-    """A lock of one file at a time, as long as it is not released."""
+    """A lock of one file at a time, until it is released."""
 
     def __init__(self) -> None:
         self._fd: int | None = None
         self._pid = os.getpid()
 
     def take(self, path: str) -> None:
-        """Lock the file that a path names, instead of the one that was locked.
+        """Lock the file of a path, instead of the previous one.
 
         Raises
         ------
         LockError
-            It is open elsewhere, to be written to. The lock that was there stays.
+            Another storage has it open to write. The previous lock stays.
         FileNotFoundError
         """
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # NFS wants it writable
@@ -47,7 +47,7 @@ class FileLock:
                 os.close(fd)
 
     def release(self) -> None:
-        """Give the lock back; in a child of a fork, just let go of it."""
+        """Release the lock; in a child of a fork, only close its descriptor."""
         fd, self._fd = self._fd, None
         if fd is not None:
             if self._pid == os.getpid():
@@ -61,7 +61,7 @@ def _lock(fd: int, path: str) -> None:
     except BlockingIOError:
         raise LockError(
             f"Couldn't lock {path!r}: another storage has this file open to write, maybe by "
-            f"another name of it (a link)"
+            f"another name (a link)"
         ) from None
     except OSError as e:
         if e.errno not in _UNKNOWN:

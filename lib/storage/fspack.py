@@ -1,17 +1,17 @@
-"""Pack of an AlignedFileStorage: as FileStorage packs, and aligns what it copies.
+"""Pack of an AlignedFileStorage: FileStorage's pack, which also aligns all blocks that it copies.
 
-What does not match its checksum ends the pack, before anything is dropped: an older revision may be
-what the bytes can be taken from.
+A record that does not match its checksum ends the pack, before anything is dropped: an older
+revision may have the right bytes.
 
-At no moment of a pack a kill or a power failure leaves anything but the file as it was, or the
-packed one, and commits that return afterwards are in the file that is found then:
+A kill or a power failure at any moment of a pack leaves the previous file, or the packed one.
+Commits that return afterwards are in that file. The steps:
 
 1. the packed file, NAME.pack, is on disk, and locked;
-2. the index of the file as it was is gone, for good: the folder is synced;
-3. the packed file takes the name, in one rename; the file as it was has another one, NAME.old, or
-   is kept by the readers that have it open. What an earlier pack has kept is there until then;
-4. that is on disk, too: the folder is synced, before any other transaction may be committed, and
-   before a blob is removed;
+2. the index of the previous file is removed, and the folder synced;
+3. the packed file takes the name, in one rename; the previous file gets the name NAME.old, or
+   stays without one for readers that have it open. An older NAME.old stays until then;
+4. the folder is synced, before any other transaction may be committed, and before a blob is
+   removed;
 5. the index of the packed file is saved.
 
 Locking: the commit lock is held from the end of copying until 4 is done; see filestorage.
@@ -45,8 +45,8 @@ __all__ = ["Packer", "data_find", "pack"]
 
 log = logging.getLogger(__name__)
 
-# DemoStorage.pack() asks for this, and DemoStorage has it only if it has made the storage of
-# changes itself: else it ends with an AttributeError, and does not come to the storage to pack.
+# DemoStorage.pack() reads this attribute, which DemoStorage has only if it has made the storage
+# of changes itself. Else it ends with an AttributeError before it packs.
 if not hasattr(DemoStorage, "_temporary_changes"):
     DemoStorage._temporary_changes = False
 
@@ -95,7 +95,7 @@ def pack(storage: Any, t: float, referencesf: Any, gc: bool | None) -> None:
 
 
 def _replace(storage: Any, old: str, end: int, index: Any) -> None:
-    """Have the packed file take the place of the file, with this index."""
+    """Replace the file by the packed one, with this index."""
     path = storage._file_name
     packed, folder = f"{path}.pack", os.path.dirname(path)
     lock = FileLock()
@@ -106,7 +106,7 @@ def _replace(storage: Any, old: str, end: int, index: Any) -> None:
         with suppress(FileNotFoundError):
             os.unlink(f"{path}.index")
         sync_folder(folder)
-        # what an earlier pack has kept, until there is something else to keep
+        # the NAME.old of an earlier pack stays until it is replaced
         with suppress(FileNotFoundError):
             os.remove(old)
         with storage._files.write_lock(), storage._lock:
@@ -131,15 +131,15 @@ def _replace(storage: Any, old: str, end: int, index: Any) -> None:
     try:
         sync_folder(folder)
     except OSError:
-        # What is committed from now on may be lost with the new name. FileStorage closes itself
-        # when a sync fails, too.
+        # Later commits may be lost with the new name. FileStorage closes itself, too, when a sync
+        # fails.
         log.critical("%s: the folder cannot be synced after a pack: closing", path)
         storage.close()
         raise
 
 
 def data_find(formatter: Any, tpos: int, oid: bytes, data: bytes) -> int:
-    """Return where the transaction at tpos has this data for an object, whatever its pad; or 0."""
+    """Return where the transaction at tpos has this data of an object, ignoring pads; or 0."""
     header = formatter._read_txn_header(tpos)
     pos = tpos + header.headerlen()
     found = 0
@@ -155,20 +155,20 @@ def data_find(formatter: Any, tpos: int, oid: bytes, data: bytes) -> int:
 
 
 def _checked(oid: bytes, tid: bytes, data: bytes) -> bytes:
-    """Return a record that is to be copied.
+    """Return a record to copy.
 
     Raises
     ------
     OSError
-        It does not match its checksum. FileStorage tidies up after these.
+        It does not match its checksum. FileStorage cleans up after an OSError.
     """
     try:
         check(data)
     except ChecksumError as e:
         raise OSError(
             EBADMSG,
-            f"nothing was packed: of object 0x{oid.hex()}, which transaction 0x{tid.hex()} wrote, "
-            f"{e}. `wendelin verify` says of which array it is; repair that first",
+            f"nothing was packed: object 0x{oid.hex()}, which transaction 0x{tid.hex()} wrote: "
+            f"{e}. `wendelin verify` says which array it is of; repair that first",
         ) from e
     return data
 
@@ -194,7 +194,7 @@ class _PackCopier(PackCopier):  # type: ignore[misc]  # ZODB has no type hints
 
 
 class Packer(FileStoragePacker):  # type: ignore[misc]  # ZODB has no type hints
-    """Aligns what it copies."""
+    """Aligns the records that it copies."""
 
     def __init__(self, storage: Any, referencesf: Any, stop: bytes, gc: bool) -> None:
         super().__init__(storage, referencesf, stop, gc)
@@ -209,16 +209,16 @@ class Packer(FileStoragePacker):  # type: ignore[misc]  # ZODB has no type hints
         self.gc.isReachable = noted
 
     def copyToPacktime(self) -> tuple[int, int]:
-        """Copy what is kept; return where that ends, in the file as it was and in the new one.
+        """Copy what is kept; return where that ends, in the previous file and in the new one.
 
-        FileStorage takes equal positions for nothing to do. But pads may have grown by what was
-        freed, which may be records and blobs.
+        If the positions are equal, FileStorage does nothing more. But records and blobs may have
+        been freed while pads have grown by the same size.
         """
         end, new_end = super().copyToPacktime()
         return end, -1 if self._frees else new_end
 
     def writePackedDataRecord(self, h: Any, data: bytes | None, new_tpos: int) -> None:
-        """Copy a record of before the pack time."""
+        """Copy a record from before the pack time."""
         if data:
             data = aligned_at(_checked(h.oid, h.tid, data), self._tfile.tell() + DATA_HDR_LEN)
         super().writePackedDataRecord(h, data, new_tpos)
@@ -229,7 +229,7 @@ class Packer(FileStoragePacker):  # type: ignore[misc]  # ZODB has no type hints
         super().copyRest(ipos)
 
     def copyOne(self, ipos: int) -> int:
-        """Copy a transaction, which may have another length then; return where the next is."""
+        """Copy a transaction, whose length may change; return where the next one is."""
         header = self._read_txn_header(ipos)
         self._commit_lock.release()  # others may commit while this is copied
         self.locked = False

@@ -1,7 +1,7 @@
-"""Where the bytes of an object lie in a file of FileStorage: told by the heads of its records.
+"""Where the bytes of an object lie in a file of FileStorage, found in the heads of its records.
 
-It knows how FileStorage lays out a record (ZODB.FileStorage.format), and records of ZODB. Which
-record of an object is the last, its index says, which is not known here.
+This module knows how FileStorage lays out a record (ZODB.FileStorage.format), and records of ZODB.
+It does not know the index, which says which record of an object is the last one.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from wendelin.lib.storage.record import (
 
 __all__ = ["HeadReader", "Located", "OpenFile", "Stat", "stat"]
 
-_HEAD = 512  # what is before the pad and the payload, at most [bytes]
-_READ = 1 << 20  # of a payload that is read through, at once [bytes]
+_HEAD = 512  # at most, before the pad and the payload [bytes]
+_READ = 1 << 20  # of a payload that is read through, at a time [bytes]
 
 
 class OpenFile:
-    """An open file, closed when nobody refers to it any more."""
+    """An open file, closed when nothing refers to it any more."""
 
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # for mapping
-        # Not __del__: while that runs, weak references still give the object to other threads.
+        # Not __del__: while that runs, other threads still get the object from weak references.
         weakref.finalize(self, os.close, self.fd).atexit = False
         self.heads = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # for reading heads of records
         weakref.finalize(self, os.close, self.heads).atexit = False
@@ -50,9 +50,9 @@ class OpenFile:
         self._mapped: mmap.mmap | None = None
 
     def view(self, offset: int, size: int) -> memoryview:
-        """Return bytes of the file, not copied: out of a mapping of all of it. In any thread.
+        """Return bytes of the file, in a mapping of all of it, without a copy. In any thread.
 
-        What cannot be read then is a SIGBUS, so it is for what was read through just before.
+        A failed read would be a SIGBUS, so use it only for bytes that were just read through.
 
         Raises
         ------
@@ -61,7 +61,7 @@ class OpenFile:
         """
         mapped = self._mapped
         if mapped is None or len(mapped) < offset + size:
-            # of a file that has grown, a mapping that is in use stays as it is
+            # if the file has grown, a mapping that is in use stays as it is
             mapped = self._mapped = mmap.mmap(self.fd, 0, mmap.MAP_SHARED, mmap.PROT_READ)
         found = memoryview(mapped)[offset : offset + size]
         if len(found) < size:
@@ -70,7 +70,7 @@ class OpenFile:
 
 
 def _nowait(fd: int) -> int:
-    """Return RWF_NOWAIT, or 0 where the file system does not know it, as tmpfs."""
+    """Return RWF_NOWAIT, or 0 if the file system, such as tmpfs, does not know it."""
     try:
         os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
     except OSError as e:
@@ -83,9 +83,9 @@ class Located(NamedTuple):
     """A record whose state is bytes, in one piece of a file."""
 
     file: OpenFile
-    offset: int  # of the payload [bytes]: a multiple of ALIGNMENT, if it could be made one
+    offset: int  # of the payload [bytes]: a multiple of ALIGNMENT, if it is aligned
     size: int  # of the payload [bytes]
-    head: bytes  # the beginning of the record, which tells the class
+    head: bytes  # the beginning of the record, with the class
     digest: bytes | None = None  # of the payload, as it was stored; None: there is no checksum
 
     def matches(self) -> bool:
@@ -95,8 +95,7 @@ class Located(NamedTuple):
     def check(self, flags: int = 0) -> None:
         """Read the payload through, and compare it with its checksum, if it has one.
 
-        It is not read into memory that it is shown from: what cannot be read is an error, and no
-        SIGBUS.
+        It is read into a buffer, not touched in a mapping: a failed read is an error, not a SIGBUS.
 
         Parameters
         ----------
@@ -144,7 +143,7 @@ class Located(NamedTuple):
 
 
 class Stat(NamedTuple):
-    """What a storage says of a record without giving it."""
+    """Tid and size of a record."""
 
     tid: bytes
     size: int  # [bytes]
@@ -158,20 +157,20 @@ def stat(fd: int, oid: bytes, pos: int, before: bytes) -> Stat | None:
             return None
         _, tid, prev, _, _, size = unpack_from(DATA_HDR, header)
         if tid < before:
-            return Stat(tid, size or 8)  # 0: where the record is that an undo brought back
+            return Stat(tid, size or 8)  # 0: the position of a record that an undo brought back
         pos = _before(prev, pos)
     return None
 
 
 def _before(earlier: int, pos: int) -> int:
-    """Return where an earlier record of an object is; 0: there is none, or not before."""
+    """Return where an earlier record of an object is; 0 if there is none."""
     return earlier if earlier < pos else 0
 
 
 class _Like(NamedTuple):
-    """What records have in common which one writer has made: all but oids, places, pads."""
+    """What records of one writer have in common: all but oids, places, pads."""
 
-    before: bytes  # what is in the record before the length of the pad
+    before: bytes  # the bytes of a record before the length of the pad
     after: bytes  # between the pad and the payload
     end: bytes  # behind the payload
     state: int  # where the state begins
@@ -179,7 +178,7 @@ class _Like(NamedTuple):
 
 
 class HeadReader:
-    """Reads heads of records, to find the bytes of objects as they were before a tid."""
+    """Reads heads of records, to find the bytes of objects in the state before a tid."""
 
     def __init__(self, file: OpenFile, before: bytes) -> None:
         self._file = file
@@ -201,7 +200,7 @@ class HeadReader:
             Where their last records are.
         flags
         wait : bool
-            False: None in place of an OSError.
+            False: None instead of an OSError.
         """
         found: list[Located | None] = [None] * len(oids)
         todo = list(range(len(oids)))
@@ -212,7 +211,7 @@ class HeadReader:
                 found[i] = self.locate(oids[i], positions[i], flags)
             except OSError:
                 if wait:
-                    raise  # else the kernel reads it now, or a touch is told
+                    raise  # else the kernel reads it now, or a touch gets the error
             like = self._last
             if like is not None and like not in tried:
                 tried.add(like)
@@ -228,7 +227,7 @@ class HeadReader:
         todo: list[int],
         found: list[Located | None],
     ) -> list[int]:
-        """Find those that are like another record; return those that are not."""
+        """Find records that are like another one; return those that are not."""
         file, head = self._file, like.before[: like.state]
         places = find_alike(
             file.heads,
@@ -265,7 +264,7 @@ class HeadReader:
         Raises
         ------
         OSError
-            The file cannot be read; BlockingIOError: with RWF_NOWAIT, not without waiting.
+            The file cannot be read; BlockingIOError: with RWF_NOWAIT, it would have to wait.
         """
         data = self._data
         current = True
@@ -287,7 +286,7 @@ class HeadReader:
         return None
 
     def _end(self, at: int, length: int, pos: int, n: int, flags: int) -> bytes:
-        """Return the last bytes of a record, of which n are read."""
+        """Return the last n bytes of a record."""
         if at + length <= n:
             return bytes(self._data[at : at + length])
         size = os.preadv(self._file.heads, [self._tail], pos + at, flags)
@@ -305,7 +304,7 @@ class HeadReader:
         rest = size - found.stop
         end = self._end(DATA_HDR_LEN + found.stop, rest, pos, n, flags)
         if len(end) != rest or not is_end(end):
-            return None  # of what was cut short, no part is to be shown
+            return None  # no part of a truncated record may be shown
         if found.begin != found.op:
             before, after = head[: found.begin + 1], head[found.op - 1 : found.start]
             self._last = _Like(before, after, end, found.state, payload)

@@ -1,6 +1,6 @@
 """Which transactions of a Data.fs are whole, and where the last one of them ends.
 
-After a power failure anything may be behind the last transaction whose commit returned: zeros, a
+After a power failure, any bytes may be behind the last transaction whose commit returned: zeros, a
 part of the transaction that was being written, pages of earlier ones that were aborted, in any
 mixture. A transaction counts if it is whole:
 
@@ -10,16 +10,16 @@ mixture. A transaction counts if it is whole:
   position of that header.
 
 So bytes of an array are never taken for a length, and a piece of another file is not a transaction
-of this one. What is behind the last whole transaction is not there for a reader, and is cut off by
-a writer. That is only right at the end of the file: if a whole transaction follows a broken one,
-the file is damaged in its middle. Then nothing is cut, and the file is refused.
+of this one. A reader ignores bytes behind the last whole transaction, and a writer cuts them off.
+This is right only at the end of the file: if a whole transaction follows a broken one, the file is
+damaged in its middle. Then nothing is cut, and the file is refused.
 
-The first transaction is looked at more strictly, as a file without it is an empty database: it may
-only be the rest of one that was being written. So transactions that are whole, but moved, count as
-followers there. A large one whose status was written is damaged, as its records were synced before.
-(Not by FileStorage: what a power failure has left of one of its own is refused, too.)
+The check of the first transaction is stricter, as a file without it is an empty database: a broken
+one may only be a transaction that was being written. So whole transactions count as followers there
+even if they were moved. A large one whose status was written is damaged, as its records were synced
+before. (FileStorage does not do that, so one of its own is refused, too, after a power failure.)
 
-It knows the format of FileStorage, not what is in records.
+This module knows the format of FileStorage, but not the contents of records.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ UNFINISHED = 1 << 62
 
 _LAST = b"\xff" * 8  # a tid above all others
 _WINDOW = 1 << 13  # read at a time [bytes]
-_PIECE = 1 << 20  # the same, of what is not a transaction
+_PIECE = 1 << 20  # read at a time where there is no transaction [bytes]
 
 
 class _Index(Protocol):
@@ -58,7 +58,7 @@ class _Index(Protocol):
 
 
 class Scanned(NamedTuple):
-    """What a scan has found."""
+    """The result of a scan."""
 
     pos: int  # behind the last whole transaction [bytes]
     tid: bytes  # of that transaction
@@ -85,7 +85,7 @@ class _Window:
         return self._data[start : start + size]
 
     def number(self, pos: int) -> int:
-        """Return a number; -1: it is not in the file."""
+        """Return a number; -1 if it is not in the file."""
         data = self(pos, 8)
         return int.from_bytes(data, "big") if len(data) == 8 else -1
 
@@ -93,7 +93,7 @@ class _Window:
 def _whole(read: _Window, size: int, pos: int, moved: bool = False) -> _Transaction | None:
     """Return the transaction at a position, if it is whole in a file of this size.
 
-    moved: also if its records say that it begins elsewhere, all at the same position.
+    moved: accept one whose records say that it begins elsewhere, all at the same position.
     """
     header = read(pos, TRANS_HDR_LEN)
     if len(header) < TRANS_HDR_LEN:
@@ -101,7 +101,7 @@ def _whole(read: _Window, size: int, pos: int, moved: bool = False) -> _Transact
     tid, length, status, *lengths = unpack(TRANS_HDR, header)
     end = pos + length
     at = pos + TRANS_HDR_LEN + sum(lengths)
-    # FileStorage reads transactions of an unknown status, too; not what is not ASCII
+    # FileStorage reads transactions of an unknown status, too, if it is ASCII
     if status == b"c" or not 0 < status[0] < 128 or at > end or end + 8 > size:
         return None
     records: dict[bytes, int] = {}
@@ -130,7 +130,7 @@ def scan(
     Parameters
     ----------
     fd : int
-        A writer may be at work on the file.
+        A writer may write to the file at the same time.
     name : str
         For messages.
     index : fsIndex or dict
@@ -159,17 +159,17 @@ def scan(
         why = None if found is not None else _why_damaged(fd, size, pos, tid)
         if why is None:
             return Scanned(pos, tid)
-        # A writer finishes one transaction before it begins the next: that may have been now.
+        # The writer may have finished this transaction, and begun the next, just now.
         if _whole(_Window(fd), os.fstat(fd).st_size, pos) is None:
             raise CorruptedTransactionError(
-                f"{name} is damaged at {pos}: what is there is not a whole transaction, but "
-                f"{why}. Nothing was changed. Restore a backup, or see what ZODB's fsrecover can "
-                f"get out of a copy of the file"
+                f"{name} is damaged at {pos}: there is not a whole transaction, but "
+                f"{why}. Nothing was changed. Restore a backup, or try ZODB's fsrecover on a "
+                f"copy of the file"
             )
 
 
 def _why_damaged(fd: int, size: int, pos: int, tid: bytes) -> str | None:
-    """Say why what is at a position cannot be the end of a file; None: it can be."""
+    """Say why a file cannot end at a position; None if it can."""
     behind = _whole_behind(fd, size, pos, tid)
     if behind is not None:
         return f"a whole one follows at {behind}"
@@ -178,14 +178,14 @@ def _why_damaged(fd: int, size: int, pos: int, tid: bytes) -> str | None:
         _, length, status, *_ = unpack(TRANS_HDR, header)
         if length >= LARGE and status in (b" ", b"p"):
             return (
-                f"its header says that {length} bytes are committed, and wendelin.core writes that "
-                f"when they are on disk"
+                f"its header says that {length} bytes are committed, which wendelin.core writes "
+                f"only when they are on disk"
             )
     return None
 
 
 def _whole_behind(fd: int, size: int, pos: int, tid: bytes) -> int | None:
-    """Return where a whole transaction with records is, behind a position where there is none."""
+    """Return where the next whole transaction with records is; there is none at `pos`."""
     read = _Window(fd)
     header = read(pos, TRANS_HDR_LEN)
     if len(header) < TRANS_HDR_LEN:
@@ -208,9 +208,9 @@ def _whole_behind(fd: int, size: int, pos: int, tid: bytes) -> int | None:
 
 
 def _candidates(fd: int, size: int, pos: int, begin: bytes) -> Iterable[int]:
-    """Yield where a header could be: its tid begins so, and what it is of lies in the file.
+    """Yield where a header could be: its tid begins so, and its transaction lies in the file.
 
-    Of a length below 2**48. There may be gigabytes to look through.
+    Lengths are below 2**48. There may be gigabytes to search.
     """
     while (n := min(_PIECE, size - pos - TRANS_HDR_LEN)) > 0:
         data = np.frombuffer(os.pread(fd, n + TRANS_HDR_LEN, pos), np.uint8)
@@ -232,14 +232,14 @@ def _candidates(fd: int, size: int, pos: int, begin: bytes) -> Iterable[int]:
 
 
 def cut_end(fd: int, name: str, pos: int) -> None:
-    """Cut a file off behind its last whole transaction; what is cut is kept beside.
+    """Cut a file off behind its last whole transaction; keep the rest in another file.
 
-    Only zeros, and what a crash has left of a transaction before its vote, are not kept.
+    Zeros, and the rest of a transaction that a crash stopped before its vote, are not kept.
 
     Raises
     ------
     StorageSystemError
-        There is no room to keep it. Nothing was cut.
+        There is no space to keep it. Nothing was cut.
     """
     size = os.fstat(fd).st_size
     if size <= pos:
@@ -249,7 +249,7 @@ def cut_end(fd: int, name: str, pos: int) -> None:
     if not ours and not _is_zeros(fd, pos, size):
         kept = _keep(fd, name, pos, size)
         log.warning(
-            "%s: behind the last whole transaction were %d bytes, which are in %s now",
+            "%s: %d bytes behind the last whole transaction were moved to %s",
             name,
             size - pos,
             kept,
@@ -283,6 +283,6 @@ def _keep(fd: int, name: str, pos: int, size: int) -> str:
             os.unlink(kept)
         raise StorageSystemError(
             f"{name} has {size - pos} bytes behind its last whole transaction, which cannot be "
-            f"kept in {kept}: {e}. Make room; or cut them off: truncate -s {pos} {name}"
+            f"kept in {kept}: {e}. Free some space; or cut them off: truncate -s {pos} {name}"
         ) from e
     return kept

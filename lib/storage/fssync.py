@@ -1,6 +1,6 @@
-"""Names of files on disk: after a power failure, a file that was synced can be without its name.
+"""Names of files on disk: after a power failure, a synced file can be without its name.
 
-It knows folders, not what is in them.
+This module knows folders, but not their contents.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ __all__ = ["sync_folder"]
 
 
 def sync_folder(path: str) -> None:
-    """Have the names of a folder on disk, of new and renamed files too.
+    """Sync the names in a folder to the disk, also of new and renamed files.
 
     Raises
     ------
     OSError
-        They may not be. (Not where the file system cannot do it.)
+        They may not be on disk. (No error if the file system cannot do it.)
     """
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

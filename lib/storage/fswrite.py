@@ -1,7 +1,7 @@
 """The records of a transaction that is being written, at the end of a file of FileStorage.
 
-It knows where FileStorage is in its file, and that a transaction whose status is 'c' is not there
-for who reads: not what is in the records.
+This module knows FileStorage's position in its file, and that readers ignore a transaction with
+status 'c'. It does not know the contents of records.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ _BUFFER = 1 << 16  # small writes are gathered up to this [bytes]
 
 
 class Tail:
-    """The records of the running transaction, written to where they are to be in Data.fs.
+    """The records of the running transaction, written to their final place in Data.fs.
 
-    FileStorage takes it for its temporary file. Position 0 is behind the transaction header.
+    FileStorage uses it as its temporary file. Position 0 is behind the transaction header.
     """
 
     def __init__(self, storage: Any) -> None:
         self._storage = storage
-        self._buffer = bytearray()  # what comes before the position, and is not in the file yet
+        self._buffer = bytearray()  # the bytes before the position that are not in the file yet
         self._position = 0
         self.started = False  # something is in the file
 
@@ -34,30 +34,30 @@ class Tail:
         return int(self._storage._pos + self._storage._thl)
 
     def tell(self) -> int:
-        """Return where it is."""
+        """Return the position."""
         return self._position
 
     def clear(self) -> None:
-        """Begin with nothing, for another transaction."""
+        """Start again for another transaction."""
         self._buffer = bytearray()
         self._position = 0
         self.started = False
 
     def seek(self, position: int) -> None:
-        """Go somewhere else."""
+        """Set the position."""
         if position != self._position:
             self._flush()
         self._position = position
 
     def read(self, size: int) -> bytes:
-        """Read what was written before."""
+        """Read bytes that were written before."""
         self._flush()
         data = os.pread(self._storage._file.fileno(), size, self._base() + self._position)
         self._position += len(data)
         return data
 
     def write(self, data: bytes | Pieces) -> None:
-        """Write what comes next: large pieces as they are."""
+        """Write at the position; large pieces are not buffered."""
         pieces = data.pieces if isinstance(data, Pieces) else (data,)
         if len(self._buffer) + len(data) <= _BUFFER:
             self._buffer += b"".join(pieces)
@@ -69,7 +69,7 @@ class Tail:
         """Complete the transaction in the file, of this size [bytes]; still with status 'c'."""
         self._flush()
         self._pwrite([self._storage._txn_header(size)], self._storage._pos)
-        # FileStorage reads and writes through a buffer, which may have the file as it was
+        # FileStorage reads and writes through a buffer, which may have older bytes
         self._storage._file.flush()
 
     def close(self) -> None:

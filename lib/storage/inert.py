@@ -1,15 +1,15 @@
 """Pickles, read as data: nothing that a pickle names is imported, and nothing is called.
 
-For pickles of strangers. A class or function is its name (Global), and an object is what it is
-made of (Object): the name of its class, arguments, states, items. A dict is the pairs that were put
-into it (Pairs): no key is hashed or compared, as keys can be made such that this takes for ever.
+This is for pickles of strangers. A class or function becomes its name (Global), and an object
+becomes its parts (Object): the name of its class, arguments, states, items. A dict becomes its
+pairs (Pairs): no key is hashed or compared, as hostile keys can make that take for ever.
 
-Time and memory grow with the size of the pickle, and not with numbers in it: a length is not more
-than what there is, a place in the memo neither, and `_MOST` says how many objects there may be.
+Time and memory grow with the size of the pickle, not with numbers in it. A length, or a place in
+the memo, is checked against that size, and `_most()` limits the number of objects.
 
 It knows pickles of protocols 0 to 5, and the few reduced forms in which pickles have bytes and
 objects without arguments. Values may be shared, and may contain themselves: code that goes
-through them has to see that it ends.
+through them must make sure that it ends.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from wendelin.lib.memlimit import memory_limit
 
 __all__ = ["Global", "InertError", "Object", "Pairs", "Reader", "printable", "shown"]
 
-_OBJECT = 512  # what a value takes in memory, about, with its place in the memo [bytes]
-_ENCODED = 1 << 20  # of bytes that a pickle has as text, besides its own size [bytes]
+_OBJECT = 512  # about what a value takes in memory, with its place in the memo [bytes]
+_ENCODED = 1 << 20  # limit of bytes that a pickle has as text, besides its own size [bytes]
 _LONG = 60  # of a text in an error [characters]
 _DIGITS = 1000  # of a number that is written as text
 
@@ -36,7 +36,7 @@ class InertError(ValueError):
 
 
 def printable(name: str) -> str:
-    """Return the name of a class, as it can be shown on a terminal, whatever it is."""
+    """Return the name of a class, safe to show on a terminal."""
     return name if name.isprintable() else name.encode("unicode_escape").decode("ascii")
 
 
@@ -53,7 +53,7 @@ class Global:
 
 
 class Pairs:
-    """A dict: its pairs, in the order in which they were put in; of one key the last one counts."""
+    """A dict: its pairs, in the order of insertion; the last pair of a key counts."""
 
     __slots__ = ("pairs",)
 
@@ -73,7 +73,7 @@ class Pairs:
 
 
 class Object:
-    """An object that a pickle makes: by calling something, or of a class."""
+    """An object that a pickle makes, by a call or from a class."""
 
     __slots__ = ("args", "cls", "items", "pairs", "states")
 
@@ -89,7 +89,7 @@ class Object:
 
 
 def shown(value: object, depth: int = 2) -> str:
-    """Return a value as an error tells it: short, however large it is, also if it has itself."""
+    """Return a short text for a value in errors, even if it is large or contains itself."""
     if isinstance(value, int) and value.bit_length() > 256:
         return f"an integer of {value.bit_length()} bits"
     if isinstance(value, str | bytes):
@@ -104,7 +104,7 @@ def shown(value: object, depth: int = 2) -> str:
 
 @cache
 def _most() -> int:
-    """Return how many objects a pickle may have: they fit into half of the memory."""
+    """Return how many objects a pickle may have, to fit into half of the memory."""
     return memory_limit() // 2 // _OBJECT
 
 
@@ -118,9 +118,9 @@ class Reader:
     ----------
     data : bytes
     persistent : (value) -> object
-        Makes a value of what stands for a persistent object; raises InertError for what is none.
+        Makes a value of a persistent reference; raises InertError if it is not one.
     python2 : {'text', 'bytes'}
-        What a str of Python 2 is: text if it is ASCII, and bytes if it is not, as ZODB has it; or
+        What a str of Python 2 becomes: 'text' if it is ASCII and bytes if not, as in ZODB; or
         always bytes.
     """
 
@@ -149,7 +149,7 @@ class Reader:
         return self.data[pos:end], end + 1
 
     def _piece(self, pos: int, width: int) -> tuple[bytes, int]:
-        """Return what follows its length, of so many bytes, and where it ends."""
+        """Return the bytes that follow their length, and where they end."""
         start = pos + width
         size = int.from_bytes(self.data[pos:start], "little")
         stop = start + size
@@ -173,10 +173,10 @@ class Reader:
             raise InertError("a persistent object in a place where it cannot be")
         return self._persistent(value)
 
-    # ---- what is called ----
+    # ---- calls ----
 
     def _call(self, function: Any, args: Any) -> Any:
-        """Return what stands for the result of a call."""
+        """Return the value for the result of a call."""
         if type(args) is not tuple:
             raise InertError(f"arguments that are a {type(args).__name__}")
         name = function.name if type(function) is Global else "?"
@@ -200,7 +200,7 @@ class Reader:
         return Object(name, args)
 
     def _bytes(self, text: str) -> bytes:
-        """Return bytes that a pickle has as text. One text can be encoded any number of times."""
+        """Return bytes that a pickle has as text. A pickle may use one text many times."""
         self._encoded -= len(text)
         if self._encoded < 0:
             raise InertError("more bytes than are in it")
@@ -232,12 +232,12 @@ class Reader:
     # ---- a pickle ----
 
     def load(self) -> Any:
-        """Return what the next pickle holds.
+        """Return the value of the next pickle.
 
         Raises
         ------
         InertError
-            It is none, it is cut, or has more than it may.
+            It is not a pickle, is truncated, or is over a limit.
         """
         try:
             return self._load()
@@ -255,7 +255,7 @@ class Reader:
         left = self._left
 
         def take() -> list[Any]:
-            """Take what is above the last mark off the stack."""
+            """Pop the values above the last mark off the stack."""
             if not marks:
                 raise InertError("no mark")
             at = marks.pop()
@@ -269,7 +269,7 @@ class Reader:
             left -= 1
             if left < 0:
                 raise InertError(f"more than {_most()} objects, for which there is no memory")
-            # the usual ones first
+            # the most frequent ones first
             if op == 0x71:  # BINPUT
                 memo[data[pos]] = stack[-1]
                 pos += 1

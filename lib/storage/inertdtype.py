@@ -1,7 +1,7 @@
-"""Dtypes and scalars of NumPy as pickles have them, made of what inert has read: nothing is called.
+"""Dtypes and scalars of NumPy, made from the values of pickles that inert has read.
 
-NumPy's own way to make a dtype of its pickled state believes what that says of sizes and offsets.
-Here a dtype is made anew, of what describes it, as a program does.
+NumPy's own code trusts sizes and offsets in the pickled state of a dtype. This module makes a dtype
+from its description, as a program does.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["dtype_of", "scalar_of"]
 _PLAIN = re.compile(r"\??|[biufcSUVMm?]\d{0,10}")
 _SCALARS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 _RECORDS = ("numpy.record", "numpy.core.records.record", "numpy.rec.record")
-_MOST = 10_000  # fields of fields; NumPy describes, and compares, each of them
+_MOST = 10_000  # fields, at all depths; NumPy describes, and compares, each of them
 _ORDERS = ("<", ">", "=", "|")
 _ALIGNED = 0x80  # of a dtype's flags
 
 
 def _text(value: object) -> str:
-    """Return a text, also of Python 2."""
+    """Return a text, also one of Python 2."""
     if isinstance(value, bytes):
         return value.decode("latin1")
     if not isinstance(value, str):
@@ -34,12 +34,12 @@ def _text(value: object) -> str:
 
 
 def dtype_of(value: object) -> np.dtype[Any]:
-    """Return the dtype that an Object stands for.
+    """Return the dtype of an Object.
 
     Raises
     ------
     InertError
-        It stands for none, or for one that holds objects, or has thousands of fields.
+        It is not a dtype, or is one that holds objects, or has thousands of fields.
     """
     try:
         return _Maker().make(value)
@@ -50,7 +50,7 @@ def dtype_of(value: object) -> np.dtype[Any]:
 
 
 class _Maker:
-    """Makes a dtype; counts what is in it."""
+    """Makes a dtype; counts its parts."""
 
     def __init__(self) -> None:
         self._left = _MOST
@@ -80,7 +80,7 @@ class _Maker:
         order = _text(order)
         if order not in _ORDERS:
             raise InertError(f"a dtype of byte order {shown(order)}")
-        # of a structure, each field has its own; and NumPy writes '<' for its own order
+        # each field of a structure has its own; and NumPy writes '<' for the native order
         native = order in ("|", "=", "<" if sys.byteorder == "little" else ">")
         return dtype if names is not None or native else dtype.newbyteorder("S")
 
@@ -136,12 +136,12 @@ def _shape(value: object) -> tuple[int, ...]:
 
 
 def scalar_of(value: object) -> Any:
-    """Return the number that an Object stands for: NumPy's, or what it is already.
+    """Return the number of an Object of NumPy, or any other value as it is.
 
     Raises
     ------
     InertError
-        It is something else.
+        It is not a number.
     """
     if not isinstance(value, Object):
         return value

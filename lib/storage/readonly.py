@@ -1,7 +1,7 @@
-"""A storage that is opened to be read: nothing changes it, whatever kind of storage it is.
+"""A storage of any kind, made read-only.
 
-Files and ZEO servers know it by themselves. Here it is for what other resolvers of URLs open. It
-knows the methods that storages have.
+Files and ZEO servers have an option for that. This module is for storages of other resolvers of
+URLs. It knows the methods that storages have.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _refuse(*args: Any, **kw: Any) -> NoReturn:
 
 
 def made_read_only(storage: Any) -> Any:
-    """Return a storage, which cannot be changed from now on; nor can those that it makes.
+    """Make a storage read-only, and the instances that it makes, and return it.
 
     Raises
     ------
@@ -46,6 +46,6 @@ def made_read_only(storage: Any) -> Any:
             setattr(storage, call, _refuse)
     storage.isReadOnly = lambda: True
     new_instance = getattr(storage, "new_instance", None)
-    if new_instance is not None:  # one for each Connection, maybe of a moment in the past
+    if new_instance is not None:  # one for each Connection, maybe of a past state
         storage.new_instance = lambda *a, **kw: made_read_only(new_instance(*a, **kw))
     return storage

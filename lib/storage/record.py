@@ -1,20 +1,20 @@
 """Records of ZODB, read without a Connection.
 
 A record is two pickles: the class of the object, then its state. A fault, which comes in any
-thread at any moment, reads blocks and the block table from records; so it neither disturbs the
-Connection, which is not thread-safe, nor leaves objects in its cache. And a state that is just
-bytes - most of all data is in such - is found in the record, not copied out of it.
+thread at any moment, reads blocks and the block table from records. So it neither disturbs the
+Connection, which is not thread-safe, nor leaves objects in its cache. And a state that is only
+bytes, as most data is, is found in the record without a copy.
 
-Nothing is imported or called that a record names: classes are names here. Nodes of tables are read
-by the unpickler in C, which is fast, where a record has nothing that could do harm there; any other
-record, and what applications have, by a reader of ours (inert).
+Nothing that a record names is imported or called: classes are names here. The fast unpickler in C
+reads nodes of tables, if the record has only harmless opcodes. A reader of ours (inert) reads all
+other records, also those of applications.
 
 Checksums
 ---------
 A record whose state is bytes may have a checksum of them. It is at the beginning of a pad, a value
-that every reader throws away: 6 bytes of magic, and 8 of XXH3-64, the highest first. It is made of
-the memory that is stored, stays with the record wherever that goes, and is compared by
-bytes_state(), which all that reads such a record here goes through. A record without one is valid.
+that every reader throws away: 6 bytes of magic, and 8 of XXH3-64, the highest first. It is computed
+from the memory that is stored, and stays with the record wherever that goes. bytes_state() compares
+it; all readers of such records here call that. A record without a checksum is valid.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ __all__ = [
 
 
 class RecordError(Exception):
-    """A record is damaged, or not what it should be."""
+    """A record is damaged, or of another kind than expected."""
 
 
 class ChecksumError(RecordError):
@@ -72,7 +72,7 @@ class Ref(NamedTuple):
     """A reference to another persistent object."""
 
     oid: bytes
-    cls: str  # "module.name", "" if the reference does not say
+    cls: str  # "module.name", "" if the reference does not have it
 
 
 # ---- pickles ----
@@ -92,13 +92,13 @@ class _Unpickler(zpickle.Unpickler):  # type: ignore[misc]  # no type hints
 
 
 class Elsewhere(NamedTuple):
-    """A reference that is no way to an object: it is weak, or into another database."""
+    """A reference that is not followed: it is weak, or into another database."""
 
     what: str
 
 
 def _reference(ref: Any) -> Ref:
-    """Return what a persistent reference is, in any of the forms that ZODB.serialize writes."""
+    """Return the Ref of a persistent reference, in any of the forms that ZODB.serialize writes."""
     if isinstance(ref, list) and len(ref) == 2 and isinstance(ref[1], tuple):
         kind, args = ref
         if kind in ("m", "n"):
@@ -114,7 +114,7 @@ def _reference(ref: Any) -> Ref:
 
 
 def _any_reference(ref: Any) -> Ref | Elsewhere:
-    """Return what a persistent reference is, in what an application has."""
+    """Return the Ref, or Elsewhere, of a persistent reference in an application's object."""
     if isinstance(ref, list):
         return Elsewhere("a weak reference" if ref[:1] == ["w"] else "of another database")
     return _reference(ref)
@@ -124,8 +124,8 @@ def _class_name(cls: object) -> str:
     if isinstance(cls, Global):
         return cls.name
     if isinstance(cls, tuple) and cls:
-        # (class, args), or in old databases ((module, name), args); or (module, name), in what a
-        # server resolved that has not got the class
+        # (class, args), or in old databases ((module, name), args); or (module, name), written by a
+        # server that resolved a conflict without having the class
         head = cls[0]
         names = head if isinstance(head, tuple) else cls
         if len(names) == 2 and all(isinstance(name, str | bytes) for name in names):
@@ -136,7 +136,7 @@ def _class_name(cls: object) -> str:
 
 
 def _text(name: str | bytes) -> str:
-    """Return a name that may be of Python 2."""
+    """Return a name, maybe one of Python 2."""
     return name.decode("ascii", "replace") if isinstance(name, bytes) else name
 
 
@@ -146,12 +146,12 @@ def as_bytes(state: object) -> bytes:
     Raises
     ------
     RecordError
-        It is something else.
+        It is not bytes.
     """
     if isinstance(state, bytes):
         return bytes(state)
     if isinstance(state, str):
-        # A Python 2 str that a Connection unpickled with errors="bytes" was ASCII by chance.
+        # A str of Python 2 that a Connection unpickled with errors="bytes", and that was ASCII.
         try:
             return state.encode("ascii")
         except UnicodeEncodeError:
@@ -159,11 +159,11 @@ def as_bytes(state: object) -> bytes:
     raise RecordError(f"bytes were expected, not {type(state).__name__}")
 
 
-_SMALL = 64 << 10  # of a record that the unpickler in C reads [bytes]
+_SMALL = 64 << 10  # the unpickler in C reads smaller records [bytes]
 
-#: What nodes of BTrees, and ZBlk1, are pickled as: classes, references, integers, short text,
-#: tuples. Nothing of it calls anything, hashes what it is given, or takes more memory than its size
-#: says. (In C, a place far behind all others in the memo takes the memory of all of them.)
+#: The opcodes of nodes of BTrees, and of ZBlk1: classes, references, integers, short text, tuples.
+#: None of them calls anything, hashes a value, or takes more memory than its size says. (In C, a
+#: place far behind all others in the memo takes the memory of all of them.)
 _TEXT = b"|".join(b"\\x%02x\\0\\0\\0.{%d}" % (n, n) for n in range(129))
 _PLAIN = re.compile(
     rb"(?s)(?:q.|C\x08.{8}|h.|\x86|Q|[(t.N)\x85\x87\x88\x89]|K.|M..|J.{4}|r..\0\0|j.{4}"
@@ -177,7 +177,7 @@ def _is_plain(record: bytes) -> bool:
 
 
 def _load(record: bytes, pickles: int) -> Any:
-    """Return what the last of the first `pickles` pickles holds; they share their memo."""
+    """Return the value of the last of the first `pickles` pickles; they share their memo."""
     if _is_plain(record):
         unpickler = _Unpickler(io.BytesIO(record), encoding="bytes", errors="strict")
         try:
@@ -212,7 +212,7 @@ def _end_of_pickle(record: bytes) -> int:
 
 # ---- records ----
 
-# First pickles that were seen -> class: there are as many as classes and writers.
+#: First pickles that were seen -> class: there is one for each class and writer.
 _heads: OrderedDict[bytes, str] = OrderedDict()
 _HEADS = 64
 _LONGEST = 4096  # [bytes]
@@ -244,7 +244,7 @@ def state_of(record: bytes) -> Any:
 
 
 def inert_of(record: bytes) -> tuple[str, Any]:
-    """Return the class of an object, and its state as the reader of ours has it: see inert.
+    """Return the class of an object, and its state as inert reads it.
 
     Raises
     ------
@@ -264,13 +264,13 @@ _BINBYTES, _POP, _STOP = b"B", b"0", b"."
 
 
 class Payload(NamedTuple):
-    """Where the bytes are in a record whose state is one piece of them.
+    """Where the bytes are in a record whose state is one piece of bytes.
 
-    The state is `[PROTO] [FRAME] [BINBYTES pad POP] BYTES [memo] STOP`. A pad is loaded and
-    thrown away by whoever unpickles the record; it is there to put the payload to an offset.
+    The state is `[PROTO] [FRAME] [BINBYTES pad POP] BYTES [memo] STOP`. A reader that unpickles the
+    record throws the pad away; it only moves the payload to an offset.
     """
 
-    state: int  # where the state begins, and what tells the class ends
+    state: int  # where the state begins, behind the class
     begin: int  # of the pad, if there is one
     op: int  # the opcode of the payload
     start: int  # [start, stop): the payload
@@ -280,15 +280,15 @@ class Payload(NamedTuple):
 
 
 def find_payload(record: memoryview | bytes, size: int | None = None) -> Payload | None:
-    """Return where the bytes are, or None: the state is something else.
+    """Return where the bytes are; None if the state is not one piece of bytes.
 
     Parameters
     ----------
     record : bytes-like
         A record, or the beginning of one, up to the payload.
     size : int, optional
-        Size of all of the record [bytes], where it is longer; what follows the payload is for the
-        caller to look at: is_end().
+        Size of the whole record [bytes], if it is longer. Then the caller must check the bytes
+        behind the payload: is_end().
     """
     state, begin, framed = _begin(record)
     pos, end = begin, len(record)
@@ -301,7 +301,7 @@ def find_payload(record: memoryview | bytes, size: int | None = None) -> Payload
     if found is None:
         return None
     start, stop = found
-    # what follows is the memo, if any, and the end; else it is something more complicated
+    # behind it are the memo, if any, and the end; else the state is more complicated
     if size is None:
         tail = bytes(record[stop : stop + 7])
         if stop + len(tail) != end or not is_end(tail):
@@ -312,7 +312,7 @@ def find_payload(record: memoryview | bytes, size: int | None = None) -> Payload
 
 
 def _begin(record: memoryview | bytes) -> tuple[int, int, bool]:
-    """Return (where the state begins, where its first value does, whether it is in a frame)."""
+    """Return (where the state begins, where its first value begins, whether it is in a frame)."""
     state = pos = _head(record)[0]
     end = len(record)
     if end - pos > 2 and record[pos] == 0x80:
@@ -334,7 +334,7 @@ def digest_of(pieces: Iterable[memoryview | bytes]) -> bytes:
 
 
 def digest_in(pad: bytes) -> bytes | None:
-    """Return the digest in a pad, of which CHECKSUM bytes are enough; None: there is none."""
+    """Return the digest in a pad, or its first CHECKSUM bytes; None if there is none."""
     has = len(pad) >= CHECKSUM and pad.startswith(CHECKSUM_MAGIC)
     return pad[len(CHECKSUM_MAGIC) : CHECKSUM] if has else None
 
@@ -343,11 +343,11 @@ def _digest_at(record: memoryview | bytes, start: int, stop: int) -> bytes | Non
     return digest_in(bytes(record[start : min(stop, start + CHECKSUM)]))
 
 
-LONGEST_END = 6  # of a record, behind its payload [bytes]
+LONGEST_END = 6  # of the bytes behind a payload [bytes]
 
 
 def is_end(tail: bytes) -> bool:
-    """Say whether it is what follows a payload: [memo] STOP."""
+    """Say whether bytes are the end of a record behind a payload: [memo] STOP."""
     memo = tail[:-1]
     return tail[-1:] == _STOP and (
         memo in (b"", b"\x94") or (memo[:1], len(memo)) in ((b"q", 2), (b"r", 5))
@@ -355,7 +355,7 @@ def is_end(tail: bytes) -> bool:
 
 
 def _bytes_at(record: memoryview | bytes, pos: int) -> tuple[int, int] | None:
-    """Return [start, stop) of the byte string whose opcode is at pos; None: there is none."""
+    """Return [start, stop) of the byte string whose opcode is at pos; None if there is none."""
     if pos >= len(record):
         return None
     size = _BYTES_OPS.get(record[pos])
@@ -368,20 +368,20 @@ def _bytes_at(record: memoryview | bytes, pos: int) -> tuple[int, int] | None:
 
 
 def bytes_state(record: bytes, found: Payload | None = None) -> memoryview | bytes:
-    """Return a state that is bytes, not copied where the record holds it in one piece.
+    """Return a state that is bytes, without a copy if the record holds it in one piece.
 
-    If there is a checksum of it, it is compared.
+    It is compared with its checksum, if there is one.
 
     Parameters
     ----------
     record : bytes
     found : Payload, optional
-        What find_payload() has found.
+        The result of find_payload().
 
     Raises
     ------
     RecordError
-        The state is something else.
+        The state is not bytes.
     ChecksumError
         The bytes are not those that were stored.
     """
@@ -395,22 +395,22 @@ def bytes_state(record: bytes, found: Payload | None = None) -> memoryview | byt
     first = _bytes_at(record, _begin(record)[1])
     if first is not None and _digest_at(record, *first) is not None:
         raise RecordError("damaged record: a checksum, and no piece of bytes after it")
-    if not isinstance(state, bytes):  # also those of Python 2 are
+    if not isinstance(state, bytes):  # a str of Python 2 is bytes, too
         raise RecordError(f"bytes were expected, not {type(state).__name__}")
     return bytes(state)
 
 
 def is_bytes(record: bytes, found: Payload | None = None) -> bool:
-    """Say whether a state is bytes, and pickled as such: not as a str of Python 2.
+    """Say whether a state is bytes, and pickled as bytes, not as a str of Python 2.
 
-    A Connection fails to load one of those which is not ASCII. For `found` see bytes_state().
+    A Connection cannot load such a str that is not ASCII. For `found` see bytes_state().
     """
     found = found or find_payload(record)
     return found is not None and record[found.op : found.op + 1] not in (b"T", b"U")
 
 
 def _find_in_any(record: bytes) -> Payload | None:
-    """Return where the bytes are; a storage takes whatever it is given as a record."""
+    """Return where the bytes are; None for data that is not a record: a storage takes any."""
     try:
         return find_payload(record)
     except RecordError:
@@ -431,7 +431,7 @@ def check(record: bytes) -> None:
 
 
 def without_pad(record: bytes) -> bytes:
-    """Return a record as it was before aligned() put a pad into it; its checksum stays."""
+    """Return a record without the pad of aligned(); its checksum stays."""
     found = _find_in_any(record)
     if found is None or found.begin == found.op:
         return record
@@ -439,14 +439,14 @@ def without_pad(record: bytes) -> bytes:
 
 
 class BytesRecord:
-    """A record whose state is bytes which lie somewhere else, and are not copied into it.
+    """A record whose state is bytes in other memory, which are not copied.
 
     It has a checksum of them.
 
     Parameters
     ----------
     like : bytes
-        A record of the same class, of which the beginning is taken.
+        A record of the same class; its beginning is used.
     payload : memoryview
         The state; less than 4 GiB.
     """
@@ -464,7 +464,7 @@ class BytesRecord:
         return b"".join(self.pieces(_pad(0, 1, self.digest)))
 
     def pieces(self, pad: bytes) -> Pieces:
-        """Return what the record is made of, with such a pad."""
+        """Return the pieces of the record, with this pad."""
         return self.before, pad, self.op, self.payload, _STOP
 
 
@@ -474,8 +474,8 @@ Pieces = tuple[bytes | memoryview, ...]
 def aligned(record: bytes | BytesRecord, at: int, alignment: int, smallest: int) -> Pieces:
     """Return a record, in pieces, with its payload at a multiple of `alignment` in a file.
 
-    That is done for records whose state is bytes, a whole number of `alignment`, and no less
-    than `smallest`. Others are returned as they are. A checksum stays.
+    This applies to records whose state is bytes, a whole number of `alignment`, and at least
+    `smallest`. Others are returned as they are. A checksum stays.
 
     Parameters
     ----------
@@ -494,7 +494,7 @@ def aligned(record: bytes | BytesRecord, at: int, alignment: int, smallest: int)
     if len(record) < smallest:
         return (record,)
     found = _find_in_any(record)
-    # BINBYTES is not for Python 2: a pad goes only where the payload is one, too
+    # Python 2 does not know BINBYTES: add a pad only if the payload is BINBYTES, too
     if found is None or found.framed or record[found.op : found.op + 1] != _BINBYTES:
         return (record,)
     size = found.stop - found.start
@@ -506,7 +506,7 @@ def aligned(record: bytes | BytesRecord, at: int, alignment: int, smallest: int)
 
 
 def _pad(start: int, alignment: int, digest: bytes | None) -> bytes:
-    """Return what, before a payload at `start`, puts it to a multiple of alignment."""
+    """Return a pad that moves a payload at `start` to a multiple of alignment."""
     value = b"" if digest is None else CHECKSUM_MAGIC + digest
     size = -start % alignment
     if size == 0 and not value:

@@ -1,30 +1,29 @@
-"""Databases that are opened once a process, by URL: for who comes with a reference, or a task.
+"""Databases that a process opens once, by URL, for references and tasks from other processes.
 
-To be read: a reference that comes from another process says where an object is: the URL of a
-database, a tid, an oid. At the first one the database is opened, and a Connection to its state at
-that tid at the first one of that: others find these, and share them. To be written: whoever is to
-do a part of something has a Connection of his own.
+Reading: a reference from another process says where an object is: the URL of a database, a tid, an
+oid. The first reference opens the database, and the first one with a tid opens a Connection to the
+state at that tid. Later ones share them. Writing: each task has a Connection of its own.
 
-What nobody uses any more is closed after a while.
+Databases that are not used any more are closed after a while.
 
 Organization
 ------------
     _databases: URL, writes? ──► _Opened ──► DB ──► Connections: tid ──►       weak
                                     └─► the last few of these, for a while     strong
 
-Who has an object, has its Connection. So one that is shared is unused when it is gone: the
-collector takes it, with its cache. Its database is closed by a thread of ours, which ends with the
-last of them.
+An object holds its Connection. When no object of a shared Connection is left, the collector takes
+the Connection, with its cache. A thread of ours closes its database; the thread ends with the last
+database.
 
 Forks
 -----
-A child of fork() opens databases of its own. It leaves those of its parent alone: whatever is done
-to them, be it to close them, could be seen by a server as done by the parent.
+A child of fork() opens databases of its own. It does not touch those of its parent: to a server,
+any call, even a close, would look like one of the parent.
 
-It knows databases and Connections. What is in them it does not know.
+This module knows databases and Connections, but not their contents.
 
-Locking: the lock of an _Opened > _lock. Who has a Connection of zconn_past() has the former:
-Connections are not for two threads at a time.
+Locking: the lock of an _Opened > _lock. A user of a Connection of zconn_past() holds the former, as
+two threads may not use a Connection at the same time.
 """
 
 from __future__ import annotations
@@ -53,14 +52,14 @@ __all__ = ["share", "zconn_is_shared", "zconn_now", "zconn_past"]
 
 log = logging.getLogger(__name__)
 
-KEEP = 60.0  # what was not asked for as long as that is closed, if nobody uses it [s]
-TICK = 5.0  # how often it is looked for [s]
-MOST = 8  # Connections of a database that are held without anybody using them
+KEEP = 60.0  # an unused database is closed after this time without a request [s]
+TICK = 5.0  # how often the thread looks for one [s]
+MOST = 8  # unused Connections of a database that are kept
 CLOSER = "wendelin.core-closer"
 
 
 class _Opened:
-    """A database that is open, to read past states of it, or to write."""
+    """An open database, to read past states of it, or to write."""
 
     def __init__(self, url: str, writes: bool) -> None:
         factory, arguments = resolve(url)
@@ -73,7 +72,7 @@ class _Opened:
         self._used = time.monotonic()
         self._db: Any = None
         self._conns: WeakValueDictionary[bytes, Any] = WeakValueDictionary()
-        #: tid -> (when it was asked for, Connection), the last one at the end
+        #: tid -> (time of the last request, Connection), the last one at the end
         self._held: OrderedDict[bytes, tuple[float, Any]] = OrderedDict()
 
     def db(self) -> Any:
@@ -85,8 +84,8 @@ class _Opened:
                 of_this_process(self._db)
             except LockError as e:
                 e.add_note(
-                    f"{self.url} is open elsewhere, and only one process writes to a file: use "
-                    f"threads of it, or a ZEO server (docs/cluster.md)"
+                    f"{self.url} is open elsewhere, and only one process may write to a file: use "
+                    f"threads of that process, or a ZEO server (docs/cluster.md)"
                 )
                 raise
         return self._db
@@ -108,7 +107,7 @@ class _Opened:
                     f"{self.url} has no transaction {tid_repr(tid)}: its last one is "
                     f"{tid_repr(last)}. Is it another database?"
                 )
-            # there is no transaction to join, so there are no changes
+            # no transaction can be joined, so there are no changes
             conn = db.open(TransactionManager(explicit=True), at=tid)
             self._conns[tid] = conn
             _shared.add(conn)
@@ -118,13 +117,13 @@ class _Opened:
         return conn
 
     def _let_go(self, until: float) -> None:
-        """Hold no more than some Connections, and none that was last asked for before."""
+        """Keep at most MOST Connections, and none whose last request is older than `before`."""
         held = self._held
         while held and (len(held) > MOST or next(iter(held.values()))[0] < until):
             held.popitem(last=False)
 
     def close_unused(self, until: float) -> None:
-        """Let go of what was last asked for before; close the database if nobody uses it."""
+        """Drop Connections not requested since `before`; close the database if it is unused."""
         self._let_go(until)
         if not (self._conns or self._held or self.users or self._used >= until):
             self.closed = True
@@ -133,7 +132,7 @@ class _Opened:
 
 
 def _catch_up(storage: Any) -> None:
-    """Have a storage know what was committed by now."""
+    """Bring a storage up to date with all commits."""
     for part in getattr(storage, "base", None), getattr(storage, "changes", None), storage:
         for ask in "ping", "sync":  # of ZEO, whose sync() may do nothing; and of others
             if hasattr(part, ask):
@@ -158,17 +157,17 @@ def zconn_is_shared(conn: Any) -> bool:
 
 @contextmanager
 def zconn_past(url: str, tid: bytes) -> Iterator[Any]:
-    """Have the Connection of this process to a past state of a database; other threads wait.
+    """Yield the Connection of this process to a past state of a database; other threads wait.
 
-    It is open as long as anybody has an object of it; for reading, what it has can be used by any
-    thread. Nothing can be changed.
+    It is open as long as an object of it lives. Any thread may read its objects. They cannot be
+    changed.
 
     Parameters
     ----------
     url : str
-        Of the database, as of zstor_2zurl(). A file may be open to be written elsewhere.
+        Of the database, from zstor_2zurl(). Another process may have a file open to write.
     tid : bytes
-        Of the last transaction that is seen.
+        Of the last transaction that is visible.
 
     Raises
     ------
@@ -184,14 +183,14 @@ def zconn_past(url: str, tid: bytes) -> Iterator[Any]:
 def share(db: Any) -> str:
     """Let zconn_now() use a database that this process has open already; return its URL.
 
-    A file, for one, cannot be opened twice to be written.
+    A file, for example, cannot be opened twice to write.
 
     Raises
     ------
     NotImplementedError
         It has no URL: see zstor_2zurl().
     ValueError
-        It was opened here, for references or tasks, and is closed when these are done.
+        It was opened by this module, which closes it when its references or tasks are done.
     """
     url = zstor_2zurl(db.storage)
     with _lock:
@@ -205,14 +204,14 @@ def share(db: Any) -> str:
 
 @contextmanager
 def zconn_now(url: str) -> Iterator[Any]:
-    """Have a Connection of one's own to a database, to change it in transactions of one's own.
+    """Yield a Connection of the caller's own to a database, to change it.
 
-    They are those of conn.transaction_manager. What was not committed at the end is aborted.
+    Its transactions are those of conn.transaction_manager. Uncommitted changes are aborted.
 
     Parameters
     ----------
     url : str
-        Of the database, as of zstor_2zurl().
+        Of the database, from zstor_2zurl().
 
     Raises
     ------
@@ -248,7 +247,7 @@ def _connected(db: Any) -> Iterator[Any]:
 
 @contextmanager
 def _opened(url: str, writes: bool) -> Iterator[_Opened]:
-    """Have a database of this process, locked."""
+    """Yield a database of this process, locked."""
     while True:
         opened = _find(url, writes)
         with opened.lock:
@@ -270,7 +269,7 @@ def _find(url: str, writes: bool) -> _Opened:
 
 
 def _close_unused() -> None:
-    """Close what nobody uses any more, until nothing is open."""
+    """Close databases that are not used any more, until none is open."""
     global _closer
     while True:
         time.sleep(TICK)

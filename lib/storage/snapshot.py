@@ -1,8 +1,8 @@
-"""What a Connection sees of a database, without one: no object is made of what the database has.
+"""The state of a database that a Connection would see, as records: no object is made.
 
-A Connection unpickles what it is asked for, the root at once: code runs that a record names. A
-Snapshot gives records, to what reads them as data (record): it is what functions zconn_… ask of a
-Connection. It stays at the moment at which it was made, or at an earlier one that is asked for.
+A Connection unpickles objects, the root at once, and so runs code that a record names. A Snapshot
+returns records, which are read as data (record). It has the methods of a Connection that functions
+zconn_… call. It stays at the moment at which it was made, or at a given earlier one.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from wendelin.lib.storage.storthreads import asked_in_turn
 
 __all__ = ["SharedError", "Snapshot"]
 
-_TIMES = 4  # that a record is read, at most, by who reads each one for one purpose
+_TIMES = 4  # how often a record is read at most, if each one has one purpose
 _BESIDES = 16 << 20  # [bytes]
 
 
 class SharedError(Exception):
-    """Much more is read than a file has: records that are of one thing each are of many."""
+    """Much more is read than a file has: many objects share records that should not be shared."""
 
 
 class Snapshot(Asker):
-    """A moment of a database, for functions that are asked with a Connection.
+    """A state of a database, for functions that take a Connection.
 
     Parameters
     ----------
     storage : storage
         close() closes it.
     at : bytes, optional
-        The last transaction that is to be seen; else the last one that there is.
+        The last transaction that is visible; by default the last one that there is.
     once : bool
-        Each record is read once, or a few times. Of a file that has been made such that it is
-        otherwise, no more is read than that: SharedError.
+        The caller reads each record once, or a few times. A hostile file may make it read more:
+        then SharedError.
     """
 
     explicit_transactions = False
@@ -62,7 +62,7 @@ class Snapshot(Asker):
             _limit(instance_of(self), _TIMES * storage.getSize() + _BESIDES)
 
     def db(self) -> Snapshot:
-        """Return what has the storage: there is no DB."""
+        """Return the object that has the storage, as there is no DB."""
         return self
 
     def load(self, oid: bytes) -> tuple[bytes, bytes]:
@@ -71,7 +71,7 @@ class Snapshot(Asker):
         Raises
         ------
         POSKeyError
-            It is not there.
+            It does not exist.
         """
         data, tid = instance_of(self).load(oid)
         return bytes(data), tid
@@ -84,7 +84,7 @@ class Snapshot(Asker):
 
 
 def _limit(storage: Any, most: int) -> None:
-    """Let a storage of one moment give so many bytes, and no more."""
+    """Limit the bytes that are read from a storage of one moment."""
     load = storage.load
     left = most
 
@@ -94,8 +94,8 @@ def _limit(storage: Any, most: int) -> None:
         left -= len(found[0])
         if left < 0:
             raise SharedError(
-                f"{most} bytes were read, some times what the file has: records are shared by "
-                f"arrays, tables or blocks that never share any"
+                f"{most} bytes were read, several times the size of the file: arrays, tables or "
+                f"blocks share records that are never shared"
             )
         return found
 

@@ -1,10 +1,10 @@
 """Time limits for storages whose clients wait for a server for ever, as NEO's does for its master.
 
-A call that hangs cannot be ended. So it is made by a thread of ours, which is left behind when the
-time is up: its caller gets a TimeoutError. Each thread has one that calls for it, as a client may
-keep things for a thread.
+A call that hangs cannot be ended. So a thread of ours makes the call, and is abandoned when the
+time is up: the caller gets a TimeoutError. Each thread has a thread of its own that calls for it,
+as a client may keep data for each thread.
 
-It knows the methods that storages have, and nothing of their servers.
+This module knows the methods that storages have, but not their servers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wendelin.lib.interrupt import interrupts_later
 
 __all__ = ["limit", "opened_within"]
 
-#: methods of a storage that ask its server; what a server may work on for long, as pack, is not one
+#: methods of a storage that call its server, except those that may take long, such as pack
 _CALLS = (
     "checkCurrentSerialInTransaction",
     "close",
@@ -49,14 +49,14 @@ _CALLS = (
     "undoInfo",
     "undoLog",
 )
-_SLOW = 4 << 20  # a server takes and writes no slower, or seems to hang [bytes/s]
-_DATA = {"restore": 2, "store": 2}  # which argument is data
+_SLOW = 4 << 20  # a server that takes and writes slower than this seems to hang [bytes/s]
+_DATA = {"restore": 2, "store": 2}  # position of the argument that is data
 
-_here = threading.local()  # .caller: the thread that calls for this one; .calls: it is such a one
+_here = threading.local()  # .caller: the thread that calls for this one; .calls: this one is such
 
 
 class _Caller:
-    """A thread that calls for another one. It ends when that has."""
+    """A thread that calls for another one, and ends after it."""
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
@@ -82,7 +82,7 @@ def _call(jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]) -> No
             future.set_result(what())
         except BaseException as e:
             future.set_exception(e)
-        del job, future, what  # they are not for the one who comes next
+        del job, future, what  # they must not stay until the next call
 
 
 def _after_fork() -> None:
@@ -98,8 +98,8 @@ class _Limits:
 
     def __init__(self, name: str, wait: float) -> None:
         self._name = name
-        self._wait = wait  # for a connection; and as long again for an answer [s]
-        self._hangs = False  # the last call did: the next ones wait for a connection only
+        self._wait = wait  # for a connection, and as long again for an answer [s]
+        self._hangs = False  # the last call did: the next ones wait only as for a connection
         self._stored = 0  # by the transaction [bytes]
 
     def call(self, name: str, method: Callable[..., Any], *args: Any, **kw: Any) -> Any:
@@ -108,9 +108,9 @@ class _Limits:
         Raises
         ------
         TimeoutError
-            It takes too long.
+            The call takes too long.
         """
-        if getattr(_here, "calls", False):  # the storage itself does
+        if getattr(_here, "calls", False):  # a call of the storage itself
             return method(*args, **kw)
         if name == "tpc_begin":
             self._stored = 0
@@ -122,7 +122,7 @@ class _Limits:
         what = partial(method, *args, **kw)
         if name != "tpc_finish":
             return self._result(name, what, seconds)
-        with interrupts_later():  # it would go on, and nobody would know how it ends
+        with interrupts_later():  # else the call would go on, and its result would be lost
             return self._result(name, what, seconds)
 
     def _result(self, name: str, what: Callable[[], Any], seconds: float) -> Any:
@@ -151,15 +151,15 @@ class _Limits:
 
 
 def limit(storage: Any, name: str, wait: float) -> Any:
-    """Return a storage, of which no call takes longer than some time.
+    """Return a storage whose calls have a time limit.
 
     Parameters
     ----------
     storage : storage
     name : str
-        What messages call it.
+        Its name in messages.
     wait : float
-        How long a connection to the server may take, and its answer as long again [s].
+        How long a connection to the server may take, and as long again for an answer [s].
     """
     limits = _Limits(name, wait)
     for call in _CALLS:
@@ -204,8 +204,8 @@ def opened_within(seconds: float, factory: Callable[[], Any], what: str) -> Any:
             return opened.result()
         raise TimeoutError(
             errno.ETIMEDOUT,
-            f"{what} did not answer within {seconds:g} s (wait_timeout). Is a master there, is it "
-            f"the cluster of that name, and of the same NEO as the client that is installed? "
+            f"{what} did not answer within {seconds:g} s (wait_timeout). Does a master run there, "
+            f"is it of a cluster of that name, and of the same NEO as the installed client? "
             f"Masters of 1.12 and earlier do not understand newer clients: use a gateway "
             f"(docs/cluster.md)",
         ) from None

@@ -1,14 +1,14 @@
-"""What threads may ask of a storage: several at a time, or one.
+"""How many threads may call a storage at a time: several, or one.
 
-Blocks are loaded by any thread that touches them, and by threads that load ahead. ZODB itself asks
-the storage of a Connection in one thread only, so it may be made for that: RelStorage has one
+Any thread that touches a block loads it, and so do threads that load ahead. ZODB itself calls the
+storage of a Connection in one thread only, so a storage may rely on that. RelStorage has one
 database cursor for each Connection, and two threads on one cursor read each other's answers.
 
-Which storages several threads may ask at a time is a list. Every other storage is asked by one
-thread at a time: OneAtATime stands between it and its Connection, and all else that asks.
+A list here says which storages several threads may call at a time. One thread at a time calls any
+other storage: OneAtATime stands between it and its Connection and all other callers.
 
-It knows storages by the names of their classes, so that it imports none of them. It knows what a
-Connection has of them.
+This module knows storages by the names of their classes, so that it imports none of them, and the
+instances that Connections have of them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from wendelin.lib.adapters.connection import Adapter, instance_of, set_instance,
 
 __all__ = ["OneAtATime", "asked_in_turn", "asks_in_parallel", "class_of"]
 
-#: Classes of which one instance may be asked by several threads at the same time: they lock what
-#: they must. A subclass is another class: it is not known what it adds.
+#: Classes with instances that several threads may call at the same time. A subclass does not
+#: count, as it may add code that is not thread-safe.
 IN_PARALLEL = {
     "wendelin.lib.storage.filestorage.AlignedFileStorage",
     "wendelin.lib.storage.zeoclient.ZEOClient",
@@ -38,7 +38,7 @@ IN_PARALLEL = {
 
 
 def asks_in_parallel(storage: Any) -> bool:
-    """Say whether several threads may ask a storage, or what a Connection has of it, at a time."""
+    """Say whether several threads may call a storage, or an instance of it, at a time."""
     while isinstance(storage, Adapter):
         storage = under(storage)
     if type(storage) is DemoStorage:
@@ -53,9 +53,9 @@ def class_of(storage: Any) -> str:
 
 
 def asked_in_turn(conn: Any) -> None:
-    """Let a Connection's storage be asked by one thread at a time, if several must not.
+    """Make sure that one thread at a time calls a Connection's storage, if several must not.
 
-    Called in the thread of the Connection, before others ask its storage.
+    Called in the thread of the Connection, before other threads call its storage.
     """
     storage = instance_of(conn)
     if storage is None or isinstance(storage, OneAtATime) or asks_in_parallel(storage):
@@ -64,11 +64,11 @@ def asked_in_turn(conn: Any) -> None:
 
 
 class OneAtATime:
-    """A storage that one thread at a time asks: others wait for the end of its call.
+    """A storage that one thread at a time calls: others wait for the end of its call.
 
-    A call in the middle of another call of the same thread is refused: a signal handler, or a
-    destructor, asks then. It cannot wait, and would get the answer to the other call. Only what a
-    commit calls when it is finished may ask.
+    A call in the middle of another call of the same thread is refused. It comes from a signal
+    handler, or a destructor: it cannot wait, and would get the answer to the other call. Only calls
+    that a commit makes at its end are allowed.
 
     Locking: `_turn` is held while the storage works, and is a leaf of ours.
     """
@@ -106,7 +106,7 @@ class OneAtATime:
             if self._busy:
                 raise RuntimeError(
                     f"{type(self._asked).__name__} is in the middle of a call of this thread, and "
-                    f"answers one at a time: a signal handler, or a destructor, asks in between"
+                    f"allows one at a time: a signal handler, or a destructor, made another call"
                 )
             try:
                 self._busy = True

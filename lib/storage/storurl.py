@@ -1,9 +1,9 @@
-"""The URL of a storage that is open: the way back from what dburl makes of URLs.
+"""The URL of an open storage: the reverse of dburl.
 
-So that another process can open the same database. What a URL cannot say is refused: nobody is to
-open another database than the one that was meant, or one without its TLS.
+With it, another process can open the same database. A storage that a URL cannot describe is
+refused, so that the process does not open another database, or one without its TLS.
 
-It knows storages of ZODB and ZEO. Of others it knows the URL they were opened by, if they were.
+This module knows storages of ZODB and ZEO. For others it knows the URL by which they were opened.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ __all__ = ["zstor_2zurl"]
 
 
 def zstor_2zurl(storage: Any) -> str:
-    """Return the URL of a storage: dbstoropen() opens the same again, in any process.
+    """Return the URL of a storage, by which dbstoropen() opens the same in any process.
 
-    That of a FileStorage, if it packs as by default, is opened by zodburi alone as well.
+    zodburi alone can open the URL of a FileStorage, too, if that packs as by default.
 
     Parameters
     ----------
     storage : storage
-        FileStorage, AlignedFileStorage; a client of ZEO, with its TLS where it was opened by a URL;
-        DemoStorage of such; and whatever else was opened by a URL with dbopen() or dbstoropen(),
-        NEO for one. Or what a DB or a Connection has of it.
+        A FileStorage, an AlignedFileStorage; a client of ZEO, with its TLS if it was opened by a
+        URL; a DemoStorage of these; and any other that was opened by a URL with dbopen() or
+        dbstoropen(), such as NEO's. Or the instance that a DB or a Connection has of it.
 
     Raises
     ------
     NotImplementedError
         Its URL is not known, or there is none, as for a storage in memory.
     ConnectionStateError
-        It is what a DB has that was closed.
+        Its DB was closed.
     """
     if isinstance(storage, ValueDoc):
         raise ConnectionStateError("the database is closed: open it again, as with dbopen()")
@@ -59,7 +59,7 @@ def zstor_2zurl(storage: Any) -> str:
     if isinstance(storage, ClientStorage):
         return _of_zeo(storage)
     raise NotImplementedError(
-        f"{_name(storage)} has no URL that is known: another process cannot open it. Open it by "
+        f"the URL of {_name(storage)} is not known, so another process cannot open it. Open it by "
         f"its URL, with dbopen()"
     )
 
@@ -74,7 +74,7 @@ def _query(options: dict[str, Any]) -> str:
 
 
 def _quoted(path: str) -> str:
-    """Return a path as a URL has it. Most are the same: zodburi does not decode them."""
+    """Return a path as it is in a URL. Most do not change: zodburi does not decode them."""
     return path if unquote(path) == path else path.replace("%", "%25")
 
 
@@ -87,8 +87,7 @@ def _of_file(storage: FileStorage) -> str:
     helper = getattr(storage, "fshelper", None)
     return f"file://{_quoted(path)}" + _query(
         {
-            # A plain FileStorage says nothing of it: its URL is one of zodburi, without our options
-            # where it has none that zodburi does not know.
+            # A plain FileStorage gets a URL of zodburi, without our options if possible.
             "align": None if getattr(storage, "align", True) else "false",
             "blobstorage_dir": getattr(storage, "blob_dir", None)
             or getattr(helper, "base_dir", None),
@@ -105,7 +104,7 @@ def _of_zeo(storage: ClientStorage) -> str:
     server = Server(storage)
     if server.ssl is not None:
         raise NotImplementedError(
-            f"the files with the TLS keys of {_name(storage)} are not known: open it by its URL, "
+            f"the files of the TLS keys of {_name(storage)} are not known: open it by its URL, "
             f"zeo://HOST:PORT?ca=…, with dbopen()"
         )
     if len(server.addresses) != 1:
@@ -140,4 +139,4 @@ def _of_demo(storage: DemoStorage) -> str:
     with suppress(ValueError):
         if split_demo(url) == (base, changes, ""):
             return url
-    raise NotImplementedError(f"no demo: URL can name {url}: its brackets do not pair")
+    raise NotImplementedError(f"no demo: URL can name {url}: its brackets do not match")

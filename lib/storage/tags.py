@@ -1,10 +1,11 @@
 """Tags: names for moments of a database, which a pack keeps.
 
 They are in the root object, as `~tags`: a PersistentMapping of names to tags. A tag is a
-PersistentMapping, too, that is written once. It means the transaction that its `tid` says; None:
-the one that wrote the tag, so that it is set together with what it is for.
+PersistentMapping, too, that is written once. It means the transaction of its `tid`. If this is
+None, it means the transaction that wrote the tag, so that both are committed together.
 
-Read here without a Connection, as data: what packs a storage has none. It knows records.
+This module reads them without a Connection, as data, since a pack of a storage has none. It knows
+records.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ __all__ = ["TAGS", "oldest_tag", "pack_time", "tags_of"]
 
 log = logging.getLogger(__name__)
 
-#: what the root object has them by
+#: their name in the root object
 TAGS = "~tags"
 
 
 def tags_of(storage: Any) -> dict[str, bytes]:
-    """Return the tags of a database: names, and the tids that they mean.
+    """Return the tags of a database: names and tids.
 
     Raises
     ------
     RecordError
-        What is by that name is not a mapping of tags.
+        The object of that name is not a mapping of tags.
     Exception
         What the storage raised.
     """
@@ -55,7 +56,7 @@ def tags_of(storage: Any) -> dict[str, bytes]:
 
 
 def _mapping(storage: Any, oid: bytes) -> tuple[dict[Any, Any], bytes] | None:
-    """Return what a PersistentMapping has, and the tid that wrote it; None: it is not one."""
+    """Return the pairs of a PersistentMapping, and the tid that wrote it; None: it is not one."""
     try:
         data, tid = load_current(storage, oid)
     except (POSKeyError, KeyError):
@@ -70,19 +71,19 @@ def _mapping(storage: Any, oid: bytes) -> tuple[dict[Any, Any], bytes] | None:
 
 
 def oldest_tag(storage: Any) -> tuple[str, bytes] | None:
-    """Return the tag of the earliest moment, and its tid; None: there is no tag. See tags_of()."""
+    """Return the tag of the earliest moment, and its tid; None if there is none. See tags_of()."""
     tags = tags_of(storage)
     return min(tags.items(), key=lambda item: item[1]) if tags else None
 
 
 def pack_time(storage: Any, t: float) -> float:
-    """Return a time to pack as of, not later than t, so that all tags keep what they mean.
+    """Return a time for a pack, not later than t, at which all tags keep their moments.
 
     Parameters
     ----------
     storage : storage
     t : float
-        Time that was asked for [s since 1970].
+        The requested time [s since 1970].
 
     Raises
     ------
@@ -94,12 +95,12 @@ def pack_time(storage: Any, t: float) -> float:
         return t
     name, tid = tag
     at = TimeStamp(tid)
-    # a microsecond before: floats are not as exact as tids, and what is later is kept
+    # a microsecond before: floats are less exact than tids, and later revisions are kept
     when: float = at.timeTime() - 1e-6
     if t <= when:
         return t
     log.warning(
-        "%s: packed as of %s UTC, and not later: the tag %r keeps that moment",
+        "%s: packed as of %s UTC, not later: the tag %r keeps that moment",
         storage.getName(),
         at,
         name,

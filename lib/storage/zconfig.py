@@ -1,4 +1,4 @@
-"""What ZConfig makes of sections that component.xml defines: `%import wendelin.lib`."""
+"""Storages of the ZConfig sections that component.xml defines: `%import wendelin.lib`."""
 
 from __future__ import annotations
 

@@ -1,21 +1,21 @@
-"""ZEOClient: a ZEO ClientStorage that sees what was committed, and does not wait for ever.
+"""ZEOClient: a ZEO ClientStorage that sees all earlier commits, and does not wait for ever.
 
-- A transaction sees all that was committed before its begin(), by any client, as with a file or
-  with NEO: each begin() asks the server once (server_sync). Without that it may see less.
-- A server that hangs does not hang its clients: what it does not answer in time is an error, and
-  the connection is made anew. ZEO itself limits only the time to connect. Time in which a large
-  commit is still being sent does not count, and more is allowed to write it.
-- What is stored waits in the memory of the client until it is sent: not much of it does.
-- What only reads is asked again over the next connection, if one is lost meanwhile.
-- A new connection to a server that says what has changed leaves everything else as it is. ZEO
-  itself forgets all that Connections have. Of one that cannot say it, changed_since() asks.
-- Many objects are asked for at once (load_all), and wait for the server once.
-- What is new never gets an oid that was given before. A server that was killed gives those again
-  that it had given, and that were not committed; and so ZEO does, in one transaction.
-- Large objects, blocks of arrays above all, are not written to the file that is ZEO's cache, nor to
-  that in which it keeps a commit: pages have their bytes.
+- A transaction sees all commits of all clients before its begin(), as with a file or with NEO: each
+  begin() asks the server once (server_sync). Without that, it may see less.
+- A server that hangs does not hang its clients: a late answer is an error, and the client connects
+  again. ZEO itself limits only the time to connect. The time to send a large commit does not count,
+  and the server gets more time to write it.
+- Only a limited part of a commit waits in the memory of the client to be sent.
+- If a connection is lost, requests that only read are repeated over the next one.
+- After a new connection, the server says what has changed, and all other objects and pages stay.
+  ZEO itself drops all objects of Connections. If the server does not know, changed_since() asks it.
+- load_all requests many objects at once, and waits for the server once.
+- A new object never gets an oid that was given before. A server that was killed gives uncommitted
+  oids again, and ZEO itself would use one twice in a transaction.
+- Large objects, mostly blocks of arrays, are not written to the file of ZEO's cache, nor to its
+  temporary file of a commit: pages have their bytes.
 
-It knows ZEO. It does not know URLs.
+This module knows ZEO, but not URLs.
 """
 
 from __future__ import annotations
@@ -50,28 +50,28 @@ __all__ = ["WAIT", "ZEOClient"]
 
 log = logging.getLogger(__name__)
 
-WAIT = 30  # for a server that is not there, or does not answer [s]
+WAIT = 30  # for a connection, or an answer [s]
 
-_CACHE_SIZE = 20 << 20  # as ZEO has it [bytes]
-_LARGE = 16  # what is more than this part of the cache is not in it
+_CACHE_SIZE = 20 << 20  # ZEO's default [bytes]
+_LARGE = 16  # objects larger than this part of the cache are not in it
 
-_LOOK = 1.0  # how often a wait looks whether there is still a connection to wait for [s]
+_LOOK = 1.0  # how often a waiting thread checks that there is still a connection [s]
 
-#: what may take longer: the server works on it
+#: calls that may take longer, as the server works on them
 _UNLIMITED = {"pack"}
 
-_SLOW = 4 << 20  # a server writes no slower, or seems to hang [bytes/s]
+_SLOW = 4 << 20  # a server that writes slower than this seems to hang [bytes/s]
 
 _PROGRESS = 4096  # less is requests of other threads, on their way at that moment [bytes]
 
 _STORES = {"storea", "restorea"}  # their third argument is data
-_STEP = 8 << 20  # of what is stored [bytes]
-_STEPS_AHEAD = 4  # that may be under way
+_STEP = 8 << 20  # of stored data [bytes]
+_STEPS_AHEAD = 4  # under way at a time
 
-#: objects that the server is asked about, rather than to forget them all
+#: up to this many objects, the client asks the server what changed, and does not drop them all
 _MOST_ASKED = 20_000
 
-#: what may be asked twice
+#: calls that may be repeated
 _READS = {"getTid", "lastTransaction", "loadSerial", "ping"}
 
 
@@ -87,7 +87,7 @@ class ZEOClient(Client):
     server_sync : bool
         See above; False is faster by a round trip a transaction.
     cache_size : int
-        Of ZEO's cache on disk [bytes]; objects up to 1/16 of it are in it.
+        Of ZEO's cache on disk [bytes]; it keeps objects up to 1/16 of this.
     client, var : str
         Name and folder of a cache that stays; without a name it is a temporary file.
     **options
@@ -139,7 +139,7 @@ class ZEOClient(Client):
             ) from e
         of_this_process(self)
 
-    _newest = b""  # oid that was given
+    _newest = b""  # the largest oid that was given
 
     def registerDB(self, db: Any) -> None:
         """See ClientStorage."""
@@ -164,8 +164,8 @@ class ZEOClient(Client):
         if self._objects.takes(data):
             super().store(oid, serial, data, version, txn)
             return
-        # ZEO writes data to a temporary file, to have it for its cache when the commit is finished:
-        # in pickles of protocol 1, bytes as text, which takes as long as to send them.
+        # ZEO writes data to a temporary file, for its cache after the commit: in pickles of
+        # protocol 1, with bytes as text, which takes as long as sending them.
         self.send_record(oid, serial, data, txn)
 
     def pack(
@@ -184,13 +184,13 @@ class ZEOClient(Client):
                 return oid
 
     def load_all(self, oids: list[bytes], before: bytes) -> list[tuple[bytes, bytes, Any] | None]:
-        """Return what loadBefore() does, for many objects; asked for at once. In any thread."""
+        """Return what loadBefore() does, for many objects at once. In any thread."""
         return self.network.load_all(oids, before)  # type: ignore[no-any-return]
 
     def changed_since(self, oids: Collection[bytes], tid: bytes) -> set[bytes] | None:
-        """Return which objects have changed at a tid or later; None: there is no saying.
+        """Return which objects have changed at a tid or later; None if that is not known.
 
-        The server is asked for all of them at once: it takes a round trip, and little of the wire.
+        This takes one round trip and little data for all of them.
         """
         if len(oids) > _MOST_ASKED:
             return None
@@ -201,13 +201,13 @@ class ZEOClient(Client):
         except ClientDisconnected:
             return None
         except Exception:
-            log.warning("it cannot be asked which objects have changed", exc_info=True)
+            log.warning("the server does not say which objects have changed", exc_info=True)
             return None
 
     def histories(self, oids: list[bytes]) -> list[dict[str, Any] | None]:
-        """Return what history() does of the last records of objects; asked for at once.
+        """Return the last entry of history() for many objects at once.
 
-        None for those that are not there.
+        None for objects that do not exist.
         """
         return [self._entry(f) for f in self.network.ask_all("history", [(o, 1) for o in oids])]
 
@@ -227,9 +227,9 @@ class ZEOClient(Client):
 
 
 class _ToldDB:
-    """The database, as its storage knows it: it forgets nothing because of a new connection.
+    """The database, as its storage knows it: a new connection does not empty its caches.
 
-    That is where a ClientStorage calls invalidateCache() when the server has said what changed.
+    A ClientStorage calls invalidateCache() here although the server has said what changed.
     """
 
     told = False
@@ -276,7 +276,7 @@ class _LimitedThread(Network):
         self.client.verify = self._verify
         self._receive()
         self._stored = 0  # by the transaction [bytes]
-        #: of which the answers say that what was stored before has arrived; ascending
+        #: requests whose answers show that all data stored before them has arrived; ascending
         self._pings: deque[Future] = deque()
         #: connections that were not ready when a caller had waited for one
         self._late: weakref.WeakSet[Protocol] = weakref.WeakSet()
@@ -292,7 +292,7 @@ class _LimitedThread(Network):
         await ClientIO.verify(self.client, server_tid)
 
     def _receive(self) -> None:
-        """Have what connections receive go through a Receiver; before they are made."""
+        """Make connections receive through a Receiver; called before they are made."""
         for protocol in self.client.protocols:
             protocol.protocol_factory = partial(Receiver, protocol)
 
@@ -301,7 +301,7 @@ class _LimitedThread(Network):
         ask = super().call
         if method in _READS:
             return self._again(lambda: ask(method, *args, **kw))
-        if method == "vote":  # the server writes all that is stored
+        if method == "vote":  # the server writes all stored data
             kw["more"] = self._stored / _SLOW
         if method not in _UNLIMITED or not kw.get("wait", True):
             return ask(method, *args, **kw)
@@ -313,7 +313,7 @@ class _LimitedThread(Network):
         return self._again(lambda: ask(oid, tid))
 
     def _again(self, ask: Callable[[], Any]) -> Any:
-        """Ask; and again, if the connection was lost in the middle of it."""
+        """Send a request; repeat it if the connection was lost meanwhile."""
         start = time.monotonic()
         while True:
             try:
@@ -326,14 +326,14 @@ class _LimitedThread(Network):
 
     def load_all(self, oids: list[bytes], before: bytes) -> list[Any]:
         """See ZEOClient."""
-        # past the cache: what is read so becomes a page
+        # past the cache: the bytes become a page
         calls = [(oid, before) for oid in oids]
         return self._again(  # type: ignore[no-any-return]
             lambda: [answer.result() for answer in self.ask_all("loadBefore", calls)]
         )
 
     def ask_all(self, method: str, calls: Sequence[tuple[Any, ...]]) -> list[Future]:
-        """Ask for many things at once, and wait for all answers: these are done, or have failed."""
+        """Send many requests at once, and wait until each has an answer, or has failed."""
         return self.io_call(self._ask_all(method, calls))  # type: ignore[no-any-return]
 
     async def _ask_all(self, method: str, calls: Sequence[tuple[Any, ...]]) -> list[Future]:
@@ -347,7 +347,7 @@ class _LimitedThread(Network):
         return answers
 
     def async_(self, method: str, *args: Any) -> None:
-        """See ClientRunner. What is to be stored is not sent faster than the server takes it."""
+        """See ClientRunner. Data is not sent faster than the server takes it."""
         super().async_(method, *args)
         if method == "tpc_begin":
             self._stored = 0
@@ -357,7 +357,7 @@ class _LimitedThread(Network):
                 self.io_call(self._keep_up())
 
     async def _keep_up(self) -> None:
-        """Wait until all has arrived but the last of what was sent: it is in memory until then."""
+        """Wait until all data but the last steps has arrived: until then it is in memory."""
         pings = self._pings
         while pings and pings[0].done():
             pings.popleft()
@@ -376,10 +376,10 @@ class _LimitedThread(Network):
             return self._limited_result(future, 2 * self.timeout + more) if wait else future
         finally:
             if self.loop.is_closed():
-                coro.close()  # which may never have begun
+                coro.close()  # it may never have begun
 
     def _limited_result(self, future: Any, limit: float) -> Any:
-        """Return what comes of a call; of one whose loop was closed meanwhile nothing ever does."""
+        """Return the result of a call; if its loop was closed meanwhile, raise."""
         start = since = time.monotonic()
         most = 0  # was left to send since the last progress [bytes]
         while True:
@@ -427,9 +427,9 @@ class _LimitedThread(Network):
     # ---- in the thread of the connection ----
 
     def _give_up(self, why: str) -> None:
-        """The server hangs: all who wait for its answers are told, before one may come after all.
+        """The server hangs: all waiting threads get an error, before a late answer may come.
 
-        Otherwise a commit could be told to have failed here, and be finished there.
+        Otherwise a commit could fail here, and be finished there.
         """
         protocol = self.client.protocol
         if protocol is None:
@@ -438,14 +438,14 @@ class _LimitedThread(Network):
         self.client.disconnected(protocol)
 
     def _abort_late(self) -> None:
-        """Have other connections made, where those are not ready that somebody waited for before.
+        """Replace connections that are not ready, if a thread waited for them before.
 
         The network may have forgotten them.
         """
         if self.client.operational or self.client.closed:
             return
         for protocol in [self.client.protocol, *self.client.protocols]:
-            # who is not connected at all tries again and again by itself
+            # a client that is not connected at all tries again and again by itself
             if protocol is None or protocol.closed or protocol.sm_protocol is None:
                 continue
             if protocol in self._late:
@@ -456,7 +456,7 @@ class _LimitedThread(Network):
 
 
 def _heard(answer: Future) -> Future:
-    """Let nobody complain that an answer, which may be an error, was not looked at."""
+    """Retrieve an exception, so that asyncio does not report that it was never retrieved."""
     answer.add_done_callback(Future.exception)
     return answer
 
@@ -464,4 +464,4 @@ def _heard(answer: Future) -> Future:
 def _abort(protocol: Protocol, why: str) -> None:
     transport = protocol.sm_protocol.transport
     protocol.close(why)
-    transport.abort()  # what was not sent is not sent any more
+    transport.abort()  # unsent data is dropped

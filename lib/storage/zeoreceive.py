@@ -1,15 +1,15 @@
-"""Receiver, decoder: large messages of a ZEO server are not copied in vain.
+"""Receiver, decoder: large messages of a ZEO server without needless copies.
 
 ZEO itself receives pieces, each into new memory, joins them, and decodes them with zodbpickle,
 which copies a large object three times: 4 ms for 2 MiB, in the thread that all loads wait for. Here
-large messages have one buffer for all of them, which the socket is read into; and Python's own
-pickle, which knows to read into place, copies what is in it once: a quarter of a millisecond.
+the socket is read into one buffer for all large messages. Python's own pickle, which can read into
+place, copies the data once: a quarter of a millisecond.
 
-A size that a server announces is not a size to allocate: the buffer of a very large message grows
-with what arrives, to twice of it at most.
+The announced size of a message is not allocated: the buffer of a very large message grows with the
+bytes that arrive, to twice their size at most.
 
-It knows how messages are framed, and ZEO's Protocol as what takes them. It does not know what they
-mean. All of it runs in the thread of the connection.
+This module knows the framing of messages, and ZEO's Protocol, which takes them. It does not know
+their meaning. All of it runs in the thread of the connection.
 
 Where the next bytes go:
 
@@ -48,7 +48,7 @@ _KEEP = 16 << 20  # a larger buffer is not kept [bytes]
 
 
 def decoder(protocol: Protocol) -> Callable[[bytes | memoryview], Any]:
-    """Return what decodes the messages of a connection; large ones fast."""
+    """Return the decoder of the messages of a connection, fast for large ones."""
     decode: Callable[[bytes | memoryview], Any] = protocol.decode
     if protocol.protocol_version[:1] != b"Z":
         return decode  # msgpack copies once
@@ -58,7 +58,7 @@ def decoder(protocol: Protocol) -> Callable[[bytes | memoryview], Any]:
             try:
                 return _Unpickler(io.BufferedReader(_Raw(message))).load()
             except Exception:
-                # of what only zodbpickle knows, if it does
+                # zodbpickle may know its opcodes
                 log.debug("a message of a ZEO server is not a plain pickle", exc_info=True)
         return decode(message)
 
@@ -67,12 +67,12 @@ def decoder(protocol: Protocol) -> Callable[[bytes | memoryview], Any]:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        """See Unpickler: as ZEO has it, nothing but exceptions, and what is harmless."""
+        """See Unpickler: as in ZEO, only exceptions and harmless classes."""
         return find_global(module, name)
 
 
 class _Raw(io.RawIOBase):
-    """A message, as a file: a BufferedReader of it reads what is large right into place."""
+    """A message as a file: a BufferedReader of it reads large pieces right into place."""
 
     def __init__(self, message: memoryview) -> None:
         self._rest = message
@@ -90,7 +90,7 @@ class _Raw(io.RawIOBase):
 
 
 class Receiver(BufferedProtocol):
-    """What a transport talks to, for a Protocol of ZEO: it gives it messages."""
+    """The protocol of a transport: it passes messages to a Protocol of ZEO."""
 
     def __init__(self, protocol: Protocol) -> None:
         self._protocol = protocol
@@ -98,7 +98,7 @@ class Receiver(BufferedProtocol):
         self._small = memoryview(bytearray(_SMALL))
         self._start = self._end = 0
         self._large = memoryview(b"")
-        self._got = self._want = 0  # of a large message; 0 wanted: there is none
+        self._got = self._want = 0  # bytes of a large message; _want is 0 if there is none
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """See BufferedProtocol."""
@@ -128,7 +128,7 @@ class Receiver(BufferedProtocol):
             start = self._start + _HEADER.size
             if size > _SMALL - _HEADER.size:
                 if self._protocol.protocol_version is None:
-                    # As ZEO does it; which would wait for all of it, a gigabyte of "SSH-".
+                    # ZEO's own check would wait for the whole message, a gigabyte for "SSH-".
                     self._start = self._end
                     begin = bytes(small[: min(self._end, 100)])
                     self._protocol.client.register_failed(self._protocol, ProtocolError(begin))
@@ -146,7 +146,7 @@ class Receiver(BufferedProtocol):
         self._start, self._end = 0, rest
 
     def _begin_large(self, size: int, begin: memoryview) -> None:
-        """Receive a message that does not fit into `small`, which has its beginning."""
+        """Begin a message that does not fit into `small`, where its first bytes are."""
         first = min(size, _FIRST)
         if len(self._large) < first:
             self._large = memoryview(bytearray(first))
@@ -155,7 +155,7 @@ class Receiver(BufferedProtocol):
         self._start = self._end
 
     def _receives(self) -> bool:
-        """Say whether it is not closed; what comes after that is nobody's."""
+        """Pass a message on; say whether the connection is still open."""
         return self._protocol.sm_protocol.receive is not None
 
     def _give(self, message: bytes | memoryview) -> None:
@@ -164,9 +164,9 @@ class Receiver(BufferedProtocol):
         try:
             self._protocol.sm_protocol.receive(message)
         except Exception:
-            log.exception("a message of a ZEO server, of %d bytes, is not understood", len(message))
+            log.exception("a message of a ZEO server, of %d bytes, cannot be decoded", len(message))
 
-    # ---- what else a transport says ----
+    # ---- other calls of a transport ----
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         """See BufferedProtocol."""

@@ -82,7 +82,7 @@ Examples:
     "as_what",
     type=click.Choice(["array", "zarr"]),
     default="array",
-    help="For a Zarr folder: an array, or the whole folder with its chunks and codecs.  [default: array]",
+    help="For a Zarr folder: an array, or all of it with chunks and codecs.  [default: array]",
 )
 @click.option("--dtype", type=DtypeType(), help="For raw bytes or a CSV file.  [default: f8]")
 @click.option("--shape", type=ShapeType(), help="For raw bytes.  [default: 1-d]")
