@@ -13,12 +13,13 @@ from BTrees.OOBTree import OOBTree
 from persistent import Persistent
 from persistent.mapping import PersistentMapping
 from support import ROOT
+from support.stateload import StateLoadError
 from transaction import TransactionManager
 from zc.lockfile import LockError
 from ZODB.DB import DB
 from ZODB.FileStorage.FileStorage import FileStorageFormatError
 from ZODB.MappingStorage import MappingStorage
-from ZODB.POSException import ConnectionStateError, ReadOnlyError, StateLoadError
+from ZODB.POSException import ConnectionStateError, ReadOnlyError
 from ZODB.utils import p64, u64
 
 from wendelin.lib.storage import storlimits
