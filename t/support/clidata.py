@@ -1,6 +1,7 @@
 """Databases that tests of the program have: with arrays in all kinds of places."""
 
 import contextlib
+import warnings
 
 import numpy as np
 import transaction
@@ -11,6 +12,7 @@ from persistent.list import PersistentList
 from persistent.mapping import PersistentMapping
 
 from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigarray.plain import PlainContainerWarning
 from wendelin.bigfile.file_zodb import ZBigFile
 from wendelin.lib.zodb import dbclose, dbopen
 
@@ -33,7 +35,8 @@ def database(url):
     """Open a database; yield its root. What is not committed is not kept."""
     root = dbopen(url)
     try:
-        yield root
+        with warnings.catch_warnings(action="ignore", category=PlainContainerWarning):
+            yield root
     finally:
         transaction.abort()
         dbclose(root)

@@ -24,6 +24,7 @@ from ZODB.utils import z64
 from wendelin.cli.address import Address, join
 from wendelin.cli.arguments import AddressType, json_option, replace_option, step_option
 from wendelin.cli.arrays import ArraySource
+from wendelin.cli.attributes import attrs_of
 from wendelin.cli.database import opened, opened_to_write, storage_opened, tid_time
 from wendelin.cli.errors import Failure
 from wendelin.cli.output import (
@@ -318,6 +319,7 @@ def _copy_array(
         array = find_array(here, source)
         of = {"url": source.url, "path": list(source.path), "oid": array._p_oid.hex()}
         with closing(ArraySource(array, of)) as reader:
+            reader.attrs, unread = attrs_of(here, array)
             target = Target(
                 there, destination, reader, replace, array.zfile.blksize, array._zblk_fmt
             )
@@ -326,7 +328,7 @@ def _copy_array(
                 f"copy {join(source.path)}", array.nbytes, in_bytes=True, done=before
             ) as tell:
                 fill(target, reader, step, tell)
-        left = array.others
+        left = sorted([*array.others, *unread])
         facts = {**layout_json(reader.layout), "bytes": array.nbytes, "attributes_left": left}
         size = array.nbytes
     if as_json:

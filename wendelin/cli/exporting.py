@@ -17,6 +17,7 @@ from wendelin.cli.arguments import (
     step_option,
 )
 from wendelin.cli.arrays import ArraySource
+from wendelin.cli.attributes import attrs_of
 from wendelin.cli.database import opened
 from wendelin.cli.errors import Failure, explain
 from wendelin.cli.files import (
@@ -38,6 +39,7 @@ from wendelin.cli.output import (
     shown_tid,
     shown_time,
     size_text,
+    warn,
 )
 from wendelin.cli.part import Part
 from wendelin.cli.stored import Stored
@@ -156,6 +158,7 @@ def export(
             return
         array = find_array(database, address)
         source = ArraySource(array, {})
+        source.attrs, source.left_out = attrs_of(database, array)
         check_size(source, what)
         tid = zconn_at(array._p_jar)
         part.begin(
@@ -194,6 +197,8 @@ def _export(
         sink = open_sink(what, part.path, source.layout, options, resume=bool(before))
         if before:
             sink.resume(part.position)
+        elif left := [*source.left_out, *(sink.set_attrs(source.attrs) if source.attrs else ())]:
+            warn("export", f"left out, attributes that {what.path} cannot have: {', '.join(left)}")
         total = source.layout.size * itemsize
         with progress(f"export {name}", total, in_bytes=True, done=before * itemsize) as tell:
             write(source, sink, part, step, tell)

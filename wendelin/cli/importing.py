@@ -32,6 +32,7 @@ from wendelin.cli.output import (
     progress,
     say,
     size_text,
+    warn,
 )
 from wendelin.cli.transfer import Target, fill
 from wendelin.cli.zarrgroups import Folder, import_folder
@@ -145,6 +146,8 @@ def import_file(
         target = Target(root, address, source, replace, blksize, zblk_fmt)
         itemsize = source.layout.dtype.itemsize
         before, total = target.done * itemsize, source.layout.size * itemsize
+        if source.left_out and not target.resumed:
+            warn("import", f"left out, attributes of {what.path}: {', '.join(source.left_out)}")
         with progress(
             f"import {os.path.basename(what.path)}", total, in_bytes=True, done=before
         ) as tell:

@@ -147,6 +147,8 @@ class StoredArray(BigArray):
         self.cls = stored.cls
         #: names of the attributes of users and subclasses
         self.others = sorted({n for n, _ in _own(stored) if n != "zfile" and n[:1] != "_"})
+        #: what has its attributes: a Ref of it
+        self.attrs = found if isinstance(found := attributes.get("_attrs"), Ref) else None
         self.zfile = _file(stored.database.stored(file))
         self._handle: BigFileH | None = None
 

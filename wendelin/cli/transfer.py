@@ -215,6 +215,7 @@ class Target:
         try:
             shape, dtype, order = source.layout
             self.array = ZBigArray(shape, dtype, order, blksize, zblk_fmt)
+            self.array.attrs.update(source.attrs)
         except (TypeError, ValueError) as e:
             raise Failure(f"{source.identity().get('file', 'the source')}: {e}") from e
         self._progress = PersistentMapping(source=identity, done=0, array=self.array)

@@ -7,7 +7,8 @@ them. If a file has axes and no such order, slabs() says which parts of axes the
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +66,9 @@ class Source(ABC):
     layout: Layout
     #: of text: the first line, if it has names and not data
     header: list[str] | None = None
+    #: attributes, as an array takes them, and the names of those that it cannot take
+    attrs: Mapping[str, Any] = MappingProxyType({})
+    left_out: Sequence[str] = ()
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Return elements [start, stop), as a 1-d array of the layout's dtype.
@@ -135,6 +139,10 @@ class Sink(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close what is open, finished or not."""
+
+    def set_attrs(self, attrs: Mapping[str, Any]) -> list[str]:
+        """Write attributes; return the names of those that such a file cannot have."""
+        return list(attrs)
 
     def sync(self) -> int:
         """Sync what was written to the disk; return what resume() needs to know."""

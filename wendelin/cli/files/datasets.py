@@ -6,7 +6,7 @@ The modules hdf5 and zarrs know the files of these libraries, and what is refuse
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wendelin.cli.errors import Failure
+from wendelin.cli.files.attributes import Attributes
 from wendelin.cli.files.base import Layout, Sink, Source, slabs
 from wendelin.cli.files.convert import elements, plain
 from wendelin.lib.calc import mul
@@ -60,6 +61,7 @@ class DatasetSource(Source):
         Closes its file.
     stored : list of tuple of int, optional
         Where the stored chunks begin: others are zeros. None: all may be stored.
+    attributes : Attributes
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class DatasetSource(Source):
         identity: dict[str, Any],
         close: Callable[[], None] = lambda: None,
         stored: list[tuple[int, ...]] | None = None,
+        attributes: Attributes = ({}, []),
     ) -> None:
         self._dataset = dataset
+        self.attrs, self.left_out = attributes
         shape = tuple(map(int, dataset.shape))
         self._axes = len(shape)  # of the dataset
         self.layout = Layout(shape, plain(dataset.dtype), "C").with_axes()
@@ -172,6 +176,8 @@ class DatasetSink(Sink):
         Closes its file.
     resumable : bool
         See Sink.
+    set_attrs
+        Writes attributes to a dataset: see Sink.
     """
 
     def __init__(
@@ -181,7 +187,10 @@ class DatasetSink(Sink):
         dtype: np.dtype[Any],
         close: Callable[[], None] = lambda: None,
         resumable: bool = False,
+        *,
+        set_attrs: Callable[[Any, Mapping[str, Any]], list[str]],
     ) -> None:
+        self._set_attrs = set_attrs
         self._dataset = dataset
         self._layout = layout
         self.dtype = dtype
@@ -189,6 +198,10 @@ class DatasetSink(Sink):
         self.resumable = resumable
         self.sparse = layout.dtype.kind in NUMBERS
         self.together = mul(chunks_of(layout))
+
+    def set_attrs(self, attrs: Mapping[str, Any]) -> list[str]:
+        """See Sink."""
+        return self._set_attrs(self._dataset, attrs)
 
     def _write(self, start: int, values: NDArray[Any]) -> None:
         shape, fortran = self._layout.shape, self._layout.order == "F"

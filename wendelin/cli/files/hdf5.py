@@ -7,11 +7,13 @@ stranger's file could bring bytes of any of the user's files into an array.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from wendelin.cli.errors import Failure
+from wendelin.cli.files.attributes import from_hdf5, to_hdf5
 from wendelin.cli.files.base import Layout
 from wendelin.cli.files.convert import packed, plain, without_titles
 from wendelin.cli.files.datasets import DatasetSink, DatasetSource, chunks_of, library
@@ -170,7 +172,8 @@ def hdf5_source(path: str, member: str, external: bool, identity: dict[str, Any]
             raise Failure(f"{path}:{name} is an empty dataset, without a shape")
         identity = {**identity, "member": name}
         chunk = dataset.chunks or ()
-        return DatasetSource(dataset, chunk, identity, file.close, _stored(h5py, dataset))
+        stored, attributes = _stored(h5py, dataset), from_hdf5(h5py, dataset)
+        return DatasetSource(dataset, chunk, identity, file.close, stored, attributes)
     except BaseException:
         file.close()
         raise
@@ -211,7 +214,8 @@ def hdf5_sink(path: str, layout: Layout, member: str) -> DatasetSink:
             told = _dtype_for(h5py, known)
             dataset = file.create_dataset(member, layout.shape, told, chunks=chunks)
             if plain(dataset.dtype) == known:
-                return DatasetSink(dataset, layout, told, file.close)
+                set_attrs = partial(to_hdf5, h5py)
+                return DatasetSink(dataset, layout, told, file.close, set_attrs=set_attrs)
             del file[member]
         raise TypeError(f"h5py makes {dataset.dtype} of it")
     except (TypeError, ValueError) as e:

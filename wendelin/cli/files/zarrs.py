@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from wendelin.cli.errors import Failure
+from wendelin.cli.files.attributes import from_zarr, to_zarr
 from wendelin.cli.files.base import Layout
 from wendelin.cli.files.convert import packed, plain, without_titles
 from wendelin.cli.files.datasets import NUMBERS, DatasetSink, DatasetSource, chunks_of, library
@@ -57,7 +58,8 @@ def zarr_source(path: str, member: str, external: bool, identity: dict[str, Any]
     meta = [os.path.join(path, found.path, file) for file in ("zarr.json", ".zarray")]
     changed = [os.stat(file).st_mtime_ns for file in meta if os.path.exists(file)]
     identity = {**identity, "member": found.path, "changed": changed}
-    return DatasetSource(found, found.shards or found.chunks, identity)
+    chunk = found.shards or found.chunks
+    return DatasetSource(found, chunk, identity, attributes=from_zarr(found.attrs))
 
 
 def _array(zarr: Any, found: Any, path: str, member: str) -> Any:
@@ -84,7 +86,8 @@ def zarr_sink(path: str, layout: Layout, member: str, resume: bool) -> DatasetSi
     zarr = library("zarr", "zarr")
     if resume:
         dataset = zarr.open_array(path, path=member, mode="r+", config=_WRITE_ALL)
-        return DatasetSink(dataset, layout, plain(dataset.dtype), resumable=True)
+        dtype = plain(dataset.dtype)
+        return DatasetSink(dataset, layout, dtype, resumable=True, set_attrs=to_zarr)
     dtype = packed(without_titles(layout.dtype))  # it has fields, and no offsets of them
     # Version 3 has numbers, but no byte order; its structures, text and bytes are not settled.
     # These are written in version 2, if it has them.
@@ -112,7 +115,7 @@ def zarr_sink(path: str, layout: Layout, member: str, resume: bool) -> DatasetSi
                 overwrite=True,
                 **settings,
             )
-            return DatasetSink(dataset, layout, found, resumable=True)
+            return DatasetSink(dataset, layout, found, resumable=True, set_attrs=to_zarr)
     raise Failure(f"a Zarr array cannot have dtype {layout.dtype}: {why}") from why
 
 
