@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import ast
 import re
-import time
-from datetime import UTC, datetime, timedelta
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
 import click
 import numpy as np
 from click.shell_completion import CompletionItem
-from persistent.TimeStamp import TimeStamp
-from ZODB.utils import p64, u64
 
 from wendelin.bigfile.virtmem.backend import BigFile
 from wendelin.bigfile.virtmem.handle import ram_stat
 from wendelin.cli.address import Address, parse_index
 from wendelin.cli.transfer import STEP
 from wendelin.lib.sizes import parse_size
+from wendelin.tree.moments import moment
 
 __all__ = [
     "AddressType",
@@ -103,7 +100,7 @@ class AddressType(_Type):
 
 
 class MomentType(_Type):
-    """A moment of a database: a tid, or the end of the given day, minute or second."""
+    """A moment of a database: a tid, the end of the day or minute that is named, '3 days ago'."""
 
     name = "TID|TIME"
 
@@ -113,36 +110,10 @@ class MomentType(_Type):
         """Return the last tid of the moment."""
         if isinstance(value, bytes):
             return value
-        if match := re.fullmatch(r"(?:0x)?([0-9a-fA-F]{16})", value):
-            return bytes.fromhex(match[1])
         try:
-            begin = datetime.fromisoformat(value).astimezone()
-            if begin.timestamp() > time.time():
-                self.fail(f"{value!r} is in the future", param, ctx)
-            end = begin + _precision(value)
-            at = end.astimezone(UTC)
-            stamp = TimeStamp(*at.timetuple()[:5], at.second + at.microsecond / 1e6).raw()
-            return p64(u64(stamp) - 1)  # type: ignore[no-any-return]
-        except (ValueError, OverflowError, OSError) as e:
-            self.fail(
-                f"{value!r} is neither a tid, 16 hexadecimal digits, nor a time, as in "
-                f"2026-01-31T18:30 ({e})",
-                param,
-                ctx,
-            )
-
-
-def _precision(text: str) -> timedelta:
-    """Return the length of what a time names: from a day down to a microsecond."""
-    match = re.match(r"[^T ]+([T ]\d\d(:?\d\d(:?\d\d([.,]\d+)?)?)?)?", text)
-    hours, minutes, seconds, fraction = match.groups() if match else (None,) * 4
-    if fraction:
-        return timedelta(microseconds=10 ** max(0, 7 - len(fraction)))
-    if seconds:
-        return timedelta(seconds=1)
-    if minutes:
-        return timedelta(minutes=1)
-    return timedelta(hours=1) if hours else timedelta(days=1)
+            return moment(value)
+        except ValueError as e:
+            self.fail(str(e), param, ctx)
 
 
 class SizeType(_Type):

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from typing import Any
 
 import click
 import transaction
-from persistent.TimeStamp import TimeStamp
 from zc.lockfile import LockError
 from ZODB.POSException import POSKeyError, ReadOnlyError
 from ZODB.utils import z64
@@ -22,13 +20,9 @@ from wendelin.cli.errors import Failure, explain
 from wendelin.cli.stored import Database
 from wendelin.lib.storage.snapshot import Snapshot
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
+from wendelin.tree.moments import tid_time
 
 __all__ = ["opened", "opened_to_write", "storage_opened", "tid_time"]
-
-
-def tid_time(tid: bytes) -> datetime:
-    """Return when a transaction was, in local time."""
-    return datetime.fromtimestamp(TimeStamp(tid).timeTime()).astimezone()
 
 
 def _refuse(url: str, error: Exception) -> Failure:

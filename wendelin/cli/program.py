@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -29,6 +30,18 @@ class Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         """See click.Group."""
         return sorted(self._found())
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """See click.Group: of a command that is not there, say which may be meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as e:
+            alike = get_close_matches(args[0], self._found(), 1)
+            if alike:
+                e.message = f"{e.message.rstrip('.')}: did you mean {alike[0]!r}?"
+            raise
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """See click.Group."""

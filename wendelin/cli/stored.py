@@ -56,6 +56,7 @@ __all__ = [
     "lookup",
     "may_hold",
     "name_of",
+    "node_oids",
     "parts",
 ]
 
@@ -480,6 +481,23 @@ def _node(tree: Stored, ref: Ref) -> tuple[Stored, bool]:
     if not kind.keys and node.cls != tree.cls:
         raise RecordError(f"a damaged BTree: a {node.cls} in it")
     return node, kind.bucket
+
+
+def node_oids(value: Stored) -> list[bytes]:
+    """Return the oids of an object's records: of a BTree, those of its nodes, its own first."""
+    oids = [value.oid]
+    if _kind(value.cls).keys:
+        todo = [value]
+        while todo:
+            node = todo.pop()
+            bucket = _kind(node.cls).bucket
+            found = _bucket_pairs(node.state) if bucket else _inner(node.state)
+            if isinstance(found, tuple):
+                for ref in found[0]:
+                    if ref.oid not in oids:
+                        oids.append(ref.oid)
+                        todo.append(_node(value, ref)[0])
+    return oids
 
 
 def _tree_parts(tree: Stored, bucket: bool) -> Iterator[list[Pair]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 from collections import deque
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -49,10 +50,12 @@ __all__ = [
     "find_array",
     "is_of_object",
     "progress_of",
+    "visit",
     "walk",
 ]
 
 _SHOWN = 8  # names that an error lists
+_ALIKE = 1000  # names that a wrong one is compared with
 _DEEP = 10_000  # names of a path: the paths of a chain take the square of its length
 
 #: the object of an unfinished import has the array's name and this suffix: see transfer
@@ -109,15 +112,15 @@ def _names(obj: Any) -> Iterator[str]:
         yield name_of(name)
 
 
-def find(database: Database, address: Address) -> Any:
-    """Return the object at an address: see stored.
+def find(database: Database, address: Address, start: Any = None) -> Any:
+    """Return the object at an address, from the root, or another object: see stored.
 
     Raises
     ------
     Failure
         There is none.
     """
-    obj = database.root
+    obj = database.root if start is None else start
     for i, name in enumerate(address.path):
         try:
             obj = database.get(_child(obj, name))
@@ -129,8 +132,10 @@ def find(database: Database, address: Address) -> Any:
                 f"path cannot distinguish them: rename one of them in a program"
             ) from None
         except KeyError:
-            names = list(islice(_names(obj), _SHOWN + 1))
+            names = list(islice(_names(obj), _ALIKE))
             have = ", ".join(map(quote, names[:_SHOWN])) + (", ..." if names[_SHOWN:] else "")
+            if alike := get_close_matches(name, names, 1):
+                have += f". Did you mean {quote(alike[0])}?"
             raise Failure(
                 f"{Address(address.url, address.path[:i])} has no {name!r}: "
                 + (f"it has {have}" if names else f"it is a {class_of(obj)}, and empty")
@@ -239,6 +244,22 @@ def walk(
     tell
         Called with the number of objects that were read.
     """
+    for at, obj in visit(database, start, path, tell):
+        if isinstance(obj, Exception):
+            yield Unreadable(at, obj)
+        elif isinstance(obj, StoredArray | StoredFile):
+            yield Found(at, obj)
+        elif not is_read(obj) and has_references(obj):
+            yield Unknown(at, class_of(obj))
+
+
+def visit(
+    database: Database, start: Any, path: Path = (), tell: Callable[[int], None] = lambda n: None
+) -> Iterator[tuple[Path, Any]]:
+    """Yield (path, object) of all persistent objects that can be reached; see walk().
+
+    An exception stands for an object that does not load.
+    """
     todo = deque([_Node(start, "", None, 0)])
     seen: set[bytes] = set()
     if isinstance(start, Stored):
@@ -249,16 +270,13 @@ def walk(
         node = todo.popleft()
         try:
             obj = database.get(node.obj)
-            if isinstance(obj, StoredArray | StoredFile):
-                yield Found(path + node.path(), obj)
-            else:
+            if not isinstance(obj, StoredArray | StoredFile):
                 todo.extend(_children(node._replace(obj=obj), seen))
-                if not is_read(obj) and has_references(obj):
-                    yield Unknown(path + node.path(), class_of(obj))
         except Exception as e:
             if not is_of_object(e):
                 raise
-            yield Unreadable(path + node.path(), e)
+            obj = e
+        yield path + node.path(), obj
         tell(1)
 
 

@@ -1,0 +1,98 @@
+"""wendelin append: rows of a file, appended to an array."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+import click
+import numpy as np
+import transaction
+
+from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.cli.address import Address, join
+from wendelin.cli.arguments import (
+    AddressType,
+    DtypeType,
+    delimiter_option,
+    json_option,
+    step_option,
+)
+from wendelin.cli.changing import entry_of
+from wendelin.cli.database import opened_to_write
+from wendelin.cli.errors import Failure, explain
+from wendelin.cli.files import Options, open_source, parse_file
+from wendelin.cli.output import print_json, progress, say
+from wendelin.cli.stored import class_of
+
+__all__ = ["append"]
+
+
+@click.command(
+    short_help="Append the rows of a file to an array.",
+    epilog="""\b
+Examples:
+  wendelin append today.npy data.fs#signal
+  wendelin append --columns time,price today.csv data.fs#ticks""",
+)
+@click.argument("file", metavar="FILE[:NAME]")
+@click.argument("address", metavar="URL#path", type=AddressType())
+@click.option("--dtype", type=DtypeType(), help="Of raw bytes; of a CSV file: the array's.")
+@click.option("--columns", help="Of a CSV file: names or numbers, as in time,price or 0,3.")
+@delimiter_option
+@step_option
+@json_option
+def append(
+    file: str,
+    address: Address,
+    dtype: np.dtype[object] | None,
+    columns: str | None,
+    delimiter: str | None,
+    step: int,
+    as_json: bool,
+) -> None:
+    """Append the rows of a file to an array, along its first axis.
+
+    The other axes of the file's array must be those of the array; numbers are converted to its
+    dtype. It is done in transactions of some rows each: if one fails, it is told how many rows were
+    appended.
+    """
+    what = parse_file(file, raw=dtype is not None)
+    names = [name.strip() for name in columns.split(",")] if columns else []
+    with opened_to_write(address.url) as root:
+        A = entry_of(root, address).value
+        if not isinstance(A, ZBigArray):
+            raise Failure(f"{address} is a {class_of(A)}, and not an array")
+        if what.kind == "csv" and dtype is None:
+            dtype = A.dtype
+        options = Options(dtype=dtype, columns=names, delimiter=delimiter)
+        with closing(open_source(what, options)) as source:
+            layout = source.layout
+            if A.ndim == 0 or A._order != "C" or layout.order != "C":
+                raise Failure(f"{address} and {file} must have rows, in C order")
+            if layout.shape[1:] != A.shape[1:] or len(layout.shape) != A.ndim:
+                raise Failure(
+                    f"{file} has shape {layout.shape}, and {address} {A.shape}: all axes but the "
+                    f"first must be the same"
+                )
+            before = len(A)
+            row = max(1, layout.size // max(1, layout.shape[0]))
+            n = max(1, step // max(1, row * A.itemsize))
+            with progress(f"append {join(address.path)}", layout.shape[0]) as tell:
+                for start in range(0, layout.shape[0], n):
+                    stop = min(start + n, layout.shape[0])
+                    try:
+                        values = source.read(start * row, stop * row)
+                        A.append(values.reshape(stop - start, *A.shape[1:]))
+                        transaction.get().note(f"wendelin: append to {join(address.path)}")
+                        transaction.commit()
+                    except (Exception, KeyboardInterrupt) as e:
+                        transaction.abort()
+                        raise Failure(
+                            f"{explain(e)}: {start} of {layout.shape[0]} rows were appended"
+                        ) from e
+                    tell(stop - start)
+        rows = len(A)
+    if as_json:
+        print_json({"path": join(address.path), "appended": rows - before, "rows": rows})
+    else:
+        say(f"{address}: {rows - before} rows appended, {rows} now")

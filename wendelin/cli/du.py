@@ -1,0 +1,66 @@
+"""wendelin du: how much room groups and arrays take."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import click
+
+from wendelin.cli.address import Address, join
+from wendelin.cli.arguments import AddressType, json_option
+from wendelin.cli.database import opened
+from wendelin.cli.errors import explain
+from wendelin.cli.globs import expand
+from wendelin.cli.ls import row_of
+from wendelin.cli.output import console, print_json, progress, size_text, table, warn
+from wendelin.cli.tree import Unknown, Unreadable, find, is_of_object, walk
+
+__all__ = ["du"]
+
+
+@click.command(
+    short_help="Show how much room groups and arrays take.",
+    epilog="""\b
+Examples:
+  wendelin du data.fs
+  wendelin du --depth 3 data.fs#run
+  wendelin du 'data.fs#run/*'""",
+)
+@click.argument("address", metavar="URL[#path]", type=AddressType("possible"))
+@click.option(
+    "-d", "--depth", type=click.IntRange(0), default=1, help="Levels below the path.  [default: 1]"
+)
+@json_option
+def du(address: Address, depth: int, as_json: bool) -> int:
+    """Show how much room groups and arrays take in a database: the newest state of their blocks.
+
+    Each array counts once, at the shortest path. The file has the past besides, until it is packed.
+    """
+    sizes: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    failed = 0
+    with opened(address.url, once=True) as database, progress("objects and blocks") as tell:
+        for start in expand(database, address):
+            for found in walk(database, find(database, Address(address.url, start)), start, tell):
+                if isinstance(found, Unknown):
+                    continue
+                try:
+                    if isinstance(found, Unreadable):
+                        raise found.error
+                    size = row_of("", found.obj, tell).size
+                except Exception as e:
+                    if not is_of_object(e):
+                        raise
+                    failed += 1
+                    warn("du", f"{address.url}#{join(found.path)}: {explain(e)}")
+                    continue
+                last = min(len(found.path), len(start) + depth)
+                for i in range(len(start), last + 1):
+                    sizes[join(found.path[:i])] += size
+                    counts[join(found.path[:i])] += 1
+    if as_json:
+        print_json([{"path": p, "bytes": sizes[p], "arrays": counts[p]} for p in sorted(sizes)])
+    elif sizes:
+        rows = ((size_text(sizes[p]), str(counts[p]), p or "/") for p in sorted(sizes))
+        console().print(table(("stored", "arrays", "path"), rows, "stored arrays"))
+    return 1 if failed else 0

@@ -1,0 +1,51 @@
+"""Paths with * and ?: which objects of a database they mean.
+
+A name that has such a character, and is there, means itself.
+"""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+from wendelin.cli.address import Address, Path
+from wendelin.cli.errors import Failure
+from wendelin.cli.stored import Database, attributes, items, name_of
+from wendelin.cli.tree import find
+from wendelin.tree.containers import is_hidden
+
+__all__ = ["expand"]
+
+
+def expand(database: Database, address: Address) -> list[Path]:
+    """Return the paths that an address means, in their order in the database.
+
+    Raises
+    ------
+    Failure
+        There is none.
+    """
+    found: list[tuple[Path, Any]] = [((), database.root)]
+    for i, name in enumerate(address.path):
+        pattern = "*" in name or "?" in name
+        below: list[tuple[Path, Any]] = []
+        for path, obj in found:
+            try:
+                below.append(((*path, name), find(database, Address("", (name,)), obj)))
+            except Failure:
+                if pattern:
+                    below += [
+                        ((*path, child), value)
+                        for child, value in _children(obj)
+                        if fnmatchcase(child, name) and not is_hidden(child)
+                    ]
+                elif len(found) == 1:
+                    find(database, Address(address.url, (*path, name)))  # which says what there is
+        found = [(path, database.get(value)) for path, value in below]
+        if not found:
+            raise Failure(f"{Address(address.url, address.path[: i + 1])} matches nothing")
+    return [path for path, _ in found]
+
+
+def _children(obj: Any) -> list[tuple[str, Any]]:
+    return [(name_of(key), value) for key, value in (*items(obj), *attributes(obj))]

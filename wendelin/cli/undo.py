@@ -1,0 +1,38 @@
+"""wendelin undo: a transaction, undone."""
+
+from __future__ import annotations
+
+import click
+import transaction
+from ZODB.POSException import UndoError
+
+from wendelin.cli.address import Address
+from wendelin.cli.arguments import AddressType, MomentType, json_option
+from wendelin.cli.database import opened_to_write
+from wendelin.cli.errors import Failure
+from wendelin.cli.output import print_json, say
+from wendelin.tree.group import Group
+
+__all__ = ["undo"]
+
+
+@click.command(short_help="Undo a transaction.")
+@click.argument("address", metavar="URL", type=AddressType("none"))
+@click.argument("tid", type=MomentType(), metavar="TID")
+@json_option
+def undo(address: Address, tid: bytes, as_json: bool) -> None:
+    """Undo a transaction: what it changed is as it was before. `wendelin log` tells tids.
+
+    It is refused if a later transaction has changed the same: undo that one first.
+    """
+    with opened_to_write(address.url) as root:
+        try:
+            Group(root).undo(tid)
+        except (ValueError, UndoError) as e:
+            raise Failure(str(e)) from e
+        done = root._p_jar.db().lastTransaction()
+        transaction.abort()
+    if as_json:
+        print_json({"undone": tid.hex(), "by": done.hex()})
+    else:
+        say(f"{address.url}: {tid.hex()} is undone, by transaction {done.hex()}")
