@@ -56,10 +56,12 @@ __all__ = [
     "zconn_load_all",
     "zconn_locate",
     "zconn_name",
+    "zconn_read_current",
     "zconn_stat",
     "zconn_takes_bytes_records",
     "zconn_tid",
     "zobj_is_committed",
+    "zobj_is_saved",
     "zstor_2zurl",
 ]
 
@@ -219,8 +221,14 @@ def zobj_is_committed(obj: Any) -> bool:
     obj._p_activate()
     if obj._p_serial == z64 or obj._p_changed:
         return False
-    saved = saved_of(conn)
-    return saved is None or obj._p_oid not in saved.index
+    return not zobj_is_saved(obj)
+
+
+def zobj_is_saved(obj: Any) -> bool:
+    """Say whether an object was changed before a savepoint, and waits in a file of that."""
+    conn = obj._p_jar
+    saved = None if conn is None else saved_of(conn)
+    return saved is not None and obj._p_oid in saved.index
 
 
 def btree_nodes(btree: Any) -> list[Any]:
@@ -431,6 +439,12 @@ def _stat(conn: Any, storage: Any, oid: bytes, before: bytes | None) -> Stat | N
         return None if found is None else Stat(found[1], len(found[0]))
     except KeyError:  # NEO's is not a POSKeyError
         return None
+
+
+def zconn_read_current(conn: Any, obj: Any) -> None:
+    """Let the commit be a conflict if another client has changed an object meanwhile."""
+    if hasattr(instance_of(conn), "checkCurrentSerialInTransaction"):
+        conn.readCurrent(obj)
 
 
 def zconn_is_remote(conn: Any) -> bool:

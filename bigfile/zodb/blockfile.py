@@ -63,7 +63,6 @@ from wendelin.bigfile.zodb.formats import (
 from wendelin.bigfile.zodb.interfaces import FileInDatabase, HandleOfFile
 from wendelin.bigfile.zodb.prefetch import ReadAhead
 from wendelin.bigfile.zodb.records import Records
-from wendelin.lib.adapters.connection import instance_of
 from wendelin.lib.storage.fsrecord import Located, OpenFile
 from wendelin.lib.storage.record import ChecksumError, RecordError, digest_of
 from wendelin.lib.zodb import (
@@ -75,6 +74,7 @@ from wendelin.lib.zodb import (
     zconn_locate,
     zconn_maps,
     zconn_name,
+    zconn_read_current,
     zconn_tid,
 )
 
@@ -380,7 +380,7 @@ class ZFile(BigFile):
         # a ZBlk1 that is not regular gets other chunks, and stays
         usable = change.old is None or change.old.regular or cls is ZBlk1
         if zblk is not None and type(zblk) is cls and usable:
-            self._read_current(self.zfile)
+            zconn_read_current(self.conn, self.zfile)
         else:
             if zblk is not None:
                 self._drop_current(zblk)
@@ -434,17 +434,12 @@ class ZFile(BigFile):
     # So who takes an object out stores the ZBigFile, and who changes one in its place says that it
     # has read the ZBigFile; who puts another object in its place, that it has read the old one.
 
-    def _read_current(self, obj: Any) -> None:
-        """Let the commit be a conflict if another client has changed an object meanwhile."""
-        if hasattr(instance_of(self.conn), "checkCurrentSerialInTransaction"):
-            self.conn.readCurrent(obj)
-
     def _drop_current(self, zblk: ZBlkBase) -> None:
         """An object is to be replaced in the table by another."""
         self.zfile._p_changed = True
         if zblk._p_changed is None:
             zblk._p_serial = zconn_tid(self.conn, zblk._p_oid)
-        self._read_current(zblk)
+        zconn_read_current(self.conn, zblk)
 
     def committed(self, handle: HandleOfFile) -> set[bytes]:
         """Pages in memory are made of the objects that were stored now, and returned.

@@ -22,8 +22,13 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteReques
 from wendelin.bigarray.array_zodb import ZBigArray  # noqa: E402
 from wendelin.lib.storage.record import ChecksumError  # noqa: E402
 from wendelin.lib.zodb import zconn_at  # noqa: E402
-from wendelin.zarr import StaleArrayError, ZarrGroup, ZarrParts, ZarrValue  # noqa: E402
-from wendelin.zarr import table as zarr_table  # noqa: E402
+from wendelin.zarr import (  # noqa: E402
+    StaleArrayError,
+    ZarrGroup,
+    ZarrParts,
+    ZarrValue,
+    writing,
+)
 
 pytestmark = pytest.mark.database
 
@@ -255,7 +260,7 @@ def test_byte_ranges(g):
 
 
 def test_a_range_of_a_shard_loads_its_parts_only(root, g, monkeypatch):
-    monkeypatch.setattr(zarr_table, "PART", 4096)
+    monkeypatch.setattr(writing, "PART", 4096)
     data = np.random.default_rng(1).integers(0, 1 << 30, (100, 200), "i4")
     zarr.create_array(
         g.store(), name="a", data=data, chunks=(10, 20), shards=(100, 200), compressors=None
@@ -287,7 +292,7 @@ def spied(act, seen):
 
 @pytest.mark.only("fs")
 def test_a_shard_that_changed_stores_the_parts_that_did(root, g, monkeypatch):
-    monkeypatch.setattr(zarr_table, "PART", 4096)
+    monkeypatch.setattr(writing, "PART", 4096)
     data = np.random.default_rng(1).integers(0, 1 << 30, (100, 200), "i4")
     a = zarr.create_array(
         g.store(), name="a", data=data, chunks=(10, 20), shards=(100, 200), compressors=None
@@ -518,6 +523,37 @@ def test_writer_of_an_array_that_is_resized_or_deleted(root, g, client):
             client.tm.commit()
         client.tm.abort()
         assert f"{name}/c/5/0" not in client["g"].table
+
+
+def test_resized_or_deleted_while_another_client_added_chunks(root, g, client):
+    # they would be seen again, when the array grows, or another one is made
+    for n, act in enumerate([lambda a, group: a.resize((10, 40)), delete]):
+        name = f"a{n}"
+        zarr.create_array(g.store(), name=name, shape=DATA.shape, chunks=(10, 8), dtype="i4")
+        transaction.commit()
+        client.tm.begin()
+        b = opened(client["g"], name)
+        act(opened(g, name), zarr.open_group(g.store()))
+        b[50:] = 1
+        client.tm.commit()
+        with pytest.raises(ConflictError):
+            transaction.commit()
+        transaction.abort()
+        assert (opened(g, name)[50:] == 1).all()
+        act(opened(g, name), zarr.open_group(g.store()))
+        transaction.commit()
+        assert f"{name}/c/5/0" not in g.table
+
+
+def test_attributes_while_another_client_adds_chunks(root, g, client):
+    a = zarr.create_array(g.store(), name="a", shape=DATA.shape, chunks=(10, 8), dtype="i4")
+    transaction.commit()
+    client.tm.begin()
+    opened(client["g"])[50:] = 1
+    client.tm.commit()
+    a.attrs["x"] = 1
+    transaction.commit()
+    assert (a[50:] == 1).all()
 
 
 def delete(a, group):

@@ -57,7 +57,7 @@ class Folder:
             raise FileNotFoundError(2, "No such file or directory", path)
         if not os.path.isdir(path):
             raise Failure(f"{path} is no Zarr folder: a file of one (zip) is to be unpacked first")
-        self.sizes = dict(sorted(self._files(path, "")))
+        self.sizes: dict[str, int] = dict(sorted(self._files(path, "")))
         if not any(name in self.sizes for name in _METADATA):
             raise Failure(f"{path} is no Zarr folder: it has none of {', '.join(_METADATA)}")
 
@@ -132,7 +132,7 @@ def import_folder(
     table = progress["array"].live_table()
     keys = list(folder.sizes)
     done = int(progress["done"])
-    before = sum(folder.sizes[key] for key in keys[:done])
+    before: int = sum(folder.sizes[key] for key in keys[:done])
     try:
         for some in _steps(keys[done:], folder.sizes, step):
             table.change({key: folder.read(key) for key in some})

@@ -2,12 +2,17 @@
 
 In the database
 ---------------
-    ZarrGroup ──► OOBTree: key ──► ZarrValue    bytes of a value
-                             └───► ZarrParts ──► ZarrValue…    a shard: a reader asks for parts
+    ZarrGroup ──► table, an OOBTree: key ──► ZarrValue    bytes of a value
+          │                            └───► ZarrParts ──► ZarrValue…   a shard: read by parts
+          └─────► writes, an OOBTree: path of an array ──► Length
 
 The value of a chunk is not changed any more: another value takes its place in the tree, and what
 two clients do to one key is a conflict there. That of a metadata document is changed in its place:
-a client that writes chunks says that it has read it, so it has a conflict with one that changes it.
+a client that writes chunks says that it has read it, so it has a conflict with one that changes it
+and commits first. A client that adds chunks adds to the Length of the array, which two may do at a
+time; one that resizes or deletes the array says that it has read that, so it has a conflict with
+one that has added chunks which it does not know. (Else these would be there still, and be seen when
+the array grows again.)
 
 Bytes come to the storage past the pickle, as those of blocks do (Watch.records); with a checksum.
 
@@ -99,6 +104,7 @@ class ZarrGroup(LivePersistent):
 
     def __init__(self) -> None:
         self.table = OOBTree()
+        self.writes = OOBTree()
 
     def __repr__(self) -> str:
         oid, conn = self._p_oid, self._p_jar

@@ -9,6 +9,9 @@ import mmap
 import os
 import tempfile
 import threading
+from typing import Any
+
+import numpy as np
 
 from wendelin.bigfile.virtmem.handle import ram_stat
 
@@ -28,7 +31,7 @@ class Spool:
         self._end = 0
 
     def keep(self, data: memoryview) -> memoryview:
-        """Return a copy of bytes.
+        """Return bytes that stay as they are: a copy, if somebody may change these.
 
         Raises
         ------
@@ -36,6 +39,8 @@ class Spool:
             There is no room for it.
         """
         with self._lock:
+            if _is_bytes(data):  # nobody changes them
+                return data
             limit, _, _ = ram_stat()
             if self._in_memory + len(data) <= limit // PART or not data:
                 self._in_memory += len(data)
@@ -60,3 +65,15 @@ class Spool:
     def __del__(self) -> None:
         if self._file is not None:
             os.close(self._file)
+
+
+def _is_bytes(data: memoryview) -> bool:
+    """Say whether a view is of a bytes object, as most codecs return it, and of all of it."""
+    obj: Any = data.obj
+    for _ in range(4):
+        if isinstance(obj, bytes):
+            return len(obj) == len(data)
+        obj = (
+            getattr(obj, "base", None) if isinstance(obj, np.ndarray) else getattr(obj, "obj", None)
+        )
+    return False

@@ -20,8 +20,8 @@ A savepoint remembers which changes there were. Their bytes are kept until the t
 Two clients
 -----------
 What two clients do to one key is a conflict; new keys are not, most often: the nodes of the tree
-are resolved by BTrees. A client that writes chunks has read the metadata of their array, so it has
-a conflict with one that resizes the array, or deletes it, and commits first.
+are resolved by BTrees. A client that writes chunks has a conflict with one that resizes or deletes
+their array, whoever commits first: see group.
 
 It knows keys and bytes, Connections and transactions. It does not know zarr.
 
@@ -37,12 +37,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from BTrees.OOBTree import OOBTree
 from ZODB.POSException import ReadOnlyError, ReadOnlyHistoryError
 from ZODB.utils import z64
 
 from wendelin.lib.adapters.transactions import Status, resources_of
 from wendelin.lib.storage.forked import is_inherited
-from wendelin.lib.storage.record import ChecksumError, Ref, digest_of
+from wendelin.lib.storage.record import ChecksumError, Ref
 from wendelin.lib.zodb import (
     zconn_before,
     zconn_check_open,
@@ -51,16 +52,13 @@ from wendelin.lib.zodb import (
     zobj_is_committed,
 )
 from wendelin.lib.zodb_boundary import watch_of
-from wendelin.zarr.group import ZarrGroup, ZarrParts, ZarrValue
+from wendelin.zarr.group import ZarrGroup, ZarrValue
 from wendelin.zarr.keys import Keys, NotKeptError, after
-from wendelin.zarr.layout import ARRAY, is_metadata, is_sharded, nodes_above
 from wendelin.zarr.spool import Spool
 from wendelin.zarr.values import Data, Values, WouldWaitError
+from wendelin.zarr.writing import TreeWriter
 
 __all__ = ["Request", "ZarrTable"]
-
-PART = 1 << 20  # of a shard [bytes]
-LONGEST = 1 << 30  # of a value that is one object [bytes]
 
 #: key, and which part of its value; None: all of it
 Request = tuple[str, slice | None]
@@ -396,144 +394,21 @@ class ZarrTable:
         if self._root is None:
             if self._applied and self.tree._p_jar is not self.conn:
                 # Of a transaction that was aborted: objects may have lost their states.
-                self.tree = self.group.table = type(self.tree)()
+                self.tree = self.group.table = OOBTree()
+                self.group.writes = OOBTree()
                 self._applied = {}
             self.attach()
             self._apply(None)
 
     def _apply(self, conn: Any) -> None:
-        """Change the tree.
-
-        Parameters
-        ----------
-        conn : Connection or None
-            New objects are added to it, in the order of keys; None: it finds them itself.
-        """
+        """Change the tree; see TreeWriter."""
         changes = self._copy()
-        todo = [
-            k
-            for k in sorted(changes)
-            if k not in self._applied or self._applied[k] is not changes[k]
-        ]
-        above: dict[str, tuple[ZarrValue, bool] | None] = {}
-        for key in [k for k in todo if is_metadata(k)] + [k for k in todo if not is_metadata(k)]:
-            value = changes[key]
-            if is_metadata(key):
-                self._set_metadata(key, value, conn)
-            else:
-                array = self._array_of(key, changes, above)
-                if array is not None and conn is not None:
-                    self._read_current(conn, array[0])
-                self._set_value(key, value, array is not None and array[1], conn)
-            self._applied[key] = value
-
-    def _add(self, obj: Any, conn: Any) -> Any:
-        if conn is not None:
-            conn.add(obj)
-        if isinstance(obj, ZarrValue):
-            self._stored.append(obj)
-        return obj
-
-    def _set_metadata(self, key: str, data: memoryview | None, conn: Any) -> None:
-        old = self.tree.get(key)
-        if data is None:
-            if old is not None:
-                del self.tree[key]
-                self._change_metadata(old, b"")  # a conflict with clients that have read it
-        elif not isinstance(old, ZarrValue):
-            self.tree[key] = self._add(ZarrValue(data), conn)
-        elif bytes(old._v_data) != data:
-            self._change_metadata(old, data)
-
-    def _change_metadata(self, value: ZarrValue, data: memoryview | bytes) -> None:
-        value.set_data(data)
-        self._stored.append(value)
-
-    def _set_value(self, key: str, data: memoryview | None, cut: bool, conn: Any) -> None:
-        if data is None:
-            self.tree.pop(key, None)
-            return
-        old = self.tree.get(key)
-        ref = self._ref(old)
-        if cut or len(data) > LONGEST:
-            self.tree[key] = self._in_parts(data, ref, old, PART if cut else LONGEST, conn)
-        elif ref is None or not self._has(ref, data):
-            self.tree[key] = self._add(ZarrValue(data), conn)
-
-    def _in_parts(
-        self, data: memoryview, ref: Ref | None, old: Any, part: int, conn: Any
-    ) -> ZarrParts:
-        """Return a value in parts; those that are as they were are not stored again."""
-        before = self.values.parts_of(ref) if ref is not None else []
-        same: tuple[ZarrValue, ...] = old.values if before and old.part == part else ()
-        values = []
-        changed = len(before) != -(-len(data) // part) or not same
-        for i, start in enumerate(range(0, len(data), part)):
-            piece = data[start : start + part]
-            if i < len(same) and self._has(before[i], piece):
-                values.append(same[i])
-            else:
-                values.append(self._add(ZarrValue(piece), conn))
-                changed = True
-        if not changed and old.size == len(data):
-            return old  # type: ignore[no-any-return]
-        return self._add(ZarrParts(len(data), part, tuple(values)), conn)  # type: ignore[no-any-return]
-
-    def _ref(self, value: Any) -> Ref | None:
-        """Return what readers know a value by; None: it is not in the database."""
-        if (
-            value is None
-            or value._p_oid is None
-            or (value._p_serial == z64 and value._p_changed is not None)
-        ):
-            return None
-        return Ref(value._p_oid, f"wendelin.zarr.{type(value).__name__}")
-
-    def _has(self, ref: Ref, data: memoryview) -> bool:
-        """Say whether a value that is stored has these bytes; where it is cheap to know."""
-        place = self.values.place(ref)
-        if place is None or place.size != len(data) or place.digest != digest_of([data]):
-            return False
-        return self.values.read([(ref, None)])[0] == data
-
-    def _array_of(
-        self,
-        key: str,
-        changes: dict[str, memoryview | None],
-        above: dict[str, tuple[ZarrValue, bool] | None],
-    ) -> tuple[ZarrValue, bool] | None:
-        """Return the metadata of the array that a key is in, and whether its values are shards.
-
-        Parameters
-        ----------
-        key
-        changes
-            They are in the tree, as far as metadata goes.
-        above
-            Folders that were looked at.
-        """
-        looked: list[str] = []
-        found = None
-        for folder in nodes_above(key):
-            if folder in above:
-                found = above[folder]
-                break
-            looked.append(folder)
-            documents = [self.tree.get("/".join(filter(None, (folder, n)))) for n in ARRAY]
-            value = next((v for v in documents if v is not None), None)
-            if value is not None:
-                found = value, is_sharded(value._v_data)
-                break
-        above.update(dict.fromkeys(looked, found))
-        return found
-
-    @staticmethod
-    def _read_current(conn: Any, value: ZarrValue) -> None:
-        """Let the commit be a conflict if another client has changed an object meanwhile."""
-        if value._p_serial == z64 or value._p_changed:
-            return
-        if hasattr(conn._normal_storage, "checkCurrentSerialInTransaction"):
-            conn.readCurrent(value)
+        applied = self._applied
+        todo = [k for k, v in changes.items() if k not in applied or applied[k] is not v]
+        writer = TreeWriter(self.group, self.values, conn)
+        writer.write({key: changes[key] for key in sorted(todo)})
+        self._stored += writer.stored
+        applied.update((key, changes[key]) for key in todo)
 
     # ---- boundaries; see zodb_boundary.Follower ----
 

@@ -1,0 +1,209 @@
+"""Time to read a row, a column and a tile: ZBigArray, memmap, h5py, Zarr, Zarr in it.
+
+    python t/bench/which.py [--side 15000] [--runs 5] [--folder DIR] [--svg docs/which.svg]
+
+One array of side x side f4, in each of them, in chunks of 500 x 500 where there are chunks: h5py's
+are not compressed, Zarr's are (zstd). Each figure is the median of fresh processes, which take
+turns: cold, its files are out of the page cache; warm, it was read just before. The figure with
+--svg shows them as multiples of numpy.memmap's time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+STORES = ["memmap", "ours", "h5py", "zarr", "zarr in ours"]
+PARTS = ["row", "column", "tile"]
+COLORS = ["#9e9e9e", "#1565c0", "#ef6c00", "#8e24aa", "#2e7d32"]
+
+COMMON = """
+import json, os, sys, time
+import numpy as np
+store, folder, side, what = sys.argv[1:]
+side = int(side)
+path = os.path.join(folder, store.replace(" ", "-"))
+"""
+
+MAKE = (
+    COMMON
+    + """
+rng = np.random.default_rng(0)
+def rows(i, n):
+    return np.cumsum(rng.integers(-3, 4, (n, side)), axis=1).astype("f4")
+def fill(a, done=lambda: None):
+    for i in range(0, side, 500):
+        n = min(500, side - i)
+        a[i : i + n] = rows(i, n)
+        done()
+if store == "memmap":
+    a = np.memmap(path, "f4", "w+", shape=(side, side))
+    fill(a)
+    a.flush()
+elif store == "h5py":
+    import h5py
+    with h5py.File(path, "w") as f:
+        fill(f.create_dataset("a", (side, side), "f4", chunks=(500, 500)))
+else:
+    import transaction, zarr
+    from wendelin.bigarray.array_zodb import ZBigArray
+    from wendelin.lib.zodb import dbopen, dbclose
+    if store == "ours":
+        root = dbopen(path)
+        root["a"] = a = ZBigArray((side, side), "f4")
+        transaction.commit()
+        fill(a, transaction.commit)
+        dbclose(root)
+    else:
+        spec = dict(shape=(side, side), dtype="f4", chunks=(500, 500))
+        if store == "zarr":
+            fill(zarr.create_array(zarr.storage.LocalStore(path), name="a", **spec))
+        else:
+            from wendelin.zarr import ZarrGroup
+            root = dbopen(path)
+            root["a"] = ZarrGroup()
+            transaction.commit()
+            fill(zarr.create_array(root["a"].store(), name="a", **spec), transaction.commit)
+            dbclose(root)
+os.sync()
+"""
+)
+
+READ = (
+    COMMON
+    + """
+part, state = what.split()
+def files():
+    if os.path.isfile(path):
+        yield path
+    for top, _, names in os.walk(path):
+        yield from (os.path.join(top, name) for name in names)
+if state == "cold":
+    for name in files():
+        fd = os.open(name, os.O_RDONLY)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(fd)
+if store == "memmap":
+    a = np.memmap(path, "f4", "r", shape=(side, side))
+elif store == "h5py":
+    import h5py
+    a = h5py.File(path)["a"]
+else:
+    import zarr
+    from wendelin.lib.zodb import dbopen
+    if store == "zarr":
+        a = zarr.open_array(zarr.storage.LocalStore(path), path="a", mode="r")
+    else:
+        a = dbopen(path, read_only=True)["a"]
+        if store != "ours":
+            a = zarr.open_array(a.store(read_only=True), path="a", mode="r")
+i = side // 3 + 11
+index = {"row": (i, slice(None)), "column": (slice(None), i),
+         "tile": (slice(i, i + 700), slice(i, i + 700))}[part]
+def read():
+    t = time.perf_counter()
+    np.asarray(a[index]).sum()
+    return time.perf_counter() - t
+first = read()
+print(json.dumps(first if state == "cold" else min(read() for _ in range(3))))
+"""
+)
+
+
+def call(code: str, *args: object) -> str:
+    """Run code in a fresh process; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code, *map(str, args)], capture_output=True, text=True
+    )
+    if done.returncode:
+        sys.exit(done.stderr)
+    return done.stdout
+
+
+def svg(found: dict[tuple[str, str, str], float]) -> str:
+    """Return a chart: time as a multiple of memmap's, on a logarithmic scale."""
+    from math import log10
+
+    out = []
+    width, left, top, bar = 760, 130, 46, 13
+    y = top
+    per = (width - left - 70) / 5  # of a power of ten; from 0.001 to 100
+
+    def at(ratio: float) -> float:
+        return left + (min(max(log10(ratio), -3), 2) + 3) * per
+
+    for state in "cold", "warm":
+        for part in PARTS:
+            out.append(f'<text x="8" y="{y + 38}" font-weight="bold">{part}, {state}</text>')
+            base = found["memmap", part, state]
+            for store, color in zip(STORES[1:], COLORS[1:], strict=True):
+                ratio = found[store, part, state] / base
+                x0, x1 = sorted((at(1), at(ratio)))
+                out.append(
+                    f'<rect x="{x0:.1f}" y="{y}" width="{max(x1 - x0, 1):.1f}" height="{bar - 2}" '
+                    f'fill="{color}"/>'
+                )
+                shown = f"{ratio:.3g}"
+                anchor = "start" if ratio >= 1 else "end"
+                x = x1 + 4 if ratio >= 1 else x0 - 4
+                out.append(f'<text x="{x:.1f}" y="{y + 10}" text-anchor="{anchor}">{shown}</text>')
+                y += bar
+            y += 10
+    head = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y + 8}" '
+        f'font-family="sans-serif" font-size="11">',
+        f'<rect width="{width}" height="{y + 8}" fill="white"/>',
+        '<text x="8" y="16" font-size="13">Time to read, as a multiple of numpy.memmap: '
+        "shorter to the left is faster</text>",
+    ]
+    for i, (store, color) in enumerate(zip(STORES[1:], COLORS[1:], strict=True)):
+        name = "ZBigArray" if store == "ours" else store
+        head.append(f'<rect x="{8 + i * 120}" y="24" width="10" height="10" fill="{color}"/>')
+        head.append(f'<text x="{22 + i * 120}" y="33">{name}</text>')
+    head.append(f'<line x1="{at(1)}" x2="{at(1)}" y1="{top - 4}" y2="{y}" stroke="{COLORS[0]}"/>')
+    return "\n".join([*head, *out, "</svg>"]) + "\n"
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--side", type=int, default=15000)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--folder")
+    parser.add_argument("--svg")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="which-", dir=options.folder))
+    found: dict[tuple[str, str, str], float] = {}
+    try:
+        for store in STORES:
+            call(MAKE, store, folder, options.side, "-")
+        print(f"{options.side} x {options.side} f4, {options.runs} runs; CPUs: {os.cpu_count()}")
+        print("| | " + " | ".join(f"{store} [ms]" for store in STORES) + " |")
+        print("| --- |" + " ---: |" * len(STORES))
+        for state in "cold", "warm":
+            for part in PARTS:
+                times: dict[str, list[float]] = {store: [] for store in STORES}
+                for _ in range(options.runs):
+                    for store in STORES:
+                        times[store].append(
+                            json.loads(call(READ, store, folder, options.side, f"{part} {state}"))
+                        )
+                for store in STORES:
+                    found[store, part, state] = statistics.median(times[store])
+                cells = " | ".join(f"{found[s, part, state] * 1e3:.3g}" for s in STORES)
+                print(f"| {part}, {state} | {cells} |", flush=True)
+    finally:
+        shutil.rmtree(folder)
+    if options.svg:
+        Path(options.svg).write_text(svg(found))
+
+
+if __name__ == "__main__":
+    main()
