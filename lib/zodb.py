@@ -398,7 +398,15 @@ def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:
 
 
 def zconn_tid(conn: Any, oid: bytes) -> bytes:
-    """Return the transaction that wrote an object, as a Connection sees it. Loads it."""
+    """Return the transaction that wrote an object, as a Connection sees it.
+
+    Of a file, the object is not loaded for that.
+    """
+    file, before = _file_of(conn), zconn_before(conn)
+    if file is not None and before is not None:
+        found = file.stat([oid], before)[0]
+        if found is not None:
+            return found.tid
     return bytes(instance_of(conn).load(oid)[1])
 
 

@@ -44,6 +44,7 @@ from typing import Any
 
 from ZODB.Connection import Connection
 from ZODB.POSException import ConflictError, ConnectionStateError
+from ZODB.serialize import ObjectWriter
 
 from wendelin.bigfile.virtmem.backend import HOLE, BigFile
 from wendelin.bigfile.virtmem.checksum import AVAILABLE
@@ -51,6 +52,7 @@ from wendelin.bigfile.virtmem.errors import BlockLoadError
 from wendelin.bigfile.zodb.blocktable import BlockTable
 from wendelin.bigfile.zodb.change import Block, Change
 from wendelin.bigfile.zodb.formats import (
+    ZBlk0,
     ZBlk1,
     ZBlkBase,
     cell_of,
@@ -63,6 +65,7 @@ from wendelin.bigfile.zodb.formats import (
 from wendelin.bigfile.zodb.interfaces import FileInDatabase, HandleOfFile
 from wendelin.bigfile.zodb.prefetch import ReadAhead
 from wendelin.bigfile.zodb.records import Records
+from wendelin.lib.adapters.connection import instance_of
 from wendelin.lib.storage.fsrecord import Located, OpenFile
 from wendelin.lib.storage.record import ChecksumError, RecordError, digest_of
 from wendelin.lib.zodb import (
@@ -75,7 +78,6 @@ from wendelin.lib.zodb import (
     zconn_maps,
     zconn_name,
     zconn_read_current,
-    zconn_tid,
 )
 
 __all__ = ["ZFile"]
@@ -124,6 +126,8 @@ class ZFile(BigFile):
         self.mapped_from: set[OpenFile] = set()
         #: what is mapped is compared with its checksum before, not only what is copied
         self.verify = _verify()
+        #: of the running commit: oid -> (serial, record)
+        self._retired: dict[bytes, tuple[bytes, bytes]] = {}
         self.handle: weakref.ref[HandleOfFile] | None = None
         self.ahead = ReadAhead(zfile.blksize, zconn_is_remote(conn), self.find)
 
@@ -383,7 +387,8 @@ class ZFile(BigFile):
             zconn_read_current(self.conn, self.zfile)
         else:
             if zblk is not None:
-                self._drop_current(zblk)
+                zconn_read_current(self.conn, self.zfile)
+                self._retire(zblk)
             zblk = self.blktab[blk] = cls()
             # in this order, not in the one in which the Connection finds them: backwards
             self.conn.add(zblk)
@@ -427,19 +432,31 @@ class ZFile(BigFile):
         for key in keys:
             del blktab[key]
         if keys:
-            self.zfile._p_changed = True  # see _drop_current
+            self.zfile._p_changed = True
 
     # A block object that is changed by one client, and taken out of the table by another, would be
     # no conflict: they store different objects. The first one's change would be lost in silence.
-    # So who takes an object out stores the ZBigFile, and who changes one in its place says that it
-    # has read the ZBigFile; who puts another object in its place, that it has read the old one.
+    # So who shrinks a file stores the ZBigFile, and who changes a block says that it has read the
+    # ZBigFile; who puts another object in a block's place stores the old one, too, empty.
 
-    def _drop_current(self, zblk: ZBlkBase) -> None:
+    def _retire(self, zblk: ZBlkBase) -> None:
         """An object is to be replaced in the table by another."""
-        self.zfile._p_changed = True
-        if zblk._p_changed is None:
-            zblk._p_serial = zconn_tid(self.conn, zblk._p_oid)
-        zconn_read_current(self.conn, zblk)
+        oid = zblk._p_oid
+        if zblk._p_serial == _NEW and zblk._p_changed is not None:
+            return  # it is not in the database
+        serial = self.records.tid(oid) if zblk._p_changed is None else zblk._p_serial
+        empty = ZBlk0()
+        self._retired[oid] = (bytes(serial), ObjectWriter().serialize(empty))
+        zblk._p_deactivate()
+
+    def store_retired(self, txn: Any) -> None:
+        """Store the objects that others replace, after storeblk()."""
+        for oid, (serial, record) in self._retired.items():
+            instance_of(self.conn).store(oid, serial, record, "", txn.data(self.conn))
+
+    def end(self) -> None:
+        """Be told that the transaction has ended."""
+        self._retired.clear()
 
     def committed(self, handle: HandleOfFile) -> set[bytes]:
         """Pages in memory are made of the objects that were stored now, and returned.

@@ -58,7 +58,8 @@ class Change:
         self.old = old
         self.cell = cell
         self._new = new
-        self._old = np.frombuffer(old.data if old is not None else b"", np.uint8)[: len(new)]
+        data = memoryview(old.data if old is not None else b"")[: len(new)]
+        self._old = np.frombuffer(trimmed(data), np.uint8)
 
     def __bool__(self) -> bool:
         """Say whether anything changed."""
@@ -88,6 +89,11 @@ class Change:
     def was_full(self) -> bool:
         """Whether the last chunk had something in it."""
         return len(self._old) > len(self._new) - CHUNK
+
+    @cached_property
+    def fills(self) -> bool:
+        """Whether the block has something up to its end, but for high bytes of a number."""
+        return len(trimmed(self._new[-CHUNK:])) >= CHUNK - 8
 
     @cached_property
     def is_append(self) -> bool:

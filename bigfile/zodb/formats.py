@@ -426,7 +426,9 @@ def format_for(name: str, change: Change) -> type[ZBlkBase]:
         return ZBlk0
     mostly_used = 2 * np.count_nonzero(change.used) >= chunks
     if change.is_append:
-        filled = bool(change.used[-1]) and not change.was_full and mostly_used
+        # What ends in zeros may be full, too. So it is stored whole when it gets to the last CHUNK,
+        # and once more when it gets to the last byte.
+        filled = change.used[-1] and mostly_used and (not change.was_full or change.fills)
         return ZBlk0 if filled else ZBlk1
     old, layout = change.old, change.layout
     if old is not None and not old.parts:  # it is whole: by the cells in which it changes

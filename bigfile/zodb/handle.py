@@ -152,6 +152,7 @@ class ZBigFileH(BigFileH):
     def commit(self, txn: Any) -> None:
         """Mark the objects of changed blocks, for the Connection to store them."""
         self.dirty_writeout(WRITEOUT_STORE)
+        self.file.store_retired(txn)
 
     def tpc_vote(self, txn: Any) -> None:
         """Refuse if a touch failed since."""
@@ -183,6 +184,7 @@ class ZBigFileH(BigFileH):
 
     def _end(self) -> None:
         self._joined = None
+        self.file.end()
         if self._saved is not None:
             self._saved.close()
             self._saved = None

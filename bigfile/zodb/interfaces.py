@@ -121,5 +121,11 @@ class FileOfHandle(Protocol):
     def forget(self, handle: Any) -> None:
         """Let no page be of what was before: see zodb_boundary.Follower."""
 
+    def store_retired(self, txn: Any) -> None:
+        """Store the objects that others replace, after storeblk()."""
+
+    def end(self) -> None:
+        """Be told that the transaction has ended."""
+
     def committed(self, handle: Any) -> set[bytes]:
         """Pages in memory are made of the objects that were stored now, and returned."""

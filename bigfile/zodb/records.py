@@ -43,5 +43,5 @@ class Records(RecordSource):
         return [found or Stat(b"\0" * 8, 0) for found in zconn_stat(self.conn, oids)]
 
     def tid(self, oid: bytes) -> bytes:
-        """Return the transaction that wrote an object. Loads it."""
+        """Return the transaction that wrote an object; see zconn_tid()."""
         return zconn_tid(self.conn, oid)

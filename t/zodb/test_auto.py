@@ -1,0 +1,290 @@
+"""The default format: what appends, a bulk load and scattered changes store, in bytes."""
+
+import os
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import transaction
+from BTrees.IOBTree import IOBTree
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transaction import TransactionManager
+from ZODB.POSException import ConflictError
+
+from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigfile.file_zodb import ZBlk0, ZBlk1, ZData
+from wendelin.bigfile.zodb.change import CELLS
+from wendelin.bigfile.zodb.formats import load_block
+from wendelin.bigfile.zodb.records import Records
+from wendelin.lib.zodb import dbclose, dbopen
+
+BLK = 1 << 20  # [bytes]
+
+
+@contextmanager
+def client(root):
+    """Give another client: its Connection, and its transaction manager."""
+    txn = TransactionManager()
+    conn = root._p_jar.db().open(txn)
+    try:
+        yield conn, txn
+    finally:
+        txn.abort()
+        conn.close()
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    monkeypatch.delenv("WENDELIN_CORE_ZBLK_FMT", raising=False)
+    return str(tmp_path / "1.fs")
+
+
+@pytest.fixture
+def root(path):
+    root = dbopen(path)
+    yield root
+    transaction.abort()
+    dbclose(root)
+
+
+def new(root, size=0, blksize=BLK, **kw):
+    root["A"] = A = ZBigArray((size,), "u1", blksize=blksize, **kw)
+    transaction.commit()
+    return A
+
+
+def random(n, seed=1):
+    return np.random.default_rng(seed).integers(1, 256, n, "u1")
+
+
+def stored(root, change):
+    """Return how much a commit of change() adds to the file [bytes]."""
+    storage = root._p_jar.db().storage
+    before = storage.getSize()
+    change()
+    transaction.commit()
+    return storage.getSize() - before
+
+
+def kinds(A):
+    return [type(zblk).__name__ for zblk in A.zfile.blktab.values()]
+
+
+@pytest.mark.parametrize(
+    ("step", "most"), [(64 << 10, 3), (8 << 10, 4), (8000, 4), (40_000, 3), (300 << 10, 3)]
+)
+def test_appends_store_at_most_so_many_bytes_a_byte(root, step, most):
+    A = new(root)
+    storage = root._p_jar.db().storage
+    before = storage.getSize()
+    data = random(2 * BLK + BLK // 4)
+    for i in range(0, len(data), step):
+        A.append(data[i : i + step])
+        transaction.commit()
+        n = len(data[: i + step])
+        if n >= BLK:
+            assert storage.getSize() - before <= most * n
+    assert kinds(A) == ["ZBlk0", "ZBlk0", "ZBlk1"]  # what is full is read as ever
+    assert np.array_equal(A[:], data)
+
+
+def test_a_bulk_load_stores_blocks(root):
+    A = new(root, 8 * BLK)
+    grown = stored(root, lambda: A[:].__setitem__(slice(None), random(8 * BLK)))
+    assert kinds(A) == ["ZBlk0"] * 8
+    assert grown < 1.01 * 8 * BLK
+
+
+def test_scattered_changes_store_a_block_at_first_and_a_cell_from_then_on(root):
+    A = new(root, 4 * BLK)
+    data = random(4 * BLK)
+    stored(root, lambda: A[:].__setitem__(slice(None), data))
+
+    def change(i):
+        data[i::BLK] ^= 1
+        A[:][i::BLK] = data[i::BLK]
+
+    first = stored(root, lambda: change(BLK // 3))
+    assert kinds(A) == ["ZBlk1"] * 4
+    assert first <= 1.2 * 4 * BLK
+    total = first
+    for i in 5, BLK // 2, BLK - 1, BLK // 3:
+        total += stored(root, lambda i=i: change(i))
+    assert total <= first + 4 * 1.2 * 4 * BLK / CELLS
+    for zblk in A.zfile.blktab.values():
+        assert len(zblk.chunktab) <= CELLS  # few objects to read
+    assert np.array_equal(A[:], data)
+    stored(root, lambda: A[:].__setitem__(slice(None), data[::-1]))
+    assert kinds(A) == ["ZBlk0"] * 4
+
+
+def test_many_small_changes_do_not_leave_a_block_in_many_pieces(root):
+    A = new(root, BLK)
+    rng = np.random.default_rng(3)
+    data = np.zeros(BLK, "u1")
+    most = 0
+    for i in rng.permutation(BLK // 4096)[:200]:
+        A[i * 4096] = data[i * 4096] = 1
+        transaction.commit()
+        (zblk,) = A.zfile.blktab.values()
+        if type(zblk) is ZBlk1:
+            most = max(most, len(zblk.chunktab))
+    assert most <= BLK // 4096 // 2 + 1
+    assert np.array_equal(A[:], data)
+
+
+def test_changes_of_different_blocks_are_no_conflict_of_one_block_are(root):
+    """Also where they change the format, as the first of each block does, far from each other."""
+    blksize = 64 << 10
+    A = new(root, 200 * blksize, blksize)
+    A[:] = random(A.size)
+    transaction.commit()
+    with client(root) as (conn, other):
+        B = conn.root()["A"]
+        for i in 5, 6:
+            A[i], B[150 * blksize + i] = 7, 8
+            transaction.commit()
+            other.commit()
+        A[100 * blksize + 5], B[100 * blksize + 7] = 7, 8
+        transaction.commit()
+        with pytest.raises(ConflictError):
+            other.commit()
+        other.abort()
+        A._p_jar.sync()
+        assert (A[5], A[150 * blksize + 6], A[100 * blksize + 5]) == (7, 8, 7)
+
+
+@pytest.mark.parametrize("whole_first", [False, True])
+def test_a_block_that_changes_its_format_and_is_changed_in_place_is_a_conflict(root, whole_first):
+    A = new(root, 2 * BLK)
+    A[:] = random(2 * BLK)
+    transaction.commit()
+    with client(root) as (conn, other):
+        B = conn.root()["A"]
+        A[7] ^= 1  # becomes chunks
+        B[:BLK] = random(BLK, 2)  # stays whole
+        first, second = (other, transaction) if whole_first else (transaction, other)
+        first.commit()
+        with pytest.raises(ConflictError):
+            second.commit()
+        second.abort()
+
+
+def old_bytes(zblk):
+    """Return a block as wendelin.core 0.13 and 2.x read it from its object."""
+    if type(zblk) is ZBlk0:
+        return zblk.__getstate__()
+    chunks = dict(zblk.chunktab.items())
+    if not chunks:
+        return b""
+    tail = max(chunks)
+    data = bytearray(tail + len(chunks[tail].__getstate__()))
+    stop = 0
+    for start, chunk in sorted(chunks.items()):
+        chunk._p_activate()
+        piece = chunk.__getstate__()
+        assert start >= stop
+        stop = start + len(piece)
+        data[start:stop] = piece
+    return bytes(data)
+
+
+PAGES = 32
+small = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+changes = st.lists(
+    st.lists(
+        st.tuples(
+            st.integers(0, 2 * PAGES * 4096 - 1),
+            st.sampled_from([1, 100, 4096, 5000, 30_000, 70_000, 140_000]),
+            st.integers(0, 3),
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(changes, st.lists(st.sampled_from(["auto", "ZBlk1", "ZBlk0"]), min_size=8, max_size=8))
+@small
+def test_any_changes_are_read_back_here_and_by_earlier_versions(tmp_path_factory, commits, fmts):
+    path = str(tmp_path_factory.mktemp("auto") / "1.fs")
+    blksize = PAGES * 4096
+    expected = np.zeros(2 * blksize, "u1")
+    root = dbopen(path)
+    try:
+        A = new(root, len(expected), blksize)
+        for commit, fmt in zip(commits, fmts, strict=False):
+            A._fileh().file.zblk_fmt = fmt
+            for start, size, value in commit:
+                expected[start : start + size] = value
+                A[start : start + size] = value
+            transaction.commit()
+            A._fileh().file.zblk_fmt = "auto"
+            conn = root._p_jar
+            for blk, zblk in A.zfile.blktab.items():
+                block = load_block(zblk._p_oid, Records(conn), blksize)
+                here = expected[blk * blksize :][:blksize].tobytes()
+                assert bytes(block.data).ljust(blksize, b"\0") == here
+                assert block.has_checksum or not block.data.nbytes
+                assert block.regular
+        conn.cacheMinimize()
+        with client(root) as (other, _):
+            for blk, zblk in other.root()["A"].zfile.blktab.items():
+                zblk._p_activate()
+                here = expected[blk * blksize :][:blksize].tobytes()
+                assert old_bytes(zblk).ljust(blksize, b"\0") == here
+    finally:
+        transaction.abort()
+        dbclose(root)
+
+
+def test_chunks_of_any_size_and_place_are_read_and_changed(root):
+    """As a writer may have made them: large, not at multiples, over cells."""
+    A = new(root, 2 * BLK)
+    data = np.zeros(2 * BLK, "u1")
+    A.zfile.blktab[0] = zblk = ZBlk1()
+    root._p_jar.add(zblk)
+    zblk.chunktab = IOBTree()
+    for start, stop in (0, 100), (4096, 300_000), (300_001, 300_002), (400_000, BLK):
+        zblk.chunktab[start] = chunk = ZData()
+        chunk.set_changed()
+        chunk._v_data = data[start:stop] = random(stop - start, start)
+        chunk._v_data = chunk._v_data.tobytes()
+    transaction.commit()
+    A._fileh().invalidate_page(0)
+    A._fileh().file.table.drop()
+    assert np.array_equal(A[:], data)
+    A[7] = data[7] = 0
+    transaction.commit()
+    assert np.array_equal(dbread(root), data)
+
+
+def dbread(root):
+    with client(root) as (conn, _):
+        return conn.root()["A"][:].copy()
+
+
+def test_no_chunk_is_stored_for_what_became_zeros(root):
+    A = new(root, BLK)
+    A[:] = random(BLK)
+    transaction.commit()
+    A[3] ^= 1
+    transaction.commit()
+    (zblk,) = A.zfile.blktab.values()
+    assert len(zblk.chunktab) == CELLS
+    A[: BLK // CELLS] = 0
+    transaction.commit()
+    (zblk,) = A.zfile.blktab.values()
+    assert len(zblk.chunktab) == CELLS - 1
+    assert not dbread(root)[: BLK // CELLS].any()
+
+
+def test_the_default_is_auto(root):
+    assert "WENDELIN_CORE_ZBLK_FMT" not in os.environ
+    A = new(root, BLK)
+    A[0] = 1
+    transaction.commit()
+    assert kinds(A) == ["ZBlk1"]
