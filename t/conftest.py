@@ -63,7 +63,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _not_again(items, leave):
-    again = os.environ.get("WENDELIN_CORE_ZBLK_FMT", "ZBlk0") != "ZBlk0"
+    again = os.environ.get("WENDELIN_CORE_ZBLK_FMT", "auto") != "auto"
     keep = []
     for item in items:
         marks = {mark.name for mark in item.iter_markers()}

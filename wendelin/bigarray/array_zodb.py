@@ -107,8 +107,8 @@ class ZBigArray(BigArray, LivePersistent):
         stored as a whole.
     zblk_fmt : {None, 'ZBlk0', 'ZBlk1', 'auto'}
         Format in which blocks are stored: 'ZBlk0', each as one object, for fast reads; 'ZBlk1', in
-        chunks of 4 KiB, for small changes; 'auto', chosen by the size of a change. It is kept with
-        the array. None: WENDELIN_CORE_ZBLK_FMT of the writing process, or ZBlk0. All are read.
+        chunks of 4 KiB, for small changes; 'auto', by what changes. It is kept with the array;
+        None: what WENDELIN_CORE_ZBLK_FMT says where it is written, or auto. All are read.
 
     Raises
     ------
