@@ -1,1 +1,1 @@
-"""Programs that show what wendelin.core is for."""
+"""Example programs."""

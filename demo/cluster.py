@@ -1,15 +1,14 @@
-"""demo-cluster: several processes on one database, and nothing of it is ever inconsistent.
+"""demo-cluster: several processes on one database, which each of them always sees consistent.
 
     demo-cluster [--seconds=<N>] <dburi>
 
-One process ingests: each transaction appends to a signal and notes its length and its sum. Three
-compute: in each transaction they see a signal of the length and the sum that was noted, however
-far the ingest is. Two append to one log: where both do at the same time, one of them has a
-conflict and tries again, so that nothing is lost, and nothing is there twice. Each has a
-Connection and a client of its own, as on machines of their own: start them there by the same
-functions.
+One process ingests: each transaction appends to a signal, and stores its length and its sum. Three
+compute: in each transaction, the signal has the stored length and sum, however far the ingest is.
+Two append to one log: if both do so at the same time, one of them has a conflict and tries again.
+So no entry is lost, and none is there twice. Each process has a Connection and a client of its own,
+and could as well run on another machine, by the same functions.
 
-<dburi> is of a server: zeo://HOST:PORT. A file has one process only.
+<dburi> is the URL of a server: zeo://HOST:PORT. Only one process can write to a file.
 """
 
 import argparse
@@ -39,12 +38,12 @@ Report = Callable[[str, int], None]
 
 
 class Inconsistent(Exception):  # noqa: N818  # it is what was seen
-    """What is never to be seen, was."""
+    """A process saw an inconsistent state."""
 
 
 @contextmanager
 def opened(url: str) -> Any:
-    """Give the root of a database to a with block."""
+    """Yield the root of a database."""
     root = dbopen(url)
     try:
         yield root
@@ -54,7 +53,7 @@ def opened(url: str) -> Any:
 
 
 def create(url: str) -> None:
-    """Make the arrays, in place of what is there."""
+    """Make the arrays; replace old ones."""
     from wendelin.bigarray.array_zodb import ZBigArray
 
     with opened(url) as root:
@@ -65,7 +64,7 @@ def create(url: str) -> None:
 
 
 def ingest(url: str, until: float, report: Report) -> None:
-    """Append to the signal, with its length and its sum, until a time."""
+    """Append to the signal, and store its length and sum, until a time."""
     rng = np.random.default_rng()
     with opened(url) as root:
         state = root[NAME]
@@ -79,12 +78,12 @@ def ingest(url: str, until: float, report: Report) -> None:
 
 
 def compute(url: str, until: float, report: Report) -> None:
-    """Compare the signal with what is noted, until a time.
+    """Compare the signal with its stored length and sum, until a time.
 
     Raises
     ------
     Inconsistent
-        They are not of one moment.
+        They are not of one state.
     """
     with opened(url) as root:
         while time.time() < until:
@@ -94,7 +93,9 @@ def compute(url: str, until: float, report: Report) -> None:
             seen = len(signal), int(np.sum(signal))
             if seen != (state["length"], state["total"]):
                 noted = (state["length"], state["total"])
-                raise Inconsistent(f"length and sum of the signal are {seen}, and noted is {noted}")
+                raise Inconsistent(
+                    f"length and sum of the signal are {seen}, but {noted} were stored"
+                )
             report("computed", 1)
 
 
@@ -122,12 +123,12 @@ def check(url: str, counts: dict[str, int]) -> None:
     Raises
     ------
     Inconsistent
-        Something is lost, or is there twice.
+        An entry is lost, or is there twice.
     """
     with opened(url) as root:
         state = root[NAME]
         if len(state["signal"]) != counts.get("ingested", 0):
-            raise Inconsistent(f"{counts} were reported, and {len(state['signal'])} are there")
+            raise Inconsistent(f"{counts} were reported, but {len(state['signal'])} are there")
         log = state["log"][:]
         for who in range(APPENDERS):
             entries = log["seq"][log["who"] == who]
@@ -146,12 +147,12 @@ def _work(function: Callable[..., None], args: tuple[Any, ...], queue: Any) -> N
 
 
 def run(url: str, seconds: float) -> dict[str, int]:
-    """Let all work for some seconds; return what they have done.
+    """Let all processes work for some seconds; return their counts.
 
     Raises
     ------
     Inconsistent
-        Something was wrong.
+        A process failed, or saw an inconsistent state.
     """
     create(url)
     until = time.time() + seconds
@@ -207,7 +208,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("dburi", help="zeo://HOST:PORT")
     options = parser.parse_args(args)
     if not re.match(r"(zeo|neos?)://", options.dburi):
-        print(f"demo-cluster: {options.dburi!r} is of no server: zeo://HOST:PORT", file=sys.stderr)
+        print(f"demo-cluster: {options.dburi!r} is not a server: zeo://HOST:PORT", file=sys.stderr)
         return 2
     try:
         counts = run(options.dburi, options.seconds)
@@ -218,7 +219,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 130
     print(
         f"ingested {counts.get('ingested', 0)} elements while {counts.get('computed', 0)} "
-        f"computations saw consistent moments;\nappended {counts.get('appended', 0)} entries "
+        f"computations saw consistent states;\nappended {counts.get('appended', 0)} entries "
         f"with {counts.get('conflicts', 0)} conflicts: nothing lost, nothing twice"
     )
     return 0

@@ -31,15 +31,15 @@ Examples:
     "--worksize",
     type=SizeType(),
     default=512 * MB,
-    help="How much to write; try more than there is RAM.  [default: 512M]",
+    help="How much to write; try more than RAM.  [default: 512M]",
 )
 @json_option
 def demo(address: Address | None, worksize: int, as_json: bool) -> None:
     """Write an array into a database, and compute on it with plain NumPy functions.
 
-    A signal, sin(0.2 t) * 15, is appended in transactions of 32 MB; then its mean and sum are
-    computed, on one view of all of it. Without URL, it is a database that is removed at the end.
-    demo-zbigarray does the two in steps.
+    Appends a signal, sin(0.2 t) * 15, in transactions of 32 MB. Then computes its mean and sum, on
+    one view of the whole array. Without URL, the database is removed at the end. demo-zbigarray
+    does the two steps one at a time.
     """
     with ExitStack() as stack:
         if address is None:

@@ -2,9 +2,8 @@
 
     demo-zbigarray [--worksize=<MB>] (gen|read) <dburi>
 
-gen writes a signal, sin(0.2 t) * 15, in transactions of 32 MB, by default twice as much as the
-machine has RAM. read computes its mean and its sum: with plain NumPy functions, on one view of
-all the array.
+gen writes a signal, sin(0.2 t) * 15, in transactions of 32 MB, by default twice as large as RAM.
+read computes its mean and sum, with plain NumPy functions, on one view of the whole array.
 """
 
 import argparse
@@ -34,7 +33,7 @@ NAME = "signalv"  # of the array in the root object
 
 
 class UserError(Exception):
-    """Something that the user can mend; its text says how."""
+    """An error that the user can correct; its text says how."""
 
 
 def signal(start: int, stop: int) -> NDArray[np.float64]:
@@ -47,14 +46,14 @@ def signal(start: int, stop: int) -> NDArray[np.float64]:
 
 
 def gen(root: Any, worksize: int, quiet: bool | None = False) -> None:
-    """Write `worksize` bytes of signal, in place of what is there.
+    """Write `worksize` bytes of signal; replace an old one.
 
-    Without showing progress, if it is to be quiet; None: if there is no terminal.
+    quiet: show no progress; None: only on a terminal.
     """
     from wendelin.bigarray.array_zodb import ZBigArray  # late: see check()
 
     if NAME in root:
-        note = f"replacing {NAME!r}, which is there already; packing frees its space"
+        note = f"replacing {NAME!r}, which exists already; a pack frees its space"
         print(note, file=sys.stderr)
     root[NAME] = array = ZBigArray((0,), np.float64)
     transaction.commit()
@@ -71,7 +70,7 @@ def gen(root: Any, worksize: int, quiet: bool | None = False) -> None:
 
 @dataclass(frozen=True)
 class Result:
-    """What was computed, and what it took."""
+    """The results, and what they took."""
 
     mean: float
     sum: float
@@ -110,7 +109,7 @@ def print_result(result: Result) -> None:
 
 
 def megabytes(text: str) -> int:
-    """Return the number of bytes that --worksize says."""
+    """Return the number of bytes of --worksize."""
     try:
         return parse_size(text, "M")
     except ValueError as e:
@@ -137,9 +136,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def check(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """End the program if what it was told is wrong: before the pager, or a file, is made of it."""
+    """Check the arguments before the pager is imported, or a file is made; exit if one is wrong."""
     try:
-        ram_limit()  # the pager would raise this when it is imported
+        ram_limit()  # else the import of the pager would raise this
     except ValueError as e:
         parser.error(str(e))
     if args.command == "read":
@@ -184,11 +183,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as e:
         message = str(e)
         if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            message += (
-                ": what was committed before is saved; make room, or use a smaller --worksize"
-            )
+            message += ": earlier commits are saved; free some space, or use a smaller --worksize"
     except KeyboardInterrupt:
-        message = "interrupted; what was committed before is saved"
+        message = "interrupted; earlier commits are saved"
     else:
         return 0
     parser.print_usage(sys.stderr)

@@ -102,7 +102,7 @@ def test_a_full_disk(tmp_path):
         timeout=120,
     )
     assert "exit code 1" in done.stdout, done.stderr
-    assert "No space left on device: what was committed before is saved" in done.stderr
+    assert "No space left on device: earlier commits are saved" in done.stderr
     assert "Traceback" not in done.stderr
     assert "over 96 MB" in done.stdout, done.stderr
 

@@ -322,7 +322,7 @@ def _own(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _container(value: Any) -> Any:
-    """Return the dict or list that a mapping or a list has in an attribute; None: it is no such."""
+    """Return the dict or list in an attribute of a mapping or a list; None if it is neither."""
     if not isinstance(value, Stored | Object):
         return None
     kind = _kind(value.cls).container
