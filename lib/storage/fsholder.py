@@ -22,7 +22,10 @@ def lock_holder(path: str) -> str:
     path : str
         Of the file; its lock file is beside it.
     """
-    pid = _from_kernel(path) or _from_kernel(f"{path}.lock") or _from_file(f"{path}.lock")
+    try:
+        pid = _from_kernel(path) or _from_kernel(f"{path}.lock")
+    except OSError:  # there is no such list here
+        pid = _from_file(f"{path}.lock")
     if pid is None:
         return ""
     if pid == os.getpid():
@@ -35,10 +38,10 @@ def lock_holder(path: str) -> str:
 
 def _from_kernel(path: str) -> int | None:
     """Return the process that has a lock of a file, by /proc/locks."""
+    with open("/proc/locks", encoding="ascii", errors="replace") as file:
+        locks = file.read()
     try:
         stat = os.stat(path)
-        with open("/proc/locks", encoding="ascii", errors="replace") as file:
-            locks = file.read()
     except OSError:
         return None
     wanted = os.major(stat.st_dev), os.minor(stat.st_dev), stat.st_ino

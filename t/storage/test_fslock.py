@@ -12,8 +12,10 @@ from support.child import check_child
 from support.fsbytes import write
 from zc.lockfile import LockError
 from ZODB.DB import DB
+from ZODB.FileStorage.FileStorage import FileStorageFormatError
 
 from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.fsholder import lock_holder
 from wendelin.lib.zodb import dbclose, dbopen
 
 
@@ -168,3 +170,43 @@ def test_a_child_that_lives_on_keeps_no_lock(path):
     """
     os.symlink(path, f"{path}2")
     assert check_child(code) == "LockError\n"
+
+
+def test_what_cannot_be_opened_gets_nothing_beside_it(tmp_path):
+    path = tmp_path / "x.fs"
+    path.write_bytes(b"\x93NUMPY" + bytes(100))
+    for align in True, False:
+        with pytest.raises(FileStorageFormatError):
+            AlignedFileStorage(str(path), align=align)
+        assert os.listdir(tmp_path) == ["x.fs"]
+    path.unlink()
+    (tmp_path / "x.fs.lock").touch()  # of somebody
+    path.write_bytes(b"FS99" + bytes(100))
+    with pytest.raises(FileStorageFormatError):
+        AlignedFileStorage(str(path))
+    assert sorted(os.listdir(tmp_path)) == ["x.fs", "x.fs.lock"]
+
+
+def test_who_has_the_lock_is_named(tmp_path):
+    path = str(tmp_path / "x.fs")
+    assert lock_holder(path) == ""
+    storage = AlignedFileStorage(path)
+    assert lock_holder(path) == f"process {os.getpid()}, this one"
+    os.link(path, f"{path}2")
+    code = """
+        import sys
+        from zc.lockfile import LockError
+        from wendelin.lib.zodb import dbopen
+        for name in sys.argv[1:]:
+            try:
+                dbopen(name)
+            except LockError as e:
+                print(e)
+    """
+    said = check_child(code, path, f"{path}2").splitlines()
+    assert len(said) == 2
+    for line in said:
+        assert f"open to write already by process {os.getpid()} (" in line
+        assert "read_only=True" in line
+    storage.close()
+    assert lock_holder(path) == ""

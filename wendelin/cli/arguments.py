@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 from typing import Any, NoReturn
 from urllib.parse import unquote
@@ -95,24 +96,33 @@ class AddressType(_Type):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Complete names of files: mostly databases."""
-        return [CompletionItem(incomplete, type="file")]
+        """Complete names of files, mostly databases; behind a #, paths in a file."""
+        url, sep, path = incomplete.rpartition("#")
+        if not sep or not os.path.isfile(url):
+            return [CompletionItem(incomplete, type="file")]
+        from wendelin.cli.completion import paths  # it needs what opens databases
+
+        return [CompletionItem(f"{url}#{found}") for found in paths(url, path)]
 
 
 class MomentType(_Type):
     """A moment of a database: a tid, the end of the day or minute that is named, '3 days ago'."""
 
-    name = "TID|TIME"
+    def __init__(self, tags: bool = False) -> None:
+        self._tags = tags
+        self.name = "TID|TIME|TAG" if tags else "TID|TIME"
 
     def convert(
         self, value: str | bytes, param: click.Parameter | None, ctx: click.Context | None
-    ) -> bytes:
-        """Return the last tid of the moment."""
+    ) -> bytes | str:
+        """Return the last tid of the moment; of what may be a tag, its name."""
         if isinstance(value, bytes):
             return value
         try:
             return moment(value)
         except ValueError as e:
+            if self._tags and value.isprintable() and "future" not in str(e):
+                return value  # the database says whether it has such
             self.fail(str(e), param, ctx)
 
 
@@ -210,7 +220,9 @@ class BlksizeType(SizeType):
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 at_option = click.option(
-    "--at", type=MomentType(), help="A past state of the array: a transaction, or a time."
+    "--at",
+    type=MomentType(tags=True),
+    help="A past state of the array: a transaction, a time, or a tag.",
 )
 step_option = click.option(
     "--step",

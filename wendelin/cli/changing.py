@@ -15,7 +15,7 @@ from wendelin.cli.address import Address, Path, join
 from wendelin.cli.database import opened_to_write
 from wendelin.cli.errors import Failure, explain
 from wendelin.cli.stored import Database, class_of
-from wendelin.cli.tree import _keys, find
+from wendelin.cli.tree import find, keys_of
 from wendelin.tree.containers import is_container
 from wendelin.tree.group import Group
 
@@ -67,7 +67,7 @@ def entry_of(root: Any, address: Address) -> Entry:
                 f"{where} is a {class_of(container)}: what is in it can be changed by a program "
                 f"only"
             )
-        key = next((k for k in _keys(name) if _has(container, k)), None)
+        key = next((k for k in keys_of(name) if _has(container, k)), None)
         if key is None:
             where = Address(address.url, address.path[:i])
             raise Failure(f"{where} has no {name!r} as a key: it is an attribute")
@@ -106,7 +106,7 @@ def group_at(root: Any, url: str, path: Path) -> Group:
     group = Group(root)
     for i, name in enumerate(path):
         container = group.obj
-        key = next((k for k in _keys(name) if _has(container, k)), None)
+        key = next((k for k in keys_of(name) if _has(container, k)), None)
         here = join(path[: i + 1])
         if key is None:
             group.create_group(name)

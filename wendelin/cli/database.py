@@ -6,6 +6,7 @@ is none. And it loads no objects: a database may be a stranger's, and none of it
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -18,9 +19,12 @@ from ZODB.utils import z64
 
 from wendelin.cli.errors import Failure, explain
 from wendelin.cli.stored import Database
+from wendelin.lib.storage.fsholder import lock_holder
 from wendelin.lib.storage.snapshot import Snapshot
+from wendelin.lib.storage.tags import tags_of
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
-from wendelin.tree.moments import tid_time
+from wendelin.tree.moments import EXAMPLES, tid_time
+from wendelin.tree.opening import file_of
 
 __all__ = ["opened", "opened_to_write", "storage_opened", "tid_time"]
 
@@ -28,7 +32,9 @@ __all__ = ["opened", "opened_to_write", "storage_opened", "tid_time"]
 def _refuse(url: str, error: Exception) -> Failure:
     """Return the failure to report for a database that cannot be opened."""
     if isinstance(error, LockError):
-        return Failure(f"{url} is in use: another program has it open to write")
+        path = file_of(url)
+        holder = lock_holder(os.path.realpath(path)) if path is not None else ""
+        return Failure(f"{url} is in use: {holder or 'another program'} has it open to write")
     if isinstance(error, ReadOnlyError):  # its root object could not be made
         return Failure(f"{url} is empty")
     if isinstance(error, ValueError):  # because of the URL, or of bytes in the file
@@ -37,14 +43,14 @@ def _refuse(url: str, error: Exception) -> Failure:
 
 
 @contextmanager
-def opened(url: str, *, at: bytes | None = None, once: bool = False) -> Iterator[Database]:
+def opened(url: str, *, at: bytes | str | None = None, once: bool = False) -> Iterator[Database]:
     """Open a database to read it; yield its objects. None of them is loaded.
 
     Parameters
     ----------
     url : str
-    at : bytes, optional
-        The last transaction that is visible.
+    at : bytes or str, optional
+        The last transaction that is visible; or a tag.
     once : bool
         Each object is read once: see Snapshot.
 
@@ -54,6 +60,7 @@ def opened(url: str, *, at: bytes | None = None, once: bool = False) -> Iterator
         It cannot be opened, or was empty at that moment.
     """
     with storage_opened(url) as storage:
+        at = _tagged(url, storage, at) if isinstance(at, str) else at
         try:
             snapshot = Snapshot(storage, at, once=once)
         except (MemoryError, click.ClickException):
@@ -68,6 +75,21 @@ def opened(url: str, *, at: bytes | None = None, once: bool = False) -> Iterator
             when = f"{tid_time(at)} (tid {at.hex()})"
             raise Failure(f"{url} was empty at {when}") from None
         yield Database(snapshot)
+
+
+def _tagged(url: str, storage: Any, tag: str) -> bytes:
+    """Return the tid of a tag.
+
+    Raises
+    ------
+    Failure
+        There is no such tag.
+    """
+    tags = tags_of(storage)
+    if tag not in tags:
+        have = ", ".join(map(repr, tags)) or "none"
+        raise Failure(f"{tag!r} is neither {EXAMPLES}; nor a tag of {url}, which has {have}")
+    return tags[tag]
 
 
 @contextmanager

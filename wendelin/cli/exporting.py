@@ -131,7 +131,7 @@ Examples:
 def export(
     address: Address,
     file: str,
-    at: bytes | None,
+    at: bytes | str | None,
     delimiter: str | None,
     force: bool,
     step: int,
@@ -165,7 +165,7 @@ def export(
             {
                 "url": address.url,
                 "path": list(address.path),
-                "at": at and at.hex(),
+                "at": at.hex() if isinstance(at, bytes) else at,
                 "oid": array._p_oid.hex(),
                 "kind": what.kind,
                 "member": what.member,
@@ -219,7 +219,7 @@ def _export_group(
     group: tuple[Stored, str],
     address: Address,
     what: File,
-    at: bytes | None,
+    at: bytes | str | None,
     part: Part,
     step: int,
     as_json: bool,
@@ -239,7 +239,7 @@ def _export_group(
         {
             "url": address.url,
             "path": list(address.path),
-            "at": at and at.hex(),
+            "at": at.hex() if isinstance(at, bytes) else at,
             "oid": stored.oid.hex(),
             "kind": "zarr group",
         },

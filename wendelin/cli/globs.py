@@ -10,9 +10,8 @@ from typing import Any
 
 from wendelin.cli.address import Address, Path
 from wendelin.cli.errors import Failure
-from wendelin.cli.stored import Database, attributes, items, name_of
-from wendelin.cli.tree import find
-from wendelin.tree.containers import is_hidden
+from wendelin.cli.stored import Database
+from wendelin.cli.tree import children, find
 
 __all__ = ["expand"]
 
@@ -36,8 +35,8 @@ def expand(database: Database, address: Address) -> list[Path]:
                 if pattern:
                     below += [
                         ((*path, child), value)
-                        for child, value in _children(obj)
-                        if fnmatchcase(child, name) and not is_hidden(child)
+                        for child, value in children(obj)
+                        if fnmatchcase(child, name)
                     ]
                 elif len(found) == 1:
                     find(database, Address(address.url, (*path, name)))  # which says what there is
@@ -45,7 +44,3 @@ def expand(database: Database, address: Address) -> list[Path]:
         if not found:
             raise Failure(f"{Address(address.url, address.path[: i + 1])} matches nothing")
     return [path for path, _ in found]
-
-
-def _children(obj: Any) -> list[tuple[str, Any]]:
-    return [(name_of(key), value) for key, value in (*items(obj), *attributes(obj))]

@@ -134,7 +134,7 @@ Examples:
 @_address
 @at_option
 @json_option
-def cat(address: Address, at: bytes | None, as_json: bool) -> None:
+def cat(address: Address, at: bytes | str | None, as_json: bool) -> None:
     """Print an array, or a part of it.
 
     Each row is a line, with tabs between elements. The slice is as in Python; in the shell, it
@@ -156,7 +156,7 @@ Examples:
 @click.option("-n", "rows", type=click.IntRange(0), default=10, show_default=True, help="Rows.")
 @at_option
 @json_option
-def head(address: Address, rows: int, at: bytes | None, as_json: bool) -> None:
+def head(address: Address, rows: int, at: bytes | str | None, as_json: bool) -> None:
     """Print the first rows of an array, or of a part of it; see cat."""
     with opened(address.url, at=at) as database:
         view = _selected(database, address, rows)

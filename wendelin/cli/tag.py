@@ -29,7 +29,9 @@ Examples:
 @at_option
 @click.option("--delete", is_flag=True, help="Remove the name.")
 @json_option
-def tag(address: Address, name: str | None, at: bytes | None, delete: bool, as_json: bool) -> None:
+def tag(
+    address: Address, name: str | None, at: bytes | str | None, delete: bool, as_json: bool
+) -> None:
     """Name a moment of a database, the last transaction or that of --at; without NAME, list them.
 
     A pack keeps what is named, and all that is later.

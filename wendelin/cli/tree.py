@@ -38,6 +38,7 @@ from wendelin.cli.stored import (
 )
 from wendelin.lib.storage.record import RecordError, Ref
 from wendelin.lib.storage.snapshot import SharedError
+from wendelin.tree.containers import is_hidden
 
 __all__ = [
     "PROGRESS",
@@ -46,9 +47,11 @@ __all__ = [
     "Progress",
     "Unknown",
     "Unreadable",
+    "children",
     "find",
     "find_array",
     "is_of_object",
+    "keys_of",
     "progress_of",
     "visit",
     "walk",
@@ -74,7 +77,7 @@ def _child(obj: Any, name: str) -> Any:
         There are several.
     """
     found: dict[str, Any] = {}
-    for key in _keys(name):
+    for key in keys_of(name):
         for value in lookup(obj, key):
             what = "index" if is_sequence(obj) else "key"
             found[f"{what} {key!r}"] = value
@@ -96,7 +99,7 @@ class _AmbiguousError(Exception):
     """A name means several objects; the text lists them."""
 
 
-def _keys(name: str) -> list[Any]:
+def keys_of(name: str) -> list[Any]:
     """Return the keys that a name may mean."""
     try:
         key = ast.literal_eval(name)
@@ -105,11 +108,13 @@ def _keys(name: str) -> list[Any]:
     return [name, key]
 
 
-def _names(obj: Any) -> Iterator[str]:
-    for key, _ in items(obj):
-        yield name_of(key)
-    for name, _ in attributes(obj):
-        yield name_of(name)
+def children(obj: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (name, value) of what is in an object, without what groups keep for themselves."""
+    for key, value in items(obj):
+        if not is_hidden(key):
+            yield name_of(key), value
+    for name, value in attributes(obj):
+        yield name_of(name), value
 
 
 def find(database: Database, address: Address, start: Any = None) -> Any:
@@ -132,7 +137,7 @@ def find(database: Database, address: Address, start: Any = None) -> Any:
                 f"path cannot distinguish them: rename one of them in a program"
             ) from None
         except KeyError:
-            names = list(islice(_names(obj), _ALIKE))
+            names = [name for name, _ in islice(children(obj), _ALIKE)]
             have = ", ".join(map(quote, names[:_SHOWN])) + (", ..." if names[_SHOWN:] else "")
             if alike := get_close_matches(name, names, 1):
                 have += f". Did you mean {quote(alike[0])}?"

@@ -20,7 +20,7 @@ from wendelin.lib.zodb import dbclose, dbopen, zconn_check_open, zconn_name
 from wendelin.tree.moments import Moment, moment, tid_time
 from wendelin.tree.tags import read_tags, tag_moment
 
-__all__ = ["MODES", "moment_of", "open_root", "past_root"]
+__all__ = ["MODES", "file_of", "moment_of", "open_root", "past_root"]
 
 MODES = {
     "r": "read it; it must be there",
@@ -49,7 +49,7 @@ def open_root(url: str | os.PathLike[str], mode: str, at: Moment | None) -> tupl
         raise ValueError(f"mode is {mode!r}: it must be one of {known}{hint}")
     if at is not None and mode not in ("r", "a"):
         raise ValueError(f"mode is {mode!r}: the past, at={at!r}, can only be read")
-    path = _path(url)
+    path = file_of(url)
     if path is not None:
         there = os.path.exists(path)
         if there and mode == "x":
@@ -77,7 +77,7 @@ def open_root(url: str | os.PathLike[str], mode: str, at: Moment | None) -> tupl
     return past, close_both
 
 
-def _path(url: str) -> str | None:
+def file_of(url: str) -> str | None:
     """Return the path of the file that a URL means; None: it is not a file."""
     if url.startswith("file://"):
         path = url.removeprefix("file://").partition("?")[0]

@@ -1,0 +1,167 @@
+"""rm, mv, mkdir, append, attrs, log, undo, tag, pack, du: against the same by groups."""
+
+import os
+
+import numpy as np
+import pytest
+from click.shell_completion import ShellComplete
+
+import wendelin
+from wendelin.cli.program import wendelin as program
+from wendelin.lib.zodb import dbopen
+
+pytestmark = [pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs", "zeo")]
+
+X = np.arange(12).reshape(6, 2)
+
+
+@pytest.fixture
+def url(testdb):
+    with wendelin.open(testdb.url) as g:
+        for name in "run/7/x", "run/7/y", "run/8/x", "top":
+            g[name] = X
+        g["run/7/x"].attrs["unit"] = "mV"
+    return testdb.url
+
+
+def paths(url):
+    with wendelin.open(url, "r") as g:
+        return [path for path, value in g.walk() if not isinstance(value, wendelin.Group)]
+
+
+def test_rm(call, url):
+    done = call("rm", f"{url}#run/*/x")
+    assert done.stdout.splitlines() == [f"removed {url}#run/7/x", f"removed {url}#run/8/x"]
+    assert paths(url) == ["top", "run/7/y"]
+    assert "run is a group: -r takes it out" in call("rm", f"{url}#run", code=1).stderr
+    assert call("rm", "-r", "--json", f"{url}#run").json == {"removed": ["run"]}
+    assert paths(url) == ["top"]
+    assert "has no 'tip': it has top. Did you mean top?" in call("rm", f"{url}#tip", code=1).stderr
+    assert "#x* matches nothing" in call("rm", f"{url}#x*", code=1).stderr
+    assert paths(url) == ["top"]
+
+
+def test_mv_and_mkdir(call, url):
+    call("mv", f"{url}#run/7/x", f"{url}#a/b/c")
+    assert paths(url) == ["top", "run/7/y", "run/8/x", "a/b/c"]
+    assert call("mv", "--json", f"{url}#a/b/c", "#top2").json == {"from": "a/b/c", "to": "top2"}
+    assert "is there already" in call("mv", f"{url}#top2", "#top", code=1).stderr
+    assert "which is in it" in call("mv", f"{url}#run", "#run/7/z", code=1).stderr
+    assert "another database" in call("mv", f"{url}#run", "b.fs#run", code=2).stderr
+    assert "is a wendelin" in call("mv", f"{url}#run", "#top/z", code=1).stderr
+    call("mkdir", f"{url}#n/m")
+    assert "is there already" in call("mkdir", f"{url}#n/m", code=1).stderr
+    with wendelin.open(url) as g:
+        assert list(g["n"]) == ["m"]
+
+
+def test_append(call, url, tmp_path):
+    np.save(tmp_path / "x.npy", X + 0.0)
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n3,4\n")
+    np.save(tmp_path / "wide.npy", np.zeros((2, 3)))
+    done = call("append", "--step", "1", f"{tmp_path}/x.npy", f"{url}#top", "--json")
+    assert done.json == {"path": "top", "appended": 6, "rows": 12}
+    call("append", f"{tmp_path}/x.csv", f"{url}#top")
+    with wendelin.open(url, "r") as g:
+        assert np.array_equal(g["top"], np.concatenate([X, X, [[1, 2], [3, 4]]]))
+    wrong = call("append", f"{tmp_path}/wide.npy", f"{url}#top", code=1)
+    assert "all axes but the first must be the same" in wrong.stderr
+    assert "and not an array" in call("append", f"{tmp_path}/x.npy", f"{url}#run", code=1).stderr
+
+
+def test_attrs(call, url):
+    assert call("attrs", f"{url}#run/7/x", "--json").json == {"unit": "mV"}
+    found = call("attrs", f"{url}#run/7/x", "n=5", 'text="5"', "a=[1,2]", "t=x=y", "--json").json
+    assert found == {"unit": "mV", "n": 5, "text": "5", "a": [1, 2], "t": "x=y"}
+    assert call("attrs", url, "title=a run", "--json").json == {"title": "a run"}
+    assert "a run" in call("attrs", url).stdout
+    call("attrs", url, "--delete", "title")
+    assert call("attrs", url).stdout == ""
+    assert "no attribute 'title'" in call("attrs", url, "--delete", "title", code=1).stderr
+    assert "is not NAME=VALUE" in call("attrs", url, "title", code=2).stderr
+
+
+def test_log_and_undo(call, url):
+    call("rm", f"{url}#top")
+    entries = call("log", url, "--json", "-n", "2").json
+    assert [entry["note"] for entry in entries] == ["wendelin: rm top", ""]
+    assert entries[0]["changes"] == [{"path": "", "what": ["names"], "rows": []}]
+    with wendelin.open(url, "r") as g:
+        for entry, other in zip(entries, g.log(2), strict=True):
+            assert entry["tid"] == other.tid.hex()
+            assert entry["changes"] == [
+                {"path": c.path, "what": c.what, "rows": [list(r) for r in c.rows]}
+                for c in other.changes
+            ]
+            assert entry["other_objects"] == other.others
+    assert "run/7/x: created, attributes, rows 0:6" in call("log", url).stdout
+    call("undo", url, entries[0]["tid"])
+    assert "top" in paths(url)
+    assert "cannot be undone" in call("undo", url, entries[0]["tid"], code=1).stderr
+
+
+def test_tag_and_pack(call, url):
+    assert call("tag", url).stdout == ""
+    call("tag", url, "first")
+    call("attrs", f"{url}#run/7/x", "unit=V")
+    call("tag", url, "second")
+    tags = call("tag", url, "--json").json
+    assert [tag["name"] for tag in tags] == ["first", "second"]
+    call("tag", url, "third", "--at", "first")
+    assert call("head", "--at", "first", f"{url}#top").stdout
+    wrong = call("head", "--at", "fourth", f"{url}#top", code=1).stderr
+    assert "nor a tag of" in wrong
+    assert "'first', 'second', 'third'" in wrong
+    assert "there is a tag 'first' already" in call("tag", url, "first", code=1).stderr
+    packed = call("pack", url, "--json").json
+    assert packed["kept_by_tag"] in ("first", "third")
+    with wendelin.open(url, at="first") as g:
+        assert g["run/7/x"].attrs == {"unit": "mV"}
+    for name in "first", "second", "third":
+        call("tag", url, "--delete", name)
+    assert "there is no tag 'first'" in call("tag", url, "--delete", "first", code=1).stderr
+    assert call("pack", url, "--json").json["kept_by_tag"] is None
+    assert paths(url) == ["top", "run/7/x", "run/7/y", "run/8/x"]
+
+
+def test_du(call, url):
+    rows = call("du", url, "--json").json
+    sizes = {row["path"]: (row["bytes"], row["arrays"]) for row in rows}
+    assert sizes.keys() == {"", "run", "top"}
+    assert sizes["run"][1] == 3
+    assert sizes[""][0] == sizes["run"][0] + sizes["top"][0]
+    rows = call("du", "--depth", "0", f"{url}#run/*", "--json").json
+    assert [(row["path"], row["arrays"]) for row in rows] == [("run/7", 2), ("run/8", 1)]
+    assert "run/8" in call("du", "-d", "2", url).stdout
+
+
+def test_cp(call, url):
+    call("cp", f"{url}#run/7/x", f"{url}#copy")
+    with wendelin.open(url, "r") as g:
+        assert np.array_equal(g["copy"], X)
+        assert g["copy"].attrs == {"unit": "mV"}
+
+
+def test_what_is_in_use_is_named(call, path):
+    root = dbopen(path)
+    said = call("mkdir", f"{path}#x", code=1).stderr
+    assert f"is in use: process {os.getpid()}, this one has it open to write" in said
+    root._p_jar.db().close()
+
+
+def test_commands_that_may_be_meant(call):
+    assert "did you mean 'attrs'?" in call("attr", code=2).stderr
+
+
+def test_completion_of_paths(path, tmp_path):
+    with wendelin.open(path) as g:
+        g["run/7/x"] = g["rest"] = X
+    complete = ShellComplete(program, {}, "wendelin", "_X")
+
+    def found(text):
+        return [item.value for item in complete.get_completions(["cat"], text)]
+
+    assert found(f"{path}#r") == [f"{path}#run/", f"{path}#rest"]
+    assert found(f"{path}#run/7/") == [f"{path}#run/7/x"]
+    assert found(f"{path}#no/thing") == []
+    assert found("x") == ["x"]
