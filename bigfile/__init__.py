@@ -16,6 +16,7 @@ from wendelin.bigfile.virtmem import (
     ram_reclaim,
     ram_set_limit,
 )
+from wendelin.bigfile.virtmem.abilities import FileRange
 from wendelin.bigfile.virtmem.errors import (
     BigFileError,
     BlockLoadError,
@@ -35,6 +36,7 @@ __all__ = [
     "BigFileH",
     "BlockLoadError",
     "DoomedError",
+    "FileRange",
     "ForkError",
     "HandleStats",
     "PageMemoryError",

@@ -1,7 +1,7 @@
 """Ahead of a touch: which pages are shown, or loaded, besides the one that is touched.
 
 Each area remembers where a sequential reader would touch next (`expected`), and how often it did
-(`streak`). Pages that cost no memory are shown right away (show_ahead), KNOWN ones are given to
+(`streak`). Pages that cost no memory are shown right away (show_ahead), LOCATED ones are given to
 the threads of readahead to load (load_ahead), which call page_ahead().
 
 And how much is read ahead is said here, for all that do: the pager, the threads that load blocks
@@ -18,7 +18,7 @@ from libc.stdint cimport uint64_t
 
 from wendelin.bigfile.virtmem.loading cimport page_load
 from wendelin.bigfile.virtmem.mapping cimport FILE, NONE, ZERO, Area, area_kind, area_show
-from wendelin.bigfile.virtmem.page cimport (AHEAD, KNOWN, LOADED, MEMFD, ZEROS, FileH, Page,
+from wendelin.bigfile.virtmem.page cimport (AHEAD, LOCATED, LOADED, MEMFD, ZEROS, FileH, Page,
                                             fileh_release, pager_generation)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_limit
@@ -60,9 +60,9 @@ cdef void look_end(Looks *looks, bint found) noexcept nogil:
     looks.window = min(2 * window, <uint64_t>MAX_LOOK) if found else 0
 
 
-cdef bint is_known(Area *area, uint64_t i, Page **page) noexcept nogil:
+cdef bint can_show(Area *area, uint64_t i, Page **page) noexcept nogil:
     """Say whether page i of an area is not shown, and could be without loading or memory."""
-    cdef FileH *fileh = <FileH *>area.owner
+    cdef FileH *fileh = <FileH *>area.fileh
     if area_kind(area, i) != NONE:
         return False
     page[0] = <Page *>pagemap_get(&fileh.pages, area.pgoffset + i)
@@ -94,11 +94,11 @@ cdef size_t show_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
     j = lo
     while j < hi and files != 0:
         k = j + 1
-        if j == i or not is_known(area, j, &page):
+        if j == i or not can_show(area, j, &page):
             if sequential and j != i and area_kind(area, j) == NONE:
                 break               # the next touch is here, and asks
         elif page.backing == ZEROS:
-            while k < hi and is_known(area, k, &page) and page.backing == ZEROS:
+            while k < hi and can_show(area, k, &page) and page.backing == ZEROS:
                 k += 1
             if area_show(area, j, k - j, ZERO, -1, 0) != 0:
                 break
@@ -122,11 +122,11 @@ cdef size_t show_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
 
 
 cdef size_t load_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
-    """Let KNOWN pages after i be loaded, which was read, if that is what comes next.
+    """Let LOCATED pages after i be loaded, which was read, if that is what comes next.
 
     Puts them into `ahead`, for readahead_post(), and returns how many.
     """
-    cdef FileH *fileh = <FileH *>area.owner
+    cdef FileH *fileh = <FileH *>area.fileh
     cdef Page *page
     cdef uint64_t j, most = most_ahead(area)
     cdef size_t n = 0
@@ -136,7 +136,7 @@ cdef size_t load_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
         return 0
     for j in range(i + 1, min(i + 1 + most, area.pglen)):
         page = <Page *>pagemap_get(&fileh.pages, area.pgoffset + j)
-        if page != NULL and page.state == KNOWN and not page.ahead:
+        if page != NULL and page.state == LOCATED and not page.ahead:
             page.ahead = True
             fileh.refs += 1
             ahead[n].fileh = fileh
@@ -152,15 +152,15 @@ cdef bint written_ahead(Area *area, uint64_t i) noexcept nogil:
     return area.streak >= 2
 
 
-cdef void page_ahead(void *owner, uint64_t blk, bint load) noexcept nogil:
+cdef void page_ahead(void *handle, uint64_t blk, bint load) noexcept nogil:
     """Do what load_ahead() has asked for, or, not load, forget it."""
-    cdef FileH *fileh = <FileH *>owner
+    cdef FileH *fileh = <FileH *>handle
     cdef Page *page
     pager_lock()
     page = <Page *>pagemap_get(&fileh.pages, blk)
     if page != NULL:
         page.ahead = False
-        if load and page.state == KNOWN and fileh.generation == pager_generation:
+        if load and page.state == LOCATED and fileh.generation == pager_generation:
             page_load(fileh, blk, AHEAD)
     fileh_release(fileh)
     pager_unlock()

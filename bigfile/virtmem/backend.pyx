@@ -11,6 +11,7 @@ from operator import index
 from wendelin.bigfile.virtmem.kernel cimport _SC_PAGESIZE, sysconf
 from wendelin.bigfile.virtmem.page cimport FILERANGE, NOTHING, ZEROS, Source
 
+from wendelin.bigfile.virtmem.abilities import FileRange
 from wendelin.bigfile.virtmem.checksum import AVAILABLE
 
 #: What mapblk returns for a block that reads as zeros.
@@ -25,30 +26,31 @@ cdef int source_from(found, size_t blksize, Source *source) except -1:
     if found is HOLE:
         source.backing = ZEROS
         return 0
-    if len(found) == 2:
-        fd, offset = found
-        source.size = blksize
-        source.backing = FILERANGE
-    else:
-        if len(found) == 4:
-            fd, offset, size, digest = found
-            if not AVAILABLE:
-                raise ValueError(f"mapblk returned {found}: digests cannot be compared here")
-            source.checked = True
-            source.digest = int.from_bytes(digest, "big")
-        else:
-            fd, offset, size = found
-        source.size = size
-        whole = source.checked and size == blksize and offset % os_page == 0
-        source.backing = FILERANGE if whole else NOTHING
+    fd, offset, size, digest = found if isinstance(found, FileRange) else file_range(found)
+    source.size = blksize if size is None else size
+    if digest is not None:
+        if not AVAILABLE:
+            raise ValueError(f"mapblk returned {found}: digests cannot be compared here")
+        source.checked = True
+        source.digest = int.from_bytes(digest, "big")
+    mapped = size is None or (source.checked and size == blksize and offset % os_page == 0)
+    source.backing = FILERANGE if mapped else NOTHING
     source.offset = offset
     if fd < 0 or source.offset < 0 or source.size > blksize:
-        raise ValueError(f"mapblk returned {found}: that is not a place of a block of {blksize} bytes")
+        raise ValueError(f"mapblk returned {found}: that is not a place of a block of {blksize} "
+                         f"bytes")
     if source.backing == FILERANGE and source.offset % os_page != 0:
         raise ValueError(f"mapblk returned (fd {fd}, offset {offset}): the offset must be a "
                          f"multiple of the OS page, {os_page} bytes")
     source.fd = fd
     return 0
+
+
+cdef object file_range(found):
+    """Return the FileRange that a plain tuple means."""
+    if isinstance(found, (tuple, list)) and 2 <= len(found) <= 4:
+        return FileRange(*found)
+    raise TypeError(f"mapblk returned {found!r}: it must be a FileRange, HOLE or None")
 
 
 def _blksize_of(blksize):
@@ -79,11 +81,8 @@ cdef class BigFile:
     storeblk(blk, buf)
         Store a block; buf is a read-only buffer of blksize bytes.
     mapblk(blk), optional
-        Return (fd, offset) of a file that holds all of the block, page-aligned and immutable,
-        with fd open as long as the handle lives: it is mapped. Or (fd, offset, size), not
-        aligned, and zeros after `size` bytes: it is copied, without Python. Or (fd, offset, size,
-        digest), if checksum.AVAILABLE: mapped if it can be, else copied; a copy is compared with
-        the digest, which is XXH3-64 of the bytes, 8 bytes, the highest first. HOLE for a block of
+        Return where a block lies in a file, a FileRange or a tuple of its items: (fd, offset) of a
+        file that has all of the block, page-aligned and immutable, is mapped. HOLE for a block of
         zeros. None: loadblk.
     mapahead(start, stop), optional
         Return {block: what mapblk returns for it}, without None, for blocks in [start, stop)
@@ -92,6 +91,8 @@ cdef class BigFile:
         Return the exception that says why a block does not match its digest.
     truncate(blk), optional
         Drop this block and all after it. Without it, an array that shrinks writes zeros.
+
+    The optional ones are Protocols in `virtmem.abilities`.
     """
 
     # Subclasses for 0.x give the block size to __new__(), and need not call __init__(). Where

@@ -48,7 +48,7 @@ cdef struct Waiter:
     pthread_t thread
     int tid                 # the kernel's name of the thread
     pthread_t loader        # who loads what is waited for
-    const void *owner       # the handle; NULL: the load is over, and the waiter about to wake up
+    const void *fileh       # the handle; NULL: the load is over, and the waiter about to wake up
     const char *file        # for_gil: its name, as long as the wait
     uint64_t blk
     double since            # [s]
@@ -90,7 +90,7 @@ cdef int wait_for_gil(const char *file, uint64_t blk) noexcept nogil:
     cdef Waiter waiter
     cdef int i
     waiter.for_gil = True
-    waiter.owner = NULL
+    waiter.fileh = NULL
     waiter.file = file
     waiter.blk = blk
     waiter.since = now()
@@ -107,12 +107,12 @@ cdef int wait_for_gil(const char *file, uint64_t blk) noexcept nogil:
     return i
 
 
-cdef int wait_for_load(const void *owner, uint64_t blk, pthread_t loader) noexcept nogil:
+cdef int wait_for_load(const void *fileh, uint64_t blk, pthread_t loader) noexcept nogil:
     """This thread is going to wait for a page that `loader` loads. As wait_for_gil()."""
     cdef Waiter waiter
     cdef int i
     waiter.for_gil = False
-    waiter.owner = owner
+    waiter.fileh = fileh
     waiter.blk = blk
     waiter.loader = loader
     pthread_mutex_lock(&mutex)
@@ -134,15 +134,15 @@ cdef void wait_over(int waiter) noexcept nogil:
     pthread_mutex_unlock(&mutex)
 
 
-cdef void waits_loaded(const void *owner, uint64_t blk) noexcept nogil:
+cdef void waits_loaded(const void *fileh, uint64_t blk) noexcept nogil:
     """A load is over: nobody waits for its thread any more, even if he is not awake yet."""
     cdef size_t i
     if used == 0:           # whoever waits, did when the load was going on: under the pager lock
         return
     pthread_mutex_lock(&mutex)
     for i in range(used):
-        if waiters[i].owner == owner and waiters[i].blk == blk:
-            waiters[i].owner = NULL
+        if waiters[i].fileh == fileh and waiters[i].blk == blk:
+            waiters[i].fileh = NULL
     pthread_mutex_unlock(&mutex)
 
 
@@ -155,7 +155,7 @@ cdef bint waits_circular(pthread_t loader) noexcept nogil:
     pthread_mutex_lock(&mutex)
     for _steps in range(WAITERS):
         for i in range(used):
-            if (waiters[i].used and not waiters[i].for_gil and waiters[i].owner != NULL
+            if (waiters[i].used and not waiters[i].for_gil and waiters[i].fileh != NULL
                     and pthread_equal(waiters[i].thread, loader)):
                 loader = waiters[i].loader
                 circular = pthread_equal(loader, pthread_self())

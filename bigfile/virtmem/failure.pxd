@@ -15,6 +15,6 @@ cdef int check_nested(unsigned long scraps) except -1
 cdef int forget_failing() except -1
 cdef int interrupt(exc) except -1
 cdef object take_interrupt()
-cdef object failing_class(unsigned long owner)
-cdef unsigned long addressee(unsigned long owner)
+cdef object failing_class(unsigned long fallback)
+cdef unsigned long addressee(unsigned long fallback)
 cdef int raise_in(unsigned long ident, exc) except -1

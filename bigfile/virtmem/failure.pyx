@@ -50,6 +50,7 @@ from wendelin.bigfile.virtmem.ram cimport (pager_lock, pager_unlock, ram_dirty, 
                                            ram_limit)
 from wendelin.bigfile.virtmem.touch cimport scraps_shown
 
+from wendelin.bigfile.virtmem.abilities import ExplainsMismatch, SeesTransactions
 from wendelin.bigfile.virtmem.errors import (BigFileError, BlockLoadError, DoomedError, ForkError,
                                              PageMemoryError)
 
@@ -86,7 +87,7 @@ cdef object load_error(file, uint64_t blk, e):
 
 
 cdef object block_load_error(file, blk, str why):
-    tid = getattr(file, "tid", None)
+    tid = file.tid if isinstance(file, SeesTransactions) else None
     at = f" at tid 0x{tid.hex()}" if tid is not None else ""
     return BlockLoadError(f"block {blk} of {describe(file)}{at} {why}", file, blk, tid)
 
@@ -107,7 +108,7 @@ cdef object failure(file, blk, Failure why, int err):
         return block_load_error(file, blk, "cannot be loaded: its loader, in another thread, waits "
                                 "for a block that this thread is loading")
     if why == BROKEN_FILE and err == EBADMSG:
-        if hasattr(file, "mismatch"):
+        if isinstance(file, ExplainsMismatch):
             return load_error(file, blk, file.mismatch(blk))
         return block_load_error(file, blk, "cannot be loaded: it does not match its digest")
     if why == BROKEN_FILE and err not in (ENOMEM, ENOSPC, EFBIG):   # these are of page memory
@@ -252,19 +253,19 @@ def _class_of(exc, ident, frame):
     return type(type(exc).__name__, (type(exc),), {"__new__": __new__, "failure": exc})
 
 
-cdef object failing_class(unsigned long owner):
+cdef object failing_class(unsigned long fallback):
     """Return the exception that is already on its way to this thread, or None."""
     if not failing:
         return None
-    cls = on_its_way(addressee(owner))
+    cls = on_its_way(addressee(fallback))
     return None if cls is None else cls.failure
 
 
-cdef unsigned long addressee(unsigned long owner):
-    """Return the thread to raise in: this one, or the handle's owner if Python does not know it."""
+cdef unsigned long addressee(unsigned long fallback):
+    """Return the thread to raise in: this one; the fallback, if Python does not know it."""
     ident = threading.get_ident()
     # A thread that Python does not know has a state only now, and runs no frame.
-    return ident if ident in sys._current_frames() else owner
+    return ident if ident in sys._current_frames() else fallback
 
 
 cdef int raise_in(unsigned long ident, exc) except -1:

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint64_t
 
 from wendelin.bigfile.virtmem.mapping cimport Area
-from wendelin.bigfile.virtmem.page cimport FileH, Known
+from wendelin.bigfile.virtmem.page cimport FileH, Located
 
 cdef Area *fileh_map(FileH *fileh, uint64_t pgoffset, uint64_t pglen) noexcept nogil
 cdef void fileh_unmap(Area *area) noexcept nogil
@@ -16,8 +16,9 @@ cdef int fileh_discard(FileH *fileh) noexcept nogil
 cdef int fileh_invalidate(FileH *fileh, uint64_t blk) noexcept nogil
 cdef void fileh_invalidate_loading(FileH *fileh) noexcept nogil
 cdef uint64_t fileh_epoch(FileH *fileh) noexcept nogil
-cdef int fileh_know(FileH *fileh, const Known *known, size_t n, uint64_t epoch) noexcept nogil
-cdef void fileh_announced(FileH *fileh, uint64_t announcements) noexcept nogil
-cdef void fileh_announce_next(FileH *fileh) noexcept nogil
+cdef int fileh_set_located(FileH *fileh, const Located *located, size_t n, uint64_t epoch) \
+    noexcept nogil
+cdef void fileh_first_change_told(FileH *fileh, uint64_t transactions) noexcept nogil
+cdef void fileh_transaction_ended(FileH *fileh) noexcept nogil
 cdef int fileh_truncate(FileH *fileh, uint64_t blk) noexcept nogil
 cdef void fileh_untruncate(FileH *fileh) noexcept nogil

@@ -17,10 +17,10 @@ from libc.stdint cimport UINT64_MAX, uint64_t
 
 from wendelin.bigfile.virtmem.kernel cimport EDEADLK, pthread_cond_broadcast, pthread_self
 from wendelin.bigfile.virtmem.mapping cimport RO, Area, area_map, area_unmap
-from wendelin.bigfile.virtmem.page cimport (DIRTY, KNOWN, LOADED, LOADING, MEMFD, NOTHING, ZEROS,
-                                            FileH, Known, Page, fileh_release, op_wait, page_become,
-                                            page_drop, page_free_memory, page_new, page_protect,
-                                            page_set_stored)
+from wendelin.bigfile.virtmem.page cimport (DIRTY, LOCATED, LOADED, LOADING, MEMFD, NOTHING, ZEROS,
+                                            FileH, Located, Page, fileh_release, op_wait,
+                                            page_become, page_drop, page_free_memory, page_new,
+                                            page_protect, page_set_stored)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get, pagemap_next
 from wendelin.bigfile.virtmem.ram cimport pager_cond, pager_lock, pager_unlock
 
@@ -32,7 +32,7 @@ cdef Area *fileh_map(FileH *fileh, uint64_t pgoffset, uint64_t pglen) noexcept n
     pager_lock()
     area = area_map(fileh.memfd, pgoffset, pglen, fileh.blksize)
     if area != NULL:
-        area.owner = fileh
+        area.fileh = fileh
         area.next = fileh.areas
         if area.next != NULL:
             area.next.prev = area
@@ -44,7 +44,7 @@ cdef Area *fileh_map(FileH *fileh, uint64_t pgoffset, uint64_t pglen) noexcept n
 
 cdef void fileh_unmap(Area *area) noexcept nogil:
     """Unmap an area and give up its reference to the handle."""
-    cdef FileH *fileh = <FileH *>area.owner
+    cdef FileH *fileh = <FileH *>area.fileh
     pager_lock()
     if area.prev != NULL:
         area.prev.next = area.next
@@ -147,7 +147,7 @@ cdef int fileh_discard(FileH *fileh) noexcept nogil:
         drop_from(fileh, fileh.zero_from, False)
         fileh.zero_from = UINT64_MAX
         # with the lock held: what is changed from now on is a change of another transaction
-        announce_next(fileh)
+        transaction_ended_locked(fileh)
     pager_unlock()
     return err
 
@@ -188,7 +188,7 @@ cdef void fileh_invalidate_loading(FileH *fileh) noexcept nogil:
 
 
 cdef uint64_t fileh_epoch(FileH *fileh) noexcept nogil:
-    """Return what fileh_know() wants: to be asked for before anything else is."""
+    """Return what fileh_set_located() wants: to be asked for before anything else is."""
     cdef uint64_t epoch
     pager_lock()
     epoch = fileh.epoch
@@ -196,7 +196,8 @@ cdef uint64_t fileh_epoch(FileH *fileh) noexcept nogil:
     return epoch
 
 
-cdef int fileh_know(FileH *fileh, const Known *known, size_t n, uint64_t epoch) noexcept nogil:
+cdef int fileh_set_located(FileH *fileh, const Located *located, size_t n, uint64_t epoch) \
+        noexcept nogil:
     """Learn where blocks are that were not touched yet, or are in memory, clean. 0 or errno.
 
     Ignored if anything was invalidated since `epoch`: it may not be true any more.
@@ -209,7 +210,7 @@ cdef int fileh_know(FileH *fileh, const Known *known, size_t n, uint64_t epoch) 
     for i in range(n):
         if fileh.epoch != epoch:
             break
-        blk = known[i].blk
+        blk = located[i].blk
         if blk >= fileh.zero_from:
             continue
         page = <Page *>pagemap_get(&fileh.pages, blk)
@@ -219,37 +220,37 @@ cdef int fileh_know(FileH *fileh, const Known *known, size_t n, uint64_t epoch) 
                 err = ENOMEM
                 break
         elif page.state == LOADED and page.backing == MEMFD:
-            if known[i].source.backing == NOTHING or page.pins != 0:
-                page.source = known[i].source
+            if located[i].source.backing == NOTHING or page.pins != 0:
+                page.source = located[i].source
                 continue
             page_free_memory(page)
-        elif page.state != KNOWN:
+        elif page.state != LOCATED:
             continue
-        page.source = known[i].source
-        page_become(page, KNOWN if page.source.backing == NOTHING else LOADED,
+        page.source = located[i].source
+        page_become(page, LOCATED if page.source.backing == NOTHING else LOADED,
                     page.source.backing)
     pager_unlock()
     return err
 
 
-cdef void fileh_announced(FileH *fileh, uint64_t announcements) noexcept nogil:
-    """Say that op_announce was told; announcements: what they were before that."""
+cdef void fileh_first_change_told(FileH *fileh, uint64_t transactions) noexcept nogil:
+    """Say that op_first_change was told; transactions: what they were before that."""
     pager_lock()
-    if fileh.announcements == announcements:
-        fileh.announced = True
+    if fileh.transactions == transactions:
+        fileh.first_change_told = True
     pager_unlock()
 
 
-cdef void fileh_announce_next(FileH *fileh) noexcept nogil:
-    """Let op_announce be told of the next change."""
+cdef void fileh_transaction_ended(FileH *fileh) noexcept nogil:
+    """Let op_first_change be told of the next change."""
     pager_lock()
-    announce_next(fileh)
+    transaction_ended_locked(fileh)
     pager_unlock()
 
 
-cdef void announce_next(FileH *fileh) noexcept nogil:
-    fileh.announced = False
-    fileh.announcements += 1
+cdef void transaction_ended_locked(FileH *fileh) noexcept nogil:
+    fileh.first_change_told = False
+    fileh.transactions += 1
 
 
 cdef void drop_from(FileH *fileh, uint64_t blk, bint zeros) noexcept nogil:
@@ -280,13 +281,13 @@ cdef void drop_from(FileH *fileh, uint64_t blk, bint zeros) noexcept nogil:
 cdef int fileh_truncate(FileH *fileh, uint64_t blk) noexcept nogil:
     """From now on pages from blk on are zeros, until they are written. 0 or EDEADLK.
 
-    EAGAIN: it has to be announced, perhaps again, as a transaction ended meanwhile.
+    EAGAIN: the first change is to be told, perhaps again, as a transaction ended meanwhile.
     """
     cdef int err
     pager_lock()
     fileh.epoch += 1
     err = wait_thawed(fileh)
-    if err == 0 and fileh.announces and not fileh.announced:
+    if err == 0 and fileh.wants_first_change and not fileh.first_change_told:
         err = EAGAIN
     if err == 0:
         fileh.zero_from = min(fileh.zero_from, blk)

@@ -13,8 +13,10 @@ cdef class BigFileH:
     cdef list failures          # exceptions since the last discard; protected by: the GIL
     cdef readonly list pins              # (pgoffset, pglen) of each pin(); protected by: the GIL
     cdef public bint read_only  # nothing can be changed, so a failure is of its thread only
-    cdef unsigned long owner    # thread that gets failures of threads unknown to Python
+    cdef unsigned long fallback_thread  # that gets failures of threads unknown to Python
     cdef Looks looks            # up where blocks are; protected by: the GIL
+    cdef bint maps              # file is a MapsBlocks
+    cdef bint maps_ahead        # file is a MapsAhead
     cdef bint truncated         # the file has yet to be told of `fileh.zero_from`
 
     cdef int check(self) except -1

@@ -32,17 +32,17 @@ from wendelin.bigfile.virtmem.backend cimport BigFile, source_from
 from wendelin.bigfile.virtmem.buffer cimport page_buffer
 from wendelin.bigfile.virtmem.failure cimport (check_nested, describe, failure, forget_failing,
                                                unsaid)
-from wendelin.bigfile.virtmem.fileh cimport (fileh_announce_next, fileh_announced,
+from wendelin.bigfile.virtmem.fileh cimport (fileh_transaction_ended, fileh_first_change_told,
                                              fileh_dirty_blocks, fileh_discard, fileh_epoch,
                                              fileh_freeze, fileh_invalidate,
-                                             fileh_invalidate_loading, fileh_know, fileh_map,
+                                             fileh_invalidate_loading, fileh_set_located, fileh_map,
                                              fileh_mark_stored, fileh_set_stored, fileh_thaw,
                                              fileh_truncate, fileh_unmap, fileh_untruncate)
 from wendelin.bigfile.virtmem.kernel cimport EDEADLK
 from wendelin.bigfile.virtmem.loading cimport fileh_load
 from wendelin.bigfile.virtmem.mapping cimport Area, areas_reset_scrap
 from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, DIRTY, FORKED, NO_FAILURE, Counts, Failed,
-                                            FileH, Known, Page, fileh_new, fileh_undoom,
+                                            FileH, Located, Page, fileh_new, fileh_undoom,
                                             fileh_unref, pager_generation)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
 from wendelin.bigfile.virtmem.ram cimport (pager_lock, pager_unlock, ram_clean, ram_dirty,
@@ -50,6 +50,7 @@ from wendelin.bigfile.virtmem.ram cimport (pager_lock, pager_unlock, ram_clean, 
 from wendelin.bigfile.virtmem.ready cimport fileh_unpin
 from wendelin.bigfile.virtmem.touch cimport scraps_shown
 
+from wendelin.bigfile.virtmem.abilities import FirstChange, MapsAhead, MapsBlocks, Truncates
 from wendelin.bigfile.virtmem.errors import DoomedError
 
 cdef extern from "Python.h":
@@ -72,7 +73,7 @@ cdef class BigFileH:
     block of the file.
 
     A subclass may define first_change(): it is called, in any thread, before the first page is
-    changed since the handle was opened or changes_stored() or dirty_discard() was called; and
+    changed since the handle was opened or transaction_ended() or dirty_discard() was called; and
     when a touch failed. What it raises refuses the change.
 
     Parameters
@@ -93,7 +94,7 @@ cdef class BigFileH:
         self.file = file
         self.failures = []
         self.pins = []
-        self.owner = threading.get_ident()
+        self.fallback_thread = threading.get_ident()
         self.fileh = fileh_new((<BigFile>file).blksize)
         if self.fileh == NULL:
             hint = " (page memory is a file to the kernel: see ulimit -f)" if errno == EFBIG else ""
@@ -102,7 +103,9 @@ cdef class BigFileH:
         name = describe(self.file).encode(errors="replace")[:sizeof(self.fileh.name) - 1]
         strcpy(self.fileh.name, name)
         self.fileh.pyfileh = <void *>self
-        self.fileh.announces = hasattr(self, "first_change")
+        self.fileh.wants_first_change = isinstance(self, FirstChange)
+        self.maps = isinstance(file, MapsBlocks)
+        self.maps_ahead = isinstance(file, MapsAhead)
         handles.add(self)
 
     def __dealloc__(self):
@@ -135,7 +138,7 @@ cdef class BigFileH:
             The address space has no room for it.
         """
         self.check()
-        self.owner = threading.get_ident()
+        self.fallback_thread = threading.get_ident()
         return VMA(self, *self.check_range(pgoffset, pglen))
 
     def check_range(self, pgoffset, pglen):
@@ -205,10 +208,10 @@ cdef class BigFileH:
                 self.fileh.ndirty * size, counts.reclaims, counts.failures, counts.waits)
 
     def epoch(self):
-        """Return what know() wants: call it before asking where blocks are."""
+        """Return what set_located() wants: call it before asking where blocks are."""
         return fileh_epoch(self.fileh)
 
-    def know(self, found, uint64_t epoch):
+    def set_located(self, found, uint64_t epoch):
         """Learn where blocks are, without loading any: their first touch needs no Python.
 
         Blocks that are in memory, and clean, give their memory back. Changed ones stay. All is
@@ -222,20 +225,20 @@ cdef class BigFileH:
         """
         cdef size_t n = len(found), i = 0
         cdef int err
-        cdef Known *known
+        cdef Located *located
         self.check()
-        known = <Known *>malloc(n * sizeof(Known) + 1)
-        if known == NULL:
+        located = <Located *>malloc(n * sizeof(Located) + 1)
+        if located == NULL:
             raise MemoryError
         try:
             for blk, where in found.items():
-                known[i].blk = blk
-                source_from(where, self.fileh.blksize, &known[i].source)
+                located[i].blk = blk
+                source_from(where, self.fileh.blksize, &located[i].source)
                 i += 1
             with nogil:
-                err = fileh_know(self.fileh, known, i, epoch)
+                err = fileh_set_located(self.fileh, located, i, epoch)
         finally:
-            free(known)
+            free(located)
         if err != 0:
             raise MemoryError
 
@@ -422,9 +425,9 @@ cdef class BigFileH:
         self.failures.clear()
         forget_failing()
 
-    def changes_stored(self):
+    def transaction_ended(self):
         """Let first_change() be called for the next change: a transaction ended."""
-        fileh_announce_next(self.fileh)
+        fileh_transaction_ended(self.fileh)
 
     def invalidate_loading(self):
         """Load again what is being loaded in other threads: the state they ask is over."""
@@ -453,18 +456,18 @@ cdef class BigFileH:
             The file does not define truncate(blk).
         """
         cdef int err = EAGAIN
-        cdef uint64_t blk, announcements
+        cdef uint64_t blk, transactions
         self.check()
-        if not hasattr(self.file, "truncate"):
+        if not isinstance(self.file, Truncates):
             raise NotImplementedError(f"{type(self.file).__name__} does not define "
                                       f"truncate(blk), so it cannot shrink")
         pgoffset, _ = self.check_range(pgoffset, 1)
         blk = pgoffset
         while err == EAGAIN:
-            announcements = self.fileh.announcements
-            if self.fileh.announces and not self.fileh.announced:
+            transactions = self.fileh.transactions
+            if self.fileh.wants_first_change and not self.fileh.first_change_told:
                 self.first_change()
-                fileh_announced(self.fileh, announcements)
+                fileh_first_change_told(self.fileh, transactions)
             with nogil:
                 err = fileh_truncate(self.fileh, blk)
         self.check_deadlock(err, "truncate")
@@ -487,7 +490,7 @@ cdef class VMA:
     ----------
     fileh : BigFileH
     pyuser : object
-        Free for the owner.
+        Free for the program.
     """
 
     def __cinit__(self, BigFileH fileh not None, pgoffset, pglen):

@@ -1,9 +1,9 @@
 """Loading: how a page gets its bytes, and what becomes of it when that fails.
 
-    EMPTY, KNOWN ── page_load ──► LOADING ──► LOADED        first touch, fileh_load, ahead
+    EMPTY, LOCATED ── page_load ──► LOADING ──► LOADED        first touch, fileh_load, ahead
     LOADED of ZEROS, FILERANGE ── page_bring_in ──► LOADING ──► LOADED of MEMFD     first write
 
-The file is asked by op_load, unless the page is KNOWN. page_fill() and page_copy() bring bytes
+The file is asked by op_load, unless the page is LOCATED. page_fill() and page_copy() bring bytes
 into page memory; it stays reserved until the page is LOADED, or release() was called.
 
 This room knows one page at a time. It does not know areas, nor who touched; it runs no Python but
@@ -21,7 +21,7 @@ from wendelin.bigfile.virtmem.kernel cimport (_SC_PAGESIZE, pthread_cond_broadca
                                               sysconf, volatile_char)
 
 from wendelin.bigfile.virtmem.page cimport (AHEAD, BROKEN_FILE, CIRCULAR_LOAD, FOR_CALL,
-                                            FOR_TOUCH, KNOWN, LOADED, LOADING, LOAD_FAILED, MEMFD,
+                                            FOR_TOUCH, LOCATED, LOADED, LOADING, LOAD_FAILED, MEMFD,
                                             NOTHING, NO_FAILURE, NO_MEMORY, TOUCH_IN_LOAD, ZEROS,
                                             Backing, Failed, Failure, FileH, Page, Purpose, Source,
                                             fileh_release, op_fail, op_load, op_wait, page_become,
@@ -107,7 +107,7 @@ cdef uint64_t loads         # protected by: the pager lock
 
 cdef bint may_load(const Page *page) noexcept nogil:
     """Say whether this thread may load a page: nobody does, or itself, and has not begun."""
-    if page == NULL or page.state == KNOWN:
+    if page == NULL or page.state == LOCATED:
         return True
     return page.state == LOADING and not page.begun and page.loader == pthread_self()
 
@@ -126,9 +126,9 @@ cdef bint load_begins(FileH *fileh, uint64_t blk, uint64_t load) noexcept nogil:
 
 
 cdef Failed page_load(FileH *fileh, uint64_t blk, Purpose purpose) noexcept nogil:
-    """EMPTY or KNOWN -> LOADING -> LOADED; or back to where it was, if the load failed.
+    """EMPTY or LOCATED -> LOADING -> LOADED; or back to where it was, if the load failed.
 
-    Or LOADING: what may_load() says. AHEAD, only what is KNOWN is loaded. Enters and leaves with
+    Or LOADING: what may_load() says. AHEAD, only what is LOCATED is loaded. Enters and leaves with
     the pager lock held, gives it up while the block is loaded.
 
     1. begin: the page is this thread's
@@ -177,7 +177,7 @@ cdef Page *load_begin(FileH *fileh, uint64_t blk) noexcept nogil:
         page = page_new(fileh, blk)
         if page == NULL:
             return NULL
-    elif page.state == KNOWN:
+    elif page.state == LOCATED:
         page_become(page, LOADING, NOTHING)
         page.loader = pthread_self()
     loads += 1
@@ -223,7 +223,7 @@ cdef void load_end(Page *page, const Source *source, const Failed *failed, Purpo
         page_become(page, LOADED, source.backing)
         fileh.counts.loads += 1
     elif page.source.fd >= 0:
-        page_become(page, KNOWN, NOTHING)
+        page_become(page, LOCATED, NOTHING)
     else:
         page_forget(page)
     load_over(fileh, blk)

@@ -17,7 +17,7 @@ cdef struct Area:
     uint64_t pglen          # [pages]
     size_t blksize          # [bytes]
     int memfd               # of the handle; borrowed
-    void *owner             # the FileH; not for this room
+    void *fileh             # the FileH; not for this room
     Area *prev              # neighbours in the handle's list; not for this room
     Area *next
     # protected by: the pager lock

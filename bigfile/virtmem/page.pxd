@@ -8,7 +8,7 @@ from wendelin.bigfile.virtmem.pagemap cimport PageMap
 from wendelin.bigfile.virtmem.ram cimport Resident
 
 cdef enum State:
-    KNOWN
+    LOCATED
     LOADING
     LOADED
     DIRTY                   # EMPTY has no page at all
@@ -56,7 +56,7 @@ cdef struct Source:         # where a block is
     bint checked            # what is copied is compared with:
     uint64_t digest         # XXH3-64 of the block's bytes that the file has
 
-cdef struct Known:          # what is known of a block that nobody touched yet
+cdef struct Located:        # where a block is that no thread has touched yet
     uint64_t blk
     Source source           # not MEMFD
 
@@ -99,9 +99,9 @@ cdef struct FileH:
     Page *dirty
     size_t ndirty
     size_t nstored          # of them, pages that did not change since they were stored
-    bint announces          # op_announce wants to know of the first change
-    bint announced          # it was told
-    uint64_t announcements  # how often it was to be told anew
+    bint wants_first_change     # op_first_change is to be told of the first change of a transaction
+    bint first_change_told      # it was
+    uint64_t transactions       # that have ended
     uint64_t epoch          # changes whenever something that was asked may have another answer
     uint64_t zero_from      # pages from here on read as zeros, whatever the file has
     int frozen              # write-outs in progress (nested, of one thread)
@@ -115,7 +115,7 @@ cdef struct FileH:
 # what page_set_ops() has said
 cdef void (*op_load)(FileH *, uint64_t, Source *, Purpose, Failed *) noexcept nogil
 cdef void (*op_fail)(FileH *, uint64_t, Failure, int) noexcept nogil
-cdef int (*op_announce)(FileH *, uint64_t) noexcept nogil
+cdef int (*op_first_change)(FileH *, uint64_t) noexcept nogil
 cdef void (*op_wait)() noexcept nogil
 
 cdef int pager_generation   # changes in the child of a fork
@@ -123,7 +123,7 @@ cdef bint pager_exiting     # the interpreter is going away: no Python for a fau
 
 cdef void page_set_ops(void (*load)(FileH *, uint64_t, Source *, Purpose, Failed *) noexcept nogil,
                        void (*fail)(FileH *, uint64_t, Failure, int) noexcept nogil,
-                       int (*announce)(FileH *, uint64_t) noexcept nogil,
+                       int (*first_change)(FileH *, uint64_t) noexcept nogil,
                        void (*wait)() noexcept nogil) noexcept nogil
 cdef void page_set_exiting() noexcept nogil
 cdef void page_become(Page *page, State state, Backing backing) noexcept nogil

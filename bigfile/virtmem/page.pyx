@@ -18,11 +18,11 @@ States
      │◄── reclaim, invalidate ──────┘                 │
      │◄── discard, invalidate, truncate ──────────────┘
 
-   EMPTY ── know ──► KNOWN, or LOADED where it costs no memory
-   KNOWN ── touch, or read ahead ──► LOADING          KNOWN ◄── reclaim, load failed
+   EMPTY ── set_located ──► LOCATED, or LOADED where it costs no memory
+   LOCATED ── touch, or read ahead ──► LOADING          LOCATED ◄── reclaim, load failed
 
    EMPTY     no Page; shown as NONE
-   KNOWN     not in memory and shown as NONE, but `source` says where it is: it is loaded
+   LOCATED   not in memory and shown as NONE, but `source` says where it is: it is loaded
              without Python
    LOADING   one thread fills it, others wait for pager_cond. A page that is invalidated
              meanwhile is marked `reload`, and loaded again. Before the file is asked, handlers of
@@ -33,11 +33,11 @@ States
    DIRTY     changed; backing MEMFD, never given back. `stored` while nothing changed since
              it was stored
 
-Who is asked where a block is may say where others are, too: fileh_know() makes them LOADED or
-KNOWN, if nothing has changed meanwhile (`epoch`). From then on a touch of them needs no Python,
-and a touch of one shows others with it (show_ahead), or has them loaded (load_ahead).
+A file that is asked where a block is may say where others are, too: fileh_set_located() makes them
+LOADED or LOCATED, if nothing has changed meanwhile (`epoch`). From then on a touch of them needs no
+Python, and a touch of one shows others with it (show_ahead), or has them loaded (load_ahead).
 
-After a commit, pages in memory are known to lie in the file now: fileh_know() takes their
+After a commit, pages in memory are known to lie in the file now: fileh_set_located() takes their
 memory back, LOADED of MEMFD -> LOADED of FILERANGE.
 
 The first write to a page of ZEROS or FILERANGE goes LOADED -> LOADING (its bytes are brought
@@ -92,7 +92,7 @@ from wendelin.bigfile.virtmem.trace cimport trace_page
 
 cdef void page_set_ops(void (*load)(FileH *, uint64_t, Source *, Purpose, Failed *) noexcept nogil,
                        void (*fail)(FileH *, uint64_t, Failure, int) noexcept nogil,
-                       int (*announce)(FileH *, uint64_t) noexcept nogil,
+                       int (*first_change)(FileH *, uint64_t) noexcept nogil,
                        void (*wait)() noexcept nogil) noexcept nogil:
     """Say how to load, how to report, and how to wait.
 
@@ -101,14 +101,14 @@ cdef void page_set_ops(void (*load)(FileH *, uint64_t, Source *, Purpose, Failed
         exception, too, or, FOR_TOUCH, on its way to the thread. Or, if load_begins() says that the
         load was taken over, do nothing, and set source.load to 0. Called without the lock.
     fail(fileh, blk, why, errno): raise in the thread that touched. Called without the lock.
-    announce(fileh, blk): a handle that `announces` is about to be changed first. 0; -1: it
+    first_change(fileh, blk): a handle that `wants_first_change` is about to be changed. 0; -1: it
         refused, and the exception is on its way. Called without the lock.
     wait(): wait for pager_cond, with the pager lock held, the GIL given up meanwhile.
     """
-    global op_load, op_fail, op_announce, op_wait
+    global op_load, op_fail, op_first_change, op_wait
     op_load = load
     op_fail = fail
-    op_announce = announce
+    op_first_change = first_change
     op_wait = wait
 
 
@@ -128,7 +128,7 @@ cdef void page_after_fork() noexcept nogil:
 
 cdef const char *state_name(State state) noexcept nogil:
     return (b"DIRTY" if state == DIRTY else b"LOADED" if state == LOADED
-            else b"LOADING" if state == LOADING else b"KNOWN")
+            else b"LOADING" if state == LOADING else b"LOCATED")
 
 
 cdef const char *backing_name(Backing backing) noexcept nogil:
@@ -257,7 +257,7 @@ cdef void fatal(const char *msg) noexcept nogil:
 
 
 cdef void page_drop(Page *page) noexcept nogil:
-    """KNOWN, LOADED or DIRTY -> EMPTY. A LOADING page is loaded again instead."""
+    """LOCATED, LOADED or DIRTY -> EMPTY. A LOADING page is loaded again instead."""
     if page.state == LOADING:
         page.reload = True
         return
@@ -295,7 +295,7 @@ cdef void page_evict(Resident *res) noexcept nogil:
     page.fileh.counts.reclaims += 1
     page_free_memory(page)
     if page.source.fd >= 0:
-        page_become(page, KNOWN, NOTHING)
+        page_become(page, LOCATED, NOTHING)
     else:
         page_forget(page)
 

@@ -18,13 +18,14 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport strerror
 
 from wendelin.bigfile.virtmem.failure cimport describe
-from wendelin.bigfile.virtmem.fileh cimport fileh_announced, fileh_epoch
+from wendelin.bigfile.virtmem.fileh cimport fileh_first_change_told, fileh_epoch
 from wendelin.bigfile.virtmem.mapping cimport NONE, Area, area_kind
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_dirty, ram_limit, ram_pinned
 from wendelin.bigfile.virtmem.ready cimport (area_ready, fileh_pin, fileh_show, fileh_unpin,
                                              fileh_was_shown, ready_clock)
 from wendelin.bigfile.virtmem.handle cimport VMA, BigFileH
 
+from wendelin.bigfile.virtmem.abilities import MayBeRemote
 from wendelin.bigfile.virtmem.errors import PageMemoryError
 from wendelin.bigfile.virtmem.mapping import max_map_count
 
@@ -74,7 +75,7 @@ def ready(VMA vma not None, pgoffset, pglen, seconds):
 
 cdef int show_ready(BigFileH fileh, Area *area, uint64_t i, uint64_t end, int64_t until) except -1:
     cdef uint64_t stop, asked
-    cdef bint skip = not (hasattr(fileh.file, "mapahead") and getattr(fileh.file, "is_local", True))
+    cdef bint skip = not (fileh.maps_ahead and is_local(fileh.file))
     while i < end and ready_clock() < until:
         with nogil:
             i = area_ready(area, i, end, skip, until)
@@ -96,6 +97,10 @@ cdef int show_ready(BigFileH fileh, Area *area, uint64_t i, uint64_t end, int64_
     return 0
 
 
+cdef bint is_local(file) except -1:
+    return file.is_local if isinstance(file, MayBeRemote) else True
+
+
 cdef bint is_shown(Area *area, uint64_t i, uint64_t end) noexcept:
     with nogil:
         pager_lock()
@@ -108,9 +113,8 @@ cdef bint is_shown(Area *area, uint64_t i, uint64_t end) noexcept:
 cdef int look(BigFileH fileh, uint64_t start, uint64_t stop) except -1:
     """Learn where blocks [start, stop) are, as far as that is cheap."""
     cdef uint64_t epoch = fileh_epoch(fileh.fileh)
-    mapahead = getattr(fileh.file, "mapahead", None)
-    if mapahead is not None:
-        fileh.know(mapahead(start, stop), epoch)
+    if fileh.maps_ahead:
+        fileh.set_located(fileh.file.mapahead(start, stop), epoch)
     return 0
 
 
@@ -119,7 +123,7 @@ cdef int look_at(BigFileH fileh, uint64_t blk) except -1:
     cdef uint64_t epoch = fileh_epoch(fileh.fileh)
     found = fileh.file.mapblk(blk)
     if found is not None:
-        fileh.know({blk: found}, epoch)
+        fileh.set_located({blk: found}, epoch)
     return 0
 
 
@@ -183,7 +187,7 @@ def pin(BigFileH fileh not None, pgoffset, pglen, bint write=False):
     Exception
         What first_change() raised.
     """
-    cdef uint64_t blk, first, end, announcements
+    cdef uint64_t blk, first, end, transactions
     cdef int err
     fileh.check()
     pgoffset, pglen = fileh.check_range(pgoffset, pglen)
@@ -191,10 +195,10 @@ def pin(BigFileH fileh not None, pgoffset, pglen, bint write=False):
     end = pgoffset + pglen
     try:
         while blk < end:
-            if write and fileh.fileh.announces and not fileh.fileh.announced:
-                announcements = fileh.fileh.announcements
+            if write and fileh.fileh.wants_first_change and not fileh.fileh.first_change_told:
+                transactions = fileh.fileh.transactions
                 fileh.first_change()
-                fileh_announced(fileh.fileh, announcements)
+                fileh_first_change_told(fileh.fileh, transactions)
             with nogil:
                 err = fileh_pin(fileh.fileh, blk, write)
             if err == EAGAIN:

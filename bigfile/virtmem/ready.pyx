@@ -26,10 +26,9 @@ from wendelin.bigfile.virtmem.loading cimport page_bring_in, page_load
 from wendelin.bigfile.virtmem.mapping cimport (NONE, ZERO, Area, area_kind, area_set_stays,
                                                area_show, area_was_shown, areas_have_room,
                                                areas_may_stay)
-from wendelin.bigfile.virtmem.page cimport (AHEAD, DIRTY, KNOWN, LOADED, LOADING, MEMFD, NO_FAILURE,
-                                            ZEROS, FileH,
-                                            Page, op_wait, page_become, page_kind, page_set_stored,
-                                            page_show)
+from wendelin.bigfile.virtmem.page cimport (AHEAD, DIRTY, LOADED, LOADING, LOCATED, MEMFD,
+                                            NO_FAILURE, ZEROS, FileH, Page, op_wait, page_become,
+                                            page_kind, page_set_stored, page_show)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
 from wendelin.bigfile.virtmem.ram cimport (COLD, pager_lock, pager_unlock, ram_may_dirty,
                                            ram_may_pin, ram_pin, ram_unpin)
@@ -52,7 +51,7 @@ cdef uint64_t area_ready(Area *area, uint64_t i, uint64_t end, bint skip, int64_
     skip: go on behind it. Return where it ended; `end` also when the time is over, or when more
     could only be shown by hiding something else.
     """
-    cdef FileH *fileh = <FileH *>area.owner
+    cdef FileH *fileh = <FileH *>area.fileh
     cdef Page *page
     cdef uint64_t j
     cdef int n = 0, err
@@ -93,7 +92,7 @@ cdef uint64_t area_ready(Area *area, uint64_t i, uint64_t end, bint skip, int64_
 
 
 cdef bint is_short(const Page *page) noexcept nogil:
-    return page.state == KNOWN and page.source.fd >= 0 and page.source.size < page.fileh.blksize
+    return page.state == LOCATED and page.source.fd >= 0 and page.source.size < page.fileh.blksize
 
 
 cdef bint is_hole(FileH *fileh, uint64_t blk) noexcept nogil:
@@ -142,7 +141,7 @@ cdef void fileh_show(FileH *fileh, const uint64_t *blks, size_t n, int64_t until
 cdef int fileh_pin(FileH *fileh, uint64_t blk, bint write) noexcept nogil:
     """Show a page that was loaded in all areas, and let it stay so. 0 or errno.
 
-    write: make it DIRTY. The caller has announced the change.
+    write: make it DIRTY. The caller has first_change_told the change.
     EAGAIN: it is not in memory; load it. Or, for a write, another transaction is to be told.
     ENOMEM: pinned and changed pages would pass the limit of page memory.
     ENOBUFS: pinned pages would take too many of the kernel's mappings.
@@ -153,7 +152,7 @@ cdef int fileh_pin(FileH *fileh, uint64_t blk, bint write) noexcept nogil:
     pager_lock()
     while err == 0:
         page = <Page *>pagemap_get(&fileh.pages, blk)
-        if page == NULL or page.state == KNOWN or page.state == LOADING:
+        if page == NULL or page.state == LOCATED or page.state == LOADING:
             err = EAGAIN
         elif page.pins == 0 and not areas_may_stay():
             err = ENOBUFS
@@ -162,7 +161,7 @@ cdef int fileh_pin(FileH *fileh, uint64_t blk, bint write) noexcept nogil:
                 err = EDEADLK
             else:
                 op_wait()
-        elif write and fileh.announces and not fileh.announced:
+        elif write and fileh.wants_first_change and not fileh.first_change_told:
             err = EAGAIN
         elif write and page.state == LOADED:
             if not ram_may_dirty(fileh.blksize):

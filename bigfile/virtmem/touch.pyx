@@ -1,8 +1,8 @@
 """The touch: what a fault asks for, and what its thread is shown; also after a fork.
 
-page_touch() brings a page to where the fault wants it - it waits, has it loaded, announces a
-change, makes it DIRTY - and shows it. Where it cannot, the thread is shown scrap, and op_fail has
-arranged for an exception: see "Errors" in page.pyx.
+page_touch() brings a page to where the fault wants it: it waits, has it loaded, tells of a first
+change, makes it DIRTY. Then it shows it. Where it cannot, the thread is shown scrap, and op_fail
+has arranged for an exception: see "Errors" in page.pyx.
 
 Who would wait for itself is told so instead: the thread that writes out and writes
 (WRITE_IN_WRITEOUT), a loader, or a finalizer in it, that touches the page it loads
@@ -31,7 +31,7 @@ from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, CHANGE_REFUSED, DIRTY, 
                                             EXITING, FOR_TOUCH, FORKED, LOAD_FAILED, LOADED,
                                             LOADING, MEMFD, NO_FAILURE, NO_MAPPING, NO_MEMORY,
                                             WRITE_IN_WRITEOUT, Failure, FileH, Page, fatal,
-                                            fileh_doom, fileh_release, op_announce, op_fail,
+                                            fileh_doom, fileh_release, op_first_change, op_fail,
                                             op_wait, page_after_fork, page_become, page_kind,
                                             page_set_stored, pager_exiting)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
@@ -59,7 +59,7 @@ cdef void show_scrap(const char *addr, bint write, Failure why) noexcept nogil:
     if area == NULL:
         return
     i = (addr - area.start) // area.blksize
-    fileh_doom(<FileH *>area.owner, area.pgoffset + i, why)
+    fileh_doom(<FileH *>area.fileh, area.pgoffset + i, why)
     scraps += 1
     area.scrap = True
     if area_show(area, i, 1, SINK if write else ZERO, -1, 0) != 0:
@@ -135,7 +135,7 @@ cdef bint touch_find(Touch *touch) noexcept nogil:
     touch.area = area
     if area == NULL:
         return False
-    touch.fileh = <FileH *>area.owner
+    touch.fileh = <FileH *>area.fileh
     touch.fileh.counts.faults += not touch.counted
     touch.counted = True
     touch.i = (touch.addr - area.start) // area.blksize
@@ -181,8 +181,8 @@ cdef Step touch_change(Touch *touch) noexcept nogil:
         fileh.counts.waits += 1
         op_wait()
         return AGAIN
-    if fileh.announces and not fileh.announced:
-        return AGAIN if announce(fileh, touch.blk) == 0 else scrap(touch, CHANGE_REFUSED)
+    if fileh.wants_first_change and not fileh.first_change_told:
+        return AGAIN if tell_first_change(fileh, touch.blk) == 0 else scrap(touch, CHANGE_REFUSED)
     if page.state == LOADED:
         if not ram_may_dirty(fileh.blksize):
             return refuse(touch, DIRTY_LIMIT, 0)
@@ -196,24 +196,24 @@ cdef Step touch_change(Touch *touch) noexcept nogil:
     return GO_ON
 
 
-cdef int announce(FileH *fileh, uint64_t blk) noexcept nogil:
+cdef int tell_first_change(FileH *fileh, uint64_t blk) noexcept nogil:
     """Let the handle know of its first change. 0; -1: it refused, and an exception is on its way.
 
-    A transaction may end between what op_announce did and our lock: then it was of that one.
+    A transaction may end between what op_first_change did and our lock: then it was of that one.
 
         T1 (change)                         T2 (commit)
-        op_announce: joins
-                                            all of the commit; announced = False
-        lock; not announced: again
+        op_first_change: joins
+                                            all of the commit; first_change_told = False
+        lock; not first_change_told: again
     """
     cdef int err
-    cdef uint64_t announcements = fileh.announcements
+    cdef uint64_t transactions = fileh.transactions
     fileh.refs += 1
     pager_unlock()
-    err = op_announce(fileh, blk)
+    err = op_first_change(fileh, blk)
     pager_lock()
-    if err == 0 and announcements == fileh.announcements:
-        fileh.announced = True
+    if err == 0 and transactions == fileh.transactions:
+        fileh.first_change_told = True
     fileh_release(fileh)
     return err
 
@@ -261,7 +261,7 @@ cdef bint page_broken(const char *addr, bint write) noexcept nogil:
     else:
         i = (addr - area.start) // area.blksize
         if area_kind(area, i) == FILE:
-            fileh = <FileH *>area.owner
+            fileh = <FileH *>area.fileh
             fail(fileh, area.pgoffset + i, BROKEN_FILE, EIO)
             show_scrap(addr, write, BROKEN_FILE)
         else:
@@ -297,7 +297,7 @@ cdef bint touch_inherited(const char *addr) noexcept nogil:
     pager_unlock()
     if not shown:
         return False
-    op_fail(<FileH *>area.owner, area.pgoffset + (addr - area.start) // area.blksize, FORKED, 0)
+    op_fail(<FileH *>area.fileh, area.pgoffset + (addr - area.start) // area.blksize, FORKED, 0)
     return True
 
 

@@ -1,7 +1,7 @@
-"""From a fault into Python: what page_set_ops() gets to load, report, announce and wait.
+"""From a fault into Python: what page_set_ops() gets to load, fail, tell a change, and wait.
 
-load_block(), report() and announce() are the only ways from a fault into Python. They are entered
-by any thread, with the GIL or without, in the middle of anything. So they save and restore the
+load_block(), report() and first_change() are the only ways from a fault into Python. Any thread
+enters them, with the GIL or without, in the middle of anything. So they save and restore the
 exception that is being raised, and the one that is being handled; errno is pagefault's.
 
 What the loader raises becomes a BlockLoadError, which raise_later() sets on its way to the
@@ -90,7 +90,7 @@ cdef void call_begin_with_gil(Call *call) noexcept:
     wait_over(call.waiter)
     put_aside(&call.aside)
     if call.ident == 0 and call.fileh.pyfileh != NULL:
-        call.ident = (<BigFileH>call.fileh.pyfileh).owner
+        call.ident = (<BigFileH>call.fileh.pyfileh).fallback_thread
     take_back(call)
     call.holds = signals_hold()
 
@@ -126,7 +126,7 @@ cdef int failed(Call *call, exc) except -1:
 
 
 cdef void call_end(Call *call, Failure why) noexcept:
-    """Raise what is to be raised in this thread, or the owner. Doom first: the rest can fail."""
+    """Raise what is to be raised in this thread, or the fallback. Doom first: the rest can fail."""
     cdef bint told = False
     if call.result != 0:
         with nogil:
@@ -203,10 +203,10 @@ cdef void load_with_gil(Call *call, Source *source, bint direct) noexcept:
         if call.fileh.pyfileh == NULL:
             return
         pyfileh = <BigFileH>call.fileh.pyfileh
-        exc = None if direct else failing_class(pyfileh.owner)
+        exc = None if direct else failing_class(pyfileh.fallback_thread)
         while exc is None:
             try:
-                load_from_file(call.fileh, pyfileh.file, call.blk, source)
+                load_from_file(pyfileh, call.blk, source)
                 check_nested(call.scraps)
                 call.result = 0
                 break
@@ -234,28 +234,27 @@ cdef void load_with_gil(Call *call, Source *source, bint direct) noexcept:
 cdef int look_ahead(BigFileH fileh, uint64_t blk, uint64_t epoch) except -1:
     """Learn where more blocks are, besides blk, which was not known."""
     cdef uint64_t start, stop
-    mapahead = getattr(fileh.file, "mapahead", None)
-    if mapahead is None:
+    if not fileh.maps_ahead:
         return 0
     look_begin(&fileh.looks, blk, &start, &stop)
-    found = mapahead(start, min(stop, <uint64_t>(INT64_MAX // fileh.fileh.blksize)))
+    found = fileh.file.mapahead(start, min(stop, <uint64_t>(INT64_MAX // fileh.fileh.blksize)))
     look_end(&fileh.looks, len(found) > 1)
-    fileh.know(found, epoch)
+    fileh.set_located(found, epoch)
     return 0
 
 
-cdef int load_from_file(FileH *fileh, file, uint64_t blk, Source *source) except -1:
+cdef int load_from_file(BigFileH pyfileh, uint64_t blk, Source *source) except -1:
     """Ask the file for a block, and put it where `source` says."""
+    cdef FileH *fileh = pyfileh.fileh
     cdef Py_buffer view
     cdef int err
-    mapblk = getattr(file, "mapblk", None)
-    if mapblk is not None:
-        found = mapblk(blk)
+    if pyfileh.maps:
+        found = pyfileh.file.mapblk(blk)
         if found is not None:
             source_from(found, fileh.blksize, source)
             return 0
     buf = scratch_buffer(fileh.blksize)
-    data = file.loadblk(blk, memoryview(buf))
+    data = pyfileh.file.loadblk(blk, memoryview(buf))
     if data is None:
         data = buf
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
@@ -296,26 +295,26 @@ cdef void report_with_gil(Call *call, Failure why, int err) noexcept:
     try:
         if call.fileh.pyfileh != NULL:
             pyfileh = <BigFileH>call.fileh.pyfileh
-            exc = failing_class(pyfileh.owner)
+            exc = failing_class(pyfileh.fallback_thread)
             failed(call, failure(pyfileh.file, call.blk, why, err) if exc is None else exc)
     except BaseException:
         pass
 
 
-cdef int announce(FileH *fileh, uint64_t blk) noexcept nogil:
-    """page_set_ops: announce. Entered without the pager lock."""
+cdef int first_change(FileH *fileh, uint64_t blk) noexcept nogil:
+    """page_set_ops: first_change. Entered without the pager lock."""
     cdef Call call
     if pager_exiting:
         return 0
     call_begin(&call, fileh, blk)
     with gil:
         call_begin_with_gil(&call)
-        announce_with_gil(&call)
+        first_change_with_gil(&call)
         call_end(&call, CHANGE_REFUSED)
     return call.result
 
 
-cdef void announce_with_gil(Call *call) noexcept:
+cdef void first_change_with_gil(Call *call) noexcept:
     """Let the handle know of its first change; or say in call.exc why it refused it."""
     try:
         if call.fileh.pyfileh != NULL:
@@ -339,12 +338,12 @@ cdef int raise_later(BigFileH fileh, exc, Failure why, interrupt) except -1:
 
     interrupt: what to raise in place of exc, or None.
     """
-    ident = addressee(fileh.owner)
+    ident = addressee(fileh.fallback_thread)
     if exc not in fileh.failures and not fileh.read_only:
         if len(fileh.failures) < MAX_FAILURES:
             fileh.failures.append(exc)
         untold = exc.__cause__ if why == CHANGE_REFUSED else None
-        if fileh.fileh.announces and why != CHANGE_REFUSED:
+        if fileh.fileh.wants_first_change and why != CHANGE_REFUSED:
             try:
                 fileh.first_change()
             except Exception as e:
@@ -374,5 +373,5 @@ def _at_exit():
     page_set_exiting()
 
 
-page_set_ops(load_block, report, announce, wait_without_gil)
+page_set_ops(load_block, report, first_change, wait_without_gil)
 atexit.register(_at_exit)

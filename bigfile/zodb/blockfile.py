@@ -46,6 +46,15 @@ from ZODB.Connection import Connection
 from ZODB.POSException import ConflictError, ConnectionStateError
 from ZODB.serialize import ObjectWriter
 
+from wendelin.bigfile.virtmem.abilities import (
+    ExplainsMismatch,
+    FileRange,
+    MapsAhead,
+    MapsBlocks,
+    MayBeRemote,
+    SeesTransactions,
+    Truncates,
+)
 from wendelin.bigfile.virtmem.backend import HOLE, BigFile
 from wendelin.bigfile.virtmem.checksum import AVAILABLE
 from wendelin.bigfile.virtmem.errors import BlockLoadError
@@ -68,6 +77,7 @@ from wendelin.bigfile.zodb.records import Records
 from wendelin.lib.adapters.connection import instance_of
 from wendelin.lib.storage.fsrecord import Located, OpenFile
 from wendelin.lib.storage.record import ChecksumError, RecordError, digest_of
+from wendelin.lib.utils import override
 from wendelin.lib.zodb import (
     zconn_at,
     zconn_changed,
@@ -103,7 +113,9 @@ def _verify() -> bool:
     return value == "1"
 
 
-class ZFile(BigFile):
+class ZFile(
+    BigFile, MapsBlocks, MapsAhead, MayBeRemote, Truncates, ExplainsMismatch, SeesTransactions
+):
     """A ZBigFile as the pager sees it."""
 
     def __init__(self, zfile: FileInDatabase, conn: Connection, zblk_fmt: str | None) -> None:
@@ -136,13 +148,13 @@ class ZFile(BigFile):
         return f"<ZBigFile 0x{oid.hex() if oid else '?'} in {self.name}>"
 
     @property
+    @override
     def is_local(self) -> bool:
-        """Say whether blocks can be mapped from a file of this machine."""
         return zconn_maps(self.conn)
 
     @property
+    @override
     def tid(self) -> bytes | None:
-        """The last transaction that its Connection sees; None: none, or it is not known."""
         try:
             return zconn_at(self.conn)
         except (ConnectionStateError, TypeError):
@@ -151,7 +163,7 @@ class ZFile(BigFile):
     # ---- to memory; any thread ----
 
     def lookup(self, blk: int) -> bytes | None:
-        """See BigFile."""
+        """Return the oid of a block object; None: a hole."""
         root = self._table_root()
         return None if root is None else self.table.lookup(root, blk)
 
@@ -167,8 +179,8 @@ class ZFile(BigFile):
         oid = self.blktab._p_oid
         return None if oid is None or self.zfile._p_serial == _NEW else bytes(oid)
 
+    @override
     def loadblk(self, blk: int, buf: memoryview) -> memoryview | bytes:
-        """See BigFile."""
         oid = self._remember(blk)
         handle = self.handle() if self.handle is not None else None
         if handle is not None and oid is not None:
@@ -199,18 +211,18 @@ class ZFile(BigFile):
             by = f", which transaction 0x{self.records.tid(oid).hex()} wrote"
         return ChecksumError(f"the bytes of object 0x{oid.hex()}{by},")
 
+    @override
     def mismatch(self, blk: int) -> ChecksumError:
-        """See BigFile."""
         oid = self.made_of.get(blk)
         return self._of_object(oid) if oid else ChecksumError()
 
+    @override
     def mapblk(self, blk: int) -> Any:
-        """See BigFile."""
         zconn_check_database(self.conn)  # here, so that the error is a short one
         return self._where({blk: self._remember(blk)}, check=True).get(blk)
 
+    @override
     def mapahead(self, start: int, stop: int) -> dict[int, Any]:
-        """See BigFile."""
         handle = self.handle() if self.handle is not None else None
         if handle is None or self.verify:
             return {}
@@ -277,8 +289,8 @@ class ZFile(BigFile):
             return None  # loadblk() compares what it copies
         self.mapped_from.add(found.file)
         if found.digest is not None and AVAILABLE:
-            return found.file.fd, found.offset, found.size, found.digest
-        return (found.file.fd, found.offset, found.size)[: 2 if whole else 3]
+            return FileRange(found.file.fd, found.offset, found.size, found.digest)
+        return FileRange(found.file.fd, found.offset, None if whole else found.size)
 
     def is_current(self) -> bool:
         """Say whether the files that pages are mapped from are the database's."""
@@ -297,7 +309,7 @@ class ZFile(BigFile):
         if unknown or changed:
             handle.invalidate_loading()
         handle.unpin_all()
-        mine = handle.take_stored()
+        mine = handle.mark_stored_clean()
         since: Iterable[bytes] | None = oids
         if oids is None and not packed:
             since = zconn_changed(self.conn, self._oids(), handle.watch.before)
@@ -314,7 +326,7 @@ class ZFile(BigFile):
         handle.invalidate_loading()
         handle.unpin_all()
         try:
-            handle.take_stored()
+            handle.mark_stored_clean()
         finally:
             handle.stored.clear()
             self._drop_all(handle)
@@ -365,6 +377,7 @@ class ZFile(BigFile):
 
     # ---- to the database; the thread of the transaction ----
 
+    @override
     def storeblk(self, blk: int, buf: memoryview) -> None:
         """Mark the object of a block as changed; its bytes are taken when it is pickled."""
         handle = self.handle() if self.handle is not None else None
@@ -421,8 +434,8 @@ class ZFile(BigFile):
                 f"block {blk} of {self!r} cannot be changed: {e}", self, blk, self.tid
             ) from e
 
+    @override
     def truncate(self, blk: int) -> None:
-        """See BigFile."""
         blktab = self.blktab
         root = self._table_root()
         # What is stored is found by the tree: its chain of buckets may have others. What was
@@ -458,7 +471,7 @@ class ZFile(BigFile):
         """Be told that the transaction has ended."""
         self._retired.clear()
 
-    def committed(self, handle: HandleOfFile) -> set[bytes]:
+    def adopt_stored_blocks(self, handle: HandleOfFile) -> set[bytes]:
         """Pages in memory are made of the objects that were stored now, and returned.
 
         What can be mapped gives its memory back, and is.
@@ -474,7 +487,7 @@ class ZFile(BigFile):
                 self.parts[blk] = parts
             zblk.release()
         handle.stored.clear()
-        handle.know(self._where(oids), epoch)
+        handle.set_located(self._where(oids), epoch)
         handle.show_again(oids)
         mine = {oid for oid in oids.values() if oid is not None}
         return mine.union(*(self.parts.get(blk, ()) for blk in oids))

@@ -189,7 +189,7 @@ class ZBigFileH(BigFileH):
             self._saved.close()
             self._saved = None
         # who waits to write joins another transaction
-        self.changes_stored()
+        self.transaction_ended()
         if self._frozen:
             self._frozen = False
             self.writeout_end()
@@ -218,12 +218,12 @@ class ZBigFileH(BigFileH):
         if not self.isused():
             self.forget()
 
-    def take_stored(self) -> set[bytes]:
+    def mark_stored_clean(self) -> set[bytes]:
         """Pages that were stored are clean. Return what they are made of."""
         if not self._finished:
             return set()
         self.dirty_writeout(WRITEOUT_MARKSTORED)
-        mine = self.file.committed(self)
+        mine = self.file.adopt_stored_blocks(self)
         self._finished = False
         return mine
 

@@ -76,7 +76,7 @@ class HandleOfFile(PageSource, Protocol):
     def others(self) -> Iterable[HandleOfFile]:
         """Return the other handles of its Connection."""
 
-    def take_stored(self) -> set[bytes]:
+    def mark_stored_clean(self) -> set[bytes]:
         """Pages that were stored are clean. Return what they are made of."""
 
     def load(self, pgoffset: int, pglen: int) -> None:
@@ -85,7 +85,7 @@ class HandleOfFile(PageSource, Protocol):
     def epoch(self) -> int:
         """See BigFileH."""
 
-    def know(self, found: dict[int, Any], epoch: int) -> None:
+    def set_located(self, found: dict[int, Any], epoch: int) -> None:
         """See BigFileH."""
 
     def invalidate_page(self, pgoffset: int) -> None:
@@ -127,5 +127,5 @@ class FileOfHandle(Protocol):
     def end(self) -> None:
         """Be told that the transaction has ended."""
 
-    def committed(self, handle: Any) -> set[bytes]:
+    def adopt_stored_blocks(self, handle: Any) -> set[bytes]:
         """Pages in memory are made of the objects that were stored now, and returned."""

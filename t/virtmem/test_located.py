@@ -185,7 +185,7 @@ def test_a_stored_page_is_not_where_it_was(numbered):
     handle, a = view_of(file)
     file.ahead = lambda start, stop: {}
     a[5 * 4096]
-    handle.know({6: (file.fd, 6 * 4096 + 1, 4096 - 1)}, handle.epoch())  # copied
+    handle.set_located({6: (file.fd, 6 * 4096 + 1, 4096 - 1)}, handle.epoch())  # copied
     a[5 * 4096 : 7 * 4096] = 99
     handle.dirty_writeout(WRITEOUT_STORE | WRITEOUT_MARKSTORED)
     ram_reclaim()

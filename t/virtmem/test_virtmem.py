@@ -588,6 +588,6 @@ def test_first_change_is_told_once_a_transaction():
     a[0] = 1
     assert fileh.told == 2
     fileh.dirty_writeout(BOTH)
-    fileh.changes_stored()
+    fileh.transaction_ended()
     a[1] = 1
     assert fileh.told == 3

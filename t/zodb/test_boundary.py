@@ -135,7 +135,7 @@ def test_a_boundary_that_is_interrupted_keeps_nothing_of_before(root, A, other, 
     assert b.sum() == 6
 
 
-@pytest.mark.parametrize("where", ["is_current", "committed"])
+@pytest.mark.parametrize("where", ["is_current", "adopt_stored_blocks"])
 def test_what_was_committed_stays_if_the_boundary_is_interrupted(root, A, other, where):
     b, file = other.root["A"][:], other.root["A"]._fileh().file
     assert b.sum() == 0
@@ -375,23 +375,23 @@ def look_ahead(A):
     """Do what a thread does that has loaded one of the first 20 blocks."""
     handle = A._fileh()
     epoch = handle.epoch()
-    handle.know(handle.file.mapahead(0, 20), epoch)
+    handle.set_located(handle.file.mapahead(0, 20), epoch)
 
 
 def test_a_look_ahead_while_a_commit_becomes_clean_pages(root, A):
     """It must not find holes where blocks were stored just now."""
     a, file = A[:], A._fileh().file
     assert a[::BLK].sum() == 0
-    committed = file.committed
+    committed = file.adopt_stored_blocks
 
     def slow_committed(handle):
         in_thread(lambda: look_ahead(A)).join()
         return committed(handle)
 
     a[3 * BLK :] = 7
-    file.committed = slow_committed
+    file.adopt_stored_blocks = slow_committed
     transaction.commit()
-    del file.committed
+    del file.adopt_stored_blocks
     assert (a[3 * BLK :] == 7).all()
     transaction.begin()
     assert (a[3 * BLK :] == 7).all()

@@ -26,6 +26,7 @@ from wendelin.bigarray.memory import copy_in_steps, in_file
 from wendelin.bigarray.moving import resize_keeping
 from wendelin.bigarray.ndarraylike import NDArrayLike
 from wendelin.bigarray.saving import Saving
+from wendelin.bigfile.virtmem.abilities import Truncates
 from wendelin.bigfile.virtmem.blocked import warn_of_blocked_threads
 from wendelin.bigfile.virtmem.handle import VMA, BigFileH, ram_stat
 from wendelin.bigfile.virtmem.pins import pin, ready
@@ -539,7 +540,7 @@ class BigArray(Saving, NDArrayLike):
             return
         block = -(-start // fileh.blksize)  # the first one that is wholly past the end
         partial = min(block * fileh.blksize, stop)
-        truncates = hasattr(fileh.file, "truncate")
+        truncates = isinstance(fileh.file, Truncates)
         if start != partial:
             fileh.load(block - 1, 1)
             self._zero(start, partial)
