@@ -77,7 +77,7 @@ cdef void fileh_freeze(FileH *fileh) noexcept nogil:
         page = fileh.dirty
         while page != NULL:
             page_protect(page, RO)
-            page = page.dirty_next
+            page = page.list_next
     fileh.frozen += 1
     pager_unlock()
 
@@ -104,7 +104,7 @@ cdef size_t fileh_dirty_blocks(FileH *fileh, uint64_t *blks, bint stored) noexce
         if stored or not page.stored:
             blks[n] = page.blk
             n += 1
-        page = page.dirty_next
+        page = page.list_next
     pager_unlock()
     return n
 
@@ -127,7 +127,7 @@ cdef void fileh_mark_stored(FileH *fileh) noexcept nogil:
     fileh.epoch += 1            # who looked before knows where they were
     page = fileh.dirty
     while page != NULL:
-        next = page.dirty_next
+        next = page.list_next
         if page.stored:
             page_protect(page, RO)
             page_become(page, LOADED, MEMFD)
@@ -174,16 +174,13 @@ cdef int fileh_invalidate(FileH *fileh, uint64_t blk) noexcept nogil:
 
 cdef void fileh_invalidate_loading(FileH *fileh) noexcept nogil:
     """What is being loaded now is loaded again: it may have been asked of an older state."""
-    cdef size_t cursor = 0
     cdef Page *page
     pager_lock()
     fileh.epoch += 1
-    while True:
-        page = <Page *>pagemap_next(&fileh.pages, &cursor)
-        if page == NULL:
-            break
-        if page.state == LOADING:
-            page.reload = True
+    page = fileh.loading
+    while page != NULL:
+        page.reload = True
+        page = page.list_next
     pager_unlock()
 
 

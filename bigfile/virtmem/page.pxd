@@ -76,8 +76,8 @@ cdef struct Page:
     bint stored             # DIRTY: stored since its last change
     unsigned int pins       # how many want it to stay, and be shown: see ready.pyx
     Source source           # where it is, or is again after reclaim, if it has an fd
-    Page *dirty_prev        # DIRTY: neighbours in the handle's list
-    Page *dirty_next
+    Page *list_prev         # DIRTY, LOADING: neighbours in the handle's list of these
+    Page *list_next
 
 cdef struct Counts:         # of a handle, since it was opened; see stats.py
     uint64_t faults, loads, reclaims, failures, waits
@@ -97,6 +97,7 @@ cdef struct FileH:
     uint64_t end            # no page is at this block, or after it
     Area *areas
     Page *dirty
+    Page *loading
     size_t ndirty
     size_t nstored          # of them, pages that did not change since they were stored
     bint wants_first_change     # op_first_change is to be told of the first change of a transaction

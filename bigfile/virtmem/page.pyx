@@ -141,13 +141,12 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil:
     cdef FileH *fileh = page.fileh
     trace_page(fileh.name, page.blk, state_name(page.state), backing_name(page.backing),
                state_name(state), backing_name(backing))
+    if page.state == LOADING:
+        list_take(&fileh.loading, page)
+    elif state == LOADING:
+        list_put(&fileh.loading, page)
     if page.state == DIRTY:
-        if page.dirty_prev != NULL:
-            page.dirty_prev.dirty_next = page.dirty_next
-        else:
-            fileh.dirty = page.dirty_next
-        if page.dirty_next != NULL:
-            page.dirty_next.dirty_prev = page.dirty_prev
+        list_take(&fileh.dirty, page)
         fileh.ndirty -= 1
         page_set_stored(page, False)
         ram_make_clean(&page.res)
@@ -156,11 +155,7 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil:
     elif state == DIRTY:
         page.source.fd = -1         # it has other bytes than the file now
         ram_make_dirty(&page.res)
-        page.dirty_prev = NULL
-        page.dirty_next = fileh.dirty
-        if fileh.dirty != NULL:
-            fileh.dirty.dirty_prev = page
-        fileh.dirty = page
+        list_put(&fileh.dirty, page)
         fileh.ndirty += 1
     elif state == LOADED and backing == MEMFD:
         ram_unreserve(fileh.blksize)
@@ -170,6 +165,23 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil:
     page.state = state
     page_set_backing(page, backing)
     page.reload = False
+
+
+cdef void list_put(Page **first, Page *page) noexcept nogil:
+    page.list_prev = NULL
+    page.list_next = first[0]
+    if first[0] != NULL:
+        first[0].list_prev = page
+    first[0] = page
+
+
+cdef void list_take(Page **first, Page *page) noexcept nogil:
+    if page.list_prev != NULL:
+        page.list_prev.list_next = page.list_next
+    else:
+        first[0] = page.list_next
+    if page.list_next != NULL:
+        page.list_next.list_prev = page.list_prev
 
 
 cdef void page_set_backing(Page *page, Backing backing) noexcept nogil:
@@ -200,6 +212,7 @@ cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil:
     if pagemap_set(&fileh.pages, blk, page) != 0:
         free(page)
         return NULL
+    list_put(&fileh.loading, page)
     fileh.end = max(fileh.end, blk + 1)
     trace_page(fileh.name, blk, b"EMPTY", b"", b"LOADING", b"")
     return page
@@ -282,6 +295,8 @@ cdef void page_forget(Page *page) noexcept nogil:
     trace_page(page.fileh.name, page.blk, state_name(page.state), backing_name(page.backing),
                b"EMPTY", b"")
     page_set_backing(page, NOTHING)
+    if page.state == LOADING:
+        list_take(&page.fileh.loading, page)
     pagemap_del(&page.fileh.pages, page.blk)
     free(page)
 

@@ -58,7 +58,8 @@ from wendelin.bigfile.virtmem.abilities import (
 from wendelin.bigfile.virtmem.backend import HOLE, BigFile
 from wendelin.bigfile.virtmem.checksum import AVAILABLE
 from wendelin.bigfile.virtmem.errors import BlockLoadError
-from wendelin.bigfile.zodb.blocktable import BlockTable
+from wendelin.bigfile.zodb.blockmap import BlockMap, PartMap
+from wendelin.bigfile.zodb.blocktable import BlockTable, Changed
 from wendelin.bigfile.zodb.change import Block, Change
 from wendelin.bigfile.zodb.formats import (
     ZBlk0,
@@ -94,9 +95,11 @@ __all__ = ["ZFile"]
 
 log = logging.getLogger(__name__)
 
+_MOST = 1 << 63  # no block is there
 _NEW = b"\0" * 8  # _p_serial of what is not in the database yet
 _OF_NOTHING = digest_of([])
-_UNSURE = b""  # in made_of: no object's oid, so the page is dropped at the next boundary
+#: in made_of: no object's oid, so the page is dropped at the next boundary
+_UNSURE = b"\xff" * 8
 
 
 def _verify() -> bool:
@@ -131,9 +134,11 @@ class ZFile(
         self.table = BlockTable(self.records.load_all)
         # What pages that are, or were, in memory were made of: blk -> oid, None for a hole,
         # _UNSURE where the table had two answers;
-        self.made_of: dict[int, bytes | None] = {}
-        # and of those that are made of more: blk -> oids.
-        self.parts: dict[int, frozenset[bytes]] = {}
+        self.made_of = BlockMap()
+        # and of those that are made of more.
+        self.parts = PartMap()
+        # blocks that were changed, and of which the table was not asked before: past the end
+        self._not_asked: set[int] = set()
         # Files that pages may be mapped from: they stay open as long as the handle lives.
         self.mapped_from: set[OpenFile] = set()
         #: what is mapped is compared with its checksum before, not only what is copied
@@ -194,7 +199,7 @@ class ZFile(
             # of after it. Again, and then it is damaged; or it has changed, and is loaded again.
             block = self._load_block(oid)
         if block.parts:
-            self.parts[blk] = block.parts
+            self.parts.put(blk, block.parts)
         return block.data
 
     def _load_block(self, oid: bytes) -> Block:
@@ -244,7 +249,7 @@ class ZFile(
         return self._where(oids, wait=False)
 
     def _remember(self, blk: int) -> bytes | None:
-        oid = self.made_of[blk] = self.lookup(blk)
+        self.made_of[blk] = oid = self.lookup(blk)
         return oid
 
     def _where(
@@ -305,11 +310,12 @@ class ZFile(
         # clean: who still asked the old one loads again, or what he found is ignored (epoch).
         if unknown:
             self.table.drop()
-        moved = unknown or bool(changed and self.table.changed(changed))
+        moved = self.table.changed(changed)
         if unknown or changed:
             handle.invalidate_loading()
         handle.unpin_all()
         mine = handle.mark_stored_clean()
+        self._ask_at_last()
         since: Iterable[bytes] | None = oids
         if oids is None and not packed:
             since = zconn_changed(self.conn, self._oids(), handle.watch.before)
@@ -319,6 +325,19 @@ class ZFile(
             stale = self._stale(changed.difference(mine).union(since), moved)
             self._drop(stale, handle)
             handle.show_again(stale)
+
+    def _ask_at_last(self) -> None:
+        """Look up blocks that were changed unasked: so that the table knows what they depend on."""
+        blks, self._not_asked = self._not_asked, set()
+        root = self._table_root() if blks else None
+        if root is None:
+            return
+        try:
+            for blk in blks:
+                self.table.lookup(root, blk)
+        except Exception:
+            log.debug("%r: blocks cannot be looked up", self, exc_info=True)
+            self.table.not_asked()
 
     def forget(self, handle: HandleOfFile) -> None:
         """Let no page be of what was before: see zodb_boundary.Follower."""
@@ -334,46 +353,49 @@ class ZFile(
     def _drop_all(self, handle: HandleOfFile) -> set[int]:
         # Let go of the file: of its descriptor after the last page that knows it.
         files, self.mapped_from = self.mapped_from, set()
-        blks = set(self.made_of.copy())
+        blks = set(self.made_of.blocks())
         self._drop(blks, handle)
         files.clear()
         return blks
 
     def _oids(self) -> set[bytes]:
         """Return the objects that pages in memory are made of."""
-        oids = {oid for oid in self.made_of.copy().values() if oid}
-        return oids.union(*self.parts.copy().values())
+        return self.made_of.oids() | self.parts.oids()
 
-    def _stale(self, oids: set[bytes], moved: bool) -> set[int]:
+    def _stale(self, oids: set[bytes], moved: Changed) -> set[int]:
         """Return the blocks that depend on objects, or are elsewhere in a table that moved."""
-        # copy() is atomic under the GIL; list() is not, as it may collect garbage
-        made_of, parts = self.made_of.copy(), self.parts.copy()
-        stale = {blk for blk, oid in made_of.items() if oid in oids or oid == _UNSURE}
-        stale.update(blk for blk, some in parts.items() if not oids.isdisjoint(some))
-        if moved:
-            stale.update(self._moved(stale))
-        return stale
+        stale = self.made_of.blocks_of(oids | {_UNSURE})
+        return stale.union(self.parts.blocks_of(oids), self._moved(moved) if moved else ())
 
     def _drop(self, blks: set[int], handle: HandleOfFile) -> None:
         for blk in blks:
-            self.made_of.pop(blk, None)
-            self.parts.pop(blk, None)
+            self.made_of.discard(blk)
+            self.parts.discard(blk)
             handle.invalidate_page(blk)
 
-    def _moved(self, known: set[int]) -> Iterable[int]:
-        """Yield blocks in memory that the table has elsewhere now."""
-        readable = True
-        for blk, oid in self.made_of.copy().items():
-            if blk not in known:
-                try:
-                    if readable and self.lookup(blk) == oid:
-                        continue
-                except Exception:
-                    # Pages can be dropped, and who touches them gets the exception. Nothing else
-                    # is looked up: a server that is gone would be waited for, each time.
-                    log.warning("%r: block %d cannot be looked up", self, blk, exc_info=True)
-                    readable = False
-                yield blk
+    def _moved(self, moved: Changed) -> set[int]:
+        """Return blocks in memory that the table has elsewhere now."""
+        stale: set[int] = set()
+        root = self._table_root()
+        if root is None:
+            return stale
+        known = self.made_of
+        start, end = 0, _MOST  # what is not looked at yet
+        try:
+            if moved.all:
+                ranges = known.spans(start, end)
+            else:
+                ranges = self.table.moved(root, moved, known.knows)
+            for lo, hi in ranges:
+                start = lo
+                if known.knows(lo, hi):
+                    stale.update(known.differing(lo, hi, self.table.between(root, lo, hi)))
+        except Exception:
+            # Pages can be dropped, and who touches them gets the exception. Nothing else is looked
+            # up: a server that is gone would be waited for, each time.
+            log.warning("%r: blocks from %d on cannot be looked up", self, start, exc_info=True)
+            stale.update(known.blocks(start))
+        return stale
 
     # ---- to the database; the thread of the transaction ----
 
@@ -389,7 +411,7 @@ class ZFile(
             )
         name = format_name(self.zblk_fmt)
         change = Change(self._stored(blk, zblk), buf, cell_of(name, self.blksize))
-        self.table.not_asked()  # for this one: past the end nobody did when it was loaded
+        self._not_asked.add(blk)
         if not change:
             self.made_of[blk] = None if zblk is None else zblk._p_oid
             return
@@ -479,15 +501,13 @@ class ZFile(
         epoch = handle.epoch()
         oids: dict[int, bytes | None] = {}
         for blk, zblk in handle.stored.items():
-            before = self.parts.pop(blk, frozenset())
+            before = self.parts.of(blk)
             same = self.made_of.get(blk) in (zblk._p_oid, _UNSURE)
-            oids[blk] = self.made_of[blk] = zblk._p_oid
-            parts = zblk.parts() | before if same else zblk.parts()
-            if parts:
-                self.parts[blk] = parts
+            self.made_of[blk] = oids[blk] = zblk._p_oid
+            self.parts.put(blk, zblk.parts() | before if same else zblk.parts())
             zblk.release()
         handle.stored.clear()
         handle.set_located(self._where(oids), epoch)
         handle.show_again(oids)
         mine = {oid for oid in oids.values() if oid is not None}
-        return mine.union(*(self.parts.get(blk, ()) for blk in oids))
+        return mine.union(*(self.parts.of(blk) for blk in oids))

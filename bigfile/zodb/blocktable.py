@@ -1,7 +1,10 @@
 """The block table of a ZBigFile, read without a Connection: block number -> oid.
 
-In the database it is a LOBTree of block objects. Here its nodes are read from their records,
-and kept; which nodes and which blocks changed, the owner says: drop(), changed().
+In the database it is a LOBTree of block objects. Here its nodes are read from their records, and
+kept: the inner ones all, and of the buckets as many as little memory has room for. Which nodes
+changed, the owner says: drop(), changed(). Then moved() says in which ranges of blocks lookups may
+have other results. It compares nodes that changed with what they were, and reads nothing else: so
+it takes time for what changed, however large the table is.
 
 It knows tables, and asks for records. Locking: the GIL, for what is atomic under it; a
 lookup that runs while nodes are dropped may return what was true before, and the owner loads
@@ -13,16 +16,41 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from typing import TypeVar
+from dataclasses import replace
+from itertools import pairwise
+from typing import NamedTuple, TypeVar
 
 from wendelin.bigfile.zodb.btree import Node, Todo, from_records, read_node, soon, walk
 from wendelin.lib.storage.record import RecordError
 
-__all__ = ["BlockTable", "stored_blocks"]
+__all__ = ["BlockTable", "Changed", "stored_blocks"]
 
 _T = TypeVar("_T")
 
 _ENDLESS = "the block table is damaged: it does not end"
+_DEEPEST = 64  # levels of a table
+_BUCKETS = 4096  # that are kept: some 3 MB
+_MOST = 1 << 63  # no block is there
+
+
+class Span(NamedTuple):
+    """A node, and the blocks that the nodes above it have it for."""
+
+    oid: bytes
+    low: int
+    high: int
+
+
+class Changed(NamedTuple):
+    """What changed() found, for moved()."""
+
+    spans: list[Span]  # of nodes that changed; empty: none that anything was looked up in
+    oids: set[bytes]  # of all objects that changed
+    inner: dict[bytes, Node]  # nodes of before
+    all: bool  # it is not known what changed
+
+    def __bool__(self) -> bool:
+        return self.all or bool(self.spans)
 
 
 class BlockTable:
@@ -36,23 +64,36 @@ class BlockTable:
 
     def __init__(self, load_all: Callable[[list[bytes]], list[bytes]]) -> None:
         self._load_all = load_all
-        self._nodes: dict[bytes, Node] = {}
-        # oids of all nodes that were ever looked at: noted before they are loaded, so that a lookup
-        # in another thread cannot have gone through a node which changed() does not know
-        self._seen: set[bytes] = set()
-        # _seen has every node that what the owner depends on was found in
+        # drop() and changed() leave these behind for others, so that a lookup in another thread
+        # that began before does not put a node of before where one of after it is looked for
+        self._inner: dict[bytes, Node] = {}
+        self._buckets: dict[bytes, Node] = {}
+        # oid of a child -> of the node that it is in. They are noted when the node is read, and
+        # before any of them is: so no lookup has gone through one that changed() does not know
+        self._parents: dict[bytes, bytes] = {}
+        self._root: bytes | None = None
+        # whatever the owner depends on was found in nodes that are known here
         self._complete = True
 
     def _get(self, oid: bytes, todo: Todo) -> Node:
         """Return a node; if it has to be loaded, others with it that are asked for soon."""
-        nodes = self._nodes
-        node = nodes.get(oid)
+        inner, buckets = self._inner, self._buckets
+        node = inner.get(oid) or buckets.get(oid)
         if node is None:
-            oids = [oid, *(o for o in soon(todo) if o != oid and o not in nodes)]
-            self._seen.update(oids)
+            oids = [
+                oid,
+                *(o for o in soon(todo) if o != oid and o not in inner and o not in buckets),
+            ]
             read = [read_node(record, "LO") for record in self._load_all(oids)]
-            # into the dict we began with: drop() leaves that one behind
-            nodes.update(zip(oids, read, strict=True))
+            for each, of in zip(oids, read, strict=True):
+                if of.leaf:
+                    buckets[each] = replace(of, classes=())
+                else:
+                    self._parents.update(dict.fromkeys(of.children, each))
+                    inner[each] = of
+            if len(buckets) > _BUCKETS:
+                for each in list(buckets.copy())[: _BUCKETS // 4]:  # the oldest
+                    buckets.pop(each, None)
             node = read[0]
         return node
 
@@ -81,14 +122,15 @@ class BlockTable:
             return look()
 
     def _lookup(self, root: bytes, blk: int) -> bytes | None:
-        # walk() to one block, in half of the time: a boundary looks up all blocks in memory
+        # walk() to one block, in half of the time
+        self._root = root
         node = self._get(root, [])
         low: int | None = None
         high: int | None = None
-        for _ in range(64):
+        for _ in range(_DEEPEST):
             node.check_within(low, high)
             if node.leaf:
-                return node.oids.get(blk)
+                return node.find(blk)
             i = bisect_right(node.keys, blk)
             low, high = node.bounds(i, low, high)
             node = self._get(node.children[i], [])
@@ -100,6 +142,7 @@ class BlockTable:
 
     def _between(self, root: bytes, start: int, stop: int) -> dict[int, bytes]:
         found: dict[int, bytes] = {}
+        self._root = root
         for _, node in walk(root, self._get, start, stop):
             found.update((blk, of) for blk, of in node.oids.items() if start <= blk < stop)
         return found
@@ -117,12 +160,13 @@ class BlockTable:
         return self._twice(lambda: self._deletable(root, start))
 
     def _deletable(self, root: bytes, start: int) -> list[int]:
+        self._root = root
         nodes = list(walk(root, self._get, start))
         # the bucket before is changed as well, if the next one is taken out
-        low = [node.keys[: bisect_right(node.keys, start)][-1:] for _, node in nodes]
-        before = max(low, default=[])
+        inner = [node.keys for _, node in nodes if not node.leaf]
+        before = [key for keys in inner for key in keys[: bisect_right(keys, start)][-1:]]
         if before:
-            nodes = list(walk(root, self._get, before[0] - 1))
+            nodes = list(walk(root, self._get, max(before) - 1))
         ended: set[bytes] = set()  # from these on, the chain ends
         for oid, node in nodes:
             way = {oid}
@@ -136,25 +180,115 @@ class BlockTable:
             ended |= way
         return [blk for _, node in nodes for blk in node.oids if blk >= start]
 
+    # ---- what changed ----
+
     def drop(self) -> None:
         """Forget all nodes."""
-        self._nodes = {}
+        self._inner, self._buckets, self._parents = {}, {}, {}
         self._complete = False
 
     def not_asked(self) -> None:
-        """The owner depends on blocks that it has not looked up."""
+        """The owner depends on blocks that it has not looked up, and cannot."""
         self._complete = False
 
-    def changed(self, oids: set[bytes]) -> bool:
-        """Forget nodes that changed, and say whether lookups may have other results now.
+    def changed(self, oids: set[bytes]) -> Changed:
+        """Forget nodes that changed. True: lookups may have other results now; see moved()."""
+        inner, buckets = self._inner, self._buckets
+        complete, self._complete = self._complete, True
+        known = [oid for oid in oids if oid in self._parents or oid == self._root]
+        spans = [self._span(oid) for oid in known]
+        if known:
+            # copy() is atomic under the GIL: lookups in other threads add to these
+            self._inner, self._buckets = inner.copy(), buckets.copy()
+            for oid in known:
+                self._inner.pop(oid, None)
+                self._buckets.pop(oid, None)
+        return Changed(
+            [span for span in spans if span is not None],
+            oids,
+            inner,
+            not complete or None in spans,
+        )
 
-        If so, the caller looks up again whatever it depends on.
+    def _span(self, oid: bytes) -> Span | None:
+        """Return for which blocks a node is; None: it is not known any more."""
+        low: int | None = None
+        high: int | None = None
+        at = oid
+        for _ in range(_DEEPEST):
+            if at == self._root:
+                return Span(oid, 0 if low is None else low, _MOST if high is None else high)
+            parent = self._parents.get(at)
+            node = None if parent is None else self._inner.get(parent)
+            if parent is None or node is None or at not in node.children:
+                return None
+            lower, higher = node.bounds(node.children.index(at), None, None)
+            low = lower if low is None else low
+            high = higher if high is None else high
+            at = parent
+        return None
+
+    def moved(
+        self, root: bytes, changed: Changed, knows: Callable[[int, int], bool]
+    ) -> list[tuple[int, int]]:
+        """Return ranges [start, stop) of blocks that may be other objects now.
+
+        Parameters
+        ----------
+        root : bytes
+            Oid of the table.
+        changed : Changed
+            Of which `all` is not set.
+        knows : (start, stop) -> bool
+            Says whether the caller depends on any block in a range. What it does not know is left
+            out, and not read.
+
+        Raises
+        ------
+        RecordError
+            The table is damaged.
+        Exception
+            What load_all raised.
         """
-        maybe = not self._seen.isdisjoint(oids) or not self._complete
-        nodes = self._nodes.copy()  # atomic under the GIL: lookups in other threads add to it
-        self._nodes = {oid: node for oid, node in nodes.items() if oid not in oids}
-        self._complete = True
-        return maybe
+        ranges: list[tuple[int, int]] = []
+        inner, oids = changed.inner, changed.oids
+        for span in changed.spans:
+            before, after = {span}, {span}
+            for _ in range(2 * _DEEPEST):
+                same = {s for s in before & after if s.oid not in oids}
+                before = {s for s in before - same if knows(s.low, s.high)}
+                after = {s for s in after - same if knows(s.low, s.high)}
+                trees = {s for s in after if not self._get(s.oid, []).leaf}
+                # What changed first: what is under it was there most often, and needs no look.
+                old = {s for s in before if s.oid in inner and s.oid in oids}
+                new = {s for s in trees if s.oid not in inner or s.oid in oids}
+                if not old and not new:
+                    old, new = {s for s in before if s.oid in inner}, trees
+                if not old and not new:
+                    break
+                before = (before - old).union(*(_under(s, inner[s.oid]) for s in old))
+                after = (after - new).union(*(_under(s, self._get(s.oid, [])) for s in new))
+            ranges += [(s.low, s.high) for s in before | after]
+        return _joined(ranges)
+
+
+def _under(span: Span, node: Node) -> set[Span]:
+    """Return the children of a node."""
+    keys = [min(max(key, span.low), span.high) for key in node.keys]
+    bounds = pairwise([span.low, *keys, span.high])
+    spans = zip(node.children, bounds, strict=True)
+    return {Span(oid, low, high) for oid, (low, high) in spans if low < high}
+
+
+def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return ranges without those that overlap, ascending."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(ranges):
+        if joined and start < joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
+        else:
+            joined.append((start, stop))
+    return joined
 
 
 def stored_blocks(

@@ -9,8 +9,9 @@ nor get to BTrees' own code, which takes some of it on trust, and crashes.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import lt
 from typing import Any, NamedTuple, TypeAlias
@@ -34,17 +35,33 @@ Todo = list[tuple[bytes, Key | None, Key | None]]
 TOGETHER = 64  # nodes that are asked for at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Node:
-    """A node: of a tree, children[i] has the keys in [keys[i-1], keys[i]); of a bucket, oids."""
+    """A node: of a tree, children[i] has the keys in [keys[i-1], keys[i]); of a bucket, oids.
+
+    Many are kept: a bucket takes 16 bytes for a key and its oid.
+    """
 
     leaf: bool
-    keys: list[Key]  # ascending
+    keys: Sequence[Key]  # ascending; of a bucket, those of its oids
     children: list[bytes]  # oids
-    oids: dict[Key, bytes]  # ascending
+    packed: bytes  # of a bucket: the oids, one after another
     next: bytes | None = None  # oid of the bucket after this one; of a tree, of its first bucket
     classes: tuple[str, ...] = ()  # of a bucket's oids, as references say; "" where one does not
     inline: bool = False  # a tree whose only bucket is in its own state
+
+    @property
+    def oids(self) -> dict[Key, bytes]:
+        """What is in a bucket, ascending."""
+        packed = self.packed
+        return {key: packed[8 * i : 8 * i + 8] for i, key in enumerate(self.keys)} if packed else {}
+
+    def find(self, key: Key) -> bytes | None:
+        """Return what a bucket has for a key; None: nothing."""
+        i = bisect_left(self.keys, key)
+        if i == len(self.keys) or self.keys[i] != key:
+            return None
+        return self.packed[8 * i : 8 * i + 8]
 
     def bounds(self, i: int, low: Key | None, high: Key | None) -> tuple[Key | None, Key | None]:
         """Return [low, high) of child i of a tree that is in [low, high)."""
@@ -62,8 +79,6 @@ class Node:
             They are not.
         """
         keys = self.keys
-        if self.leaf and self.oids:
-            keys = [next(iter(self.oids)), next(reversed(self.oids))]
         if keys and (
             (low is not None and keys[0] < low) or (high is not None and keys[-1] >= high)
         ):
@@ -113,8 +128,10 @@ def _bucket(state: object, kind: str) -> Node:
             raise RecordError(f"a damaged {kind}BTree: {shown(key)} -> {shown(ref)}")
     if not _ascend(keys, kind):
         raise RecordError(f"a damaged {kind}BTree: a bucket with keys not in order: {shown(keys)}")
-    oids = {key: ref.oid for key, ref in zip(keys, refs, strict=True)}
-    return Node(True, [], [], oids, _next(state, kind), tuple(ref.cls for ref in refs))
+    packed = b"".join([ref.oid for ref in refs])
+    classes = tuple(ref.cls for ref in refs)
+    packed_keys = keys if kind == "OO" else array("q", keys)
+    return Node(True, packed_keys, [], packed, _next(state, kind), classes)
 
 
 def _tree(state: object, kind: str) -> Node:
@@ -124,7 +141,7 @@ def _tree(state: object, kind: str) -> Node:
     deletes have left of many has one: that is the third form, with one child.
     """
     if state is None:
-        return Node(True, [], [], {}, inline=True)
+        return Node(True, [], [], b"", inline=True)
     if not (
         isinstance(state, tuple)
         and len(state) in (1, 2)
@@ -142,7 +159,7 @@ def _tree(state: object, kind: str) -> Node:
         raise RecordError(f"a damaged {kind}BTree: a tree of something else")
     if not _ascend(keys, kind):
         raise RecordError(f"a damaged {kind}BTree: a tree with keys {shown(keys)}")
-    return Node(False, list(keys), [c.oid for c in children], {}, _next(state, kind))
+    return Node(False, list(keys), [c.oid for c in children], b"", _next(state, kind))
 
 
 def read_node(record: bytes, kind: str) -> Node:

@@ -11,6 +11,7 @@ from support.clients import Client, zeros
 from ZODB.POSException import ConflictError, ReadOnlyHistoryError
 
 from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigfile.zodb.blockmap import BlockMap
 
 BLK = 4096  # block size of most arrays here [bytes]
 
@@ -252,8 +253,22 @@ def test_a_past_state_is_readable_and_not_writable(root, A):
 # ---- other threads touch pages while changes of others are sorted out ----
 
 
+class TouchingMap(BlockMap):
+    """What runs something when blocks are looked for in it: as other threads might then."""
+
+    run = staticmethod(lambda: None)
+
+    def blocks_of(self, oids):
+        self.run()
+        return super().blocks_of(oids)
+
+    def differing(self, start, stop, now):
+        self.run()
+        return super().differing(start, stop, now)
+
+
 class Touching(bytes):
-    """An oid that runs something when it is looked for in a set: as other threads might then."""
+    """An oid that does so when it is looked for in a dict."""
 
     run = staticmethod(lambda: None)
 
@@ -282,13 +297,18 @@ def test_a_touch_while_the_changed_pages_are_looked_for(long, other, where, monk
     file.follow(None, set(), long._fileh())
     a[0]
     if where == "pages":
-        file.made_of[0] = Touching(file.made_of[0])
+        known, file.made_of = file.made_of, TouchingMap()
+        for blk in known.blocks():
+            file.made_of[blk] = known.get(blk)
     else:
-        file.table._nodes = {Touching(oid): node for oid, node in file.table._nodes.items()}
+        table = file.table
+        table._inner = {Touching(oid): node for oid, node in table._inner.items()}
+        table._buckets = {Touching(oid): node for oid, node in table._buckets.items()}
     b = other.root["L"][:]
     b[0] = b[3 * BLK] = 5
     other.tm.commit()
     monkeypatch.setattr(Touching, "run", lambda: a[1500 * BLK])
+    monkeypatch.setattr(TouchingMap, "run", lambda self: a[1500 * BLK])
     transaction.begin()
     monkeypatch.undo()
     assert a[0] == a[3 * BLK] == 5

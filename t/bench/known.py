@@ -1,0 +1,152 @@
+"""Measure begin() and memory against the number of blocks that a client knows.
+
+    python t/bench/known.py [--counts 1000,10000,...] [--svg FILE]
+
+A reader follows a writer. It knows so many blocks of an array: half of them have 8 bytes each, the
+others are holes. The writer changes one of them, or appends one, and the reader begins its next
+transaction: that is what is measured, as the median of many, in CPU time of the thread and by the
+clock. Memory is what the process has more (RSS) after it learnt where all of the blocks are, for
+each of them. Each count is a fresh process, in a temporary folder.
+"""
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import transaction
+
+BLKSIZE = 2 << 20  # bytes
+COUNTS = (1000, 10_000, 100_000, 500_000, 1_000_000)
+TURNS = 31
+BATCH = 20_000  # blocks that are stored together
+
+
+def rss():
+    """Return the memory of this process [bytes]."""
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+def fill(A, n):
+    """Store a short block in the place of every second one of n blocks."""
+    from wendelin.bigfile.file_zodb import ZBlk0
+
+    for start in range(0, n, BATCH):
+        for blk in range(start, min(start + BATCH, n), 2):
+            block = A.zfile.blktab[blk] = ZBlk0()
+            A._p_jar.add(block)
+            block.set_source(lambda: memoryview(b"\1" * 8))
+        transaction.commit()
+        A._p_jar.cacheMinimize()
+
+
+def boundaries(change, other):
+    """Return medians of what begin() takes after another client's change [s of CPU, s]."""
+    cpu, wall = [], []
+    for turn in range(TURNS):
+        change(turn)
+        other.commit()
+        clocks = time.thread_time(), time.perf_counter()
+        transaction.begin()
+        cpu.append(time.thread_time() - clocks[0])
+        wall.append(time.perf_counter() - clocks[1])
+    return statistics.median(cpu), statistics.median(wall)
+
+
+def measure(n):
+    """Return what n known blocks cost."""
+    from wendelin.bigarray.array_zodb import ZBigArray
+    from wendelin.lib.zodb import dbclose, dbopen
+
+    root = dbopen("known.fs")
+    root["A"] = A = ZBigArray((n * BLKSIZE,), "u1", blksize=BLKSIZE)
+    transaction.commit()
+    fill(A, n)
+    other = transaction.TransactionManager()
+    B = root._p_jar.db().open(other).root()["A"]
+    B[:1][0] = 1
+    other.commit()
+    transaction.begin()
+    view = A[:]
+    handle = A._fileh()
+    before = rss()
+    for start in range(0, n, 1024):
+        epoch = handle.epoch()
+        handle.know(handle.zfile.mapahead(start, min(start + 1024, n)), epoch)
+    memory = rss() - before
+    pages = [view[i * BLKSIZE] for i in range(0, 2 * TURNS, 2)]
+    assert all(pages)
+
+    def change(turn):
+        B[:][2 * turn * BLKSIZE] += 1
+
+    def append(turn):
+        B.append([turn] * BLKSIZE)
+
+    result = {
+        "known": n,
+        "bytes": memory / n,
+        "change": boundaries(change, other),
+        "append": boundaries(append, other),
+        "load": os.getloadavg()[0],
+    }
+    assert view[0] == 2
+    dbclose(root)
+    return result
+
+
+def draw(results, path):
+    """Draw the curves."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.fonttype"] = "none"
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
+    known = [r["known"] for r in results]
+    for what, text in (("change", "one block changed"), ("append", "one block appended")):
+        left.loglog(known, [r[what][0] * 1e3 for r in results], "o-", label=text)
+    left.set(xlabel="known blocks", ylabel="begin(), ms of CPU", ylim=(0.01, 10))
+    left.legend()
+    right.semilogx(known, [r["bytes"] for r in results], "o-", color="C2")
+    right.set(xlabel="known blocks", ylabel="memory, bytes a known block", ylim=(0, 128))
+    right.axhline(64, color="grey", linewidth=0.8, linestyle="--")
+    figure.savefig(path)
+
+
+def main():
+    """See the module."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--counts", default=",".join(map(str, COUNTS)))
+    parser.add_argument("--svg")
+    parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.one:
+        print(json.dumps(measure(args.one)))
+        return
+    results = []
+    for n in map(int, args.counts.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, os.path.abspath(__file__), "--one", str(n)]
+            out = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE).stdout
+        results.append(r := json.loads(out))
+        print(
+            f"{n:9,} known: begin() after a change {r['change'][0] * 1e3:6.2f} ms of CPU "
+            f"({r['change'][1] * 1e3:.2f} ms), after an append {r['append'][0] * 1e3:6.2f} "
+            f"({r['append'][1] * 1e3:.2f}); {r['bytes']:.0f} bytes a block; load {r['load']:.1f}",
+            flush=True,
+        )
+    if args.svg:
+        draw(results, args.svg)
+
+
+if __name__ == "__main__":
+    main()
