@@ -2,17 +2,19 @@
 
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import transaction
 from persistent.mapping import PersistentMapping
-from support import SUPPORT, storages
+from support import storages
 from support.clients import FIRST, fill
 from support.neocluster import Gateway, NeoCluster
 from support.servers import wait_until
 from ZEO.Exceptions import ClientDisconnected
 
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
+from wendelin.neogateway.gateway import PROGRAM
 
 pytestmark = [pytest.mark.only("neo"), pytest.mark.database, pytest.mark.formats]
 
@@ -23,8 +25,11 @@ LIMIT = 60  # no wait is as long, if nothing is wrong [s]
 class FaultyGateway(Gateway):
     def __init__(self, folder, faults):
         super().__init__(folder, storages.NeoDatabase.cluster.masters)
-        self.command[1] = str(SUPPORT / "gateway_faults.py")
-        self.env = {"WENDELIN_CORE_GATEWAY_FAULTS": faults}
+        self.command[-2] = str(Path(__file__).with_name("gateway_faults.py"))
+        self.env = {
+            "WENDELIN_CORE_GATEWAY_FAULTS": faults,
+            "WENDELIN_CORE_GATEWAY_FOLDER": str(PROGRAM.parent),
+        }
 
     def check_nothing_is_left(self):
         wait_until(self.is_idle, "the end of all loads", LIMIT)

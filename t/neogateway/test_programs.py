@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import transaction
@@ -15,12 +16,16 @@ from wendelin.lib.zodb import dbclose, dbopen
 pytestmark = [
     pytest.mark.database,
     pytest.mark.formats,
-    pytest.mark.skipif(storages.kind() is not storages.NeoDatabase, reason="is of NEO"),
 ]
+of_neo = pytest.mark.only("neo")
+
+
+GATEWAY = str(Path(sys.executable).with_name("neo-gateway"))
 
 
 def tool(name, *args):
-    command = [sys.executable, SUPPORT, name, *args]
+    command = [GATEWAY] if name == "neo-gateway" else [sys.executable, SUPPORT, name]
+    command += args
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 
@@ -38,6 +43,7 @@ def get(url):
     return value
 
 
+@of_neo
 def test_a_cluster_by_hand(tmp_path):
     folder = f"--folder={tmp_path}/cluster"
     done = tool("neo-cluster", "status", folder)
@@ -57,7 +63,7 @@ def test_a_cluster_by_hand(tmp_path):
         assert "cluster: RUNNING" in status
         assert "ended" not in status
         masters = status.split("neo://test@")[1].split()[0]
-        command = [sys.executable, SUPPORT, "neo-gateway", "--name=test", f"--masters={masters}"]
+        command = [GATEWAY, "--name=test", f"--masters={masters}"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as gateway:
             try:
                 assert get(gateway.stdout.readline().strip()) == 2
@@ -69,6 +75,7 @@ def test_a_cluster_by_hand(tmp_path):
     assert not (tmp_path / "cluster").exists()
 
 
+@of_neo
 def test_a_gateway_with_tls_and_a_limit(testdb, tmp_path):
     """As docs/cluster.md has it."""
     authority = trustme.CA()
@@ -97,7 +104,7 @@ def test_a_gateway_with_tls_and_a_limit(testdb, tmp_path):
     url = f"zeo://127.0.0.1:{port}?wait_timeout=5"
     options = f"&server_hostname=localhost&ca={tmp_path}/ca.pem"
     options += f"&cert={tmp_path}/client.pem&key={tmp_path}/client.key"
-    command = [sys.executable, SUPPORT, "neo-gateway", f"--config={config}"]
+    command = [GATEWAY, f"--config={config}"]
     with open(tmp_path / "log", "w") as log, subprocess.Popen(command, stderr=log) as gateway:
         try:
             wait_until(lambda: answers(port), "gateway", alive=lambda: gateway.poll() is None)
@@ -110,9 +117,37 @@ def test_a_gateway_with_tls_and_a_limit(testdb, tmp_path):
     assert not answers(port), "it runs on"
 
 
-@pytest.mark.parametrize("args", [[], ["--name=x"], ["--config=x", "--name=x"]])
-def test_a_gateway_of_nothing(args):
-    done = tool("neo-gateway", *args)
+WRONG = {
+    "": "--masters",
+    "--name=x": "--masters",
+    "--config=/ --name=x": "/",
+    "--config=/dev/zero --name=x": "--config",
+    "--config=/not/there": "/not/there",
+    "--name=x --masters=here": "'here' is not HOST:PORT",
+    "--name=x --masters=a:1 --address=b:99999": "'b:99999' is not HOST:PORT",
+    "--nme=x": "--nme",
+}
+
+
+@pytest.mark.parametrize("args", WRONG)
+def test_a_call_that_is_wrong(args):
+    """It is told in a line, before anything is installed."""
+    done = tool("neo-gateway", *args.split())
     assert done.returncode == 2
-    assert "--config" in done.stderr or "--masters" in done.stderr
+    assert WRONG[args] in done.stderr
+    assert done.stderr.startswith("neo-gateway: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_no_python2(tmp_path):
+    """Where there is none, what to install is told."""
+    done = subprocess.run(
+        [GATEWAY, "--name=x", "--masters=127.0.0.1:1"],
+        env={"XDG_CACHE_HOME": str(tmp_path), "PYENV_ROOT": str(tmp_path), "PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "pyenv install 2.7" in done.stderr
     assert "Traceback" not in done.stderr

@@ -19,8 +19,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from support.neocluster import Gateway, NeoCluster, NoPython2, environment
+from support.neocluster import Gateway, NeoCluster
 from support.servers import NotStarted, Process
+from wendelin.neogateway.environment import NoPython2, environment
 
 
 def say(line):

@@ -1,66 +1,20 @@
-"""NEO clusters for tests: masters, storage nodes and an admin, and a gateway that speaks ZEO.
+"""NEO clusters for tests: masters, storage nodes and an admin, and the gateway before them.
 
-It knows how NEO 1.12 is installed and started; what it is used for, storages.py and neo-cluster
-say. NEO 1.12 is of Python 2.7, so it gets an environment of its own (environment()).
+It knows how NEO 1.12 is started; what it is used for, storages.py and neo_cluster.py say. As a
+program, it installs NEO's environment.
 """
 
-import fcntl
-import hashlib
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 
 from support.servers import HOST, NotStarted, Process, answers, free_port, wait_until
+from wendelin.neogateway import gateway
+from wendelin.neogateway.environment import NoPython2, environment, find_python2, folder
 
 NAME = "test"
-REQUIREMENTS = [
-    "neoppod[master,storage-sqlite,admin,ctl,client]==1.12.0",
-    "ZEO==5.4.1",
-    "ZODB==5.8.1",
-    "msgpack==0.6.2",  # the last that is compiled for Python 2.7
-    "zodburi==2.6.0",
-]
-VIRTUALENV = "virtualenv<20.22"  # the last that makes environments of Python 2.7
-
-
-class NoPython2(Exception):  # noqa: N818  # says what to do
-    """There is no Python 2.7; says what to install."""
-
-
-# ---- the environment of NEO ----
-
-
-def find_python2():
-    """Return the path of a Python 2.7.
-
-    Raises
-    ------
-    NoPython2
-        There is none.
-    """
-    found = [shutil.which("python2.7"), shutil.which("pypy")]
-    pyenv = Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser()
-    found += sorted(pyenv.glob("versions/2.7.*/bin/python2.7"))
-    for path in filter(None, found):
-        # pyenv's shims are there without what they stand for
-        ask = [str(path), "-c", "import sys, pip; print(sys.version_info[:2] == (2, 7))"]
-        if subprocess.run(ask, capture_output=True, text=True).stdout.strip() == "True":
-            return Path(path)
-    raise NoPython2(
-        "NEO 1.12 needs Python 2.7 with pip, and there is none: install it with pyenv "
-        "(pyenv install 2.7.18), or Debian's pypy"
-    )
-
-
-def folder():
-    """Return where environments are kept, one for each list of requirements."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-    key = hashlib.sha256(repr((REQUIREMENTS, VIRTUALENV)).encode()).hexdigest()[:12]
-    return cache / "wendelin.core" / f"neo-{key}"
 
 
 def missing():
@@ -72,49 +26,6 @@ def missing():
     except NoPython2 as e:
         return str(e)
     return None
-
-
-def environment(say=lambda line: None):
-    """Return the folder of NEO's programs; it is installed first, if it is not there.
-
-    Raises
-    ------
-    NoPython2
-    subprocess.CalledProcessError
-        The installation failed; `output` says why.
-    """
-    target = folder()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # one installs, and others wait
-    with open(f"{target}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (target / "complete").exists():
-            shutil.rmtree(target, ignore_errors=True)
-            _install(target, say)
-            (target / "complete").touch()
-    return target / "bin"
-
-
-def _install(target, say):
-    python2 = find_python2()
-    say(f"installing NEO 1.12 with {python2} to {target}: it takes some minutes, once")
-    # pyenv's shims choose by it; and Python 3's paths are not for Python 2
-    env = {k: v for k, v in os.environ.items() if k not in ("PYENV_VERSION", "PYTHONPATH")}
-    with tempfile.TemporaryDirectory() as tools:
-        _run([python2, "-m", "pip", "install", "-q", "--target", tools, VIRTUALENV], env)
-        _run([python2, "-m", "virtualenv", "-q", target], {**env, "PYTHONPATH": tools})
-    _run([target / "bin" / "pip", "install", "-q", *REQUIREMENTS], env)
-
-
-def _run(command, env):
-    subprocess.run(
-        [str(c) for c in command],
-        env=env,
-        check=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 # ---- a cluster ----
@@ -210,57 +121,11 @@ class NeoCluster:
         return f"neo://{NAME}@{self.masters}"
 
 
-class Gateway(Process):
-    """gateway.py before a cluster.
-
-    Parameters
-    ----------
-    folder : Path
-    masters, name : str
-        Of the cluster: HOST:PORT[ HOST:PORT...], and what it is called.
-    address : str or None
-        HOST:PORT where it listens; None: a free port of 127.0.0.1.
-    """
+class Gateway(gateway.Gateway):
+    """A gateway before a cluster, as `neo-gateway` starts it."""
 
     def __init__(self, folder, masters, name=NAME, address=None):
-        self.folder, self.masters, self.name = Path(folder), masters, name
-        self.address = address
-        self.conf = self.folder / "gateway.conf"
-        super().__init__(
-            [environment() / "python", Path(__file__).with_name("gateway.py"), self.conf],
-            self.folder / "gateway.log",
-        )
-
-    def start(self):
-        """Start it, and wait until it answers."""
-        for _ in range(3):
-            address = self.address or f"{HOST}:{free_port()}"
-            self.conf.write_text(
-                f"%import neo.client\n"
-                f"<zeo>\n  address {address}\n  msgpack true\n</zeo>\n"
-                f"<NEOStorage 1>\n  master_nodes {self.masters}\n  name {self.name}\n"
-                f"  compress false\n</NEOStorage>\n"
-            )
-            super().start()
-            port = int(address.rpartition(":")[2])
-            with suppress(NotStarted):
-                wait_until(lambda p=port: answers(p), "gateway", alive=self.alive)
-                if self.alive():
-                    self.address = address
-                    return
-            if self.alive() or self.address:
-                break
-            # somebody was quicker to have the port
-        self.stop()
-        raise NotStarted(f"the gateway does not start:\n{self.output()}")
-
-    @property
-    def port(self):
-        return int(self.address.rpartition(":")[2])
-
-    @property
-    def url(self):
-        return f"zeo://{self.address}"
+        super().__init__(folder, masters, name, address)
 
 
 if __name__ == "__main__":

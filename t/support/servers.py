@@ -1,107 +1,15 @@
 """Servers for tests: processes of their own, on free ports of 127.0.0.1, stopped by their pid.
 
-It knows processes, ports and ZEO; NEO is in neocluster.py.
+It knows ZEO; NEO is in neocluster.py, and processes and ports in wendelin/neogateway/process.py.
 """
 
-import os
-import signal
-import socket
-import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 
-HOST = "127.0.0.1"
-START = 60  # a server may take to start, on a loaded machine [s]
+from wendelin.neogateway.process import HOST, NotStarted, Process, answers, free_port, wait_until
 
-
-class NotStarted(Exception):  # noqa: N818  # says what happened
-    """A server does not start."""
-
-
-def free_port():
-    """Return a port that was free just now."""
-    with socket.socket() as s:
-        s.bind((HOST, 0))
-        return s.getsockname()[1]
-
-
-def answers(port):
-    """Say whether somebody listens at a port."""
-    with suppress(OSError), socket.create_connection((HOST, port), 1):
-        return True
-    return False
-
-
-def wait_until(condition, what, seconds=START, alive=lambda: True):
-    """Wait for a condition.
-
-    Raises
-    ------
-    NotStarted
-        It did not become true, or what was to make it true is not alive.
-    """
-    end = time.monotonic() + seconds
-    while not condition():
-        if not alive() or time.monotonic() > end:
-            raise NotStarted(what)
-        time.sleep(0.05)
-
-
-class Process:
-    """A server process, with its output in a file."""
-
-    def __init__(self, command, log, env=None):
-        self.command, self.log, self.env = [str(c) for c in command], Path(log), env
-        self.popen = None
-        self.outlives = False  # it goes on when this process ends
-
-    def start(self):
-        """Start it, also again."""
-        bound = [] if self.outlives else ["setpriv", "--pdeathsig", "TERM"]
-        env = {**os.environ, **(self.env or {})}
-        with open(self.log, "ab") as log:
-            self.popen = subprocess.Popen(
-                [*bound, *self.command],
-                start_new_session=self.outlives,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=env,
-            )
-
-    @property
-    def pid(self):
-        return self.popen.pid
-
-    def alive(self):
-        return self.popen is not None and self.popen.poll() is None
-
-    def output(self):
-        """Return the end of what it has said."""
-        return self.log.read_text(errors="replace")[-4000:]
-
-    def send(self, number):
-        """Send a signal: SIGSTOP makes it hang, SIGCONT go on."""
-        self.popen.send_signal(number)
-
-    def kill(self):
-        """End it at once: it has no time for anything."""
-        self.stop(signal.SIGKILL)
-
-    def stop(self, number=signal.SIGTERM):
-        """End it, and wait for that."""
-        if self.popen is None:
-            return
-        if self.popen.poll() is None:
-            self.popen.send_signal(signal.SIGCONT)
-            self.popen.send_signal(number)
-        try:
-            self.popen.wait(20)
-        except subprocess.TimeoutExpired:
-            self.popen.kill()
-            self.popen.wait()
+__all__ = ["HOST", "NotStarted", "Process", "ZeoServer", "answers", "free_port", "wait_until"]
 
 
 class ZeoServer(Process):

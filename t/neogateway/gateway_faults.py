@@ -17,6 +17,8 @@ import sys
 import threading
 import time
 
+sys.path.insert(0, os.environ["WENDELIN_CORE_GATEWAY_FOLDER"])
+
 import gateway
 
 asked, read, checked, put = (itertools.count() for _ in range(4))

@@ -1,8 +1,7 @@
-"""Entries 25 to 34 of what went wrong before, in pagers and in ZODB: a test for each, or several.
+"""Pages agree with the objects of their Connection: whatever others commit, and whatever fails.
 
-Tests are named after the entries; 35 to 41 are in test_pitfalls_data.py. 33, races of open, load
-and invalidate, is in test_race.py: threads, each with its Connection, keep a sum. Each test was
-seen failing with the protection that it is for taken out.
+Each test was seen failing when the protection that it is for was taken out. Races of open, load and
+invalidate are in test_race.py. What becomes of memory, sizes and states is in test_states.py.
 """
 
 import gc
@@ -51,9 +50,7 @@ def pending():
 # ---- Connections and their managers ----
 
 
-def test_25_a_connection_reopened_elsewhere_has_nothing_to_do_with_its_old_manager(
-    root, A, elsewhere
-):
+def test_a_connection_reopened_elsewhere_has_nothing_to_do_with_its_old_manager(root, A, elsewhere):
     client = Client(root)
     b = client["A"][:]
     b[0] = 1
@@ -88,7 +85,7 @@ def test_25_a_connection_reopened_elsewhere_has_nothing_to_do_with_its_old_manag
     elsewhere(client.conn.close)
 
 
-def test_25a_a_change_while_the_connection_is_closed_is_nobodys(root, A):
+def test_a_change_while_the_connection_is_closed_is_nobodys(root, A):
     client = Client(root)
     b = client["A"][:]
     client.close()
@@ -106,7 +103,7 @@ def test_25a_a_change_while_the_connection_is_closed_is_nobodys(root, A):
 # ---- what is dropped at a boundary ----
 
 
-def test_26a_a_hole_becomes_a_block_and_a_block_a_hole(A, other):
+def test_a_hole_becomes_a_block_and_a_block_a_hole(A, other):
     b = other["A"][:]
     assert np.array_equal(b, FIRST)
     A[-1] = 1
@@ -122,7 +119,7 @@ def test_26a_a_hole_becomes_a_block_and_a_block_a_hole(A, other):
     assert not b[BLK:].any()
 
 
-def test_26b_a_block_is_replaced_by_one_of_another_format(A, other, monkeypatch):
+def test_a_block_is_replaced_by_one_of_another_format(A, other, monkeypatch):
     b = other["A"][:]
     now = FIRST
     for i, name in enumerate(["ZBlk1", "ZBlk0", "ZBlk1", "ZBlk0"], 1):
@@ -137,7 +134,7 @@ def test_26b_a_block_is_replaced_by_one_of_another_format(A, other, monkeypatch)
         assert np.array_equal(b, now)
 
 
-def test_26c_the_block_table_changes_its_shape(root, fmt):
+def test_the_block_table_changes_its_shape(root, fmt):
     n, blksize = 150, 4096
     root["A"] = A = ZBigArray((n * blksize,), "u1", blksize=blksize, zblk_fmt=fmt)
     transaction.commit()
@@ -161,7 +158,7 @@ def test_26c_the_block_table_changes_its_shape(root, fmt):
     client.close()
 
 
-def test_26d_objects_went_from_the_cache(A, other):
+def test_objects_went_from_the_cache(A, other):
     b = other["A"][:]
     assert np.array_equal(b, FIRST)
     other.conn.cacheMinimize()
@@ -194,7 +191,7 @@ def change_chunk(root, blk, start, data):
 
 
 @pytest.mark.parametrize("commits", [0, 1, 2])
-def test_27a_a_chunk_changes_and_its_block_object_does_not(root, commits):
+def test_a_chunk_changes_and_its_block_object_does_not(root, commits):
     A = fill(root, "ZBlk1")
     client = Client(root)
     b = client["A"][:]
@@ -212,7 +209,7 @@ def test_27a_a_chunk_changes_and_its_block_object_does_not(root, commits):
     client.close()
 
 
-def test_27b_a_block_object_changes_with_its_chunk(root):
+def test_a_block_object_changes_with_its_chunk(root):
     """So that others who look at block objects only, as the existing system does, learn of it."""
     A = fill(root, "ZBlk1")
     A[BLK + 5] = 0
@@ -220,7 +217,7 @@ def test_27b_a_block_object_changes_with_its_chunk(root):
     assert stored(root._p_jar.db().storage) == ["ZBlk1", "ZData"]
 
 
-def test_27c_equal_bytes_are_not_stored_again(root, A):
+def test_equal_bytes_are_not_stored_again(root, A):
     storage = root._p_jar.db().storage
     A[0] = 0
     A[:] = FIRST
@@ -235,7 +232,7 @@ def test_27c_equal_bytes_are_not_stored_again(root, A):
     assert stored(storage) == (["ZBlk1", "ZData"] if small else ["ZBlk0"])
 
 
-def test_28_an_append_drops_nothing_else(A, other):
+def test_an_append_drops_nothing_else(A, other):
     B = other["A"]
     b, handle, dropped = B[:], B._fileh(), drops(B)
     assert np.array_equal(b, FIRST)
@@ -251,7 +248,7 @@ def test_28_an_append_drops_nothing_else(A, other):
     assert set(dropped) <= {N, N + 1, N + 2}  # known as holes, at most
 
 
-def test_29_invalidated_twice(A, other):
+def test_invalidated_twice(A, other):
     B = other["A"]
     b, handle = B[:], B._fileh()
     assert np.array_equal(b, FIRST)
@@ -273,7 +270,7 @@ def test_29_invalidated_twice(A, other):
     assert np.array_equal(in_database(A), changed((-1, 1), (0, 1)))
 
 
-def test_29a_a_conflict_invalidates_again(A, other):
+def test_a_conflict_invalidates_again(A, other):
     B = other["A"]
     b, handle = B[:], B._fileh()
     for i in range(1, 3):
@@ -295,7 +292,7 @@ def test_29a_a_conflict_invalidates_again(A, other):
 # ---- joining ----
 
 
-def test_30_pages_alone_make_a_transaction(A):
+def test_pages_alone_make_a_transaction(A):
     """Also those that a hook changes, just before the commit."""
     a = A[:]
     a[0] = 1
@@ -308,7 +305,7 @@ def test_30_pages_alone_make_a_transaction(A):
 
 
 @pytest.mark.parametrize("first", ["the Connection", "the array"])
-def test_30a_pages_are_stored_before_the_connection_stores_objects(root, A, first):
+def test_pages_are_stored_before_the_connection_stores_objects(root, A, first):
     if first == "the Connection":
         root["x"] = 1
     A[0] = 1
@@ -320,7 +317,7 @@ def test_30a_pages_are_stored_before_the_connection_stores_objects(root, A, firs
 
 
 @pytest.mark.parametrize("phase", ["tpc_begin", "commit", "tpc_vote", "tpc_finish"])
-def test_30b_a_change_during_the_commit_is_refused(root, A, phase):
+def test_a_change_during_the_commit_is_refused(root, A, phase):
     seen = []
 
     def change():
@@ -344,7 +341,7 @@ def test_30b_a_change_during_the_commit_is_refused(root, A, phase):
 
 
 @pytest.mark.parametrize("before", ["changes", "nothing"])
-def test_31_what_is_rolled_back_is_gone_from_the_pages(A, before):
+def test_what_is_rolled_back_is_gone_from_the_pages(A, before):
     a = A[:]
     kept = FIRST
     if before == "changes":
@@ -361,7 +358,7 @@ def test_31_what_is_rolled_back_is_gone_from_the_pages(A, before):
     assert np.array_equal(in_database(A), kept)
 
 
-def test_31a_sizes_are_rolled_back_with_the_pages(A):
+def test_sizes_are_rolled_back_with_the_pages(A):
     savepoint = transaction.savepoint()
     A.resize(BLK // 2)
     A.append(np.full(3 * BLK, 7, "u1"))
@@ -384,7 +381,7 @@ def test_31a_sizes_are_rolled_back_with_the_pages(A):
 
 
 @pytest.mark.parametrize("how", ["begin", "abort", "commit", "commit of a change", "sync"])
-def test_32_every_way_to_a_new_state(A, other, how):
+def test_every_way_to_a_new_state(A, other, how):
     b = other["A"][:]
     assert np.array_equal(b, FIRST)
     A[0] = A[-1] = 1
@@ -403,7 +400,7 @@ def test_32_every_way_to_a_new_state(A, other, how):
     assert np.array_equal(b, in_database(A))
 
 
-def test_32a_explicit_transactions(A, explicit):
+def test_explicit_transactions(A, explicit):
     B, tm = explicit["A"], explicit.tm
     b = B[:]
     assert np.array_equal(b, FIRST)
@@ -425,7 +422,7 @@ def test_32a_explicit_transactions(A, explicit):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_32b_a_doomed_transaction(A, when):
+def test_a_doomed_transaction(A, when):
     a = A[:]
     if when == "before":
         transaction.doom()
@@ -444,7 +441,7 @@ def test_32b_a_doomed_transaction(A, when):
     assert np.array_equal(in_database(A), changed((1, 3)))
 
 
-def test_34_between_the_end_of_a_commit_and_the_next_transaction(A, explicit):
+def test_between_the_end_of_a_commit_and_the_next_transaction(A, explicit):
     """A view shows what it showed: that state with its changes, and no commits of others."""
     B, tm = explicit["A"], explicit.tm
     b = B[:]

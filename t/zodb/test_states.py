@@ -1,7 +1,4 @@
-"""Entries 35 to 41 of what went wrong before: memory, sizes, states, storages.
-
-See test_pitfalls.py.
-"""
+"""What arrays keep and forget: memory, sizes, states of other versions, and kinds of storage."""
 
 import gc
 import tracemalloc
@@ -27,7 +24,7 @@ from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
 # ---- memory ----
 
 
-def test_35_a_commit_takes_little_memory_besides_the_pages(root, fmt):
+def test_a_commit_takes_little_memory_besides_the_pages(root, fmt):
     blksize = 3 << 17
     size = 48 * blksize  # some MB are taken whatever the size is
     root["A"] = A = ZBigArray((size,), "u1", blksize=blksize, zblk_fmt=fmt)
@@ -46,7 +43,7 @@ def test_35_a_commit_takes_little_memory_besides_the_pages(root, fmt):
     assert (in_database(A) == 2).all()
 
 
-def test_36_no_ghosts_are_left(root, fmt, testdb):
+def test_no_ghosts_are_left(root, fmt, testdb):
     fill(root, fmt)
     testdb.close(root)
     A = testdb.open()["A"]
@@ -76,7 +73,7 @@ def test_36_no_ghosts_are_left(root, fmt, testdb):
 
 
 @pytest.mark.parametrize("between", ["nothing", "a commit", "a reclaim"])
-def test_37_what_was_past_the_end_does_not_come_back(root, A, testdb, between):
+def test_what_was_past_the_end_does_not_come_back(root, A, testdb, between):
     a = A[:]
     size = BLK + 100
     expected = changed((slice(size, None), 0))
@@ -101,7 +98,7 @@ def test_37_what_was_past_the_end_does_not_come_back(root, A, testdb, between):
 
 @pytest.mark.parametrize("less", [[], ["_zblk_fmt"], ["_zblk_fmt", "_order"]])
 @pytest.mark.parametrize("more", [False, True])
-def test_38_states_of_other_versions(root, testdb, monkeypatch, less, more):
+def test_states_of_other_versions(root, testdb, monkeypatch, less, more):
     """Golden databases are read in test_formats.py."""
     monkeypatch.delenv("WENDELIN_CORE_ZBLK_FMT", raising=False)
     A = fill(root, "ZBlk1")
@@ -127,7 +124,7 @@ def test_38_states_of_other_versions(root, testdb, monkeypatch, less, more):
     assert type(A.zfile.blktab[0]).__name__ == ("ZBlk0" if less else "ZBlk1")
 
 
-def test_39_before_it_belongs_to_a_connection(root, fmt):
+def test_before_it_belongs_to_a_connection(root, fmt):
     A = ZBigArray((N * BLK,), "u1", blksize=BLK, zblk_fmt=fmt)
     touches = [
         lambda: A[:],
@@ -154,7 +151,7 @@ def test_39_before_it_belongs_to_a_connection(root, fmt):
     assert in_database(A).sum() == 1
 
 
-def test_40_two_appends_in_parallel(A, other):
+def test_two_appends_in_parallel(A, other):
     """Each many blocks: both split the one bucket of the table."""
     B = other["A"]
     many = 40 * BLK
@@ -175,7 +172,7 @@ def test_40_two_appends_in_parallel(A, other):
 
 
 @pytest.mark.parametrize("many", [1, 50])
-def test_40a_two_fill_holes_in_parallel(root, A, other, many):
+def test_two_fill_holes_in_parallel(root, A, other, many):
     """No conflict of the arrays: BTrees resolve it, or raise, and then a retry does."""
     A.resize((N + 2 * many) * BLK)
     transaction.commit()
@@ -207,7 +204,7 @@ def test_40a_two_fill_holes_in_parallel(root, A, other, many):
 @pytest.mark.parametrize(
     "url", ["memory://", "demo:(memory://)/(memory://)", "demo:(file://{}/x.fs)/(memory://)"]
 )
-def test_41_databases_in_memory(tmp_path, fmt, url):
+def test_databases_in_memory(tmp_path, fmt, url):
     root = dbopen(url.format(tmp_path))
     A = fill(root, fmt)
     client = Client(root)
@@ -227,7 +224,7 @@ def test_41_databases_in_memory(tmp_path, fmt, url):
     dbclose(root)
 
 
-def test_41a_a_past_state(root, A):
+def test_a_past_state(root, A):
     at = root._p_jar.db().lastTransaction()
     A[0] = A[-1] = 1
     A.append([7])
@@ -254,7 +251,7 @@ def test_41a_a_past_state(root, A):
 
 
 @pytest.mark.parametrize("demo", [False, True])
-def test_41b_a_storage_that_is_only_read(tmp_path, fmt, demo):
+def test_a_storage_that_is_only_read(tmp_path, fmt, demo):
     root = dbopen(tmp_path / "x.fs")
     fill(root, fmt)
     dbclose(root)
