@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 import transaction
-from child import run_child, start_child
-from clients import Client
+from support.child import run_child, start_child
+from support.clients import Client
 from ZODB.POSException import ConflictError, ConnectionStateError, ReadOnlyError
 
 zarr = pytest.importorskip("zarr")

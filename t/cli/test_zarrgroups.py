@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import transaction
-from cli import killed_at
-from clidata import database
+from support.cli import killed_at
+from support.clidata import database
 
 from wendelin.zarr import ZarrGroup
 
