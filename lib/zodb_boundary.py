@@ -2,7 +2,7 @@
 
 This module knows Connections and storages. Its Followers act on the events.
 
-Locking: `_ended` is a leaf. Followers are called in the thread of the transaction.
+Locking: `_ended` and `_joining` are leaves. Followers are called in the thread of the transaction.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ZODB.Connection import Connection
 from ZODB.POSException import ConnectionStateError
 
 from wendelin.lib.adapters.connection import instance_of, join
-from wendelin.lib.adapters.transactions import Status
+from wendelin.lib.adapters.transactions import Status, resources_of
 from wendelin.lib.storage.forked import of_this_process
 from wendelin.lib.storage.record import BytesRecord
 from wendelin.lib.storage.storthreads import asked_in_turn
@@ -91,6 +91,7 @@ class Watch:
         self._ender: int | None = None  # thread that ends a transaction; protected by: _ended
         self._last_ender: int | None = None
         self._ended = threading.Condition()
+        self._joining = threading.Lock()
         self._before_completion: Callable[[Any], None] = conn.beforeCompletion
         self._after_completion: Callable[[Any], None] = conn.afterCompletion
         conn.beforeCompletion = self.before_completion
@@ -123,12 +124,11 @@ class Watch:
         """Say whether a thread is ending a transaction."""
         return self._ender is not None
 
-    def wait_for_end(self) -> bool:
-        """Wait while another thread ends the transaction. Return False if none does."""
+    def wait_for_end(self, seconds: float | None = None) -> bool:
+        """Wait while another thread ends the transaction, at most so long. False: none does."""
         with self._ended:
             waited = self.ends()
-            while self.ends():
-                self._ended.wait()
+            self._ended.wait_for(lambda: not self.ends(), seconds)
             return waited
 
     def let_others_end(self) -> bool:
@@ -141,7 +141,13 @@ class Watch:
         time.sleep(0.001)
         return True
 
-    def join(self, manager: Any, joined: Any, what: Callable[[], str]) -> Any:
+    def join(
+        self,
+        manager: Any,
+        joined: Any,
+        what: Callable[[], str],
+        seconds: float | None = None,
+    ) -> Any:
         """Let a data manager join the Connection's transaction; return that. Safe in any thread.
 
         Parameters
@@ -151,6 +157,8 @@ class Watch:
             The transaction that it joined before.
         what : () -> str
             Returns the name of the changed object, for messages.
+        seconds : float, optional
+            How long to wait for another thread that ends a transaction.
 
         Returns
         -------
@@ -168,19 +176,26 @@ class Watch:
         conn = self._conn()
         if conn is None or conn.opened is None or conn.transaction_manager is None:
             raise ConnectionStateError("its Connection is closed")
-        if self.wait_for_end():
+        if self.wait_for_end(seconds):
             return None
-        txn = conn.transaction_manager.get()
-        if joined is not txn:
-            if txn.status is Status.COMMITTED and self.let_others_end():
-                return None
-            if txn.status is Status.COMMITTING:
-                raise TransactionError(
-                    f"{what()} cannot be changed by code that runs in a commit: it is too late to "
-                    f"take part in it. Change it before, as in txn.addBeforeCommitHook()"
-                )
-            join(conn)
-            txn.join(manager)
+        # without the lock, two threads would both join; an idle manager would give them two
+        # transactions
+        with self._joining:
+            txn = conn.transaction_manager.get()
+            if joined is txn or any(resource is manager for resource in resources_of(txn)):
+                return txn
+            if txn.status is not Status.COMMITTED and txn.status is not Status.COMMITTING:
+                join(conn)
+                txn.join(manager)
+                return txn
+        if txn.status is Status.COMMITTING:
+            raise TransactionError(
+                f"{what()} cannot be changed by code that runs in a commit: it is too late to "
+                f"take part in it. Change it before, as in txn.addBeforeCommitHook()"
+            )
+        if self.let_others_end():
+            return None
+        txn.join(manager)  # which refuses it
         return txn
 
     def store(self, oid: bytes, serial: bytes, data: Any, version: str, transaction: Any) -> Any:

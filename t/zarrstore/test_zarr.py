@@ -4,6 +4,7 @@ import gc
 import os
 import pickle
 import subprocess
+import sys
 import threading
 import time
 from datetime import UTC, datetime
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 import transaction
 from support.child import run_child, start_child
-from support.clients import Client
+from support.clients import Client, Manager
+from transaction.interfaces import TransactionError
 from ZODB.POSException import ConflictError, ConnectionStateError, ReadOnlyError
 
 zarr = pytest.importorskip("zarr")
@@ -29,6 +31,7 @@ from wendelin.zarr import (  # noqa: E402
     ZarrValue,
     writing,
 )
+from wendelin.zarr import table as zarr_table  # noqa: E402
 
 pytestmark = pytest.mark.database
 
@@ -390,6 +393,57 @@ def test_threads_and_stores_of_one_connection(root, g):
     transaction.commit()
     for i in range(4):
         assert np.array_equal(opened(g, f"a{i}")[:], DATA + i)
+
+
+def test_threads_join_a_transaction_once(root, g):
+    make(g)
+    transaction.commit()
+    table, switch = g.live_table(), sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(30):
+            barrier = threading.Barrier(8)
+
+            def change(i, barrier=barrier):
+                barrier.wait()
+                table.change({f"k{i}": b"x"})
+
+            threads = [threading.Thread(target=change, args=(i,)) for i in range(8)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            resources = transaction.get()._resources
+            assert [r for r in resources if r is table] == [table]
+            assert len(resources) == 2
+            transaction.abort()
+    finally:
+        sys.setswitchinterval(switch)
+
+
+@pytest.mark.parametrize("phase", ["commit", "after"])
+def test_writing_in_a_commit_is_refused(root, g, monkeypatch, phase):
+    # zarr's thread waits for the one that commits, which waits for zarr
+    monkeypatch.setattr(zarr_table, "WAIT", 0.3)
+    a = make(g)
+    transaction.commit()
+    errors = []
+
+    def write(*args):
+        try:
+            a[0] = 1
+        except TransactionError as e:
+            errors.append(str(e))
+
+    if phase == "commit":
+        transaction.get().join(Manager("commit", write))
+    else:
+        transaction.get().addAfterCommitHook(write)
+    root["x"] = phase
+    transaction.commit()
+    assert len(errors) == 1
+    assert "cannot write" in errors[0]
+    assert np.array_equal(a[:], DATA)
 
 
 def test_writers_while_another_thread_commits(root, g):

@@ -103,6 +103,7 @@ class ZODBStore(Store):
         self._stale: set[str] = set()  # paths of arrays
         self._moment = table.moment
         self._lock = threading.Lock()
+        self._looking = threading.Lock()  # > _lock, and what reading takes
         self._waiting: dict[asyncio.AbstractEventLoop, list[_Wanted]] = {}
 
     # ---- as an object ----
@@ -181,7 +182,12 @@ class ZODBStore(Store):
         return self._moment != self._table.moment and bool(self._given)
 
     def _look_again(self) -> None:
-        """Compare what was given with what there is now. May wait."""
+        """Compare what was given with what there is now. May wait; one thread does it."""
+        with self._looking:
+            if self._moment != self._table.moment:
+                self._compare()
+
+    def _compare(self) -> None:
         moment = self._table.moment
         with self._lock:
             given = self._given.copy()

@@ -32,12 +32,14 @@ for a listing only; a change is one step of a dict.
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from BTrees.OOBTree import OOBTree
+from transaction.interfaces import TransactionError
 from ZODB.POSException import ReadOnlyError, ReadOnlyHistoryError
 from ZODB.utils import z64
 
@@ -59,6 +61,8 @@ from wendelin.zarr.values import Data, Values, WouldWaitError
 from wendelin.zarr.writing import TreeWriter
 
 __all__ = ["Request", "ZarrTable"]
+
+WAIT = 300.0  # for another thread, which may wait for this one: see change() [s]
 
 #: key, and which part of its value; None: all of it
 Request = tuple[str, slice | None]
@@ -292,6 +296,7 @@ class ZarrTable:
             key: None if value is None else self._spool.keep(memoryview(value))
             for key, value in changes.items()
         }
+        end = time.monotonic() + WAIT
         while True:
             conn = self.conn
             if conn is None:
@@ -303,7 +308,13 @@ class ZarrTable:
             if conn.isReadOnly():
                 raise ReadOnlyError(f"{self!r} is in a database that was opened to be read only")
             self.attach()
-            txn = self.watch.join(self, self._joined, lambda: repr(self))
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TransactionError(
+                    f"{self!r} cannot be changed: another thread has been ending the transaction "
+                    f"for {WAIT:.0f} s. What runs in a commit, and in hooks after it, cannot write"
+                )
+            txn = self.watch.join(self, self._joined, lambda: repr(self), left)
             if txn is None or self.watch.ends():
                 continue
             with self._lock:
