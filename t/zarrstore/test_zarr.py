@@ -23,7 +23,7 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteReques
 
 from wendelin.bigarray.array_zodb import ZBigArray  # noqa: E402
 from wendelin.lib.storage.record import ChecksumError  # noqa: E402
-from wendelin.lib.zodb import zconn_at  # noqa: E402
+from wendelin.lib.zodb import dbclose, dbopen, zconn_at  # noqa: E402
 from wendelin.zarr import (  # noqa: E402
     StaleArrayError,
     ZarrGroup,
@@ -357,7 +357,6 @@ def test_read_only(testdb, root, g):
         a[:] = 1
     if "?" not in testdb.url and testdb.url.startswith("file"):
         testdb.close(root)
-        from wendelin.lib.zodb import dbclose, dbopen
 
         root = dbopen(testdb.url, read_only=True)
         a = opened(root["g"])
@@ -833,3 +832,49 @@ def test_a_killed_writer_leaves_whole_transactions(testdb):
         assert a[0, 0] > seen
         seen = int(a[0, 0])
         testdb.close(root)
+
+
+# ---- other storages ----
+
+
+@pytest.mark.only("fs", "fscopy", "zeo")
+def test_pack(root, g):
+    a = make(g)
+    s = make(g, "s", "sharded")
+    transaction.commit()
+    for n in range(3):
+        a[:], s[:] = n, n
+        transaction.commit()
+    before = a[:]
+    g._p_jar.db().pack()
+    assert np.array_equal(a[:], before)  # of the file that was
+    transaction.begin()
+    assert (a[:] == 2).all()
+    assert (s[:] == 2).all()
+    a[0] = 5
+    transaction.commit()
+    assert (opened(g)[0] == 5).all()
+
+
+@pytest.mark.only("fs")
+@pytest.mark.parametrize("url", ["memory://", "sqlite://localhost/?data_dir={}/db"])
+def test_other_storages(tmp_path, url):
+    if url.startswith("sqlite"):
+        pytest.importorskip("relstorage")
+    root = dbopen(url.format(tmp_path))
+    root["g"] = ZarrGroup()
+    group = zarr.open_group(root["g"].store())
+    for kind, spec in KINDS.items():
+        if kind != "v2":
+            group.create_array(kind, shape=DATA.shape, dtype="i4", **spec)[:] = DATA
+    transaction.commit()
+    client = Client(root)
+    for kind in group:
+        assert np.array_equal(group[kind][:], DATA)
+        assert np.array_equal(opened(client["g"], kind)[3:50, 7], DATA[3:50, 7])
+        group[kind][5] = 1
+        transaction.commit()
+        client.tm.begin()
+        assert (opened(client["g"], kind)[5] == 1).all()
+    client.close()
+    dbclose(root)
