@@ -15,7 +15,8 @@ reader at this moment, stops there.
 
 This module knows records of ZODB, but not the meaning of their bytes.
 
-Locking: as in FileStorage: the commit lock > the pool of readers > _lock.
+Locking: as in FileStorage: the commit lock > the pool of readers > _lock. Nobody waits for
+`_saving`, which the thread has that saves the index.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import threading
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -49,7 +51,7 @@ from wendelin.lib.storage.fsblob import (
     write_layout,
 )
 from wendelin.lib.storage.fsfollow import FileFollower
-from wendelin.lib.storage.fsindex import load_index, positions, save_index
+from wendelin.lib.storage.fsindex import load_index, positions, save_index, snapshot_of
 from wendelin.lib.storage.fslock import FileLock
 from wendelin.lib.storage.fspack import Packer, data_find, pack
 from wendelin.lib.storage.fsrecord import HeadReader, Located, OpenFile, Stat, stat
@@ -106,6 +108,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             # all names of a file share its lock and index, and a pack replaces the file, not a link
             file_name = os.path.realpath(file_name)
         self._stop = options.get("stop")
+        self._saving = threading.Lock()
         new = [name for name in (f"{file_name}.lock", f"{file_name}.tmp") if not exists(name)]
         if not options.get("read_only"):
             self._own = FileLock()
@@ -202,17 +205,27 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
 
     def _save_index(self) -> None:
         """Save the index, for a quick start. Without it, only time is lost."""
-        if self._is_read_only or self._file.closed:
-            return
-        path, end = f"{self._file_name}.index", Scanned(self._pos, self._ltid)
-        if end == self._index_end and os.path.exists(path):
+        if self._is_read_only or not self._saving.acquire(blocking=False):
             return
         try:
-            save_index(path, self._file.fileno(), self._index, *end)
-            self._index_end = end
-        except OSError as e:
-            log.warning("%s: the index cannot be saved: %s", self._file_name, e)
-        self._saved += 1
+            with self._lock:
+                if self._file.closed:
+                    return
+                path, end = f"{self._file_name}.index", Scanned(self._pos, self._ltid)
+                if end == self._index_end and os.path.exists(path):
+                    return
+                index = snapshot_of(self._index)
+                fd = os.dup(self._file.fileno())
+            try:
+                save_index(path, fd, index, *end)
+                self._index_end = end
+            except OSError as e:
+                log.warning("%s: the index cannot be saved: %s", self._file_name, e)
+            finally:
+                os.close(fd)
+            self._saved += 1
+        finally:
+            self._saving.release()
 
     def _blob_init(self, blob_dir: str, layout: str = "automatic") -> None:
         """Prepare the folder of blobs; FileStorage calls this after opening the file."""
@@ -329,7 +342,8 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         with self._lock:
             if isinstance(self._tfile, Tail) and self._tfile.started and not self._nextpos:
                 self._cut()
-            self._save_index()  # as long as the file is locked
+        self._save_index()  # as long as the file is locked
+        with self._lock:
             super().close()
             if self._own is not None:
                 self._own.release()

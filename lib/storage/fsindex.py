@@ -26,12 +26,13 @@ from typing import NamedTuple
 
 from BTrees.fsBTree import fsBucket
 from ZODB.fsIndex import fsIndex
+from zodbpickle.pickle import Pickler
 
 from wendelin.lib.adapters.trees import buckets_of
 from wendelin.lib.storage.fsscan import FIRST
 from wendelin.lib.storage.inert import InertError, Reader
 
-__all__ = ["Saved", "inode_of", "load_index", "positions", "save_index"]
+__all__ = ["Saved", "inode_of", "load_index", "positions", "save_index", "snapshot_of"]
 
 _MAGIC = b"wc3index"
 _DIGEST = 16  # [bytes]
@@ -84,8 +85,24 @@ def _trailer(fd: int, pos: int, tid: bytes) -> bytes:
     return _TRAILER.pack(_MAGIC, inode_of(fd), pos, tid, _digest(begin + end))
 
 
-def save_index(path: str, fd: int, index: fsIndex, pos: int, tid: bytes) -> None:
+def snapshot_of(index: fsIndex) -> list[tuple[bytes, bytes]]:
+    """Return what save_index() saves of an index; others may change the index then."""
+    return [(prefix, bucket.toString()) for prefix, bucket in index._data.items()]
+
+
+def save_index(
+    path: str, fd: int, index: Iterable[tuple[bytes, bytes]], pos: int, tid: bytes
+) -> None:
     """Save the index of an open file, and sync it.
+
+    Parameters
+    ----------
+    path : str
+    fd : int
+    index
+        What snapshot_of() has returned.
+    pos, tid
+        Where the file ended then, and its last transaction.
 
     Raises
     ------
@@ -94,8 +111,12 @@ def save_index(path: str, fd: int, index: fsIndex, pos: int, tid: bytes) -> None
     """
     new = f"{path}.index_tmp"
     try:
-        index.save(pos, new)
-        with open(new, "r+b") as file:
+        with open(new, "w+b") as file:
+            pickler = Pickler(file, 3)
+            pickler.fast = True  # as fsIndex.save() has it: nothing stands in it twice
+            for value in (pos, *index, None):
+                pickler.dump(value)
+            file.seek(0)
             data = file.read() + _trailer(fd, pos, tid)
             file.write(data[-_TRAILER.size :] + _digest(data))
             file.flush()

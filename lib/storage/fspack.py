@@ -30,15 +30,15 @@ from persistent.TimeStamp import TimeStamp
 from ZODB.blob import remove_committed_dir
 from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage.FileStorage import FileStorageError, RedundantPackWarning
-from ZODB.FileStorage.format import DATA_HDR_LEN
 from ZODB.FileStorage.fspack import FileStoragePacker, PackCopier
 from ZODB.POSException import ReadOnlyError
 from ZODB.utils import p64, z64
 
-from wendelin.lib.storage.fsalign import aligned_at
+from wendelin.lib.storage.fscopy import Source, Stretch, Target, aligned_data
 from wendelin.lib.storage.fslock import FileLock
+from wendelin.lib.storage.fsreach import Reachable
 from wendelin.lib.storage.fssync import sync_folder
-from wendelin.lib.storage.record import ChecksumError, check, without_pad
+from wendelin.lib.storage.record import ChecksumError, without_pad
 from wendelin.lib.storage.tags import pack_time
 
 __all__ = ["Packer", "data_find", "pack"]
@@ -84,14 +84,13 @@ def pack(storage: Any, t: float, referencesf: Any, gc: bool | None) -> None:
             if os.path.exists(f"{storage.blob_dir}.old"):
                 remove_committed_dir(f"{storage.blob_dir}.old")
             storage._remove_blob_files_tagged_for_removal_during_pack()
+        if not storage.pack_keep_old:
+            with suppress(FileNotFoundError):
+                os.remove(old)
+        storage._save_index()
     finally:
         with storage._lock:
             storage._pack_is_in_progress = False
-    if not storage.pack_keep_old:
-        with suppress(FileNotFoundError):
-            os.remove(old)
-    with storage._lock:
-        storage._save_index()
 
 
 def _replace(storage: Any, old: str, end: int, index: Any) -> None:
@@ -154,23 +153,22 @@ def data_find(formatter: Any, tpos: int, oid: bytes, data: bytes) -> int:
     return found
 
 
-def _checked(oid: bytes, tid: bytes, data: bytes) -> bytes:
-    """Return a record to copy.
+def _aligned(oid: bytes, tid: bytes, data: bytes | Stretch, at: int) -> Any:
+    """Return a record as it is to be copied to a position.
 
     Raises
     ------
     OSError
-        It does not match its checksum. FileStorage cleans up after an OSError.
+        It does not match its checksum. FileStorage tidies up after these.
     """
     try:
-        check(data)
+        return aligned_data(data, at)
     except ChecksumError as e:
         raise OSError(
             EBADMSG,
-            f"nothing was packed: object 0x{oid.hex()}, which transaction 0x{tid.hex()} wrote: "
-            f"{e}. `wendelin verify` says which array it is of; repair that first",
+            f"nothing was packed: of object 0x{oid.hex()}, which transaction 0x{tid.hex()} wrote, "
+            f"{e}. `wendelin verify` says of which array it is; repair that first",
         ) from e
-    return data
 
 
 class _PackCopier(PackCopier):  # type: ignore[misc]  # ZODB has no type hints
@@ -183,13 +181,15 @@ class _PackCopier(PackCopier):  # type: ignore[misc]  # ZODB has no type hints
         self,
         oid: bytes,
         serial: bytes,
-        data: bytes | None,
+        data: Any,
         prev_txn: bytes | None,
         txnpos: int,
         datapos: int,
     ) -> None:
         if data is not None:
-            data = aligned_at(_checked(oid, serial, data), datapos + DATA_HDR_LEN)
+            if prev_txn is not None and isinstance(data, Stretch):
+                data = data.all()  # it may be in the new file already, which is compared
+            data = _aligned(oid, serial, data, datapos)
         super().copy(oid, serial, data, prev_txn, txnpos, datapos)
 
 
@@ -199,6 +199,7 @@ class Packer(FileStoragePacker):  # type: ignore[misc]  # ZODB has no type hints
     def __init__(self, storage: Any, referencesf: Any, stop: bytes, gc: bool) -> None:
         super().__init__(storage, referencesf, stop, gc)
         self._frees = False
+        self.gc = Reachable(self._file, self.file_end, self._stop, gc, referencesf)
         is_reachable = self.gc.isReachable
 
         def noted(oid: bytes, pos: int) -> bool:
@@ -214,17 +215,19 @@ class Packer(FileStoragePacker):  # type: ignore[misc]  # ZODB has no type hints
         If the positions are equal, FileStorage does nothing more. But records and blobs may have
         been freed while pads have grown by the same size.
         """
+        self._file, self._tfile = Source(self._file), Target(self._tfile)
         end, new_end = super().copyToPacktime()
         return end, -1 if self._frees else new_end
 
-    def writePackedDataRecord(self, h: Any, data: bytes | None, new_tpos: int) -> None:
+    def writePackedDataRecord(self, h: Any, data: Any, new_tpos: int) -> None:
         """Copy a record from before the pack time."""
         if data:
-            data = aligned_at(_checked(h.oid, h.tid, data), self._tfile.tell() + DATA_HDR_LEN)
+            data = _aligned(h.oid, h.tid, data, self._tfile.tell())
         super().writePackedDataRecord(h, data, new_tpos)
 
     def copyRest(self, ipos: int) -> None:
         """Copy transactions after the pack time."""
+        self._file = Source(self._file)  # opened anew
         self._copier = _PackCopier(self._tfile, self.index, self.tindex)
         super().copyRest(ipos)
 

@@ -438,6 +438,36 @@ def without_pad(record: bytes) -> bytes:
     return record[: found.begin] + _pad(0, 1, found.digest) + record[found.op :]
 
 
+def repadded(
+    head: bytes, found: Payload, end: bytes, at: int, alignment: int, smallest: int
+) -> tuple[bytes, ...] | None:
+    """Return what is before the payload of a record, to align it at another position.
+
+    Parameters
+    ----------
+    head : bytes
+        The beginning of the record, to the payload, at least.
+    found : Payload
+        Of it.
+    end : bytes
+        What is behind the payload.
+    at, alignment, smallest : int
+        See aligned().
+
+    Returns
+    -------
+    tuple of bytes or None
+        None: the record is to be copied as it is.
+    """
+    if found.framed or head[found.op : found.op + 1] != _BINBYTES or not is_end(end):
+        return None
+    size = found.stop - found.start
+    if size < smallest or size % alignment:
+        alignment = 1
+    pad = _pad(at + found.begin + found.start - found.op, alignment, found.digest)
+    return head[: found.begin], pad, head[found.op : found.start]
+
+
 class BytesRecord:
     """A record whose state is bytes in other memory, which are not copied.
 

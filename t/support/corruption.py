@@ -20,7 +20,7 @@ from support import DATA
 from support.plain_zodb import CLASSES, Places, Ref, decode, encode
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.lib.storage import fsalign
-from wendelin.lib.storage.fsindex import save_index
+from wendelin.lib.storage.fsindex import save_index, snapshot_of
 from wendelin.lib.zodb import dbclose, dbopen
 
 BLK = 4096
@@ -122,7 +122,9 @@ class Base:
             saved = fsIndex.load(f"{self.path}.index")
             tid = self.raw[self.transactions[-1][0] :][:8]
             with open(path, "rb") as file:  # it is the index of this file, not of the one it is of
-                save_index(f"{path}.index", file.fileno(), saved["index"], saved["pos"], tid)
+                save_index(
+                    f"{path}.index", file.fileno(), snapshot_of(saved["index"]), saved["pos"], tid
+                )
         path.write_bytes(raw)  # the same file, damaged
 
 

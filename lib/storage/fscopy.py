@@ -1,0 +1,176 @@
+"""Records of a Data.fs that are copied into another file: their payloads by the kernel.
+
+FileStorage's pack reads a record from one file, and writes it to another. Source and Target are in
+place of these: of a large record Source says where it lies, and Target copies it from there. A
+payload gets a pad, as it is aligned in the new file, and is compared with its checksum before.
+
+It knows records, and files. When what is copied, the pack knows.
+"""
+
+from __future__ import annotations
+
+import os
+from errno import EINVAL, ENOSYS, EOPNOTSUPP, EXDEV
+from typing import Any
+
+from ZODB.FileStorage.format import DATA_HDR_LEN
+
+from wendelin.lib.storage.fsalign import ALIGNMENT, SMALLEST, aligned_at
+from wendelin.lib.storage.fsreach import HEAD, LARGE, payload_of
+from wendelin.lib.storage.record import ChecksumError, check, digest_of, repadded
+
+__all__ = ["Source", "Stretch", "Target", "aligned_data"]
+
+_PIECE = 1 << 20  # that is compared at once [bytes]
+
+
+class Stretch:
+    """Bytes of a file that are not read: FileStorage asks for their length, and writes them."""
+
+    def __init__(self, fd: int, offset: int, size: int) -> None:
+        self.fd = fd
+        self.offset = offset
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __contains__(self, part: bytes) -> bool:
+        """Say that it is no record of a blob; those are small."""
+        return False
+
+    def read(self, start: int, size: int) -> bytes:
+        """Read some of the bytes.
+
+        Raises
+        ------
+        OSError
+            The file ends before.
+        """
+        data = os.pread(self.fd, size, self.offset + start)
+        if len(data) < min(size, self.size - start):
+            raise OSError(f"the file ends in a record at {self.offset}")
+        return data
+
+    def all(self) -> bytes:
+        """Read all of the bytes."""
+        pieces = []
+        done = 0
+        while done < self.size:
+            pieces.append(self.read(done, min(_PIECE, self.size - done)))
+            done += len(pieces[-1])
+        return b"".join(pieces)
+
+    def part(self, start: int, stop: int) -> Stretch:
+        """Return a part of it."""
+        return Stretch(self.fd, self.offset + start, stop - start)
+
+    def digest(self) -> bytes:
+        """Return XXH3-64 of the bytes, which are read through one buffer."""
+        return digest_of(self._pieces())
+
+    def _pieces(self) -> Any:
+        data = memoryview(bytearray(min(self.size, _PIECE)))
+        done = 0
+        while done < self.size:
+            n = os.preadv(self.fd, [data[: self.size - done]], self.offset + done)
+            if n == 0:
+                return  # the file was cut: it does not match
+            yield data[:n]
+            done += n
+
+
+class Joined:
+    """Pieces that are written one after another; some may be Stretches."""
+
+    def __init__(self, *pieces: bytes | Stretch) -> None:
+        self.pieces = pieces
+
+    def __len__(self) -> int:
+        return sum(map(len, self.pieces))
+
+
+def aligned_data(data: bytes | Stretch, at: int) -> bytes | Joined:
+    """Return a record as it is to be at a position of the new file, behind its header.
+
+    Raises
+    ------
+    ChecksumError
+        The payload does not match.
+    OSError
+        It cannot be read.
+    """
+    at += DATA_HDR_LEN
+    if isinstance(data, Stretch):
+        head = data.read(0, min(HEAD, data.size))
+        found = payload_of(head, data.size)
+        end = data.read(found.stop, data.size - found.stop) if found is not None else b""
+        again = None
+        if found is not None:
+            again = repadded(head, found, end, at, ALIGNMENT, SMALLEST)
+        if found is None or again is None:
+            data = data.all()
+        else:
+            payload = data.part(found.start, found.stop)
+            if found.digest is not None and payload.digest() != found.digest:
+                raise ChecksumError
+            return Joined(*again, payload, end)
+    check(data)
+    return aligned_at(data, at)
+
+
+class Source:
+    """A file that FileStorage reads records from: of a large one, it says only where it lies."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int = -1) -> Any:
+        """Read, or return a Stretch."""
+        if size < LARGE:
+            return self._file.read(size)
+        return Stretch(self._file.fileno(), self._file.tell(), size)
+
+
+class Target:
+    """A file that FileStorage writes records to, also those that were not read."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, data: Any) -> None:
+        """Write bytes, or what is made of Stretches."""
+        for piece in data.pieces if isinstance(data, Joined) else (data,):
+            if isinstance(piece, Stretch):
+                self._copy(piece)
+            else:
+                self._file.write(piece)
+
+    def _copy(self, data: Stretch) -> None:
+        self._file.flush()
+        at = self._file.tell()
+        done = 0
+        while done < data.size:
+            n = _copy_range(
+                data.fd, data.offset + done, self._file.fileno(), at + done, data.size - done
+            )
+            if n == 0:
+                raise OSError(f"the file ends in a record at {data.offset}")
+            done += n
+        self._file.seek(at + data.size)
+
+
+def _copy_range(source: int, offset: int, target: int, at: int, size: int) -> int:
+    """Copy bytes, not through Python where the kernel can; return how many."""
+    try:
+        return os.copy_file_range(source, target, size, offset, at)
+    except OSError as e:
+        if e.errno not in (EXDEV, EOPNOTSUPP, ENOSYS, EINVAL):
+            raise
+    return os.pwrite(target, os.pread(source, min(size, _PIECE), offset), at)
