@@ -32,14 +32,15 @@ from os.path import exists
 from typing import Any
 
 from zc.lockfile import LockError
-from ZODB._compat import FILESTORAGE_MAGIC
 from ZODB.blob import FilesystemHelper
-from ZODB.FileStorage import FileIterator, FileStorage
+from ZODB.FileStorage import FileStorage, packed_version
 from ZODB.FileStorage.FileStorage import CorruptedTransactionError, FileStorageFormatError
 from ZODB.FileStorage.format import DATA_HDR_LEN, CorruptedDataError, TxnHeader
+from ZODB.fsIndex import fsIndex
 from ZODB.POSException import StorageTransactionError
 from ZODB.utils import p64, z64
 
+from wendelin.lib.adapters.filestorage import StorageFile, TransactionsOf
 from wendelin.lib.interrupt import interrupts_later
 from wendelin.lib.storage.forked import of_this_process
 from wendelin.lib.storage.fsalign import Pieces, aligned_at
@@ -68,7 +69,7 @@ _HEAD = 512  # of a record, with the name of its class [bytes]
 _PYTHON2 = b"FS21"  # the beginning of files of Python 2: the format is the same
 
 
-class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type hints
+class AlignedFileStorage(StorageFile):
     """A FileStorage that aligns large byte strings in its file, and says where they are.
 
     Parameters
@@ -87,11 +88,10 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     """
 
     _opened: weakref.ref[OpenFile] | None = None  # held by mappings of it
-    _follower: FileFollower | None = None
-    _own: FileLock | None = None
+    follower: FileFollower | None = None
+    file_lock: FileLock | None = None
     _index_end: Scanned | None = None  # of the saved index
-    _tfile: Any
-    _file: Any
+    _whole_file: Any = None  # what was opened, until FileStorage has read on in an empty file
 
     def __init__(
         self,
@@ -111,10 +111,10 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         self._saving = threading.Lock()
         new = [name for name in (f"{file_name}.lock", f"{file_name}.tmp") if not exists(name)]
         if not options.get("read_only"):
-            self._own = FileLock()
+            self.file_lock = FileLock()
         try:
-            if self._own is not None and exists(file_name):
-                self._own.take(file_name)  # before FileStorage changes anything
+            if self.file_lock is not None and exists(file_name):
+                self.file_lock.take(file_name)  # before FileStorage changes anything
             super().__init__(file_name, **options)
         except BaseException as e:
             self._let_go()
@@ -123,117 +123,115 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
                     with suppress(OSError):
                         os.unlink(name)
             raise
-        # FileStorage has read on in an empty file, see _restore_index()
-        self._file, (self._index_end, end) = self._whole_file, self._opens
-        self._pos = end.pos
-        self._used_index = int(self._index_end.pos != FIRST)
+        # FileStorage has read on in an empty file, see read_index()
+        self.file, (self._index_end, end) = self._whole_file, self._opens
+        self.end = end.pos
+        self.used_index = int(self._index_end.pos != FIRST)
         with suppress(ValueError):  # there is no object
-            self._oid = self._index.maxKey()
-        self._python2 = os.pread(self._file.fileno(), len(_PYTHON2), 0) == _PYTHON2
-        if self._is_read_only and self._stop is None:
-            self._follower = FileFollower(self, self._again)
-        if not self._used_index:
-            self._save_index()
-        if align and self._tfile is not None:
-            self._tfile.close()
-            os.unlink(self._tfile.name)
-            self._tfile = Tail(self)
-            self._tfmt._file = self._tfile
+            self.newest_oid = self.index.maxKey()
+        self._python2 = os.pread(self.file.fileno(), len(_PYTHON2), 0) == _PYTHON2
+        if self.isReadOnly() and self._stop is None:
+            self.follower = FileFollower(self, self._again)
+        if not self.used_index:
+            self.write_index()
+        if align and self.changes is not None:
+            self.changes.close()
+            os.unlink(self.changes.name)
+            self.changes = Tail(self)
         of_this_process(self)
 
     def _let_go(self) -> None:
         """Close the files that __init__ has opened, when it fails."""
-        for name in "_whole_file", "_file", "_tfile", "_lock_file", "_files":
-            file = self.__dict__.get(name)
+        for file in (self._whole_file, *self.files_to_close()):
             if file is not None:
                 file.close()
-        if self._own is not None:
-            self._own.release()
+        if self.file_lock is not None:
+            self.file_lock.release()
 
     # ---- opening ----
 
-    def _restore_index(self) -> Any:
+    def read_index(self) -> Any:
         """Read the file: FileStorage calls this after opening it, and reads on from there.
 
         FileStorage would take bytes behind the last whole transaction for damage, or for data. So
         it reads on in an empty file.
         """
-        self._whole_file = file = self._file
-        if self._own is not None:
-            self._own.take(self._file_name)
+        self._whole_file = file = self.file
+        if self.file_lock is not None:
+            self.file_lock.take(self.path)
         fd = file.fileno()
         self._check_magic(fd)
         size = _size(fd)
         begin = Scanned(FIRST, z64)
-        index, _ = self._newIndexes()
-        saved = load_index(f"{self._file_name}.index", fd)
+        index = fsIndex()
+        saved = load_index(f"{self.path}.index", fd)
         if saved and saved.positions and (self._stop is None or saved.tid < self._stop):
             index, begin = saved.positions, Scanned(saved.pos, saved.tid)
-        elif os.path.exists(f"{self._file_name}.index"):
-            log.info("%s: its index is not used, and all of it is read", self._file_name)
-        end = scan(fd, self._file_name, index, *begin, stop=self._stop)
+        elif os.path.exists(f"{self.path}.index"):
+            log.info("%s: its index is not used, and all of it is read", self.path)
+        end = scan(fd, self.path, index, *begin, stop=self._stop)
         if saved and self._stop is None and end.pos < saved.pos <= size:
             raise CorruptedTransactionError(
-                f"{self._file_name} is damaged at {end.pos}: there is not a whole "
-                f"transaction, but {self._file_name}.index says that there was. Nothing was "
+                f"{self.path} is damaged at {end.pos}: there is not a whole "
+                f"transaction, but {self.path}.index says that there was. Nothing was "
                 f"changed. Restore a backup. Or remove that index, if it is of another file: "
                 f"then all bytes from {end.pos} on are cut off, and kept in another file"
             )
-        if not self._is_read_only:
-            cut_end(fd, self._file_name, end.pos)
+        if not self.isReadOnly():
+            cut_end(fd, self.path, end.pos)
             if end != begin or begin.pos == FIRST:
                 os.fsync(fd)  # a process that was killed may not have synced it
             if end.pos == FIRST:  # it may be new
-                sync_folder(os.path.dirname(self._file_name))
+                sync_folder(os.path.dirname(self.path))
         self._opens = begin, end
-        self._file = io.BytesIO()
+        self.file = io.BytesIO()
         return index, end.pos, end.tid
 
     def _check_magic(self, fd: int) -> None:
-        if not self._is_read_only:
-            self._file.flush()
+        if not self.isReadOnly():
+            self.file.flush()
         magic = os.pread(fd, FIRST, 0)
-        if magic in (FILESTORAGE_MAGIC, _PYTHON2):
+        if magic in (packed_version, _PYTHON2):
             return
-        if magic.strip(b"\0") and not FILESTORAGE_MAGIC.startswith(magic):
-            raise FileStorageFormatError(self._file_name)
+        if magic.strip(b"\0") and not packed_version.startswith(magic):
+            raise FileStorageFormatError(self.path)
         if _size(fd) > FIRST:
-            raise FileStorageFormatError(self._file_name)
-        if not self._is_read_only:  # a new file, or one whose program was killed
-            os.pwrite(fd, FILESTORAGE_MAGIC, 0)
+            raise FileStorageFormatError(self.path)
+        if not self.isReadOnly():  # a new file, or one whose program was killed
+            os.pwrite(fd, packed_version, 0)
             os.fsync(fd)
 
-    def _save_index(self) -> None:
+    def write_index(self) -> None:
         """Save the index, for a quick start. Without it, only time is lost."""
-        if self._is_read_only or not self._saving.acquire(blocking=False):
+        if self.isReadOnly() or not self._saving.acquire(blocking=False):
             return
         try:
-            with self._lock:
-                if self._file.closed:
+            with self.state_lock:
+                if self.file.closed:
                     return
-                path, end = f"{self._file_name}.index", Scanned(self._pos, self._ltid)
+                path, end = f"{self.path}.index", Scanned(self.end, self.newest_tid)
                 if end == self._index_end and os.path.exists(path):
                     return
-                index = snapshot_of(self._index)
-                fd = os.dup(self._file.fileno())
+                index = snapshot_of(self.index)
+                fd = os.dup(self.file.fileno())
             try:
                 save_index(path, fd, index, *end)
                 self._index_end = end
             except OSError as e:
-                log.warning("%s: the index cannot be saved: %s", self._file_name, e)
+                log.warning("%s: the index cannot be saved: %s", self.path, e)
             finally:
                 os.close(fd)
-            self._saved += 1
+            self.index_saved += 1
         finally:
             self._saving.release()
 
-    def _blob_init(self, blob_dir: str, layout: str = "automatic") -> None:
+    def open_blobs(self, blob_dir: str, layout: str) -> None:
         """Prepare the folder of blobs; FileStorage calls this after opening the file."""
         blob_dir = os.path.abspath(blob_dir)
         found = blank_layout(blob_dir)
-        if self._is_read_only:
+        if self.isReadOnly():
             if found is None:
-                super()._blob_init(blob_dir, layout)
+                super().open_blobs(blob_dir, layout)
             else:
                 self.fshelper = FilesystemHelper(blob_dir, found)
                 self.dirty_oids: list[tuple[bytes, bytes]] = []
@@ -241,46 +239,45 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         if found is not None:
             write_layout(blob_dir, found)
         made = missing_folders(blob_dir)
-        super()._blob_init(blob_dir, layout)
+        super().open_blobs(blob_dir, layout)
         sync_new_folder(blob_dir, made)
 
     # ---- files that others write ----
 
     def sync(self) -> None:
         """See IStorage: be up to date, if this storage only reads."""
-        if self._follower is not None:
-            self._follower.follow()
+        if self.follower is not None:
+            self.follower.follow()
 
     def registerDB(self, db: Any) -> None:
         """See IStorage."""
         super().registerDB(db)  # how a storage around this one transforms records
-        if self._follower is not None:
-            self._follower.db = db
+        if self.follower is not None:
+            self.follower.db = db
 
     def _again(self) -> AlignedFileStorage:
-        return AlignedFileStorage(self._file_name, align=self.align, read_only=True)
+        return AlignedFileStorage(self.path, align=self.align, read_only=True)
 
-    def _read_data_header(self, pos: int, oid: bytes | None = None, _file: Any = None) -> Any:
-        # earlier revisions lie before it: else a load that follows them would not end
-        header = super()._read_data_header(pos, oid, _file)
+    def check_record(self, pos: int, oid: bytes | None, header: Any) -> None:
+        """See StorageFile."""
+        # earlier revisions come before: else a load that goes from one to the next does not end
         if header.prev >= pos or header.back >= pos:
             raise CorruptedDataError(oid, None, pos)
-        return header
 
     # ---- files of Python 2 ----
 
-    def _finish(self, tid: bytes, u: bytes, d: bytes, e: bytes) -> None:
-        if self._python2 and self._nextpos:  # it will have records that Python 2 cannot read
-            self._file.seek(0)
-            self._file.write(FILESTORAGE_MAGIC)
-            self._file.flush()
+    def before_finish(self) -> None:
+        """See StorageFile."""
+        if self._python2 and self.next_end:  # it will have records that Python 2 cannot read
+            self.file.seek(0)
+            self.file.write(packed_version)
+            self.file.flush()
             self._python2 = False
             log.warning(
                 "%s was written by Python 2, and this is the first commit of Python 3: from now on "
                 "Python 2 cannot open it",
-                self._file_name,
+                self.path,
             )
-        super()._finish(tid, u, d, e)
 
     # ---- where records are ----
 
@@ -300,13 +297,13 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         oids = list(oids)
         if not self.align:
             return [None] * len(oids)
-        with self._files.get() as current:  # no commit or pack ends meanwhile
+        with self.readers.get() as current:  # no commit or pack ends meanwhile
             file = self._open_file(current)
             if file is None:
                 return [None] * len(oids)
             reader = HeadReader(file, before)
             flags = 0 if wait else file.nowait
-            return reader.locate_all(oids, positions(self._index, oids), flags, wait=wait)
+            return reader.locate_all(oids, positions(self.index, oids), flags, wait=wait)
 
     def stat(self, oids: Iterable[bytes], before: bytes) -> list[Stat | None]:
         """Return tids and sizes of objects' records; None for those that do not exist.
@@ -316,8 +313,8 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         oids, before
             See locate().
         """
-        with self._files.get() as file:  # no commit or pack ends meanwhile
-            return [stat(file.fileno(), oid, self._index.get(oid, 0), before) for oid in oids]
+        with self.readers.get() as file:  # no commit or pack ends meanwhile
+            return [stat(file.fileno(), oid, self.index.get(oid, 0), before) for oid in oids]
 
     def has_open(self, file: OpenFile) -> bool:
         """Say whether a file is still the storage's: a pack replaces it."""
@@ -326,27 +323,27 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
     def _open_file(self, current: Any) -> OpenFile | None:
         opened = self._opened() if self._opened is not None else None
         if opened is None:
-            opened = OpenFile(self._files.name)
+            opened = OpenFile(self.readers.name)
             if not os.path.sameopenfile(opened.fd, current.fileno()):
                 return None  # the file was moved
             self._opened = weakref.ref(opened)
         return opened
 
-    def _initIndex(self, index: Any, tindex: Any) -> None:
-        # called when the file is opened, and after a pack has replaced it
-        super()._initIndex(index, tindex)
+    def set_index(self, index: Any, changed: Any) -> None:
+        """See StorageFile."""
+        super().set_index(index, changed)
         self._opened = self._index_end = None
 
     def close(self) -> None:
         """See IStorage."""
-        with self._lock:
-            if isinstance(self._tfile, Tail) and self._tfile.started and not self._nextpos:
+        with self.state_lock:
+            if isinstance(self.changes, Tail) and self.changes.started and not self.next_end:
                 self._cut()
-        self._save_index()  # as long as the file is locked
-        with self._lock:
+        self.write_index()  # as long as the file is locked
+        with self.state_lock:
             super().close()
-            if self._own is not None:
-                self._own.release()
+            if self.file_lock is not None:
+                self.file_lock.release()
 
     # ---- writing ----
 
@@ -359,8 +356,8 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         transaction: Any,
     ) -> None:
         """See IStorage; data may be a BytesRecord."""
-        if self.align and transaction is self._transaction:
-            with self._lock:
+        if self.align and transaction is self.running:
+            with self.state_lock:
                 record = Pieces(data, self._at() + DATA_HDR_LEN)
                 super().store(oid, oldserial, record, version, transaction)
         else:
@@ -376,8 +373,8 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         transaction: Any,
     ) -> None:
         """See IStorageRestoreable."""
-        if self.align and transaction is self._transaction and data is not None:
-            with self._lock:
+        if self.align and transaction is self.running and data is not None:
+            with self.state_lock:
                 data = aligned_at(data, self._at() + DATA_HDR_LEN)
                 super().restore(oid, serial, data, version, prev_txn, transaction)
         else:
@@ -392,7 +389,7 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
 
     def _at(self) -> int:
         """Return where the next record of the transaction goes in the file."""
-        return int(self._pos + self._thl + self._tfile.tell())
+        return int(self.end + self.header_size + self.changes.tell())
 
     def tpc_vote(self, transaction: Any) -> Any:
         """See IStorage."""
@@ -402,61 +399,61 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             try:
                 super().tpc_vote(transaction)
             except OSError:
-                with self._lock:
+                with self.state_lock:
                     self._renew_file()
                 raise
-        if self.ordered or self._nextpos - self._pos >= LARGE:
+        if self.ordered or self.next_end - self.end >= LARGE:
             # The status is written after this. If this fails, the transaction is aborted.
-            os.fdatasync(self._file.fileno())
+            os.fdatasync(self.file.fileno())
         if self.dirty_oids:  # blobs, which must be on disk before the status, too
             sync_blobs(self.fshelper, self.dirty_oids)
-        return self._resolved
+        return self.resolved
 
     def _vote(self, transaction: Any) -> None:
-        with self._lock:
-            if transaction is not self._transaction:
+        with self.state_lock:
+            if transaction is not self.running:
                 raise StorageTransactionError("tpc_vote called with wrong transaction")
             try:
-                size = self._thl + self._tfile.tell()
-                self._tfile.write(p64(size))
-                self._tfile.finish(size)
+                size = self.header_size + self.changes.tell()
+                self.changes.write(p64(size))
+                self.changes.finish(size)
             except BaseException:
                 self._cut()
                 raise
-            self._nextpos = self._pos + size + 8
+            self.next_end = self.end + size + 8
 
     def tpc_finish(self, transaction: Any, f: Any = None) -> Any:
         """See IStorage. If this is interrupted, FileStorage closes itself for good."""
         with interrupts_later():
             return super().tpc_finish(transaction, f)
 
-    def _txn_header(self, size: int) -> bytes:
-        user, description, extension = self._ude
-        header = TxnHeader(self._tid, size, "c", len(user), len(description), len(extension))
+    def transaction_header(self, size: int) -> bytes:
+        """Return the header of the running transaction, with this size [bytes]."""
+        user, description, extension = self.texts
+        header = TxnHeader(self.new_tid, size, "c", len(user), len(description), len(extension))
         header.user, header.descr, header.ext = user, description, extension
         return bytes(header.asString())
 
-    def _abort(self) -> None:
+    def before_abort(self) -> None:
+        """See StorageFile."""
         if not self.align:
             self._renew_temp()
-        elif self._tfile.started and not self._nextpos:
+        elif self.changes.started and not self.next_end:
             self._cut()
-        super()._abort()
 
-    def _clear_temp(self) -> None:
-        if isinstance(self._tfile, Tail):
-            self._tfile.clear()
-        super()._clear_temp()
+    def before_clear(self) -> None:
+        """See StorageFile."""
+        if isinstance(self.changes, Tail):
+            self.changes.clear()
 
     def _renew_temp(self) -> None:
         """Free the space of FileStorage's temporary file; if the disk is full, drop its buffer."""
         try:
-            os.ftruncate(self._tfile.fileno(), 0)
-            self._tfile.truncate(0)
+            os.ftruncate(self.changes.fileno(), 0)
+            self.changes.truncate(0)
         except OSError:
-            _throw_away(self._tfile)
-            self._tfile = open(f"{self._file_name}.tmp", "w+b")  # noqa: SIM115
-            self._tfmt._file = self._tfile
+            _throw_away(self.changes)
+            self.changes = open(f"{self.path}.tmp", "w+b")  # noqa: SIM115
 
     def _renew_file(self) -> None:
         """Open the file again, without the bytes and the buffer of a failed vote.
@@ -464,31 +461,32 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         FileStorage would keep the buffer, for which there is no space on the disk. Then it fails
         for ever, or writes the buffer behind a later transaction.
         """
-        _throw_away(self._file)
-        self._file = open(self._file_name, "r+b")  # noqa: SIM115
+        _throw_away(self.file)
+        self.file = open(self.path, "r+b")  # noqa: SIM115
         self._cut()
 
     def _cut(self) -> None:
         """Remove the bytes that the transaction has written from the file."""
-        self._file.truncate(self._pos)
-        self._files.flush()
+        self.file.truncate(self.end)
+        self.readers.flush()
 
     def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> Any:
         """See IStorageIteration."""
-        with self._lock:
-            iterator = _Iterator(self._files.name, FIRST, self._pos, stop)
-        if start and iterator._file_size > FIRST:
-            iterator._skip_to_start(start)
+        with self.state_lock:
+            end = self.end
+            iterator = TransactionsOf(self.readers.name, FIRST, end, stop)
+        if start and end > FIRST:
+            iterator.skip_to(start)
         return iterator
 
     def lastInvalidations(self, count: int) -> list[tuple[bytes, list[bytes]]]:
         """See ZEO: return (tid, oids) of the last transactions."""
-        with self._lock:
-            pos = self._pos
+        with self.state_lock:
+            pos = self.end
             while count > 0 and pos > FIRST:
                 count -= 1
-                pos -= 8 + self._read_num(pos - 8)
-            transactions = _Iterator(self._files.name, pos, self._pos, None)
+                pos -= 8 + self.read_number(pos - 8)
+            transactions = TransactionsOf(self.readers.name, pos, self.end, None)
         return [(txn.tid, [record.oid for record in txn]) for txn in transactions]
 
     def last_transactions(
@@ -505,11 +503,11 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
             No transaction after this tid.
         """
         found: list[tuple[bytes, bytes, bytes, list[tuple[bytes, str]]]] = []
-        with self._lock:
-            pos = self._pos
+        with self.state_lock:
+            pos = self.end
             while len(found) < count and pos > FIRST:
-                pos -= 8 + self._read_num(pos - 8)
-                header = self._read_txn_header(pos)
+                pos -= 8 + self.read_number(pos - 8)
+                header = self.read_transaction(pos)
                 if stop is not None and header.tid > stop:
                     continue
                 records = list(self._records_at(pos, header))
@@ -520,30 +518,25 @@ class AlignedFileStorage(FileStorage):  # type: ignore[misc]  # ZODB has no type
         end = pos + header.tlen
         pos += header.headerlen()
         while pos < end:
-            record = self._read_data_header(pos)
-            head = self._file.read(min(record.plen, _HEAD)) if record.plen else b""
+            record = self.read_record(pos)
+            head = self.file.read(min(record.plen, _HEAD)) if record.plen else b""
             if not head and record.back:  # written by undo: the state is further back
-                data = self._loadBack_impl(record.oid, record.back, fail=False)[0]
+                data = self.load_back(record.oid, record.back)
                 head = (data or b"")[:_HEAD]
             yield record.oid, _class_in(head)
             pos += record.recordlen()
 
     # ---- where pads would be visible ----
 
-    def _data_find(self, tpos: int, oid: bytes, data: bytes) -> int:
+    def find_data(self, tpos: int, oid: bytes, data: bytes) -> int:
+        """See StorageFile."""
         return (
-            data_find(self, tpos, oid, data) if self.align else super()._data_find(tpos, oid, data)
+            data_find(self, tpos, oid, data) if self.align else super().find_data(tpos, oid, data)
         )
 
-    def _undoDataInfo(self, oid: bytes, pos: int, tpos: int) -> tuple[bytes, int, bytes]:
-        tid, pos, data = super()._undoDataInfo(oid, pos, tpos)
-        return tid, pos, without_pad(data) if data else data
-
-    def _loadBack_impl(
-        self, oid: bytes, back: int, fail: bool = True, _file: Any = None
-    ) -> tuple[bytes | None, bytes, int, int]:
-        data, tid, pos, tpos = super()._loadBack_impl(oid, back, fail, _file)
-        return data and without_pad(data), tid, pos, tpos
+    def plain_data(self, data: bytes) -> bytes:
+        """See StorageFile."""
+        return without_pad(data)
 
     # ---- pack ----
 
@@ -578,25 +571,6 @@ def _class_in(head: bytes) -> str:
 
 def _size(fd: int) -> int:
     return os.fstat(fd).st_size
-
-
-class _Iterator(FileIterator):  # type: ignore[misc]  # ZODB has no type hints
-    """Iterates over transactions up to a position: bytes behind it may be anything."""
-
-    def __init__(self, name: str, pos: int, end: int, stop: bytes | None) -> None:
-        self._file = open(name, "rb")  # noqa: SIM115
-        self._file_name = name
-        self._file_size = end
-        self._pos = pos
-        self._start, self._stop = None, stop
-
-    def __next__(self) -> Any:
-        if self._pos >= self._file_size:
-            self.close()
-            raise StopIteration
-        return super().__next__()
-
-    next = __next__
 
 
 def _throw_away(file: Any) -> None:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from typing import Any, NoReturn
@@ -31,6 +31,7 @@ from ZEO.ClientStorage import ClientStorage
 from ZODB.DB import DB
 from ZODB.FileStorage import FileStorage
 
+from wendelin.lib.adapters import filestorage, zeo
 from wendelin.lib.adapters.connection import (
     has_joined,
     instances_of,
@@ -39,7 +40,6 @@ from wendelin.lib.adapters.connection import (
     set_instance,
 )
 from wendelin.lib.adapters.transactions import leave, resources_of
-from wendelin.lib.adapters.zeo import refuse_network
 from wendelin.lib.errors import ForkError
 
 __all__ = ["is_inherited", "let_go", "of_this_process"]
@@ -91,7 +91,7 @@ _QUIET = ("afterCompletion", "poll_invalidations", "release", "sync")
 _REFUSED_BY_DB = ("close", "open", "pack", "transaction", "undo", "undoMultiple")
 
 #: attributes in which a storage keeps others
-_PARTS = ("_asked", "base", "changes")
+_PARTS = ("asked", "base", "changes")
 
 _storages: WeakSet[Any] = WeakSet()
 _databases: WeakSet[DB] = WeakSet()
@@ -203,27 +203,15 @@ def _inherit_storage(storage: Any, seen: set[int]) -> None:
         if hasattr(storage, call):
             with suppress(AttributeError):  # it takes no attributes
                 setattr(storage, call, _nothing if call in _QUIET else partial(_refuse, name, call))
-    for file in _files(has):
+    for file in (*filestorage.files_of(storage), *zeo.files_of(storage)):
         with suppress(AttributeError, OSError, ValueError):  # it is not a file, or closed
             _point_to_nowhere(file.fileno())
     if isinstance(storage, ClientStorage):
-        refuse_network(storage, partial(_no_io, name))
+        zeo.refuse_network(storage, partial(_no_io, name))
     elif isinstance(storage, FileStorage):
-        storage._lock = threading.RLock()  # of lastTransaction(), for example
-        if has.get("_own") is not None:
-            has["_own"].release()  # as long as a child had it, the file would be locked
-
-
-def _files(values: dict[str, Any]) -> Iterator[Any]:
-    """Yield the files that a storage with these attributes may write to or seek in."""
-    for name in "_file", "_tfile":  # of FileStorage, and of storages of savepoints
-        yield values.get(name)
-    yield getattr(values.get("_lock_file"), "_fp", None)
-    cache = values.get("_cache")  # of ClientStorage
-    yield getattr(cache, "f", None)
-    yield getattr(getattr(cache, "_lock_file", None), "_fp", None)
-    pool = values.get("_files")
-    yield from (*getattr(pool, "_files", ()), *getattr(pool, "_out", ()))
+        filestorage.renew_lock(storage, threading.RLock())  # of lastTransaction(), for example
+        if has.get("file_lock") is not None:
+            has["file_lock"].release()  # as long as a child had it, the file would be locked
 
 
 def _point_to_nowhere(fd: int) -> None:

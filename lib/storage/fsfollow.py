@@ -54,7 +54,7 @@ class FileFollower:
         self._nothing: tuple[int, int] | None = None  # protected by: _following
         #: ZODB's MVCCAdapter, which informs Connections
         self.db: Any = None
-        storage._files.name = open_name(storage._file)
+        storage.readers.name = open_name(storage.file)
 
     def follow(self) -> None:
         """Read what was committed since the last call.
@@ -65,7 +65,7 @@ class FileFollower:
             The file is damaged.
         """
         with self._following:
-            file = self._storage._file
+            file = self._storage.file
             if not self._is_in_place(file):
                 self._reopen()
             elif self._has_more(file):
@@ -73,12 +73,12 @@ class FileFollower:
 
     def _is_in_place(self, file: Any) -> bool:
         try:
-            return os.path.samestat(os.fstat(file.fileno()), os.stat(self._storage._file_name))
+            return os.path.samestat(os.fstat(file.fileno()), os.stat(self._storage.path))
         except FileNotFoundError:
             return True  # for now: a pack is about to replace it
 
     def _has_more(self, file: Any) -> bool:
-        header = os.pread(file.fileno(), TRANS_HDR_LEN, self._storage._pos)
+        header = os.pread(file.fileno(), TRANS_HDR_LEN, self._storage.end)
         return (
             len(header) == TRANS_HDR_LEN
             and header[16:17] != b"c"
@@ -89,20 +89,18 @@ class FileFollower:
         storage = self._storage
         was = _size_and_time(file)
         found: dict[bytes, int] = {}
-        pos, tid = scan(
-            file.fileno(), storage._file_name, found, storage._pos, storage.lastTransaction()
-        )
-        if pos == storage._pos:
+        pos, tid = scan(file.fileno(), storage.path, found, storage.end, storage.lastTransaction())
+        if pos == storage.end:
             self._nothing = was
             return
-        with storage._files.write_lock(), storage._lock:
-            storage._files.empty()  # buffers may have bytes of the previous state
-            storage._index.update(found)
-            storage._pos = pos
-            storage._oid = max([storage._oid, *found])
+        with storage.readers.write_lock(), storage.state_lock:
+            storage.readers.empty()  # buffers may have bytes of the previous state
+            storage.index.update(found)
+            storage.end = pos
+            storage.newest_oid = max([storage.newest_oid, *found])
             if self.db is not None:
                 self.db.invalidate(tid, list(found))
-            storage._ltid = tid
+            storage.newest_tid = tid
 
     def _reopen(self) -> None:
         storage = self._storage
@@ -111,13 +109,13 @@ class FileFollower:
         except FileNotFoundError:
             return
         self._nothing = None
-        with storage._files.write_lock(), storage._lock:
-            storage._files.empty()
-            storage._file, old = new._file, storage._file
-            storage._files.name = open_name(new._file)
-            storage._initIndex(new._index, new._tindex)
-            storage._pos, storage._oid = new._pos, new._oid
+        with storage.readers.write_lock(), storage.state_lock:
+            storage.readers.empty()
+            storage.file, old = new.file, storage.file
+            storage.readers.name = open_name(new.file)
+            storage.set_index(new.index, new.changed)
+            storage.end, storage.newest_oid = new.end, new.newest_oid
             if self.db is not None:
                 self.db.invalidateCache()
-            storage._ltid = new._ltid
+            storage.newest_tid = new.newest_tid
         old.close()

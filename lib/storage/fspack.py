@@ -28,12 +28,12 @@ from typing import Any
 
 from persistent.TimeStamp import TimeStamp
 from ZODB.blob import remove_committed_dir
-from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage.FileStorage import FileStorageError, RedundantPackWarning
-from ZODB.FileStorage.fspack import FileStoragePacker, PackCopier
 from ZODB.POSException import ReadOnlyError
 from ZODB.utils import p64, z64
 
+from wendelin.lib.adapters.demostorage import let_pack
+from wendelin.lib.adapters.filestorage import Copier, PackBase
 from wendelin.lib.storage.fscopy import Source, Stretch, Target, aligned_data
 from wendelin.lib.storage.fslock import FileLock
 from wendelin.lib.storage.fsreach import Reachable
@@ -45,10 +45,7 @@ __all__ = ["Packer", "data_find", "pack"]
 
 log = logging.getLogger(__name__)
 
-# DemoStorage.pack() reads this attribute, which DemoStorage has only if it has made the storage
-# of changes itself. Else it ends with an AttributeError before it packs.
-if not hasattr(DemoStorage, "_temporary_changes"):
-    DemoStorage._temporary_changes = False
+let_pack()
 
 
 def pack(storage: Any, t: float, referencesf: Any, gc: bool | None) -> None:
@@ -59,17 +56,17 @@ def pack(storage: Any, t: float, referencesf: Any, gc: bool | None) -> None:
     stop = TimeStamp(*time.gmtime(t)[:5], t % 60).raw()
     if stop == z64:
         raise FileStorageError("Invalid pack time")
-    if not storage._index:
+    if not storage.index:
         return  # it is empty
-    with storage._lock:
-        if storage._pack_is_in_progress:
+    with storage.state_lock:
+        if storage.packing:
             raise FileStorageError("Already packing")
-        storage._pack_is_in_progress = True
-    old = f"{storage._file_name}.old"
+        storage.packing = True
+    old = f"{storage.path}.old"
     try:
         try:
             found = storage.packer(
-                storage, referencesf, stop, storage._pack_gc if gc is None else gc
+                storage, referencesf, stop, storage.pack_gc if gc is None else gc
             )
         except RedundantPackWarning as e:
             log.info("%s", e)
@@ -79,23 +76,23 @@ def pack(storage: Any, t: float, referencesf: Any, gc: bool | None) -> None:
         try:
             _replace(storage, old, *found)
         finally:
-            storage._commit_lock.release()
+            storage.commit_lock.release()
         if storage.blob_dir:
             if os.path.exists(f"{storage.blob_dir}.old"):
                 remove_committed_dir(f"{storage.blob_dir}.old")
-            storage._remove_blob_files_tagged_for_removal_during_pack()
+            storage.remove_packed_blobs()
         if not storage.pack_keep_old:
             with suppress(FileNotFoundError):
                 os.remove(old)
-        storage._save_index()
+        storage.write_index()
     finally:
-        with storage._lock:
-            storage._pack_is_in_progress = False
+        with storage.state_lock:
+            storage.packing = False
 
 
 def _replace(storage: Any, old: str, end: int, index: Any) -> None:
     """Replace the file by the packed one, with this index."""
-    path = storage._file_name
+    path = storage.path
     packed, folder = f"{path}.pack", os.path.dirname(path)
     lock = FileLock()
     file: Any = open(packed, "r+b")  # noqa: SIM115
@@ -108,18 +105,18 @@ def _replace(storage: Any, old: str, end: int, index: Any) -> None:
         # the NAME.old of an earlier pack stays until it is replaced
         with suppress(FileNotFoundError):
             os.remove(old)
-        with storage._files.write_lock(), storage._lock:
-            storage._files.empty()
+        with storage.readers.write_lock(), storage.state_lock:
+            storage.readers.empty()
             try:
                 os.link(path, old)
             except OSError:  # a file system may have no links: for a moment there is no file
                 os.rename(path, old)
             os.rename(packed, path)
             file.raw.name = path
-            file, storage._file = storage._file, file
-            lock, storage._own = storage._own, lock
-            storage._initIndex(index, storage._tindex)
-            storage._pos = end
+            file, storage.file = storage.file, file
+            lock, storage.file_lock = storage.file_lock, lock
+            storage.set_index(index, storage.changed)
+            storage.end = end
     except BaseException:
         with suppress(OSError):
             os.unlink(packed)
@@ -139,13 +136,13 @@ def _replace(storage: Any, old: str, end: int, index: Any) -> None:
 
 def data_find(formatter: Any, tpos: int, oid: bytes, data: bytes) -> int:
     """Return where the transaction at tpos has this data of an object, ignoring pads; or 0."""
-    header = formatter._read_txn_header(tpos)
+    header = formatter.read_transaction(tpos)
     pos = tpos + header.headerlen()
     found = 0
     while pos < tpos + header.tlen:
-        record = formatter._read_data_header(pos)
+        record = formatter.read_record(pos)
         if record.oid == oid:  # the last one counts
-            stored = formatter._file.read(record.plen) if record.plen else None
+            stored = formatter.file.read(record.plen) if record.plen else None
             # a record without data is a reference further back, and means the same
             same = stored is None or without_pad(stored) == without_pad(data)
             found = pos if same else 0
@@ -171,10 +168,10 @@ def _aligned(oid: bytes, tid: bytes, data: bytes | Stretch, at: int) -> Any:
         ) from e
 
 
-class _PackCopier(PackCopier):  # type: ignore[misc]  # ZODB has no type hints
+class _PackCopier(Copier):
     """Copies transactions after the pack time."""
 
-    def _data_find(self, tpos: int, oid: bytes, data: bytes) -> int:
+    def find_data(self, tpos: int, oid: bytes, data: bytes) -> int:
         return data_find(self, tpos, oid, data)
 
     def copy(
@@ -193,13 +190,13 @@ class _PackCopier(PackCopier):  # type: ignore[misc]  # ZODB has no type hints
         super().copy(oid, serial, data, prev_txn, txnpos, datapos)
 
 
-class Packer(FileStoragePacker):  # type: ignore[misc]  # ZODB has no type hints
+class Packer(PackBase):
     """Aligns the records that it copies."""
 
     def __init__(self, storage: Any, referencesf: Any, stop: bytes, gc: bool) -> None:
         super().__init__(storage, referencesf, stop, gc)
         self._frees = False
-        self.gc = Reachable(self._file, self.file_end, self._stop, gc, referencesf)
+        self.gc = Reachable(self.file, self.file_end, self._stop, gc, referencesf)
         is_reachable = self.gc.isReachable
 
         def noted(oid: bytes, pos: int) -> bool:
@@ -215,52 +212,52 @@ class Packer(FileStoragePacker):  # type: ignore[misc]  # ZODB has no type hints
         If the positions are equal, FileStorage does nothing more. But records and blobs may have
         been freed while pads have grown by the same size.
         """
-        self._file, self._tfile = Source(self._file), Target(self._tfile)
+        self.file, self.packed = Source(self.file), Target(self.packed)
         end, new_end = super().copyToPacktime()
         return end, -1 if self._frees else new_end
 
     def writePackedDataRecord(self, h: Any, data: Any, new_tpos: int) -> None:
         """Copy a record from before the pack time."""
         if data:
-            data = _aligned(h.oid, h.tid, data, self._tfile.tell())
+            data = _aligned(h.oid, h.tid, data, self.packed.tell())
         super().writePackedDataRecord(h, data, new_tpos)
 
     def copyRest(self, ipos: int) -> None:
         """Copy transactions after the pack time."""
-        self._file = Source(self._file)  # opened anew
-        self._copier = _PackCopier(self._tfile, self.index, self.tindex)
+        self.file = Source(self.file)  # opened anew
+        self.copier = _PackCopier(self.packed, self.index, self.tindex)
         super().copyRest(ipos)
 
     def copyOne(self, ipos: int) -> int:
         """Copy a transaction, whose length may change; return where the next one is."""
-        header = self._read_txn_header(ipos)
-        self._commit_lock.release()  # others may commit while this is copied
+        header = self.read_transaction(ipos)
+        self.commit_lock.release()  # others may commit while this is copied
         self.locked = False
-        start = self._tfile.tell()
-        self._copier.setTxnPos(start)
-        self._tfile.write(header.asString())
+        start = self.packed.tell()
+        self.copier.setTxnPos(start)
+        self.packed.write(header.asString())
         end = ipos + header.tlen
         ipos += header.headerlen()
         while ipos < end:
-            record = self._read_data_header(ipos)
+            record = self.read_record(ipos)
             ipos += record.recordlen()
             prev_txn = None
             if record.plen:
-                data = self._file.read(record.plen)
+                data = self.file.read(record.plen)
             else:
                 data = self.fetchDataViaBackpointer(record.oid, record.back)
                 if record.back:
                     prev_txn = self.getTxnFromData(record.oid, record.back)
-            at = self._tfile.tell()
-            self._copier.copy(record.oid, record.tid, data, prev_txn, start, at)
-        size = self._tfile.tell() - start
-        self._tfile.write(p64(size))
+            at = self.packed.tell()
+            self.copier.copy(record.oid, record.tid, data, prev_txn, start, at)
+        size = self.packed.tell() - start
+        self.packed.write(p64(size))
         if size != header.tlen:
-            self._tfile.seek(start + 8)
-            self._tfile.write(p64(size))
-            self._tfile.seek(0, os.SEEK_END)
+            self.packed.seek(start + 8)
+            self.packed.write(p64(size))
+            self.packed.seek(0, os.SEEK_END)
         self.index.update(self.tindex)
         self.tindex.clear()
-        self._commit_lock.acquire()
+        self.commit_lock.acquire()
         self.locked = True
         return ipos + 8

@@ -31,7 +31,7 @@ class Tail:
         self.started = False  # something is in the file
 
     def _base(self) -> int:
-        return int(self._storage._pos + self._storage._thl)
+        return int(self._storage.end + self._storage.header_size)
 
     def tell(self) -> int:
         """Return the position."""
@@ -52,7 +52,7 @@ class Tail:
     def read(self, size: int) -> bytes:
         """Read bytes that were written before."""
         self._flush()
-        data = os.pread(self._storage._file.fileno(), size, self._base() + self._position)
+        data = os.pread(self._storage.file.fileno(), size, self._base() + self._position)
         self._position += len(data)
         return data
 
@@ -68,9 +68,9 @@ class Tail:
     def finish(self, size: int) -> None:
         """Complete the transaction in the file, of this size [bytes]; still with status 'c'."""
         self._flush()
-        self._pwrite([self._storage._txn_header(size)], self._storage._pos)
+        self._pwrite([self._storage.transaction_header(size)], self._storage.end)
         # FileStorage reads and writes through a buffer, which may have older bytes
-        self._storage._file.flush()
+        self._storage.file.flush()
 
     def close(self) -> None:
         """Do nothing: the file is FileStorage's."""
@@ -80,14 +80,14 @@ class Tail:
             return
         if not self.started:
             self.started = True
-            self._storage._file.flush()  # of a new file: its magic
-            self._pwrite([self._storage._txn_header(UNFINISHED)], self._storage._pos)
+            self._storage.file.flush()  # of a new file: its magic
+            self._pwrite([self._storage.transaction_header(UNFINISHED)], self._storage.end)
         at = self._base() + self._position - len(self._buffer)
         self._pwrite([self._buffer, *more], at)
         self._buffer = bytearray()
 
     def _pwrite(self, pieces: Iterable[bytes | bytearray | memoryview], at: int) -> None:
-        fd = self._storage._file.fileno()
+        fd = self._storage.file.fileno()
         views = [memoryview(piece) for piece in pieces if piece]
         while views:
             done = os.pwritev(fd, views, at)

@@ -49,7 +49,7 @@ def asks_in_parallel(storage: Any) -> bool:
 
 def class_of(storage: Any) -> str:
     """Return the name of a storage's class, for messages."""
-    return type(storage._asked if isinstance(storage, OneAtATime) else storage).__name__
+    return type(storage.asked if isinstance(storage, OneAtATime) else storage).__name__
 
 
 def asked_in_turn(conn: Any) -> None:
@@ -74,22 +74,22 @@ class OneAtATime:
     """
 
     def __init__(self, storage: Any) -> None:
-        self._asked = storage
+        self.asked = storage
         self._turn = threading.RLock()
         self._busy = False  # protected by: _turn
         directlyProvides(self, providedBy(storage))
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._asked, name)
+        found = getattr(self.asked, name)
         return partial(self._ask, found) if callable(found) else found
 
     def __len__(self) -> int:
-        return int(self._ask(self._asked.__len__))
+        return int(self._ask(self.asked.__len__))
 
     def tpc_finish(self, transaction: Any, f: Callable[[bytes], Any] | None = None) -> Any:
         """See IStorage."""
         if f is None:
-            return self._ask(self._asked.tpc_finish, transaction)
+            return self._ask(self.asked.tpc_finish, transaction)
 
         @wraps(f)
         def finished(tid: bytes) -> Any:
@@ -99,13 +99,13 @@ class OneAtATime:
             finally:
                 self._busy = True
 
-        return self._ask(self._asked.tpc_finish, transaction, finished)
+        return self._ask(self.asked.tpc_finish, transaction, finished)
 
     def _ask(self, method: Callable[..., Any], *args: Any, **kw: Any) -> Any:
         with self._turn:
             if self._busy:
                 raise RuntimeError(
-                    f"{type(self._asked).__name__} is in the middle of a call of this thread, and "
+                    f"{type(self.asked).__name__} is in the middle of a call of this thread, and "
                     f"allows one at a time: a signal handler, or a destructor, made another call"
                 )
             try:

@@ -19,6 +19,7 @@ from ZODB.POSException import ConnectionStateError
 from ZODB.valuedoc import ValueDoc
 
 from wendelin.lib.adapters.connection import Adapter, under
+from wendelin.lib.adapters.filestorage import options_of
 from wendelin.lib.adapters.zeo import Server
 from wendelin.lib.storage.dburl import opened_by, split_demo
 from wendelin.lib.storage.zeoclient import WAIT
@@ -79,10 +80,10 @@ def _quoted(path: str) -> str:
 
 
 def _of_file(storage: FileStorage) -> str:
-    path = storage._file_name
+    path, pack_gc, quota = options_of(storage)
     if "?" in path:
         raise NotImplementedError(f"no URL can name {_name(storage)}: there is a '?' in its path")
-    if storage.isReadOnly() and getattr(storage, "_follower", True) is None:
+    if storage.isReadOnly() and getattr(storage, "follower", True) is None:
         raise NotImplementedError(f"no URL can name a past state (stop=) of {_name(storage)}")
     helper = getattr(storage, "fshelper", None)
     return f"file://{_quoted(path)}" + _query(
@@ -92,9 +93,9 @@ def _of_file(storage: FileStorage) -> str:
             "blobstorage_dir": getattr(storage, "blob_dir", None)
             or getattr(helper, "base_dir", None),
             "ordered": "true" if getattr(storage, "ordered", False) else None,
-            "pack_gc": None if storage._pack_gc else "false",
+            "pack_gc": None if pack_gc else "false",
             "pack_keep_old": None if storage.pack_keep_old else "false",
-            "quota": storage._quota,
+            "quota": quota,
             "read_only": "true" if storage.isReadOnly() else None,
         }
     )

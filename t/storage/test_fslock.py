@@ -156,7 +156,7 @@ def test_a_child_that_lives_on_keeps_no_lock(path):
         if child == 0:
             os.close(write)
             os.read(read, 1)            # until the parent is ready
-            storage._own.release()      # as its close() does: not the parent's lock
+            storage.file_lock.release()      # as its close() does: not the parent's lock
             os._exit(0)
         storage.close()
         storage = AlignedFileStorage({path!r})
