@@ -11,7 +11,6 @@ Locking: none; called without the pager lock.
 """
 
 import ctypes
-import sys
 
 import xxhash
 
@@ -20,6 +19,8 @@ from libc.stdint cimport uint64_t, uintptr_t
 from libc.stdlib cimport free, malloc
 
 from wendelin.bigfile.virtmem.kernel cimport EBADMSG, pread
+
+from wendelin.lib.adapters.cpython import library_of_xxhash
 
 cdef enum:
     PIECE = 256 << 10       # that is read at once, to be in the processor's cache still [bytes]
@@ -77,11 +78,11 @@ def _find():
     cdef char[1000] data
     cdef int i
     try:
-        module = ctypes.CDLL(sys.modules["xxhash._xxhash"].__file__)
-        found = [ctypes.cast(getattr(module, name), ctypes.c_void_p).value
+        library = library_of_xxhash()
+        found = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value
                  for name in ("XXH3_createState", "XXH3_freeState", "XXH3_64bits_reset",
                               "XXH3_64bits_update", "XXH3_64bits_digest")]
-    except (AttributeError, KeyError, OSError):
+    except AttributeError:
         return False
     XXH3_createState = <create_t><uintptr_t>found[0]
     XXH3_freeState = <free_t><uintptr_t>found[1]

@@ -53,6 +53,7 @@ from wendelin.bigfile.virtmem.touch cimport scraps_shown
 from wendelin.bigfile.virtmem.abilities import ExplainsMismatch, SeesTransactions
 from wendelin.bigfile.virtmem.errors import (BigFileError, BlockLoadError, DoomedError, ForkError,
                                              PageMemoryError)
+from wendelin.lib.adapters import cpython as python
 
 cdef extern from *:
     """
@@ -69,6 +70,9 @@ cdef dict interrupting = {}
 
 cdef str WHY_UNSAID = ("cannot be had, and why could not be said: there was no memory left for "
                        "it, or the recursion limit was reached")
+
+cdef object current_frame = python.current_frame
+cdef object running_frames = python.running_frames
 
 log = logging.getLogger("wendelin.bigfile")
 
@@ -265,7 +269,7 @@ cdef unsigned long addressee(unsigned long fallback):
     """Return the thread to raise in: this one; the fallback, if Python does not know it."""
     ident = threading.get_ident()
     # A thread that Python does not know has a state only now, and runs no frame.
-    return ident if ident in sys._current_frames() else fallback
+    return ident if ident in running_frames() else fallback
 
 
 cdef int raise_in(unsigned long ident, exc) except -1:
@@ -274,7 +278,7 @@ cdef int raise_in(unsigned long ident, exc) except -1:
     if cls is None:
         send_again()
         mine = ident == threading.get_ident()
-        cls = _class_of(exc, ident, sys._getframe() if mine else None)
+        cls = _class_of(exc, ident, current_frame() if mine else None)
         failing[ident] = cls, this_thread() if mine else 0
     # Again, if it was on its way already: another asynchronous exception may have replaced it.
     set_async(ident, cls)
@@ -345,7 +349,7 @@ def _hook_before(hook):
 
 def _is_running(frame):
     """Say whether a frame is one of this thread, and has not ended."""
-    running = sys._getframe()
+    running = current_frame()
     while running is not None and running is not frame:
         running = running.f_back
     return running is not None

@@ -32,10 +32,8 @@ This room knows handlers of Python. It does not know what is run meanwhile.
 Locking: the GIL. All but the thread that sends again is the main thread.
 """
 
-import _signal      # signal.py makes enums of what these return: ten times as slow
 import os
 import signal
-import sys
 import threading
 import time
 
@@ -45,6 +43,8 @@ from wendelin.bigfile.virtmem.interpreter cimport (PyErr_CheckSignals, PyErr_Set
                                                    PyThread_get_thread_ident, Py_AddPendingCall)
 from wendelin.bigfile.virtmem.kernel cimport sigaction, sigaction_t
 
+from wendelin.lib.adapters import cpython as python
+
 #: After how long a load is taken to hang, so that handlers run inside of it [s].
 PATIENCE = 5.0
 
@@ -53,8 +53,9 @@ cdef tuple NEVER = tuple(map(int, (signal.SIGKILL, signal.SIGSTOP, signal.SIGSEG
                                    signal.SIGFPE, signal.SIGILL)))
 
 cdef tuple signals = tuple(sorted(set(map(int, signal.valid_signals())).difference(NEVER)))
-cdef object getsignal = _signal.getsignal
-cdef object set_handler = _signal.signal
+cdef object getsignal = python.getsignal
+cdef object set_handler = python.set_handler
+cdef object current_frame = python.current_frame
 cdef object monotonic = time.monotonic
 cdef unsigned long main_ident = threading.main_thread().ident
 
@@ -220,7 +221,7 @@ cdef int run_what_came() except -1:
                 came &= ~(<uint64_t>1 << (signum - 1))
                 handler = getsignal(signum)
                 if callable(handler):
-                    handler(signum, sys._getframe())
+                    handler(signum, current_frame())
     finally:
         if came:
             post_what_came()
