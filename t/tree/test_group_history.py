@@ -206,7 +206,7 @@ def test_log(g, fmt):
 
 
 def test_log_of_large_groups_and_other_objects(g):
-    """Groups of many records, objects that are no groups, arrays of several axes and orders."""
+    """Groups of many records, objects that are not groups, arrays of several axes and orders."""
     for i in range(200):
         g.create_group(f"many/{i:03}")
     g.obj["other"] = PersistentMapping()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from typing import Any
 
 import click
 import numpy as np
@@ -44,7 +45,7 @@ Examples:
 def append(
     file: str,
     address: Address,
-    dtype: np.dtype[object] | None,
+    dtype: np.dtype[Any] | None,
     columns: str | None,
     delimiter: str | None,
     step: int,

@@ -79,7 +79,7 @@ def _refuse(value: Any) -> Any:
 def _array(value: Object) -> NDArray[Any]:
     state = value.states[-1] if value.states else None
     if not isinstance(state, tuple) or len(state) != 5:
-        _refuse(value)
+        raise InertError(f"{shown(value)} is not an array")
     _, shape, dtype, fortran, data = state
     dtype = dtype_of(dtype)
     if dtype.hasobject or not isinstance(data, bytes) or len(data) > MOST:

@@ -39,9 +39,10 @@ class Commands(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as e:
             alike = get_close_matches(args[0], self._found(), 1)
-            if alike:
-                e.message = f"{e.message.rstrip('.')}: did you mean {alike[0]!r}?"
-            raise
+            if not alike:
+                raise
+            text = f"{e.message.rstrip('.')}: did you mean {alike[0]!r}?"
+            raise click.UsageError(text, ctx) from None
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """See click.Group."""

@@ -1,4 +1,4 @@
-"""Transactions of a database: when they were, who made them, and what they changed.
+"""Transactions of a database: their times, users and notes, and what they changed.
 
 A record of a block does not say of which array it is: so the block tables of the arrays are gone
 through, as records, and nothing is loaded. What is not in the newest state any more is looked for
@@ -225,12 +225,12 @@ def resolve(
                 new = {oid: known[oid] for oid in oids if oid in known}
                 parts[tid].update(new)
                 made |= {(tid, o) for o, p in new.items() if _is_made(p, o, tid, storage)}
-        # blocks of what is not there any more
+        # parts of what is not there any more
         left = (
             tid
             for tid, oids in whole.items()
             if tid not in tried
-            and any(_is_of_array(c) for o, c in oids.items() if o not in parts[tid])
+            and any(_has_place(c) for o, c in oids.items() if o not in parts[tid])
         )
         at = next(left, None)
         if at is None:
@@ -239,8 +239,10 @@ def resolve(
     return [_entry(t, parts[t.tid], made) for t in transactions]
 
 
-def _is_of_array(cls: str) -> bool:
-    return class_name(cls) in ("ZBlk0", "ZBlk1") or cls.startswith(("wendelin.big", "BTrees.LO"))
+def _has_place(cls: str) -> bool:
+    """Say whether objects of a class are of an array or a group, if they are in the tree."""
+    known = cls.startswith(("wendelin.big", "BTrees.LO", "BTrees.OO"))
+    return known or class_name(cls) in ("ZBlk0", "ZBlk1") or cls.endswith(".PersistentMapping")
 
 
 class _Part(NamedTuple):

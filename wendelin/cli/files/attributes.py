@@ -107,7 +107,7 @@ def to_json(value: Any) -> Any:
     """
     if isinstance(value, np.ndarray | np.generic):
         if value.dtype.kind in "Mm":
-            return np.datetime_as_string(value).tolist() if value.dtype.kind == "M" else str(value)
+            return value.astype(str).tolist()
         return to_json(value.tolist())
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
