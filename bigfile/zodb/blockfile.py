@@ -173,7 +173,7 @@ class ZFile(
         return None if root is None else self.table.lookup(root, blk)
 
     def find(self, start: int, stop: int) -> None:
-        """See ReadAhead."""
+        """Look up where blocks [start, stop) are."""
         root = self._table_root()
         if root is not None:
             self.table.between(root, start, stop)

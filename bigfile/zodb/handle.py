@@ -13,6 +13,20 @@ Connection, together with the Connection itself. From then on the transaction de
     (boundary)       stored pages are clean
     abort, tpc_abort changes are discarded
 
+How a changed block gets into its record. Its object is pickled empty, as a pickle with the bytes
+would be a copy of them, and the Connection copies its pickles. So the bytes join the record where
+the storage takes it, out of the page:
+
+    handle.commit       blockfile.storeblk(blk): the object is marked as changed, and
+                        watch.records[its oid] = what makes the record of it
+    Connection.commit   pickles the object ──► storage.store(oid, empty record)
+                                                  │ which is Watch.store (zodb_boundary)
+                        watch.records.pop(oid) ◄──┘
+                            └─► record of the same class, the bytes of the page ──► the storage
+    handle.tpc_vote     watch.records must be empty: no object has been stored without its bytes
+
+The plain way, bytes in __getstate__, would copy a block of 2 MiB four times.
+
 A touch that failed joins as well: the commit of that transaction is refused, with the reason.
 One that found no transaction to join has failed for its thread only. One that could not even look
 for it, at the recursion limit or without memory, joins when the next transaction ends.
@@ -47,8 +61,9 @@ from wendelin.bigfile.zodb.savepoint import SavedPages, Savepoint
 from wendelin.lib.adapters.transactions import Status, resources_of
 from wendelin.lib.storage.forked import is_inherited
 from wendelin.lib.storage.shared import zconn_is_shared
+from wendelin.lib.utils import override
 from wendelin.lib.zodb import zconn_check_database, zconn_is_open
-from wendelin.lib.zodb_boundary import watch_of
+from wendelin.lib.zodb_boundary import Follower, watch_of
 
 __all__ = ["ZBigFileH"]
 
@@ -58,7 +73,7 @@ log = logging.getLogger(__name__)
 SHOW_SECONDS = 0.05
 
 
-class ZBigFileH(BigFileH):
+class ZBigFileH(BigFileH, Follower):
     """Handle of a ZBigFile: takes part in the transactions of its Connection.
 
     It is a data manager (transaction.interfaces.IDataManager).
@@ -196,6 +211,7 @@ class ZBigFileH(BigFileH):
 
     # ---- boundaries; see zodb_boundary.Follower ----
 
+    @override
     def follow(self, oids: list[bytes] | None, own: set[bytes]) -> None:
         """The Connection reads a new state of the database, which has what was committed."""
         # Of touches while there was no transaction. But what failed in another thread, after this
@@ -205,15 +221,13 @@ class ZBigFileH(BigFileH):
             self.forget_failures()
         self.file.follow(oids, own, self)
 
+    @override
     def forget(self) -> None:
-        """See zodb_boundary.Follower."""
         self.file.forget(self)
 
+    @override
     def database_closed(self) -> None:
-        """See zodb_boundary.Follower.
-
-        What views show, they go on to show; without views, all is let go.
-        """
+        """What views show, they go on to show; without views, all is let go."""
         self.read_only = True  # there is no transaction to take part in
         if not self.isused():
             self.forget()
@@ -227,6 +241,7 @@ class ZBigFileH(BigFileH):
         self._finished = False
         return mine
 
+    @override
     def join_at_last(self, txn: Any) -> None:
         """Join a transaction which is about to end, if the one that was joined is another.
 

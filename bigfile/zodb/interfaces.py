@@ -80,22 +80,22 @@ class HandleOfFile(PageSource, Protocol):
         """Pages that were stored are clean. Return what they are made of."""
 
     def load(self, pgoffset: int, pglen: int) -> None:
-        """See BigFileH."""
+        """Load pages that are not in memory."""
 
     def epoch(self) -> int:
-        """See BigFileH."""
+        """Return what set_located() wants: call it before asking where blocks are."""
 
     def set_located(self, found: dict[int, Any], epoch: int) -> None:
-        """See BigFileH."""
+        """Learn where blocks are; ignored if anything was invalidated since epoch()."""
 
     def invalidate_page(self, pgoffset: int) -> None:
-        """See BigFileH."""
+        """Drop a page from memory, changes included."""
 
     def invalidate_loading(self) -> None:
-        """See BigFileH."""
+        """Load again what is being loaded: the state that is asked is over."""
 
     def unpin_all(self) -> None:
-        """See BigFileH."""
+        """Let no page be kept in memory any more."""
 
 
 class FileOfHandle(Protocol):

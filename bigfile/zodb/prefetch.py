@@ -26,7 +26,7 @@ class Loads(Protocol):
     """A handle: who is asked to load."""
 
     def load(self, pgoffset: int, pglen: int) -> None:
-        """See BigFileH."""
+        """Load pages that are not in memory."""
 
 
 def _load_next(

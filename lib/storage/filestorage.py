@@ -60,6 +60,7 @@ from wendelin.lib.storage.fsscan import FIRST, LARGE, Scanned, cut_end, scan
 from wendelin.lib.storage.fssync import sync_folder
 from wendelin.lib.storage.fswrite import Tail
 from wendelin.lib.storage.record import BytesRecord, RecordError, class_of, without_pad
+from wendelin.lib.utils import override
 
 __all__ = ["AlignedFileStorage"]
 
@@ -249,8 +250,8 @@ class AlignedFileStorage(StorageFile):
         if self.follower is not None:
             self.follower.follow()
 
+    @override
     def registerDB(self, db: Any) -> None:
-        """See IStorage."""
         super().registerDB(db)  # how a storage around this one transforms records
         if self.follower is not None:
             self.follower.db = db
@@ -258,16 +259,16 @@ class AlignedFileStorage(StorageFile):
     def _again(self) -> AlignedFileStorage:
         return AlignedFileStorage(self.path, align=self.align, read_only=True)
 
+    @override
     def check_record(self, pos: int, oid: bytes | None, header: Any) -> None:
-        """See StorageFile."""
         # earlier revisions come before: else a load that goes from one to the next does not end
         if header.prev >= pos or header.back >= pos:
             raise CorruptedDataError(oid, None, pos)
 
     # ---- files of Python 2 ----
 
+    @override
     def before_finish(self) -> None:
-        """See StorageFile."""
         if self._python2 and self.next_end:  # it will have records that Python 2 cannot read
             self.file.seek(0)
             self.file.write(packed_version)
@@ -329,13 +330,13 @@ class AlignedFileStorage(StorageFile):
             self._opened = weakref.ref(opened)
         return opened
 
+    @override
     def set_index(self, index: Any, changed: Any) -> None:
-        """See StorageFile."""
         super().set_index(index, changed)
         self._opened = self._index_end = None
 
+    @override
     def close(self) -> None:
-        """See IStorage."""
         with self.state_lock:
             if isinstance(self.changes, Tail) and self.changes.started and not self.next_end:
                 self._cut()
@@ -391,8 +392,8 @@ class AlignedFileStorage(StorageFile):
         """Return where the next record of the transaction goes in the file."""
         return int(self.end + self.header_size + self.changes.tell())
 
+    @override
     def tpc_vote(self, transaction: Any) -> Any:
-        """See IStorage."""
         if self.align:
             self._vote(transaction)
         else:
@@ -434,15 +435,15 @@ class AlignedFileStorage(StorageFile):
         header.user, header.descr, header.ext = user, description, extension
         return bytes(header.asString())
 
+    @override
     def before_abort(self) -> None:
-        """See StorageFile."""
         if not self.align:
             self._renew_temp()
         elif self.changes.started and not self.next_end:
             self._cut()
 
+    @override
     def before_clear(self) -> None:
-        """See StorageFile."""
         if isinstance(self.changes, Tail):
             self.changes.clear()
 
@@ -470,8 +471,8 @@ class AlignedFileStorage(StorageFile):
         self.file.truncate(self.end)
         self.readers.flush()
 
+    @override
     def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> Any:
-        """See IStorageIteration."""
         with self.state_lock:
             end = self.end
             iterator = TransactionsOf(self.readers.name, FIRST, end, stop)
@@ -528,14 +529,14 @@ class AlignedFileStorage(StorageFile):
 
     # ---- where pads would be visible ----
 
+    @override
     def find_data(self, tpos: int, oid: bytes, data: bytes) -> int:
-        """See StorageFile."""
         return (
             data_find(self, tpos, oid, data) if self.align else super().find_data(tpos, oid, data)
         )
 
+    @override
     def plain_data(self, data: bytes) -> bytes:
-        """See StorageFile."""
         return without_pad(data)
 
     # ---- pack ----
@@ -556,8 +557,8 @@ class AlignedFileStorage(StorageFile):
                 packer.close()
         return found  # type: ignore[no-any-return]
 
+    @override
     def pack(self, t: float, referencesf: Any, gc: bool | None = None) -> None:
-        """See IStorage."""
         pack(self, t, referencesf, gc)
 
 

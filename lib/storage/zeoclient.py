@@ -45,6 +45,7 @@ from wendelin.lib.storage.forked import of_this_process
 from wendelin.lib.storage.tags import pack_time
 from wendelin.lib.storage.zeoreceive import Receiver, decoder
 from wendelin.lib.storage.zeotls import note_failures, tls_failure, tls_works
+from wendelin.lib.utils import override
 
 __all__ = ["WAIT", "ZEOClient"]
 
@@ -141,8 +142,8 @@ class ZEOClient(Client):
 
     _newest = b""  # the largest oid that was given
 
+    @override
     def registerDB(self, db: Any) -> None:
-        """See ClientStorage."""
         self._told = _ToldDB(db)
         super().registerDB(self._told)
 
@@ -159,8 +160,8 @@ class ZEOClient(Client):
             if db is not None:
                 db.told = False
 
+    @override
     def store(self, oid: bytes, serial: bytes, data: bytes, version: str, txn: Any) -> None:
-        """See ClientStorage."""
         if self._objects.takes(data):
             super().store(oid, serial, data, version, txn)
             return
@@ -175,8 +176,8 @@ class ZEOClient(Client):
         t = (time.time() if t is None else t) - days * 86400
         super().pack(pack_time(self, t), referencesf, wait, 0)
 
+    @override
     def new_oid(self) -> bytes:
-        """See ClientStorage."""
         while True:
             oid = bytes(super().new_oid())
             if oid > self._newest:
@@ -259,8 +260,8 @@ class _Cache(ClientCache):  # type: ignore[misc]  # ZEO has no type hints
     def takes(self, data: bytes) -> bool:
         return bool(len(data) <= self.maxsize // _LARGE)
 
+    @override
     def store(self, oid: bytes, start_tid: bytes, end_tid: bytes | None, data: bytes) -> None:
-        """See ClientCache."""
         if self.takes(data):
             super().store(oid, start_tid, end_tid, data)
 
@@ -296,8 +297,8 @@ class _LimitedThread(Network):
         for protocol in self.client.protocols:
             protocol.protocol_factory = partial(Receiver, protocol)
 
+    @override
     def call(self, method: str, *args: Any, **kw: Any) -> Any:
-        """See ClientRunner."""
         ask = super().call
         if method in _READS:
             return self._again(lambda: ask(method, *args, **kw))
@@ -307,8 +308,8 @@ class _LimitedThread(Network):
             return ask(method, *args, **kw)
         return ask(method, *args, **kw, wait=False).result()
 
+    @override
     def load_before(self, oid: bytes, tid: bytes) -> Any:
-        """See ClientRunner."""
         ask = super().load_before
         return self._again(lambda: ask(oid, tid))
 
@@ -324,8 +325,8 @@ class _LimitedThread(Network):
                 if waited >= self.timeout or self.is_closed() or self.client.ready is None:
                     raise
 
+    @override
     def load_all(self, oids: list[bytes], before: bytes) -> list[Any]:
-        """See ZEOClient."""
         # past the cache: the bytes become a page
         calls = [(oid, before) for oid in oids]
         return self._again(  # type: ignore[no-any-return]

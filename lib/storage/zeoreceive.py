@@ -36,6 +36,7 @@ from ZEO.asyncio.marshal import find_global
 from ZEO.Exceptions import ProtocolError
 
 from wendelin.lib.storage.zeotls import tls_failed
+from wendelin.lib.utils import override
 
 __all__ = ["Receiver", "decoder"]
 
@@ -77,12 +78,12 @@ class _Raw(io.RawIOBase):
     def __init__(self, message: memoryview) -> None:
         self._rest = message
 
+    @override
     def readable(self) -> bool:
-        """See RawIOBase."""
         return True
 
+    @override
     def readinto(self, buffer: Any) -> int:
-        """See RawIOBase."""
         n = min(len(buffer), len(self._rest))
         buffer[:n] = self._rest[:n]
         self._rest = self._rest[n:]
@@ -100,14 +101,14 @@ class Receiver(BufferedProtocol):
         self._large = memoryview(b"")
         self._got = self._want = 0  # bytes of a large message; _want is 0 if there is none
 
+    @override
     def get_buffer(self, sizehint: int) -> memoryview:
-        """See BufferedProtocol."""
         if self._want:
             return self._large[self._got : self._want]  # or to its end, if it has to grow
         return self._small[self._end :]
 
+    @override
     def buffer_updated(self, nbytes: int) -> None:
-        """See BufferedProtocol."""
         self._received = True
         if self._want:
             self._got += nbytes
@@ -172,22 +173,22 @@ class Receiver(BufferedProtocol):
         """See BufferedProtocol."""
         self._protocol.connection_made(transport)
 
+    @override
     def connection_lost(self, exc: Exception | None) -> None:
-        """See BufferedProtocol."""
         if isinstance(exc, SSLError):
             tls_failed(self._protocol.ssl, exc)
         elif not (self._received or self._protocol.closed):
             tls_failed(self._protocol.ssl, exc or EOFError())
         self._protocol.connection_lost(exc)
 
+    @override
     def eof_received(self) -> None:
-        """See BufferedProtocol."""
         self._protocol.eof_received()
 
+    @override
     def pause_writing(self) -> None:
-        """See BufferedProtocol."""
         self._protocol.pause_writing()
 
+    @override
     def resume_writing(self) -> None:
-        """See BufferedProtocol."""
         self._protocol.resume_writing()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import ssl
 import weakref
 
+from wendelin.lib.utils import override
+
 __all__ = ["note_failures", "tls_failed", "tls_failure", "tls_works"]
 
 #: Context -> the last failure of its connections, as long as none has worked since.
@@ -15,8 +17,8 @@ _failures: weakref.WeakKeyDictionary[ssl.SSLContext, str] = weakref.WeakKeyDicti
 
 
 class _Noting(ssl.SSLObject):
+    @override
     def do_handshake(self) -> None:
-        """See SSLObject."""
         try:
             super().do_handshake()
         except ssl.SSLWantReadError:

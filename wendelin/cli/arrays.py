@@ -14,6 +14,7 @@ from wendelin.bigfile.zodb.inspect import inspect_blocks, stored_numbers
 from wendelin.cli.files.base import Layout, Source
 from wendelin.cli.files.convert import plain
 from wendelin.cli.stored import StoredArray
+from wendelin.lib.utils import override
 
 __all__ = ["ArraySource", "flat_bytes", "layout_of"]
 
@@ -74,8 +75,8 @@ class ArraySource(Source):
         found = int(self._next * zfile.blksize // itemsize)
         return int(min(max(start, found), self.layout.size))
 
+    @override
     def identity(self) -> dict[str, Any]:
-        """See Source."""
         if "changed" not in self._identity:
             tid = self._array._p_serial
             for blocks in inspect_blocks(self._array.zfile):

@@ -27,6 +27,7 @@ from wendelin.cli.files.base import Layout
 from wendelin.cli.files.convert import describe
 from wendelin.lib.shown import shown
 from wendelin.lib.sizes import size_text
+from wendelin.lib.utils import override
 
 __all__ = [
     "Advance",
@@ -136,8 +137,8 @@ def table(columns: Iterable[str], rows: Iterable[Iterable[str]], right: str = ""
 class _Done(ProgressColumn):
     """How much is done, of how much."""
 
+    @override
     def render(self, task: Task) -> Text:
-        """See ProgressColumn."""
         show = size_text if task.fields["in_bytes"] else lambda n: f"{int(n):,}"
         done = show(task.completed)
         return Text(done if task.total is None else f"{done} of {show(task.total)}")
@@ -146,8 +147,8 @@ class _Done(ProgressColumn):
 class _Speed(ProgressColumn):
     """How fast it is."""
 
+    @override
     def render(self, task: Task) -> Text:
-        """See ProgressColumn."""
         if task.speed is None:
             return Text("")
         show = size_text(task.speed) if task.fields["in_bytes"] else f"{task.speed:,.0f}"

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from wendelin.lib.shown import shown
+from wendelin.lib.utils import override
 
 __all__ = ["main", "wendelin"]
 
@@ -27,8 +28,8 @@ class Commands(click.Group):
     def _found(self) -> dict[str, EntryPoint]:
         return {ep.name: ep for ep in entry_points(group=GROUP)}
 
+    @override
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """See click.Group."""
         return sorted(self._found())
 
     def resolve_command(
@@ -44,8 +45,8 @@ class Commands(click.Group):
             text = f"{e.message.rstrip('.')}: did you mean {alike[0]!r}?"
             raise click.UsageError(text, ctx) from None
 
+    @override
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """See click.Group."""
         found = self._found().get(cmd_name)
         command: click.Command | None = None if found is None else found.load()
         return command

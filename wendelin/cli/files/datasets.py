@@ -19,6 +19,7 @@ from wendelin.cli.files.attributes import Attributes
 from wendelin.cli.files.base import Layout, Sink, Source, slabs
 from wendelin.cli.files.convert import elements, plain
 from wendelin.lib.calc import mul
+from wendelin.lib.utils import override
 
 __all__ = ["NUMBERS", "DatasetSink", "DatasetSource", "chunks_of", "library"]
 
@@ -139,12 +140,12 @@ class DatasetSource(Source):
             at += size
         return result
 
+    @override
     def identity(self) -> dict[str, Any]:
-        """See Source."""
         return self._identity
 
+    @override
     def close(self) -> None:
-        """See Source."""
         self._close()
 
 
@@ -199,8 +200,8 @@ class DatasetSink(Sink):
         self.sparse = layout.dtype.kind in NUMBERS
         self.together = mul(chunks_of(layout))
 
+    @override
     def set_attrs(self, attrs: Mapping[str, Any]) -> list[str]:
-        """See Sink."""
         return self._set_attrs(self._dataset, attrs)
 
     def _write(self, start: int, values: NDArray[Any]) -> None:
@@ -216,10 +217,10 @@ class DatasetSink(Sink):
                 self._dataset[slab.where] = part
             at += size
 
+    @override
     def finish(self) -> None:
-        """See Sink."""
         self.close()
 
+    @override
     def close(self) -> None:
-        """See Sink."""
         self._close()

@@ -17,6 +17,7 @@ from wendelin.bigarray.array import Order
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import Layout, Sink, Source
 from wendelin.cli.files.convert import as_bytes, is_described, packed, plain
+from wendelin.lib.utils import override
 
 __all__ = [
     "FlatSink",
@@ -100,12 +101,12 @@ class FlatSource(Source):
             return self.layout.size if e.errno == errno.ENXIO else start
         return min(max(start, (at - self._offset) // itemsize), self.layout.size)
 
+    @override
     def identity(self) -> dict[str, Any]:
-        """See Source."""
         return self._identity
 
+    @override
     def close(self) -> None:
-        """See Source."""
         self._file.close()
 
 
@@ -167,8 +168,8 @@ class _NpzSource(FlatSource):
 
     archive: zipfile.ZipFile
 
+    @override
     def close(self) -> None:
-        """See Source."""
         super().close()
         self.archive.close()
 
@@ -300,8 +301,8 @@ class FlatSink(Sink):
         self._offset = self._file.tell()
         self._resumed = False
 
+    @override
     def resume(self, position: int) -> None:
-        """See Sink."""
         self._resumed = True
 
     def _write(self, start: int, values: NDArray[Any]) -> None:
@@ -315,22 +316,22 @@ class FlatSink(Sink):
             self._file.flush()
             self._file.truncate(self._offset)
 
+    @override
     def sync(self) -> int:
-        """See Sink."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return 0
 
+    @override
     def finish(self) -> None:
-        """See Sink."""
         self._begin()
         self._file.flush()
         self._file.truncate(self._offset + self._size)
         self.sync()
         self.close()
 
+    @override
     def close(self) -> None:
-        """See Sink."""
         self._file.close()
 
 
@@ -347,13 +348,13 @@ class NpzSink(Sink):
     def _write(self, start: int, values: NDArray[Any]) -> None:
         self._file.write(as_bytes(values).data)
 
+    @override
     def finish(self) -> None:
-        """See Sink."""
         self.close()
         with open(self._path, "rb") as file:
             os.fsync(file.fileno())
 
+    @override
     def close(self) -> None:
-        """See Sink."""
         self._file.close()
         self._archive.close()

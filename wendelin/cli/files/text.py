@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import Layout, Sink, Source
+from wendelin.lib.utils import override
 
 __all__ = ["CsvSink", "CsvSource", "fields", "words"]
 
@@ -266,12 +267,12 @@ class CsvSource(Source):
             ) from e
         return values[start - first * n : stop - first * n]
 
+    @override
     def identity(self) -> dict[str, Any]:
-        """See Source."""
         return self._identity
 
+    @override
     def close(self) -> None:
-        """See Source."""
         self._file.close()
 
 
@@ -295,8 +296,8 @@ class CsvSink(Sink):
         self.dtype = layout.dtype
         self._special = re.compile(f'[\\s"{re.escape(delimiter)}]|^$')
 
+    @override
     def resume(self, position: int) -> None:
-        """See Sink."""
         self._started = True
         self._file.truncate(position)
         self._file.seek(position)
@@ -336,18 +337,18 @@ class CsvSink(Sink):
             if self.dtype.names:
                 self._write_rows([[name for name, _ in _leaves(np.empty(0, self.dtype))]])
 
+    @override
     def sync(self) -> int:
-        """See Sink."""
         self._file.flush()
         os.fsync(self._file.fileno())
         return self._file.tell()
 
+    @override
     def finish(self) -> None:
-        """See Sink."""
         self._begin()
         self.sync()
         self.close()
 
+    @override
     def close(self) -> None:
-        """See Sink."""
         self._file.close()

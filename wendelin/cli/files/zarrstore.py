@@ -22,6 +22,7 @@ from zarr.abc.store import (
 )
 
 from wendelin.cli.errors import Failure
+from wendelin.lib.utils import override
 
 if TYPE_CHECKING:
     from zarr.core.buffer import Buffer, BufferPrototype
@@ -157,8 +158,8 @@ class FolderStore(Store):
         async for key in self.list_prefix(""):
             yield key
 
+    @override
     def with_read_only(self, read_only: bool = False) -> FolderStore:
-        """See Store."""
         if not read_only:
             self._refuse_writes()
         return FolderStore(self._path)
