@@ -33,7 +33,7 @@ from wendelin.lib.storage.forked import is_inherited, let_go, of_this_process
 from wendelin.lib.storage.fsrecord import Located, OpenFile, Stat
 from wendelin.lib.storage.storthreads import asks_in_parallel, class_of
 from wendelin.lib.storage.storurl import zstor_2zurl
-from wendelin.lib.storage.zeoclient import ZEOClient
+from wendelin.lib.storage.zeokind import is_our_client
 from wendelin.lib.utils import renamed
 
 __all__ = [
@@ -387,7 +387,7 @@ def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:
         return [bytes(storage.load(oid)[0]) for oid in oids]
     before = zconn_before(conn)
     client = under(storage)
-    if before is None or not isinstance(client, ZEOClient):
+    if before is None or not is_our_client(client):
         return together(lambda oid: bytes(storage.load(oid)[0]), oids)
     found = client.load_all(oids, before)
     # load() raises the right exception
@@ -420,7 +420,7 @@ def zconn_stat(conn: Any, oids: list[bytes]) -> list[Stat | None]:
     if file is not None and before is not None:
         return file.stat(oids, before)
     storage = conn.db().storage
-    if isinstance(storage, ZEOClient):
+    if is_our_client(storage):
         return [
             None if entry is None else Stat(entry["tid"], entry["size"] or 8)
             for entry in storage.histories(oids)

@@ -10,10 +10,10 @@ wendelin.demo       programs that show it
 import platform
 import sys
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from wendelin.tree.group import Group, open
     from wendelin.tree.retry import transact
 
@@ -25,8 +25,6 @@ if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
         f"{platform.machine()}: it serves page faults, which differ by system and processor"
     )
 
-__version__ = version("wendelin.core")
-
 #: names that are imported when they are asked for: the command line needs none of it, say
 _LATER = {
     "Group": "wendelin.tree.group",
@@ -36,6 +34,10 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("wendelin.core")
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = globals()[name] = getattr(import_module(_LATER[name]), name)

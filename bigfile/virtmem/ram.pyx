@@ -42,8 +42,11 @@ from wendelin.lib.memlimit import memory_limit
 from wendelin.lib.memlimit import ram_limit as configured_ram_limit
 
 cdef enum:
-    # Descriptors go above this: programs that use select() can have their first 1024.
+    # Descriptors go above this: programs that use select() can have their first 1024. But for a few:
+    # when a process that has threads gets its first descriptor up there, the kernel waits, for
+    # 10 ms and more, until all CPUs have seen its larger table.
     FD_FLOOR = 1024
+    FD_FEW = 64
     PIPE = 1 << 20          # [bytes]: as much as a pipe may have without privileges
 
 cdef struct Ring:
@@ -76,6 +79,8 @@ cdef int ram_open() noexcept nogil:
     if ftruncate(fd, INT64_MAX) != 0:
         close(fd)
         return -1
+    if fd < FD_FEW:
+        return fd
     high = fcntl(fd, F_DUPFD_CLOEXEC, <int>FD_FLOOR)
     if high < 0:            # the descriptor limit is lower than the floor
         return fd

@@ -10,31 +10,57 @@ from __future__ import annotations
 import errno
 import os
 import re
-import ssl
 import weakref
 from collections.abc import Callable
-from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
 from zc.lockfile import LockError
 from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage.FileStorage import FileStorageFormatError
 from ZODB.MappingStorage import MappingStorage
-from zodburi import resolve_uri
-from zodburi.datatypes import convert_bytesize, convert_int
 
 from wendelin.lib.interrupt import handlers_optional
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.fsholder import lock_holder
 from wendelin.lib.storage.readonly import made_read_only
 from wendelin.lib.storage.storlimits import limit, opened_within
-from wendelin.lib.storage.zeoclient import WAIT, ZEOClient
+from wendelin.lib.storage.zeokind import WAIT
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["opened_by", "read_only", "resolve", "shown_name", "split_demo"]
 
 Factory = Callable[[], Any]
 _Option = tuple[str, Callable[[str], Any]]
+
+
+# What zodburi has is imported when there is a URL that has any of it: that takes a while.
+
+
+def _zodburi(url: str) -> tuple[Factory, dict[str, Any]]:
+    from zodburi import resolve_uri
+
+    factory, arguments = resolve_uri(url)
+    return factory, arguments
+
+
+def convert_int(value: str) -> int:
+    """Return the number, or truth, that an option says."""
+    from zodburi import datatypes
+
+    number: int = datatypes.convert_int(value)
+    return number
+
+
+def convert_bytesize(value: str) -> int:
+    """Return the size that an option says [bytes]."""
+    from zodburi import datatypes
+
+    size: int = datatypes.convert_bytesize(value)
+    return size
+
 
 #: options of file:// -> argument of the storage, and what makes its value
 _FILE_OPTIONS: dict[str, _Option] = {
@@ -137,6 +163,8 @@ def _read_only(factory: Factory, url: str) -> Factory:
 
 
 def _schemes() -> set[str]:
+    from importlib.metadata import entry_points  # late: it takes a while
+
     return {ep.name for ep in entry_points(group="zodburi.resolvers")}
 
 
@@ -190,7 +218,7 @@ def resolve(url: str, read_only: bool = False) -> tuple[Factory, dict[str, Any]]
 def _resolve_other(url: str, shown: str = "") -> tuple[Factory, dict[str, Any]]:
     try:
         with handlers_optional():  # its client may be imported now
-            factory, arguments = resolve_uri(url)
+            factory, arguments = _zodburi(url)
     except (KeyError, ValueError) as e:
         raise ValueError(f"{shown or url!r} is not a valid URL: {e}") from e
 
@@ -217,7 +245,7 @@ def _options(
             others.append((name, value))
     try:
         # the rest is for zodburi: arguments of DB
-        _, arguments = resolve_uri(f"memory://?{urlencode(others)}")
+        arguments = _zodburi(f"memory://?{urlencode(others)}")[1]
     except (KeyError, ValueError) as e:
         raise ValueError(f"{url!r} is not a valid URL: {e} (options: {', '.join(known)})") from e
     return options, dict(arguments)
@@ -336,6 +364,8 @@ def _resolve_zeo(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
     def make() -> Any:
         if tls or hostname:
             options["ssl"] = _tls(**tls)
+        from wendelin.lib.storage.zeoclient import ZEOClient  # late: see zeokind
+
         return ZEOClient(address, **options)
 
     same = [
@@ -367,6 +397,8 @@ def _zeo_address(url: str, parts: SplitResult) -> str | tuple[str, int]:
 
 def _tls(ca: str | None = None, cert: str | None = None, key: str | None = None) -> ssl.SSLContext:
     """Return the TLS context of a connection; files are in PEM."""
+    import ssl  # late: it takes a while
+
     context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca)
     if cert is not None:
         context.load_cert_chain(cert, key)

@@ -24,14 +24,14 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from typing import Any, NoReturn
 from weakref import WeakSet
 
-from ZEO.ClientStorage import ClientStorage
 from ZODB.DB import DB
 from ZODB.FileStorage import FileStorage
 
-from wendelin.lib.adapters import filestorage, zeo
+from wendelin.lib.adapters import filestorage
 from wendelin.lib.adapters.connection import (
     has_joined,
     instances_of,
@@ -41,6 +41,7 @@ from wendelin.lib.adapters.connection import (
 )
 from wendelin.lib.adapters.transactions import leave, resources_of
 from wendelin.lib.errors import ForkError
+from wendelin.lib.storage.zeokind import is_client
 
 __all__ = ["is_inherited", "let_go", "of_this_process"]
 
@@ -203,10 +204,12 @@ def _inherit_storage(storage: Any, seen: set[int]) -> None:
         if hasattr(storage, call):
             with suppress(AttributeError):  # it takes no attributes
                 setattr(storage, call, _nothing if call in _QUIET else partial(_refuse, name, call))
-    for file in (*filestorage.files_of(storage), *zeo.files_of(storage)):
+    zeo = import_module("wendelin.lib.adapters.zeo") if is_client(storage) else None  # see zeokind
+    network = () if zeo is None else zeo.files_of(storage)
+    for file in (*filestorage.files_of(storage), *network):
         with suppress(AttributeError, OSError, ValueError):  # it is not a file, or closed
             _point_to_nowhere(file.fileno())
-    if isinstance(storage, ClientStorage):
+    if zeo is not None:
         zeo.refuse_network(storage, partial(_no_io, name))
     elif isinstance(storage, FileStorage):
         filestorage.renew_lock(storage, threading.RLock())  # of lastTransaction(), for example

@@ -9,10 +9,9 @@ This module knows storages of ZODB and ZEO. For others it knows the URL by which
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlencode
 
-from ZEO.ClientStorage import ClientStorage
 from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage import FileStorage
 from ZODB.POSException import ConnectionStateError
@@ -20,9 +19,11 @@ from ZODB.valuedoc import ValueDoc
 
 from wendelin.lib.adapters.connection import Adapter, under
 from wendelin.lib.adapters.filestorage import options_of
-from wendelin.lib.adapters.zeo import Server
 from wendelin.lib.storage.dburl import opened_by, split_demo
-from wendelin.lib.storage.zeoclient import WAIT
+from wendelin.lib.storage.zeokind import WAIT, is_client
+
+if TYPE_CHECKING:
+    from ZEO.ClientStorage import ClientStorage
 
 __all__ = ["zstor_2zurl"]
 
@@ -57,7 +58,7 @@ def zstor_2zurl(storage: Any) -> str:
     url = opened_by(storage)
     if url is not None:
         return url
-    if isinstance(storage, ClientStorage):
+    if is_client(storage):
         return _of_zeo(storage)
     raise NotImplementedError(
         f"the URL of {_name(storage)} is not known, so another process cannot open it. Open it by "
@@ -102,6 +103,8 @@ def _of_file(storage: FileStorage) -> str:
 
 
 def _of_zeo(storage: ClientStorage) -> str:
+    from wendelin.lib.adapters.zeo import Server  # late: see zeokind
+
     server = Server(storage)
     if server.ssl is not None:
         raise NotImplementedError(

@@ -43,15 +43,15 @@ from ZODB.utils import maxtid
 from wendelin.lib.adapters.zeo import Client, Network
 from wendelin.lib.storage.forked import of_this_process
 from wendelin.lib.storage.tags import pack_time
+from wendelin.lib.storage.zeokind import WAIT
 from wendelin.lib.storage.zeoreceive import Receiver, decoder
 from wendelin.lib.storage.zeotls import note_failures, tls_failure, tls_works
 from wendelin.lib.utils import override
 
-__all__ = ["WAIT", "ZEOClient"]
+__all__ = ["ZEOClient"]
 
 log = logging.getLogger(__name__)
 
-WAIT = 30  # for a connection, or an answer [s]
 
 _CACHE_SIZE = 20 << 20  # ZEO's default [bytes]
 _LARGE = 16  # objects larger than this part of the cache are not in it

@@ -79,7 +79,7 @@ def measure(n):
     before = rss()
     for start in range(0, n, 1024):
         epoch = handle.epoch()
-        handle.know(handle.zfile.mapahead(start, min(start + 1024, n)), epoch)
+        handle.know(handle.file.mapahead(start, min(start + 1024, n)), epoch)
     memory = rss() - before
     pages = [view[i * BLKSIZE] for i in range(0, 2 * TURNS, 2)]
     assert all(pages)

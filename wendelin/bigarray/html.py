@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from html import escape
 from itertools import pairwise
 
 import numpy as np
@@ -96,6 +95,8 @@ def to_html(array: Overview) -> str:
 
 def _escape(text: str) -> str:
     """Return a text as HTML that only shows it."""
+    from html import escape  # late: its table of entities is large
+
     return escape(shown(text))
 
 

@@ -6,6 +6,7 @@ packages above this one are found without an import here.
 Organization
 ------------
     program     the group of all commands, and the exit code
+    summary     what a command does, in a line, without an import of it
     address     URL#path[slice]
     arguments   other arguments and options of a call
     database    databases, opened for a command, in their present or a past state

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from wendelin.cli.summary import summary_of
 from wendelin.lib.shown import shown
 from wendelin.lib.utils import override
 
@@ -31,6 +32,23 @@ class Commands(click.Group):
     @override
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted(self._found())
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """See click.Group: no command is loaded that can be described without."""
+        found = self._found()
+        limit = formatter.width - 6 - max(map(len, found), default=0)
+        rows = []
+        for name in sorted(found):
+            text = summary_of(found[name].module, found[name].attr, limit)
+            if text is None:
+                command = self.get_command(ctx, name)
+                if command is None or command.hidden:
+                    continue
+                text = command.get_short_help_str(limit)
+            rows.append((name, text))
+        if rows:
+            with formatter.section("Commands"):
+                formatter.write_dl(rows)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -84,8 +84,8 @@ class Clients:
 
     def check_known(self):
         """What the reader knows is what a table says that nobody has read before."""
-        file = self.B._fileh().zfile
-        fresh = BlockTable(file.load_all)
+        file = self.B._fileh().file
+        fresh = BlockTable(file.records.load_all)
         root = file.blktab._p_oid
         known = file.made_of
         assert {blk: known.get(blk) for blk in known.blocks()} == {
@@ -127,7 +127,7 @@ def known(root, other):
     B = other.root["K"]
     assert int(B[::BLK].sum()) == 1_800
     handle = B._fileh()
-    assert len(handle.zfile.made_of) >= 4_000
+    assert len(handle.file.made_of) >= 4_000
     return B
 
 
@@ -144,9 +144,9 @@ def test_a_boundary_visits_what_changed(known, root, other, what, monkeypatch):
         K.append(np.full(BLK, 7, "u1"))
     else:
         K[3_000 * BLK] = 7
-    handle, file = known._fileh(), known._fileh().zfile
+    handle, file = known._fileh(), known._fileh().file
     dropped, loaded = [], []
-    drop, load_all = handle.invalidate_page, file.load_all
+    drop, load_all = handle.invalidate_page, file.records.load_all
     monkeypatch.setattr(
         file.table, "_load_all", lambda oids: (loaded.extend(oids), load_all(oids))[1]
     )
