@@ -38,6 +38,7 @@ def pytest_configure(config):
         show_on_touch(setattr)
     config.addinivalue_line("markers", "database: opens databases of the kind that runs")
     config.addinivalue_line("markers", "once: long, and the same in environments like others")
+    config.addinivalue_line("markers", 'slow: not for a person at work, who runs -m "not slow"')
     config.addinivalue_line("markers", "formats: the same with any format of blocks, or chooses")
     config.addinivalue_line("markers", "only(kind, ...): runs with these kinds of database")
 
@@ -46,14 +47,15 @@ def pytest_collection_modifyitems(config, items):
     """Leave out, with other kinds of database, what has run with a file and would do the same.
 
     What opens no database of the kind that runs; and, in the environments of a format, what does
-    not depend on that. What is only for other kinds is left out everywhere.
+    not depend on that; WENDELIN_CORE_TEST_ALL keeps these. What is only for other kinds is left out
+    everywhere.
     """
     kind = os.environ.get("WENDELIN_CORE_TEST_DB", "fs")
     keep, leave = [], []
     for item in items:
         only = item.get_closest_marker("only")
         (keep if only is None or kind in only.args else leave).append(item)
-    if kind != "fs":
+    if kind != "fs" and "WENDELIN_CORE_TEST_ALL" not in os.environ:
         keep = _not_again(keep, leave)
     if kind == "neo" and "CI" not in os.environ and (why := missing()):
         for item in keep:

@@ -8,7 +8,7 @@ import pytest
 from support.cgroup import NoCgroup, memory_cgroup
 from support.child import check_child
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 MIB = 1 << 20
 

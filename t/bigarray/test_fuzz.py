@@ -8,7 +8,7 @@ from support.ramfile import RAMFile
 
 from wendelin.bigarray import BigArray
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 DTYPES = ["u1", "<f8", ">i4", "c16", "S3", "V5", [("a", "u1"), ("b", ">i2", (2,)), ("c", "S2")]]
 

@@ -5,7 +5,7 @@ import os
 import pytest
 from support.matrix import COLUMNS, cells
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 
 @pytest.mark.parametrize("column", COLUMNS)

@@ -136,4 +136,6 @@ class Model(RuleBasedStateMachine):
 Model.TestCase.settings = settings(
     max_examples=60, stateful_step_count=50, deadline=None, print_blob=True
 )
-TestModel = pytest.mark.filterwarnings("error")(pytest.mark.database(Model.TestCase))
+TestModel = pytest.mark.filterwarnings("error")(
+    pytest.mark.slow(pytest.mark.database(Model.TestCase))
+)

@@ -356,6 +356,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["spawn", "forkserver", "fork"])
 def test_processes(testdb, start):
     root = testdb.open()

@@ -86,6 +86,7 @@ def test_a_copy_is_aligned_and_follows_its_source(call, tmp_path):
     assert "either both" in call("copy", old, f"{new}#x", code=2).stderr
 
 
+@pytest.mark.slow
 def test_a_copy_that_was_killed_is_gone_on_with(tmp_path):
     old, new = tmp_path / "old.fs", tmp_path / "new.fs"
     with database(old) as root:

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import transaction
 
+from wendelin.demo.demo_zbigarray import main
 from wendelin.lib.zodb import dbclose, dbopen
 
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 PROGRAM = str(Path(sys.executable).parent / "demo-zbigarray")
 
 
@@ -71,12 +73,18 @@ def test_gen_again_replaces(tmp_path):
         (["gen", "nowhere/x.fs"], 1, "No such file"),
     ],
 )
-def test_a_mistake_is_one_line_and_no_traceback(tmp_path, args, code, message):
-    done = demo(*args, cwd=tmp_path)
-    assert done.returncode == code
-    assert message in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
-    assert done.stderr.startswith("usage:")
+def test_a_mistake_is_one_line_and_no_traceback(tmp_path, args, code, message, monkeypatch, capsys):
+    """By main(), in this process; other tests here run the program."""
+    monkeypatch.chdir(tmp_path)
+    try:
+        returned = main(args)
+    except SystemExit as e:  # of argparse
+        returned = e.code
+    stderr = capsys.readouterr().err
+    assert returned == code
+    assert message in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+    assert stderr.startswith("usage:")
     assert os.listdir(tmp_path) == []
 
 

@@ -373,6 +373,7 @@ def test_export_of_the_past(call, url, tmp_path):
 # ---- memory ----
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(storages.kind().has_server, reason="what a file does is in the cgroup, too")
 def test_little_memory(tmp_path):
     """A cgroup of 128 MiB, and 256 MiB through all the commands that go over them."""

@@ -20,7 +20,12 @@ from wendelin.lib.zodb import dbclose, dbopen
 
 MIB = 1 << 20
 
-pytestmark = [pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs", "zeo")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.formats,
+    pytest.mark.once,
+    pytest.mark.only("fs", "zeo"),
+]
 
 
 @pytest.fixture

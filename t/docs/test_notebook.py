@@ -17,6 +17,7 @@ def test_outputs_are_stripped():
         assert not cell["metadata"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of Jupyter
 def test_notebook_runs(tmp_path):
     for package in "nbclient", "ipykernel", "matplotlib":

@@ -14,7 +14,7 @@ from support import pages, storages
 
 from wendelin import bigarray, bigfile
 
-pytestmark = [pytest.mark.once, pytest.mark.formats]
+pytestmark = [pytest.mark.slow, pytest.mark.once, pytest.mark.formats]
 
 #: where tox -e docs has built the site
 SITE = os.environ.get("WENDELIN_CORE_TEST_SITE", "")

@@ -14,6 +14,7 @@ from ZEO.Exceptions import ClientDisconnected
 from wendelin.lib.zodb import dbclose, dbopen
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.database,
     pytest.mark.formats,
 ]

@@ -260,6 +260,7 @@ dbclose(root)
 """
 
 
+@pytest.mark.slow
 def test_a_sum_stays_while_another_process_writes(path):
     root = dbopen(path)
     root["A"] = A = ZBigArray((6000,), "i8", blksize=4096)

@@ -15,6 +15,7 @@ from support import powerfail
 from support.powerfail_disk import MODELS, PAGE, Disk, Event, Unrecorded
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.once,
     pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler"),
 ]

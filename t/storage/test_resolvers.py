@@ -156,6 +156,7 @@ THREAD = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["thread", "main"])
 def test_a_client_that_sets_handlers_of_signals(neo, where, tmp_path):
     (tmp_path / "again").mkdir()
@@ -264,6 +265,7 @@ HANGS = """
 """
 
 
+@pytest.mark.slow
 def test_a_server_that_hangs(neo, server, tmp_path):
     """The program goes on, and ends; also the client, if the server does."""
     (tmp_path / "again").mkdir()

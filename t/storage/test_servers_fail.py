@@ -44,6 +44,7 @@ from wendelin.bigfile import BlockLoadError, DoomedError
 from wendelin.lib.zodb import dbopen
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.only("zeo", "neo"),
     pytest.mark.database,
     pytest.mark.formats,

@@ -8,6 +8,7 @@ import pytest
 from support import SUPPORT
 
 
+@pytest.mark.slow
 @pytest.mark.once
 def test_zeos_own_tests(tmp_path):
     suite = SUPPORT / "zeo_suite.py"

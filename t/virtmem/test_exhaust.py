@@ -18,7 +18,7 @@ from wendelin.lib.zodb import dbclose, dbopen
 
 MIB = 1 << 20
 
-pytestmark = [pytest.mark.only("fs"), pytest.mark.once]
+pytestmark = [pytest.mark.slow, pytest.mark.only("fs"), pytest.mark.once]
 
 #: what programs begin with: a committed array of 6 blocks, and checks
 SETUP = """

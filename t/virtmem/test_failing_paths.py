@@ -7,7 +7,7 @@ refused. Each test makes one kind of failure at every step of the way of a fault
 import pytest
 from support.child import check_child, run_child
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 #: `out` gets what was read of the cold block, whatever it was, and is committed.
 SETUP = """

@@ -3,7 +3,7 @@
 import pytest
 from support.child import check_child
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 SETUP = """
 import asyncio, ctypes, functools, operator, os, random, signal, sys, threading, time

@@ -57,6 +57,7 @@ def start(folder, first, stop):
     )
 
 
+@pytest.mark.slow
 def test_damaged_databases(tmp_path):
     corruption.make_bases(tmp_path / "bases")
     seen = Counter()

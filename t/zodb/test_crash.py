@@ -18,7 +18,7 @@ from support.servers import ZeoServer, wait_until
 from wendelin.lib.storage import fsalign
 from wendelin.lib.zodb import dbclose, dbopen
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 KILLS = int(os.environ.get("WENDELIN_CORE_TEST_KILLS", "20"))
 SEED = int(os.environ.get("WENDELIN_CORE_TEST_SEED", "0"))

@@ -281,5 +281,5 @@ Isolation.TestCase.settings = settings(
     suppress_health_check=list(HealthCheck),
 )
 TestIsolation = pytest.mark.filterwarnings("error")(
-    pytest.mark.database(pytest.mark.formats(Isolation.TestCase))
+    pytest.mark.slow(pytest.mark.database(pytest.mark.formats(Isolation.TestCase)))
 )

@@ -80,6 +80,7 @@ class Mover:
             self.conflicts += 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fmt", ["ZBlk0", "ZBlk1", "auto"])
 def test_the_sum_stays(testdb, fmt):
     root = testdb.open()

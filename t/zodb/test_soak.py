@@ -5,7 +5,7 @@ import os
 import pytest
 from support import soak, storages
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 SECONDS = float(os.environ.get("WENDELIN_CORE_TEST_SECONDS", "4"))
 

@@ -34,7 +34,7 @@ from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.lib.storage import snapshot
 from wendelin.lib.zodb import dbclose, dbopen
 
-pytestmark = [pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs")]
+pytestmark = [pytest.mark.slow, pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs")]
 
 #: runs commands in this process, as the program does; each argument is a command
 PROGRAM = """
