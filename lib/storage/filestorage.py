@@ -395,7 +395,7 @@ class AlignedFileStorage(StorageFile):
     @override
     def tpc_vote(self, transaction: Any) -> Any:
         if self.align:
-            self._vote(transaction)
+            self._vote_in_place(transaction)
         else:
             try:
                 super().tpc_vote(transaction)
@@ -410,7 +410,7 @@ class AlignedFileStorage(StorageFile):
             sync_blobs(self.fshelper, self.dirty_oids)
         return self.resolved
 
-    def _vote(self, transaction: Any) -> None:
+    def _vote_in_place(self, transaction: Any) -> None:
         with self.state_lock:
             if transaction is not self.running:
                 raise StorageTransactionError("tpc_vote called with wrong transaction")
