@@ -19,7 +19,7 @@ from wendelin.bigfile.virtmem.handle import (
 )
 from wendelin.bigfile.virtmem.ram import ram_set_limit
 
-# They have nothing for Python; but from now on faults are served, and this is how.
+# They have no names for Python. Their import installs the handlers that serve faults.
 import_module("wendelin.bigfile.virtmem.pagefault")
 import_module("wendelin.bigfile.virtmem.trampoline")
 

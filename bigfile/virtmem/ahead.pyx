@@ -1,17 +1,17 @@
-"""Ahead of a touch: which pages are shown, or loaded, besides the one that is touched.
+"""Ahead of a touch: which pages are shown, or loaded, together with the one that is touched.
 
 Each area remembers where a sequential reader would touch next (`expected`), and how often it did
 (`streak`). Pages that cost no memory are shown right away (show_ahead), LOCATED ones are given to
 the threads of readahead to load (load_ahead), which call page_ahead().
 
-And how much is read ahead is said here, for all that do: the pager, the threads that load blocks
-of storages which have to be asked (window), and what looks up where blocks are (Looks).
+This module also sets how far to read ahead, for all that do so: the pager, the threads that load
+blocks from servers (window), and the look-up of places of blocks (Looks).
 
-This module chooses; it changes no state itself, and reports no failure: the thread that touches is
-told. It runs no Python.
+It only chooses pages: it changes no state itself, and reports no failure, as the thread that
+touches the page gets it. It runs no Python.
 
-Locking: show_ahead() and load_ahead() want the pager lock; readahead_post() of what they return
-does not.
+Locking: show_ahead() and load_ahead() need the pager lock; readahead_post() of their result does
+not.
 """
 
 from libc.stdint cimport uint64_t
@@ -55,13 +55,13 @@ cdef void look_begin(Looks *looks, uint64_t blk, uint64_t *start, uint64_t *stop
 
 
 cdef void look_end(Looks *looks, bint found) noexcept nogil:
-    """Each look that finds something doubles the next: who touches one block pays for a few."""
+    """Each successful look doubles the next one: a reader of one block pays for a few only."""
     cdef uint64_t window = max(looks.window, <uint64_t>MIN_LOOK)
     looks.window = min(2 * window, <uint64_t>MAX_LOOK) if found else 0
 
 
 cdef bint can_show(Area *area, uint64_t i, Page **page) noexcept nogil:
-    """Say whether page i of an area is not shown, and could be without loading or memory."""
+    """Say whether page i of an area is not shown, and could be shown without loading or memory."""
     cdef FileH *fileh = <FileH *>area.fileh
     if area_kind(area, i) != NONE:
         return False
@@ -75,11 +75,11 @@ cdef uint64_t most_ahead(Area *area) noexcept nogil:
 
 
 cdef size_t show_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
-    """Show more than page i, which is about to be read and shown: what is known.
+    """Show known pages around page i, which is about to be read and shown.
 
-    Who reads page after page gets holes, and AHEAD_BYTES of mapped pages, from i on; these are
-    put into `ahead`, for readahead_post(). Who does not, gets all that is known around i. Return
-    how many are in `ahead`.
+    When a thread reads page after page, these are holes, and AHEAD_BYTES of mapped pages, from i
+    on; they are put into `ahead`, for readahead_post(). Otherwise they are all known pages around
+    i. Return the number of entries in `ahead`.
     """
     cdef Page *page
     cdef uint64_t j, k, lo, hi, files
@@ -89,7 +89,7 @@ cdef size_t show_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
     area.streak = area.streak + 1 if sequential else 0
     lo = i if sequential else i // AROUND_PAGES * AROUND_PAGES
     hi = min(lo + AROUND_PAGES, area.pglen)
-    # Where more is touched than can be mapped, to map more than is touched is in vain.
+    # If more pages are touched than can be mapped, mapping more than the touched ones is useless.
     files = most if sequential else 0 if area.crowded else AROUND_PAGES
     j = lo
     while j < hi and files != 0:
@@ -146,14 +146,14 @@ cdef size_t load_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
 
 
 cdef bint written_ahead(Area *area, uint64_t i) noexcept nogil:
-    """Page i is written: say whether the pages before it were, one after the other."""
+    """Page i is written: say whether the previous pages were written in sequence."""
     area.streak = area.streak + 1 if i == area.expected else 0
     area.expected = i + 1
     return area.streak >= 2
 
 
 cdef void page_ahead(void *handle, uint64_t blk, bint load) noexcept nogil:
-    """Do what load_ahead() has asked for, or, not load, forget it."""
+    """Load a page that load_ahead() has chosen; or, if not load, drop it."""
     cdef FileH *fileh = <FileH *>handle
     cdef Page *page
     pager_lock()

@@ -1,6 +1,6 @@
-"""BigFile: a file in blocks, as whoever defines one writes it; and what it answers to mapblk.
+"""BigFile: a file in blocks, the base class of backends; and the results of mapblk.
 
-This module knows what a backend may say. It does not know handles, but to open one.
+This module knows what a backend may return. It knows handles only to open one.
 
 Locking: none.
 """
@@ -20,7 +20,7 @@ HOLE = type("Hole", (), {"__repr__": lambda self: "HOLE", "__slots__": ()})()
 cdef size_t os_page = sysconf(_SC_PAGESIZE)
 
 cdef int source_from(found, size_t blksize, Source *source) except -1:
-    """Take what mapblk returned."""
+    """Return the Source of a result of mapblk."""
     source.fd = -1
     source.checked = False
     if found is HOLE:
@@ -54,7 +54,7 @@ cdef object file_range(found):
 
 
 def _blksize_of(blksize):
-    """Return a block size that a program gives [bytes]."""
+    """Check a block size, and return it [bytes]."""
     size = index(blksize) if hasattr(type(blksize), "__index__") else None
     if size is None:
         raise TypeError(f"blksize must be an integer, not {type(blksize).__name__}")
@@ -76,8 +76,8 @@ cdef class BigFile:
     -----------------
     loadblk(blk, buf)
         Fill buf, a writable buffer of blksize zero bytes, and return None; or return a
-        bytes-like object with the block, where shorter means zeros after. Called in any
-        thread. What it raises becomes a BlockLoadError where the memory was touched.
+        bytes-like object with the block; a shorter one is followed by zeros. Called in any
+        thread. Its exception becomes a BlockLoadError of the thread that touched the memory.
     storeblk(blk, buf)
         Store a block; buf is a read-only buffer of blksize bytes.
     mapblk(blk), optional
@@ -85,18 +85,18 @@ cdef class BigFile:
         file that has all of the block, page-aligned and immutable, is mapped. HOLE for a block of
         zeros. None: loadblk.
     mapahead(start, stop), optional
-        Return {block: what mapblk returns for it}, without None, for blocks in [start, stop)
-        of which that is cheap to know. Touches of them will not call Python.
+        Return {block: result of mapblk}, without None, for those blocks in [start, stop) for
+        which it is cheap. Touches of them will not call Python.
     mismatch(blk), optional
         Return the exception that says why a block does not match its digest.
     truncate(blk), optional
-        Drop this block and all after it. Without it, an array that shrinks writes zeros.
+        Drop this block and all after it. Without this method, an array that shrinks writes zeros.
 
     The optional ones are Protocols in `virtmem.abilities`.
     """
 
-    # Subclasses for 0.x give the block size to __new__(), and need not call __init__(). Where
-    # __new__() is not theirs, it gets what they give to their __init__(), which may be anything.
+    # Subclasses for 0.x give the block size to __new__(), and need not call __init__(). If a
+    # subclass has no __new__(), this one gets the arguments of its __init__(), of any kind.
 
     def __cinit__(self, *args, **kw):
         blksize = args[0] if args else kw.get("blksize")
@@ -111,7 +111,7 @@ cdef class BigFile:
         given = args or kw
         if self.blksize != 0 and type(self).__new__ is not BigFile.__new__:
             if not given or type(self).__init__ is BigFile.__init__:
-                return  # they are the arguments of that __new__()
+                return  # the arguments are those of that __new__()
         self.blksize = _blksize_of(*args, **kw)
 
     def loadblk(self, blk, buf):
@@ -123,7 +123,7 @@ cdef class BigFile:
         raise NotImplementedError(f"{type(self).__name__} does not define storeblk")
 
     def fileh_open(self):
-        """Return a new handle: pages and changes of their own."""
+        """Return a new handle, with its own pages and changes."""
         from wendelin.bigfile.virtmem.handle import BigFileH
 
         return BigFileH(self)

@@ -1,10 +1,10 @@
-"""Threads that block SIGSEGV: where one touches what is not shown, the kernel ends the process.
+"""Threads that block SIGSEGV: if one touches memory that is not shown, the kernel ends the process.
 
-No handler runs then, ours or another's, and nobody can say why. So it is said before, once, when a
-view is given out that is not ready, and there are such threads: of ZeroMQ, of libraries for
-asynchronous I/O, and of others that block all signals in threads of their own.
+No handler runs then, so there is no message. Therefore a warning is logged before, once: when a
+view is taken that is not ready, and there are such threads. ZeroMQ has them, libraries for
+asynchronous I/O, and others that block all signals in their own threads.
 
-It knows /proc. What a view is, it does not know.
+This module knows /proc, but not views.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["blocked_threads", "warn_of_blocked_threads"]
 
 log = logging.getLogger("wendelin.bigfile")
 
-# the pager's own, and an allocator's: they touch no view
+#: threads of the pager, and of an allocator: they touch no view
 _HARMLESS = {"wendelin.core", "jemalloc_bg_thd"}
 _INTERVAL = 1.0  # between looks [s]
 
@@ -41,7 +41,7 @@ def blocked_threads() -> list[str]:
 
 
 def warn_of_blocked_threads(view: str) -> None:
-    """Log a warning if there are threads that block SIGSEGV, once for each name; looks seldom."""
+    """Log a warning if there are threads that block SIGSEGV, once for each name; check seldom."""
     global _next_look
     now = time.monotonic()
     if now < _next_look:
@@ -51,9 +51,9 @@ def warn_of_blocked_threads(view: str) -> None:
     if names:
         _said.update(names)
         log.warning(
-            "threads of this process block SIGSEGV (%s). Where one of them touches memory of %s "
-            "that is not loaded, the kernel ends the process, without a message. Load what such "
-            "code is given: with A.load(rows) as a: ...",
+            "threads of this process block SIGSEGV (%s). If one of them touches memory of %s "
+            "that is not loaded, the kernel ends the process, without a message. Load rows before "
+            "you give them to such code: with A.load(rows) as a: ...",
             ", ".join(sorted(names)),
             view,
         )

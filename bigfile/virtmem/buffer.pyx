@@ -1,7 +1,7 @@
-"""Buffers for loaders and storers: one block of memory, as Python sees it.
+"""Buffers for loadblk and storeblk: one block of memory, as Python sees it.
 
-This room knows page memory, and mmap. It does not know states of pages: who wants a look at a page
-has to know that it is there.
+This module knows page memory, and mmap. It does not know states of pages: the caller must make sure
+that a page is in memory.
 """
 
 cimport cython
@@ -21,11 +21,11 @@ cdef extern from "Python.h":
 
 @cython.final
 cdef class PageBuffer:
-    """One block of memory that a loader fills, or a storer reads.
+    """One block of memory that loadblk fills, or storeblk reads.
 
-    It owns its mapping. So whoever keeps it - a traceback, a logger - keeps memory that nobody
-    else looks at (loading), or a read-only look at the page (storing): never a page that is not
-    its own any more.
+    It owns its mapping. A traceback or a logger may keep it: then it keeps memory of its own
+    (loading), or a read-only mapping of the page (storing), but never a page that was given to
+    another block.
     """
     cdef void *addr
     cdef Py_ssize_t size
@@ -43,7 +43,7 @@ cdef class PageBuffer:
 
 
 cdef object scratch_buffer(size_t size):
-    """Return a writable buffer of zeros, not of any page."""
+    """Return a writable buffer of zeros, which is not a page."""
     cdef PageBuffer buf = PageBuffer.__new__(PageBuffer)
     cdef void *addr = mmap(NULL, size, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
@@ -57,7 +57,7 @@ cdef object scratch_buffer(size_t size):
 cdef object page_buffer(FileH *fileh, uint64_t blk):
     """Return a read-only buffer over a page in page memory."""
     cdef PageBuffer buf = PageBuffer.__new__(PageBuffer)
-    # All of it is going to be read, most often by one write(2): with no page fault in between.
+    # All of it is going to be read, mostly by one write(2): this avoids page faults meanwhile.
     cdef void *addr = mmap(NULL, fileh.blksize, PROT_READ, MAP_SHARED | MAP_POPULATE, fileh.memfd,
                            blk * fileh.blksize)
     if addr == MAP_FAILED:

@@ -1,11 +1,11 @@
 """Checksums of blocks that the pager copies into page memory: XXH3-64, without the GIL.
 
-The thread that copies a block may be one of OpenMP, whose caller holds the GIL. So XXH3 itself
-compares it, as C, which is inside of the extension module of the package xxhash. If that module
-hides it, AVAILABLE is False: then no block with a digest may be given to the pager to copy, and its
-loader compares it, in Python.
+The thread that copies a block may be one of OpenMP, whose caller holds the GIL. So C functions of
+XXH3 compare it, which are in the extension module of the package xxhash. If that module hides them,
+AVAILABLE is False. Then the pager may not copy a block with a digest, and its loader compares it,
+in Python.
 
-This room knows bytes of a file. It runs no Python when it compares.
+This module knows bytes of a file. It runs no Python when it compares.
 
 Locking: none; called without the pager lock.
 """
@@ -23,7 +23,7 @@ from wendelin.bigfile.virtmem.kernel cimport EBADMSG, pread
 from wendelin.lib.adapters.cpython import library_of_xxhash
 
 cdef enum:
-    PIECE = 256 << 10       # that is read at once, to be in the processor's cache still [bytes]
+    PIECE = 256 << 10       # read at a time, so that it is still in the processor's cache [bytes]
 
 ctypedef void *(*create_t)() noexcept nogil
 ctypedef int (*free_t)(void *) noexcept nogil
@@ -42,7 +42,7 @@ cdef digest_t XXH3_64bits_digest
 cdef int checksum_compare(int fd, long offset, size_t size, uint64_t digest) noexcept nogil:
     """Compare bytes of a file with their digest. 0, EBADMSG if they do not match, or errno.
 
-    Only to be called if AVAILABLE.
+    Call it only if AVAILABLE.
     """
     cdef char *piece = <char *>malloc(min(size, <size_t>PIECE) + 1)
     cdef void *state = XXH3_createState()
@@ -71,7 +71,7 @@ cdef int checksum_compare(int fd, long offset, size_t size, uint64_t digest) noe
 
 
 def _find():
-    """Find the functions in the extension module of xxhash, and try them. False: it hides them."""
+    """Find the functions in the extension module of xxhash, and try them. False: not found."""
     global XXH3_createState, XXH3_freeState
     global XXH3_64bits_reset, XXH3_64bits_update, XXH3_64bits_digest
     cdef void *state
@@ -101,5 +101,5 @@ def _find():
     return digest == xxhash.xxh3_64_intdigest(data[:sizeof(data)])
 
 
-#: Blocks with a digest may be given to the pager to copy.
+#: Whether the pager may copy blocks with a digest.
 AVAILABLE = _find()

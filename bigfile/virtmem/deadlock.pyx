@@ -1,21 +1,21 @@
-"""Who waits for what: loaders that wait for each other, and a watchdog.
+"""Deadlocks: loaders that wait for each other, and a watchdog.
 
-A thread that waits for a page which another thread loads is in a table meanwhile, and so is one
-that waits for Python's lock (the GIL) to load a page.
+A table has each thread that waits for a page which another thread loads, and each thread that waits
+for Python's lock (the GIL) to load a page.
 
-*Circles.* Two loaders that touch each other's pages, in two threads, would wait for ever. Who is
-about to close such a circle sees it in the table, and is told instead (CIRCULAR_LOAD).
+*Cycles.* Two loaders that touch each other's pages, in two threads, would wait for ever. The thread
+that would close such a cycle sees it in the table, and gets an exception (CIRCULAR_LOAD).
 
 *The deadlock that cannot be solved.* A thread of BLAS, OpenMP or other native code touches a block
-that is not in memory, while the thread that waits for it holds the GIL. The block cannot be had
-without the GIL, and the instruction cannot go on without the block. A watchdog thread says so on
-stderr, as no Python can run: once a wait takes SECONDS, and then every ten times as long. It runs
-while somebody waits, and some seconds more.
+that is not in memory, while the thread that waits for it holds the GIL. The block cannot be loaded
+without the GIL, and the instruction cannot go on without the block. A watchdog thread reports it on
+stderr, as no Python can run: when a wait takes SECONDS, and then at each tenfold time. It runs
+while a thread waits, and a few seconds more.
 
-This room knows threads and the names of what they wait for; it runs no Python.
+This module knows threads and the names of the pages that they wait for. It runs no Python.
 
-Locking: its own mutex, a leaf below the pager lock. waits_circular() and waits_loaded() want the
-pager lock, too: so the loads in the table are going on.
+Locking: its own mutex, a leaf below the pager lock. waits_circular() and waits_loaded() also need
+the pager lock, so that the loads in the table are still going on.
 """
 
 from libc.stdint cimport uint64_t
@@ -39,15 +39,15 @@ from wendelin.bigfile.virtmem.kernel cimport (CLOCK_REALTIME, O_CLOEXEC, O_RDONL
 SECONDS = 5.0
 
 cdef enum:
-    WAITERS = 256           # what is more is not watched
-    LINGER = 10             # how long the watchdog stays when nobody waits [s]
+    WAITERS = 256           # more than these are not watched
+    LINGER = 10             # how long the watchdog stays when no thread waits [s]
 
 cdef struct Waiter:
     bint used
     bint for_gil
     pthread_t thread
     int tid                 # the kernel's name of the thread
-    pthread_t loader        # who loads what is waited for
+    pthread_t loader        # the thread that loads the page
     const void *fileh       # the handle; NULL: the load is over, and the waiter about to wake up
     const char *file        # for_gil: its name, as long as the wait
     uint64_t blk
@@ -70,7 +70,7 @@ cdef double now() noexcept nogil:
 
 
 cdef int add(Waiter *waiter) noexcept nogil:
-    """Put a waiter into the table; return where, or -1: it is full. With the mutex held."""
+    """Put a waiter into the table; return its index, or -1 if it is full. With the mutex held."""
     global used
     cdef size_t i
     for i in range(WAITERS):
@@ -85,7 +85,7 @@ cdef int add(Waiter *waiter) noexcept nogil:
 
 
 cdef int wait_for_gil(const char *file, uint64_t blk) noexcept nogil:
-    """This thread is going to wait for the GIL. Return what wait_over() wants."""
+    """This thread is going to wait for the GIL. Return the argument of wait_over()."""
     global for_gil
     cdef Waiter waiter
     cdef int i
@@ -135,9 +135,9 @@ cdef void wait_over(int waiter) noexcept nogil:
 
 
 cdef void waits_loaded(const void *fileh, uint64_t blk) noexcept nogil:
-    """A load is over: nobody waits for its thread any more, even if he is not awake yet."""
+    """A load is over: no thread waits for its thread any more, even if it is not awake yet."""
     cdef size_t i
-    if used == 0:           # whoever waits, did when the load was going on: under the pager lock
+    if used == 0:           # waiters were added during the load, under the pager lock
         return
     pthread_mutex_lock(&mutex)
     for i in range(used):
@@ -147,7 +147,7 @@ cdef void waits_loaded(const void *fileh, uint64_t blk) noexcept nogil:
 
 
 cdef bint waits_circular(pthread_t loader) noexcept nogil:
-    """Say whether a loader waits, by way of others or not, for what this thread loads."""
+    """Say whether a loader waits, directly or through others, for a page that this thread loads."""
     cdef size_t i, _steps
     cdef bint circular = False
     if used == 0:
@@ -174,7 +174,7 @@ cdef double limit = SECONDS
 
 
 def set_seconds(double seconds):
-    """Set after how long the watchdog says something: for tests."""
+    """Set the time after which the watchdog reports: for tests."""
     global limit
     limit = seconds
 
@@ -226,7 +226,7 @@ cdef void *watch(void *arg) noexcept nogil:
 
 
 cdef void say(const Waiter *waiter, double t) noexcept nogil:
-    """Write to stderr that a thread waits for the GIL. With the mutex held: the file is there."""
+    """Write to stderr that a thread waits for the GIL. With the mutex held: the file lives."""
     cdef char[1024] text
     cdef char[32] name
     cdef char[48] path
@@ -243,7 +243,7 @@ cdef void say(const Waiter *waiter, double t) noexcept nogil:
         b"wendelin.core: thread %d (%s) of process %d has been waiting for Python's lock (GIL) "
         b"for %.1f s, to load block %llu of %s. Most likely the thread that holds the lock waits "
         b"for this one: BLAS, OpenMP or other native code that was called without releasing the "
-        b"lock. They will wait for ever then. Load what such code is given before it is called: "
+        b"lock. Then they wait for ever. Load rows before you give them to such code: "
         b"with A.load(rows) as a: ... (py-spy dump --pid %d shows which code it is.)\n",
         waiter.tid, name, getpid(), t - waiter.since, <unsigned long long>waiter.blk, waiter.file,
         getpid())

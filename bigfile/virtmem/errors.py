@@ -1,6 +1,6 @@
-"""What can go wrong with a mapped file, as exceptions.
+"""Exceptions of mapped files.
 
-They know nothing of the pager; it makes them, and raises them where the memory was touched.
+They do not know the pager, which raises them in the thread that touched the memory.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class BlockLoadError(BigFileError):
     Attributes
     ----------
     file : object
-        The file that was asked, a BigFile.
+        The BigFile.
     blk : int
         The block [blk].
     tid : bytes or None
-        The last transaction that the file was seen as of; None: it does not know transactions.
+        The last transaction that the file shows; None: it does not know transactions.
     """
 
     def __init__(
@@ -38,15 +38,15 @@ class BlockLoadError(BigFileError):
         self.tid = tid
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Another process has no such file: it gets what that is called.
+        # Another process does not have the file: it gets the name.
         return type(self), (str(self), repr(self.file), self.blk, self.tid)
 
 
 class PageMemoryError(BigFileError, MemoryError):
     """There is no page memory for a change: commit in smaller steps.
 
-    Raised as BlockLoadError is; changes made after it went nowhere, so none of this
-    transaction's can be stored.
+    Raised as BlockLoadError is. Changes made after it were dropped, so no change of this
+    transaction can be stored.
     """
 
 

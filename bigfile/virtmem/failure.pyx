@@ -1,29 +1,29 @@
-"""Python exceptions of failures, and how a thread gets one that is in the middle of C code.
+"""Python exceptions of failures, and how a thread gets one in the middle of C code.
 
 An exception on its way
 -----------------------
 raise_in() sets it as asynchronous exception of the thread, which gets it when it is back in
-Python code. `failing` knows whose is on its way: such a thread is not made to wait for more loads,
-it gets scrap until it sees the exception.
-Scrap is shown by an area, not by a thread: another thread that reads the same VMA there, before
-the exception was seen, reads zeros and is told nothing but by the commit. Threads that have
-views of their own are each told.
+Python code. `failing` has the threads with an exception on its way. Such a thread does not wait for
+more loads: it gets scrap until it sees the exception.
+Scrap is shown by an area, not by a thread. Another thread that reads the same VMA at that time
+reads zeros without an exception; only the commit is refused. Threads with views of their own each
+get an exception.
 
     nothing ── raise_in ──► failing ── the thread sees it ──► nothing       (_class_of)
                   ▲            ├────── a loader of its own sees it ──► nothing      (check_nested)
                   │            └────── the thread discards its changes ──► nothing  (forget_failing)
-                  └── a finalizer sees it, of which Python only prints it   (send_again)
+                  └── a finalizer sees it, and Python only prints it        (send_again)
 
 Failures of failures
 --------------------
-All of that is Python: it can fail itself, at the recursion limit, or as there is no memory. Then
-raise_unsaid() raises a class that is ready, in C: the thread gets an exception in any case, if not
-one that says why. That may be one of Python's own, as to make an exception can fail, too; then
-`failing` is not told, and has it that the first one is still on its way: the next touch that
-would have to load sends it once more, if its thread did not abort before.
-So loaders that go on over scrap are known by what C counts (check_nested).
+All of this is Python, and can fail itself, at the recursion limit or without memory. Then
+raise_unsaid() raises a prepared class, in C: the thread gets an exception in any case, but maybe
+without the reason. It may be one of Python's own, as making an exception can fail, too. Then
+`failing` still has the first one on its way, and the next touch that needs a load sends it again,
+unless the thread aborted before.
+So a counter in C shows which loaders went on over scrap (check_nested).
 
-This room knows why something failed. It does not know handles, nor the way from a fault into
+This module knows reasons of failures. It does not know handles, nor the way from a fault into
 Python.
 
 Locking: the GIL; the pager lock only to reset scrap.
@@ -68,7 +68,7 @@ cdef dict failing = {}
 # protected by: the GIL
 cdef dict interrupting = {}
 
-cdef str WHY_UNSAID = ("cannot be had, and why could not be said: there was no memory left for "
+cdef str WHY_UNSAID = ("cannot be loaded; the reason was lost, as there was no memory left for "
                        "it, or the recursion limit was reached")
 
 cdef object current_frame = python.current_frame
@@ -80,7 +80,7 @@ log = logging.getLogger("wendelin.bigfile")
 # ---- the exception of a failure ----
 
 cdef object load_error(file, uint64_t blk, e):
-    """Return the BlockLoadError of what a loader raised."""
+    """Return the BlockLoadError of an exception of a loader."""
     try:
         why = f"{type(e).__name__}: {e}"
     except Exception:
@@ -100,7 +100,7 @@ cdef str no_memory(size_t blksize, int err):
     """Return why there is no page memory for a block."""
     if blksize > ram_largest:
         return (f"it has {blksize} bytes, and may have {ram_largest}: half of the memory, or "
-                f"WENDELIN_CORE_RAM. Have smaller blocks (blksize)")
+                f"WENDELIN_CORE_RAM. Use smaller blocks (blksize)")
     return strerror(err).decode()
 
 
@@ -129,7 +129,7 @@ cdef object failure(file, blk, Failure why, int err):
             f"WENDELIN_CORE_RAM")
     if why == FORKED:
         return ForkError(f"{what} was mapped before fork(): arrays are not inherited. Open the "
-                         f"database anew in the child process")
+                         f"database again in the child process")
     if why == WRITE_IN_WRITEOUT:
         return DoomedError(f"{what} was changed by the thread that is storing it")
     kind = "mapping" if why == NO_MAPPING else "memory"
@@ -144,7 +144,7 @@ cdef str describe(file):
 
 
 class _Unraisable:
-    """What Python says an exception was ignored in."""
+    """The place that Python names for an ignored exception."""
 
     def __init__(self, what):
         self.what = what
@@ -154,7 +154,7 @@ class _Unraisable:
 
 
 cdef int unraisable(exc, str what) except -1:
-    """Say an exception that nobody can be given."""
+    """Print an exception that no thread can get."""
     where = _Unraisable(what)
     PyErr_SetObject(type(exc), exc)
     PyErr_WriteUnraisable(where)
@@ -162,12 +162,12 @@ cdef int unraisable(exc, str what) except -1:
 
 
 cdef object unsaid(file, blk):
-    """Return the exception of a failure of which nothing more could be said when it happened."""
+    """Return the exception of a failure whose reason was lost when it happened."""
     return block_load_error(file, blk, WHY_UNSAID)
 
 
 class _Unsaid(BlockLoadError):
-    """Gives the exception of a failure of which nothing could be said."""
+    """Makes the exception of a failure whose reason was lost."""
 
     def __new__(cls):
         global seen
@@ -175,12 +175,12 @@ class _Unsaid(BlockLoadError):
         return BlockLoadError(f"a block {WHY_UNSAID}")
 
 
-# Not looked up when it is wanted: that may fail.
+# Prepared here, as a look-up at the time of need may fail.
 cdef object unsaid_class = _Unsaid
 
 
 cdef void raise_unsaid(unsigned long ident) noexcept:
-    """Raise something in a thread when it is back in Python code. Needs no memory or Python."""
+    """Raise an exception in a thread when it is back in Python code, without memory or Python."""
     PyThreadState_SetAsyncExc(ident, <PyObject *>unsaid_class)
 
 
@@ -195,21 +195,21 @@ cdef object on_its_way(unsigned long ident):
         return None
     cls, thread = found
     if thread != 0 and ident == threading.get_ident() and thread != this_thread():
-        # It ended before it saw its exception, and the system gave its ident to this one.
+        # That thread ended before it saw its exception, and the system gave its ident to this one.
         del failing[ident]
         return None
     return cls
 
 
 cdef uint64_t this_thread() noexcept:
-    """Return what no other thread is ever called."""
+    """Return a name of this thread that no other thread ever has."""
     return PyThreadState_GetID(PyThreadState_Get())
 
 
 cdef int check_nested(unsigned long scraps) except -1:
-    """Raise now what is on its way to this thread: a touch by the loader failed.
+    """Raise now the exception that is on its way to this thread: a touch by the loader failed.
 
-    The loader has gone on over scrap; what it made of it must not become a page.
+    The loader has gone on over scrap, so its result must not become a page.
     scraps: scraps_shown() when the loader was called.
     """
     cdef unsigned long ident = PyThread_get_thread_ident()
@@ -224,17 +224,17 @@ cdef int check_nested(unsigned long scraps) except -1:
 
 
 cdef int forget_failing() except -1:
-    """This thread discards its changes: it has seen what was on its way, or can do without."""
+    """This thread discards its changes, so it does not need the exception on its way any more."""
     if failing:
         failing.pop(PyThread_get_thread_ident(), None)
     return 0
 
 
 def _class_of(exc, ident, frame):
-    """Return a class that gives exc when it is called. frame: where the memory was touched.
+    """Return a class that returns exc when it is called. frame: where the memory was touched.
 
-    An asynchronous exception is set as a class, and made when it is raised. So this is also
-    where we learn that the thread has seen it.
+    An asynchronous exception is set as a class, and made when it is raised. So this call also shows
+    that the thread has seen it.
     """
     def __new__(cls, *args):
         global seen
@@ -273,7 +273,7 @@ cdef unsigned long addressee(unsigned long fallback):
 
 
 cdef int raise_in(unsigned long ident, exc) except -1:
-    """Raise exc in a thread when it is back in Python code, or what is on its way to it already."""
+    """Raise exc, or the one on its way already, in a thread when it is back in Python code."""
     cls = on_its_way(ident)
     if cls is None:
         send_again()
@@ -286,7 +286,7 @@ cdef int raise_in(unsigned long ident, exc) except -1:
 
 
 cdef int interrupt(exc) except -1:
-    """Raise exc, which is nobody's failure, in this thread when it is back in Python code."""
+    """Raise exc, which is not a failure, in this thread when it is back in Python code."""
     cdef unsigned long ident = PyThread_get_thread_ident()
     try:
         cls = _class_of(exc, ident, None)
@@ -297,7 +297,7 @@ cdef int interrupt(exc) except -1:
 
 
 cdef object take_interrupt():
-    """Take back what interrupt() has sent to this thread: a loader is to run, and would get it."""
+    """Take back an exception of interrupt(): a loader is about to run, and would get it."""
     cdef unsigned long ident
     if not interrupting:
         return None
@@ -311,7 +311,7 @@ cdef object take_interrupt():
 
 cdef int set_async(unsigned long ident, cls) except -1:
     if PyThreadState_SetAsyncExc(ident, <PyObject *>cls) == 0:
-        # The thread has no Python state to raise in: say it at least.
+        # The thread has no Python state to raise in: at least print it.
         failing.pop(ident, None)
         unraisable(cls(), "raising in a thread that is gone")
     return 0
@@ -320,11 +320,11 @@ cdef int set_async(unsigned long ident, cls) except -1:
 # ---- finalizers ----
 
 cdef int send_again() except -1:
-    """Have exceptions sent again that are seen by a finalizer, or a callback of the collector.
+    """Send an exception again if a finalizer, or a callback of the collector, has got it.
 
-    Python raises an asynchronous exception in whatever of the thread runs next, and prints what
-    comes out of these: who touched the memory would go on with scrap. Called whenever one is sent,
-    as others, pytest for one, put hooks of their own there.
+    Python raises an asynchronous exception in the code of the thread that runs next, and only
+    prints exceptions of finalizers: the code that touched the memory would go on with scrap. Called
+    for each exception that is sent, as other programs, such as pytest, set hooks of their own.
     """
     if not hasattr(sys.unraisablehook, "sends_again"):
         hook = _hook_before(sys.unraisablehook)

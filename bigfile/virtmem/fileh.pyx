@@ -1,4 +1,4 @@
-"""What is done to a handle as a whole: areas over it, write-out, discard, invalidate, truncate.
+"""Operations on a handle as a whole: its areas, write-out, discard, invalidate, truncate.
 
 Write-out
 ---------
@@ -6,8 +6,8 @@ From fileh_freeze() to fileh_thaw() dirty pages are read-only: a thread that wri
 the end, so that no torn page is stored. The thread that writes out must not write itself
 (Failure WRITE_IN_WRITEOUT): it would wait for itself.
 
-This room knows states of pages, and goes from one to another only by what page.pyx offers. It
-does not know how a page is loaded or touched, and runs no Python.
+This module knows states of pages, and changes them only by functions of page.pyx. It does not know
+how a page is loaded or touched, and runs no Python.
 
 Locking: see page.pyx. All here take the pager lock, and are called without it.
 """
@@ -60,7 +60,7 @@ cdef void fileh_unmap(Area *area) noexcept nogil:
 # ---- write-out, discard, invalidate ----
 
 cdef int wait_thawed(FileH *fileh) noexcept nogil:
-    """Wait until no other thread writes out. EDEADLK: this one does."""
+    """Wait until no other thread writes out. EDEADLK: this thread does."""
     while fileh.frozen != 0:
         if fileh.writer == pthread_self():
             return EDEADLK
@@ -83,7 +83,7 @@ cdef void fileh_freeze(FileH *fileh) noexcept nogil:
 
 
 cdef void fileh_thaw(FileH *fileh) noexcept nogil:
-    """End a write-out: whoever waits to write goes on."""
+    """End a write-out: threads that wait to write go on."""
     pager_lock()
     fileh.frozen -= 1
     if fileh.frozen == 0:
@@ -94,7 +94,7 @@ cdef void fileh_thaw(FileH *fileh) noexcept nogil:
 cdef size_t fileh_dirty_blocks(FileH *fileh, uint64_t *blks, bint stored) noexcept nogil:
     """Write block numbers of dirty pages into blks, at most ndirty. The handle must be frozen.
 
-    stored: also of those that did not change since they were stored. Return how many there are.
+    stored: include pages that did not change since they were stored. Return the number of blocks.
     """
     cdef Page *page
     cdef size_t n = 0
@@ -124,7 +124,7 @@ cdef void fileh_mark_stored(FileH *fileh) noexcept nogil:
     cdef Page *page
     cdef Page *next
     pager_lock()
-    fileh.epoch += 1            # who looked before knows where they were
+    fileh.epoch += 1            # earlier results of a look-up are not true any more
     page = fileh.dirty
     while page != NULL:
         next = page.list_next
@@ -146,7 +146,7 @@ cdef int fileh_discard(FileH *fileh) noexcept nogil:
             page_drop(fileh.dirty)
         drop_from(fileh, fileh.zero_from, False)
         fileh.zero_from = UINT64_MAX
-        # with the lock held: what is changed from now on is a change of another transaction
+        # with the lock held: changes from now on belong to another transaction
         transaction_ended_locked(fileh)
     pager_unlock()
     return err
@@ -173,7 +173,7 @@ cdef int fileh_invalidate(FileH *fileh, uint64_t blk) noexcept nogil:
 
 
 cdef void fileh_invalidate_loading(FileH *fileh) noexcept nogil:
-    """What is being loaded now is loaded again: it may have been asked of an older state."""
+    """Load again what is being loaded now: it may be of an older state."""
     cdef Page *page
     pager_lock()
     fileh.epoch += 1
@@ -197,7 +197,7 @@ cdef int fileh_set_located(FileH *fileh, const Located *located, size_t n, uint6
         noexcept nogil:
     """Learn where blocks are that were not touched yet, or are in memory, clean. 0 or errno.
 
-    Ignored if anything was invalidated since `epoch`: it may not be true any more.
+    Ignored if a page was invalidated since `epoch`, as the places may not be true any more.
     """
     cdef Page *page
     cdef size_t i
@@ -251,12 +251,12 @@ cdef void transaction_ended_locked(FileH *fileh) noexcept nogil:
 
 
 cdef void drop_from(FileH *fileh, uint64_t blk, bint zeros) noexcept nogil:
-    """Drop all pages from a block on; or, if `zeros`, those that are just zeros."""
+    """Drop all pages from a block on; or, if `zeros`, those that are only zeros."""
     cdef size_t cursor
     cdef Page *page
     cdef uint64_t end = blk
-    cdef bint again = blk < fileh.end      # an append asks, and mostly there is none
-    # Dropping changes the map, so a walk may miss some: walk until one drops none.
+    cdef bint again = blk < fileh.end      # an append calls this, and mostly there is no page
+    # Dropping changes the map, so a walk may miss pages: repeat it until one drops none.
     while again:
         again = False
         cursor = 0
@@ -294,7 +294,7 @@ cdef int fileh_truncate(FileH *fileh, uint64_t blk) noexcept nogil:
 
 
 cdef void fileh_untruncate(FileH *fileh) noexcept nogil:
-    """The file itself was truncated: ask it again, also where pages were zeros without asking."""
+    """The file itself was truncated: ask it again, also about pages that were set to zeros."""
     pager_lock()
     fileh.epoch += 1
     drop_from(fileh, fileh.zero_from, True)

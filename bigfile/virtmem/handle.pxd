@@ -12,7 +12,7 @@ cdef class BigFileH:
     cdef readonly object file   # the BigFile; lives at least as long as this
     cdef list failures          # exceptions since the last discard; protected by: the GIL
     cdef readonly list pins              # (pgoffset, pglen) of each pin(); protected by: the GIL
-    cdef public bint read_only  # nothing can be changed, so a failure is of its thread only
+    cdef public bint read_only  # no change is possible, so a failure concerns its thread only
     cdef unsigned long fallback_thread  # that gets failures of threads unknown to Python
     cdef Looks looks            # up where blocks are; protected by: the GIL
     cdef bint maps              # file is a MapsBlocks

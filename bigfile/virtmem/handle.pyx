@@ -6,15 +6,15 @@ Organization
      │           │            ▲
     Area ───► FileH ──────────┘ (borrowed, through BigFileH)      see mapping, page
 
-A VMA is held by the ndarrays over it; it holds the handle, which holds the file. The other
-way there are only borrowed pointers, cleared by __dealloc__ under the GIL. Neither class has a
-tp_clear (no_gc_clear): the collector must not take the file away from a handle whose pages may
-still be asked for. Cycles through subclasses or `pyuser` are broken at their other objects.
+A VMA is held by the ndarrays over it; it holds the handle, which holds the file. In the other
+direction there are only borrowed pointers, cleared by __dealloc__ under the GIL. Neither class has
+a tp_clear (no_gc_clear): the collector must not take the file away from a handle whose pages may
+still be touched. Cycles through subclasses or `pyuser` are broken at their other objects.
 
-This room is called by Python, and calls down. The way up, from a fault into Python, is in
+Python calls this module, and it calls down. The way up, from a fault into Python, is in
 trampoline.
 
-Locking: see page.pyx. Here, whatever may take long is done without the GIL.
+Locking: see page.pyx. Work that may take long is done without the GIL.
 """
 
 import threading
@@ -67,7 +67,7 @@ handles = weakref.WeakSet()
 
 @cython.no_gc_clear
 cdef class BigFileH:
-    """A file opened to be mapped in memory: its pages, and changes that are not stored yet.
+    """A file that is open to be mapped in memory: its pages, and changes that are not stored yet.
 
     All VMAs of a handle show one memory. Offsets and lengths are in pages; one page is one
     block of the file.
@@ -83,7 +83,7 @@ cdef class BigFileH:
     Attributes
     ----------
     read_only : bool
-        first_change() refuses all changes. So there is nothing that a failed touch could spoil.
+        first_change() refuses all changes. So a failed touch dooms no transaction.
     """
 
     def __cinit__(self, file, *args, **kw):
@@ -160,8 +160,8 @@ cdef class BigFileH:
         Raises
         ------
         BlockLoadError
-            A block cannot be loaded. Here, and not later as for a touch; so the transaction
-            is not doomed by it.
+            A block cannot be loaded. It is raised here, not later as for a touch, so the
+            transaction is not doomed.
         ValueError, OverflowError
             As mmap().
         """
@@ -185,7 +185,7 @@ cdef class BigFileH:
                 raise unsaid(self.file, i)
 
     def unpin(self, pgoffset, pglen):
-        """Undo pins.pin(); nothing, if unpin_all() did."""
+        """Undo pins.pin(), unless unpin_all() did."""
         cdef uint64_t first, n
         if (pgoffset, pglen) in self.pins:
             self.pins.remove((pgoffset, pglen))
@@ -201,7 +201,7 @@ cdef class BigFileH:
             self.unpin(*self.pins[-1])
 
     def counts(self):
-        """Return what HandleStats in stats.py has after blksize."""
+        """Return the fields of HandleStats in stats.py after blksize."""
         cdef Counts *counts = &self.fileh.counts
         cdef size_t size = self.fileh.blksize
         return (counts.faults, counts.loads, counts.mapped * size, counts.resident * size,
@@ -214,13 +214,13 @@ cdef class BigFileH:
     def set_located(self, found, uint64_t epoch):
         """Learn where blocks are, without loading any: their first touch needs no Python.
 
-        Blocks that are in memory, and clean, give their memory back. Changed ones stay. All is
-        ignored if anything was invalidated since epoch() was called.
+        Clean blocks in memory give their memory back; changed ones stay. The call is ignored if a
+        page was invalidated since epoch() was called.
 
         Parameters
         ----------
         found : dict
-            Block number -> what mapblk returns for it; not None.
+            Block number -> result of mapblk; not None.
         epoch : int
         """
         cdef size_t n = len(found), i = 0
@@ -247,7 +247,7 @@ cdef class BigFileH:
         return self.fileh.ndirty != self.fileh.nstored or self.truncated
 
     def isused(self):
-        """Say whether there are VMAs, or changes that are not stored: anything to keep it for."""
+        """Say whether the handle is in use: there are VMAs, or changes that are not stored."""
         return self.fileh.areas != NULL or self.fileh.ndirty != 0 or self.truncated
 
     def isshown(self):
@@ -257,7 +257,7 @@ cdef class BigFileH:
     def writeout_begin(self):
         """Write-protect all pages until writeout_end(): threads that write wait until then.
 
-        dirty_writeout() does it for its own time; a commit does it for all of its. Nests.
+        dirty_writeout() does this for its own duration, a commit for all of its. Nests.
         """
         self.check()
         with nogil:
@@ -290,9 +290,9 @@ cdef class BigFileH:
             self.writeout_end()
 
     def save_changes(self, save):
-        """Call save(blk, buffer) for blocks that changed since they were stored, or saved, last.
+        """Call save(blk, buffer) for blocks that changed since they were last stored or saved.
 
-        They stay changed. What save() raises is raised; that block and those that follow are
+        They stay changed. An exception of save() is raised; that block and those that follow are
         not saved.
         """
         cdef uint64_t blk
@@ -306,7 +306,7 @@ cdef class BigFileH:
 
     @property
     def truncated_at(self):
-        """Block from which on a truncate() that is not stored makes zeros; None: there is none."""
+        """First block of zeros of a truncate() that is not stored; None if there is none."""
         return self.fileh.zero_from if self.truncated else None
 
     def page_buffer(self, uint64_t blk):
@@ -329,20 +329,20 @@ cdef class BigFileH:
         return memoryview(page_buffer(self.fileh, blk))
 
     def dirty_writeout(self, flags):
-        """Store what is changed, mark it as stored, or both.
+        """Store changed blocks, mark them as stored, or both.
 
         Parameters
         ----------
         flags : int
             WRITEOUT_STORE: give every changed block to file.storeblk, in ascending order.
-            WRITEOUT_MARKSTORED: what was stored, and not changed since, is not dirty any more.
+            WRITEOUT_MARKSTORED: stored blocks that did not change since become clean.
 
         Raises
         ------
         DoomedError
             A touch of this handle failed since the last dirty_discard().
         Exception
-            What storeblk raised. That page and all that follow stay dirty.
+            The exception of storeblk. That page and all that follow stay dirty.
         """
         cdef uint64_t blk
         if flags not in (WRITEOUT_STORE, WRITEOUT_MARKSTORED, WRITEOUT_STORE | WRITEOUT_MARKSTORED):
@@ -358,7 +358,7 @@ cdef class BigFileH:
                 for blk in self.dirty_blocks():
                     self.file.storeblk(blk, memoryview(page_buffer(self.fileh, blk)))
                     fileh_set_stored(self.fileh, blk)
-                # storeblk may have touched what cannot be loaded
+                # storeblk may have touched a block that cannot be loaded
                 self.check_failures()
             if flags & WRITEOUT_MARKSTORED:
                 fileh_mark_stored(self.fileh)
@@ -382,7 +382,7 @@ cdef class BigFileH:
 
     @property
     def doom_told(self):
-        """Whether first_change() knows that the handle is doomed: it did what it can."""
+        """Whether first_change() was called for the doomed handle."""
         return self.fileh.doom_told
 
     @property
@@ -398,7 +398,7 @@ cdef class BigFileH:
         Raises
         ------
         RuntimeError
-            The thread that writes out discards.
+            Called by the thread that writes out.
         """
         cdef int err
         self.check()
@@ -416,7 +416,7 @@ cdef class BigFileH:
         forget_failing()
 
     def forget_failures(self):
-        """Forget failures of touches, of which no change is: the next touch tries again."""
+        """Forget failures of touches if there are no changes: the next touch tries again."""
         with nogil:
             pager_lock()
             areas_reset_scrap()
@@ -426,11 +426,11 @@ cdef class BigFileH:
         forget_failing()
 
     def transaction_ended(self):
-        """Let first_change() be called for the next change: a transaction ended."""
+        """Call first_change() for the next change: a transaction ended."""
         fileh_transaction_ended(self.fileh)
 
     def invalidate_loading(self):
-        """Load again what is being loaded in other threads: the state they ask is over."""
+        """Load again what is being loaded in other threads: it may be of an older state."""
         with nogil:
             fileh_invalidate_loading(self.fileh)
 
@@ -448,7 +448,7 @@ cdef class BigFileH:
     def truncate(self, pgoffset):
         """From now on all pages from pgoffset on are zeros, in all views, until written.
 
-        It is a change as others are: dirty_writeout() tells the file, dirty_discard() undoes.
+        This is a change like others: dirty_writeout() stores it, dirty_discard() undoes it.
 
         Raises
         ------
@@ -474,7 +474,7 @@ cdef class BigFileH:
         self.truncated = True
 
     def check_deadlock(self, err, what):
-        """Raise if err says that this thread would wait for itself."""
+        """Raise if err means that this thread would wait for itself."""
         if err == EDEADLK:
             raise RuntimeError(f"{what}() by the thread that writes out {describe(self.file)}")
 
@@ -483,8 +483,8 @@ cdef class BigFileH:
 cdef class VMA:
     """A mapping of pages of a file: a writable buffer of bytes.
 
-    Made by BigFileH.mmap(). It is unmapped when the last object over it - ndarrays,
-    memoryviews - is gone.
+    Made by BigFileH.mmap(). It is unmapped when the last object over it, such as an ndarray or a
+    memoryview, is gone.
 
     Attributes
     ----------

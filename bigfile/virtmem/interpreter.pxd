@@ -1,4 +1,4 @@
-"""What the pager wants of CPython: its public C API, none of which needs memory.
+"""The functions of CPython's public C API that the pager uses. None of them needs memory.
 
 Sections are in the order of its manual: exceptions, signals, threads, thread states.
 """

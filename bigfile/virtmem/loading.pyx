@@ -1,4 +1,4 @@
-"""Loading: how a page gets its bytes, and what becomes of it when that fails.
+"""Loading: how a page gets its bytes, and its state after a failure.
 
     EMPTY, LOCATED ── page_load ──► LOADING ──► LOADED        first touch, fileh_load, ahead
     LOADED of ZEROS, FILERANGE ── page_bring_in ──► LOADING ──► LOADED of MEMFD     first write
@@ -6,11 +6,11 @@
 The file is asked by op_load, unless the page is LOCATED. page_fill() and page_copy() bring bytes
 into page memory; it stays reserved until the page is LOADED, or release() was called.
 
-This room knows one page at a time. It does not know areas, nor who touched; it runs no Python but
-by page_set_ops().
+This module knows one page at a time. It does not know areas, nor the thread that touched. It runs
+Python only by page_set_ops().
 
-Locking: see page.pyx. What says "enters and leaves with the pager lock held" gives it up
-meanwhile: look up everything again.
+Locking: see page.pyx. A function that "enters and leaves with the pager lock held" releases it
+meanwhile: look up everything again after it.
 """
 
 from libc.errno cimport EFAULT, ENOMEM
@@ -36,16 +36,16 @@ from wendelin.bigfile.virtmem.deadlock cimport (wait_for_load, wait_over, waits_
 cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) noexcept nogil:
     """Copy a block of size <= blksize bytes into page memory; the rest is zeros. 0 or errno.
 
-    To be called by op_load, without the pager lock and the GIL, for the page that it loads:
-    the memory stays reserved until that page is LOADED. The data may be in another array.
+    op_load calls it, without the pager lock and the GIL, for the page that it loads: the memory
+    stays reserved until that page is LOADED. The data may be in another array.
     """
     cdef long offset = blk * fileh.blksize
     cdef int err, _attempt
     err = reserve(fileh)
     if err != 0:
         return err
-    # The kernel does not call us for pages that are not there: it says EFAULT. Touching makes
-    # them be there, most likely still at the second look.
+    # The kernel does not call us for pages that are not shown: it returns EFAULT. A touch shows
+    # them, and most likely they still are at the second try.
     for _attempt in range(8):
         err = ram_write(fileh.memfd, data, size, offset)
         if err != EFAULT:
@@ -59,7 +59,7 @@ cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) no
 
 
 cdef int page_copy(FileH *fileh, uint64_t blk, const Source *source) noexcept nogil:
-    """As page_fill, with the bytes of a file; EBADMSG: they are not those of their digest."""
+    """As page_fill, with the bytes of a file; EBADMSG: they do not match their digest."""
     cdef long offset = blk * fileh.blksize
     cdef int err = reserve(fileh)
     if err != 0:
@@ -106,14 +106,14 @@ cdef uint64_t loads         # protected by: the pager lock
 
 
 cdef bint may_load(const Page *page) noexcept nogil:
-    """Say whether this thread may load a page: nobody does, or itself, and has not begun."""
+    """Say whether this thread may load a page: none does, or this one, which has not begun."""
     if page == NULL or page.state == LOCATED:
         return True
     return page.state == LOADING and not page.begun and page.loader == pthread_self()
 
 
 cdef bint load_begins(FileH *fileh, uint64_t blk, uint64_t load) noexcept nogil:
-    """The file is going to be asked. False: not any more, another load was done meanwhile."""
+    """The file is about to be asked. False: do not, as another load was done meanwhile."""
     cdef Page *page
     cdef bint begins
     pager_lock()
@@ -160,7 +160,7 @@ cdef Failed page_load(FileH *fileh, uint64_t blk, Purpose purpose) noexcept nogi
         stale = page.reload and failed.why != LOAD_FAILED
         if not stale:
             break
-        page.source.fd = -1             # it was there, and is not any more: ask
+        page.source.fd = -1             # that place is not true any more: ask
         if purpose == AHEAD:
             failed.why = LOAD_FAILED
             break
@@ -187,9 +187,9 @@ cdef Page *load_begin(FileH *fileh, uint64_t blk) noexcept nogil:
 
 cdef void get_block(FileH *fileh, Page *page, Purpose purpose, Source *source, Failed *failed) \
         noexcept nogil:
-    """Bring the block of a LOADING page to where `source` says. Gives up the pager lock.
+    """Get the block of a LOADING page as `source` says. Releases the pager lock.
 
-    source.load is 0: the load was taken over, and `page` may be gone.
+    If source.load is 0, the load was taken over, and `page` may be gone.
     """
     cdef uint64_t blk = page.blk
     failed.why = NO_FAILURE
@@ -215,7 +215,7 @@ cdef void get_block(FileH *fileh, Page *page, Purpose purpose, Source *source, F
 
 cdef void load_end(Page *page, const Source *source, const Failed *failed, Purpose purpose) \
         noexcept nogil:
-    """LOADING -> LOADED; or, if it failed, back to where it was, and tell it."""
+    """LOADING -> LOADED; or, if it failed, back to the previous state, and report it."""
     cdef FileH *fileh = page.fileh
     cdef uint64_t blk = page.blk
     if failed.why == NO_FAILURE:
@@ -232,13 +232,13 @@ cdef void load_end(Page *page, const Source *source, const Failed *failed, Purpo
     if failed.why == BROKEN_FILE and purpose == FOR_TOUCH:
         fail(fileh, blk, BROKEN_FILE, failed.err)
     else:
-        fileh.counts.failures += 1      # op_load, or the caller, tells it
+        fileh.counts.failures += 1      # op_load, or the caller, reports it
 
 
 cdef int page_bring_in(Page *page) noexcept nogil:
     """LOADED of ZEROS or FILERANGE -> LOADING -> LOADED of MEMFD. 0 or errno.
 
-    Gives up the pager lock: the page may be gone after it.
+    Releases the pager lock: the page may be gone after it.
     """
     cdef FileH *fileh = page.fileh
     cdef uint64_t blk = page.blk
@@ -261,11 +261,11 @@ cdef int page_bring_in(Page *page) noexcept nogil:
             pager_lock()
         page_become(page, LOADED, backing)
         page_drop(page)
-        err = 0                     # EMPTY now: the touch starts anew
+        err = 0                     # EMPTY now: the touch starts again
     elif err != 0:
         page_become(page, LOADED, backing)
     else:
-        # The bytes are the same: no moment without them, for a system call that reads them now.
+        # The bytes are the same, and are always shown: a system call may be reading them.
         page_become(page, LOADED, MEMFD)
         page_show(page, False)
     load_over(fileh, blk)
@@ -279,7 +279,7 @@ cdef void load_over(FileH *fileh, uint64_t blk) noexcept nogil:
 
 
 cdef Failure own_load(const Page *page) noexcept nogil:
-    """Say why this thread may not wait for a LOADING page; NO_FAILURE: it may."""
+    """Return why this thread may not wait for a LOADING page; NO_FAILURE: it may."""
     if page.loader == pthread_self():
         return TOUCH_IN_LOAD
     return CIRCULAR_LOAD if waits_circular(page.loader) else NO_FAILURE
@@ -294,7 +294,7 @@ cdef void wait_loaded(FileH *fileh, const Page *page) noexcept nogil:
 
 
 cdef void fail(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil:
-    """Call op_fail in the middle of something that holds the pager lock."""
+    """Call op_fail from a caller that holds the pager lock."""
     fileh.refs += 1
     fileh.counts.failures += 1
     pager_unlock()
@@ -306,8 +306,8 @@ cdef void fail(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil:
 cdef Failed fileh_load(FileH *fileh, uint64_t blk) noexcept nogil:
     """Make sure that a page is in memory, or a hole, or mapped.
 
-    What may be raised is in what is returned; or, where another thread, or none, could load it, on
-    its way to this thread.
+    An exception to raise is in the result. If another thread, or none, could load the page, it is
+    on its way to this thread.
     """
     cdef Page *page
     cdef Failed failed

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 
-cdef enum Kind:             # what the kernel shows at one page of an area
+cdef enum Kind:             # the mapping of one page of an area
     NONE                    # the memfd, PROT_NONE: a touch faults
     RO                      # the memfd, read-only
     RW                      # the memfd, read-write
@@ -21,16 +21,16 @@ cdef struct Area:
     Area *prev              # neighbours in the handle's list; not for this room
     Area *next
     # protected by: the pager lock
-    # [pglen] of Kind, SHOWN if it was another than NONE since a reset, STAYS if it is to stay so
+    # [pglen] of Kind, with flags: SHOWN, it was not NONE since a reset; STAYS, it must stay shown
     uint8_t *kinds
     uint64_t stays          # pages that have STAYS
     uint64_t maps           # kernel mappings it consists of, estimated from above
     uint64_t shown          # pages that have SHOWN: they may have page tables
-    uint64_t hand           # page where giving back goes on
+    uint64_t hand           # page where the next giving back begins
     bint crowded            # it had to give back
     uint64_t expected       # page that a sequential reader touches next; for ahead and touch
-    uint64_t streak         # how often that was so, in a row; for ahead and touch
-    bint scrap              # some pages are SINK, or ZERO in place of a failed load
+    uint64_t streak         # how often in a row that was right; for ahead and touch
+    bint scrap              # some pages are SINK, or ZERO instead of a failed load
 
 cdef Area *area_map(int memfd, uint64_t pgoffset, uint64_t pglen, size_t blksize) noexcept nogil
 cdef void area_unmap(Area *area) noexcept nogil

@@ -4,26 +4,26 @@ An Area is one mapping of a handle's memfd, cut by the kernel into as many mappi
 neighbouring pages differ. Page by page it shows one Kind:
 
     NONE, RO, RW    the memfd at the page's own offset: changed by mprotect
-    ZERO            a hole, or a page whose load failed: memory that costs none
+    ZERO            a hole, or a page whose load failed: it takes no memory
     FILE            the block's bytes where they lie in a file: the kernel's page cache
-    SINK            one block of memory that takes what a doomed transaction still writes
+    SINK            one block of memory for writes of a doomed transaction
 
 `areas` is sorted by address, so that a fault finds its area in O(log n).
 
-*Budgets.* The kernel allows vm.max_map_count mappings a process, ours and everyone's; and page
+*Budgets.* The kernel allows vm.max_map_count mappings a process, ours and all others; and page
 tables cost 0.2 % of every range that was touched, also of zero and file pages. When one of the
-two budgets is reached, the area that uses most of it gives a quarter back: shown as NONE again,
-in one mapping. A hand goes round over its pages, so that what a sequential reader had longest
-goes first. Nothing is lost by that: pages stay in memory, the next touch faults and shows them. A
-page with STAYS is passed over: a program has asked for it to be accessible without a fault.
+two budgets is reached, the area that uses most of it gives a quarter back: these pages are shown as
+NONE again, in one mapping. A hand goes round over its pages, so that pages of a sequential reader
+are given back in order of their age. Pages stay in memory: the next touch faults, and shows them. A
+page with STAYS is skipped, as a program needs it accessible without a fault.
 
 *Fork.* Areas are not inherited (MADV_DONTFORK: a child that wrote or freed shared page memory
-would change its parent's uncommitted data). In the child they are kept aside as `inherited`,
-so that a touch can be told from a wild pointer.
+would change its parent's uncommitted data). In the child they are kept as `inherited`, so that a
+touch of one can be told from a wild pointer.
 
-This room knows address ranges. It knows nothing of page states or of who loads.
+This module knows address ranges. It does not know page states or loaders.
 
-Locking: all want the pager lock.
+Locking: all functions need the pager lock.
 """
 
 from libc.errno cimport ENOMEM, errno
@@ -42,7 +42,7 @@ cdef enum:
     HUGE = 1 << 21          # [bytes] of the kernel's huge page
     SHOWN = 0x80            # flags beside a Kind
     STAYS = 0x40
-    INHERITED_SHOWN = 64    # blocks; what is more stays shown
+    INHERITED_SHOWN = 64    # blocks; more than these stay shown
     SPARE = 16              # mappings in reserve, see reset_all()
     SPARE_SIZE = 1 << 16    # of each [bytes]: a multiple of the OS page
 
@@ -60,7 +60,7 @@ cdef Table inherited        # areas of the parent, in a child made by fork
 cdef uint64_t maps_budget   # kernel mappings all areas together may use
 cdef uint64_t areas_stay    # pages that have STAYS
 cdef int sink_fd = -1       # memory of SINK pages
-cdef Range[INHERITED_SHOWN] inherited_shown     # to a child, in place of inherited pages
+cdef Range[INHERITED_SHOWN] inherited_shown     # to a child, instead of inherited pages
 cdef size_t n_inherited_shown
 cdef char *spare            # SPARE mappings
 
@@ -118,12 +118,12 @@ cdef Area *area_lookup(const char *addr) noexcept nogil:
 
 
 cdef Area *area_inherited(const char *addr) noexcept nogil:
-    """Return the area of the process that forked this one which held the address, or NULL."""
+    """Return the area of the parent process that held an address before the fork, or NULL."""
     return table_lookup(&inherited, addr)
 
 
 cdef bint area_show_inherited(Area *area, const char *addr) noexcept nogil:
-    """Show zeros where an inherited block is not; False: something else is there."""
+    """Show zeros at the address of an inherited block; False: other memory is there."""
     global n_inherited_shown
     cdef void *at = <void *>(addr - (addr - area.start) % area.blksize)
     if mmap(at, area.blksize, PROT_READ | PROT_WRITE,
@@ -140,9 +140,9 @@ cdef bint area_show_inherited(Area *area, const char *addr) noexcept nogil:
 # ---- one area ----
 
 cdef void *map_aligned(size_t size, int memfd, long offset) noexcept nogil:
-    """Map a range of the memfd, PROT_NONE, where the kernel can use huge pages for holes.
+    """Map a range of the memfd, PROT_NONE, so that the kernel can use huge pages for holes.
 
-    That is where address and file offset are the same modulo HUGE, if it is not too small.
+    For that, address and file offset must be equal modulo HUGE, if the range is not too small.
     """
     cdef int flags = MAP_SHARED | MAP_NORESERVE
     cdef size_t slack = HUGE if size >= <size_t>HUGE else 0
@@ -164,7 +164,7 @@ cdef void *map_aligned(size_t size, int memfd, long offset) noexcept nogil:
 
 
 cdef Area *area_map(int memfd, uint64_t pgoffset, uint64_t pglen, size_t blksize) noexcept nogil:
-    """Map pages [pgoffset, pgoffset + pglen), all NONE. NULL with errno when there is no room.
+    """Map pages [pgoffset, pgoffset + pglen), all NONE. NULL with errno if there is no space.
 
     The caller has checked that the byte range fits into a file offset.
     """
@@ -211,24 +211,24 @@ cdef void area_unmap(Area *area) noexcept nogil:
         areas_stay -= area.stays
         munmap(area.start, area.stop - area.start)
     else:
-        # After a fork: the range was not inherited, something else may be mapped there.
+        # After a fork: the range was not inherited, and other memory may be mapped there.
         table_remove(&inherited, area)
     munmap(area.kinds, area.pglen)
     free(area)
 
 
 cdef Kind area_kind(Area *area, uint64_t page) noexcept nogil:
-    """Return what an area shows at a page [0, pglen)."""
+    """Return the Kind of a page [0, pglen) of an area."""
     return <Kind>(area.kinds[page] & ~<int>(SHOWN | STAYS))
 
 
 cdef bint area_was_shown(Area *area, uint64_t page) noexcept nogil:
-    """Say whether a page was shown, and only dropped since, if it is not shown now."""
+    """Say whether a page is shown, or was shown before it was dropped."""
     return area.kinds[page] & SHOWN != 0
 
 
 cdef void area_set_stays(Area *area, uint64_t page, bint stays) noexcept nogil:
-    """Let a page that is shown stay so, whatever the budgets are; or not any more."""
+    """Set or clear whether a shown page must stay shown, whatever the budgets are."""
     global areas_stay
     cdef int change = stays - (area.kinds[page] & STAYS != 0)
     area.stays += change
@@ -240,12 +240,12 @@ cdef void area_set_stays(Area *area, uint64_t page, bint stays) noexcept nogil:
 
 
 cdef bint areas_may_stay() noexcept nogil:
-    """Say whether one more page may stay shown: half of the budget is for those that go round."""
+    """Say whether one more page may stay shown: half of the budget is for other pages."""
     return 2 * areas_stay < maps_budget // 2
 
 
 cdef bint areas_have_room() noexcept nogil:
-    """Say whether more can be shown without hiding something else."""
+    """Say whether more pages can be shown without hiding others."""
     return areas_maps < maps_budget - maps_budget // 8 and areas_shown_bytes // 16 < ram_limit
 
 
@@ -284,7 +284,7 @@ cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, int fd, long 
         offset = 0
     elif kind == FILE:
         flags |= MAP_PRIVATE
-    elif kind == SINK and sink_fd < 0:      # no descriptor was to be had: it takes more memory
+    elif kind == SINK and sink_fd < 0:      # there was no descriptor: it takes more memory
         flags |= MAP_PRIVATE | MAP_ANONYMOUS
         fd = -1
         offset = 0
@@ -302,7 +302,7 @@ cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, int fd, long 
     if flags & MAP_SHARED:
         madvise(addr, size, MADV_DONTFORK)
     if kind == ZERO:
-        madvise(addr, size, MADV_HUGEPAGE)      # the huge zero page: one fault in place of 512
+        madvise(addr, size, MADV_HUGEPAGE)      # the huge zero page: one fault instead of 512
     return 0
 
 
@@ -354,7 +354,7 @@ cdef int show_fixed(Area *area, uint64_t page, uint64_t n, Kind kind, int fd, lo
 
 
 cdef int area_reset(Area *area) noexcept nogil:
-    """Show all of an area as NONE, in one mapping, also what was to stay. 0 or errno."""
+    """Show all of an area as NONE, in one mapping, even pages with STAYS. 0 or errno."""
     cdef int err = reset_range(area, 0, area.pglen)
     if err == 0:
         area.scrap = False
@@ -362,7 +362,7 @@ cdef int area_reset(Area *area) noexcept nogil:
 
 
 cdef int reset_others(Area *area, uint64_t page, uint64_t n) noexcept nogil:
-    """Show pages [page, page + n) as NONE, but those that are to stay. 0 or errno."""
+    """Show pages [page, page + n) as NONE, except those with STAYS. 0 or errno."""
     cdef uint64_t start, stop = page, end = page + n
     cdef int err = 0
     if area.stays == 0:
@@ -396,7 +396,7 @@ cdef int reset_range(Area *area, uint64_t page, uint64_t n) noexcept nogil:
     else:
         before = edges(area, page, n)
         for i in range(page, page + n):
-            if area.kinds[i] != 0:      # what was never written costs no memory
+            if area.kinds[i] != 0:      # bytes that were never written cost no memory
                 shown += area.kinds[i] & SHOWN != 0
                 area.kinds[i] = NONE
         before -= edges(area, page, n)
@@ -417,7 +417,7 @@ cdef bint give_back(bint by_shown) noexcept nogil:
     cdef size_t i
     for i in range(live.used):
         area = live.areas[i]
-        # what is to stay does not count
+        # pages with STAYS do not count
         cost = ((area.shown - area.stays) * area.blksize if by_shown else
                 area.maps - min(area.maps, 1 + 2 * area.stays))
         if cost > most:
@@ -438,7 +438,7 @@ cdef bint give_back(bint by_shown) noexcept nogil:
 
 
 cdef void spare_map() noexcept nogil:
-    """Have some mappings that are of no use but to be given up."""
+    """Make a reserve of mappings, which can be given up when the kernel allows no more."""
     global spare
     cdef int i
     cdef void *addr
@@ -454,8 +454,8 @@ cdef void spare_map() noexcept nogil:
 cdef void reset_all() noexcept nogil:
     """Reset every area: the program itself has used up the kernel's mappings.
 
-    Then give_back() may have been in vain: also to put one mapping in place of many, the kernel
-    wants one more; and to cut a part out of one, two.
+    Then give_back() may have failed: to replace many mappings by one, the kernel needs one more,
+    and to cut a part out of one, two.
     """
     global spare
     cdef size_t i
@@ -495,8 +495,8 @@ cdef void areas_reset_scrap() noexcept nogil:
 
 
 cdef void areas_before_fork() noexcept nogil:
-    """Let a child not inherit areas. Mappings of files get no advice when they are made: it would
-    be a fifth of a fault.
+    """Keep children from inheriting areas. Mappings of files get this advice now, not when they are
+    made, as it would take a fifth of a fault.
     """
     cdef size_t i
     for i in range(live.used):
@@ -504,7 +504,7 @@ cdef void areas_before_fork() noexcept nogil:
 
 
 cdef void areas_after_fork() noexcept nogil:
-    """In the child of a fork: put the parent's areas aside."""
+    """In the child of a fork: move the parent's areas to `inherited`."""
     global areas_maps, areas_shown_bytes, areas_stay
     cdef size_t i
     for i in range(live.used):

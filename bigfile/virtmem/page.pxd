@@ -29,17 +29,17 @@ cdef enum Failure:          # why a touch cannot be served, other than by a fail
     CIRCULAR_LOAD           # two loaders touched each other's pages
     WRITE_IN_WRITEOUT       # the thread that writes out changed a page
     BROKEN_FILE             # the file that a page is mapped from cannot be read there
-    LOAD_FAILED             # the file was asked for the block, and gave none
-    CHANGE_REFUSED          # what wants to know of a change before it refused it
-    EXITING                 # the interpreter is going away: nobody is asked
+    LOAD_FAILED             # the file failed to load the block
+    CHANGE_REFUSED          # first_change() refused a change
+    EXITING                 # the interpreter is going away: no Python is called
 
-cdef enum Purpose:          # of a load: who is told if it fails
-    FOR_TOUCH               # the thread, which touched: an exception is on its way
-    FOR_CALL                # the caller of fileh_load(): Failed has it
-    AHEAD                   # nobody: a thread that touches the page is told
+cdef enum Purpose:          # of a load: where its failure goes
+    FOR_TOUCH               # to the thread that touched: an exception is on its way
+    FOR_CALL                # to the caller of fileh_load(): Failed has it
+    AHEAD                   # nowhere: a thread that touches the page gets its own
 
-cdef struct Failed:         # what a load has failed of
-    Failure why             # NO_FAILURE: it has not
+cdef struct Failed:         # the failure of a load
+    Failure why             # NO_FAILURE: it succeeded
     int err                 # BROKEN_FILE, NO_MEMORY: the errno
     # FOR_CALL: the exception to be raised, owned; also of a load that is done, if it was
     # interrupted. NULL: none, or none could be made
@@ -53,7 +53,7 @@ cdef struct Source:         # where a block is
     long offset             # in the file [bytes]
     size_t size             # [bytes] of the block that the file has; zeros are after that
     uint64_t load           # of op_load: Page.load
-    bint checked            # what is copied is compared with:
+    bint checked            # copied bytes are compared with:
     uint64_t digest         # XXH3-64 of the block's bytes that the file has
 
 cdef struct Located:        # where a block is that no thread has touched yet
@@ -68,13 +68,13 @@ cdef struct Page:
     # protected by: the pager lock; state and backing change only in page.pyx
     State state
     Backing backing         # what it has in memory
-    pthread_t loader        # LOADING: the thread that does it
+    pthread_t loader        # LOADING: the thread that loads it
     uint64_t load           # LOADING: the number of the load
     bint begun              # LOADING: the file was asked. Until then its thread may take it over
-    bint reload             # LOADING: what is being loaded is no longer true
-    bint ahead              # somebody is asked to load it
+    bint reload             # LOADING: the block has changed meanwhile
+    bint ahead              # it is posted to be read ahead
     bint stored             # DIRTY: stored since its last change
-    unsigned int pins       # how many want it to stay, and be shown: see ready.pyx
+    unsigned int pins       # number of pins, which keep it shown: see ready.pyx
     Source source           # where it is, or is again after reclaim, if it has an fd
     Page *list_prev         # DIRTY, LOADING: neighbours in the handle's list of these
     Page *list_next
@@ -107,13 +107,13 @@ cdef struct FileH:
     uint64_t zero_from      # pages from here on read as zeros, whatever the file has
     int frozen              # write-outs in progress (nested, of one thread)
     pthread_t writer        # the thread that writes out
-    # since changes were discarded: a touch failed, and at which block. What was read may be zeros
+    # since changes were discarded: a touch failed, at which block. Zeros may have been read
     Failure doom
     uint64_t doom_blk
-    bint doom_told          # the transaction knows of it, or there was none
+    bint doom_told          # the transaction was informed, or there was none
     Counts counts
 
-# what page_set_ops() has said
+# the functions given to page_set_ops()
 cdef void (*op_load)(FileH *, uint64_t, Source *, Purpose, Failed *) noexcept nogil
 cdef void (*op_fail)(FileH *, uint64_t, Failure, int) noexcept nogil
 cdef int (*op_first_change)(FileH *, uint64_t) noexcept nogil

@@ -1,13 +1,13 @@
-"""Pages of a handle: their states, and every way from one to another.
+"""Pages of a handle: their states, and every transition.
 
 Organization
 ------------
 A FileH is one opened file: page memory (a memfd), a map of the pages that are not EMPTY, and
 the areas that show them. A Page is one block of the file. Python's classes over it are in
-virtmem; trampoline says how a block is loaded: page_set_ops(). This room runs no Python.
+handle; trampoline loads a block: page_set_ops(). This module runs no Python.
 
-What moves pages is above: loading, ahead, touch, and fileh (write-out, discard, invalidate,
-truncate). This room does not know how a page is loaded, nor who touches or stores it.
+The modules above move pages: loading, ahead, touch, and fileh (write-out, discard, invalidate,
+truncate). This module does not know how a page is loaded, nor the threads that touch or store it.
 
 States
 ------
@@ -26,8 +26,8 @@ States
              without Python
    LOADING   one thread fills it, others wait for pager_cond. A page that is invalidated
              meanwhile is marked `reload`, and loaded again. Before the file is asked, handlers of
-             signals run in that thread; if one touches the page, that is another load, and the
-             first one finds that it is not its page any more (load_begins)
+             signals run in that thread. If one touches the page, that is another load, and the
+             first one sees that the page is not its own any more (load_begins)
    LOADED    clean. Its backing is ZEROS (a hole), FILERANGE (mapped from a file) or MEMFD
              (copied into page memory, and in a queue of ram)
    DIRTY     changed; backing MEMFD, never given back. `stored` while nothing changed since
@@ -43,17 +43,17 @@ memory back, LOADED of MEMFD -> LOADED of FILERANGE.
 The first write to a page of ZEROS or FILERANGE goes LOADED -> LOADING (its bytes are brought
 into the memfd) -> LOADED -> DIRTY. page_become() is the one place where a state is assigned.
 
-What an area shows of a page may always be less than it could (NONE instead of RO or RW, RO
-instead of RW): the next touch mends it. It is never more.
+An area may always show less of a page than it could (NONE instead of RO or RW, RO instead of RW):
+the next touch corrects it. It never shows more.
 
 Locking
 -------
     GIL > pager lock        (and nothing below the pager lock but the kernel's own)
 
 The pager lock is a leaf. Its holder never waits for the GIL, for a load or for a store, calls
-no Python, and touches no memory of an area. So whoever holds the GIL may wait for it: the
-collector, which frees areas and handles in any thread at any moment, included. To wait for a
-condition is another thing: op_wait gives up the GIL first, if this thread holds it.
+no Python, and touches no memory of an area. So a thread that holds the GIL may wait for it, even
+the collector, which frees areas and handles in any thread at any moment. A wait for a condition is
+different: op_wait releases the GIL first, if this thread holds it.
 
 After any wait or load everything is looked up again: the area may be gone, the page dropped.
 A FileH in use without the lock is held by `refs`.
@@ -65,13 +65,13 @@ A FileH in use without the lock is held by `refs`.
 
 Errors
 ------
-Functions return 0 or an errno. A touch cannot fail: where it cannot be served, the area shows
+Functions return 0 or an errno. A touch cannot fail: if it cannot be served, the area shows
 scrap (zeros for a read, a SINK for a write), which is never stored, and op_fail or op_load have
-arranged for an exception.
+sent an exception.
 
-Before any scrap is shown, the handle is doomed, in C and without memory: fileh_doom(). What wants
-to store its changes asks for that. So nothing that fails while a failure is told - Python may
-have no memory left, or no room on its stack - makes zeros that are true.
+Before any scrap is shown, the handle is doomed, in C and without memory: fileh_doom(). Code that
+stores changes checks that. So these zeros are never stored, even if Python fails to report the
+failure, for lack of memory or stack.
 
     sound ── fileh_doom: a touch failed ──► doomed ── fileh_undoom: discard, forget ──► sound
 """
@@ -94,12 +94,12 @@ cdef void page_set_ops(void (*load)(FileH *, uint64_t, Source *, Purpose, Failed
                        void (*fail)(FileH *, uint64_t, Failure, int) noexcept nogil,
                        int (*first_change)(FileH *, uint64_t) noexcept nogil,
                        void (*wait)() noexcept nogil) noexcept nogil:
-    """Say how to load, how to report, and how to wait.
+    """Set the functions that load, report, announce and wait.
 
-    load(fileh, blk, source, purpose, failed): find the block; where it has to be copied, do it with
-        page_fill, and say MEMFD, also if it fails after that. What failed is in *failed; its
-        exception, too, or, FOR_TOUCH, on its way to the thread. Or, if load_begins() says that the
-        load was taken over, do nothing, and set source.load to 0. Called without the lock.
+    load(fileh, blk, source, purpose, failed): find the block. If it must be copied, do so with
+        page_fill, and set MEMFD, even if it fails after that. *failed has the failure, and its
+        exception; FOR_TOUCH, that is on its way to the thread. If load_begins() says that the load
+        was taken over, do nothing, and set source.load to 0. Called without the lock.
     fail(fileh, blk, why, errno): raise in the thread that touched. Called without the lock.
     first_change(fileh, blk): a handle that `wants_first_change` is about to be changed. 0; -1: it
         refused, and the exception is on its way. Called without the lock.
@@ -113,13 +113,13 @@ cdef void page_set_ops(void (*load)(FileH *, uint64_t, Source *, Purpose, Failed
 
 
 cdef void page_set_exiting() noexcept nogil:
-    """The interpreter is going away: from now on what is EMPTY is shown as scrap."""
+    """The interpreter is going away: from now on, EMPTY pages are shown as scrap."""
     global pager_exiting
     pager_exiting = True
 
 
 cdef void page_after_fork() noexcept nogil:
-    """In the child: handles that were made before are the parent's."""
+    """In the child: older handles are the parent's."""
     global pager_generation
     pager_generation += 1
 
@@ -137,7 +137,7 @@ cdef const char *backing_name(Backing backing) noexcept nogil:
 
 
 cdef void page_become(Page *page, State state, Backing backing) noexcept nogil:
-    """Go to another state, and do what the arrow says about queues, lists and counts."""
+    """Go to another state, and update queues, lists and counts."""
     cdef FileH *fileh = page.fileh
     trace_page(fileh.name, page.blk, state_name(page.state), backing_name(page.backing),
                state_name(state), backing_name(backing))
@@ -153,7 +153,7 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil:
         if page.pins != 0:
             ram_pin(&page.res)
     elif state == DIRTY:
-        page.source.fd = -1         # it has other bytes than the file now
+        page.source.fd = -1         # its bytes differ from the file now
         ram_make_dirty(&page.res)
         list_put(&fileh.dirty, page)
         fileh.ndirty += 1
@@ -261,7 +261,7 @@ cdef void page_show(Page *page, bint stays) noexcept nogil:
 
 
 cdef void fatal(const char *msg) noexcept nogil:
-    # To go on would show bytes that are no longer true.
+    # To go on would show outdated bytes.
     cdef size_t n = 0
     while msg[n] != 0:
         n += 1
@@ -279,7 +279,7 @@ cdef void page_drop(Page *page) noexcept nogil:
 
 
 cdef void page_free_memory(Page *page) noexcept nogil:
-    """LOADED or DIRTY: give up what it has in memory. Its state is to be changed right after."""
+    """LOADED or DIRTY: free its memory. The caller changes its state right after."""
     cdef FileH *fileh = page.fileh
     page_protect(page, NONE)
     if page.state == DIRTY:
@@ -326,7 +326,7 @@ cdef void fileh_doom(FileH *fileh, uint64_t blk, Failure why) noexcept nogil:
 
 
 cdef void fileh_undoom(FileH *fileh) noexcept nogil:
-    """There are no changes any more, and no scrap is shown. With the pager lock held."""
+    """The changes are gone, and no scrap is shown. With the pager lock held."""
     fileh.doom = NO_FAILURE
 
 
@@ -347,7 +347,7 @@ cdef FileH *fileh_new(size_t blksize) noexcept nogil:
 
 
 cdef void fileh_unref(FileH *fileh) noexcept nogil:
-    """Give up one reference; with the last one everything is freed, changes too."""
+    """Drop one reference; with the last one everything is freed, even changes."""
     pager_lock()
     fileh_release(fileh)
     pager_unlock()

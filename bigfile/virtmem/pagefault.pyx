@@ -1,26 +1,26 @@
-"""The SIGSEGV entry: from a fault to the page it wanted. And SIGBUS: a mapped file that failed.
+"""The SIGSEGV entry: from a fault to its page. And SIGBUS: a mapped file that failed.
 
 1. the kernel calls on_segv() on the thread's own stack, SIGSEGV not blocked: a loader that
    touches another cold page faults again, and comes here again
 2. read or write? The error code in the context says (ESR on aarch64)
 3. page_touch() makes the address accessible; the thread goes on at the instruction
-4. an address in no area is somebody else's: whoever handled SIGSEGV before is called
+4. for an address in no area, the previous handler of SIGSEGV is called
 
-SIGBUS is the kernel's word for a mapped file whose disk cannot be read, or which was cut: the
+The kernel sends SIGBUS if the disk of a mapped file cannot be read, or the file was cut: the
 thread goes on over scrap, and gets an exception (page_broken).
 
 Staying on top
 --------------
-Others install handlers too: faulthandler (pytest enables it) before us or after us. When a
-mapping is made, keep_on_top() looks, one system call, and puts us on top again; whoever was
-there is called for what is not ours.
+Other code installs handlers, too: faulthandler (pytest enables it) before or after us. When a
+mapping is made, keep_on_top() looks, with one system call, and puts ours on top again; the handler
+that was there is called for faults that are not ours.
 
-What comes on top later, and does not call us, has all touches of views that are there already. Most
-of them end the process, as it would have ended. But a handler of signal.signal() only makes a
-note, for Python to run it later, and returns: the instruction faults for ever, and nothing of
-ours is called. So a thread, the guard, looks every half second of CPU time that the process takes
-- an idle one is not woken - and puts us on top; it says so on stderr, once. It is not there in
-a fork, and is started again when the next mapping is made: Python warns of threads at a fork.
+A handler that is set later, and does not call ours, gets all touches of existing views. Most such
+handlers end the process, as they would for any fault. But a handler of signal.signal() only makes a
+note, for Python to run it later, and returns: the instruction faults for ever, and no code of ours
+is called. So a thread, the guard, looks every half second of CPU time of the process (it does not
+wake an idle one), and puts ours on top; it says so on stderr, once. A child of a fork does not have
+it, and starts it again with the next mapping: Python warns of threads at a fork.
 
 faulthandler, when it was called, restores the handler it found and raises the signal again,
 now without an address (SI_TKILL):
@@ -30,15 +30,15 @@ now without an address (SI_TKILL):
                         we call it, it restores *us*, raises: we are called with SI_TKILL
                         inside of our own call: the default action it is
     enabled after us, on top of us
-                        it was called first, restores us, raises: SI_TKILL, nobody of ours is
-                        calling. The fault may have been ours: return, and let the instruction
+                        it was called first, restores us, raises: SI_TKILL, without a call of
+                        ours. The fault may have been ours: return, and let the instruction
                         fault once more, with an address
 
 Only these two signals are touched, in handlers and in masks. All of the above holds for both.
 
-This room knows signals. It does not know pages; and nothing of it runs Python.
+This module knows signals. It does not know pages, and runs no Python.
 
-Locking: `mutex`, a leaf, for who puts us on top and for the guard; not taken in a fault.
+Locking: `mutex`, a leaf, for threads that put us on top and for the guard; not taken in a fault.
 """
 
 from libc.errno cimport errno
@@ -96,7 +96,7 @@ cdef extern from *:
     int chaining "wc_chaining"
     int retries "wc_retries"
 
-# whoever handled them before us
+# the previous handlers
 cdef sigaction_t previous_segv, previous_bus
 
 cdef pthread_mutex_t mutex
@@ -162,7 +162,7 @@ cdef void keep_on_top_of(int sig) noexcept nogil:
     sigaction(sig, NULL, &now)
     if now.sa_flags & SA_SIGINFO and now.sa_sigaction == on_fault:
         return
-    # It is not told the address, so it does not serve memory, and returns; faulthandler would not.
+    # It does not get the address, so it does not serve memory, and returns; faulthandler would not.
     if installed and calls(&now) and not now.sa_flags & (SA_SIGINFO | SA_NODEFER):
         say(sig)
     previous(sig)[0] = now
@@ -189,7 +189,7 @@ cdef void say(int sig) noexcept nogil:
 
 
 cdef void keep_on_top() noexcept nogil:
-    """Be the handler of both signals, and remember who was."""
+    """Install our handler of both signals, and remember the previous ones."""
     global installed
     pthread_mutex_lock(&mutex)
     keep_on_top_of(SIGSEGV)

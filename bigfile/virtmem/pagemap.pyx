@@ -5,7 +5,7 @@ vol. 3, 6.4, algorithm R), so that it has no tombstones and shrinks with what it
 of pages, as hardware uses it, would pay for far keys; arrays of 64 TiB with both ends touched
 are common here.
 
-It knows nothing of pages: values are pointers that are not NULL.
+It does not know pages: values are pointers that are not NULL.
 
 Locking: the caller's. A zeroed struct is an empty map.
 """

@@ -1,11 +1,11 @@
-"""Views that are ready, as Python has them: shown beforehand, shown again, and kept so.
+"""Views that are ready: shown before a touch, shown again after a boundary, and pinned.
 
-    view is taken ── ready() ─────► what can be mapped is shown
-    boundary ─────── show_again() ► what was dropped, and can be mapped, is shown again
+    view is taken ── ready() ─────► pages that can be mapped are shown
+    boundary ─────── show_again() ► dropped pages that can be mapped are shown again
     A.load() ─────── pin() ───────► loaded, shown, and kept until unpin()
 
-Where blocks are, the file is asked, as look_ahead() in trampoline asks it: the first touch of what
-it says needs no Python.
+The file is asked where blocks are, as by look_ahead() in trampoline. Then their first touch needs
+no Python.
 
 This module knows handles, VMAs and files. It changes no state of a page itself: see ready.
 
@@ -30,8 +30,8 @@ from wendelin.bigfile.virtmem.errors import PageMemoryError
 from wendelin.bigfile.virtmem.mapping import max_map_count
 
 cdef enum:
-    LOOK_PAGES = 1024       # whose places are asked for at once
-    READY_PAGES = 1 << 15   # of a view that is made ready: the kernel has mappings for no more
+    LOOK_PAGES = 1024       # looked up at a time
+    READY_PAGES = 1 << 15   # of a view that is made ready: the kernel has no mappings for more
 
 
 # ---- ready ----
@@ -39,8 +39,8 @@ cdef enum:
 def ready(VMA vma not None, pgoffset, pglen, seconds):
     """Show pages [pgoffset, pgoffset + pglen) of a VMA that can be shown without loading any.
 
-    These are blocks that lie in a local file, holes, and what is in memory. Failures to find a
-    block are not told here, but where it is touched.
+    These are blocks in a local file, holes, and pages in memory. If a block cannot be found, the
+    error comes when it is touched, not here.
 
     Parameters
     ----------
@@ -48,13 +48,13 @@ def ready(VMA vma not None, pgoffset, pglen, seconds):
     pgoffset, pglen : int
         Within its filerange().
     seconds : float
-        No more time is taken than about that. Nothing is done for more than READY_PAGES pages, but
-        without a limit: what is known of a page, also of a hole, takes memory.
+        About the limit of time. With a limit, nothing is done for more than READY_PAGES pages, as
+        each known page, even a hole, takes memory.
 
     Returns
     -------
     bool
-        All of them are shown.
+        Whether all of them are shown.
     """
     cdef BigFileH fileh = vma.fileh
     cdef Area *area = vma.area
@@ -69,7 +69,7 @@ def ready(VMA vma not None, pgoffset, pglen, seconds):
     try:
         show_ready(fileh, area, start, end, until)
     except Exception:
-        pass                    # the thread that touches it is told
+        pass                    # the thread that touches it gets the error
     return is_shown(area, start, end)
 
 
@@ -86,7 +86,7 @@ cdef int show_ready(BigFileH fileh, Area *area, uint64_t i, uint64_t end, int64_
         with nogil:
             i = area_ready(area, i, stop, False, until)
         while i < stop and ready_clock() < until:
-            # this one is not mapped, or the disk has to be waited for to know where it is
+            # this one is not mapped, or its place is not known without waiting for the disk
             look_at(fileh, area.pgoffset + i)
             asked = i
             with nogil:
@@ -128,14 +128,14 @@ cdef int look_at(BigFileH fileh, uint64_t blk) except -1:
 
 
 def show_again(BigFileH fileh not None, blks, seconds):
-    """Show pages that were shown before they were dropped, where nothing has to be loaded.
+    """Show pages that were shown before they were dropped, if they need no loading.
 
     Parameters
     ----------
     fileh : BigFileH
     blks : iterable of int
     seconds : float
-        No more time is taken than about that.
+        About the limit of time.
     """
     cdef int64_t until = ready_clock() + <int64_t>(seconds * 1e9)
     cdef uint64_t blk
@@ -168,15 +168,15 @@ def show_again(BigFileH fileh not None, blks, seconds):
 def pin(BigFileH fileh not None, pgoffset, pglen, bint write=False):
     """Load pages [pgoffset, pgoffset + pglen), and show them until fileh.unpin() or unpin_all().
 
-    Then anything can read them without our help: system calls, threads that block SIGSEGV. They
-    take page memory, if they are not mapped, and are not given back.
+    Then system calls and threads that block SIGSEGV can read them without our help. They take page
+    memory, if they are not mapped, and are not given back.
 
     Parameters
     ----------
     fileh : BigFileH
     pgoffset, pglen : int
     write : bool
-        They can be written, too: it is a change of all of them.
+        They can be written, too: this counts as a change of all of them.
 
     Raises
     ------
@@ -185,7 +185,7 @@ def pin(BigFileH fileh not None, pgoffset, pglen, bint write=False):
     BlockLoadError, ValueError, OverflowError
         See BigFileH.load().
     Exception
-        What first_change() raised.
+        The exception of first_change().
     """
     cdef uint64_t blk, first, end, transactions
     cdef int err

@@ -1,32 +1,32 @@
-"""Page memory: where it comes from, how much of it is in use, and what is given back first.
+"""Page memory: where it comes from, how much of it is in use, and which pages are given back first.
 
 A handle's page memory is one sparse memfd: file page p lies at offset p*blksize, so that all
 mappings of a handle alias by construction, and a page is freed, wherever it is mapped, by
 punching a hole. Memory is allocated by fallocate or pwrite, never by touching a mapping: so
 exhaustion is an errno here, not a SIGBUS somewhere else.
 
-The limit `ram_limit` holds for clean and dirty pages together: what is loaded or dirtied pushes
-out clean pages, until all is below 7/8 of the limit; so the process with all that it has besides
-pages stays near the limit, too. Dirty pages are never given back, and alone they may not pass the
-limit. Loads in progress may pass it by their own pages when nothing clean is left, so that a
-transaction which filled the limit with dirty pages can still read. One page may be larger than the
-limit, but not than half of the memory as well (ram_largest): the kernel would give all that the
-machine has, and kill processes for more.
+The limit `ram_limit` holds for clean and dirty pages together. A page that is loaded or changed
+pushes out clean pages, until all are below 7/8 of the limit. So the whole process stays near the
+limit, too. Dirty pages are never given back, and alone they may not pass the limit. Loads in
+progress may pass it by their own pages when no clean page is left, so that a transaction can still
+read after it filled the limit with dirty pages. One page may be larger than the limit, but not if
+it is also larger than half of the memory (ram_largest): the kernel would give it all memory of the
+machine, and kill processes for more.
 
-What goes first is decided by a second-chance queue (Babaoglu and Joy, "Converting a swap-based
+A second-chance queue decides which page goes first (Babaoglu and Joy, "Converting a swap-based
 system to do paging in an architecture lacking page-referenced bits", SOSP 1981):
 
     loaded ─► HOT ──── memory is short: protect, see whether it is touched ───► COLD ─► freed
                ▲                                                                 │
                └────────────────────────── touched ──────────────────────────────┘
 
-COLD is kept at a quarter of the clean pages while memory is short, and empty when it is not. PINNED
-pages, which a program has asked to stay, are in a third queue, from which nothing is freed.
+COLD has a quarter of the clean pages while memory is short, and is empty otherwise. PINNED pages,
+which a program needs in memory, are in a third queue, from which no page is freed.
 
-This room knows sizes and queues. What a page is, and how one is protected or dropped, it is
-told by ram_set_ops().
+This module knows sizes and queues. It does not know pages: ram_set_ops() gets the functions that
+protect or drop one.
 
-Locking: everything but ram_open, ram_alloc, ram_write and ram_copy wants the pager lock.
+Locking: all functions except ram_open, ram_alloc, ram_write and ram_copy need the pager lock.
 """
 
 from libc.errno cimport EINTR, EIO, ENOMEM, errno
@@ -51,7 +51,7 @@ cdef enum:
 
 cdef struct Ring:
     Resident head           # next: the oldest; prev: the newest
-    size_t bytes            # [bytes] of what is in it
+    size_t bytes            # [bytes] of its pages
 
 cdef Ring hot, cold, pinned
 cdef void (*op_cool)(Resident *) noexcept nogil
@@ -60,7 +60,7 @@ cdef void (*op_evict)(Resident *) noexcept nogil
 
 cdef void ram_set_ops(void (*cool)(Resident *) noexcept nogil,
                       void (*evict)(Resident *) noexcept nogil) noexcept nogil:
-    """Say how a page is made inaccessible (cool), and how it is dropped (evict).
+    """Set the functions that make a page inaccessible (cool), and that drop it (evict).
 
     Both are called with the pager lock held. evict must end in ram_remove().
     """
@@ -114,8 +114,8 @@ cdef int ram_write(int memfd, const char *data, size_t size, long offset) noexce
 cdef int ram_copy(int memfd, long offset, size_t size, int fd, long start) noexcept nogil:
     """Copy bytes [start, start + size) of a file to an offset. 0 or errno.
 
-    By way of a pipe, through which the kernel passes pages of its cache: so there is one copy,
-    and, unlike with a mapping of the file, nothing for other processors to forget.
+    It uses a pipe, through which the kernel passes pages of its cache. So there is one copy, and,
+    unlike with a mapping of the file, other processors have no page tables to flush.
     """
     cdef int[2] ends
     cdef ssize_t n = 0, done
@@ -126,7 +126,7 @@ cdef int ram_copy(int memfd, long offset, size_t size, int fd, long start) noexc
     while size != 0 and err == 0:
         n = splice(fd, &start, ends[1], NULL, min(size, <size_t>PIPE), 0)
         if n == 0:
-            err = EIO               # the file ends before the block does
+            err = EIO               # the file ends inside of the block
         elif n < 0 and errno != EINTR:
             err = errno
         while n > 0 and err == 0:
@@ -148,7 +148,7 @@ cdef void ram_free(int memfd, long offset, size_t size) noexcept nogil:
             return
 
 
-# ---- what is resident ----
+# ---- resident pages ----
 
 cdef Ring *ring_of(Queue queue) noexcept nogil:
     return &hot if queue == HOT else &cold if queue == COLD else &pinned
@@ -180,7 +180,7 @@ cdef void ram_add(Resident *res) noexcept nogil:
 
 
 cdef void ram_touch(Resident *res) noexcept nogil:
-    """A clean page faulted: it is the last to go now."""
+    """A clean page faulted: now it is the last one to go."""
     if res.queue != PINNED:
         pull(res)
         push(HOT, res)
@@ -196,7 +196,7 @@ cdef void ram_remove(Resident *res) noexcept nogil:
 
 
 cdef bint ram_may_pin(size_t size) noexcept nogil:
-    """Say whether one more clean page may be pinned: no more than what may be dirty."""
+    """Say whether one more clean page may be pinned: the limit is that of dirty pages."""
     return ram_pinned + ram_dirty + size <= ram_limit - ram_limit // 8
 
 
@@ -210,7 +210,7 @@ cdef void ram_pin(Resident *res) noexcept nogil:
 
 
 cdef void ram_unpin(Resident *res) noexcept nogil:
-    """A page may be given back again, as one that was just touched."""
+    """A page may be given back again; it counts as just touched."""
     global ram_pinned
     if res.queue == PINNED:
         pull(res)
@@ -219,7 +219,7 @@ cdef void ram_unpin(Resident *res) noexcept nogil:
 
 
 cdef bint ram_may_dirty(size_t size) noexcept nogil:
-    """Say whether one more page may be dirty. The first one may, if it may be in memory."""
+    """Say whether one more page may be dirty. The first one may, if it may be in memory at all."""
     return ram_dirty + size <= ram_limit or (ram_dirty == 0 and size <= ram_largest)
 
 
@@ -261,7 +261,7 @@ cdef bint evict_one() noexcept nogil:
 
 
 cdef int ram_reserve(size_t size) noexcept nogil:
-    """Make room for a page that is to be loaded, and count it as loading. 0 or errno."""
+    """Free memory for a page that is to be loaded, and count it as loading. 0 or errno."""
     global ram_loading
     if size > ram_largest:
         return ENOMEM
@@ -273,16 +273,16 @@ cdef int ram_reserve(size_t size) noexcept nogil:
 
 
 cdef void ram_unreserve(size_t size) noexcept nogil:
-    """The load ended, well or not."""
+    """The load ended, with or without success."""
     global ram_loading
     ram_loading -= size
 
 
 def ram_set_limit(nbytes):
-    """Limit the page memory of this process from now on, as WENDELIN_CORE_RAM does to begin with.
+    """Set the limit of the page memory of this process, which WENDELIN_CORE_RAM sets at the start.
 
-    Clean pages that do not fit are given back. Changes that do not fit stay, and there can be no
-    others until they are stored.
+    Clean pages that do not fit are given back. Changes that do not fit stay; then no other page can
+    be changed until they are stored.
 
     Parameters
     ----------

@@ -6,9 +6,9 @@ cdef enum:
     AHEAD_PAGES = 64        # most that readahead_post() takes at once
 
 cdef struct Ahead:
-    void *fileh             # a block of this handle is to be loaded; NULL: nothing is
+    void *fileh             # load a block of this handle; NULL: none
     uint64_t blk
-    void *addr              # NULL fileh: these addresses are to be read, and mapped
+    void *addr              # fileh is NULL: read ahead, and map, these addresses
     size_t size             # [bytes]
 
 cdef void readahead_set_op(void (*load)(void *, uint64_t, bint) noexcept nogil) noexcept nogil

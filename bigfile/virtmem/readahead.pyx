@@ -1,14 +1,14 @@
-"""Read-ahead: threads that make ready what a sequential reader will touch next.
+"""Read-ahead: threads that prepare the blocks that a sequential reader will touch next.
 
-They fill page tables of ranges that are mapped - else the reader has a fault every 64 KiB, a
-third of its time - and with that let the kernel read what is not in its cache. (Not by
-POSIX_FADV_WILLNEED: it reads into single pages, which are slower to map ever after.) And they
-load blocks by copying, two at a time. A thread ends when it had nothing to do for a second.
+They fill page tables of mapped ranges; otherwise the reader has a fault every 64 KiB, a third of
+its time. This also makes the kernel read pages that are not in its cache. (POSIX_FADV_WILLNEED
+would read into single pages, which are slower to map ever after.) And they load blocks by copying,
+two at a time. A thread ends when it had no work for a second.
 
-All of it is advice: a range that is not mapped any more is an error that nobody sees, and what
-cannot be read is for its reader to find.
+All of this is advice: a range that is not mapped any more is an error that is ignored, and if a
+block cannot be read, its reader gets the error.
 
-This room knows addresses; how a block is loaded it is told by readahead_set_op(). It runs no
+This module knows addresses; readahead_set_op() gets the function that loads a block. It runs no
 Python, and its threads take no signals.
 
 Locking: its own mutex, a leaf; not held while the kernel works, or a block is loaded.
@@ -44,16 +44,17 @@ cdef void (*op_load)(void *, uint64_t, bint) noexcept nogil
 
 
 cdef void readahead_set_op(void (*load)(void *, uint64_t, bint) noexcept nogil) noexcept nogil:
-    """Say how a block is loaded.
+    """Set the function that loads a block.
 
-    load(fileh, blk, yes) ends what was posted: loads the block, if yes, and lets go of fileh.
+    load(fileh, blk, yes) ends an entry: it loads the block, if yes, and drops its reference of
+    fileh.
     """
     global op_load
     op_load = load
 
 
 cdef void readahead_post(const Ahead *items, size_t n) noexcept nogil:
-    """Make ranges ready, in this order. What would be too much is forgotten, the last first."""
+    """Prepare ranges, in this order. If there are too many, the last ones are dropped."""
     global used, running
     cdef size_t i, taken
     pthread_mutex_lock(&mutex)

@@ -1,18 +1,18 @@
-"""Ready: pages that are shown before anybody touches them, and pinned ones, which stay so.
+"""Ready: pages that are shown before a thread touches them, and pinned ones, which stay so.
 
-A system call, or a thread that blocks SIGSEGV, gets no help from the pager: the pages that it reads
-must be shown before. area_ready() shows what is cheap: what is mapped, holes, what is in memory. It
-copies a short block of a local file for that, as the last one of most arrays is: it ends with zeros
-that the file does not have. fileh_pin() shows what was loaded, until fileh_unpin():
+The pager cannot help a system call, or a thread that blocks SIGSEGV: their pages must be shown
+before. area_ready() shows pages for which it is cheap: mapped ones, holes, and pages in memory. It
+copies a short block of a local file, as the last one of most arrays is: the zeros at its end are
+not in the file. fileh_pin() shows loaded pages, until fileh_unpin():
 
     LOADED of ZEROS, FILERANGE    shown in all areas, which keep it whatever their budgets are
     LOADED of MEMFD               the same, and it is not given back (PINNED in ram)
     DIRTY                         the same: it is never given back
 
-A page that is dropped - discarded, invalidated - is not pinned any more. So pins are of a
+A page that is dropped (discarded, invalidated) is not pinned any more. So pins belong to a
 transaction, and end with it.
 
-This module shows pages. It runs no Python but by page_set_ops().
+This module shows pages. It runs Python only by page_set_ops().
 
 Locking: see page.pyx. All here take the pager lock, and are called without it.
 """
@@ -34,11 +34,11 @@ from wendelin.bigfile.virtmem.ram cimport (COLD, pager_lock, pager_unlock, ram_m
                                            ram_may_pin, ram_pin, ram_unpin)
 
 cdef enum:
-    TOGETHER = 64           # pages that are shown before others may have the pager lock
+    TOGETHER = 64           # pages that are shown before the pager lock is released
 
 
 cdef int64_t ready_clock() noexcept nogil:
-    """Return the time that `until` is compared with [ns]."""
+    """Return the time of the clock of `until` [ns]."""
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
     return now.tv_sec * 1000000000 + now.tv_nsec
@@ -46,10 +46,10 @@ cdef int64_t ready_clock() noexcept nogil:
 
 cdef uint64_t area_ready(Area *area, uint64_t i, uint64_t end, bint skip, int64_t until) \
         noexcept nogil:
-    """Show pages [i, end) of an area that can be without loading; end at one that is not known.
+    """Show pages [i, end) of an area that need no loading; stop at one that is not known.
 
-    skip: go on behind it. Return where it ended; `end` also when the time is over, or when more
-    could only be shown by hiding something else.
+    skip: go on behind it. Return where it stopped; `end` also when the time is over, or when more
+    pages could only be shown by hiding others.
     """
     cdef FileH *fileh = <FileH *>area.fileh
     cdef Page *page
@@ -116,7 +116,7 @@ cdef bint fileh_was_shown(FileH *fileh, uint64_t blk) noexcept nogil:
 
 
 cdef void fileh_show(FileH *fileh, const uint64_t *blks, size_t n, int64_t until) noexcept nogil:
-    """Show pages again that areas showed before they were dropped, where that needs no loading."""
+    """Show pages again that areas showed before they were dropped, if they need no loading."""
     cdef Page *page
     cdef size_t k
     pager_lock()

@@ -1,35 +1,35 @@
-"""Python's signal handlers, while a fault runs Python: they wait for the end of it.
+"""Python's signal handlers wait while a fault runs Python.
 
-Python runs a handler in the main thread, between any two instructions of whatever runs there. If
-that is a loader, what the handler raises would be taken for a failure of the storage, and what it
-touches may be the block that its own thread loads. To the program, a touch of memory is one
-instruction, and signals come before or after it. So while a fault of the main thread runs Python:
+Python runs a handler in the main thread, between any two of its instructions. If a loader runs
+there, an exception of the handler would look like a failure of the storage, and the handler might
+touch the block that its own thread loads. To the program, a touch of memory is one instruction, and
+signals come before or after it. So while a fault of the main thread runs Python:
 
-1. signals_hold() runs the handlers of what came before; the loader was not called yet, so they may
-   touch anything (see Page.begun in page.pxd). Then all of Python's handlers are replaced by ours
-2. ours notes what comes
+1. signals_hold() runs the handlers of earlier signals. The loader was not called yet, so they may
+   touch anything (see Page.begun in page.pxd). Then it replaces all of Python's handlers by ours
+2. ours notes each signal
 3. signals_release() has Python call us when the thread is back in the program's code
-   (Py_AddPendingCall). Then the handlers are put back, and run for what was noted. If it was
-   another loader that the thread came to, all of this waits for the end of that: to replace
-   handlers takes some microseconds, and a reader of many blocks at once pays for it once
+   (Py_AddPendingCall). Then the handlers are put back, and run for the noted signals. If the thread
+   is in another loader by then, all of this waits for its end: replacing handlers takes some
+   microseconds, and a reader of many blocks pays for it once
 
     free ── signals_hold ──► held ── signals_release ──► replaced ── pending_call ──► free
                               │ ▲                            │
                               │ └─────── signals_hold ───────┘
                               └── a signal, after PATIENCE ──► held: its handler runs at once
 
-Where handlers are replaced, but signals not held, ours calls the one it replaces.
+While handlers are replaced, but signals are not held, ours calls the one that it replaces.
 
-A loader that hangs can be interrupted: once it took PATIENCE seconds, handlers run inside of it,
-and a thread sends again what came before. What they raise then, ends the load. signals_raised()
-returns that, as it is nobody's failure.
+A loader that hangs can be interrupted: after PATIENCE seconds, handlers run inside of it, and a
+thread sends earlier signals again. An exception of a handler then ends the load. signals_raised()
+returns it, as it is not a failure.
 
-Only what Python would call is replaced, not what the system does with a signal: its flags, or a
-library's handler that is before Python's, stay.
+Only Python's handlers are replaced, not the action of the system: flags of a signal, or a library's
+handler in front of Python's, stay.
 
-This room knows handlers of Python. It does not know what is run meanwhile.
+This module knows handlers of Python. It does not know what runs meanwhile.
 
-Locking: the GIL. All but the thread that sends again is the main thread.
+Locking: the GIL. All of it runs in the main thread, except the thread that sends signals again.
 """
 
 import os
@@ -45,7 +45,7 @@ from wendelin.bigfile.virtmem.kernel cimport sigaction, sigaction_t
 
 from wendelin.lib.adapters import cpython as python
 
-#: After how long a load is taken to hang, so that handlers run inside of it [s].
+#: After this time a load is assumed to hang, so that handlers run inside of it [s].
 PATIENCE = 5.0
 
 # Faults of the processor come again before Python could run a handler.
@@ -62,16 +62,16 @@ cdef unsigned long main_ident = threading.main_thread().ident
 # protected by: the GIL
 cdef bint held
 cdef bint replaced                      # handlers are ours
-cdef list handlers = [None] * 65        # that ours is in place of, by signal
+cdef list handlers = [None] * 65        # replaced by ours, by signal
 cdef uint64_t came                      # signals that ours noted, a bit each
-cdef object raised                      # by a handler, since signals_hold()
+cdef object raised                      # exception of a handler, since signals_hold()
 cdef double patience = PATIENCE
-cdef double until                       # held: as long as this, signals wait
+cdef double until                       # held: signals wait until this time
 cdef object again                       # held: a lock that stops the thread that sends again
 
 
 def set_patience(double seconds):
-    """Set after how long a load is taken to hang: for tests."""
+    """Set the time after which a load is assumed to hang: for tests."""
     global patience
     patience = seconds
 
@@ -98,7 +98,7 @@ cdef object ours = _Ours()
 
 
 cdef bint signals_hold() noexcept:
-    """Let signals wait. True: signals_release() is to be called."""
+    """Make signals wait. True: call signals_release() later."""
     global held, raised, replaced, until
     if held or PyThread_get_thread_ident() != main_ident:
         return False
@@ -115,12 +115,12 @@ cdef bint signals_hold() noexcept:
                 handlers[signum] = handler
                 replace(signum, ours)
     except BaseException as e:
-        raised = e                  # of a handler, or there is no memory: go on with what is held
+        raised = e                  # of a handler, or there is no memory: go on with this state
     return True
 
 
 cdef object signals_raised():
-    """Return what a handler has raised since signals_hold(), or the last look; or None."""
+    """Return the exception of a handler since signals_hold(), or since the last call; or None."""
     global raised
     error = raised
     raised = None
@@ -158,7 +158,7 @@ cdef int put_handlers_back() except -1:
 
 
 cdef int replace(int signum, handler) except -1:
-    """Have Python call another handler. What the system does with the signal stays as it is."""
+    """Make Python call another handler, without a change of the system's action."""
     global raised
     cdef sigaction_t action
     cdef int _attempt
@@ -173,10 +173,10 @@ cdef int replace(int signum, handler) except -1:
     return 0
 
 
-# ---- what came ----
+# ---- noted signals ----
 
 cdef int handle_what_came() except -1:
-    """Run handlers now. What they raise is kept."""
+    """Run handlers now. Keep their exception."""
     global raised
     cdef bint more = True
     while more:
@@ -191,7 +191,7 @@ cdef int handle_what_came() except -1:
 
 
 cdef void post_what_came() noexcept:
-    """Have Python run handlers when this thread is back in its code. Needs no memory."""
+    """Make Python run handlers when this thread is back in its code. Needs no memory."""
     cdef int signum
     if Py_AddPendingCall(pending_call, NULL) != 0:
         for signum in range(1, 65):
@@ -200,7 +200,7 @@ cdef void post_what_came() noexcept:
 
 
 cdef int pending_call(void *arg) except -1:
-    """Be called by Python, in the main thread, between two instructions."""
+    """Called by Python, in the main thread, between two instructions."""
     if not held:                        # else this is in a loader, and it is posted once more
         if replaced:
             put_handlers_back()
@@ -212,7 +212,7 @@ cdef int pending_call(void *arg) except -1:
 
 
 cdef int run_what_came() except -1:
-    """Run the handlers of what was noted, until one raises."""
+    """Run the handlers of noted signals, until one raises."""
     global came
     cdef int signum
     try:
@@ -231,7 +231,7 @@ cdef int run_what_came() except -1:
 # ---- a load that hangs ----
 
 cdef int _send_again() except -1:
-    """Send what came once more, if it is held for too long."""
+    """Send noted signals again, if they are held for too long."""
     global again
     if again is None:
         lock = threading.Lock()

@@ -1,6 +1,6 @@
-"""What the pager does, in figures.
+"""Counters of the pager.
 
-It knows handles. It changes nothing, and waits for nobody but the pager lock.
+This module knows handles. It changes nothing, and waits only for the pager lock.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ __all__ = ["HandleStats", "Stats", "stats", "stats_of"]
 
 
 class HandleStats(NamedTuple):
-    """Of one opened file, since it was opened. Sizes are in bytes."""
+    """Counters of one open file, since it was opened. Sizes are in bytes."""
 
-    file: str  #: what it is called
+    file: str  #: its name
     blksize: int  #: size of a block
-    faults: int  #: touches that the pager was called for
-    loads: int  #: blocks that were asked for, or copied
-    mapped: int  #: now mapped from a file; page cache, no memory of this process
-    resident: int  #: now in page memory, changed ones included
-    dirty: int  #: of them, changed and not committed
-    reclaims: int  #: blocks whose memory was given back because it got short
+    faults: int  #: touches that called the pager
+    loads: int  #: blocks that the file was asked for, or that were copied
+    mapped: int  #: blocks now mapped from a file; page cache, not memory of this process
+    resident: int  #: blocks now in page memory, including changed ones
+    dirty: int  #: of these, blocks with uncommitted changes
+    reclaims: int  #: blocks whose memory was given back because memory got short
     failures: int  #: touches and loads that failed
-    waits: int  #: for another thread, that loaded or stored
+    waits: int  #: waits for another thread that loaded or stored
 
 
 class Stats(NamedTuple):
-    """Of this process. Sizes are in bytes."""
+    """Counters of this process. Sizes are in bytes."""
 
     limit: int  #: of page memory, WENDELIN_CORE_RAM
     clean: int  #: page memory that can be given back
     dirty: int  #: page memory of changes
-    mappings: int  #: of the kernel's, about; see vm.max_map_count
-    handles: list[HandleStats]  #: all that are open
+    mappings: int  #: mappings of the kernel, about; see vm.max_map_count
+    handles: list[HandleStats]  #: all open files
 
 
 def stats() -> Stats:
-    """Return what the pager has done, and holds: for all of this process, and by handle.
+    """Return counters of the pager, for this process and for each handle.
 
-    Cheap enough to be asked every second. Handles of different connections to one file are
-    different handles.
+    Cheap enough to be called every second. Different connections to one file have different
+    handles.
     """
     return Stats(*ram_stat(), mappings(), sorted(map(stats_of, list(handles))))
 
 
 def stats_of(handle: BigFileH) -> HandleStats:
-    """Return what the pager has done for a handle, and holds."""
+    """Return the counters of a handle."""
     return HandleStats(repr(handle.file), handle.blksize, *handle.counts())

@@ -47,12 +47,12 @@ cdef extern from *:
 
 
 cdef unsigned long scraps_shown() noexcept nogil:
-    """Return how often this thread was shown scrap. If it grows, what was computed is void."""
+    """Return how often this thread was shown scrap. If it grows, the thread's results are void."""
     return scraps
 
 
 cdef void show_scrap(const char *addr, bint write, Failure why) noexcept nogil:
-    """Let the thread go on over memory that is never stored; nor is what is made of it."""
+    """Let the thread go on over memory that is never stored; the handle is doomed."""
     global scraps
     cdef Area *area = area_lookup(addr)
     cdef uint64_t i
@@ -68,27 +68,27 @@ cdef void show_scrap(const char *addr, bint write, Failure why) noexcept nogil:
 
 
 # ---- the steps of a touch ----
-# All are entered and left with the pager lock held.
+# All begin and end with the pager lock held.
 
 cdef enum Step:
     GO_ON                   # to the next step
-    AGAIN                   # the lock was given up meanwhile: look up everything again
+    AGAIN                   # the lock was released meanwhile: look up everything again
     SHOWN                   # the thread can go on, over the page or over scrap
 
 cdef struct Touch:
     const char *addr
     bint write
     bint counted
-    # valid until the lock is given up
+    # valid until the lock is released
     Area *area
     FileH *fileh
     uint64_t i              # page of the area
     uint64_t blk            # block of the file
     Page *page              # NULL: EMPTY
-    # what is to be done when the lock is given up at last
+    # to do when the lock is released at the end
     Ahead[AHEAD_PAGES] ahead
     size_t n_ahead
-    char *fill              # a page that is going to be written to its end; NULL: none is
+    char *fill              # a page that is going to be written to its end; NULL: none
     size_t fill_size        # [bytes]
 
 
@@ -96,12 +96,12 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
     """Make addr accessible, as the fault at it wanted. False: it is in no area.
 
     1. find the area and the page
-    2. have it in memory. EMPTY, or LOADING by this thread which has not begun: load it, LOADING:
-       wait. Then from 1
-    3. a write: let the handle know, LOADED -> DIRTY, after bringing it into page memory. After
-       what gives up the lock, from 1
-    4. show it, and what a reader touches next
-    5. without the lock: have loaded, or mapped, what comes next
+    2. get it into memory. EMPTY, or LOADING by this thread and not begun: load it. LOADING: wait.
+       Then from 1
+    3. for a write: announce the change to the handle, bring the page into page memory, LOADED ->
+       DIRTY. From 1 after a step that releases the lock
+    4. show it, and the pages that a reader touches next
+    5. without the lock: load or map the pages that come next
     """
     cdef Touch touch
     cdef Step step = AGAIN
@@ -124,7 +124,7 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
     if touch.n_ahead != 0:
         readahead_post(touch.ahead, touch.n_ahead)
     if touch.fill != NULL:
-        # A writer of block after block writes all of it: the page table at once, not by faults.
+        # A sequential writer writes the whole block: fill the page table at once, not by faults.
         madvise(touch.fill, touch.fill_size, MADV_POPULATE_WRITE)
     return True
 
@@ -145,7 +145,7 @@ cdef bint touch_find(Touch *touch) noexcept nogil:
 
 
 cdef Step touch_load(Touch *touch) noexcept nogil:
-    """Have the page LOADED or DIRTY."""
+    """Make the page LOADED or DIRTY."""
     cdef Page *page = touch.page
     cdef Failure why
     if pager_exiting and (page == NULL or page.state == LOADING):
@@ -164,14 +164,14 @@ cdef Step touch_load(Touch *touch) noexcept nogil:
 
 
 cdef Step touch_read(Touch *touch) noexcept nogil:
-    """It was used: it is given back later."""
+    """The page was used: it is given back later."""
     if touch.page.res.queue != OFF:
         ram_touch(&touch.page.res)
     return GO_ON
 
 
 cdef Step touch_change(Touch *touch) noexcept nogil:
-    """Have the page DIRTY, to be written."""
+    """Make the page DIRTY, to be written."""
     cdef FileH *fileh = touch.fileh
     cdef Page *page = touch.page
     cdef int err
@@ -219,7 +219,7 @@ cdef int tell_first_change(FileH *fileh, uint64_t blk) noexcept nogil:
 
 
 cdef Step touch_show(Touch *touch) noexcept nogil:
-    """Show the page, and choose what is done ahead of the thread."""
+    """Show the page, and choose pages to show or load ahead of the thread."""
     cdef Area *area = touch.area
     cdef Page *page = touch.page
     cdef Kind kind = page_kind(page)
@@ -237,19 +237,19 @@ cdef Step touch_show(Touch *touch) noexcept nogil:
 
 
 cdef Step refuse(Touch *touch, Failure why, int err) noexcept nogil:
-    """Tell the thread why it cannot have the page, and let it go on over scrap."""
+    """Send the thread the exception of the failure, and let it go on over scrap."""
     fail(touch.fileh, touch.blk, why, err)
     return scrap(touch, why)
 
 
 cdef Step scrap(Touch *touch, Failure why) noexcept nogil:
-    """The thread was told: let it go on over scrap."""
+    """The exception was sent: let the thread go on over scrap."""
     show_scrap(touch.addr, touch.write, why)
     return SHOWN
 
 
 cdef bint page_broken(const char *addr, bint write) noexcept nogil:
-    """The kernel cannot read what is mapped at addr (SIGBUS). False: it is not ours."""
+    """The kernel cannot read the mapped file at addr (SIGBUS). False: it is not ours."""
     cdef Area *area
     cdef FileH *fileh
     cdef uint64_t i
@@ -272,7 +272,7 @@ cdef bint page_broken(const char *addr, bint write) noexcept nogil:
 
 
 # ---- fork ----
-# The lock is held across a fork, so that the child finds everything whole. Page memory stays
+# The lock is held across a fork, so that the child finds consistent data. Page memory stays
 # the parent's: see mapping.pyx.
 
 cdef void before_fork() noexcept nogil:
@@ -285,13 +285,13 @@ cdef void after_fork_in_parent() noexcept nogil:
 
 
 cdef bint touch_inherited(const char *addr) noexcept nogil:
-    """Let a child of a fork go on that touched its parent's area. False: it did not."""
+    """Let a child of a fork go on that touched an area of its parent. False: it did not."""
     global scraps
     cdef Area *area
     cdef bint shown
     pager_lock()
     area = area_inherited(addr)
-    # The range was not inherited. If something else of the child is there, the fault is its own.
+    # The range was not inherited. If other memory of the child is there, the fault is its own.
     shown = area != NULL and area_show_inherited(area, addr)
     scraps += shown
     pager_unlock()

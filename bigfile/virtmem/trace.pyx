@@ -7,7 +7,7 @@ Off, unless WENDELIN_CORE_TRACE names a file when the pager is imported; lines a
 are the time since the system started [s], the system's number of the thread, the states and what
 the page has in memory then, the block and its file.
 
-This module knows lines. It runs no Python, as its caller runs none and has the pager lock.
+This module knows only lines. It runs no Python, as its caller holds the pager lock.
 """
 
 import os

@@ -56,17 +56,17 @@ cdef extern from "Python.h":
     void Py_XDECREF(PyObject *obj) noexcept
 
 cdef enum:
-    MAX_INTERRUPTS = 8      # after so many a loader is taken to raise them itself
-    MAX_FAILURES = 64       # that a handle remembers: a reader may never abort
+    MAX_INTERRUPTS = 8      # after so many, the loader itself is assumed to raise them
+    MAX_FAILURES = 64       # kept by a handle: a reader may never abort
 
 
 cdef struct Call:           # of Python, by a fault
     FileH *fileh
     uint64_t blk
     int result              # 0: done; -1: failed. In C, as the exception of a failure may get lost
-    PyObject *exc           # why it failed; NULL: nothing could be made
-    PyObject *interrupt     # what to raise in place of it, or though it is done; NULL: nothing
-    unsigned long ident     # failed: the thread that gets an exception without a word
+    PyObject *exc           # why it failed; NULL: no exception could be made
+    PyObject *interrupt     # to raise instead of it, or even after success; NULL: none
+    unsigned long ident     # failed: the thread that gets an exception without a reason
     unsigned long scraps    # scraps_shown() before
     int waiter
     bint holds              # signals
@@ -86,7 +86,7 @@ cdef void call_begin(Call *call, FileH *fileh, uint64_t blk) noexcept nogil:
 
 
 cdef void call_begin_with_gil(Call *call) noexcept:
-    """After the GIL is taken. Signals that came before are handled in here."""
+    """After the GIL is taken. Handlers of earlier signals run here."""
     wait_over(call.waiter)
     put_aside(&call.aside)
     if call.ident == 0 and call.fileh.pyfileh != NULL:
@@ -96,7 +96,7 @@ cdef void call_begin_with_gil(Call *call) noexcept:
 
 
 cdef void take_back(Call *call) noexcept:
-    """What is on its way to this thread, and nobody's failure, is raised after this."""
+    """An exception on its way to this thread that is not a failure is raised after this."""
     try:
         keep(call, take_interrupt())
     except BaseException:
@@ -137,7 +137,7 @@ cdef void call_end(Call *call, Failure why) noexcept:
     try:
         if call.result != 0:
             if call.fileh.pyfileh == NULL:
-                told = True         # nobody has it any more
+                told = True         # its handle is gone
             elif call.exc != NULL:
                 raise_later(<BigFileH>call.fileh.pyfileh, <object>call.exc, why,
                             None if call.interrupt == NULL else <object>call.interrupt)
@@ -179,7 +179,7 @@ cdef void load_block(FileH *fileh, uint64_t blk, Source *source, Purpose purpose
 
 
 cdef void call_end_direct(Call *call, Failed *failed) noexcept:
-    """Give what is to be raised, in place of call_end()."""
+    """Return the exception to raise, instead of call_end()."""
     cdef PyObject *exc
     keep_raised(call)
     exc = call.exc
@@ -187,7 +187,7 @@ cdef void call_end_direct(Call *call, Failed *failed) noexcept:
         Py_XDECREF(exc)
         exc = call.interrupt
     if exc != NULL:
-        Py_XDECREF(<PyObject *>failed.exc)  # of a load that was not true any more
+        Py_XDECREF(<PyObject *>failed.exc)  # of an outdated load
         failed.exc = <void *>exc
     if call.holds:
         signals_release()
@@ -195,7 +195,7 @@ cdef void call_end_direct(Call *call, Failed *failed) noexcept:
 
 
 cdef void load_with_gil(Call *call, Source *source, bint direct) noexcept:
-    """Load a block; or say in call.exc why not."""
+    """Load a block, or set call.exc to the reason of the failure."""
     cdef BigFileH pyfileh
     cdef uint64_t epoch = fileh_epoch(call.fileh)
     cdef int interrupts = 0
@@ -224,7 +224,7 @@ cdef void load_with_gil(Call *call, Source *source, bint direct) noexcept:
             try:
                 look_ahead(pyfileh, call.blk, epoch)
             except Exception:
-                pass        # a thread that touches those blocks is told
+                pass        # a thread that touches those blocks gets the error
     except BaseException as e:
         # of what looks ahead, if it is done
         if call.result == 0 and not isinstance(e, Exception):
@@ -244,7 +244,7 @@ cdef int look_ahead(BigFileH fileh, uint64_t blk, uint64_t epoch) except -1:
 
 
 cdef int load_from_file(BigFileH pyfileh, uint64_t blk, Source *source) except -1:
-    """Ask the file for a block, and put it where `source` says."""
+    """Ask the file for a block, and set `source` to where it is."""
     cdef FileH *fileh = pyfileh.fileh
     cdef Py_buffer view
     cdef int err
@@ -291,7 +291,7 @@ cdef void report(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogi
 
 
 cdef void report_with_gil(Call *call, Failure why, int err) noexcept:
-    """Say in call.exc what is to be raised."""
+    """Set call.exc to the exception to raise."""
     try:
         if call.fileh.pyfileh != NULL:
             pyfileh = <BigFileH>call.fileh.pyfileh
@@ -315,7 +315,7 @@ cdef int first_change(FileH *fileh, uint64_t blk) noexcept nogil:
 
 
 cdef void first_change_with_gil(Call *call) noexcept:
-    """Let the handle know of its first change; or say in call.exc why it refused it."""
+    """Announce the first change to the handle; or set call.exc to why it was refused."""
     try:
         if call.fileh.pyfileh != NULL:
             pyfileh = <BigFileH>call.fileh.pyfileh
@@ -334,9 +334,9 @@ cdef void first_change_with_gil(Call *call) noexcept:
 
 
 cdef int raise_later(BigFileH fileh, exc, Failure why, interrupt) except -1:
-    """Raise exc in this thread when it is back in Python code, and refuse changes till then.
+    """Raise exc in this thread when it is back in Python code, and refuse changes until then.
 
-    interrupt: what to raise in place of exc, or None.
+    interrupt: the exception to raise instead of exc, or None.
     """
     ident = addressee(fileh.fallback_thread)
     if exc not in fileh.failures and not fileh.read_only:
@@ -347,7 +347,7 @@ cdef int raise_later(BigFileH fileh, exc, Failure why, interrupt) except -1:
             try:
                 fileh.first_change()
             except Exception as e:
-                exc.add_note(f"(its transaction could not be told: {type(e).__name__}: {e})")
+                exc.add_note(f"(its transaction could not be informed: {type(e).__name__}: {e})")
                 untold = e
         # These are of Python. What is the transaction's is final: there is none that could be told.
         if not isinstance(untold, (MemoryError, RecursionError)):
@@ -369,7 +369,7 @@ cdef void wait_without_gil() noexcept nogil:
 
 
 def _at_exit():
-    """From now on a fault runs no Python: what is not in memory reads as zeros."""
+    """From now on, a fault runs no Python: pages that are not in memory read as zeros."""
     page_set_exiting()
 
 

@@ -46,7 +46,7 @@ HEAD = """
         try:
             f(*args)
         except ForkError as e:
-            assert "fork()" in str(e) and "Open the database anew" in str(e), e
+            assert "fork()" in str(e) and "Open the database again" in str(e), e
         else:
             raise AssertionError(f)
 
