@@ -3,7 +3,7 @@
 virtmem     the pager
 zodb        blocks in a database
 file_file   an ordinary file, as a BigFile
-file_zodb   a file in ZODB; pickles have this name
+file_zodb   a file in ZODB; pickles name this module
 """
 
 from wendelin.bigfile.virtmem import (

@@ -1,6 +1,6 @@
 """A BigFile over an ordinary OS file.
 
-It knows files, and nothing of the pager beyond BigFile.
+This module knows files, and of the pager only BigFile.
 """
 
 import os
@@ -14,14 +14,14 @@ __all__ = ["BigFile_File"]
 class BigFile_File(BigFile):
     """An ordinary file in blocks.
 
-    What is past the end of the file reads as zeros; storing there makes the file longer, in
-    whole blocks.
+    Blocks past the end of the file read as zeros; storing one makes the file longer, in whole
+    blocks.
 
     Parameters
     ----------
     path_or_fd : str, os.PathLike or int
-        Path of the file, which is made if it is not there; or a descriptor that stays the
-        caller's: it is duplicated.
+        Path of the file, which is made if it does not exist; or a descriptor, which is duplicated,
+        and stays the caller's.
     blksize : int
         Block size [bytes], a multiple of the OS page.
 

@@ -1,4 +1,4 @@
-"""The names under which databases, and programs, have a file in ZODB and its blocks.
+"""The names that databases and programs use for a file in ZODB and its blocks.
 
 ZBigFile is in zodb.file, its handle in zodb.handle, the formats of blocks in zodb.formats.
 """

@@ -1,36 +1,34 @@
 """A ZBigFile as the pager sees it: a BigFile whose blocks are records of a database.
 
-To memory it goes without persistent objects: BlockTable finds a block's object, formats reads it,
-or the storage says where it lies. To the database, the object of a block is changed, and the
-Connection pickles it at its commit.
+Loading needs no persistent objects: BlockTable finds the oid of a block's object, and formats reads
+its record, or the storage says where its bytes lie. To store a block, its object is changed, and
+the Connection pickles it at its commit.
 
-It knows the Connection and its storage. When transactions begin and end, its handle knows
+This module knows the Connection and its storage. Its handle knows when transactions begin and end
 (handle).
 
 Database -> pages
 -----------------
-A boundary is when the Connection moves to a new state of the database; it asks its storage
-for what changed meanwhile, and that is where we listen (zodb_boundary). Pages are dropped
+At a boundary, the Connection moves to a new state of the database. It asks its storage for changes,
+and zodb_boundary observes that call. Pages are dropped
 
 - whose block object changed,
-- whose block number is now another object, or none, or became one: looked up anew for pages in
-  memory whenever a node of the block table changed.
+- whose block number now has another object, or none, or got one: whenever a node of the block table
+  changed, the table is looked up again for pages in memory.
 
-A storage that was away for too long cannot say what changed. Then it is asked for the tids of what
-pages are made of; or, if it has no such way, all pages are dropped. So they are if a boundary was
-interrupted (forget): nobody is told again what has changed.
+A server that was away for too long cannot say what changed. Then it is asked for the tids of the
+objects that pages are made of. If that is not possible, all pages are dropped, as they are after an
+interrupted boundary (forget): changes are reported only once.
 
-Until the boundary that follows a commit its pages stay DIRTY to the pager, though stored: so
-they cannot be reclaimed, and be loaded again from a state which does not have them yet. They
-become clean when the table of before is forgotten: a thread that looks ahead at that moment would
-find holes in it where they are.
+After a commit, its pages stay DIRTY to the pager until the next boundary, although they are stored.
+So they cannot be reclaimed, and loaded again from a state that does not have them yet. They become
+clean when the previous table is forgotten: until then, a thread that looks ahead would find holes
+in it.
 
-Locking
--------
-Faults run loadblk in any thread. It reads records through the Connection's storage, which is
-safe from threads (the state it reads, `_start`, only changes at boundaries); what was asked
-before a boundary and answered after it is loaded again (invalidate_loading). What is for the
-database, and follow(), run in the thread of the transaction.
+Locking ------- Faults run loadblk in any thread. It reads records through the Connection's storage,
+which is thread-safe (the state that it reads, `_start`, changes only at boundaries). A load that
+began before a boundary and ends after it is repeated (invalidate_loading). Stores, and follow(),
+run in the thread of the transaction.
 """
 
 from __future__ import annotations
@@ -96,19 +94,19 @@ __all__ = ["ZFile"]
 log = logging.getLogger(__name__)
 
 _MOST = 1 << 63  # no block is there
-_NEW = b"\0" * 8  # _p_serial of what is not in the database yet
+_NEW = b"\0" * 8  # _p_serial of an object that is not in the database yet
 _OF_NOTHING = digest_of([])
 #: in made_of: no object's oid, so the page is dropped at the next boundary
 _UNSURE = b"\xff" * 8
 
 
 def _verify() -> bool:
-    """Return what WENDELIN_CORE_VERIFY says.
+    """Return the value of WENDELIN_CORE_VERIFY.
 
     Raises
     ------
     ValueError
-        It is something else.
+        It is neither 0 nor 1.
     """
     value = os.environ.get("WENDELIN_CORE_VERIFY", "0")
     if value not in ("0", "1"):
@@ -124,16 +122,17 @@ class ZFile(
     def __init__(self, zfile: FileInDatabase, conn: Connection, zblk_fmt: str | None) -> None:
         super().__init__(zfile.blksize)
         self.zfile: Any = zfile
-        # The table's object is the same as long as there is the file's. Of both, faults use what a
-        # ghost has, too: no other thread may load persistent objects, or see one half loaded.
+        # The table's object is the same as long as the file's exists. Faults use only attributes
+        # that a ghost has, too: no other thread may load persistent objects, or see one half
+        # loaded.
         self.blktab = zfile.blktab
         self.conn = conn
         self.records = Records(conn)
         self.zblk_fmt = zblk_fmt
         self.name = zconn_name(conn)
         self.table = BlockTable(self.records.load_all)
-        # What pages that are, or were, in memory were made of: blk -> oid, None for a hole,
-        # _UNSURE where the table had two answers;
+        # What pages that are, or were, in memory are made of: blk -> oid, None for a hole,
+        # _UNSURE if the table had two answers;
         self.made_of = BlockMap()
         # and of those that are made of more.
         self.parts = PartMap()
@@ -141,7 +140,7 @@ class ZFile(
         self._not_asked: set[int] = set()
         # Files that pages may be mapped from: they stay open as long as the handle lives.
         self.mapped_from: set[OpenFile] = set()
-        #: what is mapped is compared with its checksum before, not only what is copied
+        #: compare mapped blocks with their checksums before, not only copied ones
         self.verify = _verify()
         #: of the running commit: oid -> (serial, record)
         self._retired: dict[bytes, tuple[bytes, bytes]] = {}
@@ -195,15 +194,15 @@ class ZFile(
         try:
             block = load_block(oid, self.records, self.blksize, buf)
         except RecordError:
-            # Of a boundary that came about just now, some of its objects are of before, and some
-            # of after it. Again, and then it is damaged; or it has changed, and is loaded again.
+            # During a boundary, some of its objects may be old, and some new. Try again: then it
+            # is damaged, or it has changed, and is loaded again.
             block = self._load_block(oid)
         if block.parts:
             self.parts.put(blk, block.parts)
         return block.data
 
     def _load_block(self, oid: bytes) -> Block:
-        """Return a block object; an error of its checksum says what was stored when."""
+        """Return a block object; an error of its checksum names the object and the transaction."""
         try:
             return load_block(oid, self.records, self.blksize)
         except ChecksumError as e:
@@ -233,16 +232,16 @@ class ZFile(
             return {}
         epoch: int | None = None
         while epoch != handle.epoch():
-            # Again, if a boundary came between: other threads may have loaded some of them since,
-            # and those are not made of what was true before.
+            # Again, if a boundary came meanwhile: other threads may have loaded some of them since,
+            # and these are not made of the objects of the previous state.
             epoch = handle.epoch()
             root = self._table_root()
             oids: dict[int, bytes | None] = dict.fromkeys(range(start, stop))
             if root is not None:
                 oids.update(self.table.between(root, start, stop))
             for blk, oid in oids.items():
-                # What is in memory may be made of what was true before a boundary that comes
-                # about just now, of which we read the outcome already.
+                # During a boundary, pages in memory may be of the previous state, while we already
+                # read the new one.
                 if self.made_of.setdefault(blk, oid) != oid:
                     self.made_of[blk] = _UNSURE
         # Nobody has touched these: to wait for the disk, for heads all over the file, is in vain.
@@ -255,16 +254,16 @@ class ZFile(
     def _where(
         self, oids: dict[int, bytes | None], *, wait: bool = True, check: bool = False
     ) -> dict[int, Any]:
-        """Return, for blocks and their objects, what mapblk returns; without None.
+        """Return {block: result of mapblk} for blocks and their objects, without None.
 
         Parameters
         ----------
         oids
         wait : bool
-            False: without those for which the disk would have to be waited for.
+            False: without those that would have to wait for the disk.
         check : bool
-            Compare with their checksums those that are to be mapped, if self.verify.
-            False: without those, unless they were compared before.
+            If self.verify, compare those that are to be mapped with their checksums. False: leave
+            these out, unless they were compared before.
         """
         where: dict[int, Any] = {blk: HOLE for blk, oid in oids.items() if oid is None}
         stored = {blk: oid for blk, oid in oids.items() if oid is not None}
@@ -279,7 +278,7 @@ class ZFile(
         return where
 
     def _place(self, oid: bytes, found: Located, check: bool) -> Any:
-        """Return what mapblk returns for a block that lies in a file; see _where()."""
+        """Return the result of mapblk for a block that lies in a file; see _where()."""
         if found.size == 0 and found.digest in (None, _OF_NOTHING):
             return HOLE
         whole = is_whole(found, self.blksize)
@@ -291,23 +290,23 @@ class ZFile(
             except ChecksumError as e:
                 raise self._of_object(oid) from e
         if found.digest is not None and not whole and not AVAILABLE:
-            return None  # loadblk() compares what it copies
+            return None  # loadblk() compares the bytes that it copies
         self.mapped_from.add(found.file)
         if found.digest is not None and AVAILABLE:
             return FileRange(found.file.fd, found.offset, found.size, found.digest)
         return FileRange(found.file.fd, found.offset, None if whole else found.size)
 
     def is_current(self) -> bool:
-        """Say whether the files that pages are mapped from are the database's."""
+        """Say whether the files that pages are mapped from are still the database's."""
         return all(zconn_has_open(self.conn, file) for file in self.mapped_from)
 
     def follow(self, oids: list[bytes] | None, own: set[bytes], handle: HandleOfFile) -> None:
-        """Let the handle's pages be of the new state: see zodb_boundary.Follower."""
+        """Bring the handle's pages to the new state: see zodb_boundary.Follower."""
         packed = not self.is_current()
         unknown = oids is None or packed
         changed = own.union(oids or ())
-        # Other threads go on to load, and to look ahead. So the table is first, before any page is
-        # clean: who still asked the old one loads again, or what he found is ignored (epoch).
+        # Other threads go on loading, and looking ahead. So the table is first, before any page is
+        # clean: a thread that still used the old one loads again, or its result is ignored (epoch).
         if unknown:
             self.table.drop()
         moved = self.table.changed(changed)
@@ -340,7 +339,7 @@ class ZFile(
             self.table.not_asked()
 
     def forget(self, handle: HandleOfFile) -> None:
-        """Let no page be of what was before: see zodb_boundary.Follower."""
+        """Drop all pages of the previous state: see zodb_boundary.Follower."""
         self.table.drop()
         handle.invalidate_loading()
         handle.unpin_all()
@@ -351,7 +350,7 @@ class ZFile(
             self._drop_all(handle)
 
     def _drop_all(self, handle: HandleOfFile) -> set[int]:
-        # Let go of the file: of its descriptor after the last page that knows it.
+        # Release the file: its descriptor is closed after the last page that uses it.
         files, self.mapped_from = self.mapped_from, set()
         blks = set(self.made_of.blocks())
         self._drop(blks, handle)
@@ -416,7 +415,7 @@ class ZFile(
             self.made_of[blk] = None if zblk is None else zblk._p_oid
             return
         cls = format_for(name, change)
-        # a ZBlk1 that is not regular gets other chunks, and stays
+        # a ZBlk1 that is not regular gets new chunks, and stays
         usable = change.old is None or change.old.regular or cls is ZBlk1
         if zblk is not None and type(zblk) is cls and usable:
             zconn_read_current(self.conn, self.zfile)
@@ -425,25 +424,25 @@ class ZFile(
                 zconn_read_current(self.conn, self.zfile)
                 self._retire(zblk)
             zblk = self.blktab[blk] = cls()
-            # in this order, not in the one in which the Connection finds them: backwards
+            # in this order: the Connection would find them in the reverse one
             self.conn.add(zblk)
         handle.watch.records.update(zblk.store_from(handle, blk, change))
         handle.stored[blk] = zblk
 
     def _stored(self, blk: int, zblk: ZBlkBase | None) -> Block | None:
-        """Return a block as it is in the database; None: it is not there.
+        """Return a block as it is in the database; None if it is not there.
 
-        Most often its object is a ghost, and stays one: whatever does not begin with _p_ loads it,
-        and one of Python 2 cannot be loaded as an object.
+        Mostly its object is a ghost, and stays one: access to an attribute without _p_ would load
+        it, and one of Python 2 cannot be loaded as an object.
 
-        One that does not match its checksum is taken as not there, and stored as a whole: what is
-        in memory was compared when it came there.
+        A block that does not match its checksum counts as missing, and is stored as a whole: the
+        page in memory was compared when it was loaded.
 
         Raises
         ------
         BlockLoadError
-            It does not match, and the pager compares nothing: what was mapped, and copied for its
-            first change, would get a new checksum.
+            It does not match, and the pager compares nothing: wrong bytes, which were mapped, and
+            copied for the first change, would get a new checksum.
         """
         if zblk is None or (zblk._p_serial == _NEW and zblk._p_changed is not None):
             return None
@@ -460,8 +459,8 @@ class ZFile(
     def truncate(self, blk: int) -> None:
         blktab = self.blktab
         root = self._table_root()
-        # What is stored is found by the tree: its chain of buckets may have others. What was
-        # changed since, and is not stored, by BTrees.
+        # Stored blocks are found by the tree, as its chain of buckets may have others. Blocks of
+        # later changes are found by BTrees.
         stored = [] if root is None else self.table.deletable(root, blk)
         keys = [key for key in {*stored, *blktab.keys(min=blk)} if key in blktab]
         for key in keys:
@@ -469,13 +468,14 @@ class ZFile(
         if keys:
             self.zfile._p_changed = True
 
-    # A block object that is changed by one client, and taken out of the table by another, would be
-    # no conflict: they store different objects. The first one's change would be lost in silence.
-    # So who shrinks a file stores the ZBigFile, and who changes a block says that it has read the
-    # ZBigFile; who puts another object in a block's place stores the old one, too, empty.
+    # One client may change a block object while another takes it out of the table. They store
+    # different objects, so there would be no conflict, and the change would be lost. So a
+    # transaction that shrinks a file also stores the ZBigFile, and one that changes a block
+    # declares that it has read the ZBigFile. One that puts another object in a block's place also
+    # stores the old one, empty.
 
     def _retire(self, zblk: ZBlkBase) -> None:
-        """An object is to be replaced in the table by another."""
+        """Note that another object is going to replace one in the table."""
         oid = zblk._p_oid
         if zblk._p_serial == _NEW and zblk._p_changed is not None:
             return  # it is not in the database
@@ -490,13 +490,13 @@ class ZFile(
             instance_of(self.conn).store(oid, serial, record, "", txn.data(self.conn))
 
     def end(self) -> None:
-        """Be told that the transaction has ended."""
+        """Called when the transaction has ended."""
         self._retired.clear()
 
     def adopt_stored_blocks(self, handle: HandleOfFile) -> set[bytes]:
-        """Pages in memory are made of the objects that were stored now, and returned.
+        """Note that pages in memory are made of the objects that were stored, and return these.
 
-        What can be mapped gives its memory back, and is.
+        Pages that can be mapped now are, and give their memory back.
         """
         epoch = handle.epoch()
         oids: dict[int, bytes | None] = {}

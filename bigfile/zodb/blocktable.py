@@ -59,7 +59,7 @@ class BlockTable:
     Parameters
     ----------
     load_all : (oids) -> records
-        Gives records of the state that is to be read.
+        Returns records of the state to read.
     """
 
     def __init__(self, load_all: Callable[[list[bytes]], list[bytes]]) -> None:
@@ -76,7 +76,7 @@ class BlockTable:
         self._complete = True
 
     def _get(self, oid: bytes, todo: Todo) -> Node:
-        """Return a node; if it has to be loaded, others with it that are asked for soon."""
+        """Return a node; if it is loaded, load others that are needed soon, too."""
         inner, buckets = self._inner, self._buckets
         node = inner.get(oid) or buckets.get(oid)
         if node is None:
@@ -150,19 +150,19 @@ class BlockTable:
     def deletable(self, root: bytes, start: int) -> list[int]:
         """Return the blocks from `start` on, which BTrees is going to delete; see lookup().
 
-        BTrees goes along the chain of the buckets for that, and takes what is there on trust.
+        For that, BTrees follows the chain of the buckets, and trusts it.
 
         Raises
         ------
         RecordError
-            There is something else than buckets in the chain, or it does not end.
+            There is another object than a bucket in the chain, or it does not end.
         """
         return self._twice(lambda: self._deletable(root, start))
 
     def _deletable(self, root: bytes, start: int) -> list[int]:
         self._root = root
         nodes = list(walk(root, self._get, start))
-        # the bucket before is changed as well, if the next one is taken out
+        # the previous bucket is changed as well, if the next one is taken out
         inner = [node.keys for _, node in nodes if not node.leaf]
         before = [key for keys in inner for key in keys[: bisect_right(keys, start)][-1:]]
         if before:
@@ -302,7 +302,7 @@ def stored_blocks(
         Oid of the table.
     load_all : (oids) -> records
     most : int
-        No more nodes are read.
+        Limit of nodes that are read.
 
     Raises
     ------

@@ -1,10 +1,10 @@
 """BTrees of persistent objects, read without a Connection: from records.
 
-The block table of a file, and the chunk table of a block, are such, with integers as keys; the keys
-of a Zarr group are text. It knows BTrees' states, and nothing of what is in the trees.
+The block table of a file, and the chunk table of a block, are BTrees with integers as keys; the
+keys of a Zarr group are text. This module knows BTrees' states, but not the objects in the trees.
 
-What is not as BTrees write it is refused: a damaged node must not make a block look like a hole,
-nor get to BTrees' own code, which takes some of it on trust, and crashes.
+A node that is not as BTrees writes it is refused: a damaged one must not make a block look like a
+hole, nor get to BTrees' own code, which trusts it, and crashes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Key: TypeAlias = Any
 #: nodes that are to be visited, the next one last: (oid, low, high), its keys are in [low, high)
 Todo = list[tuple[bytes, Key | None, Key | None]]
 
-TOGETHER = 64  # nodes that are asked for at once
+TOGETHER = 64  # nodes of one request
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class Node:
         )
 
     def check_within(self, low: Key | None, high: Key | None) -> None:
-        """Check that all keys are in [low, high), as the nodes above say; None: there is no bound.
+        """Check that all keys are in [low, high), the bounds of the nodes above; None: no bound.
 
         Raises
         ------
@@ -83,8 +83,8 @@ class Node:
             (low is not None and keys[0] < low) or (high is not None and keys[-1] >= high)
         ):
             raise RecordError(
-                f"a damaged BTree: a node with keys [{shown(keys[0])}, {shown(keys[-1])}], where "
-                f"there are those of [{shown(low)}, {shown(high)})"
+                f"a damaged BTree: a node with keys [{shown(keys[0])}, {shown(keys[-1])}], not in "
+                f"[{shown(low)}, {shown(high)})"
             )
 
 
@@ -93,7 +93,7 @@ Get = Callable[[bytes, Todo], Node]
 
 
 def _ascend(keys: tuple[Any, ...], kind: str) -> bool:
-    """Say whether keys are such that a BTree of this kind has, and in their order."""
+    """Say whether keys are of this kind of BTree, and in order."""
     if kind == "OO":
         return all(type(k) is str for k in keys) and all(map(lt, keys, keys[1:]))
     return (
@@ -137,8 +137,8 @@ def _bucket(state: object, kind: str) -> Node:
 def _tree(state: object, kind: str) -> Node:
     """Return a tree from its state: None; ((bucket state,),); ((c0, k1, c1, ...), first).
 
-    BTrees writes a tree of one bucket in the second form while the bucket has no oid. A bucket that
-    deletes have left of many has one: that is the third form, with one child.
+    BTrees writes a tree of one bucket in the second form while the bucket has no oid. If deletes
+    have left one bucket of many, it has an oid: this is the third form, with one child.
     """
     if state is None:
         return Node(True, [], [], b"", inline=True)
@@ -169,12 +169,12 @@ def read_node(record: bytes, kind: str) -> Node:
     ----------
     record : bytes
     kind : {'LO', 'IO', 'OO'}
-        Of which family the BTree is; with text as keys: 'OO'.
+        The family of the BTree; with text as keys: 'OO'.
 
     Raises
     ------
     RecordError
-        It is no such node, or damaged.
+        It is not such a node, or is damaged.
     """
     name = class_of(record)
     # the pure Python classes have the same states
@@ -193,30 +193,30 @@ def walk(
     stop: Key | None = None,
     bad: Callable[[bytes, Exception], None] | None = None,
 ) -> Iterator[tuple[bytes, Node]]:
-    """Yield (oid, node) for the nodes of a BTree, from its root down, its leaves in their order.
+    """Yield (oid, node) for the nodes of a BTree, from its root down, its leaves in order.
 
-    A key is where the separators of the nodes above say: BTrees' own lookups have no other way. The
-    chain of the buckets is not looked at. BTrees itself breaks it: a new inner node, which a delete
-    leaves one new bucket of in the same transaction, is stored with that bucket in it, and the
-    chain has a second copy of the bucket, which is not changed again.
+    The separators of the nodes above say where a key is, as in BTrees' own lookups. The chain of
+    the buckets is ignored, as BTrees itself breaks it: if deletes in one transaction leave one new
+    bucket of a new inner node, the node is stored with that bucket in it. The chain has a second
+    copy of the bucket, which does not change any more.
 
     Parameters
     ----------
     root : bytes
         Oid of the tree.
     get : (oid, todo) -> Node
-        Gets a node. At the end of todo are those that are going to be asked for, as (oid, ...).
+        Gets a node. At the end of todo are the nodes that follow, as (oid, ...).
     start, stop : int, optional
         Only nodes on the way to keys in [start, stop).
     bad : (oid, exception) -> None, optional
-        Is told of nodes that are damaged, or cannot be loaded, and left out.
+        Called for nodes that are damaged, or cannot be loaded; they are left out.
 
     Raises
     ------
     RecordError
         The tree is damaged.
     Exception
-        What get raised.
+        The exception of get.
     """
     seen: set[bytes] = set()
     todo: Todo = [(root, None, None)]
@@ -244,14 +244,14 @@ def walk(
 
 
 def soon(todo: Todo) -> Iterator[bytes]:
-    """Yield the oids of nodes to be loaded together with one that walk() asks for."""
+    """Yield the oids of nodes to load together with one that walk() gets."""
     return (oid for oid, _, _ in todo[:-TOGETHER:-1])
 
 
 def from_records(load_all: LoadAll, kind: str) -> Get:
-    """Return what gets nodes for walk(), many at once, and keeps none that it gave.
+    """Return a function that gets nodes for walk(), many at once, and does not keep them.
 
-    If one of them cannot be loaded, each is loaded for itself: another one may be intact.
+    If one of them cannot be loaded, each is loaded on its own: others may be intact.
     """
     known: dict[bytes, bytes] = {}
 
@@ -270,15 +270,15 @@ def from_records(load_all: LoadAll, kind: str) -> Get:
 
 
 class Items(NamedTuple):
-    """What is in a BTree."""
+    """The contents of a BTree."""
 
     oids: dict[int, bytes]  # ascending by key
     nodes: frozenset[bytes]  # oids of the nodes
-    chained: bool  # the chain of the buckets is as BTrees' own code relies on: it may change them
+    chained: bool  # the chain of the buckets is right, so BTrees' own code may change them
 
 
 def read_items(root: bytes, load_all: LoadAll, kind: str) -> Items:
-    """Return all that is in a BTree; see walk()."""
+    """Return the contents of a BTree; see walk()."""
     oids: dict[int, bytes] = {}
     nodes: list[bytes] = []
     chained = True

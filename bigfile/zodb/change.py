@@ -1,6 +1,6 @@
-"""What a commit changes in a block, and which chunks it is to be stored in.
+"""What a commit changes in a block, and which chunks store it.
 
-It knows the bytes of a block, as they are stored and as they are to be; not how they are pickled.
+This module knows the stored and the new bytes of a block, but not how they are pickled.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Block(NamedTuple):
     """A block, as it is in the database."""
 
     data: memoryview | bytes  # zeros follow; as they were stored, if there is a checksum
-    parts: frozenset[bytes] = frozenset()  # oids of the objects, besides its own, it is made of
+    parts: frozenset[bytes] = frozenset()  # oids of its objects, besides its own
     regular: bool = True  # its objects are as we write them, and can be changed
     has_checksum: bool = False  # and matches it
     chunks: tuple[tuple[int, int], ...] | None = None  # of a regular ZBlk1: (start, stop) [bytes]
@@ -47,7 +47,7 @@ class Change:
     Parameters
     ----------
     old : Block or None
-        What is stored; None: nothing is.
+        The stored block; None if there is none.
     new : memoryview
         The block [blksize bytes].
     cell : int
@@ -69,13 +69,13 @@ class Change:
 
     @cached_property
     def used(self) -> NDArray[np.bool_]:
-        """Chunks, of CHUNK bytes each, that have anything but zeros in them now."""
+        """Chunks, of CHUNK bytes each, that are not all zeros now."""
         return np.asarray(self._words(self._new).any(axis=1))
 
     @cached_property
     def changed(self) -> NDArray[np.bool_]:
-        """Chunks that are not what they were."""
-        result = self.used.copy()  # past the end of what is stored there were zeros
+        """Chunks that have changed."""
+        result = self.used.copy()  # past the end of the stored bytes there were zeros
         n = len(self._old) // CHUNK
         whole = self._old[: n * CHUNK]
         result[:n] = (self._words(self._new[: n * CHUNK]) != self._words(whole)).any(axis=1)
@@ -87,12 +87,12 @@ class Change:
 
     @cached_property
     def was_full(self) -> bool:
-        """Whether the last chunk had something in it."""
+        """Whether the last chunk was not all zeros."""
         return len(self._old) > len(self._new) - CHUNK
 
     @cached_property
     def fills(self) -> bool:
-        """Whether the block has something up to its end, but for high bytes of a number."""
+        """Whether the block is full to its end, except for high bytes of a number."""
         return len(trimmed(self._new[-CHUNK:])) >= CHUNK - 8
 
     @cached_property
@@ -102,7 +102,7 @@ class Change:
 
     @cached_property
     def layout(self) -> Layout:
-        """Which chunks the block is to have, and which of them are stored for that."""
+        """The chunks that the block gets, and those that are stored for this."""
         old = self.old.chunks if self.old is not None and self.old.parts else None
         most = self.cell * CHUNK
         if old is None or any(stop - start > most - start % most for start, stop in old):
@@ -121,7 +121,7 @@ class Change:
         return Layout(False, changed, removed, self._runs(self.changed & self.used & free))
 
     def _runs(self, pages: NDArray[np.bool_]) -> list[tuple[int, int]]:
-        """Return where chunks of some pages are to be: (start, stop) [bytes]."""
+        """Return the chunks for some pages: (start, stop) [bytes]."""
         cut = np.flatnonzero(np.diff(pages, prepend=False, append=False)).reshape(-1, 2).tolist()
         end = int(np.flatnonzero(self.used)[-1]) if self.used.any() else -1
         partial = len(trimmed(self._new[end * CHUNK : (end + 1) * CHUNK])) < CHUNK - 8
@@ -145,7 +145,7 @@ def trimmed(buf: memoryview | bytes) -> memoryview:
     data = np.frombuffer(buf, np.uint8)
     stop = len(data)
     step = 4096
-    # From the end, a little at first: most blocks end in something.
+    # From the end, a little at first: most blocks do not end in zeros.
     while stop > 0:
         start = max(0, stop - step)
         nonzero = np.flatnonzero(data[start:stop])

@@ -7,9 +7,9 @@ Organization
                     │
                 BlockTable, formats           what faults read: records, not objects
 
-This module knows what a database has of a file. What happens to its pages, its handles know
-(handle), and to its blocks, their ZFile (blockfile). Of these two, neither knows the other's class,
-but only what it asks of it (interfaces).
+This module knows the state of a file in a database. Its handles know its pages (handle), and their
+ZFile its blocks (blockfile). These two do not know each other's classes, only their interfaces
+(interfaces).
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class ZBigFile(LivePersistent):
         keeps = name in ("blksize", "blktab") or name.startswith(("_v_", "_p_"))
         if not keeps and type(self).__getstate__ is ZBigFile.__getstate__:
             raise AttributeError(
-                f"a ZBigFile keeps no {name!r}: a database has its blocks and their size only. "
+                f"a ZBigFile cannot keep {name!r}: a database has only its blocks and their size. "
                 f"Keep it in the array, or in another object"
             )
         super().__setattr__(name, value)
@@ -58,7 +58,7 @@ class ZBigFile(LivePersistent):
 
     def __setstate__(self, state: Any) -> None:
         types = [type(x) for x in state] if isinstance(state, tuple) else []
-        # programs for 0.x may have given, and then it has stored, an integer of NumPy
+        # programs for 0.x may have given an integer of NumPy, which was stored as it is
         if not (
             len(types) == 2
             and issubclass(types[0], int | np.integer)
@@ -69,11 +69,11 @@ class ZBigFile(LivePersistent):
         self.blksize, self.blktab = int(state[0]), state[1]
 
     def lives(self) -> bool:
-        """Say whether there are handles, which are known by it."""
+        """Say whether there are handles of it."""
         return bool(getattr(self, "_v_handles", None))
 
     def is_of_database(self) -> bool:
-        """Say whether the file is what its Connection sees of the database, unchanged."""
+        """Say whether the file is unchanged since its Connection loaded it."""
         handles = list(getattr(self, "_v_handles", None) or ())
         return zobj_is_committed(self) and all(handle.is_of_database() for handle in handles)
 
@@ -83,7 +83,7 @@ class ZBigFile(LivePersistent):
         Parameters
         ----------
         zblk_fmt : {'ZBlk0', 'ZBlk1', 'auto', None}
-            Format in which it stores blocks; None: what WENDELIN_CORE_ZBLK_FMT says.
+            Format in which it stores blocks; None: that of WENDELIN_CORE_ZBLK_FMT.
 
         Raises
         ------

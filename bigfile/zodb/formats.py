@@ -1,13 +1,13 @@
 """Formats of blocks in ZODB: how a block of a ZBigFile is kept in objects.
 
-A format is a persistent class, registered by the name under which databases have it. It is
-used in two ways that do not meet:
+A format is a persistent class, registered by its name in databases. It is used in two separate
+ways:
 
 - to read, by any thread that faults: load_block() finds the bytes in the records of the
   storage. No object is made, the Connection is not touched.
-- to write, by the thread that commits: the objects, in the Connection's cache, are given the
-  page that they are to be stored from; they take its bytes when they are pickled. So memory
-  holds one block more than the pages, not all of them twice.
+- to write, by the thread that commits: the objects, in the Connection's cache, get the page that
+  they are stored from, and take its bytes when they are pickled. So memory holds one block more
+  than the pages, not all of them twice.
 
 Formats
 -------
@@ -15,19 +15,20 @@ Formats
                 change of a byte stores a block
     ZBlk1       an IOBTree of chunks, ZData objects. The change of a byte stores a chunk; to read it
                 takes an object a chunk. Written as ZBlk1, chunks have 4 KiB
-    auto        no format, but the choice between them, at each commit, for each block: format_for.
-                Its chunks are runs of what was changed together, of a 16th of the block at most
+    auto        not a format, but the choice between them, at each commit, for each block:
+    format_for.
+                Its chunks are runs of bytes that were changed together, at most a 16th of the block
 
 Chunks of auto
 --------------
-A block is cut into CELLS cells. What a commit adds to a block becomes a chunk: as much of it as
-is in one piece, and in one cell. The page in which an append ends is a chunk of its own, as the
-next append changes it. A changed chunk is stored anew as it lies. So an append of any size is a few
-objects. The change of a byte in a block that is one object makes CELLS chunks of it; from the next
-change on, a cell is stored. What fills a block, or changes most of it, stores it as one object.
+A block is cut into CELLS cells. Each contiguous piece that a commit adds to a cell becomes a chunk.
+The page in which an append ends is a chunk of its own, as the next append changes it. A changed
+chunk is stored again with the same bounds. So an append of any size is a few objects. The change of
+a byte in a block that is one object makes CELLS chunks of it; each later change stores one cell. A
+change that fills a block, or covers most of it, stores it as one object.
 
-The states are fixed: see docs/formats.md. This room knows pickles and blocks; it does not
-know which block of which file it deals with.
+The states are fixed: see docs/formats.md. This module knows pickles and blocks; it does not know
+the number of a block, nor its file.
 """
 
 from __future__ import annotations
@@ -82,15 +83,15 @@ _MODULE = "wendelin.bigfile.file_zodb"  # where databases have the classes
 _ZDATA = f"{_MODULE}.ZData"
 
 
-#: what makes the record of an object that was pickled without its bytes, of that pickle
+#: makes the record of an object from its pickle without bytes
 Maker = Callable[[bytes], BytesRecord]
 
 
 def _state(buf: memoryview) -> memoryview:
-    """Return what of a block is stored: trailing zeros are cut, if there are enough of them.
+    """Return the part of a block that is stored: trailing zeros are cut, if there are enough.
 
-    A few - the last number's high bytes, say - are not worth it: a block that is stored whole can
-    be mapped from the file.
+    A few zeros, such as the last number's high bytes, stay: a block that is stored whole can be
+    mapped from the file.
     """
     cut = trimmed(buf)
     return buf if 0 < len(buf) - len(cut) < len(buf) // 512 else cut
@@ -102,7 +103,7 @@ def _state(buf: memoryview) -> memoryview:
 class ZBlkBase(Persistent):  # type: ignore[misc]  # persistent has no type hints
     """A block as a persistent object.
 
-    It has no bytes of its own but while it is stored: `_v_page` then says where they are.
+    It has bytes only while it is stored: `_v_page` says where they are.
     """
 
     __module__ = _MODULE
@@ -114,7 +115,7 @@ class ZBlkBase(Persistent):  # type: ignore[misc]  # persistent has no type hint
     def load(
         cls, record: bytes, records: RecordSource, blksize: int, into: memoryview | None = None
     ) -> Block:
-        """Return the block, as its record and others hold it.
+        """Return the block from its record and others.
 
         Parameters
         ----------
@@ -123,7 +124,7 @@ class ZBlkBase(Persistent):  # type: ignore[misc]  # persistent has no type hint
         blksize : int
             [bytes]
         into : memoryview, optional
-            Zeros [blksize bytes], which the block may be put into.
+            Zeros [blksize bytes], into which the block may be loaded.
 
         Raises
         ------
@@ -133,31 +134,31 @@ class ZBlkBase(Persistent):  # type: ignore[misc]  # persistent has no type hint
 
     @abstractmethod
     def store_from(self, page: PageSource, blk: int, change: Change) -> dict[bytes, Maker]:
-        """Be changed, and have those of its parts changed that the change is in.
+        """Mark the object as changed, and those of its parts that the change is in.
 
-        Called in the thread of the Connection, the object being in it.
+        Called in the thread of the Connection that has the object.
 
         Returns
         -------
         dict of oid -> Maker
-            Of those that are pickled without their bytes: what makes the record that the
-            Connection is to store in place of the pickle.
+            For objects that are pickled without their bytes: makes the record that the Connection
+            stores instead of the pickle.
         """
 
     def parts(self) -> frozenset[bytes]:
         """Return oids of the objects, besides itself, that it is made of, after it was stored.
 
-        Those of what the commit has not touched may be missing.
+        Objects that the commit has not touched may be missing.
         """
         return frozenset()
 
     def release(self) -> None:
-        """Give up what it holds, and be a ghost; what is changed stays."""
+        """Become a ghost, unless it has changes."""
         self._p_deactivate()
 
 
 class _Bytes(Persistent):  # type: ignore[misc]  # persistent has no type hints
-    """An object whose state is bytes; it is pickled without them while they are those of a page."""
+    """An object whose state is bytes; while these are in a page, it is pickled without them."""
 
     __module__ = _MODULE
 
@@ -165,8 +166,8 @@ class _Bytes(Persistent):  # type: ignore[misc]  # persistent has no type hints
     _v_data: bytes
 
     def set_changed(self) -> None:
-        """Be changed, and pickled without bytes."""
-        self._p_changed = True  # a ghost is loaded for that
+        """Mark the object as changed, to be pickled without bytes."""
+        self._p_changed = True  # this loads a ghost
         self._v_data = b""
 
     def __getstate__(self) -> bytes:
@@ -211,9 +212,9 @@ class ZData(_Bytes):
 class ZBlk1(ZBlkBase):
     """Format 1: an IOBTree, offset in the block [bytes] -> ZData.
 
-    Chunks of any size, at any offset, are read, if they do not overlap. Written are those of
-    Change.layout, and no chunk that is all zeros; where chunks do not fit that, or are of Python 2,
-    all are written anew.
+    Chunks of any size, at any offset, are read, if they do not overlap. It writes the chunks of
+    Change.layout, except those that are all zeros. If existing chunks do not fit that, or are of
+    Python 2, all chunks are written again.
     """
 
     __module__ = _MODULE
@@ -224,7 +225,7 @@ class ZBlk1(ZBlkBase):
         self.chunktab = IOBTree()
 
     def __getstate__(self) -> IOBTree:
-        # Whoever depends on the block looks at this object: it changes with each of its chunks.
+        # Pages depend on this object: it changes with each of its chunks.
         return self.chunktab
 
     def __setstate__(self, state: Any) -> None:
@@ -250,8 +251,8 @@ class ZBlk1(ZBlkBase):
             before, stop = stop, start + piece.size
             if not before <= start or stop > blksize:
                 raise RecordError(
-                    f"chunk {oid.hex()} has bytes [{start}, {stop}): the one before "
-                    f"it ends at {before}, and the block at {blksize}"
+                    f"chunk {oid.hex()} has bytes [{start}, {stop}): the previous one "
+                    f"ends at {before}, and the block at {blksize}"
                 )
             piece.read_into(data[start:stop])
             regular &= start % CHUNK == 0 and piece.is_bytes
@@ -314,7 +315,7 @@ class _Chunk(NamedTuple):
     has_checksum: bool
 
     def read_into(self, into: memoryview) -> None:
-        """Copy the bytes; raise ChecksumError if they are not those that were stored."""
+        """Copy the bytes; raise ChecksumError if they do not match their checksum."""
         if isinstance(self.data, Located):
             self.data.read_into(into)
         else:
@@ -327,22 +328,22 @@ def _chunks(oids: list[bytes], records: RecordSource) -> list[_Chunk]:
     Raises
     ------
     RecordError
-        One of them is no ZData.
+        One of them is not a ZData.
     ChecksumError
-        One has not the bytes that were stored.
+        One does not match its checksum.
     """
     chunks: dict[bytes, _Chunk] = {}
     for oid, found in zip(oids, records.locate(oids), strict=True):
-        # what has a checksum is of our writing
+        # a chunk with a checksum was written by us
         if found is not None and found.digest is not None and class_of(found.head) == _ZDATA:
             chunks[oid] = _Chunk(found.size, found, True, True)
     others = [oid for oid in oids if oid not in chunks]
-    head = b""  # of the chunk before: most are of one writer, who is looked at once
+    head = b""  # of the previous chunk: most have one writer, and equal heads are parsed once
     for oid, record in zip(others, records.load_all(others) if others else (), strict=True):
         payload = find_payload(record)
         if payload is None or record[: payload.state] != head:
             if class_of(record) != _ZDATA:
-                raise RecordError(f"chunk {oid.hex()} is a {class_of(record)}, and no ZData")
+                raise RecordError(f"chunk {oid.hex()} is a {class_of(record)}, not a ZData")
             head = record[: payload.state] if payload is not None else b""
         data = bytes_state(record, payload)
         checked = payload is not None and payload.digest is not None
@@ -351,7 +352,7 @@ def _chunks(oids: list[bytes], records: RecordSource) -> list[_Chunk]:
 
 
 class _PageOnce:
-    """The bytes of a page, as several chunks are stored from it: mapped for all of them once."""
+    """The bytes of a page from which several chunks are stored: mapped once for all of them."""
 
     def __init__(self, page: PageSource, blk: int) -> None:
         self._page, self._blk = page, blk
@@ -359,7 +360,7 @@ class _PageOnce:
         self._left = 0  # chunks
 
     def chunk(self, start: int, stop: int) -> Maker:
-        """Return what makes the record of a chunk [bytes of the page]; it is called once."""
+        """Return a function that makes the record of a chunk [bytes of the page]; call it once."""
         self._left += 1
         return lambda like: BytesRecord(like, trimmed(self._bytes()[start:stop]))
 
@@ -372,7 +373,7 @@ class _PageOnce:
 
 # ---- which format ----
 
-#: name of the class in databases -> class; ZBlk is what ZBlk0 was called in early ones
+#: name of the class in databases -> class; ZBlk is the name of ZBlk0 in early ones
 FORMATS: dict[str, type[ZBlkBase]] = {"ZBlk0": ZBlk0, "ZBlk1": ZBlk1, "ZBlk": ZBlk0}
 
 _CHOICES = ("ZBlk0", "ZBlk1", "auto")
@@ -384,7 +385,7 @@ def check_format(name: str, where: str = "zblk_fmt") -> str:
     Raises
     ------
     ValueError
-        There is none of that name.
+        There is no format of that name.
     """
     if name not in _CHOICES:
         raise ValueError(f"{where} is {name!r}: it must be one of {', '.join(_CHOICES)}")
@@ -392,7 +393,7 @@ def check_format(name: str, where: str = "zblk_fmt") -> str:
 
 
 def format_name(name: str | None) -> str:
-    """Return the name of the format to write; None: what WENDELIN_CORE_ZBLK_FMT says, or auto.
+    """Return the name of the format to write; None: that of WENDELIN_CORE_ZBLK_FMT, or auto.
 
     Raises
     ------
@@ -406,18 +407,18 @@ def format_name(name: str | None) -> str:
 
 
 def cell_of(name: str, blksize: int) -> int:
-    """Return in which cells a format cuts a block [CHUNKs]; see Change."""
+    """Return the size of the cells into which a format cuts a block [CHUNKs]; see Change."""
     return max(1, blksize // CHUNK // CELLS) if name == "auto" else 1
 
 
 def format_for(name: str, change: Change) -> type[ZBlkBase]:
-    """Return the format that a changed block is to be stored in.
+    """Return the format for storing a changed block.
 
     Parameters
     ----------
     name : {'ZBlk0', 'ZBlk1', 'auto'}
-        'auto': what is mostly changed, and what an append has filled to its end, is stored whole,
-        for readers; smaller changes in chunks.
+        'auto': a block that is mostly changed, or that an append has filled to its end, is stored
+        whole, for readers; smaller changes are stored in chunks.
     """
     if name != "auto":
         return FORMATS[name]
@@ -426,8 +427,8 @@ def format_for(name: str, change: Change) -> type[ZBlkBase]:
         return ZBlk0
     mostly_used = 2 * np.count_nonzero(change.used) >= chunks
     if change.is_append:
-        # What ends in zeros may be full, too. So it is stored whole when it gets to the last CHUNK,
-        # and once more when it gets to the last byte.
+        # A block that ends in zeros may be full, too. So it is stored whole when it reaches the
+        # last CHUNK, and once more when it reaches the last byte.
         filled = change.used[-1] and mostly_used and (not change.was_full or change.fills)
         return ZBlk0 if filled else ZBlk1
     old, layout = change.old, change.layout
@@ -444,24 +445,24 @@ def format_for(name: str, change: Change) -> type[ZBlkBase]:
 
 
 def class_name(cls: str) -> str:
-    """Return the format that "module.name" of a class in a database is; of no block, the class."""
+    """Return the format of the class "module.name" of a database; else the name of the class."""
     fmt = FORMATS.get(cls.removeprefix(f"{_MODULE}."))
     return cls if fmt is None else fmt.__name__
 
 
 def _format_of(record: memoryview | bytes) -> type[ZBlkBase] | None:
-    """Return the format of a record, or of the beginning of one; None: it is not a block."""
+    """Return the format of a record, or of the beginning of one; None if it is not a block."""
     return FORMATS.get(class_of(record).removeprefix(f"{_MODULE}."))
 
 
-@lru_cache(64)  # there are as many heads as writers
+@lru_cache(64)  # there is one head for each writer
 def is_plain(head: bytes) -> bool:
-    """Say whether the state of such a record is the block's bytes; head is its beginning."""
+    """Say whether the state of a record is the block's bytes; head is its beginning."""
     return _format_of(head) is ZBlk0
 
 
 def is_whole(found: Located, blksize: int) -> bool:
-    """Say whether a block can be mapped from where its bytes are; else they are copied."""
+    """Say whether the bytes of a block can be mapped where they are; else they are copied."""
     return found.size == blksize and found.offset % ALIGNMENT == 0
 
 
@@ -475,9 +476,9 @@ def load_block(
     RecordError
         It is not a block, or damaged.
     ChecksumError
-        Its bytes are not those that were stored.
+        Its bytes do not match their checksum.
     Exception
-        What the storage raised.
+        The exception of the storage.
     """
     record = records.load(oid)
     cls = _format_of(record)

@@ -1,4 +1,4 @@
-"""ZBigFileH: the handle of a ZBigFile, which lives in the transactions of its Connection.
+"""ZBigFileH: the handle of a ZBigFile, which takes part in the transactions of its Connection.
 
 Pages -> database
 -----------------
@@ -28,15 +28,15 @@ the storage takes it, out of the page:
 The plain way, bytes in __getstate__, would copy a block of 2 MiB four times.
 
 A touch that failed joins as well: the commit of that transaction is refused, with the reason.
-One that found no transaction to join has failed for its thread only. One that could not even look
-for it, at the recursion limit or without memory, joins when the next transaction ends.
+If there was no transaction to join, only its thread gets the failure. If the touch could not even
+look for one, at the recursion limit or without memory, it joins when the next transaction ends.
 
-A savepoint copies the pages that changed since the one before to a temporary file, and its
-rollback brings them back (savepoint). Nothing of the database is involved: the Connection does the
-same for its objects.
+A savepoint copies the pages that changed since the previous one to a temporary file, and its
+rollback brings them back (savepoint). The database is not involved: the Connection does the same
+for its objects.
 
-Between a commit and the next boundary, which are at the same moment unless transactions are
-explicit, a view shows what it showed: the state in which the transaction began, and its changes.
+If transactions are explicit, the next boundary comes later than a commit. Between the two, a view
+shows what it showed before: the state in which the transaction began, and its changes.
 
 Locking
 -------
@@ -69,7 +69,7 @@ __all__ = ["ZBigFileH"]
 
 log = logging.getLogger(__name__)
 
-#: for which pages that are dropped at a boundary are shown again [s]
+#: limit of the time to show dropped pages again at a boundary [s]
 SHOW_SECONDS = 0.05
 
 
@@ -100,21 +100,21 @@ class ZBigFileH(BigFileH, Follower):
         return [h for h in followers if isinstance(h, ZBigFileH) and h is not self]
 
     def is_of_database(self) -> bool:
-        """Say whether pages show what its Connection sees of the database, and nothing else."""
+        """Say whether pages show the state of its Connection, without changes."""
         return self._joined is None and not self._finished
 
     def expect(self, pgoffset: int, pglen: int) -> None:
-        """Be told that somebody has a view of these pages."""
+        """Called when a view of these pages is taken."""
         self.file.ahead.expect(pgoffset, pglen)
 
     def show_again(self, blks: Iterable[int]) -> None:
-        """Show what views showed of blocks before they were dropped, where it can be mapped."""
+        """Show pages again that views showed before they were dropped, if they can be mapped."""
         if not self.file.is_local:
             return
         try:
             show_again(self, blks, SHOW_SECONDS)
         except Exception:
-            log.debug("%r: blocks are not shown again", self.file, exc_info=True)  # a touch is told
+            log.debug("%r: blocks are not shown again", self.file, exc_info=True)  # a touch does it
 
     # ---- joining ----
 
@@ -124,27 +124,27 @@ class ZBigFileH(BigFileH, Follower):
         Raises
         ------
         TransactionError
-            There is no transaction to join: it is being committed by this thread, or has failed
-            and waits for its abort; or none was begun, where they are explicit.
+            There is no transaction to join: this thread is committing it, or it has failed and
+            waits for its abort; or transactions are explicit, and none was begun.
         ConnectionStateError
             The Connection is closed.
         ReadOnlyHistoryError
-            The Connection is shared by those who refer to a past state.
+            The Connection is of a past state, and shared by references.
         """
         if self.read_only:
             zconn_check_database(self.conn)
-            raise ReadOnlyHistoryError("it is a past state, which others read, too")
+            raise ReadOnlyHistoryError("it is a past state, which other references share")
         while not self._join():
             pass
 
     def _join(self) -> bool:
-        """Join the transaction. False: another thread ends it now, or did; so join the next one."""
-        # a failed touch may have the transaction of a handle that changes later
+        """Join the transaction. False: another thread ends it, or has: join the next one."""
+        # a failed touch may have joined the transaction before a change does
         txn = self.watch.join(self, self._joined, lambda: repr(self.file))
         if txn is None:
             return False
         self._joined = txn
-        # it may have begun to end just now, with this handle or without it
+        # its end may have begun just now, with this handle or without it
         return not self.watch.ends()
 
     def sortKey(self) -> str:
@@ -181,7 +181,7 @@ class ZBigFileH(BigFileH, Follower):
         self._end()
 
     def abort(self, txn: Any) -> None:
-        """Discard all changes. In a child of a fork they are its parent's, and stay."""
+        """Discard all changes. In a child of a fork, they are the parent's, and stay."""
         if is_inherited(self.conn):
             return
         self._end()
@@ -203,7 +203,7 @@ class ZBigFileH(BigFileH, Follower):
         if self._saved is not None:
             self._saved.close()
             self._saved = None
-        # who waits to write joins another transaction
+        # a thread that waits to write joins another transaction
         self.transaction_ended()
         if self._frozen:
             self._frozen = False
@@ -213,9 +213,10 @@ class ZBigFileH(BigFileH, Follower):
 
     @override
     def follow(self, oids: list[bytes] | None, own: set[bytes]) -> None:
-        """The Connection reads a new state of the database, which has what was committed."""
-        # Of touches while there was no transaction. But what failed in another thread, after this
-        # one's end had begun, and could not join the next, is kept for that.
+        """The Connection reads a new state of the database, which has all commits."""
+        # Forget failures of touches without a transaction. But keep one of another thread that came
+        # after the end of this transaction had begun, and could not join the next one: it is for
+        # that.
         late = self.watch.completes() and not self.doom_told
         if self.doomed and self._joined is None and not late:
             self.forget_failures()
@@ -227,13 +228,13 @@ class ZBigFileH(BigFileH, Follower):
 
     @override
     def database_closed(self) -> None:
-        """What views show, they go on to show; without views, all is let go."""
-        self.read_only = True  # there is no transaction to take part in
+        """Views go on showing their pages; without views, all is released."""
+        self.read_only = True  # there is no transaction to join
         if not self.isused():
             self.forget()
 
     def mark_stored_clean(self) -> set[bytes]:
-        """Pages that were stored are clean. Return what they are made of."""
+        """Make stored pages clean. Return the objects that they are made of."""
         if not self._finished:
             return set()
         self.dirty_writeout(WRITEOUT_MARKSTORED)
@@ -243,17 +244,16 @@ class ZBigFileH(BigFileH, Follower):
 
     @override
     def join_at_last(self, txn: Any) -> None:
-        """Join a transaction which is about to end, if the one that was joined is another.
+        """Join a transaction that is about to end, if the handle has joined another one.
 
-        Two threads that ask an idle manager for its transaction may be given two, of which the
-        manager forgets one. And a touch that failed may have had no memory, or no room on its
-        stack, to join.
+        Two threads that ask an idle manager for its transaction may get two different ones, and the
+        manager forgets one of them. And a failed touch may have had no memory or stack to join.
         """
         late = self._joined is not None and self._joined is not txn
         if not late and self.doomed and not self.doom_told:
             late = all(manager is not self for manager in resources_of(txn))
         if late and txn.status is Status.COMMITFAILED:
-            self.abort(txn)  # it takes no more managers, and can only be aborted
+            self.abort(txn)  # it accepts no more data managers, and can only be aborted
         elif late:
             if all(manager is not self.conn for manager in resources_of(txn)):
                 txn.join(self.conn)
@@ -263,14 +263,14 @@ class ZBigFileH(BigFileH, Follower):
     # ---- savepoints ----
 
     def savepoint(self) -> Savepoint:
-        """Return what brings the changes of now back.
+        """Return a savepoint of the present changes.
 
         Raises
         ------
         DoomedError
             A touch has failed.
         OSError
-            There is no room for a copy of the changed pages.
+            There is no space for a copy of the changed pages.
         """
         self.check_failures()
         if self._saved is None:
@@ -284,7 +284,7 @@ class ZBigFileH(BigFileH, Follower):
             self.writeout_end()
 
     def rollback(self, to: Savepoint) -> None:
-        """Have the changes that there were at a savepoint, and no others."""
+        """Restore the changes of a savepoint, and drop all others."""
         assert self._saved is not None
         self.dirty_discard()
         if to.truncated_at is not None:

@@ -1,7 +1,7 @@
-"""What a database has of a ZBigFile: formats, sizes, ages and places of its blocks; none is loaded.
+"""Formats, sizes, ages and places of the stored blocks of a ZBigFile, without loading them.
 
-It reads the block table, and asks the storage about records. It knows what can be mapped, as the
-pager does it; pages it knows nothing of.
+This module reads the block table, and asks the storage about records. It knows which blocks the
+pager can map, but not pages.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from wendelin.lib.zodb import zconn_locate
 
 __all__ = ["Place", "Stored", "inspect_blocks", "stored_numbers", "stored_size"]
 
-_BATCH = 512  # blocks that the storage is asked about at once
-_LOADS = 50  # records that a storage tells the size of, while it loads a chunk table
+_BATCH = 512  # blocks of one request
+_LOADS = 50  # the load of a chunk table takes as long as asking for the size of so many records
 
 
 class Place(Enum):
-    """How a block comes to memory, from where it is."""
+    """How a block gets into memory."""
 
     MAPPED = "mapped"  # it lies aligned in a file
-    UNALIGNED = "unaligned"  # it is copied; if the file is packed, it is going to be mapped
+    UNALIGNED = "unaligned"  # it is copied; after a pack of the file, it can be mapped
     COPIED = "copied"
 
 
@@ -39,7 +39,7 @@ class Stored(NamedTuple):
 
     blk: int
     oid: bytes
-    format: str  # 'ZBlk0' or 'ZBlk1'; of what is no block, the name of its class
+    format: str  # 'ZBlk0' or 'ZBlk1'; if it is not a block, the name of its class
     place: Place
     size: int  # of all its records [bytes]
     tid: bytes  # of the last change
@@ -66,7 +66,7 @@ def stored_numbers(zfile: FileInDatabase) -> Iterator[int]:
 
 
 def inspect_blocks(zfile: FileInDatabase) -> Iterator[list[Stored]]:
-    """Yield the blocks that a file has, some at a time, ascending.
+    """Yield the blocks that a file has, in batches, ascending.
 
     Parameters
     ----------
@@ -96,14 +96,14 @@ def inspect_blocks(zfile: FileInDatabase) -> Iterator[list[Stored]]:
 
 
 def stored_size(zfile: FileInDatabase, most: int) -> int | None:
-    """Return how much a file's blocks take in the database [bytes], as inspect_blocks() has it.
+    """Return the size of a file's blocks in the database [bytes], as in inspect_blocks().
 
     Parameters
     ----------
     zfile : FileInDatabase
         In a Connection.
     most : int
-        Records that the storage is asked about.
+        Limit of records that the storage is asked about.
 
     Returns
     -------
@@ -148,7 +148,7 @@ def _inspect(blocks: dict[int, Ref], records: Records, blksize: int) -> list[Sto
 
 
 def _chunks(oid: bytes, records: Records) -> list[bytes]:
-    """Return the oids of the records, besides its own, that a ZBlk1 is made of."""
+    """Return the oids of the records of a ZBlk1, besides its own."""
     root = state_of(records.load(oid))
     if not isinstance(root, Ref):
         raise RecordError(f"object {oid.hex()} is a ZBlk1 with a {type(root).__name__} for chunks")
@@ -161,7 +161,7 @@ def _place(found: Located | None, blksize: int) -> Place:
         return Place.COPIED
     if is_whole(found, blksize):
         return Place.MAPPED
-    # Bytes as Python 2 wrote them, under another opcode, cannot be aligned: see record.aligned
+    # Bytes that Python 2 wrote, with another opcode, cannot be aligned: see record.aligned
     alike = found.size == blksize and blksize >= fsalign.SMALLEST
     binbytes = os.pread(found.file.heads, 1, found.offset - 5) == b"B"
     return Place.UNALIGNED if alike and binbytes else Place.COPIED

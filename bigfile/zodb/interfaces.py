@@ -1,7 +1,7 @@
-"""What the modules of this folder ask of one another: contracts, as Protocols.
+"""Interfaces between the modules of this folder, as Protocols.
 
 A handle (ZBigFileH) and its file (ZFile) hold each other: the handle owns the file, and the file
-has a weak reference to the handle. Each of them knows of the other what is here.
+has a weak reference to the handle. Each knows the other by the interface here.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ __all__ = ["FileInDatabase", "FileOfHandle", "HandleOfFile", "PageSource", "Reco
 
 
 class RecordSource(Protocol):
-    """Where records are read. In any thread."""
+    """A source of records. In any thread."""
 
     def load(self, oid: bytes) -> bytes:
         """Return a record."""
 
     def load_all(self, oids: list[bytes]) -> list[bytes]:
-        """Return records, asked for together."""
+        """Return records, in one request."""
 
     def locate(self, oids: list[bytes]) -> list[Located | None]:
-        """Return where in a file the bytes of objects lie; None for what is better loaded."""
+        """Return where in a file the bytes of objects lie; None for objects that must be loaded."""
 
 
 class PageSource(Protocol):
-    """Where a block that is stored gets its bytes."""
+    """The source of the bytes of a block that is stored."""
 
     def page_buffer(self, blk: int) -> memoryview:
         """Return the block [blksize bytes], read-only."""
 
 
 class FileInDatabase(Protocol):
-    """What is asked of a ZBigFile; a program that loads no objects has something else for one."""
+    """A ZBigFile, or an object that stands for one in a program that loads no objects."""
 
     @property
     def _p_jar(self) -> Any: ...
@@ -56,11 +56,11 @@ class FileInDatabase(Protocol):
 
     @property
     def blktab(self) -> Any:
-        """The block table. What only reads asks for its oid."""
+        """The block table. A reader needs only its oid."""
 
 
 class HandleOfFile(PageSource, Protocol):
-    """What a file asks of its handle: its pages, and its place in the transaction."""
+    """The interface of a handle for its file: its pages, and its part in the transaction."""
 
     @property
     def stored(self) -> dict[int, ZBlkBase]:
@@ -71,13 +71,13 @@ class HandleOfFile(PageSource, Protocol):
         """The Watch of its Connection."""
 
     def show_again(self, blks: Iterable[int]) -> None:
-        """Show what views showed of blocks before they were dropped, where it can be mapped."""
+        """Show pages again that views showed before they were dropped, if they can be mapped."""
 
     def others(self) -> Iterable[HandleOfFile]:
         """Return the other handles of its Connection."""
 
     def mark_stored_clean(self) -> set[bytes]:
-        """Pages that were stored are clean. Return what they are made of."""
+        """Make stored pages clean. Return the objects that they are made of."""
 
     def load(self, pgoffset: int, pglen: int) -> None:
         """Load pages that are not in memory."""
@@ -99,7 +99,7 @@ class HandleOfFile(PageSource, Protocol):
 
 
 class FileOfHandle(Protocol):
-    """What a handle asks of its file: to follow the database, and the other way."""
+    """The interface of a file for its handle: to follow the database, and to store changes."""
 
     handle: weakref.ref[Any] | None
 
@@ -113,19 +113,19 @@ class FileOfHandle(Protocol):
 
     @property
     def ahead(self) -> ReadAhead:
-        """What loads ahead of a reader."""
+        """Loads ahead of a reader."""
 
     def follow(self, oids: list[bytes] | None, own: set[bytes], handle: Any) -> None:
-        """Let the handle's pages be of the new state: see zodb_boundary.Follower."""
+        """Bring the handle's pages to the new state: see zodb_boundary.Follower."""
 
     def forget(self, handle: Any) -> None:
-        """Let no page be of what was before: see zodb_boundary.Follower."""
+        """Drop all pages of the previous state: see zodb_boundary.Follower."""
 
     def store_retired(self, txn: Any) -> None:
         """Store the objects that others replace, after storeblk()."""
 
     def end(self) -> None:
-        """Be told that the transaction has ended."""
+        """Called when the transaction has ended."""
 
     def adopt_stored_blocks(self, handle: Any) -> set[bytes]:
-        """Pages in memory are made of the objects that were stored now, and returned."""
+        """Note that pages in memory are made of the objects that were stored, and return these."""

@@ -1,8 +1,8 @@
-"""Blocks that are loaded before they are touched, by threads of the pool.
+"""Blocks that threads of a pool load before they are touched.
 
-For storages that have to be asked, block by block: what can be mapped or copied from a file is
-read ahead by the pager itself (readahead). The threads go through BigFileH.load(), as everybody
-does: so they touch nothing of a Connection but its storage.
+This is for servers, which are asked block by block. The pager itself reads blocks ahead that can be
+mapped or copied from a file (readahead). The threads call BigFileH.load(), like all others, so they
+use only the storage of a Connection.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from wendelin.lib.pool import in_pool, submit
 
 __all__ = ["ReadAhead", "prefetch"]
 
-THREADS = 2  # for a storage on this machine, where they mostly wait for the GIL
-REMOTE_THREADS = 8  # for one that is asked over a network: so many requests are under way
-MANY = 4  # blocks of a view that is likely to be read from its beginning on
+THREADS = 2  # for a storage on this machine, for which they mostly wait for the GIL
+REMOTE_THREADS = 8  # for one over a network: the number of requests under way
+MANY = 4  # a view of so many blocks is likely to be read from its beginning on
 
 
 class Loads(Protocol):
-    """A handle: who is asked to load."""
+    """A handle, which loads."""
 
     def load(self, pgoffset: int, pglen: int) -> None:
         """Load pages that are not in memory."""
@@ -32,11 +32,11 @@ class Loads(Protocol):
 def _load_next(
     owner: weakref.ref[object], handle: weakref.ref[Loads], pages: Iterator[int], others: int = 0
 ) -> None:
-    """Load one page, and leave the others to a job behind those of others.
+    """Load one page, and leave the rest to a new job at the end of the queue.
 
-    So that what is waiting is a job or two, however long the range; and that it ends when the
-    owner is gone, or the interpreter ends. Before, let other jobs begin: who reads does not start
-    all of them itself, as it has a page to load that comes before theirs.
+    So one or two jobs wait, however long the range is, and they end when the owner is gone, or the
+    interpreter ends. First start other jobs: the reader does not start all of them itself, as it
+    has a page of its own to load.
     """
     if others:
         submit(_load_next, owner, handle, pages, others - 1)
@@ -44,13 +44,13 @@ def _load_next(
     fileh = handle()
     if page is None or fileh is None or owner() is None:
         return
-    with suppress(Exception):  # who touches it is told
+    with suppress(Exception):  # a thread that touches it gets the error
         fileh.load(page, 1)
     submit(_load_next, owner, handle, pages)
 
 
 def prefetch(owner: object, fileh: Loads, pages: Collection[int], threads: int = THREADS) -> None:
-    """Start loading pages, for as long as the owner lives, and do not wait."""
+    """Start loading pages, as long as the owner lives, without waiting."""
     if pages:
         others = min(len(pages), threads) - 1
         submit(_load_next, weakref.ref(owner), weakref.ref(fileh), iter(pages), others)
@@ -59,28 +59,28 @@ def prefetch(owner: object, fileh: Loads, pages: Collection[int], threads: int =
 def _find(find: weakref.WeakMethod[Callable[[int, int], object]], start: int, stop: int) -> None:
     method = find()
     if method is not None:
-        with suppress(Exception):  # who touches it is told
+        with suppress(Exception):  # a thread that touches it gets the error
             method(start, stop)
 
 
 class ReadAhead:
-    """Sees who reads block after block, and loads what comes next meanwhile.
+    """Notices sequential readers, and loads the next blocks meanwhile.
 
-    It is told of what a reader has to load itself. So of each window one block is left for the
-    reader, which comes to it while those behind it are still under way:
+    It learns of the blocks that a reader loads itself. So one block of each window is left for the
+    reader, which reaches it while those behind it are still under way:
 
         the reader   1 2           7           11              16
         windows          | 3 4 5 6 . 8 9 10 |  .  12 13 14 15 |  .  17 ...
 
-    Where blocks are is looked up a window before they are asked for, if that is remote: all of the
-    threads would wait for it at the same time.
+    If the storage is remote, the places of blocks are looked up a window before their load:
+    otherwise all threads would wait for that look-up at the same time.
 
     Parameters
     ----------
     blksize : int
         [bytes]
     remote : bool
-        Blocks are asked for over a network.
+        Blocks are loaded over a network.
     find : (start, stop) -> object
         A method that looks up where blocks [start, stop) are. It is not kept alive.
     """
@@ -91,18 +91,19 @@ class ReadAhead:
         self._most = window(blksize, remote)
         self._next = 0  # the block that a sequential reader will load itself, next
         self._stop = 0  # of the last window
-        self._begin = -1  # a block that who touches it first is expected to go on from
+        self._begin = -1  # a reader that touches this block first is expected to go on
 
     def expect(self, first: int, n: int) -> None:
-        """Be told that somebody has a view of n blocks.
+        """Called when a view of n blocks is taken.
 
-        Who begins with the first of many is likely to read them all, as Linux takes it for files.
+        A reader that begins with the first of many is likely to read them all, as Linux assumes for
+        files.
         """
         if n >= MANY:
             self._begin = first
 
     def loading(self, fileh: Loads, blk: int) -> None:
-        """Be told that a block is loaded by whoever touched it. Called in any thread."""
+        """Called when a thread loads a block that it touched. In any thread."""
         if in_pool():
             return
         if blk == self._begin:

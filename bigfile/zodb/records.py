@@ -1,6 +1,6 @@
 """Records of a Connection: the one way in which this folder reads them, in any thread.
 
-Objects are not made, so the Connection's cache, and the changes of its transaction, are not seen.
+No objects are made, so the Connection's cache, and the changes of its transaction, are not seen.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Records(RecordSource):
         return zconn_locate(self.conn, oids)
 
     def stat(self, oids: list[bytes]) -> list[Stat]:
-        """Return what the storage says of records; of one that is not there, that it is empty."""
+        """Return tids and sizes of records; for one that does not exist, the size is 0."""
         return [found or Stat(b"\0" * 8, 0) for found in zconn_stat(self.conn, oids)]
 
     def tid(self, oid: bytes) -> bytes:

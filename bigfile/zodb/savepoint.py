@@ -1,8 +1,8 @@
-"""Savepoints of pages: copies of what changed, for a rollback within a transaction.
+"""Savepoints of pages: copies of changed pages, for a rollback within a transaction.
 
-It knows numbers and bytes of blocks, and whoever takes them back; nothing of ZODB. Pages are copied
-to a temporary file, as Connections copy their objects: so a savepoint takes no memory. It is used
-by the thread of the transaction.
+This module knows numbers and bytes of blocks, and the handle that takes them back, but not ZODB.
+Pages are copied to a temporary file, as Connections copy their objects, so a savepoint takes no
+memory. The thread of the transaction uses it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["SavedPages", "Savepoint"]
 
 
 class SavedPages:
-    """Pages that savepoints of a transaction have saved, in a temporary file.
+    """Pages of the savepoints of a transaction, in a temporary file.
 
     Without a buffer, and without a position in the file: a child of a fork would share them.
     """
@@ -28,7 +28,7 @@ class SavedPages:
         )
         self._blksize = blksize
         self._end = 0
-        #: blk -> offset of what was saved last [bytes]
+        #: blk -> offset of the last copy [bytes]
         self.where: dict[int, int] = {}
 
     def save(self, blk: int, buf: memoryview) -> None:
@@ -37,7 +37,7 @@ class SavedPages:
         Raises
         ------
         OSError
-            There is no room.
+            There is no space.
         """
         at = self._end
         while buf:
@@ -50,7 +50,7 @@ class SavedPages:
         """Fill buf with a page."""
         start, stop = 0, self._blksize
         while start < stop:
-            # not preadv(): the kernel would write to the page, and get no pager's help
+            # not preadv(): the kernel would write to the page, and the pager cannot help it
             piece = os.pread(self._file.fileno(), stop - start, offset + start)
             if not piece:
                 raise OSError(errno.EIO, "the file of savepoints was cut")
@@ -58,25 +58,25 @@ class SavedPages:
             start += len(piece)
 
     def close(self) -> None:
-        """Forget all."""
+        """Drop all copies."""
         self._file.close()
 
 
 class Handle(Protocol):
-    """Whose pages are saved."""
+    """The handle whose pages are saved."""
 
     def rollback(self, to: Savepoint) -> None:
-        """Have the changes that there were at a savepoint, and no others."""
+        """Restore the changes of a savepoint, and drop all others."""
 
 
 @dataclass(frozen=True)
 class Savepoint:
-    """Changes of a handle at a moment (transaction.interfaces.IDataManagerSavepoint)."""
+    """Changes of a handle at one moment (transaction.interfaces.IDataManagerSavepoint)."""
 
     handle: Handle
     pages: dict[int, int]  # changed blk -> offset in SavedPages
-    truncated_at: int | None  # block from which on the file is to be zeros
+    truncated_at: int | None  # zeros from this block on
 
     def rollback(self) -> None:
-        """Have these changes again, and no others."""
+        """Restore these changes, and drop all others."""
         self.handle.rollback(self)

@@ -1,6 +1,6 @@
-"""Whether a ZBigFile is whole: every block loads, is what the formats allow, and was stored so.
+"""Whether a ZBigFile is whole: every block loads, has an allowed format, and matches its checksum.
 
-It reads records, some blocks at a time, and goes on after what is bad. See docs/formats.md.
+This module reads records, some blocks at a time, and goes on after bad ones. See docs/formats.md.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from wendelin.lib.utils import override
 
 __all__ = ["Bad", "Checked", "verify_blocks"]
 
-_AT_ONCE = 16 << 20  # of blocks that are asked for together [bytes]
+_AT_ONCE = 16 << 20  # of blocks in one request [bytes]
 _MOST = 2**63 // 4096  # no file has so many blocks
 
 
 class Bad(NamedTuple):
-    """Something that is wrong."""
+    """A block, or a table, that is damaged."""
 
     blk: int | None  # None: it is the block table
     oid: bytes
@@ -36,7 +36,7 @@ class Bad(NamedTuple):
 
 @dataclass(frozen=True)
 class Checked:
-    """What was found, of some blocks."""
+    """The result for some blocks."""
 
     blocks: int
     bad: list[Bad]
@@ -56,14 +56,14 @@ class _Batches(Records):
         return super().load(oid) if record is None else record
 
     def bad(self, blk: int | None, oid: bytes, error: Exception) -> Bad:
-        """Return what is wrong with an object, and which transaction wrote it."""
+        """Return the damage of an object, and the transaction that wrote it."""
         tid = None
-        with suppress(Exception):  # it may be that which is wrong
+        with suppress(Exception):  # this may be the damage
             tid = self.tid(oid)
         return Bad(blk, oid, error, tid)
 
     def ask(self, oids: list[bytes]) -> None:
-        """Have records loaded together. If one of them cannot be, none is: load() tells which."""
+        """Load records together. If one of them fails, none is loaded: load() shows which."""
         try:
             self.known = dict(zip(oids, self.load_all(oids), strict=True))
         except (TransientError, MemoryError):
@@ -73,7 +73,7 @@ class _Batches(Records):
 
 
 def verify_blocks(zfile: FileInDatabase) -> Iterator[Checked]:
-    """Yield what is found in the block table, and in every block of it; in ascending order.
+    """Yield findings in the block table, and in each of its blocks, in ascending order.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def verify_blocks(zfile: FileInDatabase) -> Iterator[Checked]:
     Raises
     ------
     TransientError
-        The storage cannot be asked now, which says nothing about the file.
+        The storage is not available now, which says nothing about the file.
     """
     if zfile.blktab._p_oid is None:
         return
@@ -124,5 +124,5 @@ def _check(oid: bytes, records: _Batches, blksize: int) -> bool:
     """Load a block; say whether it has a checksum."""
     block = load_block(oid, records, blksize)
     if len(block.data) > blksize:
-        raise RecordError(f"it has {len(block.data)} bytes, and a block has {blksize}")
+        raise RecordError(f"it has {len(block.data)} bytes, but a block has {blksize}")
     return block.has_checksum
