@@ -119,7 +119,7 @@ class AlignedFileStorage(StorageFile):
             super().__init__(file_name, **options)
         except BaseException as e:
             self._let_go()
-            if not isinstance(e, LockError):  # else they are of who has the lock
+            if not isinstance(e, LockError):  # else they belong to the owner of the lock
                 for name in new:
                     with suppress(OSError):
                         os.unlink(name)

@@ -48,7 +48,7 @@ class Bench:
             ).stdout
 
     def sides(self, name: str) -> list[str]:
-        """Return who does a work: ours, and peers that are installed."""
+        """Return the sides of a work: ours, and installed peers."""
         return [side for side in WORKS[name].sides if installed(side)]
 
     def check_cgroups(self) -> None:

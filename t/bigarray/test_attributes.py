@@ -200,7 +200,9 @@ def test_what_is_an_attribute_of_ours_is_kept_as_well(testdb):
 
 def test_a_file_says_that_it_keeps_none(root):
     A = array(root)
-    with pytest.raises(AttributeError, match=r"a ZBigFile keeps no 'unit'.*Keep it in the array"):
+    with pytest.raises(
+        AttributeError, match=r"a ZBigFile cannot keep 'unit'.*Keep it in the array"
+    ):
         A.zfile.unit = "mV"
     A.zfile._v_volatile = 1
     assert ZBigFile(4096).blksize == 4096

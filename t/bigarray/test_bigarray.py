@@ -245,7 +245,7 @@ def test_overlapping_parts_are_assigned_as_in_one_memory():
         A[to] = A[of]
         a[to] = a[of]
         assert A[:].tolist() == a.tolist()
-    # other bytes of the same blocks, and another file, are no reason to copy
+    # other bytes of the same blocks, and another file, need no copy
     from wendelin.bigarray.array import _no_alias
 
     half, other = A[:, 2048:], new((10, 4096))[:]

@@ -259,7 +259,7 @@ def test_a_conflict_that_stays(root, B, monkeypatch):
     client = Client(root)
 
     class Changed:
-        """While it is stored, somebody else changes the same block."""
+        """While it is stored, another client changes the same block."""
 
         def __array__(self, dtype=None, copy=None):
             client.tm.begin()

@@ -122,7 +122,7 @@ def test_it_is_read_only(root, A):
     for change in (lambda: B.resize(3), lambda: B.append([1]), lambda: B.resize(1 << 30)):
         with pytest.raises(ValueError, match=r"read-only.*past state"):
             change()
-    # and for who does not ask NumPy
+    # and without NumPy
     raw = np.frombuffer(B._fileh().mmap(0, 1), "u1")
     with pytest.raises(DoomedError, match=r"ReadOnlyHistoryError: it is a past state"):
         raw[0] = 1
@@ -216,7 +216,7 @@ def test_between_a_commit_and_the_next_transaction(root, A):
     B = client["A"]
     B[0] = 1
     client.tm.commit()
-    # it shows what no state of the database has: that of before, and its changes
+    # it shows the previous state and its changes, which no state of the database has
     assert refused(B)
     client.tm.begin()
     assert np.array_equal(sent(B)[:], changed((0, 1)))
@@ -275,7 +275,7 @@ def test_a_process_opens_a_database_once_and_closes_what_is_not_used(root, A, mo
     del B
     gc.collect()
     assert connections() == 3 + len(used)
-    # who has an array, or a view, has its Connection
+    # an array, or a view, holds its Connection
     wait_until(only_used, "closes what is not used")
     assert connections() == len(used)
     assert [int(x[0]) for x in used] == [FIRST[0], 0, 1]

@@ -134,7 +134,7 @@ def test_ls_of_what_does_not_load(call, url):
     assert "#numbers/5: " in done.stderr
 
 
-def lose(root, oid, data=b"this is no record"):
+def lose(root, oid, data=b"this is not a record"):
     """Put something else in the place of a record."""
     storage = root._p_jar.db().storage
     txn = TransactionMetaData()
@@ -366,11 +366,11 @@ def damage(root):
         return obj
 
     block(1, Thing(), "which is not a block format")
-    long = block(2, ZBlk0(), f"has {BLK + 1} bytes, and a block has {BLK}")
+    long = block(2, ZBlk0(), f"has {BLK + 1} bytes, but a block has {BLK}")
     long._v_data = bytes(BLK + 1)
-    lapped = block(3, ZBlk1(), "the one before it ends at 100")
+    lapped = block(3, ZBlk1(), "the previous one ends at 100")
     past = block(4, ZBlk1(), f"and the block at {BLK}")
-    foreign = block(5, ZBlk1(), "and no ZData")
+    foreign = block(5, ZBlk1(), "not a ZData")
     for zblk, start in (lapped, 0), (lapped, 50), (past, BLK - 1):
         chunk = zblk.chunktab[start] = ZData()
         chunk._v_data = bytes(100)

@@ -43,7 +43,7 @@ def tree(folder):
 
 
 def own(path, folder):
-    """Make a file, or a folder, of somebody else."""
+    """Make a file, or a folder, of another program."""
     if folder:
         path.mkdir()
         path = path / "dear"

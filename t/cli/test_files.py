@@ -266,7 +266,7 @@ def test_bytes_that_are_no_text(call, url, tmp_path):
         ("False\n1\n0\ntrue\n", ["--dtype", "?"], None, [False, True, False, True]),
         ("1\nmaybe\n", ["--dtype", "?"], None, "maybe"),
         ("2020-01-01\n", ["--dtype", "M8[D]"], None, [np.datetime64("2020-01-01").item()]),
-        # numbers of columns are no names, if there are no names
+        # numbers of columns are not names, if there are no names
         ("1,5\n", ["--columns", "1"], None, [5]),
         ("1,5\n", ["--columns", "1", "--header"], ["1", "5"], []),
         ("1,5\n", ["--columns", "a"], None, "no column 'a': it has 2 columns, without names"),

@@ -379,7 +379,7 @@ def test_a_wrong_import_is_one_line(call, url, tmp_path, monkeypatch, args, code
     for name in "pipe", "pipe.npy", "pipe.csv":
         os.mkfifo(name)
     for name in "text.npy", "text.npz", "text.h5", "text.npy.raw":
-        Path(name).write_text("this is no such file\n")
+        Path(name).write_text("this is not such a file\n")
     with database(url) as root:
         root["a"] = ZBigArray((3,), "f8")
         root["list"], root["numbers"], root["plain"] = PersistentList([{}]), IOBTree(), {}

@@ -68,7 +68,7 @@ def test_the_program_alone(call):
 
 
 def test_errors_name_the_command(call, tmp_path):
-    """Also those that are no wrong calls."""
+    """Also those that are not wrong calls."""
     assert call("what", code=2).stderr.startswith("wendelin: error: ")
     for args, code in [
         (("cat", "--what"), 2),
@@ -157,7 +157,7 @@ def test_progress_is_shown_on_a_terminal(call, testdb, tmp_path):
 @pytest.mark.parametrize("command", ["ls", "verify", "info", "cat", "head", "export"])
 def test_what_cannot_be_opened(call, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
-    Path("text.fs").write_text("this is no database, and long enough to be looked at")
+    Path("text.fs").write_text("this is not a database, and long enough to be looked at")
     FileStorage("empty.fs").close()
     more = ["y.npy"] if command == "export" else []
 

@@ -87,7 +87,7 @@ def test_what_is_wrong(url, call, here):
     for args, code, why in [
         (("x.zarr", f"{url}#g", "--dtype", "f4"), 2, "--dtype is not for zarr files"),
         (("nothing.zarr", f"{url}#g"), 1, "No such file"),
-        (("empty.zarr", f"{url}#g"), 1, "is no Zarr folder"),
+        (("empty.zarr", f"{url}#g"), 1, "is not a Zarr folder"),
         (("x.zarr:../..", f"{url}#g"), 2, "is not in x.zarr"),
         (("x.npy", f"{url}#g"), 2, "x.npy' is none"),
     ]:

@@ -54,7 +54,7 @@ def test_links(page):
 
 
 def test_all_that_pages_need_is_installed_for_them():
-    """PyTorch is as large as all else together: its page runs where somebody has it."""
+    """PyTorch is as large as all else together: its page runs if it is installed."""
     needed = {part.needs for part in FOR_ALL} - {"", "torch", "gdb"}
     names = {"sklearn": "scikit-learn"}
     tox = (pages.ROOT / "tox.ini").read_text()

@@ -56,7 +56,7 @@ def test_an_interrupt_in_a_commits_last_step_comes_after_it(tmp_path):
 
 @pytest.fixture(autouse=True)
 def handled():
-    """Who was started in the background ignores it."""
+    """A program that was started in the background ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -132,7 +132,7 @@ def test_locate_sees_the_revision_that_is_asked_for(path):
 
 @pytest.mark.parametrize("first", [AlignedFileStorage, StockFileStorage])
 def test_locate_waits_for_the_disk_if_asked_to(path, monkeypatch, first):
-    """What is not in the kernel's cache is read for who touches it, and not for who looks ahead."""
+    """What is not in the kernel's cache is read for a touch, not for looking ahead."""
     db, root = write(path, *(data_of(i) for i in range(4)), storage=first)
     db.close()
     db = DB(AlignedFileStorage(path))
@@ -159,7 +159,7 @@ def test_locate_waits_for_the_disk_if_asked_to(path, monkeypatch, first):
 
 
 def test_a_file_system_that_cannot_tell_what_waits(path, monkeypatch):
-    """Nothing is left out, be it for who looks ahead."""
+    """Nothing is left out, even when looking ahead."""
     db, root = write(path, *(data_of(i) for i in range(4)))
     oids = [root[i]._p_oid for i in range(4)]
     preadv = os.preadv

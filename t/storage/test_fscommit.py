@@ -1,4 +1,4 @@
-"""filestorage: the transaction that is being written, who sees it, what is left of it."""
+"""filestorage: the transaction that is being written: its readers, and what an abort leaves."""
 
 import errno
 import os

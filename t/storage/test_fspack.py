@@ -40,7 +40,7 @@ def test_undo(path):
 
 @pytest.mark.parametrize("storage", [AlignedFileStorage, StockFileStorage])
 def test_undo_of_what_was_stored_again_in_between(path, storage):
-    """The same bytes in two records have two pads: to undo, that is no difference."""
+    """The same bytes in two records have two pads: undo sees no difference."""
     db, root = write(path, data_of(0), storage=storage)
     value = data_of(1)
     for _ in range(2):
@@ -85,7 +85,7 @@ def test_pack_aligns(path, first):
     db.undo(db.undoLog(1, 2)[0]["id"])  # the undo
     transaction.abort()
     assert len(list(db.storage.iterator())) < transactions
-    if old is not None:  # who had it, has it
+    if old is not None:  # a reader of the old file keeps it
         assert os.pread(old.file.fd, old.size, old.offset) == values[0]
     before = os.path.getsize(path)
     del root["n"]
@@ -104,7 +104,7 @@ def test_pack_aligns(path, first):
 @pytest.mark.parametrize("align", [True, False])
 @pytest.mark.parametrize("keep", [True, False])
 def test_at_no_moment_of_a_pack_there_is_no_file(path, monkeypatch, align, keep):
-    """Who is killed then would find an empty database when it is opened the next time."""
+    """After a kill at this moment, the next open would find an empty database."""
     db = DB(AlignedFileStorage(path, align=align, pack_keep_old=keep))
     with db.transaction() as conn:
         conn.root()["x"] = 1

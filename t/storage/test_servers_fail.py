@@ -485,7 +485,7 @@ def test_the_server_hangs_when_it_is_opened(world):
 
 @pytest.mark.parametrize("way", ["hangs", "cut"])
 def test_closing(world, way):
-    """It does not wait for who is not there, and keeps nothing open; not in mid-commit, either."""
+    """It does not wait for a server that is gone, and keeps nothing open, even in mid-commit."""
     go, _ = gone(world)[way]
     client = world.open()
     client.A.append(np.zeros(8 << 20, "u1") + 1)

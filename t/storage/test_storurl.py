@@ -83,7 +83,7 @@ def test_a_path_has_no_options(name, tmp_path, monkeypatch):
         dbopen(name)
     assert f"write file://{tmp_path}/{name}" in str(e.value)
     assert os.listdir() == []
-    # but for who has a file of that name, or one that is not half a URL
+    # except if there is a file of that name, or if it is not half a URL
     for path in name, "what?.fs", "x?=.fs":
         FileStorage(path).close()
         dbclose(dbopen(path))

@@ -38,7 +38,7 @@ def memory_cgroup(limit: int) -> Iterator[Path]:
         except OSError:
             continue
         try:
-            with open(group / name, "r+") as file:  # not made: the folder may be no cgroup
+            with open(group / name, "r+") as file:  # not made: the folder may not be a cgroup
                 file.write(str(limit))
         except OSError:
             group.rmdir()

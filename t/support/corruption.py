@@ -39,7 +39,7 @@ def write_base(path: Path, fmt: str, align: bool) -> None:
     root["many"] = M = ZBigArray((130, BLK // 8), "f8", blksize=BLK, zblk_fmt=fmt)
     # a block of many chunks, or one that is not full
     root["large"] = L = ZBigArray((3, 40 * BLK), "u1", blksize=80 * BLK, zblk_fmt=fmt, order="F")
-    root["x"] = "of somebody else"
+    root["x"] = "of another program"
     transaction.commit()
     A[: 4 * BLK] = rng.integers(1, 256, 4 * BLK, "u1")
     M[:, 3] = np.arange(130) + 0.5

@@ -1,9 +1,9 @@
 """Commits until it is killed: what kill -9 leaves in a database is what was committed.
 
 A worker changes arrays, of each format one, and an object that counts, in transactions that a
-number says; of each commit that has returned it makes a note. Whoever killed it then opens the
-database, and compares it with a model of so many transactions, or of one more: that was committed,
-and there was no time to make a note.
+number says; of each commit that has returned it makes a note. The test that killed it then opens
+the database, and compares it with a model of so many transactions, or of one more: that was
+committed, and there was no time to make a note.
 
 Workers are forked from a process that has imported everything, so that rounds are short:
 python t/support crash serve. Or one is started by itself: python t/support crash work URL NOTES

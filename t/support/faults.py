@@ -60,7 +60,7 @@ FILL = re.compile(rb"\0{64,}")  # is taken for no structure, but room that is le
 
 
 def outside(path: Path, ranges: list[tuple[int, int]]) -> list[tuple[Path, int, int]]:
-    """Return what of a file is in none of some ranges, and is no fill."""
+    """Return the bytes of a file that are outside of some ranges, and not fill."""
     fill = [match.span() for match in FILL.finditer(path.read_bytes())]
     result, at = [], 0
     for start, stop in [*sorted(ranges + fill), (path.stat().st_size,) * 2]:
@@ -342,7 +342,7 @@ def grow(side: Side, path: Path) -> None:
 
 
 def cut(side: Side, folder: Path, rng: random.Random) -> str:
-    """The file is cut by somebody else while a reader has it open; then it is read."""
+    """Another program cuts the file while a reader has it open; then it is read."""
     path = folder / "copy"
     side.create(path)
     try:

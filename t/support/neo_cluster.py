@@ -37,7 +37,7 @@ def load(folder):
 
 
 def runs(state, name):
-    """Say whether a process runs, and is no other that has got its number."""
+    """Say whether a process runs, and not another one with its number."""
     with suppress(OSError):
         of = Path(f"/proc/{state['pids'][name]}/cmdline").read_bytes().decode().split("\0")
         return state["commands"][name][-1] in of

@@ -235,7 +235,7 @@ class Work:
         self.commit()
 
     def step_all(self) -> None:
-        """Change everything, many times the buffer of whoever writes."""
+        """Change everything, many times the size of a writer's buffer."""
         for fmt in FORMATS:
             a = self.models[fmt]
             self.root[fmt][:] = a[:] = np.frombuffer(self.rng.randbytes(len(a)), "u1")

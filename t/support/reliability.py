@@ -193,7 +193,7 @@ def our_table(env: dict[str, str], folder: Path) -> Iterator[str]:
 
 
 def sides() -> list[str]:
-    """Return who is there."""
+    """Return the names of installed libraries."""
     modules = {"wendelin.core": "wendelin", "numpy.memmap": "numpy"}
     return [name for name in faults.SIDES if find_spec(modules.get(name, name))]
 

@@ -211,7 +211,7 @@ assert got[1:] == [ord("1")], got
 
 
 def test_an_exception_that_comes_to_a_finalizer_goes_on():
-    """Python prints what comes out of __del__, and goes on; who touched the memory must not."""
+    """Python prints exceptions of __del__, and goes on; the code that touched must not."""
     out = child("""
 from collections import deque
 from operator import truth
@@ -313,7 +313,7 @@ libc.pthread_join(thread, None)
 
 
 def test_the_watchdog_reports_what_cannot_be_solved():
-    """A thread of native code touches a block, and who waits for it has the GIL."""
+    """A thread of native code touches a block, and the thread that waits for it has the GIL."""
     with start_child(SETUP + DEADLOCK, stderr=subprocess.PIPE) as process:
         limit = threading.Timer(TIMEOUT, process.kill)
         limit.start()

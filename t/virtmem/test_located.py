@@ -73,7 +73,7 @@ def test_what_is_invalidated_during_a_look_is_not_believed(numbered, tmp_path):
 
     def ahead(start, stop):
         found = {blk: (file.fd, blk * 4096) for blk in range(start, stop)}
-        handle.invalidate_page(2)  # somebody changed it while we were looking
+        handle.invalidate_page(2)  # another client changed it during the look-up
         file.mapblk = lambda blk: (fd, blk * 4096)
         file.ahead = lambda start, stop: {}
         return found

@@ -300,7 +300,7 @@ def test_what_a_storage_gives_is_compared(root, testdb):
     testdb.close(root)
     root = testdb.open()
     check_refused(root["A"], {7: (oid, tid)})
-    # a state of before it is read
+    # an earlier state is read
     past = root._p_jar.db().open(at=serial)
     assert np.array_equal(past.root()["A"][:-100], VALUES[:-100])
     past.close()

@@ -63,7 +63,7 @@ def test_a_connection_reopened_elsewhere_has_nothing_to_do_with_its_old_manager(
         b[BLK] = 2
 
     elsewhere(reopen)
-    client.tm.commit()  # somebody else's data, if it were to commit it
+    client.tm.commit()  # data of another client, if it were to commit it
     assert np.array_equal(in_database(A), changed((0, 1)))
     client.tm.begin()
     client.tm.abort()  # or to abort it
@@ -210,7 +210,7 @@ def test_a_chunk_changes_and_its_block_object_does_not(root, commits):
 
 
 def test_a_block_object_changes_with_its_chunk(root):
-    """So that others who look at block objects only, as the existing system does, learn of it."""
+    """So that programs that look only at block objects, like wendelin.core 2, learn of it."""
     A = fill(root, "ZBlk1")
     A[BLK + 5] = 0
     transaction.commit()

@@ -360,7 +360,7 @@ def test_a_block_that_does_not_come_to_its_storage_stops_the_commit(root, A0):
     handle.watch.store = None
     store = type(root._p_jar._normal_storage).store
     instance = root._p_jar._normal_storage
-    instance.store = lambda *args: store(instance, *args)  # somebody else's idea
+    instance.store = lambda *args: store(instance, *args)  # another library's patch
     with pytest.raises(RuntimeError, match="did not come to the storage"):
         transaction.commit()
     transaction.abort()

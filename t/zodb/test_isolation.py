@@ -162,7 +162,7 @@ class Isolation(RuleBasedStateMachine):
             self.boundary(client)
             return
         if not client.shrank:
-            assert not (changed & others).any(), "somebody's change was overwritten"
+            assert not (changed & others).any(), "a change was overwritten"
         assert not (resized and latest.n != base.n)
         if self.db.lastTransaction() != before:
             new = latest.copy()

@@ -93,7 +93,7 @@ def test_on_this_machine_nothing_is_looked_up_before(monkeypatch):
     [
         (prefetch.MANY, 0, True),
         (prefetch.MANY - 1, 0, False),  # few are read for themselves
-        (100, 1, False),  # somebody looks here and there
+        (100, 1, False),  # random access
         (100, 50, False),
     ],
 )
@@ -112,5 +112,5 @@ def test_who_begins_with_the_first_of_many_is_a_sequential_reader(
         issued.clear()
         reader.loading(None, 1000)  # a reader of another place is none because of it
         assert not issued
-        reader.loading(None, first)  # nor is who comes back
+        reader.loading(None, first)  # nor does a reader that comes back
         assert not issued

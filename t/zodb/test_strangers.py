@@ -150,7 +150,7 @@ def test_nothing_is_run_out_of_a_server(tmp_path):
 
 
 def test_an_index_of_a_stranger(call, tmp_path):
-    """It is not used, and the file is read; also by who opens it to write."""
+    """It is not used, and the file is read, also when it is opened to write."""
     path = tmp_path / "x.fs"
     with database(path) as root:
         root["A"] = filled((4,))

@@ -183,7 +183,7 @@ def test_close_again_does_nothing(testdb):
 
 @pytest.mark.usefixtures("no_leaks")
 def test_database_in_use(tmp_path):
-    """Whoever is refused leaves nothing behind."""
+    """A refused call leaves nothing behind."""
     root = dbopen(tmp_path / "a.fs")
     with pytest.raises(LockError, match=r"a\.fs'.*dbclose\(\).*read_only=True.*ZEO"):
         dbopen(tmp_path / "a.fs")
@@ -380,7 +380,7 @@ class Failing(LivePersistent):
 def test_live_that_cannot_be_read_does_not_stop_the_boundary(testdb, monkeypatch):
     """Objects after it in the list of changed ones must be invalidated, too.
 
-    Who uses the object is told, and may try again.
+    The user of the object gets the error, and may try again.
     """
     root = testdb.open()
     root["live"] = obj = Failing()
@@ -524,7 +524,7 @@ def test_zconn_stat(testdb):
     assert (stat.tid, stat.size) == (tid, len(data))
     past = conn.db().open(TransactionManager(), at=first)
     (stat,) = zconn_stat(past, [a._p_oid])
-    # of storages that are no file, it is the newest one
+    # for storages that are not files, it is the newest one
     assert stat.tid in (first, tid)
     if "file://" in testdb.url:
         assert stat.tid == first

@@ -47,7 +47,7 @@ class Folder:
     Raises
     ------
     Failure
-        It is no Zarr folder, or has what is no file.
+        It is not a Zarr folder, or has other things than files.
     """
 
     def __init__(self, path: str, external: bool = False) -> None:
@@ -56,10 +56,10 @@ class Folder:
         if not os.path.exists(path):
             raise FileNotFoundError(2, "No such file or directory", path)
         if not os.path.isdir(path):
-            raise Failure(f"{path} is no Zarr folder: a file of one (zip) is to be unpacked first")
+            raise Failure(f"{path} is not a Zarr folder: unpack a zip file first")
         self.sizes: dict[str, int] = dict(sorted(self._files(path, "")))
         if not any(name in self.sizes for name in _METADATA):
-            raise Failure(f"{path} is no Zarr folder: it has none of {', '.join(_METADATA)}")
+            raise Failure(f"{path} is not a Zarr folder: it has none of {', '.join(_METADATA)}")
 
     @property
     def size(self) -> int:
@@ -76,7 +76,7 @@ class Folder:
                 try:
                     key = prefix + entry.name.encode(errors="surrogateescape").decode()
                 except UnicodeDecodeError:
-                    raise Failure(f"{entry.path!r} has a name that is no UTF-8") from None
+                    raise Failure(f"{entry.path!r} has a name that is not UTF-8") from None
                 if entry.is_symlink() and not self._external:
                     raise Failure(
                         f"{entry.path} is a symbolic link: it is followed with --external only, if "
@@ -226,7 +226,7 @@ def export_folder(reader: GroupReader, part: Part, step: int, tell: Advance) -> 
     Raises
     ------
     Failure
-        A key is no name of a file.
+        A key is not a valid name of a file.
     """
     keys, sizes = list(reader.values), reader.sizes()
     files = set(keys)

@@ -481,7 +481,7 @@ class Group(MutableMapping[Any, Any]):
     def log(self, count: int = 20) -> list[Entry]:
         """Return the last transactions of the database, the newest one first.
 
-        Each has its time, its user, its note, and what it changed: arrays, with ranges of
+        Each has its time, its user, its note, and its changes: arrays, with ranges of
         rows, and groups.
 
         Parameters

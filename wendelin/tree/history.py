@@ -1,4 +1,4 @@
-"""Transactions of a database: their times, users and notes, and what they changed.
+"""Transactions of a database: their times, users, notes and changes.
 
 A record of a block does not say of which array it is: so the block tables of the arrays are gone
 through, as records, and nothing is loaded. What is not in the newest state any more is looked for

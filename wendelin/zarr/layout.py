@@ -41,7 +41,7 @@ def _parsed(data: bytes | memoryview | bytearray | None) -> dict[str, Any]:
 
 
 def _layout(document: Any) -> str | None:
-    """Return what an array's chunks depend on, as text; None: it is no array's."""
+    """Return what an array's chunks depend on, as text; None if it is not of an array."""
     if not isinstance(document, dict) or "shape" not in document:
         return None
     return json.dumps({k: v for k, v in document.items() if k != "attributes"}, sort_keys=True)

@@ -89,7 +89,7 @@ class ZODBStore(Store):
         if not isinstance(group, ZarrGroup):
             raise TypeError(f"a ZODBStore is of a ZarrGroup, not of a {type(group).__name__}")
         super().__init__(read_only=bool(read_only) or at is not None)
-        self._group = group  # of whoever made it
+        self._group = group  # of its maker
         self._at = at
         self._writes = at is None
         self._set_table((group if at is None else _past(group, at)).live_table())
@@ -436,7 +436,7 @@ def _slice(request: ByteRequest | None) -> slice | None:
     Raises
     ------
     TypeError
-        It is no request.
+        It is not a request.
     """
     match request:
         case None:

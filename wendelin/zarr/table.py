@@ -21,7 +21,7 @@ Two clients
 -----------
 What two clients do to one key is a conflict; new keys are not, most often: the nodes of the tree
 are resolved by BTrees. A client that writes chunks has a conflict with one that resizes or deletes
-their array, whoever commits first: see group.
+their array, whichever client commits first: see group.
 
 It knows keys and bytes, Connections and transactions. It does not know zarr.
 

@@ -9,7 +9,7 @@ Six things are different from runzeo:
 - Objects are asked for as requests come, many at a time and of all storage nodes, where NEO's own
   client asks for one, and waits for it. What is out of the ordinary goes through that one.
 - Begin() of a transaction sees what other gateways have committed: the master is asked.
-- Who asks for the tid of an object has only that read, not all of the object.
+- A request for the tid of an object reads only that, not all of the object.
 - ConflictErrors have the attribute that the ZEO server asks for.
 - SHA-1 of objects, which NEO compares, is computed by libcrypto where this Python has none of its
   own that is fast: five times as fast, and threads run meanwhile.
@@ -313,7 +313,7 @@ class LoadReply(server.Delay):
         self.storage, self.oid, self.tid = storage, oid, tid
 
     def set_sender(self, message_id, protocol):
-        """See Delay. It begins here, in the loop: who is to be told is known."""
+        """See Delay. It begins here, in the loop: then the receiver is known."""
         server.Delay.set_sender(self, message_id, protocol)
         self.begin()
 
@@ -426,7 +426,7 @@ def take_answers():
                 load.answered(packet)
             except Exception:
                 logging.exception("a client was not answered")
-            # taken out after it was looked at: who puts the next one need not call
+            # removed last: until then, a thread that adds another one need not call
             answers.popleft()
         asked.go_on()
 
