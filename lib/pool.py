@@ -1,7 +1,7 @@
-"""Threads of this process that ask storages: one pool, for what is read ahead and asked together.
+"""The pool of threads that call storages, to read ahead, and for several requests at a time.
 
-This module knows functions. Where a job of the pool asks for several things together, it does
-not wait for threads that may all be busy as it is: it works itself.
+This module knows only functions. If a job of the pool makes several requests, it does the work
+itself, as all other threads may be busy, too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["THREADS", "in_pool", "submit", "together"]
 _T = TypeVar("_T")
 _U = TypeVar("_U")
 
-THREADS = 16  # so many requests are under way at a time
+THREADS = 16  # limit of requests under way
 
 _here = threading.local()  # .in_pool: this thread is one of the pool
 
@@ -53,7 +53,7 @@ def together(work: Callable[[_T], _U], items: Collection[_T]) -> list[_U]:
     Raises
     ------
     Exception
-        What work() raised first, as far as it is known. Nothing more is begun then.
+        The first known exception of work(). No other item is begun after it.
     """
     todo = iter(list(enumerate(items)))  # to take the next one is atomic under the GIL
     results: dict[int, _U] = {}

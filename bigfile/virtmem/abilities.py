@@ -1,7 +1,7 @@
-"""What a file may be able to do besides loading and storing: Protocols, and what they answer.
+"""Optional abilities of a file besides loading and storing, as Protocols, and their results.
 
-The pager asks once, when a handle is opened, which of these a file has; a class has one if it
-defines all of its methods. To name it as a base is of use to a type checker.
+The pager checks once, when a handle is opened, which of these a file has. A class has one if it
+defines all of its methods. It may name it as a base, for a type checker.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ __all__ = [
 class FileRange(NamedTuple):
     """Where the bytes of a block lie in a file.
 
-    `size` None: the file has all of the block, and it is mapped; the offset is a multiple of the
-    OS page then. With a size: it is copied, without Python. With a digest: it is mapped if it can
-    be, and else copied, and the copy is compared.
+    `size` None: the file has all of the block, which is mapped; the offset is a multiple of the
+    OS page. With a size: it is copied, without Python. With a digest: it is mapped if possible,
+    else copied, and the copy is compared.
     """
 
     fd: int  # open as long as the handle lives
@@ -41,7 +41,7 @@ class MapsBlocks(Protocol):
     def mapblk(self, blk: int) -> Any:
         """Return the FileRange of a block, or a tuple of its items; HOLE: a block of zeros.
 
-        None: the block is to be loaded.
+        None: the block must be loaded.
         """
 
 
@@ -50,15 +50,15 @@ class MapsAhead(Protocol):
     """A file that knows where many blocks are as cheaply as where one is."""
 
     def mapahead(self, start: int, stop: int) -> dict[int, Any]:
-        """Return what mapblk() returns of blocks [start, stop), for those that it knows.
+        """Return {block: result of mapblk()} for the known ones among blocks [start, stop).
 
-        What it raises is ignored.
+        Its exceptions are ignored.
         """
 
 
 @runtime_checkable
 class MayBeRemote(Protocol):
-    """A file that says whether its blocks lie on this machine. Others do, to the pager."""
+    """A file that says whether its blocks lie on this machine; without it, the pager assumes so."""
 
     @property
     def is_local(self) -> bool:
@@ -70,32 +70,32 @@ class Truncates(Protocol):
     """A file that can be cut."""
 
     def truncate(self, blk: int) -> None:
-        """Forget what was stored of blocks from `blk` on."""
+        """Drop stored blocks from `blk` on."""
 
 
 @runtime_checkable
 class ExplainsMismatch(Protocol):
-    """A file that can say more of a block that does not match its digest."""
+    """A file that can explain why a block does not match its digest."""
 
     def mismatch(self, blk: int) -> Exception:
-        """Return what is to be told."""
+        """Return the exception to raise."""
 
 
 @runtime_checkable
 class SeesTransactions(Protocol):
-    """A file that is seen as of a transaction."""
+    """A file that shows the state of a transaction."""
 
     @property
     def tid(self) -> bytes | None:
-        """The last transaction that is seen; None: none, or it is not known."""
+        """The last transaction that is visible; None if there is none, or it is unknown."""
 
 
 @runtime_checkable
 class FirstChange(Protocol):
-    """A handle that is to know when its pages are changed."""
+    """A handle that is informed when its pages are changed."""
 
     def first_change(self) -> None:
-        """Be told, in any thread, that a page is changed for the first time in a transaction.
+        """Called, in any thread, before the first change of a page in a transaction.
 
-        Also that a touch failed. What it raises refuses the change.
+        Also called when a touch failed. Its exception refuses the change.
         """

@@ -185,7 +185,7 @@ cdef void fileh_invalidate_loading(FileH *fileh) noexcept nogil:
 
 
 cdef uint64_t fileh_epoch(FileH *fileh) noexcept nogil:
-    """Return what fileh_set_located() wants: to be asked for before anything else is."""
+    """Return the epoch for fileh_set_located(); take it before the file is asked."""
     cdef uint64_t epoch
     pager_lock()
     epoch = fileh.epoch

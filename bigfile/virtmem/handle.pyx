@@ -72,9 +72,9 @@ cdef class BigFileH:
     All VMAs of a handle show one memory. Offsets and lengths are in pages; one page is one
     block of the file.
 
-    A subclass may define first_change(): it is called, in any thread, before the first page is
-    changed since the handle was opened or transaction_ended() or dirty_discard() was called; and
-    when a touch failed. What it raises refuses the change.
+    A subclass may define first_change(). It is called, in any thread, before the first change of a
+    page after the handle was opened, or transaction_ended() or dirty_discard() was called. It is
+    also called when a touch failed. Its exception refuses the change.
 
     Parameters
     ----------
@@ -208,7 +208,7 @@ cdef class BigFileH:
                 self.fileh.ndirty * size, counts.reclaims, counts.failures, counts.waits)
 
     def epoch(self):
-        """Return what set_located() wants: call it before asking where blocks are."""
+        """Return the epoch for set_located(); call it before asking where blocks are."""
         return fileh_epoch(self.fileh)
 
     def set_located(self, found, uint64_t epoch):

@@ -128,13 +128,13 @@ cdef bint load_begins(FileH *fileh, uint64_t blk, uint64_t load) noexcept nogil:
 cdef Failed page_load(FileH *fileh, uint64_t blk, Purpose purpose) noexcept nogil:
     """EMPTY or LOCATED -> LOADING -> LOADED; or back to where it was, if the load failed.
 
-    Or LOADING: what may_load() says. AHEAD, only what is LOCATED is loaded. Enters and leaves with
-    the pager lock held, gives it up while the block is loaded.
+    Or from LOADING, if may_load() says so. With AHEAD, only LOCATED pages are loaded. Enters and
+    leaves with the pager lock held, and releases it while the block is loaded.
 
-    1. begin: the page is this thread's
-    2. get the block: without the lock
-    3. it is not true any more: let go of what was got, and again from 2
-    4. end: others may have the page; and a failure is told
+    1. begin: the page belongs to this thread
+    2. get the block, without the lock
+    3. if it is not true any more: drop the bytes, and again from 2
+    4. end: other threads may use the page; a failure is reported
     """
     cdef Failed failed
     cdef Source source

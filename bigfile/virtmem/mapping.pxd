@@ -17,8 +17,8 @@ cdef struct Area:
     uint64_t pglen          # [pages]
     size_t blksize          # [bytes]
     int memfd               # of the handle; borrowed
-    void *fileh             # the FileH; not for this room
-    Area *prev              # neighbours in the handle's list; not for this room
+    void *fileh             # the FileH; not for this module
+    Area *prev              # neighbours in the handle's list; not for this module
     Area *next
     # protected by: the pager lock
     # [pglen] of Kind, with flags: SHOWN, it was not NONE since a reset; STAYS, it must stay shown

@@ -100,10 +100,10 @@ cdef struct FileH:
     Page *loading
     size_t ndirty
     size_t nstored          # of them, pages that did not change since they were stored
-    bint wants_first_change     # op_first_change is to be told of the first change of a transaction
-    bint first_change_told      # it was
-    uint64_t transactions       # that have ended
-    uint64_t epoch          # changes whenever something that was asked may have another answer
+    bint wants_first_change     # op_first_change is called at the first change of a transaction
+    bint first_change_told      # it was called
+    uint64_t transactions       # number that have ended
+    uint64_t epoch          # changes whenever a place of a block may have changed
     uint64_t zero_from      # pages from here on read as zeros, whatever the file has
     int frozen              # write-outs in progress (nested, of one thread)
     pthread_t writer        # the thread that writes out

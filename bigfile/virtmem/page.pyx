@@ -18,7 +18,7 @@ States
      │◄── reclaim, invalidate ──────┘                 │
      │◄── discard, invalidate, truncate ──────────────┘
 
-   EMPTY ── set_located ──► LOCATED, or LOADED where it costs no memory
+   EMPTY ── set_located ──► LOCATED, or LOADED if it costs no memory
    LOCATED ── touch, or read ahead ──► LOADING          LOCATED ◄── reclaim, load failed
 
    EMPTY     no Page; shown as NONE
@@ -33,12 +33,12 @@ States
    DIRTY     changed; backing MEMFD, never given back. `stored` while nothing changed since
              it was stored
 
-A file that is asked where a block is may say where others are, too: fileh_set_located() makes them
-LOADED or LOCATED, if nothing has changed meanwhile (`epoch`). From then on a touch of them needs no
-Python, and a touch of one shows others with it (show_ahead), or has them loaded (load_ahead).
+When the file is asked where a block is, it may also say where others are: fileh_set_located() makes
+them LOADED or LOCATED, if nothing has changed meanwhile (`epoch`). From then on a touch of them
+needs no Python, and a touch of one shows others with it (show_ahead), or loads them (load_ahead).
 
-After a commit, pages in memory are known to lie in the file now: fileh_set_located() takes their
-memory back, LOADED of MEMFD -> LOADED of FILERANGE.
+After a commit, pages in memory also lie in the file: fileh_set_located() takes their memory back,
+LOADED of MEMFD -> LOADED of FILERANGE.
 
 The first write to a page of ZEROS or FILERANGE goes LOADED -> LOADING (its bytes are brought
 into the memfd) -> LOADED -> DIRTY. page_become() is the one place where a state is assigned.

@@ -1,16 +1,16 @@
-"""The touch: what a fault asks for, and what its thread is shown; also after a fork.
+"""The touch: how a fault is served, and what its thread is shown; also after a fork.
 
-page_touch() brings a page to where the fault wants it: it waits, has it loaded, tells of a first
-change, makes it DIRTY. Then it shows it. Where it cannot, the thread is shown scrap, and op_fail
-has arranged for an exception: see "Errors" in page.pyx.
+page_touch() brings a page to the state that the fault needs: it waits, loads it, reports a first
+change, makes it DIRTY. Then it shows the page. If that fails, the thread is shown scrap, and
+op_fail has sent an exception: see "Errors" in page.pyx.
 
-Who would wait for itself is told so instead: the thread that writes out and writes
-(WRITE_IN_WRITEOUT), a loader, or a finalizer in it, that touches the page it loads
-(TOUCH_IN_LOAD), and the second of two loaders, in two threads, that touch each other's pages
-(CIRCULAR_LOAD: see deadlock).
+A thread that would wait for itself gets an exception instead: the thread that writes out and writes
+(WRITE_IN_WRITEOUT); a loader, or a finalizer in it, that touches the page it loads (TOUCH_IN_LOAD);
+the second of two loaders, in two threads, that touch each other's pages (CIRCULAR_LOAD: see
+deadlock).
 
-This room knows pages and areas. It does not know signals, nor who stores; it runs no Python but
-by page_set_ops().
+This module knows pages and areas. It does not know signals, nor how pages are stored. It runs
+Python only by page_set_ops().
 
 Locking: see page.pyx. page_touch() and page_broken() are called without the pager lock.
 """

@@ -1,23 +1,23 @@
-"""From a fault into Python: what page_set_ops() gets to load, fail, tell a change, and wait.
+"""From a fault into Python: functions for page_set_ops() to load, fail, report a change, and wait.
 
-load_block(), report() and first_change() are the only ways from a fault into Python. Any thread
-enters them, with the GIL or without, in the middle of anything. So they save and restore the
-exception that is being raised, and the one that is being handled; errno is pagefault's.
+load_block(), report() and first_change() are the only ways from a fault into Python. Any thread may
+call them, with the GIL or without, in the middle of anything. So they save and restore the
+exception that is being raised, and the one that is being handled; pagefault keeps errno.
 
-What the loader raises becomes a BlockLoadError, which raise_later() sets on its way to the
-thread: see failure.pyx. Python can fail at any of that, and at saying so: at the recursion limit,
-or as there is no memory. So whatever decides - did it fail, is the handle doomed, is the thread
-told - is in C, in a Call and in these three; the functions of Python that they call are wrapped,
+An exception of the loader becomes a BlockLoadError, which raise_later() sends to the thread: see
+failure.pyx. All Python code here can fail, at the recursion limit or without memory, and so can the
+report of that. So the decisions are in C, in a Call and in these three functions: did it fail, is
+the handle doomed, has the thread got an exception? The Python functions that they call are wrapped,
 and return nothing.
-A KeyboardInterrupt, or any other exception that is not an Exception, is not the loader's: it
-goes on its way to the thread, and the block is loaded again. Nor is what a handler of a signal
-raises: these wait until the block is loaded (see signals.pyx). If one had to end a load that hangs,
-its exception is raised as it is; what it came to be for the loader says why the commit is refused.
+A KeyboardInterrupt, or any other exception that is not an Exception, is not the loader's: it is
+sent to the thread, and the block is loaded again. Signal handlers wait until the block is loaded
+(see signals.pyx). If one had to end a load that hangs, its exception is raised as it is; the
+exception that the loader made of it says why the commit is refused.
 
-This room knows handles and files, and what they define. It knows nothing of signals, and changes
-no state of a page. Nothing imports it but the package: whoever imports wendelin.bigfile has it.
+This module knows handles and files, and the methods that they define. It does not know signals, and
+changes no state of a page. Only the package imports it, so it is there with wendelin.bigfile.
 
-Locking: see page.pyx. All but wait_without_gil() are entered without the pager lock.
+Locking: see page.pyx. All but wait_without_gil() are called without the pager lock.
 """
 
 import atexit

@@ -390,8 +390,8 @@ class ZFile(
                 if known.knows(lo, hi):
                     stale.update(known.differing(lo, hi, self.table.between(root, lo, hi)))
         except Exception:
-            # Pages can be dropped, and who touches them gets the exception. Nothing else is looked
-            # up: a server that is gone would be waited for, each time.
+            # Pages can be dropped, and a thread that touches them gets the exception. Do not look
+            # up others: each would wait again for a server that is gone.
             log.warning("%r: blocks from %d on cannot be looked up", self, start, exc_info=True)
             stale.update(known.blocks(start))
         return stale

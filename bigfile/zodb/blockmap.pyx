@@ -1,20 +1,20 @@
-"""Block number -> object, and the way back: what pages in memory are made of, in little memory.
+"""Block number -> object, and the reverse: what pages in memory are made of, in little memory.
 
-A block takes 8 bytes for its object, and 5 to 11 bytes in the index by object; a hole takes less
-than a byte, where its neighbours are known, too. So a boundary finds the blocks of the objects that
-changed, and the blocks of a part of the block table, without a walk over all that is known.
+A block takes 8 bytes for its object, and 5 to 11 bytes in the index by object. A hole takes less
+than a byte, if its neighbours are known, too. A boundary finds the blocks of changed objects, and
+the blocks of a part of the block table, without a walk over all known blocks.
 
 Organization
 ------------
 64 neighbouring blocks are a Chunk: one bit for each that is known, one for each that is an object,
 and the oids of these, packed. Chunks are in one array, ascending. The index is an open-addressing
 hash table of block numbers, by the oid that the chunk has for them (Knuth, TAOCP vol. 3, 6.4,
-algorithm R): it keeps no oids itself. Of blocks that are one object, which only a strange table
-has, the first is in the index, and the others are in a dict.
+algorithm R): it keeps no oids itself. If several blocks have the same object, which only a strange
+table has, the first is in the index, and the others are in a dict.
 
-It knows numbers. What they are for, its owner knows.
+This module knows only numbers.
 
-Locking: the GIL. Nothing in here runs code of anybody else: each method is atomic.
+Locking: the GIL. No code of others runs in here, so each method is atomic.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
@@ -79,14 +79,14 @@ cdef class BlockMap:
     Attributes
     ----------
     visits : int
-        How many chunks and blocks were looked at, to find what changed.
+        Number of chunks and blocks that were visited, to find changes.
     """
 
     cdef Chunk *chunks
     cdef size_t n_chunks, most_chunks
     cdef size_t n_known
     cdef uint32_t *index        # block + 1; 0: free
-    cdef uint64_t *wide         # the same, in place of index, once a block does not fit into it
+    cdef uint64_t *wide         # the same, instead of index, once a block does not fit into it
     cdef size_t n_index, most_index
     cdef dict more              # oid -> set of blocks that are the same object as one in the index
     cdef readonly size_t visits
@@ -157,7 +157,7 @@ cdef class BlockMap:
         return True
 
     cdef int put_stored(self, uint64_t blk, uint64_t oid) except -1:
-        """Let a known hole be an object."""
+        """Turn a known hole into an object."""
         cdef Chunk *chunk = self.chunk_of(blk)
         cdef int bit = blk % CHUNK, at = place(chunk, bit), n = popcount(chunk.stored)
         cdef uint64_t *oids
@@ -177,7 +177,7 @@ cdef class BlockMap:
         return 0
 
     cdef void take_stored(self, Chunk *chunk, int bit) noexcept:
-        """Let an object, which is not in the index any more, be a known hole."""
+        """Turn an object, which is not in the index any more, into a known hole."""
         cdef int at = place(chunk, bit), n = popcount(chunk.stored)
         memmove(chunk.oids + at, chunk.oids + at + 1, (n - at - 1) * sizeof(uint64_t))
         chunk.stored &= ~(<uint64_t>1 << bit)
@@ -314,7 +314,7 @@ cdef class BlockMap:
         return self.get(blk)
 
     def discard(self, uint64_t blk):
-        """Let a block not be known any more."""
+        """Forget a block."""
         cdef Chunk *chunk
         cdef size_t i
         cdef uint64_t oid = 0
@@ -333,7 +333,7 @@ cdef class BlockMap:
             memmove(self.chunks + i, self.chunks + i + 1, (self.n_chunks - i) * sizeof(Chunk))
 
     def clear(self):
-        """Let no block be known."""
+        """Forget all blocks."""
         self.more.clear()
         self.free_all()
 
@@ -387,7 +387,7 @@ cdef class BlockMap:
         return False
 
     def differing(self, uint64_t start, uint64_t stop, dict now):
-        """Return the known blocks in [start, stop) that are something else now.
+        """Return the known blocks in [start, stop) that have changed.
 
         Parameters
         ----------
@@ -514,7 +514,7 @@ cdef class PartMap:
         return frozenset(oids)
 
     def put(self, uint64_t blk, oids):
-        """Let a block be made of these, and no others."""
+        """Set the parts of a block."""
         self.discard(blk)
         if not oids:
             return
@@ -524,7 +524,7 @@ cdef class PartMap:
             self.add(number(oid), blk)
 
     def discard(self, uint64_t blk):
-        """Let a block have no parts."""
+        """Remove the parts of a block."""
         for oid in self.of(blk):
             self.take(number(oid), blk)
         self.packed.pop(blk, None)

@@ -1,15 +1,15 @@
 """The block table of a ZBigFile, read without a Connection: block number -> oid.
 
 In the database it is a LOBTree of block objects. Here its nodes are read from their records, and
-kept: the inner ones all, and of the buckets as many as little memory has room for. Which nodes
-changed, the owner says: drop(), changed(). Then moved() says in which ranges of blocks lookups may
-have other results. It compares nodes that changed with what they were, and reads nothing else: so
-it takes time for what changed, however large the table is.
+kept: all inner ones, and a limited number of buckets. The owner says which nodes changed: drop(),
+changed(). Then moved() returns the ranges of blocks for which lookups may have other results. It
+compares changed nodes with their previous state, and reads no others. So its time depends on the
+change, not on the size of the table.
 
-It knows tables, and asks for records. Locking: the GIL, for what is atomic under it; a
-lookup that runs while nodes are dropped may return what was true before, and the owner loads
-such a page again (BigFileH.invalidate_loading). Or it sees nodes of two states, which may not fit
-together: so a table that looks damaged is looked at again, from its root.
+This module knows tables, and reads records. Locking: the GIL, for operations that are atomic under
+it. A lookup that runs while nodes are dropped may return an old result, and the owner loads such a
+page again (BigFileH.invalidate_loading). Or it sees nodes of two states, which may not fit
+together: so a table that looks damaged is read again, from its root.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _T = TypeVar("_T")
 
 _ENDLESS = "the block table is damaged: it does not end"
 _DEEPEST = 64  # levels of a table
-_BUCKETS = 4096  # that are kept: some 3 MB
-_MOST = 1 << 63  # no block is there
+_BUCKETS = 4096  # limit of those that are kept: about 3 MB
+_MOST = 1 << 63  # above all block numbers
 
 
 class Span(NamedTuple):
-    """A node, and the blocks that the nodes above it have it for."""
+    """A node, and its range of blocks by the nodes above it."""
 
     oid: bytes
     low: int
@@ -42,11 +42,11 @@ class Span(NamedTuple):
 
 
 class Changed(NamedTuple):
-    """What changed() found, for moved()."""
+    """The result of changed(), for moved()."""
 
-    spans: list[Span]  # of nodes that changed; empty: none that anything was looked up in
+    spans: list[Span]  # of changed nodes; empty: no lookup has used any
     oids: set[bytes]  # of all objects that changed
-    inner: dict[bytes, Node]  # nodes of before
+    inner: dict[bytes, Node]  # their previous state
     all: bool  # it is not known what changed
 
     def __bool__(self) -> bool:
@@ -64,15 +64,15 @@ class BlockTable:
 
     def __init__(self, load_all: Callable[[list[bytes]], list[bytes]]) -> None:
         self._load_all = load_all
-        # drop() and changed() leave these behind for others, so that a lookup in another thread
-        # that began before does not put a node of before where one of after it is looked for
+        # drop() and changed() replace these, so that a lookup in another thread that began before
+        # does not put an old node into the new dict
         self._inner: dict[bytes, Node] = {}
         self._buckets: dict[bytes, Node] = {}
-        # oid of a child -> of the node that it is in. They are noted when the node is read, and
-        # before any of them is: so no lookup has gone through one that changed() does not know
+        # oid of a child -> oid of its node. Noted when the node is read, before any child is: so
+        # changed() knows every node that a lookup has used
         self._parents: dict[bytes, bytes] = {}
         self._root: bytes | None = None
-        # whatever the owner depends on was found in nodes that are known here
+        # the nodes known here have all results that the owner depends on
         self._complete = True
 
     def _get(self, oid: bytes, todo: Todo) -> Node:

@@ -1,10 +1,10 @@
 """Records of a Data.fs that are copied into another file: their payloads by the kernel.
 
-FileStorage's pack reads a record from one file, and writes it to another. Source and Target are in
-place of these: of a large record Source says where it lies, and Target copies it from there. A
-payload gets a pad, as it is aligned in the new file, and is compared with its checksum before.
+FileStorage's pack reads a record from one file, and writes it to another. Source and Target replace
+these files. For a large record, Source returns only where it lies, and Target copies it from there.
+A payload is compared with its checksum, and gets a pad that aligns it in the new file.
 
-It knows records, and files. When what is copied, the pack knows.
+This module knows records and files. The pack knows which record is copied when.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from wendelin.lib.storage.record import ChecksumError, check, digest_of, repadde
 
 __all__ = ["Source", "Stretch", "Target", "aligned_data"]
 
-_PIECE = 1 << 20  # that is compared at once [bytes]
+_PIECE = 1 << 20  # compared at a time [bytes]
 
 
 class Stretch:
@@ -36,7 +36,7 @@ class Stretch:
         return self.size
 
     def __contains__(self, part: bytes) -> bool:
-        """Say that it is no record of a blob; those are small."""
+        """Return False: it is not the record of a blob, as those are small."""
         return False
 
     def read(self, start: int, size: int) -> bytes:
@@ -62,7 +62,7 @@ class Stretch:
         return b"".join(pieces)
 
     def part(self, start: int, stop: int) -> Stretch:
-        """Return a part of it."""
+        """Return a part of the bytes."""
         return Stretch(self.fd, self.offset + start, stop - start)
 
     def digest(self) -> bytes:
@@ -120,7 +120,7 @@ def aligned_data(data: bytes | Stretch, at: int) -> bytes | Joined:
 
 
 class Source:
-    """A file that FileStorage reads records from: of a large one, it says only where it lies."""
+    """A file from which FileStorage reads records; a large one is returned as a Stretch."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -136,7 +136,7 @@ class Source:
 
 
 class Target:
-    """A file that FileStorage writes records to, also those that were not read."""
+    """A file to which FileStorage writes records, also Stretches."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
@@ -145,7 +145,7 @@ class Target:
         return getattr(self._file, name)
 
     def write(self, data: Any) -> None:
-        """Write bytes, or what is made of Stretches."""
+        """Write bytes, or pieces with Stretches."""
         for piece in data.pieces if isinstance(data, Joined) else (data,):
             if isinstance(piece, Stretch):
                 self._copy(piece)
@@ -167,7 +167,7 @@ class Target:
 
 
 def _copy_range(source: int, offset: int, target: int, at: int, size: int) -> int:
-    """Copy bytes, not through Python where the kernel can; return how many."""
+    """Copy bytes, by the kernel if possible; return their number."""
     try:
         return os.copy_file_range(source, target, size, offset, at)
     except OSError as e:

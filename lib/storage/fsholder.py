@@ -1,6 +1,6 @@
 """Which process has a file locked, so that messages can name it.
 
-It knows Linux's list of locks, and what zc.lockfile writes into a lock file.
+This module knows Linux's list of locks, and the contents of zc.lockfile's files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _LOCK = re.compile(r"^\d+: FLOCK\s+ADVISORY\s+WRITE (\d+) ([0-9a-f]+):([0-9a-f]+
 
 
 def lock_holder(path: str) -> str:
-    """Return a phrase that names the process which has a database file locked; "": it is not known.
+    """Return a phrase that names the process with the lock of a database file; "" if unknown.
 
     Parameters
     ----------
@@ -24,7 +24,7 @@ def lock_holder(path: str) -> str:
     """
     try:
         pid = _from_kernel(path) or _from_kernel(f"{path}.lock")
-    except OSError:  # there is no such list here
+    except OSError:  # this system has no such list
         pid = _from_file(f"{path}.lock")
     if pid is None:
         return ""

@@ -1,11 +1,10 @@
-"""Which records of a Data.fs can still be reached, as FileStorage finds it, without payloads.
+"""Which records of a Data.fs can still be reached: FileStorage's walk, without reading payloads.
 
-FileStorage's own walk goes over the headers of all records, and reads the objects that it comes
-to, to find what they refer to. An object whose state is one piece of bytes, as a block is, refers
-to nothing: of a large record the head is read, which says so.
+FileStorage's own walk goes over the headers of all records, and reads reachable objects, to find
+their references. An object whose state is one piece of bytes, such as a block, has no references.
+The head of a large record shows this, so only the head is read.
 
-It knows FileStorage's walk, and records. What becomes of what cannot be reached, others know: pack
-and trim.
+This module knows FileStorage's walk, and records. Pack and trim decide about unreachable records.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ from wendelin.lib.storage.record import Payload, RecordError, find_payload
 
 __all__ = ["HEAD", "LARGE", "Reachable", "payload_of"]
 
-#: records of this size, and above, are looked at by their heads [bytes]
+#: for records of this size, and above, only heads are read [bytes]
 LARGE = 1 << 14
 #: of a record, which has the beginning of a payload: its class, a pad, an opcode [bytes]
 HEAD = 1 << 13
 
 
 def payload_of(head: bytes, size: int) -> Payload | None:
-    """Return where the bytes of a record are, by its beginning; None: it is something else."""
+    """Return where the bytes of a record are, from its beginning; None: it is of another kind."""
     try:
         return find_payload(head, size)
     except RecordError:

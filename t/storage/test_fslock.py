@@ -180,7 +180,7 @@ def test_what_cannot_be_opened_gets_nothing_beside_it(tmp_path):
             AlignedFileStorage(str(path), align=align)
         assert os.listdir(tmp_path) == ["x.fs"]
     path.unlink()
-    (tmp_path / "x.fs.lock").touch()  # of somebody
+    (tmp_path / "x.fs.lock").touch()  # of another program
     path.write_bytes(b"FS99" + bytes(100))
     with pytest.raises(FileStorageFormatError):
         AlignedFileStorage(str(path))

@@ -1,11 +1,11 @@
-"""Elements moved so that they keep their place in an array while its axes change their lengths.
+"""Moves elements of an array so that they keep their indices while its axes change their lengths.
 
 In a file, elements lie one after the other, so they move when an axis other than the major one
-changes. What shrinks is moved first, towards the begin of the file and from there on; then what
-grows, towards its end and from there back. So no byte is written before it was read, and a step at
-a time is copied.
+changes. Axes that shrink are handled first: elements move towards the beginning of the file, the
+first ones first. Then axes that grow: elements move towards the end, the last ones first. So no
+byte is written before it was read, and one step at a time is copied.
 
-It knows the bytes of arrays; what a page is it does not know.
+This module knows the bytes of arrays, but not pages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["resize_keeping"]
 
-_STEP = 16 << 20  # that is copied at a time [bytes]
+_STEP = 16 << 20  # copied at a time [bytes]
 
 Dims = tuple[int, ...]  # lengths of axes, the major one first
 
@@ -37,13 +37,13 @@ def resize_keeping(A: BigArray, shape: Dims) -> None:
     ValueError
         The shape has another number of axes.
     MemoryError
-        Page memory cannot hold what is moved: nothing was changed.
+        The moved elements do not fit into page memory: nothing was changed.
     BlockLoadError
-        A block cannot be loaded; what was moved is to be aborted.
+        A block cannot be loaded; abort the transaction.
     """
     if len(shape) != A.ndim:
         raise ValueError(
-            f"shape is {shape}, and the array has {A.ndim} axes: with keep=True their number stays"
+            f"shape is {shape}, but the array has {A.ndim} axes: with keep=True their number stays"
         )
     old, new = _dims(A, A.shape), _dims(A, shape)
     common = tuple(map(min, old, new))
@@ -62,7 +62,7 @@ def resize_keeping(A: BigArray, shape: Dims) -> None:
             _move(A, common, 0, 0, _strides(A, common), _strides(A, new), up=True)
         A.resize(shape)
     except BaseException as e:
-        e.add_note(f"{A!r} was moved in part: transaction.abort() has it as it was")
+        e.add_note(f"{A!r} was moved in part: transaction.abort() restores it")
         raise
 
 
@@ -79,9 +79,9 @@ def _check_memory(A: BigArray, size: int) -> None:
     limit, _, dirty = ram_stat()
     if size + dirty > limit // 4 * 3:
         raise MemoryError(
-            f"{A!r}: {size} bytes would be moved in one transaction, and page memory may have "
-            f"{limit}. Make a new array of that shape, copy A[i:j] to it with a commit after each "
-            f"step, and put it in the place of this one, as by g.move(); or raise WENDELIN_CORE_RAM"
+            f"{A!r}: {size} bytes would be moved in one transaction, but the limit of page memory "
+            f"is {limit}. Make a new array of that shape, copy A[i:j] to it with a commit after "
+            f"each step, and replace this one, as by g.move(); or raise WENDELIN_CORE_RAM"
         )
 
 
@@ -93,7 +93,7 @@ def _move(
     Parameters
     ----------
     strides, others : tuple of int
-        Where they are, and where they are to be [bytes].
+        The present strides, and the new ones [bytes].
     up : bool
         Towards the end of the file; what is between them there becomes zeros.
     """
@@ -101,7 +101,7 @@ def _move(
     n = max(1, _STEP // max(row, others[0]))
     for i, j in _ranges(dims[0], n, up):
         at, target = start + i * strides[0], to + i * others[0]
-        if len(dims) > 1 and row > _STEP:  # one row, which is too large
+        if len(dims) > 1 and row > _STEP:  # one row is too large
             _move(A, dims[1:], at, target, strides[1:], others[1:], up)
             if up:
                 _zero(A, target + dims[1] * others[1], target + others[0])
@@ -119,7 +119,7 @@ def _ranges(n: int, step: int, backwards: bool) -> Iterator[tuple[int, int]]:
 
 
 def _elements(A: BigArray, start: int, dims: Dims, strides: Dims) -> NDArray[Any]:
-    """Return elements in the file; loaded, so that what cannot be is said here."""
+    """Return elements in the file, loaded, so that a failed load raises here."""
     stop = start + sum((n - 1) * s for n, s in zip(dims, strides, strict=True)) + A.itemsize
     vma, offset = A._map(start, stop)
     A._fileh().load(*A._pages(start, stop))

@@ -17,7 +17,7 @@ _MOST = 1000
 def paths(url: str, typed: str) -> list[str]:
     """Return paths that begin with what was typed; those of groups end with a slash.
 
-    What cannot be read has none: errors would disturb the shell.
+    A database that cannot be read has none, as the shell cannot show errors.
     """
     above, _, begin = typed.rpartition("/")
     try:
