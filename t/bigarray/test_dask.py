@@ -199,7 +199,7 @@ def test_a_database_that_is_read_only(tmp_path):
     transaction.commit()
     dbclose(root)
     root = dbopen(tmp_path / "a.fs", read_only=True)
-    with pytest.raises(ReadOnlyError, match="opened to be read only"):
+    with pytest.raises(ReadOnlyError, match="opened read-only"):
         to_array(da.ones(5), root["A"])
     dbclose(root)
 

@@ -45,12 +45,12 @@ def test_mv_and_mkdir(call, url):
     call("mv", f"{url}#run/7/x", f"{url}#a/b/c")
     assert paths(url) == ["top", "run/7/y", "run/8/x", "a/b/c"]
     assert call("mv", "--json", f"{url}#a/b/c", "#top2").json == {"from": "a/b/c", "to": "top2"}
-    assert "is there already" in call("mv", f"{url}#top2", "#top", code=1).stderr
+    assert "exists already" in call("mv", f"{url}#top2", "#top", code=1).stderr
     assert "which is in it" in call("mv", f"{url}#run", "#run/7/z", code=1).stderr
     assert "another database" in call("mv", f"{url}#run", "b.fs#run", code=2).stderr
     assert "is a wendelin" in call("mv", f"{url}#run", "#top/z", code=1).stderr
     call("mkdir", f"{url}#n/m")
-    assert "is there already" in call("mkdir", f"{url}#n/m", code=1).stderr
+    assert "exists already" in call("mkdir", f"{url}#n/m", code=1).stderr
     with wendelin.open(url) as g:
         assert list(g["n"]) == ["m"]
 

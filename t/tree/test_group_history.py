@@ -345,7 +345,9 @@ def test_tags(g):
             g.tag(name)
     with pytest.raises(TypeError, match="must be a str"):
         g.tag(5)
-    with pytest.raises(KeyError, match="there is no tag 'third': there are 'first', 'second'"):
+    with pytest.raises(
+        KeyError, match="there is no tag 'third': the database has 'first', 'second'"
+    ):
         g.untag("third")
     g.untag("first")
     transaction.abort()

@@ -37,8 +37,8 @@ Examples:
 )
 @click.argument("file", metavar="FILE[:NAME]")
 @click.argument("address", metavar="URL#path", type=AddressType())
-@click.option("--dtype", type=DtypeType(), help="Of raw bytes; of a CSV file: the array's.")
-@click.option("--columns", help="Of a CSV file: names or numbers, as in time,price or 0,3.")
+@click.option("--dtype", type=DtypeType(), help="For raw bytes or a CSV file.  [CSV: the array's]")
+@click.option("--columns", help="For a CSV file: names or numbers, as in time,price or 0,3.")
 @delimiter_option
 @step_option
 @json_option
@@ -54,15 +54,15 @@ def append(
     """Append the rows of a file to an array, along its first axis.
 
     The other axes of the file's array must be those of the array; numbers are converted to its
-    dtype. It is done in transactions of some rows each: if one fails, it is told how many rows were
-    appended.
+    dtype. The command works in transactions of some rows each. If one fails, it says how many rows
+    were appended.
     """
     what = parse_file(file, raw=dtype is not None)
     names = [name.strip() for name in columns.split(",")] if columns else []
     with opened_to_write(address.url) as root:
         A = entry_of(root, address).value
         if not isinstance(A, ZBigArray):
-            raise Failure(f"{address} is a {class_of(A)}, and not an array")
+            raise Failure(f"{address} is a {class_of(A)}, not an array")
         if what.kind == "csv" and dtype is None:
             dtype = A.dtype
         options = Options(dtype=dtype, columns=names, delimiter=delimiter)
@@ -72,8 +72,8 @@ def append(
                 raise Failure(f"{address} and {file} must have rows, in C order")
             if layout.shape[1:] != A.shape[1:] or len(layout.shape) != A.ndim:
                 raise Failure(
-                    f"{file} has shape {layout.shape}, and {address} {A.shape}: all axes but the "
-                    f"first must be the same"
+                    f"{file} has shape {layout.shape}, but {address} has {A.shape}: all axes "
+                    f"except the first must be the same"
                 )
             before = len(A)
             row = max(1, layout.size // max(1, layout.shape[0]))

@@ -1,6 +1,6 @@
 """Attributes of arrays and groups, read as data: nothing that a record names is called.
 
-It knows how they are kept: see wendelin.bigarray.attrs and wendelin.tree.containers.
+This module knows how they are kept: see wendelin.bigarray.attrs and wendelin.tree.containers.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["attrs_of"]
 
 _ARRAYS = ("numpy._core.multiarray._reconstruct", "numpy.core.multiarray._reconstruct")
 _COMPLEX = ("builtins.complex", "__builtin__.complex")
-_DEEP = 40  # lists and dicts in each other
+_DEEP = 40  # nesting of lists and dicts
 
 
 def attrs_of(database: Database, obj: Any) -> tuple[dict[str, Any], list[str]]:
@@ -47,12 +47,12 @@ def attrs_of(database: Database, obj: Any) -> tuple[dict[str, Any], list[str]]:
 
 
 def _value(value: Any, deep: int = 0) -> Any:
-    """Return what a value in a pickle stands for.
+    """Return the Python value of a value in a pickle.
 
     Raises
     ------
     InertError
-        It is of a type that attributes have not.
+        Attributes cannot have its type.
     """
     if deep > _DEEP:
         raise InertError("a value of too many levels")

@@ -1,4 +1,4 @@
-"""wendelin attrs: attributes of an array or a group, shown and changed."""
+"""wendelin attrs: shows and changes attributes of an array or a group."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def attrs(
 ) -> None:
     """Show the attributes of an array or a group, or set some.
 
-    A value is JSON, as 5, 0.5, true, [1,2] or "text"; what is none is text.
+    A value is JSON, such as 5, 0.5, true, [1,2] or "text"; anything else is text.
     """
     if values or delete:
         _change(address, values, delete)

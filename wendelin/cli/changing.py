@@ -1,6 +1,7 @@
-"""Objects of a database that commands change: containers, as objects of ZODB.
+"""Containers of a database that commands change, as objects of ZODB.
 
-Objects are loaded here: what a database names is imported. What is only read is not: see stored.
+Objects are loaded here, so classes that a database names are imported. Commands that only read do
+not: see stored.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ def changed(url: str, note: str) -> Iterator[Any]:
     Raises
     ------
     Failure
-        What is told of an error.
+        The error to report.
     """
     with opened_to_write(url) as root:
         try:
@@ -41,7 +42,7 @@ def changed(url: str, note: str) -> Iterator[Any]:
 
 
 class Entry(NamedTuple):
-    """Where something is: in what, and by which key."""
+    """The place of an object: its container and its key."""
 
     container: Any
     key: Any
@@ -49,14 +50,14 @@ class Entry(NamedTuple):
 
 
 def entry_of(root: Any, address: Address) -> Entry:
-    """Return where an object is in a database that is open.
+    """Return the place of an object in an open database.
 
     Raises
     ------
     Failure
-        There is none; or it is in something else than a mapping.
+        There is none; or it is not in a mapping.
     """
-    find(Database(root._p_jar), address)  # which says what there is
+    find(Database(root._p_jar), address)  # its error lists what there is
     container, key = root, None
     for i, name in enumerate(address.path):
         if i:
@@ -82,26 +83,26 @@ def _has(container: Any, key: Any) -> bool:
 
 
 def group_of(root: Any, address: Address) -> Group:
-    """Return the group at an address; of no path, the root.
+    """Return the group at an address; without a path, the root.
 
     Raises
     ------
     Failure
-        It is something else.
+        It is not a group.
     """
     value = entry_of(root, address).value if address.path else root
     if not is_container(value):
-        raise Failure(f"{address} is a {class_of(value)}, and not a group")
+        raise Failure(f"{address} is a {class_of(value)}, not a group")
     return Group(value, join(address.path))
 
 
 def group_at(root: Any, url: str, path: Path) -> Group:
-    """Return the group of a path; what is not there is made.
+    """Return the group of a path; missing groups are made.
 
     Raises
     ------
     Failure
-        Something else is there.
+        The path has an object that is not a group.
     """
     group = Group(root)
     for i, name in enumerate(path):
@@ -113,6 +114,6 @@ def group_at(root: Any, url: str, path: Path) -> Group:
             key = name
         value = container[key]
         if not is_container(value):
-            raise Failure(f"{url}#{here} is a {class_of(value)}, and not a group")
+            raise Failure(f"{url}#{here} is a {class_of(value)}, not a group")
         group = Group(value, here)
     return group

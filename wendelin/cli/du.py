@@ -1,4 +1,4 @@
-"""wendelin du: how much room groups and arrays take."""
+"""wendelin du: the space of groups and arrays."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["du"]
 
 
 @click.command(
-    short_help="Show how much room groups and arrays take.",
+    short_help="Show how much space groups and arrays take.",
     epilog="""\b
 Examples:
   wendelin du data.fs
@@ -32,9 +32,9 @@ Examples:
 )
 @json_option
 def du(address: Address, depth: int, as_json: bool) -> int:
-    """Show how much room groups and arrays take in a database: the newest state of their blocks.
+    """Show how much space groups and arrays take in a database: the newest state of their blocks.
 
-    Each array counts once, at the shortest path. The file has the past besides, until it is packed.
+    Each array counts once, at the shortest path. Until a pack, the file also has past states.
     """
     sizes: Counter[str] = Counter()
     counts: Counter[str] = Counter()

@@ -1,6 +1,6 @@
 """Paths with * and ?: which objects of a database they mean.
 
-A name that has such a character, and is there, means itself.
+An existing name with such a character means itself.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def expand(database: Database, address: Address) -> list[Path]:
                         if fnmatchcase(child, name)
                     ]
                 elif len(found) == 1:
-                    find(database, Address(address.url, (*path, name)))  # which says what there is
+                    find(database, Address(address.url, (*path, name)))  # its error lists the names
         found = [(path, database.get(value)) for path, value in below]
         if not found:
             raise Failure(f"{Address(address.url, address.path[: i + 1])} matches nothing")

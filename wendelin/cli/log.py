@@ -1,4 +1,4 @@
-"""wendelin log: transactions of a database, and what they changed."""
+"""wendelin log: transactions of a database, and their changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["log"]
 
 
 @click.command(
-    short_help="Show the last transactions, and what they changed.",
+    short_help="Show the last transactions, and their changes.",
     epilog="""\b
 Examples:
   wendelin log data.fs
@@ -35,8 +35,8 @@ Examples:
 def log(address: Address, count: int, as_json: bool) -> None:
     """Show the last transactions of a database: the newest one first.
 
-    Of each: tid, time, user, note; the arrays and groups that it changed, with ranges of rows,
-    which are those of the blocks that were stored; and tags of it.
+    For each: tid, time, user, note; the arrays and groups that it changed, with ranges of rows
+    (those of the stored blocks); and its tags.
     """
     with storage_opened(address.url) as storage:
 
@@ -73,7 +73,7 @@ def _json(entry: Entry, tags: dict[str, bytes]) -> dict[str, Any]:
 
 
 def places(database: Database) -> Iterator[Place]:
-    """Yield what a database has by paths; nothing is loaded."""
+    """Yield the objects of a database with their paths; nothing is loaded."""
     for path, obj in visit(database, database.root):
         if isinstance(obj, Exception):
             continue

@@ -17,12 +17,12 @@ __all__ = ["mkdir"]
 @click.argument("address", metavar="URL#path", type=AddressType())
 @json_option
 def mkdir(address: Address, as_json: bool) -> None:
-    """Make a group, and those on the way to it; the database, if it is a file that is not there."""
+    """Make a group, and missing groups of its path; also the file of the database, if needed."""
     *way, name = address.path
     with changed(address.url, f"mkdir {join(address.path)}") as root:
         group = group_at(root, address.url, tuple(way))
         if name in group.obj:
-            raise Failure(f"{address} is there already")
+            raise Failure(f"{address} exists already")
         group_at(root, address.url, address.path)
     if as_json:
         print_json({"path": join(address.path)})

@@ -27,7 +27,7 @@ Examples:
 def mv(address: Address, new: str, as_json: bool) -> None:
     """Give an array or a group another name or place in its database; nothing is copied.
 
-    Groups on the way are made.
+    Missing groups of the path are made.
     """
     text = f"{address.url}{new}" if new.startswith("#") else new
     target: Address = AddressType().convert(text, None, click.get_current_context())
@@ -43,7 +43,7 @@ def mv(address: Address, new: str, as_json: bool) -> None:
         group = group_at(root, address.url, tuple(way))
         if group.obj is not container or name != key:
             if name in group.obj:
-                raise Failure(f"{target} is there already: `wendelin rm` takes it out")
+                raise Failure(f"{target} exists already: `wendelin rm` removes it")
             put(group.obj, name, value, str(target))
             del container[key]
     if as_json:

@@ -1,4 +1,4 @@
-"""wendelin pack: the room of what is not needed any more, given back."""
+"""wendelin pack: frees the space of old states and unused objects."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ __all__ = ["pack"]
 
 
 @click.command(
-    short_help="Drop what was before a time, and what nothing refers to.",
+    short_help="Drop states before a time, and unused objects.",
     epilog="""\b
 Examples:
   wendelin pack data.fs
   wendelin pack --before '30 days ago' data.fs""",
 )
 @click.argument("address", metavar="URL", type=AddressType("none"))
-@click.option("--before", type=MomentType(), help="Keep all that is later.  [default: now]")
+@click.option("--before", type=MomentType(), help="Keep all later states.  [default: now]")
 @json_option
 def pack(address: Address, before: bytes | None, as_json: bool) -> None:
     """Drop states before a time, and objects that nothing refers to; a file gets smaller.
 
-    The past cannot be seen before that time, nor undone. What is tagged is kept: the oldest tag is
-    the latest time that can be.
+    After it, states before that time cannot be seen, nor transactions undone. Tagged states are
+    kept: a pack goes at most to the oldest tag.
     """
     asked = time.time() if before is None else TimeStamp(before).timeTime()
     with storage_opened(address.url, write=True) as storage:
@@ -54,7 +54,7 @@ def pack(address: Address, before: bytes | None, as_json: bool) -> None:
             }
         )
     else:
-        kept = f": the tag {tag[0]!r} keeps what is later" if tag else ""
+        kept = f": the tag {tag[0]!r} keeps later states" if tag else ""
         say(
             f"{address.url}: packed as of {shown_time(stamp)}{kept}; {size_text(size)} before, "
             f"{size_text(after)} now"

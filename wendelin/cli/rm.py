@@ -1,4 +1,4 @@
-"""wendelin rm: arrays and groups, taken out of a database."""
+"""wendelin rm: removes arrays and groups from a database."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["rm"]
 
 
 @click.command(
-    short_help="Take arrays or groups out of a database.",
+    short_help="Remove arrays or groups from a database.",
     epilog="""\b
 Examples:
   wendelin rm data.fs#run/7/signal
@@ -25,12 +25,12 @@ Examples:
   wendelin rm 'data.fs#run/*/raw'""",
 )
 @click.argument("address", metavar="URL#path", type=AddressType())
-@click.option("-r", "--recursive", is_flag=True, help="Groups, too, with all in them.")
+@click.option("-r", "--recursive", is_flag=True, help="Also groups, with their contents.")
 @json_option
 def rm(address: Address, recursive: bool, as_json: bool) -> None:
-    """Take arrays or groups out of a database; * and ? in a name stand for others.
+    """Remove arrays or groups from a database; names may have the wildcards * and ?.
 
-    It is one transaction, which `wendelin undo` undoes. The room in a file is free after a pack.
+    This is one transaction, which `wendelin undo` undoes. A pack frees the space in a file.
     """
     with changed(address.url, f"rm {join(address.path)}") as root:
         paths = expand(Database(root._p_jar), address)
@@ -38,7 +38,7 @@ def rm(address: Address, recursive: bool, as_json: bool) -> None:
             at = Address(address.url, path)
             container, key, value = entry_of(root, at)
             if is_container(value) and not recursive:
-                raise Failure(f"{at} is a group: -r takes it out, with all in it")
+                raise Failure(f"{at} is a group: -r removes it, with its contents")
             del container[key]
     if as_json:
         print_json({"removed": [join(path) for path in paths]})

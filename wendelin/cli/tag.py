@@ -32,9 +32,9 @@ Examples:
 def tag(
     address: Address, name: str | None, at: bytes | str | None, delete: bool, as_json: bool
 ) -> None:
-    """Name a moment of a database, the last transaction or that of --at; without NAME, list them.
+    """Name a moment of a database, the last transaction or that of --at; without NAME, list names.
 
-    A pack keeps what is named, and all that is later.
+    A pack keeps named states, and all later ones.
     """
     if name is None and (delete or at is not None):
         raise click.UsageError("NAME is missing")

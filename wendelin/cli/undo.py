@@ -1,4 +1,4 @@
-"""wendelin undo: a transaction, undone."""
+"""wendelin undo: undoes a transaction."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["undo"]
 @click.argument("tid", type=MomentType(), metavar="TID")
 @json_option
 def undo(address: Address, tid: bytes, as_json: bool) -> None:
-    """Undo a transaction: what it changed is as it was before. `wendelin log` tells tids.
+    """Undo a transaction: restore the previous state of what it changed. `wendelin log` lists tids.
 
-    It is refused if a later transaction has changed the same: undo that one first.
+    This is refused if a later transaction has changed the same objects: undo that one first.
     """
     with opened_to_write(address.url) as root:
         try:

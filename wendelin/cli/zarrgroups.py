@@ -1,7 +1,7 @@
 """Zarr folders and ZarrGroups: each file is a value, copied byte for byte; zarr is not needed.
 
-An import is done in transactions, and an export in steps, of some bytes each. Both go on where they
-were interrupted: keys are copied in their order, and how many are there is kept.
+An import works in transactions, and an export in steps, of limited size. Both go on where they were
+interrupted: keys are copied in order, and their number is noted.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Folder:
     ----------
     path : str
     external : bool
-        Symbolic links are followed.
+        Follow symbolic links.
 
     Raises
     ------
@@ -63,7 +63,7 @@ class Folder:
 
     @property
     def size(self) -> int:
-        """All of it [bytes]."""
+        """Size of all files [bytes]."""
         return sum(self.sizes.values())
 
     def _files(self, folder: str, prefix: str, above: tuple[tuple[int, int], ...] = ()) -> Any:
@@ -79,7 +79,7 @@ class Folder:
                     raise Failure(f"{entry.path!r} has a name that is not UTF-8") from None
                 if entry.is_symlink() and not self._external:
                     raise Failure(
-                        f"{entry.path} is a symbolic link: it is followed with --external only, if "
+                        f"{entry.path} is a symbolic link: it is followed only with --external, if "
                         f"you trust the folder"
                     )
                 if entry.is_dir():
@@ -103,28 +103,28 @@ class Folder:
 def import_folder(
     root: Any, address: Address, folder: Folder, replace: bool, step: int, tell: Advance
 ) -> int:
-    """Make a ZarrGroup of a folder; return how many bytes were there already.
+    """Make a ZarrGroup of a folder; return how many bytes were done before.
 
     Raises
     ------
     Failure
-        Something else is there, or it was interrupted.
+        Another object is there, or the import was interrupted.
     """
     place = Place(root, address)
 
     def check_there() -> None:
         there = place.obj
         if there is not None and not isinstance(there, ZarrGroup):
-            raise Failure(f"{address} is there already: a {class_of(there)}, and no ZarrGroup")
+            raise Failure(f"{address} exists already: it is a {class_of(there)}, not a ZarrGroup")
         if there is not None and not replace:
-            raise Failure(f"{address} is there already: --replace puts the new one in its place")
+            raise Failure(f"{address} exists already: --replace replaces it with the new one")
 
     check_there()
     source = {"kind": "zarr folder", "keys": len(folder.sizes), "bytes": folder.size}
     progress = place.progress
     if progress is not None and progress["source"] != source:
         if not replace:
-            raise Failure(f"{address} was begun from another source: --replace begins anew")
+            raise Failure(f"{address} was begun from another source: --replace begins again")
         progress = None
     if progress is None:
         progress = PersistentMapping(source=source, done=0, array=ZarrGroup())
@@ -162,7 +162,7 @@ def _commit(address: Address, note: str) -> None:
 
 
 def _steps(keys: list[str], sizes: dict[str, int], step: int) -> Iterator[list[str]]:
-    """Yield keys that are copied together: of about so many bytes, or more of one value."""
+    """Yield keys that are copied together: of about `step` bytes, or one larger value."""
     some: list[str] = []
     size = 0
     for key in keys:
@@ -182,7 +182,7 @@ class GroupReader:
     ----------
     stored : Stored
     prefix : str
-        Only keys that begin with it; '' or with a slash at its end.
+        Only keys with this prefix; it is '' or ends with a slash.
     """
 
     def __init__(self, stored: Stored, prefix: str) -> None:
@@ -207,7 +207,7 @@ class GroupReader:
 
 
 def find_group(database: Database, address: Address) -> tuple[Stored, str] | None:
-    """Return the ZarrGroup at an address, or above it, and the prefix of keys in it; None: none."""
+    """Return the ZarrGroup at or above an address, and the prefix of keys; None: there is none."""
     for n in range(len(address.path), 0, -1):
         try:
             found = find(database, Address(address.url, address.path[:n]))
@@ -221,7 +221,7 @@ def find_group(database: Database, address: Address) -> tuple[Stored, str] | Non
 
 
 def export_folder(reader: GroupReader, part: Part, step: int, tell: Advance) -> None:
-    """Write the values of a group to the files of a folder, from where it is on.
+    """Write the values of a group to the files of a folder; go on if it was interrupted.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """The environment of Python 2.7 in which NEO 1.12 runs: installed once, into ~/.cache.
 
-It may know pip and virtualenv of Python 2.7, and nothing of what runs in the environment.
+It knows pip and virtualenv of Python 2.7, but not the programs in the environment.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ def find_python2() -> Path:
 
 
 def folder() -> Path:
-    """Return where environments are kept, one for each list of requirements."""
+    """Return the folder of environments, one for each list of requirements."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
     key = hashlib.sha256(repr((REQUIREMENTS, VIRTUALENV)).encode()).hexdigest()[:12]
     return cache / "wendelin.core" / f"neo-{key}"
 
 
 def environment(say: Callable[[str], None] = lambda line: None) -> Path:
-    """Return the folder of NEO's programs; it is installed first, if it is not there.
+    """Return the folder of NEO's programs; install it first if it does not exist.
 
     Parameters
     ----------
     say : callable
-        Is told, in a line, that the installation begins.
+        Called with a line when the installation begins.
 
     Raises
     ------

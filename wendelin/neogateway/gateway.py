@@ -1,6 +1,6 @@
 """Gateway: the server process of a gateway, for a cluster whose masters are known.
 
-It may know what the server is told in its configuration, and nothing of how it serves.
+It knows the configuration of the server, but not how it serves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Gateway(Process):
     folder : Path
         Of its configuration and log.
     masters, name : str
-        Of the cluster: HOST:PORT[ HOST:PORT...], and what it is called.
+        Of the cluster: HOST:PORT[ HOST:PORT...], and its name.
     address : str or None
         HOST:PORT where it listens; None: a free port of 127.0.0.1.
     """
@@ -44,7 +44,7 @@ class Gateway(Process):
         Raises
         ------
         NotStarted
-            It ended, or does not answer; says what it wrote.
+            It ended, or does not answer; the text has its output.
         """
         for _ in range(3):
             address = self.address or f"{HOST}:{free_port()}"
@@ -73,7 +73,7 @@ class Gateway(Process):
 
     @property
     def url(self) -> str:
-        """What clients open."""
+        """The URL for clients."""
         return f"zeo://{self._address}"
 
     @property

@@ -1,6 +1,6 @@
 """Server processes on this machine: started, waited for until they answer, stopped by their pid.
 
-It may know processes and ports, and nothing of what a server does.
+It knows processes and ports, but not the work of a server.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def wait_until(
     Raises
     ------
     NotStarted
-        It did not become true, or what was to make it true is not alive.
+        It did not become true in time, or the process that makes it true has ended.
     """
     end = time.monotonic() + seconds
     while not condition():
@@ -83,7 +83,7 @@ class Process:
         self.outlives = False  # it goes on when this process ends
 
     def start(self) -> None:
-        """Start it, also again."""
+        """Start it, or start it again."""
         bound = [] if self.outlives else ["setpriv", "--pdeathsig", "TERM"]
         env = {**os.environ, **(self.env or {})}
         with open(self.log, "ab") as log:
@@ -98,7 +98,7 @@ class Process:
 
     @property
     def pid(self) -> int:
-        """The number of the process that was started last."""
+        """The pid of the process that was started last."""
         return self._started.pid
 
     @property
@@ -115,7 +115,7 @@ class Process:
         return self._started.wait()
 
     def output(self) -> str:
-        """Return the end of what it has said."""
+        """Return the end of its output."""
         return self.log.read_text(errors="replace")[-4000:]
 
     def send(self, number: int) -> None:
@@ -123,7 +123,7 @@ class Process:
         self._started.send_signal(number)
 
     def kill(self) -> None:
-        """End it at once: it has no time for anything."""
+        """Kill it."""
         self.stop(signal.SIGKILL)
 
     def stop(self, number: int = signal.SIGTERM) -> None:

@@ -1,4 +1,4 @@
-"""The program neo-gateway: it installs the environment of NEO where it is not there, and serves."""
+"""The program neo-gateway: installs the environment of NEO if needed, and serves."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ class Address(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
         for word in words:
             found = re.fullmatch(r"([^\s:]+|\[[\da-fA-F:.]+\]):(\d{1,5})", word)
             if found is None or not 0 < int(found[2]) < 1 << 16:
-                self.fail(f"{word!r} is not HOST:PORT, as 127.0.0.1:10000 is", param, ctx)
+                self.fail(f"{word!r} is not HOST:PORT, such as 127.0.0.1:10000", param, ctx)
         if len(words) != 1 and not (words and self.several):
             self.fail(f"{value!r} is not one HOST:PORT", param, ctx)
         return value
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--name", metavar="CLUSTER", help="What the cluster is called.")
+@click.option("--name", metavar="CLUSTER", help="Name of the cluster.")
 @click.option(
     "--masters",
     type=Address(several=True),
     metavar='"HOST:PORT HOST:PORT..."',
-    help="Of the cluster.",
+    help="Masters of the cluster.",
 )
 @click.option(
     "--address",
@@ -56,7 +56,7 @@ class Address(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # gener
     "--config",
     type=click.Path(exists=True, dir_okay=False, readable=True, path_type=Path),
     metavar="FILE",
-    help="As that of runzeo: for TLS, limits and more; docs/cluster.md has an example.",
+    help="Configuration as for runzeo: TLS, limits and more; see docs/cluster.md.",
 )
 @click.version_option(package_name="wendelin.core", prog_name="neo-gateway")
 def neo_gateway(
@@ -64,18 +64,18 @@ def neo_gateway(
 ) -> None:
     """Serve a NEO 1.12 cluster to clients of Python 3: a gateway, which is a ZEO server.
 
-    Either --name and --masters say what the cluster is, and the URL for dbopen() is printed; or
-    --config says all. It runs until it is interrupted. NEO 1.12 runs on Python 2.7: the first
-    time, it is installed into ~/.cache/wendelin.core, which takes some minutes.
+    With --name and --masters of the cluster, it prints the URL for dbopen(). Or --config has all
+    settings. It runs until it is interrupted. NEO 1.12 runs on Python 2.7: the first time, it is
+    installed into ~/.cache/wendelin.core, which takes some minutes.
     """
     if bool(config) == bool(name or masters or address):
-        raise click.UsageError("it is either --name and --masters, or --config")
+        raise click.UsageError("give either --name and --masters, or --config")
     python = environment(lambda line: click.echo(line, err=True)) / "python"
     if config:
         sys.stdout.flush()
         os.execv(python, [str(python), "-E", str(PROGRAM), str(config)])  # signals are for it
     if not (name and masters):
-        raise click.UsageError("it wants both --name and --masters")
+        raise click.UsageError("give both --name and --masters")
     with tempfile.TemporaryDirectory(prefix="neo-gateway-") as folder:
         gateway = Gateway(Path(folder), masters, name, address)
         try:
@@ -89,7 +89,7 @@ def neo_gateway(
 
 
 def main() -> None:
-    """Run the program; errors are told without a traceback."""
+    """Run the program; errors are printed without a traceback."""
     try:
         neo_gateway(standalone_mode=False)
     except click.ClickException as e:

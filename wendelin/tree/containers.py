@@ -1,7 +1,7 @@
-"""Containers: objects of ZODB that have others by names; and what groups keep in them besides.
+"""Containers: mappings of names to objects in ZODB; and what groups keep in them besides.
 
-A container is any persistent mapping: a BTree, a PersistentMapping, the root. What a group keeps in
-it is by names that begin with `~`, so that any mapping may be a group, and stock ZODB reads all of
+A container is any persistent mapping: a BTree, a PersistentMapping, the root. A group keeps its own
+data there by names that begin with `~`. So any mapping may be a group, and stock ZODB reads all of
 it.
 """
 
@@ -30,27 +30,27 @@ __all__ = [
     "what_is_there",
 ]
 
-#: what a group's attributes are kept by
+#: the key of a group's attributes
 ATTRS = "~attrs"
 
-#: how the name of what is being imported ends: it is not there yet
+#: the suffix of the name of an unfinished import
 IMPORT = "~import"
 
-_SHOWN = 8  # names that a message tells
+_SHOWN = 8  # names that a message lists
 
 
 def new_container() -> OOBTree:
-    """Return what a new group is."""
+    """Return the container of a new group."""
     return OOBTree()
 
 
 def is_container(obj: Any) -> bool:
-    """Say whether an object has other objects by names, and saves them: a group can be one."""
+    """Say whether an object can be a group: it is a mapping, and saves its values."""
     return isinstance(obj, Persistent) and isinstance(obj, Mapping)
 
 
 def is_hidden(name: Any) -> bool:
-    """Say whether a key is not shown: what is kept by it is of the group."""
+    """Say whether a key is hidden, as it is for the group's own data."""
     return isinstance(name, str) and (name in (ATTRS, TAGS) or name.endswith(IMPORT))
 
 
@@ -60,14 +60,14 @@ def names(container: Mapping[Any, Any]) -> Iterator[Any]:
 
 
 def path_names(path: str) -> list[str]:
-    """Return the names in a path; slashes at its ends, and double ones, mean nothing.
+    """Return the names in a path; slashes at its ends, and double ones, are ignored.
 
     Raises
     ------
     TypeError
         It is not a str.
     ValueError
-        There is no name in it, or one that groups keep for themselves.
+        There is no name in it, or one that is reserved for groups.
     """
     if not isinstance(path, str):
         raise TypeError(f"a name in a group is {path!r}: it must be a str")
@@ -76,31 +76,31 @@ def path_names(path: str) -> list[str]:
         raise ValueError(f"{path!r} has no name in it: it must be like 'x', or 'run/7/x'")
     for name in found:
         if is_hidden(name) or name in (".", ".."):
-            raise ValueError(f"{name!r} cannot be a name in a group: it is used otherwise")
+            raise ValueError(f"{name!r} cannot be a name in a group: it is reserved")
     return found
 
 
 def find(container: Any, path: Any, where: str) -> tuple[Any, Any]:
-    """Return (container, key) of what a path leads to.
+    """Return (container, key) of the object at a path.
 
     Parameters
     ----------
     container : mapping
     path : str or other key
-        A key that has slashes in it, as other programs make them, goes before a path. What is not a
-        str is a key.
+        An existing key with slashes, as other programs make them, goes before a path. Any other
+        type than str is a key.
     where : str
-        What messages call the container.
+        The container's name in messages.
 
     Raises
     ------
     KeyError
-        There is nothing of that path; it says what there is.
+        There is nothing at that path; the message lists what there is.
     """
     if not isinstance(path, str):
         if _has(container, path):
             return container, path
-        raise KeyError(f"{where} has nothing by {path!r}: {what_is_there(container, path)}")
+        raise KeyError(f"{where} has nothing at {path!r}: {what_is_there(container, path)}")
     rest = path.strip("/")
     while not (_has(container, rest) and not is_hidden(rest)):
         name, slash, rest = rest.partition("/")
@@ -126,7 +126,7 @@ def _has(container: Any, key: Any) -> bool:
 
 
 def what_is_there(container: Mapping[Any, Any], name: Any = None) -> str:
-    """Return what a message says of the names in a container, and which of them may be meant."""
+    """Return a text with the names in a container, and the one that may be meant."""
     some = list(islice(names(container), 1000))
     if not some:
         return "there is nothing in it"
@@ -136,12 +136,12 @@ def what_is_there(container: Mapping[Any, Any], name: Any = None) -> str:
 
 
 def put(container: MutableMapping[Any, Any], name: str, value: Any, where: str) -> None:
-    """Put an object into a container, by a name; it belongs to the Connection at once.
+    """Put an object into a container by name; it belongs to the Connection at once.
 
     Raises
     ------
     TypeError
-        The container has other keys than names.
+        The keys of the container are not names.
     """
     try:
         container[name] = value

@@ -1,4 +1,4 @@
-"""Arrays filled with what a program has: an ndarray, or what has a shape, a dtype and slices."""
+"""Fills arrays with a program's data: an ndarray, or an object with shape, dtype and slices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wendelin.bigarray import BigArray
 
 __all__ = ["fill", "layout_of"]
 
-_STEP = 32 << 20  # that is read at a time [bytes]
+_STEP = 32 << 20  # read at a time [bytes]
 
 
 def layout_of(name: str, shape: Any, dtype: DTypeLike | None, data: Any) -> tuple[Any, Any, Any]:

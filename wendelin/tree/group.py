@@ -1,10 +1,10 @@
-"""Group: a container of a database, as a tree of arrays that is used by paths.
+"""Group: a container of a database, as a tree of arrays with paths.
 
-A Group has no data of its own: it is a look at a BTree or another persistent mapping, made when it
-is asked for. Two of one container are equal. What is in it and is a container is a Group again, and
-all else is what it is.
+A Group has no data of its own: it is a view of a BTree or another persistent mapping, made when it
+is needed. Two Groups of one container are equal. A container in it is returned as a Group, and any
+other object as it is.
 
-It knows containers, arrays and transactions.
+This module knows containers, arrays and transactions.
 """
 
 from __future__ import annotations
@@ -45,28 +45,28 @@ __all__ = ["Group", "open"]
 
 
 def open(url: str | os.PathLike[str], mode: str = "a", at: Moment | None = None) -> Group:
-    """Open a database, as a tree of arrays; return its root group.
+    """Open a database as a tree of arrays; return its root group.
 
-    With `with`, what was changed is committed at its end, and aborted where an exception ends it;
-    and the database is closed. Without it, transaction.commit() and g.close() do that.
+    In a `with` statement, changes are committed at the end, or aborted after an exception, and the
+    database is closed. Otherwise, call transaction.commit() and g.close().
 
     Parameters
     ----------
     url : str or path
-        A file, or a URL, as for dbopen(): what one has made, the other opens.
+        A file, or a URL, as for dbopen(): each opens databases of the other.
     mode : {'a', 'r', 'r+', 'x'}
-        'r': read it, also while another process changes it; 'r+': change it; 'a': make it if it is
-        not there; 'x': make it.
+        'r': read it, even while another process changes it; 'r+': change it; 'a': change it, or
+        make it if it does not exist; 'x': make it.
     at : tid, datetime or str, optional
-        The database as it was: after a transaction, at a time ("2026-01-31T18:30", "3 days ago"),
-        or at a tag. To be read.
+        A past state, read-only: after a transaction, at a time ("2026-01-31T18:30", "3 days ago"),
+        or at a tag.
 
     Raises
     ------
     ValueError
         The mode, the URL or the moment is wrong.
     FileNotFoundError, FileExistsError, OSError, zc.lockfile.LockError
-        The file is not there, or is; it cannot be opened; another process has it open.
+        The file does not exist, or does; it cannot be opened; another process has it open.
     ZEO.Exceptions.ClientDisconnected
         No ZEO server has answered in time.
 
@@ -81,7 +81,7 @@ def open(url: str | os.PathLike[str], mode: str = "a", at: Moment | None = None)
 
 
 class Group(MutableMapping[Any, Any]):
-    """A mapping of names to arrays, groups, and whatever objects a database has.
+    """A mapping of names to arrays, groups, and other objects of a database.
 
     Parameters
     ----------
@@ -90,7 +90,7 @@ class Group(MutableMapping[Any, Any]):
     path : str
         From the root of the database, for messages.
     close : () -> None, optional
-        Closes the database: then it is at the end of `with`.
+        Closes the database, at the end of `with`.
 
     Raises
     ------
@@ -117,7 +117,7 @@ class Group(MutableMapping[Any, Any]):
 
     @property
     def path(self) -> str:
-        """The path from the root of the database; of that, ''."""
+        """The path from the root of the database; '' for the root."""
         return self._path
 
     @property
@@ -156,13 +156,13 @@ class Group(MutableMapping[Any, Any]):
         return f"<Group {self._path!r} of {self._database()}: {count} name{'s' * (count != 1)}>"
 
     def _repr_html_(self) -> str | None:
-        """Be shown by a notebook; no data is loaded."""
+        """Return HTML for a notebook; no data is loaded."""
         if self._conn is not None and not zconn_is_open(self._conn):
             return None
         return group_html(self)
 
     def tree(self, depth: int | None = None) -> Tree:
-        """Return what is in the group, as text and in a notebook; no data is loaded.
+        """Return the contents of the group, as text and for a notebook; no data is loaded.
 
         Parameters
         ----------
@@ -199,11 +199,11 @@ class Group(MutableMapping[Any, Any]):
         Raises
         ------
         ReadOnlyError
-            It cannot be.
+            It cannot be changed.
         """
         obj, conn = self._here(), self._conn
         if conn is not None and conn.isReadOnly():
-            past = "a past state" if conn.before is not None else "opened to be read"
+            past = "a past state" if conn.before is not None else "opened read-only"
             raise ReadOnlyError(f"{self._where()} cannot be changed: it is {past}")
         return obj
 
@@ -217,14 +217,14 @@ class Group(MutableMapping[Any, Any]):
         return f"{self._path}/{text}" if self._path else text
 
     def __getitem__(self, path: Any) -> Any:
-        """Return what a path leads to: `g["run/7/signal"]`.
+        """Return the object at a path: `g["run/7/signal"]`.
 
-        A container is a Group; an array, and any other object, is what it is.
+        A container is returned as a Group; an array, and any other object, as it is.
 
         Raises
         ------
         KeyError
-            There is nothing of that path; it says what there is.
+            There is nothing at that path; the message lists what there is.
         """
         container, key = find(self._here(), path, self._where())
         value = container[key]
@@ -239,18 +239,18 @@ class Group(MutableMapping[Any, Any]):
         return True
 
     def __iter__(self) -> Iterator[Any]:
-        """Iterate over the names in the group; of a BTree in alphabetical order."""
+        """Iterate over the names in the group; for a BTree in alphabetical order."""
         return names(self._here())
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
     def __bool__(self) -> bool:
-        """Say yes: a group is there also when nothing is in it."""
+        """Return True, also for an empty group."""
         return True
 
     def __setitem__(self, path: str, value: Any) -> None:
-        """Put an array or another object by a path; what is there by it is replaced.
+        """Put an array or another object at a path; it replaces an existing one.
 
         An ndarray becomes an array of the database, as by create_array(data=...).
 
@@ -274,16 +274,16 @@ class Group(MutableMapping[Any, Any]):
         put(container, name, value, where)
 
     def __delitem__(self, path: Any) -> None:
-        """Take an array, or a group with all in it, out of the tree.
+        """Remove an array, or a group with its contents, from the tree.
 
-        Its room in a file is free after a pack: until then the past has it.
+        A pack frees its space in a file: until then, past states have it.
         """
         self._changed()
         container, key = find(self._obj, path, self._where())
         del container[key]
 
     def _place(self, path: str) -> tuple[Any, str, str]:
-        """Return (container, name, what messages call that); groups on the way are made."""
+        """Return (container, name, its name in messages); missing groups are made."""
         *way, name = path_names(path)
         container, where = self._changed(), self._where()
         for step in way:
@@ -291,7 +291,7 @@ class Group(MutableMapping[Any, Any]):
                 put(container, step, new_container(), where)
             container, where = container[step], f"{where}/{step}"
             if not is_container(container):
-                raise TypeError(f"{where} is a {type(container).__name__}, and not a group")
+                raise TypeError(f"{where} is a {type(container).__name__}, not a group")
         return container, name, where
 
     # ---- making and moving ----
@@ -308,19 +308,19 @@ class Group(MutableMapping[Any, Any]):
         zblk_fmt: str | None = None,
         attrs: Any = None,
     ) -> ZBigArray:
-        """Make an array; it can be filled at once.
+        """Make an array, which can be filled at once.
 
         Parameters
         ----------
         name : str
-            Or a path: groups on the way are made.
+            Or a path: missing groups are made.
         shape : int or tuple of int, optional
-            As the data has it.
+            By default that of the data.
         dtype : data-type, optional
-            As the data has it; without data, float.
+            By default that of the data; without data, float.
         data : array_like, optional
-            What it is filled with, in steps: also something that has a shape, a dtype and slices,
-            as a dataset of h5py or an array of zarr.
+            Copied in steps: also an object with a shape, a dtype and slices, such as a dataset of
+            h5py or an array of zarr.
         order, blksize, zblk_fmt
             See ZBigArray.
         attrs : mapping, optional
@@ -329,7 +329,7 @@ class Group(MutableMapping[Any, Any]):
         Raises
         ------
         ValueError
-            Something is by that name already; the data has another shape.
+            The name is in use; the data has another shape.
         TypeError
             Neither a shape nor data is given; see ZBigArray.
         """
@@ -347,7 +347,7 @@ class Group(MutableMapping[Any, Any]):
         Raises
         ------
         ValueError
-            Something is by that name already.
+            The name is in use.
         """
         self._check_free(name)
         container, last, where = self._place(name)
@@ -358,12 +358,12 @@ class Group(MutableMapping[Any, Any]):
         return group
 
     def require_group(self, name: str) -> Group:
-        """Return the group of a name; make it if it is not there.
+        """Return the group of a name; make it if it does not exist.
 
         Raises
         ------
         TypeError
-            Something else is by that name.
+            The object of that name is not a group.
         """
         if name not in self:
             return self.create_group(name)
@@ -381,20 +381,20 @@ class Group(MutableMapping[Any, Any]):
             )
 
     def move(self, old: Any, new: str) -> None:
-        """Give another name or place to what a path leads to; nothing is copied.
+        """Give the object at a path another name or place; nothing is copied.
 
         Parameters
         ----------
         old : str
         new : str
-            The path, with the name; groups on the way are made.
+            The new path, with the name; missing groups are made.
 
         Raises
         ------
         KeyError
-            There is nothing of the old path.
+            There is nothing at the old path.
         ValueError
-            Something is by the new one already, or it is in the old one.
+            The new path is in use, or is inside the old one.
         """
         container, key = find(self._changed(), old, self._where())
         value = container[key]
@@ -411,10 +411,9 @@ class Group(MutableMapping[Any, Any]):
         del container[key]
 
     def walk(self) -> Iterator[tuple[str, Any]]:
-        """Iterate over (path, array or group or other object) of all under this group.
+        """Iterate over (path, array or group or other object) for all objects under this group.
 
-        A path is from this group. A group that was met before, as there may be circles, is not gone
-        into again.
+        Paths begin at this group. A group is entered once, as there may be cycles.
         """
         seen = {id(self._here())}
         todo = [("", self)]
@@ -471,9 +470,9 @@ class Group(MutableMapping[Any, Any]):
     # ---- time ----
 
     def at(self, moment: Moment) -> Group:
-        """Return this database's root group as it was; see open(). close() it, or use `with`.
+        """Return the root group of a past state of this database; see open().
 
-        Nothing has to be closed or opened for it, as another open(at=...) of a file would.
+        close() it, or use `with`. This database stays open, unlike with open(at=...) of a file.
         """
         root, close = past_root(self._root_conn(), moment)
         return Group(root, close=close)
@@ -492,9 +491,9 @@ class Group(MutableMapping[Any, Any]):
         return log(self._root_conn(), count)
 
     def undo(self, moment: Moment) -> None:
-        """Undo a transaction: what it changed is as it was before, in a transaction of its own.
+        """Undo a transaction: restore the previous state of what it changed.
 
-        It is committed at once. The past still has what was undone.
+        This is a transaction of its own, which is committed at once. Past states keep the change.
 
         Parameters
         ----------
@@ -504,10 +503,9 @@ class Group(MutableMapping[Any, Any]):
         Raises
         ------
         ValueError
-            There is no such transaction; there are changes, which are to be committed or aborted
-            first.
+            There is no such transaction; or there are changes: commit or abort them first.
         ZODB.POSException.UndoError
-            A later transaction has changed the same.
+            A later transaction has changed the same objects.
         """
         self._changed()
         conn = self._root_conn()
@@ -520,21 +518,21 @@ class Group(MutableMapping[Any, Any]):
         undo(conn, moment_of(conn, moment))
 
     def tag(self, name: str, at: Moment | None = None) -> None:
-        """Name a moment: the one of the next commit, with its changes; or a past one.
+        """Name a moment: that of the next commit, with its changes, or a past one.
 
-        open(at=name) opens it. A pack keeps it, and all that was since, until untag().
+        open(at=name) opens it. A pack keeps it, and all later states, until untag().
 
         Raises
         ------
         ValueError
-            There is such a tag; the moment is none.
+            The tag exists already; the moment is not valid.
         """
         self._changed()
         conn = self._root_conn()
         set_tag(conn, name, None if at is None else moment_of(conn, at))
 
     def untag(self, name: str) -> None:
-        """Remove a tag; a pack may drop its moment then.
+        """Remove a tag; then a pack may drop its moment.
 
         Raises
         ------
@@ -546,7 +544,7 @@ class Group(MutableMapping[Any, Any]):
 
     @property
     def tags(self) -> dict[str, bytes | None]:
-        """Names of moments, and their tids; None: the one of the commit to come."""
+        """Names of moments, and their tids; None for the next commit."""
         return read_tags(self._root_conn())
 
     def _root_conn(self) -> Any:

@@ -1,10 +1,10 @@
 """Transactions of a database: their times, users, notes and changes.
 
-A record of a block does not say of which array it is: so the block tables of the arrays are gone
-through, as records, and nothing is loaded. What is not in the newest state any more is looked for
-in the one that the transaction made.
+A record of a block does not name its array. So the block tables of all arrays are read, as records:
+nothing is loaded. An object that the newest state does not have is looked up in the state that the
+transaction made.
 
-It knows storages, records and block tables. Where arrays are, it is told: Place.
+This module knows storages, records and block tables. A Place says where an array is.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from wendelin.tree.moments import tid_time
 
 __all__ = ["Change", "Entry", "Place", "last_transactions", "log", "resolve", "undo"]
 
-#: what may have changed of an array or a group, in this order
+#: parts of an array or a group that may change, in this order
 _WHAT = ["", "created", "changed", "names", "tags", "attributes", "rows"]
 _ROWS = 4  # ranges of rows that are shown
 _CHUNKS = ("ZData", "IOBTree", "IOBucket")  # of a ZBlk1, which is stored with them
@@ -46,7 +46,7 @@ _CHUNKS = ("ZData", "IOBTree", "IOBucket")  # of a ZBlk1, which is stored with t
 
 @dataclass
 class Change:
-    """What a transaction changed of an array, a group or another object."""
+    """The change of an array, a group or another object in a transaction."""
 
     path: str
     #: of _WHAT: 'changed' is an array's shape, say; 'names' are those in a group
@@ -86,7 +86,7 @@ class Entry:
 
 
 class Transaction(NamedTuple):
-    """A transaction, as the storage has it."""
+    """A transaction of a storage."""
 
     tid: bytes
     user: str
@@ -95,7 +95,7 @@ class Transaction(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Something of a database that has a path, and the oids of what it is made of."""
+    """An object of a database with its path, and the oids of its parts."""
 
     path: str
     own: list[bytes]  # a container has those of its nodes
@@ -122,18 +122,18 @@ def last_transactions(storage: Any, count: int, stop: bytes | None = None) -> li
     count : int
         How many, at most.
     stop : bytes, optional
-        None after this tid.
+        No transaction after this tid.
 
     Raises
     ------
     NotImplementedError
-        The storage cannot be gone through.
+        The storage cannot list its transactions.
     """
     if isinstance(storage, AlignedFileStorage):
         found = storage.last_transactions(count, stop)
         return [Transaction(tid, _text(u), _text(n), records) for tid, u, n, records in found]
     if not hasattr(storage, "iterator"):
-        raise NotImplementedError(f"a {type(storage).__name__} does not tell its transactions")
+        raise NotImplementedError(f"a {type(storage).__name__} cannot list its transactions")
     last: deque[Transaction] = deque(maxlen=count)
     for txn in storage.iterator(_begin(storage, count, stop), stop):
         records = [(r.oid, class_of(bytes(r.data)) if r.data else "") for r in txn]
@@ -194,14 +194,14 @@ def log(conn: Any, count: int) -> list[Entry]:
     return resolve(found, places_at)
 
 
-# ---- what they changed ----
+# ---- changes ----
 
 
 def resolve(
     transactions: list[Transaction],
     places_at: Callable[[bytes | None], AbstractContextManager[State]],
 ) -> list[Entry]:
-    """Return what transactions changed.
+    """Return the changes of transactions.
 
     Parameters
     ----------
@@ -246,7 +246,7 @@ def _has_place(cls: str) -> bool:
 
 
 class _Part(NamedTuple):
-    """What an object is of: a place, and which part of it."""
+    """The owner of an object: a place, and the part of it."""
 
     place: Place
     what: str
@@ -264,7 +264,7 @@ def _is_made(part: _Part, oid: bytes, tid: bytes, storage: Any) -> bool:
 
 
 def _find(wanted: set[bytes], places: Iterable[Place], conn: Any) -> dict[bytes, _Part]:
-    """Return what objects are of."""
+    """Return the owners of objects."""
     found: dict[bytes, _Part] = {}
 
     def note(oid: bytes | None, place: Place, what: str, blk: int = -1) -> None:
@@ -316,7 +316,7 @@ def _entry(t: Transaction, parts: dict[bytes, _Part], made: set[tuple[bytes, byt
 
 
 def rows_of(place: Place, blocks: list[int]) -> list[tuple[int, int]]:
-    """Return the ranges of rows, along the major axis, that blocks have bytes of."""
+    """Return the ranges of rows, along the major axis, with bytes in these blocks."""
     A = place.array
     if A is None or not A.shape or not A.nbytes:
         return []
@@ -399,14 +399,14 @@ def _array_place(path: str, A: ZBigArray) -> Place:
 
 
 def undo(conn: Any, tid: bytes) -> None:
-    """Undo a transaction, in one of its own; the Connection sees it then.
+    """Undo a transaction, in one of its own; then the Connection sees it.
 
     Raises
     ------
     ValueError
         There is no such transaction, or the storage cannot undo.
     UndoError
-        A later one has changed the same.
+        A later one has changed the same objects.
     """
     db = conn.db()
     if not db.supportsUndo():
@@ -423,12 +423,12 @@ def undo(conn: Any, tid: bytes) -> None:
         manager.abort()
         raise UndoError(
             f"transaction {tid_repr(tid)} of {zconn_name(conn)} cannot be undone: a later one has "
-            f"changed the same, or it was packed, or is none ({e}). g.log() has the transactions; "
+            f"changed the same, or it was packed or does not exist ({e}). g.log() lists them; "
             f"undo the later ones first"
         ) from e
     conn.transaction_manager.begin()
 
 
 def _undo_id(storage: Any, tid: bytes) -> Any:
-    """Return what a storage calls a transaction that is to be undone."""
+    """Return a storage's id of a transaction, for undo()."""
     return base64.encodebytes(tid).rstrip()

@@ -1,7 +1,7 @@
-"""What stands for a moment of a database: a tid, a time, "3 days ago", "now".
+"""A moment of a database: a tid, a time, "3 days ago", "now".
 
-A moment is the tid of the last transaction that is seen then. It knows times and tids; databases,
-and the tags in them, it does not know.
+A moment is the tid of the last transaction that is visible then. This module knows times and tids,
+but not databases and their tags.
 """
 
 from __future__ import annotations
@@ -39,27 +39,27 @@ _AGO = re.compile(rf"(\d+(?:\.\d+)?|an?)\s*({'|'.join(_UNITS)})s?\s+ago")
 
 
 def tid_time(tid: bytes) -> datetime:
-    """Return when a transaction was, in local time."""
+    """Return the time of a transaction, in local time."""
     return datetime.fromtimestamp(TimeStamp(tid).timeTime()).astimezone()
 
 
 def moment(at: Moment, now: float | None = None) -> bytes:
-    """Return the tid of the last transaction that there could have been at a moment.
+    """Return the last possible tid of a moment.
 
     Parameters
     ----------
     at : bytes, str, datetime, date or numpy.datetime64
-        A tid; or a time, without a zone in local time, of NumPy in UTC. As text: the end of the
-        day, minute or second that is named, "3 days ago", "yesterday" (its end) or "now".
+        A tid or a time. A time without a zone is local; NumPy's times are UTC. A text is the end of
+        the day, minute or second that it names, "3 days ago", "yesterday" (its end) or "now".
     now : float, optional
-        When now is [s since 1970].
+        The present time [s since 1970].
 
     Raises
     ------
     ValueError
-        A text that is none of these, or a time that is in the future, or before 1970.
+        The text is not a moment, or the time is in the future, or before 1970.
     TypeError
-        It is something else.
+        It is of another type.
     """
     now = time.time() if now is None else now
     if isinstance(at, bytes):
@@ -113,14 +113,14 @@ def _tid(when: float, of: Any, exclusive: bool = False) -> bytes:
         raise ValueError(f"{str(of)!r} is not a time that databases have: {e}") from None
     if exclusive:
         return bytes(p64(u64(stamp) - 1))
-    return bytes(p64(u64(stamp) + _MICROSECOND))  # what was in that microsecond is seen
+    return bytes(p64(u64(stamp) + _MICROSECOND))  # transactions of that microsecond are visible
 
 
 _MICROSECOND = (1 << 32) // 60_000_000  # of a tid, whose lower half counts a minute
 
 
 def _precision(text: str) -> timedelta:
-    """Return how long what a time names takes: a day, or down to a microsecond."""
+    """Return the length of what a time names: from a day down to a microsecond."""
     match = re.match(r"[^T ]+([T ]\d\d(:?\d\d(:?\d\d([.,]\d+)?)?)?)?", text)
     hours, minutes, seconds, fraction = match.groups() if match else (None,) * 4
     if fraction:

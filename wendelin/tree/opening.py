@@ -1,6 +1,6 @@
-"""open(): the root group of a database; and what is closed with it.
+"""open(): opens a database for its root group, and closes it.
 
-It knows URLs and Connections; what is in groups it does not know.
+This module knows URLs and Connections, but not the contents of groups.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from wendelin.tree.tags import read_tags, tag_moment
 __all__ = ["MODES", "file_of", "moment_of", "open_root", "past_root"]
 
 MODES = {
-    "r": "read it; it must be there",
-    "r+": "read and change it; it must be there",
-    "a": "read and change it; it is made if it is not there",
-    "x": "make it; it must not be there",
+    "r": "read it; it must exist",
+    "r+": "read and change it; it must exist",
+    "a": "read and change it; it is made if it does not exist",
+    "x": "make it; it must not exist",
 }
 
 
 def open_root(url: str | os.PathLike[str], mode: str, at: Moment | None) -> tuple[Any, Any]:
-    """Open a database; return its root object, and what closes it.
+    """Open a database; return its root object, and a function that closes it.
 
     Raises
     ------
     ValueError
-        The mode is another; at a moment something is to be changed; see dbopen() and moment_of().
+        The mode is not valid, or would change a past state; see dbopen() and moment_of().
     FileExistsError, FileNotFoundError
-        It is there, and is to be made; or the reverse.
+        It must not exist, but does; or the reverse.
     OSError, ZEO.Exceptions.ClientDisconnected
         See dbopen().
     """
     url = os.fspath(url)
     if mode not in MODES:
         known = ", ".join(f"{name!r} ({what})" for name, what in MODES.items())
-        hint = "; to begin anew, remove the file" if mode == "w" else ""
+        hint = "; to begin again, remove the file" if mode == "w" else ""
         raise ValueError(f"mode is {mode!r}: it must be one of {known}{hint}")
     if at is not None and mode not in ("r", "a"):
         raise ValueError(f"mode is {mode!r}: the past, at={at!r}, can only be read")
@@ -53,11 +53,11 @@ def open_root(url: str | os.PathLike[str], mode: str, at: Moment | None) -> tupl
     if path is not None:
         there = os.path.exists(path)
         if there and mode == "x":
-            raise FileExistsError(f"{path!r} is there already: mode 'a' or 'r+' opens it")
+            raise FileExistsError(f"{path!r} exists already: mode 'a' or 'r+' opens it")
         if not there and (mode in ("r", "r+") or at is not None):
             raise FileNotFoundError(f"there is no database {path!r}: mode 'a' makes one")
     elif mode == "x":
-        raise ValueError(f"mode is 'x': {url!r} is not a file, and is there already: use 'a'")
+        raise ValueError(f"mode is 'x': {url!r} is not a file, and exists already: use 'a'")
     try:
         root = dbopen(url, read_only=mode == "r" or at is not None)
     except ReadOnlyError as e:
@@ -78,7 +78,7 @@ def open_root(url: str | os.PathLike[str], mode: str, at: Moment | None) -> tupl
 
 
 def file_of(url: str) -> str | None:
-    """Return the path of the file that a URL means; None: it is not a file."""
+    """Return the path of the file that a URL means; None if it is not a file."""
     if url.startswith("file://"):
         path = url.removeprefix("file://").partition("?")[0]
         return path if os.path.lexists(path) else unquote(path)
@@ -86,12 +86,12 @@ def file_of(url: str) -> str | None:
 
 
 def past_root(conn: Any, at: Moment) -> tuple[Any, Callable[[], None]]:
-    """Return the root object of a database as it was, and what closes it; see moment_of().
+    """Return the root object of a past state, and a function that closes it; see moment_of().
 
     Raises
     ------
     ValueError
-        The database had nothing in it then.
+        The database was empty then.
     """
     zconn_check_open(conn)
     db = conn.db()
@@ -119,7 +119,7 @@ def moment_of(conn: Any, at: Moment) -> bytes:
     Raises
     ------
     ValueError, TypeError
-        It is none: see moment().
+        It is not a moment: see moment().
     """
     if not isinstance(at, str):
         return moment(at)

@@ -1,6 +1,6 @@
-"""transact(): a function whose changes are committed, and that is called again after a conflict.
+"""transact(): calls a function, commits its changes, and calls it again after a conflict.
 
-It knows transaction managers; databases it does not know.
+This module knows transaction managers, but not databases.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ __all__ = ["has_changes", "transact"]
 
 _T = TypeVar("_T")
 
-_PAUSE = 0.01  # before the second try, at most; twice as long before each next one [s]
-_MOST = 1.0  # of a pause [s]
+_PAUSE = 0.01  # at most, before the second try; twice as long before each next one [s]
+_MOST = 1.0  # limit of a pause [s]
 
 
 def has_changes(manager: Any) -> bool:
-    """Say whether anything takes part in a transaction: what only reads does not."""
+    """Say whether a transaction has changes: readers do not join it."""
     try:
         return bool(resources_of(manager.get()))
     except NoTransaction:  # where they are explicit
@@ -32,10 +32,10 @@ def has_changes(manager: Any) -> bool:
 
 
 def transact(f: Callable[[], _T], tries: int = 10, *, manager: Any = None) -> _T:
-    """Call a function, and commit; if another client has changed the same, begin anew.
+    """Call a function, and commit; if another client has changed the same data, try again.
 
-    What the function changed is aborted before it is called again: so it has to take what it needs
-    from the database itself, and to do nothing that cannot be done twice.
+    Changes of the function are aborted before it is called again. So the function must read all
+    data from the database itself, and do nothing that cannot be done twice.
 
     Parameters
     ----------
@@ -43,26 +43,24 @@ def transact(f: Callable[[], _T], tries: int = 10, *, manager: Any = None) -> _T
     tries : int
         How often it is called, at most.
     manager : TransactionManager, optional
-        Of a Connection that has one of its own; else the one of the thread.
+        Of a Connection that has its own; by default that of the thread.
 
     Returns
     -------
-    The function's result, when what it changed is committed.
+    The function's result, after the commit of its changes.
 
     Raises
     ------
     ConflictError, TransientError
         The last try had a conflict, too.
     Exception
-        What the function, or the commit, raised; its changes are aborted.
+        The exception of the function, or of the commit; its changes are aborted.
     ValueError
-        tries is not a positive number; or there are changes already, which would be committed with
-        its own, or aborted.
+        tries is not a positive number; or there are changes already, which would be committed, or
+        aborted, together with its own.
     """
     if not callable(f):
-        raise TypeError(
-            f"{f!r} cannot be called: transact() takes a function, as in transact(work)"
-        )
+        raise TypeError(f"{f!r} is not callable: transact() takes a function, as in transact(work)")
     if isinstance(tries, bool) or not isinstance(tries, int) or tries < 1:
         raise ValueError(f"tries is {tries!r}: it must be a positive integer")
     manager = transaction.manager if manager is None else manager
@@ -85,6 +83,6 @@ def transact(f: Callable[[], _T], tries: int = 10, *, manager: Any = None) -> _T
             if n == tries:
                 e.add_note(f"transact() has tried it {n} times")
                 raise
-        # clients that have met would meet again
+        # at random, as clients in a conflict would meet again
         time.sleep(random.uniform(0, min(_MOST, _PAUSE * 2**n)))
     raise AssertionError

@@ -1,6 +1,6 @@
-"""Groups as people see them: a tree as text, and in a notebook. No data is loaded for it.
+"""Groups as a tree, in text and in a notebook. No data is loaded.
 
-It knows what groups have, and HTML. Names are of anybody: all text is made harmless.
+This module knows the contents of groups, and HTML. Names may be a stranger's: all text is escaped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _OPEN = 3  # levels that a notebook shows opened
 
 
 def line_of(value: Any) -> str:
-    """Return what is said of an object, after its name."""
+    """Return the text about an object behind its name."""
     if isinstance(value, BigArray):
         shape = " × ".join(map(str, value.shape)) or "scalar"
         return f"{shape} {value.dtype}, {size_text(value.nbytes)}"
@@ -31,7 +31,7 @@ def line_of(value: Any) -> str:
 
 
 class Tree:
-    """What is in a group, to be shown."""
+    """The contents of a group, to be shown."""
 
     def __init__(self, group: Group, depth: int | None = None) -> None:
         self._group, self._depth = group, depth
@@ -68,7 +68,7 @@ class Tree:
 
 
 def group_html(group: Group, depth: int | None = None) -> str:
-    """Return a group as HTML: what is in it can be opened and closed."""
+    """Return a group as HTML: its groups can be opened and closed."""
     count = [0]
     body = _html(group, 1, depth, {id(group.obj)}, count)
     title = f"{shown(group.path) or '/'} of {group._database()}"

@@ -1,4 +1,4 @@
-"""Tags of a database, to be set and removed: see wendelin.lib.storage.tags for what they are."""
+"""Sets and removes tags of a database: wendelin.lib.storage.tags describes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["read_tags", "remove_tag", "set_tag"]
 
 
 def read_tags(conn: Any) -> dict[str, bytes | None]:
-    """Return the tags that a Connection sees, and what they mean; None: the commit to come."""
+    """Return the tags that a Connection sees, and their tids; None for the next commit."""
     found = {}
     for name, tag in (conn.root().get(TAGS) or {}).items():
         tid = tag["tid"]  # which loads it
@@ -25,14 +25,14 @@ def read_tags(conn: Any) -> dict[str, bytes | None]:
 
 
 def set_tag(conn: Any, name: str, tid: bytes | None) -> None:
-    """Name a moment; None: that of the commit to come.
+    """Name a moment; None: that of the next commit.
 
     Raises
     ------
     TypeError
         The name is not a str.
     ValueError
-        It is one of another moment already; it is empty, or looks like a tid.
+        It names another moment already; it is empty, or looks like a tid.
     """
     check_name(name)
     root = conn.root()
@@ -45,7 +45,7 @@ def set_tag(conn: Any, name: str, tid: bytes | None) -> None:
 
 
 def remove_tag(conn: Any, name: str) -> None:
-    """Remove a name; a pack may drop the moment then.
+    """Remove a name; then a pack may drop the moment.
 
     Raises
     ------
@@ -59,13 +59,13 @@ def remove_tag(conn: Any, name: str) -> None:
 
 
 def unknown_tag(name: str, tags: Any) -> str:
-    """Return what a message says of a name that is not of a tag."""
+    """Return the message for a name that is not a tag."""
     have = ", ".join(map(repr, tags)) or "none"
-    return f"there is no tag {name!r}: there are {have}"
+    return f"there is no tag {name!r}: the database has {have}"
 
 
 def check_name(name: Any) -> None:
-    """See that a name can be one of a tag; see set_tag()."""
+    """Check that a name can be a tag; see set_tag()."""
     if not isinstance(name, str):
         raise TypeError(f"the name of a tag is {name!r}: it must be a str")
     if not name or not name.isprintable() or name != name.strip():
@@ -73,12 +73,12 @@ def check_name(name: Any) -> None:
 
 
 def tag_moment(conn: Any, name: str) -> bytes | None:
-    """Return the tid that a tag means; None: there is no such tag.
+    """Return the tid of a tag; None if there is no such tag.
 
     Raises
     ------
     ConnectionStateError
-        It means the commit to come.
+        It names the next commit.
     """
     tags = read_tags(conn)
     if name not in tags:

@@ -1,8 +1,8 @@
-"""Attributes in files: what of them is kept, and how they are written.
+"""Attributes in files: which of them are kept, and how they are written.
 
-HDF5 has numbers, text, times (as h5py has them), and arrays of such; what else there is, is JSON
-text in it. Zarr has JSON: numbers, text, lists and dicts; a scalar or an array of NumPy is a number
-or a list there.
+HDF5 has numbers, text, times (as h5py writes them), and arrays of these; other values are JSON text
+in it. Zarr has JSON: numbers, text, lists and dicts; a scalar or an array of NumPy becomes a number
+or a list.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def to_hdf5(h5py: Any, obj: Any, attrs: Mapping[str, Any]) -> list[str]:
 
 
 def _for_hdf5(h5py: Any, value: Any) -> Any:
-    """Return a value as h5py is told it; TypeError: it has none such."""
+    """Return a value for h5py; TypeError if HDF5 cannot have it."""
     if value is None:
         return h5py.Empty("f4")
     if isinstance(value, bytes):
@@ -98,12 +98,12 @@ def _for_hdf5(h5py: Any, value: Any) -> Any:
 
 
 def to_json(value: Any) -> Any:
-    """Return a value as JSON has it.
+    """Return a value for JSON.
 
     Raises
     ------
     TypeError
-        It is bytes, or complex, or a structure of such.
+        It is bytes, or complex, or a structure of these.
     """
     if isinstance(value, np.ndarray | np.generic):
         if value.dtype.kind in "Mm":
