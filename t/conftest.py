@@ -38,7 +38,7 @@ def pytest_configure(config):
         show_on_touch(setattr)
     config.addinivalue_line("markers", "database: opens databases of the kind that runs")
     config.addinivalue_line("markers", "once: long, and the same in environments like others")
-    config.addinivalue_line("markers", 'slow: not for a person at work, who runs -m "not slow"')
+    config.addinivalue_line("markers", 'slow: not in the quick run, -m "not slow"')
     config.addinivalue_line("markers", "formats: the same with any format of blocks, or chooses")
     config.addinivalue_line("markers", "only(kind, ...): runs with these kinds of database")
 

@@ -215,8 +215,7 @@ class ZBigFileH(BigFileH, Follower):
     def follow(self, oids: list[bytes] | None, own: set[bytes]) -> None:
         """The Connection reads a new state of the database, which has all commits."""
         # Forget failures of touches without a transaction. But keep one of another thread that came
-        # after the end of this transaction had begun, and could not join the next one: it is for
-        # that.
+        # after the end of this transaction had begun: it is for the next one.
         late = self.watch.completes() and not self.doom_told
         if self.doomed and self._joined is None and not late:
             self.forget_failures()
