@@ -37,12 +37,37 @@ class Node:
         self.attrs = {}
 
 
+def merged(base, mine, theirs):
+    """Return the result of a commit of `mine` after `theirs`: ZODB merges differences."""
+    new = copy.deepcopy(theirs)
+    for id, node in mine.items():
+        if id not in base:
+            new[id] = copy.deepcopy(node)
+            continue
+        old, to = base[id], new[id]
+        for was, now, then in (
+            (old.names, node.names, to.names),
+            (old.attrs, node.attrs, to.attrs),
+        ):
+            for key in was.keys() | now.keys():
+                if key not in now:
+                    then.pop(key, None)
+                elif now[key] != was.get(key):
+                    then[key] = now[key]
+        if node.data is not None:
+            n = len(old.data)
+            changed = np.flatnonzero(node.data[:n] != old.data)
+            to.data = np.concatenate([to.data, node.data[n:]])
+            to.data[changed] = node.data[changed]
+    return new
+
+
 class User:
     """A client: its database, what that should have, and what it did since it began."""
 
     def __init__(self, root):
         self.client = Client(root)
-        self.done = []
+        self.done = False
 
     @property
     def group(self):
@@ -51,12 +76,11 @@ class User:
     def begin(self, committed):
         self.client.tm.begin()
         self.now = copy.deepcopy(committed)
-        self.base, self.done = committed, []
+        self.base, self.done = committed, False
 
     def do(self, change):
-        """Change the model; and again where it is committed, after what others have committed."""
         change(self.now)
-        self.done.append(change)
+        self.done = True
 
 
 class Model(RuleBasedStateMachine):
@@ -256,10 +280,7 @@ class Model(RuleBasedStateMachine):
             user.client.tm.abort()
         else:
             if user.done:
-                new = copy.deepcopy(self.committed)
-                for change in user.done:
-                    change(new)
-                self.committed = new
+                self.committed = new = merged(user.base, user.now, self.committed)
                 last = user.client.conn.db().lastTransaction()
                 self.moments.append((last, new))
         user.begin(self.committed)
