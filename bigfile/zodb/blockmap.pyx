@@ -422,6 +422,8 @@ cdef class BlockMap:
             self.visits += 1
             lo = max(self.chunks[i].id * CHUNK, start)
             hi = min((self.chunks[i].id + 1) * CHUNK, stop)
+            if lo >= hi:
+                break
             if result and to == lo and hi - <uint64_t>result[-1][0] <= 4096:
                 result[-1] = (result[-1][0], hi)
             else:
