@@ -30,6 +30,7 @@ from wendelin.lib.pool import together
 from wendelin.lib.storage.dburl import resolve, shown_name
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.forked import is_inherited, let_go, of_this_process
+from wendelin.lib.storage.fsholds import Hold
 from wendelin.lib.storage.fsrecord import Located, OpenFile, Stat
 from wendelin.lib.storage.storthreads import asks_in_parallel, class_of
 from wendelin.lib.storage.storurl import zstor_2zurl
@@ -361,6 +362,17 @@ def zconn_locate(conn: Any, oids: Iterable[bytes], *, wait: bool = True) -> list
     if before is None or storage is None:
         return [None for _ in oids]
     return storage.locate(oids, before, wait=wait)
+
+
+def zconn_hold(conn: Any, hold: Hold | None) -> Hold | None:
+    """Hold the state that a Connection sees, in place of an earlier one: see fsholds."""
+    file, before = _file_of(conn), zconn_before(conn)
+    if file is None or before is None:
+        return hold
+    if hold is None:
+        return file.hold(before)
+    hold.move(before)
+    return hold
 
 
 def zconn_changed(conn: Any, oids: set[bytes], tid: bytes | None) -> set[bytes] | None:

@@ -21,9 +21,10 @@ from ZODB.POSException import ConnectionStateError
 from wendelin.lib.adapters.connection import instance_of, join
 from wendelin.lib.adapters.transactions import Status, resources_of
 from wendelin.lib.storage.forked import of_this_process
+from wendelin.lib.storage.fsholds import Hold
 from wendelin.lib.storage.record import BytesRecord
 from wendelin.lib.storage.storthreads import asked_in_turn
-from wendelin.lib.zodb import zconn_before, zconn_forget, zconn_takes_bytes_records
+from wendelin.lib.zodb import zconn_before, zconn_forget, zconn_hold, zconn_takes_bytes_records
 
 __all__ = ["Follower", "Watch", "watch_of"]
 
@@ -47,6 +48,9 @@ class Follower(Protocol):
 
     def join_at_last(self, txn: Any) -> None:
         """Called when a transaction is about to end."""
+
+    def isused(self) -> bool:
+        """Say whether there are views."""
 
     def database_closed(self) -> None:
         """Called when the database is closed."""
@@ -98,6 +102,32 @@ class Watch:
         conn.afterCompletion = self.after_completion
         self._new_transaction: Callable[[Any, bool], None] = conn.newTransaction
         conn.newTransaction = self.new_transaction
+        self._hold: Hold | None = None
+        self._hears_close = False
+        self._keep()
+
+    def _keep(self) -> None:
+        """Have no revision trimmed that the Connection sees."""
+        conn = self._conn()
+        if conn is None:
+            return
+        if not self._hears_close:
+            conn.onCloseCallback(self.closed)
+            self._hears_close = True
+        self._hold = zconn_hold(conn, self._hold)
+
+    def closed(self) -> None:
+        """The Connection is closed: what no view shows, nobody sees until it is opened again."""
+        self._hears_close = False
+        followers = list(self.followers)
+        if self._hold is not None and not any(follower.isused() for follower in followers):
+            conn = self._conn()
+            if conn is not None and conn.before is not None:
+                # opened again it is in the same state, of which no change would be told
+                for follower in followers:
+                    follower.forget()
+            self._hold.release()
+            self._hold = None
 
     def before_completion(self, txn: Any) -> None:
         """The Connection's beforeCompletion(): this thread commits, or aborts."""
@@ -216,6 +246,7 @@ class Watch:
         own, self._own = self._own, set()
         for follower in list(self.followers):
             follower.follow(oids, own)
+        self._keep()  # what was dropped is not mapped any more
         return oids
 
     def release(self) -> None:

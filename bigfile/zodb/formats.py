@@ -59,6 +59,7 @@ from wendelin.lib.storage.record import (
     is_bytes,
     state_of,
 )
+from wendelin.lib.storage.trimmed import PACKED_AWAY, TrimmedError
 from wendelin.lib.utils import override
 from wendelin.lib.zodb import btree_nodes, btree_values
 
@@ -343,12 +344,22 @@ def _chunks(oids: list[bytes], records: RecordSource) -> list[_Chunk]:
         payload = find_payload(record)
         if payload is None or record[: payload.state] != head:
             if class_of(record) != _ZDATA:
+                _check_kept(oid, record)
                 raise RecordError(f"chunk {oid.hex()} is a {class_of(record)}, not a ZData")
             head = record[: payload.state] if payload is not None else b""
         data = bytes_state(record, payload)
         checked = payload is not None and payload.digest is not None
         chunks[oid] = _Chunk(len(data), data, is_bytes(record, payload), checked)
     return [chunks[oid] for oid in oids]
+
+
+def _check_kept(oid: bytes, record: bytes) -> None:
+    """Raise TrimmedError for an object of which this revision was trimmed."""
+    if class_of(record) == PACKED_AWAY:
+        raise TrimmedError(
+            f"this revision of object 0x{oid.hex()} was trimmed: the database does not keep a "
+            f"state as old as this one"
+        )
 
 
 class _PageOnce:
@@ -483,6 +494,7 @@ def load_block(
     record = records.load(oid)
     cls = _format_of(record)
     if cls is None:
+        _check_kept(oid, record)
         known = ", ".join(FORMATS)
         raise RecordError(
             f"object {oid.hex()} is a {class_of(record)}, which is not a block format (known: "

@@ -38,6 +38,7 @@ from ZODB.FileStorage.FileStorage import CorruptedTransactionError, FileStorageF
 from ZODB.FileStorage.format import DATA_HDR_LEN, CorruptedDataError, TxnHeader
 from ZODB.fsIndex import fsIndex
 from ZODB.POSException import StorageTransactionError
+from ZODB.serialize import referencesf
 from ZODB.utils import p64, z64
 
 from wendelin.lib.adapters.filestorage import StorageFile, TransactionsOf
@@ -52,12 +53,14 @@ from wendelin.lib.storage.fsblob import (
     write_layout,
 )
 from wendelin.lib.storage.fsfollow import FileFollower
+from wendelin.lib.storage.fsholds import Hold, Holds
 from wendelin.lib.storage.fsindex import load_index, positions, save_index, snapshot_of
 from wendelin.lib.storage.fslock import FileLock
 from wendelin.lib.storage.fspack import Packer, data_find, pack
 from wendelin.lib.storage.fsrecord import HeadReader, Located, OpenFile, Stat, stat
 from wendelin.lib.storage.fsscan import FIRST, LARGE, Scanned, cut_end, scan
 from wendelin.lib.storage.fssync import sync_folder
+from wendelin.lib.storage.fstrim import TRIM, Trimmed, trim
 from wendelin.lib.storage.fswrite import Tail
 from wendelin.lib.storage.record import BytesRecord, RecordError, class_of, without_pad
 from wendelin.lib.utils import override
@@ -110,6 +113,7 @@ class AlignedFileStorage(StorageFile):
             file_name = os.path.realpath(file_name)
         self._stop = options.get("stop")
         self._saving = threading.Lock()
+        self._holds = Holds()
         new = [name for name in (f"{file_name}.lock", f"{file_name}.tmp") if not exists(name)]
         if not options.get("read_only"):
             self.file_lock = FileLock()
@@ -334,6 +338,8 @@ class AlignedFileStorage(StorageFile):
     def set_index(self, index: Any, changed: Any) -> None:
         super().set_index(index, changed)
         self._opened = self._index_end = None
+        if self._holds.is_open:
+            self._holds.renew(self.file.fileno())
 
     @override
     def close(self) -> None:
@@ -558,8 +564,49 @@ class AlignedFileStorage(StorageFile):
         return found  # type: ignore[no-any-return]
 
     @override
-    def pack(self, t: float, referencesf: Any, gc: bool | None = None) -> None:
-        pack(self, t, referencesf, gc)
+    def pack(self, t: Any, referencesf: Any, gc: bool | None = None) -> None:
+        # a client of a ZEO server has no other way to ask for a trim: see TRIM
+        if isinstance(t, tuple | list) and len(t) == 3 and t[0] == TRIM:
+            trim(self, t[1], t[2], referencesf)
+        else:
+            pack(self, t, referencesf, gc)
+
+    # ---- trim ----
+
+    def hold(self, before: bytes) -> Hold:
+        """Have no revision trimmed that the state before a tid has, until Hold is let go."""
+        return self._holds.hold(self.file.fileno(), before)
+
+    def trim(self, before: float | bytes | None = None, keep: int = 1) -> Trimmed:
+        """Give back the room of large records that are in no state which is kept.
+
+        The file is not written anew. A revision that is trimmed says so when it is read: of
+        a block, that is a BlockLoadError by a TrimmedError.
+
+        Parameters
+        ----------
+        before : float or bytes, optional
+            States from this moment on are kept [s since 1970, or a tid]; None: the present one. The
+            oldest state that a tag names, or that a Connection with arrays looks at in
+            any process, is kept as well, and all after it.
+        keep : int
+            How many revisions of each object are kept, the one at that moment included.
+
+        Raises
+        ------
+        OSError
+            The file system cannot punch holes. Nothing was changed.
+        ReadOnlyError
+            The storage only reads.
+        FileStorageError
+            It is being packed, or trimmed.
+        """
+        return trim(self, before, keep, referencesf)
+
+    def bytes_changed(self) -> None:
+        """The file has other bytes where it had some: the saved index is believed by them."""
+        self._index_end = None
+        self.write_index()
 
 
 def _class_in(head: bytes) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ZODB.FileStorage.fspack import GC
 
+from wendelin.lib.adapters.filestorage import Formatter
 from wendelin.lib.storage.record import Payload, RecordError, find_payload
 
 __all__ = ["HEAD", "LARGE", "Reachable", "payload_of"]
@@ -31,17 +32,17 @@ def payload_of(head: bytes, size: int) -> Payload | None:
         return None
 
 
-class Reachable(GC):  # type: ignore[misc]  # ZODB has no type hints
+class Reachable(Formatter, GC):  # type: ignore[misc]  # ZODB has no type hints
     """Finds which revisions can be reached at the pack time, or later."""
 
     def findrefs(self, pos: int) -> Any:
         """Return the objects that a record refers to."""
-        header = self._read_data_header(pos)
+        header = self.read_record(pos)
         while header.back:
-            header = self._read_data_header(header.back)
+            header = self.read_record(header.back)
         if header.plen >= LARGE:
-            at = self._file.tell()
-            if payload_of(self._file.read(HEAD), header.plen) is not None:
+            at = self.file.tell()
+            if payload_of(self.file.read(HEAD), header.plen) is not None:
                 return []
-            self._file.seek(at)
-        return self.referencesf(self._file.read(header.plen)) if header.plen else []
+            self.file.seek(at)
+        return self.referencesf(self.file.read(header.plen)) if header.plen else []

@@ -38,10 +38,12 @@ from ZEO.asyncio.client import ClientIO, Protocol
 from ZEO.asyncio.futures import Future, run_coroutine_threadsafe
 from ZEO.cache import ClientCache
 from ZEO.Exceptions import ClientDisconnected
+from ZODB.POSException import ReadOnlyError, StorageError
 from ZODB.utils import maxtid
 
 from wendelin.lib.adapters.zeo import Client, Network
 from wendelin.lib.storage.forked import of_this_process
+from wendelin.lib.storage.fstrim import TRIM
 from wendelin.lib.storage.tags import pack_time
 from wendelin.lib.storage.zeokind import WAIT
 from wendelin.lib.storage.zeoreceive import Receiver, decoder
@@ -211,6 +213,30 @@ class ZEOClient(Client):
         None for objects that do not exist.
         """
         return [self._entry(f) for f in self.network.ask_all("history", [(o, 1) for o in oids])]
+
+    def trim(self, before: float | bytes | None = None, keep: int = 1) -> None:
+        """Have the server trim its storage: see AlignedFileStorage.trim(). Its log says more.
+
+        What other clients look at is not known to the server: where they read a revision that was
+        trimmed, they are told that it was.
+
+        Raises
+        ------
+        ReadOnlyError
+            The storage only reads.
+        StorageError
+            The storage of the server is another one, which cannot do that.
+        """
+        if self.isReadOnly():
+            raise ReadOnlyError
+        (answer,) = self.network.ask_all("pack", [((TRIM, before, keep), True)])
+        try:
+            answer.result()
+        except TypeError as e:  # FileStorage's, which is given a time that is none
+            raise StorageError(
+                f"the server of {self.getName()} cannot trim: its storage has to be a file that "
+                f"wendelin.core has open, as <alignedfilestorage> in its configuration"
+            ) from e
 
     @staticmethod
     def _entry(answer: Future) -> dict[str, Any] | None:

@@ -123,6 +123,10 @@ class ZarrTable:
         """Say whether values are asked for over a network."""
         return self.conn is not None and zconn_is_remote(self.conn)
 
+    def isused(self) -> bool:
+        """See Follower: it has copies only."""
+        return False
+
     def lives(self) -> bool:
         """Say whether it is used, or has anything that is not committed."""
         return bool(self.stores or self._changes or self._joined)
