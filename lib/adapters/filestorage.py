@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ZODB.FileStorage import FileIterator, FileStorage
-from ZODB.FileStorage.fspack import FileStoragePacker, PackCopier
+from ZODB.FileStorage.fspack import GC, FileStoragePacker, PackCopier
 
 from wendelin.lib.adapters.lockfile import lock_file
 
@@ -22,6 +22,7 @@ __all__ = [
     "Copier",
     "Formatter",
     "PackBase",
+    "Reach",
     "StorageFile",
     "TransactionsOf",
     "files_of",
@@ -88,8 +89,10 @@ PRIVATE = {
         "_file",
         "_read_data_header",
         "_read_txn_header",
+        "_stop",
         "_tfile",
     ),
+    "ZODB.FileStorage.fspack.GC": ("_file", "_read_data_header"),
     "ZODB.FileStorage.fspack.PackCopier": (
         "_data_find",
         "_file",
@@ -304,7 +307,12 @@ class PackBase(Formatter, FileStoragePacker):  # type: ignore[misc]  # ZODB has 
 
     packed = _named("_tfile", "The file that it writes.")
     commit_lock = _named("_commit_lock", "The storage's.")
+    stop = _named("_stop", "The pack time, as a tid.")
     copier = _named("_copier", "What copies transactions after the pack time: a Copier.")
+
+
+class Reach(Formatter, GC):  # type: ignore[misc]  # ZODB has no type hints
+    """What finds the records that can be reached."""
 
 
 class Copier(Formatter, PackCopier):  # type: ignore[misc]  # ZODB has no type hints

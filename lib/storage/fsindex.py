@@ -87,7 +87,7 @@ def _trailer(fd: int, pos: int, tid: bytes) -> bytes:
 
 def snapshot_of(index: fsIndex) -> list[tuple[bytes, bytes]]:
     """Return what save_index() saves of an index; others may change the index then."""
-    return [(prefix, bucket.toString()) for prefix, bucket in index._data.items()]
+    return [(prefix, bucket.toString()) for prefix, bucket in buckets_of(index).items()]
 
 
 def save_index(

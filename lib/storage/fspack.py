@@ -196,7 +196,7 @@ class Packer(PackBase):
     def __init__(self, storage: Any, referencesf: Any, stop: bytes, gc: bool) -> None:
         super().__init__(storage, referencesf, stop, gc)
         self._frees = False
-        self.gc = Reachable(self.file, self.file_end, self._stop, gc, referencesf)
+        self.gc = Reachable(self.file, self.file_end, self.stop, gc, referencesf)
         is_reachable = self.gc.isReachable
 
         def noted(oid: bytes, pos: int) -> bool:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ZODB.FileStorage.fspack import GC
-
-from wendelin.lib.adapters.filestorage import Formatter
+from wendelin.lib.adapters.filestorage import Reach
 from wendelin.lib.storage.record import Payload, RecordError, find_payload
 
 __all__ = ["HEAD", "LARGE", "Reachable", "payload_of"]
@@ -32,7 +30,7 @@ def payload_of(head: bytes, size: int) -> Payload | None:
         return None
 
 
-class Reachable(Formatter, GC):  # type: ignore[misc]  # ZODB has no type hints
+class Reachable(Reach):
     """Finds which revisions can be reached at the pack time, or later."""
 
     def findrefs(self, pos: int) -> Any:
