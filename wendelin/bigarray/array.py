@@ -22,7 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 from wendelin.bigarray.html import Overview, to_html
 from wendelin.bigarray.indexing import BasicIndex, split_index
 from wendelin.bigarray.loaded import Loaded
-from wendelin.bigarray.memory import copy_in_steps, in_file
+from wendelin.bigarray.memory import copy_in_steps, in_file, strides_of
 from wendelin.bigarray.moving import resize_keeping
 from wendelin.bigarray.ndarraylike import NDArrayLike
 from wendelin.bigarray.saving import Saving
@@ -67,16 +67,6 @@ def _no_alias(target: NDArray[Any], values: Any) -> Any:
     (vma, start, stop), (other, begin, end) = to, of
     aliased = vma is not other and vma.fileh is other.fileh and start < end and begin < stop
     return values.copy("K") if aliased else values
-
-
-def _strides(shape: tuple[int, ...], itemsize: int, order: str) -> tuple[int, ...]:
-    """Return the strides of a contiguous array [bytes]."""
-    strides = []
-    stride = itemsize
-    for n in reversed(shape) if order == "C" else shape:
-        strides.append(stride)
-        stride *= n
-    return tuple(reversed(strides) if order == "C" else strides)
 
 
 class BigArray(Saving, NDArrayLike):
@@ -150,7 +140,7 @@ class BigArray(Saving, NDArrayLike):
 
     def _set_shape(self, shape: tuple[int, ...]) -> None:
         self._shape = shape
-        self._stridev = _strides(shape, self._dtype.itemsize, self._order)
+        self._stridev = strides_of(shape, self._dtype.itemsize, self._order)
 
     # ---- as ndarray ----
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wendelin.bigfile.virtmem.handle import VMA
 
-__all__ = ["bases", "copy_in_steps", "in_file"]
+__all__ = ["bases", "copy_in_steps", "in_file", "strides_of"]
 
 
 def bases(a: NDArray[Any]) -> Iterator[Any]:
@@ -70,3 +70,13 @@ def copy_in_steps(
     for half in (slice(middle), slice(middle, None)):
         idx = (slice(None),) * axis + (half,)
         copy_in_steps(out[idx], view[idx], step, load)
+
+
+def strides_of(shape: tuple[int, ...], itemsize: int, order: str) -> tuple[int, ...]:
+    """Return the strides of a contiguous array [bytes]."""
+    strides = []
+    stride = itemsize
+    for n in reversed(shape) if order == "C" else shape:
+        strides.append(stride)
+        stride *= n
+    return tuple(reversed(strides) if order == "C" else strides)
