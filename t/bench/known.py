@@ -41,8 +41,7 @@ def fill(A, n):
     for start in range(0, n, BATCH):
         for blk in range(start, min(start + BATCH, n), 2):
             block = A.zfile.blktab[blk] = ZBlk0()
-            A._p_jar.add(block)
-            block.set_source(lambda: memoryview(b"\1" * 8))
+            block.__setstate__(b"\1" * 8)
         transaction.commit()
         A._p_jar.cacheMinimize()
 
@@ -79,7 +78,7 @@ def measure(n):
     before = rss()
     for start in range(0, n, 1024):
         epoch = handle.epoch()
-        handle.know(handle.file.mapahead(start, min(start + 1024, n)), epoch)
+        handle.set_located(handle.file.mapahead(start, min(start + 1024, n)), epoch)
     memory = rss() - before
     pages = [view[i * BLKSIZE] for i in range(0, 2 * TURNS, 2)]
     assert all(pages)
@@ -117,7 +116,7 @@ def draw(results, path):
     left.set(xlabel="known blocks", ylabel="begin(), ms of CPU", ylim=(0.01, 10))
     left.legend()
     right.semilogx(known, [r["bytes"] for r in results], "o-", color="C2")
-    right.set(xlabel="known blocks", ylabel="memory, bytes a known block", ylim=(0, 128))
+    right.set(xlabel="known blocks", ylabel="memory, bytes a known block", ylim=(0, 256))
     right.axhline(64, color="grey", linewidth=0.8, linestyle="--")
     figure.savefig(path)
 
