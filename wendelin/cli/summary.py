@@ -37,13 +37,13 @@ def summary_of(module: str, name: str, limit: int) -> str | None:
 def _summary(function: ast.FunctionDef, limit: int) -> str | None:
     text, short = ast.get_docstring(function), None
     for decorator in function.decorator_list:
-        for keyword in decorator.keywords if isinstance(decorator, ast.Call) else ():
-            if keyword.arg in ("hidden", "deprecated", "help", "short_help") and _is_command(
-                decorator
-            ):
-                if keyword.arg != "short_help" or not isinstance(keyword.value, ast.Constant):
-                    return None  # click is to say it
+        if not isinstance(decorator, ast.Call) or not _is_command(decorator):
+            continue
+        for keyword in decorator.keywords:
+            if keyword.arg == "short_help" and isinstance(keyword.value, ast.Constant):
                 short = str(keyword.value.value)
+            elif keyword.arg in ("hidden", "deprecated", "help", "short_help"):
+                return None  # click is to say it
     if not text and not short:
         return None
     return click.Command(None, help=text, short_help=short).get_short_help_str(limit)
