@@ -20,15 +20,23 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
-from wendelin.bigfile.zodb.btree import Node, Todo, from_records, read_node, soon, walk
+from wendelin.bigfile.zodb.btree import (
+    DEEPEST,
+    Node,
+    Todo,
+    check_chains,
+    descend,
+    from_records,
+    read_node,
+    soon,
+    walk,
+)
 from wendelin.lib.storage.record import RecordError
 
 __all__ = ["BlockTable", "Changed", "stored_blocks"]
 
 _T = TypeVar("_T")
 
-_ENDLESS = "the block table is damaged: it does not end"
-_DEEPEST = 64  # levels of a table
 _BUCKETS = 4096  # limit of those that are kept: about 3 MB
 _MOST = 1 << 63  # above all block numbers
 
@@ -122,19 +130,8 @@ class BlockTable:
             return look()
 
     def _lookup(self, root: bytes, blk: int) -> bytes | None:
-        # walk() to one block, in half of the time
         self._root = root
-        node = self._get(root, [])
-        low: int | None = None
-        high: int | None = None
-        for _ in range(_DEEPEST):
-            node.check_within(low, high)
-            if node.leaf:
-                return node.find(blk)
-            i = bisect_right(node.keys, blk)
-            low, high = node.bounds(i, low, high)
-            node = self._get(node.children[i], [])
-        raise RecordError(_ENDLESS)
+        return descend(root, self._get, blk).find(blk)
 
     def between(self, root: bytes, start: int, stop: int) -> dict[int, bytes]:
         """Return the oids of block objects in [start, stop), by block, ascending; see lookup()."""
@@ -167,17 +164,7 @@ class BlockTable:
         before = [key for keys in inner for key in keys[: bisect_right(keys, start)][-1:]]
         if before:
             nodes = list(walk(root, self._get, max(before) - 1))
-        ended: set[bytes] = set()  # from these on, the chain ends
-        for oid, node in nodes:
-            way = {oid}
-            while node.next is not None and node.next not in ended:
-                if node.next in way:
-                    raise RecordError(_ENDLESS)
-                way.add(node.next)
-                node = self._get(node.next, [])
-                if not node.leaf or node.inline:
-                    raise RecordError("the block table is damaged: a tree in a chain of buckets")
-            ended |= way
+        check_chains(nodes, self._get)
         return [blk for _, node in nodes for blk in node.oids if blk >= start]
 
     # ---- what changed ----
@@ -215,7 +202,7 @@ class BlockTable:
         low: int | None = None
         high: int | None = None
         at = oid
-        for _ in range(_DEEPEST):
+        for _ in range(DEEPEST):
             if at == self._root:
                 return Span(oid, 0 if low is None else low, _MOST if high is None else high)
             parent = self._parents.get(at)
@@ -254,7 +241,7 @@ class BlockTable:
         inner, oids = changed.inner, changed.oids
         for span in changed.spans:
             before, after = {span}, {span}
-            for _ in range(2 * _DEEPEST):
+            for _ in range(2 * DEEPEST):
                 same = {s for s in before & after if s.oid not in oids}
                 before = {s for s in before - same if knows(s.low, s.high)}
                 after = {s for s in after - same if knows(s.low, s.high)}

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from operator import lt
 from typing import Any, NamedTuple, TypeAlias
@@ -21,7 +21,19 @@ from transaction.interfaces import TransientError
 from wendelin.lib.storage.inert import shown
 from wendelin.lib.storage.record import RecordError, Ref, class_of, state_of
 
-__all__ = ["Items", "Node", "Todo", "from_records", "read_items", "read_node", "soon", "walk"]
+__all__ = [
+    "DEEPEST",
+    "Items",
+    "Node",
+    "Todo",
+    "check_chains",
+    "descend",
+    "from_records",
+    "read_items",
+    "read_node",
+    "soon",
+    "walk",
+]
 
 #: (oids) -> records of the state that is read
 LoadAll = Callable[[list[bytes]], list[bytes]]
@@ -33,6 +45,8 @@ Key: TypeAlias = Any
 Todo = list[tuple[bytes, Key | None, Key | None]]
 
 TOGETHER = 64  # nodes of one request
+DEEPEST = 64  # levels of a tree
+ENDLESS = "a damaged BTree: it does not end"
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +281,53 @@ def from_records(load_all: LoadAll, kind: str) -> Get:
         return read_node(known.pop(oid), kind)
 
     return get
+
+
+def descend(root: bytes, get: Get, key: Key) -> Node:
+    """Return the leaf where a key is, if it is in a BTree: walk() to one key, in half of the time.
+
+    Raises
+    ------
+    RecordError, Exception
+        See walk().
+    """
+    node = get(root, [])
+    low: Key | None = None
+    high: Key | None = None
+    for _ in range(DEEPEST):
+        node.check_within(low, high)
+        if node.leaf:
+            return node
+        i = bisect_right(node.keys, key)
+        low, high = node.bounds(i, low, high)
+        node = get(node.children[i], [])
+    raise RecordError(ENDLESS)
+
+
+def check_chains(nodes: Iterable[tuple[bytes, Node]], get: Get) -> None:
+    """Check the chains of buckets that begin at some nodes, which BTrees' own code goes along.
+
+    It takes what is there on trust: it crashes on anything else than buckets, and does not end in
+    a circle.
+
+    Raises
+    ------
+    RecordError
+        There is something else than buckets in a chain, or it does not end.
+    Exception
+        What get raised.
+    """
+    ended: set[bytes] = set()  # from these on, the chain ends
+    for oid, node in nodes:
+        way = {oid}
+        while node.next is not None and node.next not in ended:
+            if node.next in way:
+                raise RecordError(ENDLESS)
+            way.add(node.next)
+            node = get(node.next, [])
+            if not node.leaf or node.inline:
+                raise RecordError("a damaged BTree: a tree in a chain of buckets")
+        ended |= way
 
 
 class Items(NamedTuple):
