@@ -30,6 +30,7 @@ from wendelin.lib.pool import together
 from wendelin.lib.storage.dburl import resolve, shown_name
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.forked import is_inherited, let_go, of_this_process
+from wendelin.lib.storage.fsalign import SMALLEST
 from wendelin.lib.storage.fsholds import Hold
 from wendelin.lib.storage.fsrecord import Located, OpenFile, Stat
 from wendelin.lib.storage.storthreads import asks_in_parallel, class_of
@@ -90,8 +91,9 @@ def dbopen(url: str | os.PathLike[str], *, read_only: bool = False) -> Any:
         zeo:// and neo:// wait for a server as long as their option wait_timeout says, by default
         30 s; docs/cluster.md has the other options.
         Paths and file:// are AlignedFileStorages. file:// has the options read_only, create,
-        quota, blobstorage_dir, pack_gc, pack_keep_old, and align=false: a plain FileStorage,
-        whose blocks are copied into memory.
+        quota, blobstorage_dir, pack_gc, pack_keep_old, align_from=SIZE: smaller blocks are
+        copied into memory and not mapped, and align=false: a plain FileStorage, whose blocks
+        are all copied.
     read_only : bool
         Whatever would change the database raises ReadOnlyError, with any kind of storage. A file
         may be in use by another program then.
@@ -479,6 +481,12 @@ def zconn_maps(conn: Any) -> bool:
     """Say whether blocks of a Connection lie in a file of this machine that can be mapped."""
     storage = _file_of(conn)
     return storage is not None and storage.align
+
+
+def zconn_aligns_from(conn: Any) -> int:
+    """Return from which size on the storage of a Connection aligns payloads [bytes]."""
+    storage = _file_of(conn)
+    return SMALLEST if storage is None else storage.align_from
 
 
 def zconn_has_open(conn: Any, file: OpenFile) -> bool:

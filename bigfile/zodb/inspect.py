@@ -15,10 +15,9 @@ from wendelin.bigfile.zodb.btree import from_records, read_items, walk
 from wendelin.bigfile.zodb.formats import class_name, is_plain, is_whole
 from wendelin.bigfile.zodb.interfaces import FileInDatabase
 from wendelin.bigfile.zodb.records import Records
-from wendelin.lib.storage import fsalign
 from wendelin.lib.storage.fsrecord import Located
 from wendelin.lib.storage.record import RecordError, Ref, class_of, state_of
-from wendelin.lib.zodb import zconn_locate
+from wendelin.lib.zodb import zconn_aligns_from, zconn_locate
 
 __all__ = ["Place", "Stored", "inspect_blocks", "stored_numbers", "stored_size"]
 
@@ -136,13 +135,14 @@ def _inspect(blocks: dict[int, Ref], records: Records, blksize: int) -> list[Sto
     oids = [ref.oid for ref in blocks.values()]
     located = zconn_locate(records.conn, oids)
     stats = records.stat(oids)
+    smallest = zconn_aligns_from(records.conn)
     result = []
     for (blk, ref), found, (tid, size) in zip(blocks.items(), located, stats, strict=True):
         cls = ref.cls or class_of(records.load(ref.oid))
         name = class_name(cls)
         if name == "ZBlk1":
             size += sum(found.size for found in records.stat(_chunks(ref.oid, records)))
-        place = _place(found, blksize) if name == "ZBlk0" else Place.COPIED
+        place = _place(found, blksize, smallest) if name == "ZBlk0" else Place.COPIED
         result.append(Stored(blk, ref.oid, name, place, size, tid))
     return result
 
@@ -156,12 +156,12 @@ def _chunks(oid: bytes, records: Records) -> list[bytes]:
     return [*items.nodes, *items.oids.values()]
 
 
-def _place(found: Located | None, blksize: int) -> Place:
+def _place(found: Located | None, blksize: int, smallest: int) -> Place:
     if found is None or not is_plain(found.head):
         return Place.COPIED
     if is_whole(found, blksize):
         return Place.MAPPED
     # Bytes that Python 2 wrote, with another opcode, cannot be aligned: see record.aligned
-    alike = found.size == blksize and blksize >= fsalign.SMALLEST
+    alike = found.size == blksize and blksize >= smallest
     binbytes = os.pread(found.file.heads, 1, found.offset - 5) == b"B"
     return Place.UNALIGNED if alike and binbytes else Place.COPIED

@@ -65,6 +65,7 @@ def convert_bytesize(value: str) -> int:
 #: options of file:// -> argument of the storage, and what makes its value
 _FILE_OPTIONS: dict[str, _Option] = {
     "align": ("align", convert_int),
+    "align_from": ("align_from", convert_bytesize),
     "blobstorage_dir": ("blob_dir", str),
     "create": ("create", convert_int),
     "ordered": ("ordered", convert_int),

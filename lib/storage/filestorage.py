@@ -44,7 +44,7 @@ from ZODB.utils import p64, z64
 from wendelin.lib.adapters.filestorage import StorageFile, TransactionsOf
 from wendelin.lib.interrupt import interrupts_later
 from wendelin.lib.storage.forked import of_this_process
-from wendelin.lib.storage.fsalign import Pieces, aligned_at
+from wendelin.lib.storage.fsalign import ALIGNMENT, SMALLEST, Pieces, aligned_at
 from wendelin.lib.storage.fsblob import (
     blank_layout,
     missing_folders,
@@ -81,6 +81,10 @@ class AlignedFileStorage(StorageFile):
     file_name : str or path
     align : bool
         False: be a FileStorage; locate() finds nothing.
+    align_from : int
+        Smaller byte strings are not aligned [bytes], and arrays whose blocks are smaller are
+        copied, not mapped. A page (4096) at least: that saves copies of small blocks, and costs
+        half a page for each on average.
     ordered : bool
         True: the records of each transaction are on disk before its status says that it is
         committed. So a power failure in the middle of a commit never leaves a part of it. This
@@ -102,10 +106,14 @@ class AlignedFileStorage(StorageFile):
         file_name: str | os.PathLike[str],
         *,
         align: bool | int = True,
+        align_from: int = SMALLEST,
         ordered: bool | int = False,
         **options: Any,
     ) -> None:
+        if align_from < ALIGNMENT:
+            raise ValueError(f"align_from is {align_from}: it must be {ALIGNMENT} or more")
         self.align = bool(align)
+        self.align_from = int(align_from)
         self.ordered = bool(ordered)
         file_name = os.fspath(file_name)
         if os.path.islink(file_name):
@@ -261,7 +269,9 @@ class AlignedFileStorage(StorageFile):
             self.follower.db = db
 
     def _again(self) -> AlignedFileStorage:
-        return AlignedFileStorage(self.path, align=self.align, read_only=True)
+        return AlignedFileStorage(
+            self.path, align=self.align, align_from=self.align_from, read_only=True
+        )
 
     @override
     def check_record(self, pos: int, oid: bytes | None, header: Any) -> None:
@@ -365,7 +375,7 @@ class AlignedFileStorage(StorageFile):
         """See IStorage; data may be a BytesRecord."""
         if self.align and transaction is self.running:
             with self.state_lock:
-                record = Pieces(data, self._at() + DATA_HDR_LEN)
+                record = Pieces(data, self._at() + DATA_HDR_LEN, self.align_from)
                 super().store(oid, oldserial, record, version, transaction)
         else:
             super().store(oid, oldserial, bytes(data), version, transaction)
@@ -382,7 +392,7 @@ class AlignedFileStorage(StorageFile):
         """See IStorageRestoreable."""
         if self.align and transaction is self.running and data is not None:
             with self.state_lock:
-                data = aligned_at(data, self._at() + DATA_HDR_LEN)
+                data = aligned_at(data, self._at() + DATA_HDR_LEN, self.align_from)
                 super().restore(oid, serial, data, version, prev_txn, transaction)
         else:
             super().restore(oid, serial, data, version, prev_txn, transaction)

@@ -10,13 +10,14 @@ __all__ = ["ALIGNMENT", "SMALLEST", "Pieces", "aligned_at"]
 
 #: of payloads in the file [bytes]; 4096 at least, so that files move between machines
 ALIGNMENT = max(4096, mmap.PAGESIZE)
-#: smaller payloads are not aligned [bytes]: a pad is half of ALIGNMENT on average
+#: smaller payloads are not aligned, if a storage is not told otherwise [bytes]: a pad is half of
+#: ALIGNMENT on average
 SMALLEST = 16 * ALIGNMENT
 
 
-def aligned_at(record: bytes, at: int) -> bytes:
+def aligned_at(record: bytes, at: int, smallest: int) -> bytes:
     """Return a record as it must be at an offset."""
-    return b"".join(aligned(without_pad(record), at, ALIGNMENT, SMALLEST))
+    return b"".join(aligned(without_pad(record), at, ALIGNMENT, smallest))
 
 
 class Pieces:
@@ -25,8 +26,8 @@ class Pieces:
     FileStorage just takes its length, and writes it to its temporary file.
     """
 
-    def __init__(self, record: bytes | BytesRecord, at: int) -> None:
-        self.pieces = aligned(record, at, ALIGNMENT, SMALLEST)
+    def __init__(self, record: bytes | BytesRecord, at: int, smallest: int) -> None:
+        self.pieces = aligned(record, at, ALIGNMENT, smallest)
         self._len = sum(map(len, self.pieces))
 
     def __len__(self) -> int:

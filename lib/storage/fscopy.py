@@ -15,7 +15,7 @@ from typing import Any
 
 from ZODB.FileStorage.format import DATA_HDR_LEN
 
-from wendelin.lib.storage.fsalign import ALIGNMENT, SMALLEST, aligned_at
+from wendelin.lib.storage.fsalign import ALIGNMENT, aligned_at
 from wendelin.lib.storage.fsreach import HEAD, LARGE, payload_of
 from wendelin.lib.storage.record import ChecksumError, check, digest_of, repadded
 
@@ -90,7 +90,7 @@ class Joined:
         return sum(map(len, self.pieces))
 
 
-def aligned_data(data: bytes | Stretch, at: int) -> bytes | Joined:
+def aligned_data(data: bytes | Stretch, at: int, smallest: int) -> bytes | Joined:
     """Return a record as it is to be at a position of the new file, behind its header.
 
     Raises
@@ -107,7 +107,7 @@ def aligned_data(data: bytes | Stretch, at: int) -> bytes | Joined:
         end = data.read(found.stop, data.size - found.stop) if found is not None else b""
         again = None
         if found is not None:
-            again = repadded(head, found, end, at, ALIGNMENT, SMALLEST)
+            again = repadded(head, found, end, at, ALIGNMENT, smallest)
         if found is None or again is None:
             data = data.all()
         else:
@@ -116,7 +116,7 @@ def aligned_data(data: bytes | Stretch, at: int) -> bytes | Joined:
                 raise ChecksumError
             return Joined(*again, payload, end)
     check(data)
-    return aligned_at(data, at)
+    return aligned_at(data, at, smallest)
 
 
 class Source:

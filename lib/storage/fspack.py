@@ -150,7 +150,7 @@ def data_find(formatter: Any, tpos: int, oid: bytes, data: bytes) -> int:
     return found
 
 
-def _aligned(oid: bytes, tid: bytes, data: bytes | Stretch, at: int) -> Any:
+def _aligned(oid: bytes, tid: bytes, data: bytes | Stretch, at: int, smallest: int) -> Any:
     """Return a record as it is to be copied to a position.
 
     Raises
@@ -159,7 +159,7 @@ def _aligned(oid: bytes, tid: bytes, data: bytes | Stretch, at: int) -> Any:
         It does not match its checksum. FileStorage tidies up after these.
     """
     try:
-        return aligned_data(data, at)
+        return aligned_data(data, at, smallest)
     except ChecksumError as e:
         raise OSError(
             EBADMSG,
@@ -170,6 +170,8 @@ def _aligned(oid: bytes, tid: bytes, data: bytes | Stretch, at: int) -> Any:
 
 class _PackCopier(Copier):
     """Copies transactions after the pack time."""
+
+    align_from: int  # of the storage that is packed
 
     def find_data(self, tpos: int, oid: bytes, data: bytes) -> int:
         return data_find(self, tpos, oid, data)
@@ -186,7 +188,7 @@ class _PackCopier(Copier):
         if data is not None:
             if prev_txn is not None and isinstance(data, Stretch):
                 data = data.all()  # it may be in the new file already, which is compared
-            data = _aligned(oid, serial, data, datapos)
+            data = _aligned(oid, serial, data, datapos, self.align_from)
         super().copy(oid, serial, data, prev_txn, txnpos, datapos)
 
 
@@ -196,6 +198,7 @@ class Packer(PackBase):
     def __init__(self, storage: Any, referencesf: Any, stop: bytes, gc: bool) -> None:
         super().__init__(storage, referencesf, stop, gc)
         self._frees = False
+        self._align_from: int = storage.align_from
         self.gc = Reachable(self.file, self.file_end, self.stop, gc, referencesf)
         is_reachable = self.gc.isReachable
 
@@ -219,13 +222,14 @@ class Packer(PackBase):
     def writePackedDataRecord(self, h: Any, data: Any, new_tpos: int) -> None:
         """Copy a record from before the pack time."""
         if data:
-            data = _aligned(h.oid, h.tid, data, self.packed.tell())
+            data = _aligned(h.oid, h.tid, data, self.packed.tell(), self._align_from)
         super().writePackedDataRecord(h, data, new_tpos)
 
     def copyRest(self, ipos: int) -> None:
         """Copy transactions after the pack time."""
         self.file = Source(self.file)  # opened anew
         self.copier = _PackCopier(self.packed, self.index, self.tindex)
+        self.copier.align_from = self._align_from
         super().copyRest(ipos)
 
     def copyOne(self, ipos: int) -> int:

@@ -20,6 +20,7 @@ from ZODB.valuedoc import ValueDoc
 from wendelin.lib.adapters.connection import Adapter, under
 from wendelin.lib.adapters.filestorage import options_of
 from wendelin.lib.storage.dburl import opened_by, split_demo
+from wendelin.lib.storage.fsalign import SMALLEST
 from wendelin.lib.storage.zeokind import WAIT, is_client
 
 if TYPE_CHECKING:
@@ -87,10 +88,12 @@ def _of_file(storage: FileStorage) -> str:
     if storage.isReadOnly() and getattr(storage, "follower", True) is None:
         raise NotImplementedError(f"no URL can name a past state (stop=) of {_name(storage)}")
     helper = getattr(storage, "fshelper", None)
+    smallest = getattr(storage, "align_from", SMALLEST)
     return f"file://{_quoted(path)}" + _query(
         {
             # A plain FileStorage gets a URL of zodburi, without our options if possible.
             "align": None if getattr(storage, "align", True) else "false",
+            "align_from": None if smallest == SMALLEST else smallest,
             "blobstorage_dir": getattr(storage, "blob_dir", None)
             or getattr(helper, "base_dir", None),
             "ordered": "true" if getattr(storage, "ordered", False) else None,

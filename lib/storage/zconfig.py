@@ -12,6 +12,7 @@ __all__ = ["AlignedFileStorageSection"]
 
 _OPTIONS = (
     "align",
+    "align_from",
     "blob_dir",
     "create",
     "ordered",
@@ -28,7 +29,8 @@ class AlignedFileStorageSection(BaseConfig):  # type: ignore[misc]  # ZODB has n
     def open(self) -> AlignedFileStorage:
         """Return the storage."""
         config = self.config
-        options = {name: getattr(config, name) for name in _OPTIONS if hasattr(config, name)}
+        options = {name: getattr(config, name, None) for name in _OPTIONS}
+        options = {name: value for name, value in options.items() if value is not None}
         if config.packer:
             options["packer"] = resolve_name(config.packer)
         return AlignedFileStorage(config.path, **options)

@@ -5,6 +5,9 @@ import os
 import pickle
 import subprocess
 import sys
+import time
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,38 @@ def test_what_is_small_or_no_whole_pages_is_as_in_filestorage(path, tmp_path, va
     db, root = write(str(tmp_path / "stock.fs"), value, storage=StockFileStorage)
     assert db.storage.load(root[0]._p_oid)[0] == record
     db.close()
+
+
+@pytest.mark.parametrize("smallest", [ALIGNMENT, 3 * ALIGNMENT])
+def test_what_is_aligned_is_chosen(path, tmp_path, smallest):
+    """In commits, by copies into the file, and by packs before and after the pack time."""
+    values = [data_of(i, pages) for i, pages in enumerate([1, 2, 3, 4, 20])]
+    expected = [value if len(value) >= smallest else None for value in values]
+    chosen = partial(AlignedFileStorage, align_from=smallest)
+
+    def found(storage, root):
+        return [located(storage, root[i]) for i in range(len(values))]
+
+    db, root = write(path, *values, storage=chosen)
+    assert found(db.storage, root) == expected
+    before = time.time()
+    root[0].data = values[0]
+    root[0]._p_changed = True
+    transaction.commit()
+    db.pack(before)
+    assert found(db.storage, root) == expected
+    db.pack()
+    assert found(db.storage, root) == expected
+    with closing(chosen(f"{tmp_path}/copy.fs")) as copy:
+        copy.copyTransactionsFrom(db.storage)
+        assert found(copy, root) == expected
+    db.close()
+
+
+def test_less_than_a_page_is_not_aligned(path):
+    with pytest.raises(ValueError, match=rf"align_from is 512: it must be {ALIGNMENT} or more"):
+        AlignedFileStorage(path, align_from=512)
+    assert not os.path.exists(path)
 
 
 def test_stock_filestorage_reads_and_writes_it(path):

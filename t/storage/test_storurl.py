@@ -55,6 +55,7 @@ def test_another_process_opens_the_same_database(testdb):
     [
         ({}, ""),
         ({"align": False}, "?align=false"),
+        ({"align_from": 1 << 16 | 1}, "?align_from=65537"),
         ({"read_only": True}, "?read_only=true"),
         ({"quota": 1 << 20}, "?quota=1048576"),
         ({"pack_gc": False, "pack_keep_old": False}, "?pack_gc=false&pack_keep_old=false"),

@@ -19,7 +19,7 @@ from ZODB.utils import p64
 from support import DATA
 from support.plain_zodb import CLASSES, Places, Ref, decode, encode
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib.storage import fsalign
+from wendelin.lib.storage.fsalign import ALIGNMENT
 from wendelin.lib.storage.fsindex import save_index, snapshot_of
 from wendelin.lib.zodb import dbclose, dbopen
 
@@ -30,8 +30,7 @@ BLK = 4096
 
 def write_base(path: Path, fmt: str, align: bool) -> None:
     """Write a small database, in several transactions."""
-    fsalign.SMALLEST = fsalign.ALIGNMENT
-    root = dbopen(f"file://{path}?align={align}")
+    root = dbopen(f"file://{path}?align={align}&align_from={ALIGNMENT}")
     rng = np.random.default_rng(7)
     # blocks that can be aligned, and holes
     root["whole"] = A = ZBigArray((6 * BLK,), "u1", blksize=BLK, zblk_fmt=fmt)

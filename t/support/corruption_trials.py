@@ -36,8 +36,8 @@ from support.plain_zodb import Places, Snapshot, digest, tried
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError
 from wendelin.bigfile.file_zodb import ZBigFile
-from wendelin.lib.storage import fsalign
 from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.fsalign import ALIGNMENT
 from wendelin.lib.zodb import dbclose
 
 SECONDS = 30  # for a seed, on a loaded machine
@@ -96,7 +96,7 @@ def _read(handle, blk):
 
 
 def _open(path, align):
-    return DB(AlignedFileStorage(str(path), align=align)).open().root()
+    return DB(AlignedFileStorage(str(path), align=align, align_from=ALIGNMENT)).open().root()
 
 
 def ours(path, places: Places, touch: bool, align: bool) -> Snapshot:
@@ -202,7 +202,6 @@ class Damaged:
     """Tries seeds."""
 
     def __init__(self, folder: Path) -> None:
-        fsalign.SMALLEST = fsalign.ALIGNMENT
         self.path = folder / f"damaged-{os.getpid()}.fs"
         self.plain = folder / f"plain-{os.getpid()}.fs"
         self.bases = [Base(p) for p in sorted((folder / "bases").glob("*.fs"))]

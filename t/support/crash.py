@@ -29,7 +29,6 @@ from ZODB.POSException import ConflictError, POSError
 
 from support import TESTS
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib.storage import fsalign
 from wendelin.lib.zodb import dbclose, dbopen
 
 FORMATS = ("ZBlk0", "ZBlk1", "auto")
@@ -227,7 +226,6 @@ def rounds(workers, url: str, notes, seeds, pack: bool = False) -> tuple[int, in
 
 
 if __name__ == "__main__":
-    fsalign.SMALLEST = fsalign.ALIGNMENT
     logging.getLogger().addHandler(logging.NullHandler())
     if sys.argv[1] == "serve":
         serve()

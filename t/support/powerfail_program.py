@@ -35,8 +35,9 @@ from ZODB.utils import p64
 
 from support.powerfail_mark import mark, mark_files
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib.storage import filestorage, fsalign
+from wendelin.lib.storage import filestorage
 from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.fsalign import ALIGNMENT
 from wendelin.lib.storage.record import without_pad
 
 BLK = 8192
@@ -45,11 +46,11 @@ LARGEST = 8 * BLK
 
 
 def aligned(path: str, **options):
-    return AlignedFileStorage(path, **options)
+    return AlignedFileStorage(path, align_from=ALIGNMENT, **options)
 
 
 def ordered(path: str, **options):
-    return AlignedFileStorage(path, ordered=True, **options)
+    return AlignedFileStorage(path, align_from=ALIGNMENT, ordered=True, **options)
 
 
 def copied(path: str, **options):
@@ -66,7 +67,6 @@ WRITERS = {"aligned": aligned, "ordered": ordered, "copied": copied, "stock": st
 
 def small_databases() -> None:
     """Have the same done with small databases that is done with large ones."""
-    fsalign.SMALLEST = fsalign.ALIGNMENT
     filestorage.LARGE = 1 << 16
 
 

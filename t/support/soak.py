@@ -36,7 +36,6 @@ from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import ram_reclaim, stats
 from wendelin.bigfile.virtmem.handle import handles
 from wendelin.bigfile.virtmem.stats import HandleStats, stats_of
-from wendelin.lib.storage import fsalign
 from wendelin.lib.zodb import dbclose, dbopen
 
 BLK = 65536
@@ -264,7 +263,6 @@ def session(url: str, seconds: float, threads: int, seen: Counter, pager: Pager)
 
 def process(url: str, seconds: float, threads: int) -> None:
     """Work, and print what was done, and what was not given back, as JSON."""
-    fsalign.SMALLEST = fsalign.ALIGNMENT
     session(url, WARM, threads, Counter(), Pager())
     before, seen, pager = used(), Counter(), Pager()
     session(url, seconds, threads, seen, pager)

@@ -16,7 +16,7 @@ import transaction
 
 from support.neocluster import Gateway, NeoCluster, missing
 from support.servers import ZeoServer
-from wendelin.lib.storage import fsalign
+from wendelin.lib.storage.fsalign import ALIGNMENT
 from wendelin.lib.zodb import dbclose, dbopen
 
 
@@ -37,20 +37,21 @@ class Database(Protocol):
         """Return what the header of a test run says."""
 
 
+#: of URLs: blocks are mapped, small as they are in tests
+SMALL = f"?align_from={ALIGNMENT}"
+
+
 class FileStorageDatabase:
     """A file, out of which blocks are mapped, small as they are here. One client at a time."""
 
-    options = ""
+    options = SMALL
     has_server = False
 
     def __init__(self, folder: Path) -> None:
         self.url = f"file://{folder}/test.fs{self.options}"
-        self.smallest = fsalign.SMALLEST
-        fsalign.SMALLEST = fsalign.ALIGNMENT
 
     def stop(self) -> None:
         """Nothing runs."""
-        fsalign.SMALLEST = self.smallest
 
     @classmethod
     def describe(cls) -> str:

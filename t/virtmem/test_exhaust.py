@@ -13,6 +13,7 @@ from support.cgroup import NoCgroup, memory_cgroup
 from support.child import check_child
 from support.servers import ZeoServer
 from support.smalldisk import NoDisk, small_disk
+from support.storages import SMALL
 
 from wendelin.lib.zodb import dbclose, dbopen
 
@@ -27,10 +28,8 @@ import numpy as np, transaction
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BigFileError, BlockLoadError, DoomedError, PageMemoryError
 from wendelin.bigfile import ram_reclaim
-from wendelin.lib.storage import fsalign
 from wendelin.lib.zodb import dbopen, dbclose
 
-fsalign.SMALLEST = fsalign.ALIGNMENT
 url, fmt = sys.argv[1:3]
 BLK = 65536
 FIRST = (np.arange(6 * BLK) % 251 + 1).astype("u1")
@@ -85,6 +84,8 @@ dbclose(root)
 
 
 def program(code, url, fmt="ZBlk0", **kw):
+    if url.startswith("file:"):
+        url += SMALL if "?" not in url else SMALL.replace("?", "&")
     check_child(SETUP + code + END, url, fmt, **kw)
 
 

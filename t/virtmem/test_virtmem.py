@@ -1,13 +1,13 @@
 """BigFile, BigFileH and VMA: pages, their states, and what is written out."""
 
 import gc
-import os
 import threading
 import weakref
 
 import numpy as np
 import pytest
-from support.ramfile import RAMFile
+from support.conformance import BLK, BOTH, view
+from support.ramfile import RAMFile, ReturningFile
 
 from wendelin.bigfile import (
     HOLE,
@@ -20,153 +20,7 @@ from wendelin.bigfile import (
     DoomedError,
     ram_reclaim,
 )
-from wendelin.bigfile.file_file import BigFile_File
 from wendelin.bigfile.virtmem.handle import ram_stat
-
-BLK = 4096
-BOTH = WRITEOUT_STORE | WRITEOUT_MARKSTORED
-
-
-class ReturningFile(RAMFile):
-    """Its loader returns the block, as short as it is stored."""
-
-    def loadblk(self, blk, buf):
-        self.loads.append(blk)
-        return self.blocks.get(blk, b"").rstrip(b"\0")
-
-
-def view(fileh, start=0, n=8):
-    return np.frombuffer(fileh.mmap(start, n), "u1")
-
-
-# ---- what every backend does ----
-
-
-class BigFileTests:
-    """A file of any kind. A backend gives make(), raw_read() and raw_write()."""
-
-    def test_a_new_file_is_zeros(self, make):
-        assert not view(make(BLK).fileh_open()).any()
-
-    def test_what_is_there_is_read(self, make):
-        file = make(BLK)
-        self.raw_write(file, 3, b"abc")
-        a = view(file.fileh_open())
-        assert a[3 * BLK :][:4].tobytes() == b"abc\0"
-        assert a.sum() == sum(b"abc")
-
-    def test_write_out(self, make):
-        file = make(2 * BLK)
-        fileh = file.fileh_open()
-        a = view(fileh)
-        a[2 * 2 * BLK] = 5
-        a[5 * 2 * BLK + 7] = 6
-        assert fileh.isdirty()
-        assert fileh.dirty_blocks() == [2, 5]
-        fileh.dirty_writeout(BOTH)
-        assert not fileh.isdirty()
-        assert self.raw_read(file, 2)[0] == 5
-        assert self.raw_read(file, 5)[7] == 6
-        ram_reclaim()
-        assert a.sum() == 11
-        b = view(make(2 * BLK, file).fileh_open())
-        assert b.sum() == 11
-
-    def test_discard(self, make):
-        fileh = make(BLK).fileh_open()
-        a = view(fileh)
-        a[3 * BLK :] = 7
-        fileh.dirty_discard()
-        assert not fileh.isdirty()
-        assert not a.any()
-
-    def test_truncate(self, make):
-        file = make(BLK)
-        fileh = file.fileh_open()
-        a = view(fileh)
-        a[:] = 1
-        fileh.dirty_writeout(BOTH)
-        fileh.truncate(3)
-        assert fileh.isdirty()
-        assert a.sum() == 3 * BLK
-        fileh.dirty_discard()
-        assert a.sum() == 8 * BLK
-        fileh.truncate(3)
-        a[6 * BLK] = 9
-        fileh.dirty_writeout(BOTH)
-        ram_reclaim()
-        assert a.sum() == 3 * BLK + 9
-        assert view(make(BLK, file).fileh_open()).sum() == 3 * BLK + 9
-
-    @pytest.mark.parametrize("blksize", [4096, 3 * 4096, 1 << 16, 2 << 20])
-    def test_block_sizes(self, make, blksize):
-        fileh = make(blksize).fileh_open()
-        a = view(fileh, 0, 3)
-        assert a.nbytes == 3 * blksize
-        a[:] = values = np.arange(a.size) % 251
-        fileh.dirty_writeout(BOTH)
-        ram_reclaim()
-        assert (a == values).all()
-
-
-class TestRAMFile(BigFileTests):
-    """A loader that fills the buffer."""
-
-    cls = RAMFile
-
-    @pytest.fixture
-    def make(self):
-        def make(blksize, same=None):
-            file = self.cls(blksize)
-            if same is not None:
-                file.blocks = same.blocks
-            return file
-
-        return make
-
-    def raw_read(self, file, blk):
-        return file.blocks[blk]
-
-    def raw_write(self, file, blk, data):
-        file.blocks[blk] = data
-
-
-class TestReturningFile(TestRAMFile):
-    """A loader that returns the block."""
-
-    cls = ReturningFile
-
-
-class TestBigFileFile(BigFileTests):
-    """An ordinary file."""
-
-    @pytest.fixture
-    def make(self, tmp_path):
-        return lambda blksize, same=None: BigFile_File(str(tmp_path / "x"), blksize)
-
-    def raw_read(self, file, blk):
-        with open(file._name, "rb") as f:
-            f.seek(blk * file.blksize)
-            return f.read(file.blksize)
-
-    def raw_write(self, file, blk, data):
-        with open(file._name, "r+b") as f:
-            f.seek(blk * file.blksize)
-            f.write(data)
-
-    def test_descriptor(self, tmp_path, no_leaks):
-        fd = os.open(tmp_path / "y", os.O_RDWR | os.O_CREAT)
-        file = BigFile_File(fd, BLK)
-        os.close(fd)
-        a = view(file.fileh_open())
-        a[0] = 1
-        assert a[:2].tolist() == [1, 0]
-        del a, file
-        with pytest.raises(OSError, match="not a regular file"):
-            BigFile_File("/dev/null", BLK)
-        with pytest.raises(FileNotFoundError):
-            BigFile_File(str(tmp_path / "no" / "x"), BLK)
-
 
 # ---- pages ----
 

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 import transaction
+from support import storages
 from support.child import run_child, start_child
 from support.clients import Client, Manager
 from transaction.interfaces import TransactionError
@@ -355,7 +356,7 @@ def test_read_only(testdb, root, g):
     a = opened(g, read_only=True)
     with pytest.raises(ValueError, match="read-only"):
         a[:] = 1
-    if "?" not in testdb.url and testdb.url.startswith("file"):
+    if storages.kind() is storages.FileStorageDatabase:
         testdb.close(root)
 
         root = dbopen(testdb.url, read_only=True)

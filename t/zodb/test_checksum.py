@@ -11,6 +11,7 @@ import xxhash
 from support.checksums import BLK, VALUES, damage, fill, payloads
 from support.child import check_child
 from support.corruption import DATA
+from support.storages import SMALL
 from ZODB.Connection import TransactionMetaData
 from ZODB.DB import DB
 from ZODB.FileStorage import FileStorage as StockFileStorage
@@ -19,7 +20,6 @@ from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BigFile, BlockLoadError, ram_reclaim
 from wendelin.bigfile.virtmem import checksum
 from wendelin.bigfile.zodb import blockfile
-from wendelin.lib.storage import fsalign
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.record import (
     BytesRecord,
@@ -44,9 +44,9 @@ def made(payload, pad=None):
 
 
 @pytest.fixture
-def small(monkeypatch):
-    """Let small blocks be aligned."""
-    monkeypatch.setattr(fsalign, "SMALLEST", fsalign.ALIGNMENT)
+def small(path):
+    """Return the URL of `path` that lets small blocks be aligned."""
+    return f"file://{path}{SMALL}"
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +149,7 @@ def digests(storage):
 
 
 def test_stock_zodb_reads_it(path, small):
-    root = dbopen(path)
+    root = dbopen(small)
     fill(root)
     dbclose(root)
     db = DB(StockFileStorage(path))
@@ -161,7 +161,7 @@ def test_stock_zodb_reads_it(path, small):
 
 @pytest.mark.parametrize("kind", [AlignedFileStorage, StockFileStorage])
 def test_copies_keep_it(path, tmp_path, small, kind):
-    root = dbopen(path)
+    root = dbopen(small)
     A = fill(root)
     A[:BLK] = 1
     transaction.commit()
@@ -174,13 +174,13 @@ def test_copies_keep_it(path, tmp_path, small, kind):
     assert digests(there) == digests(db.storage)
     there.close()
     dbclose(root)
-    root = dbopen(str(tmp_path / "y.fs"))
+    root = dbopen(f"file://{tmp_path}/y.fs{SMALL}")
     assert np.array_equal(root["A"][:-100], VALUES[:-100])
     dbclose(root)
 
 
 def test_undo_and_pack_keep_it(path, small):
-    root = dbopen(path)
+    root = dbopen(small)
     A = fill(root)
     A[:BLK] = 1
     transaction.commit()
@@ -202,12 +202,12 @@ def test_undo_and_pack_keep_it(path, small):
 
 
 def test_over_a_demo_storage(path, small):
-    root = dbopen(path)
+    root = dbopen(small)
     fill(root)
     oid = root["A"].zfile.blktab[3]._p_oid
     dbclose(root)
     damage(path, [3])
-    root = dbopen(f"demo:(file://{path})/(memory://)")
+    root = dbopen(f"demo:({small})/(memory://)")
     A = root["A"]
     A[:BLK] = 1
     transaction.commit()
@@ -329,11 +329,11 @@ def test_a_past_connection_is_told(path):
 
 def test_a_mapped_block_that_is_changed_is_compared(path, small):
     """Else it would get a new checksum, of what it has not been."""
-    root = dbopen(path)
+    root = dbopen(small)
     fill(root)
     dbclose(root)
     damaged = damage(path, [2, 6])
-    root = dbopen(path)
+    root = dbopen(small)
     A = root["A"]
     assert np.count_nonzero(A[2 * BLK : 3 * BLK] != VALUES[2 * BLK : 3 * BLK]) == 1  # mapped
     a = A[:]
@@ -351,11 +351,11 @@ def test_a_mapped_block_that_is_changed_is_compared(path, small):
 def test_a_commit_does_not_compute_it_of_what_does_not_match(path, small, monkeypatch):
     """Where the pager does not compare what it copies, the commit does."""
     monkeypatch.setattr(blockfile, "AVAILABLE", False)
-    root = dbopen(path)
+    root = dbopen(small)
     fill(root)
     dbclose(root)
     ((oid, tid),) = damage(path, [2]).values()
-    root = dbopen(path)
+    root = dbopen(small)
     root["A"][2 * BLK] = 1
     with pytest.raises(BlockLoadError, match=rf"block 2 of .* cannot be changed: .*{tid.hex()}"):
         transaction.commit()
@@ -372,12 +372,12 @@ def test_a_commit_does_not_compute_it_of_what_does_not_match(path, small, monkey
 
 
 def test_verify_of_what_is_mapped(path, small, monkeypatch):
-    root = dbopen(path)
+    root = dbopen(small)
     fill(root)
     dbclose(root)
     damaged = damage(path, [0, 3, 11])
     monkeypatch.setenv("WENDELIN_CORE_VERIFY", "1")
-    root = dbopen(path)
+    root = dbopen(small)
     A = root["A"]
     check_refused(A, damaged)
     # what is good is mapped, and was read once

@@ -8,16 +8,16 @@ import pytest
 import transaction
 from support.checksums import BLK, damage, fill
 from support.servers import ZeoServer
+from support.storages import SMALL
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib.storage import fsalign
 from wendelin.lib.zodb import dbclose, dbopen
 
 
 @pytest.fixture
-def small(monkeypatch):
-    """Let small blocks be aligned."""
-    monkeypatch.setattr(fsalign, "SMALLEST", fsalign.ALIGNMENT)
+def small(path):
+    """Return the URL of `path` that lets small blocks be aligned."""
+    return f"file://{path}{SMALL}"
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +30,7 @@ def ends():
 @pytest.mark.parametrize("later", [False, True])
 def test_a_pack_refuses_what_does_not_match(path, small, later):
     """Before the pack time, and after it."""
-    root = dbopen(path)
+    root = dbopen(small)
     root["x"] = 1
     transaction.commit()
     packtime = time.time() if later else None
@@ -41,7 +41,7 @@ def test_a_pack_refuses_what_does_not_match(path, small, later):
     transaction.commit()
     dbclose(root)
     ((oid, tid),) = damage(path, [4]).values()
-    root = dbopen(path)
+    root = dbopen(small)
     before = Path(path).read_bytes()
     with pytest.raises(OSError, match=f"nothing was packed: .*{oid.hex()}.*{tid.hex()}"):
         root._p_jar.db().pack(packtime)
@@ -58,7 +58,7 @@ def test_a_pack_refuses_what_does_not_match(path, small, later):
 
 
 def test_a_copy_keeps_and_tells_what_does_not_match(call, path, tmp_path, small):
-    root = dbopen(path)
+    root = dbopen(small)
     fill(root)
     dbclose(root)
     ((oid, tid),) = damage(path, [4]).values()
@@ -76,7 +76,7 @@ def test_a_copy_keeps_and_tells_what_does_not_match(call, path, tmp_path, small)
 
 @pytest.mark.parametrize("command", ["export", "copy"])
 def test_an_array_that_does_not_match_is_not_exported(call, path, tmp_path, small, command):
-    root = dbopen(path)
+    root = dbopen(small)
     fill(root)
     dbclose(root)
     ((oid, tid),) = damage(path, [4]).values()

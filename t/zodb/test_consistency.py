@@ -103,22 +103,6 @@ def test_a_change_while_the_connection_is_closed_is_nobodys(root, A):
 # ---- what is dropped at a boundary ----
 
 
-def test_a_hole_becomes_a_block_and_a_block_a_hole(A, other):
-    b = other["A"][:]
-    assert np.array_equal(b, FIRST)
-    A[-1] = 1
-    transaction.commit()
-    assert np.array_equal(b, FIRST)
-    other.tm.begin()
-    assert np.array_equal(b, changed((-1, 1)))
-    A.resize(BLK)
-    transaction.commit()
-    assert np.array_equal(b, changed((-1, 1)))
-    other.tm.begin()
-    assert np.array_equal(b[:BLK], FIRST[:BLK])
-    assert not b[BLK:].any()
-
-
 def test_a_block_is_replaced_by_one_of_another_format(A, other, monkeypatch):
     b = other["A"][:]
     now = FIRST
@@ -215,21 +199,6 @@ def test_a_block_object_changes_with_its_chunk(root):
     A[BLK + 5] = 0
     transaction.commit()
     assert stored(root._p_jar.db().storage) == ["ZBlk1", "ZData"]
-
-
-def test_equal_bytes_are_not_stored_again(root, A):
-    storage = root._p_jar.db().storage
-    A[0] = 0
-    A[:] = FIRST
-    transaction.commit()
-    assert stored(storage) == []
-    A[:] = changed((BLK, 0))
-    transaction.commit()
-    assert len([name for name in stored(storage) if name.startswith("ZBlk")]) == 1
-    A[:] = changed((BLK, 0), (BLK + 1, 0))
-    transaction.commit()
-    small = type(A.zfile.blktab[1]).__name__ == "ZBlk1"
-    assert stored(storage) == (["ZBlk1", "ZData"] if small else ["ZBlk0"])
 
 
 def test_an_append_drops_nothing_else(A, other):

@@ -27,16 +27,10 @@ from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError, DoomedError
 from wendelin.bigfile.file_zodb import ZBigFile, ZBlk0, ZBlk1, ZData
 from wendelin.bigfile.zodb.blocktable import BlockTable
-from wendelin.lib.storage import fsalign
 from wendelin.lib.storage.record import RecordError
 from wendelin.lib.zodb import zconn_at
 
 pytestmark = pytest.mark.once
-
-
-@pytest.fixture(autouse=True)
-def what_is_aligned_is_what_it_was(monkeypatch):
-    monkeypatch.setattr(fsalign, "SMALLEST", fsalign.SMALLEST)
 
 
 DAMAGED = int(os.environ.get("WENDELIN_CORE_TEST_DAMAGED", "100"))

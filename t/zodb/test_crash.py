@@ -14,19 +14,14 @@ import pytest
 import transaction
 from support import TESTS, crash
 from support.servers import ZeoServer, wait_until
+from support.storages import SMALL
 
-from wendelin.lib.storage import fsalign
 from wendelin.lib.zodb import dbclose, dbopen
 
 pytestmark = [pytest.mark.once, pytest.mark.slow]
 
 KILLS = int(os.environ.get("WENDELIN_CORE_TEST_KILLS", "20"))
 SEED = int(os.environ.get("WENDELIN_CORE_TEST_SEED", "0"))
-
-
-@pytest.fixture(autouse=True)
-def small_blocks_are_aligned(monkeypatch):
-    monkeypatch.setattr(fsalign, "SMALLEST", fsalign.ALIGNMENT)
 
 
 @pytest.fixture
@@ -44,7 +39,12 @@ def share(part, of=KILLS):
 @pytest.mark.only("fs")
 @pytest.mark.parametrize(
     ("options", "pack", "part"),
-    [("", False, 0.3), ("?align=false", False, 0.3), ("", True, 0.2), ("?align=false", True, 0.2)],
+    [
+        (SMALL, False, 0.3),
+        ("?align=false", False, 0.3),
+        (SMALL, True, 0.2),
+        ("?align=false", True, 0.2),
+    ],
     ids=["mapped", "copied", "mapped, packing", "copied, packing"],
 )
 def test_a_process_with_a_file_is_killed(workers, tmp_path, options, pack, part):

@@ -1,99 +1,25 @@
 """What arrays keep and forget: memory, sizes, states of other versions, and kinds of storage."""
 
-import gc
-import tracemalloc
-
 import numpy as np
 import pytest
 import transaction
-from support.clients import BLK, FIRST, Client, N, changed, fill, in_database
+from support.clients import BLK, FIRST, N, changed, fill, in_database
 from ZODB.DB import DB
 from ZODB.DemoStorage import DemoStorage
 from ZODB.POSException import (
     ConflictError,
     ConnectionStateError,
     ReadOnlyError,
-    ReadOnlyHistoryError,
 )
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.bigfile import ram_reclaim
-from wendelin.bigfile.file_zodb import ZBigFile, ZData
+from wendelin.bigfile.file_zodb import ZBigFile
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
 
 # ---- memory ----
 
 
-def test_a_commit_takes_little_memory_besides_the_pages(root, fmt):
-    blksize = 3 << 17
-    size = 48 * blksize  # some MB are taken whatever the size is
-    root["A"] = A = ZBigArray((size,), "u1", blksize=blksize, zblk_fmt=fmt)
-    transaction.commit()
-    a = A[:]
-    for value in (1, 2):  # new blocks, and such as were there
-        a[:] = value
-        gc.collect()
-        tracemalloc.start()
-        try:
-            transaction.commit()
-            _, peak = tracemalloc.get_traced_memory()
-        finally:
-            tracemalloc.stop()
-        assert peak < size
-    assert (in_database(A) == 2).all()
-
-
-def test_no_ghosts_are_left(root, fmt, testdb):
-    fill(root, fmt)
-    testdb.close(root)
-    A = testdb.open()["A"]
-
-    def objects():
-        gc.collect()
-        everything = gc.get_objects()
-        return len(A._p_jar._cache), sum(isinstance(obj, ZData) for obj in everything)
-
-    a = A[:]
-    before = objects()
-    assert np.array_equal(a, FIRST)
-    assert objects() == before
-    for i in range(3):  # a commit needs objects while it runs
-        A[i : 3 * BLK] += 1
-        transaction.commit()
-        after = objects()
-        if i == 0:
-            known, chunks = after  # nodes of the block table, and ghosts of blocks in it
-            assert known <= before[0] + N + 3
-            assert chunks <= before[1]
-        assert after == (known, chunks)
-        assert A._p_jar._cache.cache_non_ghost_count < 8
-
-
 # ---- arrays ----
-
-
-@pytest.mark.parametrize("between", ["nothing", "a commit", "a reclaim"])
-def test_what_was_past_the_end_does_not_come_back(root, A, testdb, between):
-    a = A[:]
-    size = BLK + 100
-    expected = changed((slice(size, None), 0))
-    A.resize(size)
-    if between == "a commit":
-        transaction.commit()
-    if between == "a reclaim":
-        ram_reclaim()
-    assert np.array_equal(a, expected)
-    A.resize(N * BLK)
-    assert np.array_equal(A[:], expected)
-    transaction.commit()
-    ram_reclaim()
-    assert np.array_equal(A[:], expected)
-    A[-1] = 1
-    transaction.commit()
-    expected[-1] = 1
-    assert np.array_equal(in_database(A), expected)
-    testdb.close(root)
-    assert np.array_equal(testdb.open()["A"][:], expected)
 
 
 @pytest.mark.parametrize("less", [[], ["_zblk_fmt"], ["_zblk_fmt", "_order"]])
@@ -199,55 +125,6 @@ def test_two_fill_holes_in_parallel(root, A, other, many):
 
 
 # ---- storages ----
-
-
-@pytest.mark.parametrize(
-    "url", ["memory://", "demo:(memory://)/(memory://)", "demo:(file://{}/x.fs)/(memory://)"]
-)
-def test_databases_in_memory(tmp_path, fmt, url):
-    root = dbopen(url.format(tmp_path))
-    A = fill(root, fmt)
-    client = Client(root)
-    b = client["A"][:]
-    assert np.array_equal(b, FIRST)
-    A[0] = A[-1] = 1
-    transaction.commit()
-    A[BLK] = 9
-    transaction.abort()
-    ram_reclaim()
-    root._p_jar.cacheMinimize()
-    assert np.array_equal(A[:], changed((0, 1), (-1, 1)))
-    assert np.array_equal(b, FIRST)
-    client.tm.begin()
-    assert np.array_equal(b, A[:])
-    client.close()
-    dbclose(root)
-
-
-def test_a_past_state(root, A):
-    at = root._p_jar.db().lastTransaction()
-    A[0] = A[-1] = 1
-    A.append([7])
-    transaction.commit()
-    old = Client(root, at=at)
-    B = old["A"]
-    b = B[:]
-    assert np.array_equal(b, FIRST)
-    A[BLK] = 2
-    transaction.commit()
-    old.tm.begin()
-    ram_reclaim()
-    assert np.array_equal(b, FIRST)
-    assert np.array_equal(B[:], FIRST)
-    b[0] = 3
-    with pytest.raises((ReadOnlyHistoryError, ReadOnlyError)):
-        old.tm.commit()
-    old.tm.abort()
-    assert np.array_equal(b, FIRST)
-    with pytest.raises((ReadOnlyHistoryError, ReadOnlyError)):
-        B.append([3])
-        old.tm.commit()
-    old.close()
 
 
 @pytest.mark.parametrize("demo", [False, True])

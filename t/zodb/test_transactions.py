@@ -492,21 +492,6 @@ def test_sync(root, A):
 # ---- storages ----
 
 
-@pytest.mark.parametrize("url", ["memory://", "demo:(memory://)/(memory://)"])
-def test_databases_in_memory(url):
-    root = dbopen(url)
-    root["A"] = A = ZBigArray((N * BLK,), "u1", blksize=BLK)
-    transaction.commit()
-    A[BLK] = 1
-    transaction.commit()
-    A[BLK] = 2
-    transaction.abort()
-    root._p_jar.cacheMinimize()
-    assert A[BLK] == 1
-    assert A[:].sum() == 1
-    dbclose(root)
-
-
 def test_demo_storage_over_a_file(tmp_path):
     from ZODB.DB import DB
     from ZODB.DemoStorage import DemoStorage
