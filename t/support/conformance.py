@@ -160,7 +160,7 @@ class FormatTests:
         assert np.array_equal(b[:ZBLK], FIRST[:ZBLK])
         assert not b[ZBLK:].any()
 
-    def test_equal_bytes_are_not_stored_again(self, root, A):
+    def test_equal_bytes_are_not_stored_again(self, root, A, fmt):
         storage = root._p_jar.db().storage
         A[0] = 0
         A[:] = FIRST
@@ -168,7 +168,9 @@ class FormatTests:
         assert stored(storage) == []
         A[:] = changed((ZBLK, 0))
         transaction.commit()
-        assert len([name for name in stored(storage) if name.startswith("ZBlk")]) == 1
+        blocks = [name for name in stored(storage) if name.startswith("ZBlk")]
+        # of auto, a block that was whole gives its place to one of chunks
+        assert blocks == (["ZBlk0", "ZBlk1"] if fmt == "auto" else [fmt])
         A[:] = changed((ZBLK, 0), (ZBLK + 1, 0))
         transaction.commit()
         small = type(A.zfile.blktab[1]).__name__ == "ZBlk1"
