@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pkgutil import resolve_name
+from typing import Any
 
 from ZODB.config import BaseConfig
 
@@ -29,7 +30,7 @@ class AlignedFileStorageSection(BaseConfig):  # type: ignore[misc]  # ZODB has n
     def open(self) -> AlignedFileStorage:
         """Return the storage."""
         config = self.config
-        options = {name: getattr(config, name, None) for name in _OPTIONS}
+        options: dict[str, Any] = {name: getattr(config, name, None) for name in _OPTIONS}
         options = {name: value for name, value in options.items() if value is not None}
         if config.packer:
             options["packer"] = resolve_name(config.packer)
