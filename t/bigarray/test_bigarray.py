@@ -318,7 +318,7 @@ def test_fields_as_of_ndarrays(order):
             a[bad]
         assert str(ours.value) == str(theirs.value)
     for bad in [], ["t", 1], ("t", 0):
-        with pytest.raises(IndexError, match="no basic index"):
+        with pytest.raises(IndexError, match="not a basic index"):
             A[bad]
     B = BigArray((1 << 62,), "u1", RAMFile().fileh_open())
     with pytest.raises(IndexError, match="'t' is not a basic index"):

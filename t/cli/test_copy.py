@@ -80,10 +80,10 @@ def test_a_copy_is_aligned_and_follows_its_source(call, tmp_path):
     with database(new) as root:
         root["y"] = 1
         transaction.commit()
-    assert "neither empty nor a copy" in call("copy", old, new, code=1).stderr
+    assert "neither empty nor an unfinished copy" in call("copy", old, new, code=1).stderr
     assert "is in memory" in call("copy", old, "memory://", code=1).stderr
     assert "are the same file" in call("copy", old, old, code=2).stderr
-    assert "either both" in call("copy", old, f"{new}#x", code=2).stderr
+    assert "for both, or for neither" in call("copy", old, f"{new}#x", code=2).stderr
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_copy_of_blobs(call, tmp_path):
         root["b"] = Blob(b"bytes of a blob")
         transaction.commit()
     error = call("copy", tmp_path / "old.fs", tmp_path / "x.fs", code=1).stderr
-    assert "does not say where" in error
+    assert "its URL must say where" in error
     error = call("copy", old, tmp_path / "y.fs", code=1).stderr
     assert "which the destination does not take" in error
     call("copy", old, new)

@@ -59,7 +59,7 @@ def test_a_part_of_somebody_else_is_left_alone(call, url, here, suffix, folder):
     own(here / f"out.{suffix}.part", folder)
     before = tree(here)
     error = call("export", f"{url}#x", f"out.{suffix}", code=1).stderr
-    assert f"out.{suffix}.part is there, and is not of an export" in error
+    assert f"out.{suffix}.part exists, and is not of an export" in error
     assert "move it elsewhere" in error
     assert tree(here) == before
 
@@ -131,7 +131,7 @@ def test_what_was_begun_stays_when_it_cannot_be_opened(call, url, here, monkeypa
     with monkeypatch.context() as m:
         m.setitem(sys.modules, "zarr", None)
         before = tree(here)
-        assert "zarr is needed for that" in call(*args, code=1).stderr
+        assert "zarr is needed, but not installed" in call(*args, code=1).stderr
         assert tree(here) == before
     assert call(*args[:1], "--json", *args[1:]).json["resumed_at"] == 4 << 20
 
@@ -141,9 +141,9 @@ def test_what_was_begun_stays_when_it_cannot_be_opened(call, url, here, monkeypa
     [
         (["--delimiter", ";", "{url}#x", "out.npy"], 2, "--delimiter is not for npy files"),
         (["--delimiter", ";", "{url}#x", "out.raw"], 2, "--delimiter is not for raw files"),
-        (["--delimiter", "\n", "{url}#x", "out.csv"], 2, "'\\n' must be one character, which"),
-        (["--delimiter", '"', "{url}#x", "out.csv"], 2, "must be one character, which"),
-        (["--delimiter", "\udcff", "{url}#x", "out.csv"], 2, "must be one character, which"),
+        (["--delimiter", "\n", "{url}#x", "out.csv"], 2, "'\\n' must be one character, not"),
+        (["--delimiter", '"', "{url}#x", "out.csv"], 2, "must be one character, not"),
+        (["--delimiter", "\udcff", "{url}#x", "out.csv"], 2, "must be one character, not"),
         (["--force", "{url}#x", "dir.npy"], 1, "dir.npy is a folder, and the export makes a file"),
         (["--force", "{url}#x", "file.zarr"], 1, "file.zarr is a file, and the export makes a"),
         (["{url}#x", "nowhere/x.npy"], 1, "nowhere: No such file"),

@@ -204,7 +204,7 @@ def test_a_part_of_another_export_is_left_alone(call, url, tmp_path):
     state = {"source": source, "tid": tid, "done": 5, "position": 0}
     (tmp_path / "w.npy.part.json").write_text(json.dumps(state))
     error = call("export", f"{url}#y", tmp_path / "w.npy", code=1).stderr
-    assert "was begun by another export" in error
+    assert "is of another export" in error
     assert (tmp_path / "w.npy.part").exists()
 
 
@@ -265,7 +265,7 @@ def test_only_arrays_are_replaced(call, url, tmp_path):
     assert "x exists already: it is a BTrees.OOBTree.OOBTree, not an array" in error
     for replace in [], ["--replace"]:  # the name that an import has for itself
         error = call("import", *replace, tmp_path / "x.npy", f"{url}#a", code=1).stderr
-        assert "a~import is a wendelin.bigarray.array_zodb.ZBigArray: an import needs" in error
+        assert "a~import is a wendelin.bigarray.array_zodb.ZBigArray: the import needs" in error
     assert transaction_of(url) == there
 
 
@@ -322,10 +322,10 @@ def test_nothing_is_lost(call, url, tmp_path):
     ("args", "code", "message"),
     [
         (["x.npy"], 2, "Missing argument 'URL#path'"),
-        (["x.npy", "{url}"], 2, "names no array"),
+        (["x.npy", "{url}"], 2, "does not name an array"),
         (["x.npy", "{url}#x[3]"], 2, "has a slice"),
         (["x.npy", "{url}#x]"], 2, "brackets that are not a [slice]"),
-        (["x.what", "{url}#x"], 2, "none of the suffixes"),
+        (["x.what", "{url}#x"], 2, "none of the known suffixes"),
         (["--dtype", "f8", "x.npy", "{url}#x"], 2, "--dtype is not for npy files"),
         (["--columns", "a", "x.raw", "{url}#x"], 2, "--columns is not for raw files"),
         (["x.raw", "{url}#x"], 2, "need --dtype"),
@@ -336,11 +336,11 @@ def test_nothing_is_lost(call, url, tmp_path):
         (["--step", "0", "x.npy", "{url}#x"], 2, "'0' is not a size"),
         (["--blksize", "1000", "x.npy", "{url}#x"], 2, "1000"),
         (["--delimiter", "ab", "x.csv", "{url}#x"], 2, "one character"),
-        (["--delimiter", '"', "x.csv", "{url}#x"], 2, "neither ends lines nor quotes fields"),
-        (["--delimiter", "\n", "x.csv", "{url}#x"], 2, "neither ends lines nor quotes fields"),
+        (["--delimiter", '"', "x.csv", "{url}#x"], 2, "not an end of a line and not a quote"),
+        (["--delimiter", "\n", "x.csv", "{url}#x"], 2, "not an end of a line and not a quote"),
         (["--dtype", "(2,)f4", "x.csv", "{url}#x"], 2, "are axes of the shape"),
         (["--header", "x.npy", "{url}#x"], 2, "--header is not for npy files"),
-        (["--blksize", "1T", "x.npy", "{url}#x"], 2, "'1T' is more than page memory may have"),
+        (["--blksize", "1T", "x.npy", "{url}#x"], 2, "'1T' is more than the limit of page memory"),
         (["--dtype", "u1", "--offset", "99", "text.npy.raw", "{url}#x"], 1, "21 bytes: --offset"),
         (["--dtype", "u1", "pipe", "{url}#x"], 1, "pipe is not a regular file"),
         (["pipe.npy", "{url}#x"], 1, "pipe.npy is not a regular file"),
@@ -379,7 +379,7 @@ def test_a_wrong_import_is_one_line(call, url, tmp_path, monkeypatch, args, code
     for name in "pipe", "pipe.npy", "pipe.csv":
         os.mkfifo(name)
     for name in "text.npy", "text.npz", "text.h5", "text.npy.raw":
-        Path(name).write_text("this is not such a file\n")
+        Path(name).write_text("this is not the file\n")
     with database(url) as root:
         root["a"] = ZBigArray((3,), "f8")
         root["list"], root["numbers"], root["plain"] = PersistentList([{}]), IOBTree(), {}
@@ -409,7 +409,9 @@ def test_what_files_cannot_have(call, url, tmp_path):
     assert "a CSV file has rows" in call("export", f"{url}#x", tmp_path / "x.csv", code=1).stderr
     pytest.importorskip("h5py")
     assert "cannot have dtype" in call("export", f"{url}#m", tmp_path / "m.h5", code=1).stderr
-    assert "none of the suffixes" in call("export", f"{url}#x", tmp_path / "x.q", code=2).stderr
+    assert (
+        "none of the known suffixes" in call("export", f"{url}#x", tmp_path / "x.q", code=2).stderr
+    )
     assert [f for f in os.listdir(tmp_path) if "part" in f or f.startswith(("x", "m"))] == []
 
 

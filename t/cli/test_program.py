@@ -175,7 +175,7 @@ def test_what_cannot_be_opened(call, tmp_path, monkeypatch, command):
     assert "empty.fs is empty" in error("empty.fs")
     assert "schemes" in error("foo://x")
     assert "no ZEO server answers" in error("zeo://127.0.0.1:1?wait_timeout=1")
-    assert "names no database" in error("#x" if command in ("ls", "verify") else "", code=2)
+    assert "does not name a database" in error("#x" if command in ("ls", "verify") else "", code=2)
     assert sorted(f for f in os.listdir() if not f.startswith(("text", "empty"))) == []
 
 

@@ -186,7 +186,7 @@ def test_it_says_that_a_broken_end_was_whole(saved, read_only):
     raw = bytearray(Path(saved).read_bytes())
     raw[-1] ^= 1  # of the length
     Path(saved).write_bytes(raw)
-    with pytest.raises(CorruptedTransactionError, match="index says that it was"):
+    with pytest.raises(CorruptedTransactionError, match="index says that there was"):
         AlignedFileStorage(saved, read_only=read_only)
     assert Path(saved).read_bytes() == raw
     os.unlink(f"{saved}.index")

@@ -247,7 +247,7 @@ def test_tls(tls, tmp_path, monkeypatch):
         zstor_2zurl(unknown)
     unknown.close()
     for wrong, what in [
-        (url({"ca": "ca.pem"}), "it ends the connection .*may want a certificate.*cert="),
+        (url({"ca": "ca.pem"}), "it closes the connection .*may want a certificate.*cert="),
         (url(right | {"ca": "other.pem"}), "its certificate is not accepted: .*ca="),
         (url(right).replace("=localhost", "=other"), "not accepted: .*'other'.*server_hostname="),
     ]:
@@ -296,7 +296,7 @@ def test_a_server_gets_another_certificate(tls, tmp_path):
 @pytest.mark.database
 @pytest.mark.formats
 def test_tls_to_a_server_without(testdb):
-    with pytest.raises(ClientDisconnected, match=r"TLS failed: .*Does the server talk TLS"):
+    with pytest.raises(ClientDisconnected, match=r"TLS failed: .*Does the server use TLS"):
         dbopen(f"{testdb.url}&wait_timeout=2&server_hostname=localhost")
 
 

@@ -106,7 +106,7 @@ def test_a_storage_to_be_read(neo):
 
 
 def test_a_new_database_in_memory_has_nothing_to_be_read():
-    with pytest.raises(ValueError, match=r"memory://.*nothing in it to read"):
+    with pytest.raises(ValueError, match=r"memory://.*do not open it read-only"):
         dbopen("memory://", read_only=True)
 
 

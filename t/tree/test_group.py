@@ -297,7 +297,7 @@ def test_modes(path):
         g["x"] = DATA
     with pytest.raises(FileExistsError, match="mode 'a' or 'r\\+' opens it"):
         wendelin.open(path, "x")
-    with pytest.raises(ValueError, match=r"mode is 'w'.*to begin anew, remove the file"):
+    with pytest.raises(ValueError, match=r"mode is 'w'.*to begin again, remove the file"):
         wendelin.open(path, "w")
     with pytest.raises(ValueError, match=r"the past, at='now', can only be read"):
         wendelin.open(path, "r+", at="now")

@@ -65,7 +65,7 @@ def test_a_copy_keeps_and_tells_what_does_not_match(call, path, tmp_path, small)
     target = tmp_path / "y.fs"
     done = call("copy", path, target, code=1)
     assert (
-        f"0x{oid.hex()}, which transaction 0x{tid.hex()} wrote, was copied as it is" in done.stderr
+        f"0x{oid.hex()}, which transaction 0x{tid.hex()} wrote, was copied unchanged" in done.stderr
     )
     (bad,) = call("verify", "--json", target, code=1).json["bad"]
     assert (bad["oid"], bad["written"]["tid"], bad["block"]) == (oid.hex(), tid.hex(), 4)

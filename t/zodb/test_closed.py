@@ -117,7 +117,7 @@ def test_it_is_called_by_its_path_in_few_words(url):
     assert f"in {path!r}> cannot be loaded" in done.stderr
     assert f"{path!r} is closed: open the database again" in done.stderr
     assert "unnamed" not in done.stderr
-    assert "could not be told" not in done.stderr
+    assert "could not be informed" not in done.stderr
     assert len(done.stderr.splitlines()) < 32, done.stderr
 
 

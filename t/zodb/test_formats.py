@@ -214,7 +214,7 @@ def test_a_foreign_object_in_the_block_table_is_refused_by_name(root, A):
     transaction.commit()
     A._fileh().invalidate_page(3)
     A._fileh().file.table.drop()
-    with pytest.raises(BlockLoadError, match=r"PersistentMapping.*no block format") as e:
+    with pytest.raises(BlockLoadError, match=r"PersistentMapping.*not a block format") as e:
         A.read()
     assert e.value.blk == 3
 
@@ -234,7 +234,7 @@ def test_a_foreign_object_of_bytes_is_not_mapped(root, A, monkeypatch):
     transaction.commit()
     A._fileh().invalidate_page(3)
     A._fileh().file.table.drop()
-    with pytest.raises(BlockLoadError, match=r"Foreign.*no block format"):
+    with pytest.raises(BlockLoadError, match=r"Foreign.*not a block format"):
         A.read()
 
 

@@ -171,7 +171,7 @@ def test_a_reference_keeps_what_is_not_ours_and_what_is_damaged(path):
         bad = object.__new__(ArrayRef)
         bad.__setstate__(state | change)
         assert bad.__getstate__() == state | change
-        with pytest.raises(InvalidArrayRef, match="does not fit together"):
+        with pytest.raises(InvalidArrayRef, match="contradict each other"):
             bad.deref()
         assert "damaged" in repr(bad)
     frozen = TABLE[:]
