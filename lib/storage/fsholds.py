@@ -39,7 +39,7 @@ def _offset(tid: bytes) -> int:
 
 
 class Hold:
-    """The state that somebody looks at: those before it may be trimmed."""
+    """The state that a reader looks at: earlier ones may be trimmed."""
 
     def __init__(self, holds: Holds, before: bytes) -> None:
         self._holds = holds
@@ -146,9 +146,9 @@ def free_before(fd: int, before: bytes) -> bytes:
     Parameters
     ----------
     fd : int
-        Open to write; whoever closes it gives up the lock.
+        Open to write; closing it releases the lock.
     before : bytes
-        The state that is wanted; the oldest one that is looked at may be older.
+        The requested state; a reader may look at an older one.
     """
     while True:
         stop = _offset(before)
