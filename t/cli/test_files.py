@@ -367,7 +367,7 @@ def test_export_of_the_past(call, url, tmp_path):
     error = call("cat", "--at", "1999-12-31", f"{url}#x", code=1).stderr
     assert "was empty at" in error
     assert "is in the future" in call("cat", "--at", "2999-01-01", f"{url}#x", code=2).stderr
-    assert "neither a tid" in call("cat", "--at", "then", f"{url}#x", code=1).stderr
+    assert "is not a moment" in call("cat", "--at", "then", f"{url}#x", code=1).stderr
 
 
 # ---- memory ----
