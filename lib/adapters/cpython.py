@@ -6,7 +6,7 @@ The two functions of `sys` are documented, as what other Pythons need not have. 
 
 from __future__ import annotations
 
-import _signal
+import _signal  # type: ignore[import-not-found]  # it has no type hints
 import ctypes
 import sys
 
