@@ -26,7 +26,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from os.path import exists
 from typing import Any
@@ -56,20 +56,20 @@ from wendelin.lib.storage.fsfollow import FileFollower
 from wendelin.lib.storage.fsholds import Hold, Holds
 from wendelin.lib.storage.fsindex import load_index, positions, save_index, snapshot_of
 from wendelin.lib.storage.fslock import FileLock
+from wendelin.lib.storage.fslog import Entry, last_transactions
 from wendelin.lib.storage.fspack import Packer, data_find, pack
 from wendelin.lib.storage.fsrecord import HeadReader, Located, OpenFile, Stat, stat
 from wendelin.lib.storage.fsscan import FIRST, LARGE, Scanned, cut_end, scan
 from wendelin.lib.storage.fssync import sync_folder
 from wendelin.lib.storage.fstrim import TRIM, Trimmed, trim
 from wendelin.lib.storage.fswrite import Tail
-from wendelin.lib.storage.record import BytesRecord, RecordError, class_of, without_pad
+from wendelin.lib.storage.record import BytesRecord, without_pad
 from wendelin.lib.utils import override
 
 __all__ = ["AlignedFileStorage"]
 
 log = logging.getLogger(__name__)
 
-_HEAD = 512  # of a record, with the name of its class [bytes]
 _PYTHON2 = b"FS21"  # the beginning of files of Python 2: the format is the same
 
 
@@ -506,9 +506,7 @@ class AlignedFileStorage(StorageFile):
             transactions = TransactionsOf(self.readers.name, pos, self.end, None)
         return [(txn.tid, [record.oid for record in txn]) for txn in transactions]
 
-    def last_transactions(
-        self, count: int, stop: bytes | None = None
-    ) -> list[tuple[bytes, bytes, bytes, list[tuple[bytes, str]]]]:
+    def last_transactions(self, count: int, stop: bytes | None = None) -> list[Entry]:
         """Return (tid, user, description, records) of the last transactions, the newest one first.
 
         A record is (oid, name of its class); "" if the object was removed. Only heads are read.
@@ -519,29 +517,7 @@ class AlignedFileStorage(StorageFile):
         stop : bytes, optional
             No transaction after this tid.
         """
-        found: list[tuple[bytes, bytes, bytes, list[tuple[bytes, str]]]] = []
-        with self.state_lock:
-            pos = self.end
-            while len(found) < count and pos > FIRST:
-                pos -= 8 + self.read_number(pos - 8)
-                header = self.read_transaction(pos)
-                if stop is not None and header.tid > stop:
-                    continue
-                records = list(self._records_at(pos, header))
-                found.append((header.tid, header.user, header.descr, records))
-        return found
-
-    def _records_at(self, pos: int, header: Any) -> Iterator[tuple[bytes, str]]:
-        end = pos + header.tlen
-        pos += header.headerlen()
-        while pos < end:
-            record = self.read_record(pos)
-            head = self.file.read(min(record.plen, _HEAD)) if record.plen else b""
-            if not head and record.back:  # written by undo: the state is further back
-                data = self.load_back(record.oid, record.back)
-                head = (data or b"")[:_HEAD]
-            yield record.oid, _class_in(head)
-            pos += record.recordlen()
+        return last_transactions(self, count, stop)
 
     # ---- where pads would be visible ----
 
@@ -617,14 +593,6 @@ class AlignedFileStorage(StorageFile):
         """The file has other bytes where it had some: the saved index is believed by them."""
         self._index_end = None
         self.write_index()
-
-
-def _class_in(head: bytes) -> str:
-    """Return the name of the class at the beginning of a record; "" if it is not readable."""
-    try:
-        return class_of(head) if head else ""
-    except RecordError:
-        return ""
 
 
 def _size(fd: int) -> int:

@@ -39,7 +39,7 @@ def _offset(tid: bytes) -> int:
 
 
 class Hold:
-    """The state that a reader looks at: earlier ones may be trimmed."""
+    """The state that a reader sees: earlier ones may be trimmed."""
 
     def __init__(self, holds: Holds, before: bytes) -> None:
         self._holds = holds
@@ -72,6 +72,7 @@ class Holds:
         self._released: deque[bytes] = deque()  # that _states still has
         self._fd = -1
         self._held: int | None = None  # offset
+        self._pid = os.getpid()
 
     @property
     def is_open(self) -> bool:
@@ -125,7 +126,7 @@ class Holds:
             self._states[old] -= 1
             if not self._states[old]:
                 del self._states[old]
-        if self._fd < 0:
+        if self._fd < 0 or self._pid != os.getpid():  # a child of a fork shares its parent's lock
             return
         want = _offset(min(self._states)) if self._states else None
         if want == self._held:
@@ -146,7 +147,7 @@ def free_before(fd: int, before: bytes) -> bytes:
     Parameters
     ----------
     fd : int
-        Open to write; closing it releases the lock.
+        Open to write; to close it gives up the lock.
     before : bytes
         The requested state; a reader may look at an older one.
     """

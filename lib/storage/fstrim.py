@@ -188,7 +188,7 @@ class _Walk(Reachable):
     """Finds what is in the states from a moment on.
 
     A pack takes what is not reachable at its time for garbage, though a later record may refer to
-    it. Here that counts, too. And a reference to nothing does not stop it.
+    it. Here that counts, too. And it goes on after a reference to nothing.
     """
 
     def find(self) -> None:

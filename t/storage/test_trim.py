@@ -3,6 +3,7 @@
 import errno
 import os
 import time
+import warnings
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -235,6 +236,28 @@ def test_a_past_state_that_is_looked_at_is_kept(path):
         check(db, tids[1], 2)
         assert db.storage.trim().revisions == N
         check(db, tids[1], None)
+
+
+def test_a_child_of_a_fork_does_not_let_go_of_what_its_parent_holds(path):
+    write(path, (1,))
+    with opened(path) as db:
+        tm = transaction.TransactionManager()
+        a = db.open(tm).root()["A"][:]
+        assert (a == 1).all()
+        with db.transaction() as conn:
+            conn.root()["A"][:] = 2
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # there are other threads
+            pid = os.fork()
+        if pid == 0:
+            holds = db.storage._holds
+            for state in list(holds._states):
+                holds.change(state, None)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        assert db.storage.trim().revisions == 0
+        assert (a == 1).all()
+        tm.abort()
 
 
 def test_a_file_system_that_cannot_punch_is_named_and_nothing_changes(path, monkeypatch):
