@@ -1,6 +1,7 @@
 """wendelin.core: NumPy arrays larger than RAM, kept in ZODB and changed in transactions.
 
 wendelin.open()     a database, as a tree of arrays; wendelin.tree has what it is made of
+wendelin.ZRagged    arrays of named pieces of different lengths
 wendelin.bigarray   ndarray-like arrays over files mapped in memory, and in ZODB
 wendelin.bigfile    files mapped in memory: the pager, and file backends
 wendelin.lib        helpers
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
+    from wendelin.ragged import ZRagged
     from wendelin.tree.group import Group, open
     from wendelin.tree.retry import transact
 
-__all__ = ["Group", "__version__", "open", "transact"]
+__all__ = ["Group", "ZRagged", "__version__", "open", "transact"]
 
 if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
     raise ImportError(
@@ -28,6 +30,7 @@ if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
 #: names that are imported when they are asked for: the command line needs none of it, say
 _LATER = {
     "Group": "wendelin.tree.group",
+    "ZRagged": "wendelin.ragged",
     "open": "wendelin.tree.group",
     "transact": "wendelin.tree.retry",
 }

@@ -2,7 +2,6 @@
 
 ragged    ZRagged: the pieces by key, and Writer, through which one process adds some
 segment   the rows and the index of one writer
-folder    a folder of bigarray, read
 
 It knows arrays in a database and BTrees. The idea, and the example that the tests have, are of
 bigarray's PointerArray (https://github.com/trungnt13/bigarray).
