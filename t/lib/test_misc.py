@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support import ROOT
 
 import wendelin
 from wendelin.lib.calc import mul
@@ -185,3 +186,18 @@ def test_other_platforms_are_refused(system, machine, tmp_path):
     )
     for word in (system, machine, "Linux", "x86-64", "aarch64"):
         assert word in done.stdout
+
+
+# ---- imports ----
+
+
+def test_lib_knows_nothing_of_what_is_above(tmp_path):
+    lib = ROOT / "lib"
+    names = [".".join(p.relative_to(lib).with_suffix("").parts) for p in lib.rglob("[a-z]*.py")]
+    program = (
+        f"import importlib, sys\n"
+        f"for name in {names}: importlib.import_module('wendelin.lib.' + name)\n"
+        f"assert not [m for m in sys.modules if m.startswith('wendelin.') "
+        f"and not m.startswith('wendelin.lib')]\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)

@@ -1,8 +1,6 @@
 """lib/zodb.py: databases by path and URL, objects that are never ghosts, what is seen."""
 
 import os
-import subprocess
-import sys
 import threading
 from importlib.metadata import entry_points
 
@@ -12,7 +10,6 @@ from BTrees.LOBTree import LOBTree, LOBTreePy
 from BTrees.OOBTree import OOBTree
 from persistent import Persistent
 from persistent.mapping import PersistentMapping
-from support import ROOT
 from support.stateload import StateLoadError
 from transaction import TransactionManager
 from zc.lockfile import LockError
@@ -586,18 +583,3 @@ def test_zconn_at_unknown_storage():
             zconn_at(conn)
         conn._normal_storage = conn._storage
     db.close()
-
-
-# ---- the house ----
-
-
-def test_lib_knows_nothing_of_what_is_above(tmp_path):
-    lib = ROOT / "lib"
-    names = [".".join(p.relative_to(lib).with_suffix("").parts) for p in lib.rglob("[a-z]*.py")]
-    program = (
-        f"import importlib, sys\n"
-        f"for name in {names}: importlib.import_module('wendelin.lib.' + name)\n"
-        f"assert not [m for m in sys.modules if m.startswith('wendelin.') "
-        f"and not m.startswith('wendelin.lib')]\n"
-    )
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
