@@ -147,7 +147,7 @@ def test_datasets_in_chunks_that_do_not_fit(call, url, tmp_path):
         assert same(root["b"][...], values[0])
         assert same(root["z"][...], values)
     error = call("import", tmp_path / "x.h5", f"{url}#c", code=1).stderr
-    assert "a, group/b: say which one" in error
+    assert "a, group/b: name one of them" in error
     error = call("import", tmp_path / "x.h5:c", f"{url}#c", code=1).stderr
     assert "no array 'c': it has a, group/b" in error
 
@@ -367,7 +367,7 @@ def test_export_of_the_past(call, url, tmp_path):
     error = call("cat", "--at", "1999-12-31", f"{url}#x", code=1).stderr
     assert "was empty at" in error
     assert "is in the future" in call("cat", "--at", "2999-01-01", f"{url}#x", code=2).stderr
-    assert "is not a moment" in call("cat", "--at", "then", f"{url}#x", code=1).stderr
+    assert "neither a tid" in call("cat", "--at", "then", f"{url}#x", code=1).stderr
 
 
 # ---- memory ----
