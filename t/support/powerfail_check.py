@@ -15,7 +15,7 @@ from ZODB.Connection import TransactionMetaData
 from ZODB.POSException import POSKeyError
 from ZODB.utils import p64, z64
 
-from support.powerfail_program import FORMATS, WRITERS, Expected, digest
+from support.powerfail_program import FORMATS, TRIM, WRITERS, Expected, digest
 
 #: what reads -> the storage, and its options
 READERS = {
@@ -85,6 +85,15 @@ class Check:
         later = [tid for tid in self.expected.records if tid > max(self.returned, default="")]
         self.next = later[0] if later else ""  # it may be there
         self.packed = max((tid for tid, _ in self.expected.packs[:packs]), default="")
+        trims = [tid for tid, oids in self.expected.packs[:packs] if TRIM in oids]
+        self.trimmed = max(trims, default="")
+        # oid -> the transaction that wrote it last before a trim
+        self.newest = {
+            oid: tid
+            for tid, records in sorted(self.expected.records.items())
+            if tid <= self.trimmed
+            for oid in records
+        }
         self.removed = {oid for _, oids in self.expected.packs[:packs] for oid in oids}
 
     def outcome(self) -> tuple[str, str]:
@@ -167,6 +176,10 @@ class Check:
             wanted = records[tid]
             if tid <= self.packed:  # what was superseded may have been removed
                 wanted = {oid: value for oid, value in wanted.items() if oid in got}
+            if tid <= self.trimmed:  # what was superseded may be anything
+                kept = {oid for oid in got if self.newest[oid] == tid and oid not in self.removed}
+                got = {oid: value for oid, value in got.items() if oid in kept}
+                wanted = {oid: value for oid, value in wanted.items() if oid in kept}
             if got != wanted:
                 raise self.wrong(tid, "records are not as they were")
         for tid in records:
@@ -189,7 +202,8 @@ class Check:
             except Exception as e:
                 raise self.wrong(tid, f"object {oid} cannot be loaded: {e!r}") from e
             else:
-                if (serial.hex(), digest(data)) != (tid, value):
+                trimmed = tid <= self.trimmed and oid in self.removed
+                if not trimmed and (serial.hex(), digest(data)) != (tid, value):
                     raise self.wrong(tid, f"object {oid} is not as it was")
 
     def blobs(self, storage, last: str) -> None:

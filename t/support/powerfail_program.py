@@ -35,13 +35,15 @@ from ZODB.utils import p64
 
 from support.powerfail_mark import mark, mark_files
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib.storage import filestorage
+from wendelin.lib.storage import filestorage, fstrim
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.fsalign import ALIGNMENT
 from wendelin.lib.storage.record import without_pad
+from wendelin.lib.storage.trimmed import HEAD
 
 BLK = 8192
 FORMATS = ("ZBlk0", "ZBlk1")
+TRIM = "trim"  # before the oids, of a pack that is a trim
 LARGEST = 8 * BLK
 
 
@@ -380,6 +382,23 @@ class Work:
         self.pack(time.time())
         mark_files(self.folder)
 
+    def step_trim(self) -> None:
+        """Trim, where the storage can: what is superseded may be "packed away"."""
+        trim = getattr(self.db.storage, "trim", None)
+        if trim is not None and self.db.storage.align:
+            mark(pack=len(self.expected.packs))
+            self.expected.packs.append((max(self.expected.records), [TRIM]))
+            fstrim.SMALLEST = 4096  # [bytes]; blocks are small here
+            trim()
+            # what nothing refers to
+            last, _ = self.expected.packs[-1]
+            gone = sorted(oid for oid in self.oids() if self.is_packed_away(oid))
+            self.expected.packs[-1] = (last, [TRIM, *gone])
+
+    def is_packed_away(self, oid: str) -> bool:
+        """Say whether the last revision of an object was trimmed."""
+        return self.db.storage.load(bytes.fromhex(oid))[0].startswith(HEAD)
+
     def step_pack_earlier(self) -> None:
         """Pack what is older than some transactions."""
         at = time.time()
@@ -415,6 +434,7 @@ STEPS = {
     "pack": 3,
     "pack_earlier": 2,
     "pack_beside": 2,
+    "trim": 3,
 }
 
 

@@ -400,7 +400,9 @@ static void allocated(int fd, int mode, int64_t at, int64_t size)
         return;
     if (mode & ~(FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
         record("unknown", 0, at, size, "fallocate with flags", path);
-    if (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE))
+    if ((mode & FALLOC_FL_KEEP_SIZE) && !fstat(fd, &st) && at + size > st.st_size)
+        size = at < st.st_size ? st.st_size - at : 0;
+    if (size > 0 && (mode & (FALLOC_FL_PUNCH_HOLE | FALLOC_FL_ZERO_RANGE)))
         record("zeros", inode_of(fd), at, size, path, "");
     if (!(mode & FALLOC_FL_KEEP_SIZE) && !fstat(fd, &st))
         record("size", inode_of(fd), st.st_size, 0, path, "");
