@@ -42,7 +42,7 @@ from wendelin.lib.memlimit import memory_limit
 from wendelin.lib.memlimit import ram_limit as configured_ram_limit
 
 cdef enum:
-    # Descriptors go above this: programs that use select() can have their first 1024. But for a few:
+    # Descriptors go above this, as programs that use select() need their first 1024. But for a few:
     # when a process that has threads gets its first descriptor up there, the kernel waits, for
     # 10 ms and more, until all CPUs have seen its larger table.
     FD_FLOOR = 1024

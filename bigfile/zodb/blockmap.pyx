@@ -414,7 +414,7 @@ cdef class BlockMap:
         return result
 
     def spans(self, uint64_t start, uint64_t stop):
-        """Return ranges (start, stop) in [start, stop), at most 4096 long, with all known blocks."""
+        """Return ranges (start, stop) in [start, stop), at most 4096 long, of all known blocks."""
         cdef size_t i = self.find(start // CHUNK)
         cdef uint64_t lo, hi, to = 0
         result = []

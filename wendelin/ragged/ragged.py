@@ -260,7 +260,7 @@ class ZRagged(LivePersistent):
             at = first[id(segment)] + start
             yield key, at, at + n
 
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """Return all rows as one array: see R[:]."""
         return np.array(self[:], dtype, copy=copy)
 

@@ -54,9 +54,10 @@ def check_key(key: object) -> Key:
         if not -(1 << 63) <= key < 1 << 63:
             raise ValueError(f"key {key}: an integer key has 64 bits")
         return int(key)
-    for kind in str, bytes:
-        if isinstance(key, kind):
-            return kind(key)  # type: ignore[no-any-return]  # np.str_, np.bytes_
+    if isinstance(key, str):  # np.str_
+        return str(key)
+    if isinstance(key, bytes):
+        return bytes(key)
     raise TypeError(f"key {key!r:.100} is a {type(key).__name__}: a key is a str, bytes or int")
 
 
