@@ -380,6 +380,7 @@ class AlignedFileStorage(StorageFile):
         else:
             super().store(oid, oldserial, bytes(data), version, transaction)
 
+    @override
     def restore(
         self,
         oid: bytes,
@@ -389,7 +390,6 @@ class AlignedFileStorage(StorageFile):
         prev_txn: bytes | None,
         transaction: Any,
     ) -> None:
-        """See IStorageRestoreable."""
         if self.align and transaction is self.running and data is not None:
             with self.state_lock:
                 data = aligned_at(data, self._at() + DATA_HDR_LEN, self.align_from)
@@ -397,10 +397,10 @@ class AlignedFileStorage(StorageFile):
         else:
             super().restore(oid, serial, data, version, prev_txn, transaction)
 
+    @override
     def tryToResolveConflict(
         self, oid: bytes, committed: bytes, old: bytes, new: Any, data: bytes = b""
     ) -> Any:
-        """See ConflictResolvingStorage."""
         new = b"".join(new.pieces) if isinstance(new, Pieces) else new
         return super().tryToResolveConflict(oid, committed, old, new, data)
 
@@ -534,10 +534,10 @@ class AlignedFileStorage(StorageFile):
     # ---- pack ----
 
     @staticmethod
+    @override
     def packer(
         storage: AlignedFileStorage, referencesf: Any, stop: bytes, gc: bool
     ) -> tuple[int, Any] | None:
-        """See IFileStoragePacker."""
         if not storage.align:
             found = FileStorage.packer(storage, referencesf, stop, gc)
         else:

@@ -169,8 +169,8 @@ class Receiver(BufferedProtocol):
 
     # ---- other calls of a transport ----
 
+    @override
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
-        """See BufferedProtocol."""
         self._protocol.connection_made(transport)
 
     @override

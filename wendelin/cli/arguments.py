@@ -17,6 +17,7 @@ from wendelin.bigfile.virtmem.handle import ram_stat
 from wendelin.cli.address import Address, parse_index
 from wendelin.cli.transfer import STEP
 from wendelin.lib.sizes import parse_size
+from wendelin.lib.utils import override
 from wendelin.tree.moments import moment
 
 __all__ = [
@@ -54,10 +55,10 @@ class AddressType(_Type):
         self._path, self._index = path, index
         self.name = {"needed": "URL#path", "possible": "URL[#path]", "none": "URL"}[path]
 
+    @override
     def convert(
         self, value: str | Address, param: click.Parameter | None, ctx: click.Context | None
     ) -> Address:
-        """See click.ParamType."""
         if isinstance(value, Address):
             return value
         url, sep, rest = value.rpartition("#")

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from ZODB.utils import z64
 
 from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.lib.utils import override
 from wendelin.lib.zodb import LivePersistent
 
 __all__ = ["KINDS", "Key", "Piece", "Segment", "check_key"]
@@ -108,8 +109,8 @@ class Segment(LivePersistent):
         if self.used:
             self.view(0, 1)
 
+    @override
     def lives(self) -> bool:
-        """See LivePersistent."""
         return self._v_live
 
     def __len__(self) -> int:

@@ -37,6 +37,7 @@ from ZODB.POSException import POSKeyError
 from wendelin.lib.storage.dburl import read_only as url_read_only
 from wendelin.lib.storage.shared import zconn_past
 from wendelin.lib.storage.storurl import zstor_2zurl
+from wendelin.lib.utils import override
 from wendelin.lib.zodb import zconn_at, zconn_name
 from wendelin.zarr.errors import StaleArrayError
 from wendelin.zarr.group import ZarrGroup
@@ -151,8 +152,8 @@ class ZODBStore(Store):
         url = zstor_2zurl(conn.db().storage)
         return _unpickled, (url, table.group._p_oid, zconn_at(conn), self._at, self.read_only)
 
+    @override
     def with_read_only(self, read_only: bool = False) -> ZODBStore:
-        """See Store."""
         if not read_only and not self._writes:
             raise ValueError(f"{self!r} is of a past state, which cannot be changed")
         copy = type(self).__new__(type(self))
@@ -267,22 +268,22 @@ class ZODBStore(Store):
         for wanted, data in zip(some, found, strict=True):
             _tell(loop, wanted.answer.set_result, wanted, data)
 
+    @override
     async def get(
         self,
         key: str,
         prototype: BufferPrototype | None = None,
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
-        """See Store."""
         if not self._is_open:
             await self._open()
         data = await self._get((key, _slice(byte_range)))
         return _buffer(data, prototype)
 
+    @override
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        """See Store."""
         wanted = [self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
         return list(await asyncio.gather(*wanted))
 
@@ -312,34 +313,34 @@ class ZODBStore(Store):
     async def _wait(self, act: Callable[..., T], *args: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(_pool(), act, *args)
 
+    @override
     async def exists(self, key: str) -> bool:
-        """See Store."""
         return await self._wait(self._table.exists, key)
 
+    @override
     async def getsize(self, key: str) -> int:
-        """See Store."""
         size = await self._wait(self._table.size, key)
         if size is None:
             raise FileNotFoundError(key)
         return size
 
+    @override
     async def getsize_prefix(self, prefix: str) -> int:
-        """See Store."""
         keys = await self._wait(self._table.listed, prefix)
         return sum(await asyncio.gather(*map(self.getsize, keys)))
 
+    @override
     async def list(self) -> AsyncIterator[str]:
-        """See Store."""
         for key in await self._wait(self._table.listed, ""):
             yield key
 
+    @override
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        """See Store."""
         for key in await self._wait(self._table.listed, prefix):
             yield key
 
+    @override
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """See Store."""
         folder = prefix.rstrip("/")
         for name in await self._wait(self._table.names, f"{folder}/" if folder else ""):
             yield name
@@ -370,8 +371,8 @@ class ZODBStore(Store):
         else:
             self._change(changes)
 
+    @override
     async def set(self, key: str, value: Buffer) -> None:
-        """See Store."""
         await self._change_soon({key: _bytes(value)})
 
     def set_sync(self, key: str, value: Buffer) -> None:
@@ -386,8 +387,8 @@ class ZODBStore(Store):
         if not await self.exists(key):
             await self.set(key, value)
 
+    @override
     async def delete(self, key: str) -> None:
-        """See Store."""
         self._check_writable()
         if await self.exists(key):
             await self._change_soon({key: None})
@@ -398,8 +399,8 @@ class ZODBStore(Store):
         if self._table.exists(key):
             self._change({key: None})
 
+    @override
     async def delete_dir(self, prefix: str) -> None:
-        """See Store."""
         self._check_writable()
         folder = prefix.rstrip("/")
         keys = await self._wait(self._table.listed, f"{folder}/" if folder else "")

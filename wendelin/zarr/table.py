@@ -445,7 +445,7 @@ class ZarrTable:
             self.moment += 1
 
     def forget(self) -> None:
-        """See Follower."""
+        """Forget all: a boundary has failed."""
         self.follow(None, set())
 
     def join_at_last(self, txn: Any) -> None:
@@ -465,7 +465,7 @@ class ZarrTable:
         self._joined = txn
 
     def database_closed(self) -> None:
-        """See Follower."""
+        """Do nothing: values that were read stay."""
 
 
 def _part(value: memoryview | None, part: slice | None) -> memoryview | None:

@@ -104,10 +104,10 @@ class FolderStore(Store):
 
     # ---- as zarr asks ----
 
+    @override
     async def get(
         self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
     ) -> Buffer | None:
-        """See Store."""
         try:
             with self._file(key) as file:
                 size = os.fstat(file.fileno()).st_size
@@ -118,22 +118,22 @@ class FolderStore(Store):
             return None
         return prototype.buffer.from_bytes(data)
 
+    @override
     async def get_partial_values(
         self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
     ) -> list[Buffer | None]:
-        """See Store."""
         return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
+    @override
     async def exists(self, key: str) -> bool:
-        """See Store."""
         try:
             self._file(key).close()
         except _NOT_THERE:
             return False
         return True
 
+    @override
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        """See Store."""
         try:
             with self._folder(_names(prefix)) as fd:
                 names = os.listdir(fd)
@@ -142,8 +142,8 @@ class FolderStore(Store):
         for name in names:
             yield name
 
+    @override
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
-        """See Store."""
         at = "/".join(_names(prefix))
         async for name in self.list_dir(at):
             key = f"{at}/{name}" if at else name
@@ -153,8 +153,8 @@ class FolderStore(Store):
                 async for inner in self.list_prefix(key):
                     yield inner
 
+    @override
     async def list(self) -> AsyncIterator[str]:
-        """See Store."""
         async for key in self.list_prefix(""):
             yield key
 
@@ -164,12 +164,12 @@ class FolderStore(Store):
             self._refuse_writes()
         return FolderStore(self._path)
 
+    @override
     async def set(self, key: str, value: Buffer) -> None:
-        """See Store."""
         self._refuse_writes()
 
+    @override
     async def delete(self, key: str) -> None:
-        """See Store."""
         self._refuse_writes()
 
     def _refuse_writes(self) -> NoReturn:
