@@ -87,7 +87,7 @@ class OneAtATime:
         return int(self._ask(self.asked.__len__))
 
     def tpc_finish(self, transaction: Any, f: Callable[[bytes], Any] | None = None) -> Any:
-        """Tell the storage to finish; f is called in the thread that finishes."""
+        """Finish the transaction; f, which is called meanwhile, may ask the storage."""
         if f is None:
             return self._ask(self.asked.tpc_finish, transaction)
 
