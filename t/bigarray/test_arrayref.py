@@ -2,11 +2,13 @@
 
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 import transaction
 from numpy.lib.stride_tricks import as_strided, sliding_window_view
+from support import TESTS
 from support.child import check_child
 from support.ramfile import RAMFile
 
@@ -406,7 +408,9 @@ print(given_, refused)
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
 def test_hostile_references():
     steps = int(os.environ.get("WENDELIN_CORE_TEST_STEPS", "2000")) // 4
-    given, refused = map(int, check_child(FUZZER, str(steps), timeout=200).split())
+    path = os.pathsep.join([str(TESTS), str(Path(__file__).parent)])
+    out = check_child(FUZZER, str(steps), timeout=200, PYTHONPATH=path)
+    given, refused = map(int, out.split())
     assert given > steps // 20
     assert refused > steps // 20
 

@@ -132,7 +132,7 @@ def test_keywords_of_0_x():
         with pytest.raises(TypeError, match="neither an integer nor a sequence"):
             BigArray(bad, "f4", RAMFile().fileh_open())
     assert A.shape == (20,)
-    with pytest.raises(TypeError, match="'dtype_' and 'dtype' are one argument"):
+    with pytest.raises(TypeError, match="'dtype_' and 'dtype' are the same: give one"):
         BigArray(3, dtype="f4", dtype_="f4", bigfileh=RAMFile().fileh_open())
     for cls in ZBigArray, RAMArray:
         assert cls((3,), dtype_="u2").dtype == np.uint16
