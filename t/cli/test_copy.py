@@ -56,7 +56,7 @@ def test_copy_of_a_database(call, url, tmp_path):
     target = f"{tmp_path}/back.fs" if back.url == url else back.url
     done = wendelin("copy", path, target)
     assert f"{target}: {len(have)} transactions, " in done.stdout
-    assert call("verify", target).stdout == "7 arrays, 15 blocks, 10 with a checksum: all good\n"
+    assert call("verify", target).stdout == "7 arrays, 15 blocks, 15 with a checksum: all good\n"
     assert [t[2] for t in transactions(target)] == [t[2] for t in have]
     assert transactions(target) == have
     back.stop()
