@@ -263,7 +263,7 @@ def test_what_was_opened_by_a_url_is_known_by_it():
 
     storage = dburl._remembered(Storage, "neo://name@master")()
     assert zstor_2zurl(storage) == "neo://name@master"
-    with pytest.raises(NotImplementedError, match="Storage 'name' has no URL"):
+    with pytest.raises(NotImplementedError, match="URL of Storage 'name' is not known"):
         zstor_2zurl(Storage())
 
 

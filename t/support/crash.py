@@ -20,6 +20,7 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,9 @@ from wendelin.lib.zodb import dbclose, dbopen
 FORMATS = ("ZBlk0", "ZBlk1", "auto")
 BLK = 16384
 LARGEST = 10 * BLK
+#: what dbopen() imports late: a worker would be killed while it does
+LATE = ("zodburi.resolvers", "ZEO.ClientStorage", "wendelin.lib.storage.zeoclient")
+SECONDS = 60  # until the first commit of a worker
 
 
 # ---- the model ----
@@ -161,10 +165,18 @@ def last_note(notes) -> int:
 # ---- the process that workers are forked from ----
 
 
+def has_ended(pid: int) -> bool:
+    """Say whether a child has ended; it can still be waited for."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
 def serve() -> None:
     """Fork a worker a line, kill it, and say how it ended."""
+    for name in LATE:
+        import_module(name)
     for line in sys.stdin:
-        seconds, args = json.loads(line)
+        seconds, after_commit, args = json.loads(line)
+        before = last_note(args[1])
         pid = os.fork()
         if pid == 0:
             try:
@@ -173,6 +185,10 @@ def serve() -> None:
                 traceback.print_exc()
             finally:
                 os._exit(1)
+        if after_commit:
+            stop = time.monotonic() + SECONDS
+            while last_note(args[1]) == before and not has_ended(pid) and time.monotonic() < stop:
+                time.sleep(0.002)
         time.sleep(seconds)
         os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
@@ -194,9 +210,9 @@ class Workers:
                 text=True,
             )
 
-    def run(self, seconds: float, *args) -> None:
-        """Let a worker work, and kill it after so many seconds."""
-        self.popen.stdin.write(json.dumps([seconds, args]) + "\n")
+    def run(self, seconds: float, after_commit: bool, *args) -> None:
+        """Let a worker work, and kill it so many seconds after its start, or its first commit."""
+        self.popen.stdin.write(json.dumps([seconds, after_commit, args]) + "\n")
         self.popen.stdin.flush()
         ended = self.popen.stdout.readline().strip()
         assert ended == str(-signal.SIGKILL), f"ended by itself: {ended}\n{self.log.read_text()}"
@@ -211,9 +227,11 @@ def rounds(workers, url: str, notes, seeds, pack: bool = False) -> tuple[int, in
     """Kill a worker a seed, and check after each; return (transactions, those without a note)."""
     expected = Expected()
     more = 0
-    for seed in seeds:
-        # from before it has opened the database to some commits after that
-        workers.run(random.Random(seed).uniform(0, 0.3), url, str(notes), pack)
+    for i, seed in enumerate(seeds):
+        # While it opens the database, if not later; and in some commit, however slow the machine is
+        after_commit = i % 2 == 1
+        seconds = random.Random(seed).uniform(0, 0.15 if after_commit else 0.3)
+        workers.run(seconds, after_commit, url, str(notes), pack)
         committed = max(last_note(notes), expected.n)
         root = dbopen(url)
         try:
