@@ -38,6 +38,7 @@ __all__ = [
     "BytesRecord",
     "ChecksumError",
     "Elsewhere",
+    "NoClassError",
     "Payload",
     "RecordError",
     "Ref",
@@ -59,6 +60,10 @@ __all__ = [
 
 class RecordError(Exception):
     """A record is damaged, or of another kind than expected."""
+
+
+class NoClassError(RecordError):
+    """A record begins with something else than a class: no Connection has written it."""
 
 
 class ChecksumError(RecordError):
@@ -132,7 +137,7 @@ def _class_name(cls: object) -> str:
             return printable(".".join(map(_text, names)))
         if isinstance(head, Global):
             return head.name
-    raise RecordError(f"a record without a class: {shown(cls)}")
+    raise NoClassError(f"a record without a class: {shown(cls)}")
 
 
 def _text(name: str | bytes) -> str:
@@ -248,8 +253,10 @@ def inert_of(record: bytes) -> tuple[str, Any]:
 
     Raises
     ------
+    NoClassError
+        The record has no class.
     RecordError
-        The record is damaged, or has no class.
+        The record is damaged.
     """
     reader = Reader(record, _any_reference)
     try:

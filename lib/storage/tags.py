@@ -18,7 +18,7 @@ from ZODB.POSException import POSKeyError
 from ZODB.utils import load_current, z64
 
 from wendelin.lib.storage.inert import Object, Pairs
-from wendelin.lib.storage.record import RecordError, Ref, inert_of
+from wendelin.lib.storage.record import NoClassError, RecordError, Ref, inert_of
 
 __all__ = ["TAGS", "oldest_tag", "pack_time", "tags_of"]
 
@@ -61,7 +61,10 @@ def _mapping(storage: Any, oid: bytes) -> tuple[dict[Any, Any], bytes] | None:
         data, tid = load_current(storage, oid)
     except (POSKeyError, KeyError):
         return None
-    cls, state = inert_of(bytes(data))
+    try:
+        cls, state = inert_of(bytes(data))
+    except NoClassError:  # some other program's object, and not damage
+        return None
     if not cls.endswith("PersistentMapping") or not isinstance(state, Pairs):
         return None
     pairs = state.get("data", state.get("_container"))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pickle
 import time
 from pathlib import Path
 
@@ -11,14 +12,17 @@ from persistent.mapping import PersistentMapping
 from support.child import check_child
 from support.fsbytes import Bytes, current, data_of, located, write
 from ZODB.blob import Blob
+from ZODB.Connection import TransactionMetaData
 from ZODB.DB import DB
 from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage import FileStorage as StockFileStorage
-from ZODB.utils import p64
+from ZODB.serialize import referencesf
+from ZODB.utils import p64, z64
 
 from wendelin.lib.storage import fspack
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.fsalign import ALIGNMENT
+from wendelin.lib.storage.record import RecordError
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
 
 
@@ -479,3 +483,27 @@ def test_copy_into_another_storage(path, tmp_path, kinds):
         assert target.getSize() < size + 3 * 2 * ALIGNMENT
     assert [root[i]._p_oid for i in range(2)] == oids
     copy.close()
+
+
+@pytest.mark.parametrize("root", [["a list"], {"a": "mapping"}, PersistentMapping(a=1)])
+def test_a_root_that_no_connection_has_written(path, root):
+    """It has no tags, which a pack would keep; a root that is damaged may have some."""
+    storage = AlignedFileStorage(str(path))
+    record = pickle.dumps(root, 3) + pickle.dumps(None, 3)
+    for _ in range(2):
+        store(storage, z64, record)
+    storage.pack(time.time(), referencesf)
+    assert storage.load(z64)[0] == record
+    store(storage, z64, record[:5])
+    with pytest.raises(RecordError, match="damaged record"):
+        storage.pack(time.time(), referencesf)
+    storage.close()
+
+
+def store(storage, oid, data):
+    txn = TransactionMetaData()
+    storage.tpc_begin(txn)
+    serial = storage.load(oid)[1] if len(storage) else z64
+    storage.store(oid, serial, data, "", txn)
+    storage.tpc_vote(txn)
+    storage.tpc_finish(txn)
