@@ -48,16 +48,27 @@ def values():
     return np.arange(N * BLK // 8) * 7 % 1009
 
 
-@pytest.fixture
-def B(testdb, values):
+def opened(testdb, values, zblk_fmt):
     """Return an array with data, as a client has it that has just opened the database."""
     root = testdb.open()
-    root["B"] = ZBigArray(values.shape, values.dtype, blksize=BLK)
+    root["B"] = ZBigArray(values.shape, values.dtype, blksize=BLK, zblk_fmt=zblk_fmt)
     transaction.commit()
     root["B"][:] = values
     transaction.commit()
     testdb.close(root)
     return testdb.open()["B"]
+
+
+@pytest.fixture
+def B(testdb, values):
+    """Return an array whose blocks are written in bulk, by the default format."""
+    return opened(testdb, values, None)
+
+
+@pytest.fixture
+def whole(testdb, values):
+    """Return an array whose blocks stay whole, however small a change is."""
+    return opened(testdb, values, "ZBlk0")
 
 
 # ---- ready ----
@@ -110,7 +121,7 @@ def test_threads_of_the_pager_are_not_named():
 def test_short_blocks_are_ready(testdb):
     """The last block of most arrays is one: it cannot be mapped, and is copied."""
     root = testdb.open()
-    root["S"] = S = ZBigArray((10 * BLK + 100,), np.uint8, blksize=BLK)
+    root["S"] = S = ZBigArray((10 * BLK + 100,), np.uint8, blksize=BLK, zblk_fmt="ZBlk0")
     transaction.commit()
     S[:] = 3
     S[5 * BLK + 7 : 6 * BLK] = 0
@@ -149,7 +160,8 @@ def test_views_are_ready_after_a_commit_and_an_abort(B, values):
 
 
 @local
-def test_views_are_ready_after_the_commit_of_another_client(B, values):
+def test_views_are_ready_after_the_commit_of_another_client(whole, values):
+    B = whole
     a, rest = B[:], B[10 * BLK // 8 :]
     a.sum()
     manager = transaction.TransactionManager()
@@ -168,6 +180,23 @@ def test_views_are_ready_after_the_commit_of_another_client(B, values):
     assert np.array_equal(written(a), values)
     assert faults(B) == before
     conn.close()
+
+
+@local
+def test_blocks_in_chunks_are_ready_when_they_are_loaded(testdb, values):
+    """A small change makes chunks of a block, which cannot be mapped."""
+    B = opened(testdb, values, "auto")
+    B[3 * BLK // 8] = values[3 * BLK // 8] = -5
+    transaction.commit()
+    testdb.close(B._p_jar.root())
+    B = testdb.open()["B"]
+    part = B[: 3 * BLK // 8]
+    assert np.array_equal(written(part), values[: 3 * BLK // 8])
+    with pytest.raises(AssertionError, match=f"^{3 * BLK} of "):
+        written(B[:])
+    with B.load() as a:
+        assert np.array_equal(written(a), values)
+    assert faults(B) == 0
 
 
 @local
