@@ -275,7 +275,7 @@ if pid == 0:
         a[0] = 9
         for _ in range(1000): pass
     except ForkError as e:
-        assert "anew" in str(e)
+        assert "Open the database again" in str(e)
         try:
             print(a[0])         # again, and not zeros
             for _ in range(1000): pass

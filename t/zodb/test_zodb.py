@@ -261,7 +261,7 @@ def test_keywords_of_0_x(tmp_path):
     storage = dbstoropen(uri=f"{tmp_path}/a.fs")
     assert storage.getName() == f"{tmp_path}/a.fs"
     storage.close()
-    with pytest.raises(TypeError, match="'uri' and 'url' are one argument"):
+    with pytest.raises(TypeError, match="'uri' and 'url' are the same: give one"):
         dbopen(uri="a.fs", url="b.fs")
 
 
