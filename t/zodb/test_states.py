@@ -27,7 +27,7 @@ from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
 def test_states_of_other_versions(root, testdb, monkeypatch, less, more):
     """Golden databases are read in test_formats.py."""
     monkeypatch.delenv("WENDELIN_CORE_ZBLK_FMT", raising=False)
-    A = fill(root, "ZBlk1")
+    A = fill(root, "ZBlk0")
     getstate = ZBigArray.__getstate__
 
     def state(self):
@@ -47,7 +47,7 @@ def test_states_of_other_versions(root, testdb, monkeypatch, less, more):
     A[0] = 0
     transaction.commit()
     assert np.array_equal(in_database(A)[1:-1], FIRST[1:])
-    assert type(A.zfile.blktab[0]).__name__ == ("ZBlk0" if less else "ZBlk1")
+    assert type(A.zfile.blktab[0]).__name__ == ("ZBlk1" if less else "ZBlk0")
 
 
 def test_before_it_belongs_to_a_connection(root, fmt):
