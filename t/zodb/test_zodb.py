@@ -217,7 +217,7 @@ def test_what_was_begun_is_a_database(begin, tmp_path):
         ("zeo://host:1/storage", r"'/storage' follows the address.*storage=storage"),
         ("zeo://host:1?wait_timeout=soon", "wait_timeout is 'soon'"),
         ("zeo://host:1?waiting=1", "waiting.*wait_timeout"),
-        ("zeo://host:1?key=k.pem", "no cert"),
+        ("zeo://host:1?key=k.pem", "needs cert="),
     ],
 )
 def test_urls_of_servers_that_are_wrong(url, what):
