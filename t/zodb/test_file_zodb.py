@@ -293,16 +293,27 @@ def test_views_outlive_the_connection(tmp_path, align):
     del a, A
 
 
-def test_deleting_an_array_frees_its_handle(root, no_leaks):
+def add_and_delete(root, value):
+    root["A"] = A = ZBigArray((10,), "u1")
+    transaction.commit()
+    A[:] = value
+    transaction.commit()
+    del A, root["A"]
+    transaction.commit()
+    root._p_jar.cacheMinimize()
+    gc.collect()
+
+
+@pytest.fixture
+def read_root(root):
+    """Return a root after a first read: a storage opens its file once more for holds."""
+    add_and_delete(root, 1)
+    return root
+
+
+def test_deleting_an_array_frees_its_handle(read_root, no_leaks):
     for i in range(20):
-        root["A"] = A = ZBigArray((10,), "u1")
-        transaction.commit()
-        A[:] = i
-        transaction.commit()
-        del A, root["A"]
-        transaction.commit()
-        root._p_jar.cacheMinimize()
-        gc.collect()
+        add_and_delete(read_root, i)
 
 
 def test_a_missing_record(on_touch, root, A):
