@@ -41,7 +41,7 @@ from contextlib import suppress
 from typing import Any
 
 from ZODB.Connection import Connection
-from ZODB.POSException import ConflictError, ConnectionStateError
+from ZODB.POSException import ConflictError, ConnectionStateError, ReadOnlyHistoryError
 from ZODB.serialize import ObjectWriter
 
 from wendelin.bigfile.virtmem.abilities import (
@@ -414,6 +414,8 @@ class ZFile(
         if not change:
             self.made_of[blk] = None if zblk is None else zblk._p_oid
             return
+        if self.conn.before is not None:  # the error of Connection.commit
+            raise ReadOnlyHistoryError()
         cls = format_for(name, change)
         # a ZBlk1 that is not regular gets new chunks, and stays
         usable = change.old is None or change.old.regular or cls is ZBlk1
