@@ -5,7 +5,8 @@
     A.load() ─────── pin() ───────► loaded, shown, and kept until unpin()
 
 The file is asked where blocks are, as by look_ahead() in trampoline. Then their first touch needs
-no Python.
+no Python. A few blocks of a local file that cannot be mapped are loaded: the last block of an array,
+which is stored in chunks, and blocks that were changed in small parts.
 
 This module knows handles, VMAs and files. It changes no state of a page itself: see ready.
 
@@ -21,7 +22,7 @@ from wendelin.bigfile.virtmem.failure cimport describe
 from wendelin.bigfile.virtmem.fileh cimport fileh_first_change_told, fileh_epoch
 from wendelin.bigfile.virtmem.mapping cimport NONE, Area, area_kind
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_dirty, ram_limit, ram_pinned
-from wendelin.bigfile.virtmem.ready cimport (area_ready, fileh_pin, fileh_show, fileh_unpin,
+from wendelin.bigfile.virtmem.ready cimport (area_ready, fileh_has, fileh_pin, fileh_show, fileh_unpin,
                                              fileh_was_shown, ready_clock)
 from wendelin.bigfile.virtmem.handle cimport VMA, BigFileH
 
@@ -32,15 +33,17 @@ from wendelin.bigfile.virtmem.mapping import max_map_count
 cdef enum:
     LOOK_PAGES = 1024       # looked up at a time
     READY_PAGES = 1 << 15   # of a view that is made ready: the kernel has no mappings for more
+    READY_LOADS = 16        # blocks of a local file that are loaded for it: these take page memory
 
 
 # ---- ready ----
 
 def ready(VMA vma not None, pgoffset, pglen, seconds):
-    """Show pages [pgoffset, pgoffset + pglen) of a VMA that can be shown without loading any.
+    """Show pages [pgoffset, pgoffset + pglen) of a VMA that can be shown at little cost.
 
-    These are blocks in a local file, holes, and pages in memory. If a block cannot be found, the
-    error comes when it is touched, not here.
+    These are blocks in a local file, holes, and pages in memory. Of blocks in a local file that
+    cannot be mapped, READY_LOADS are loaded. If a block cannot be found or loaded, the error comes
+    when it is touched, not here.
 
     Parameters
     ----------
@@ -75,7 +78,8 @@ def ready(VMA vma not None, pgoffset, pglen, seconds):
 
 cdef int show_ready(BigFileH fileh, Area *area, uint64_t i, uint64_t end, int64_t until) except -1:
     cdef uint64_t stop, asked
-    cdef bint skip = not (fileh.maps_ahead and is_local(fileh.file))
+    cdef bint local = is_local(fileh.file), skip = not (fileh.maps_ahead and local)
+    cdef int loads = READY_LOADS if local and fileh.maps else 0
     while i < end and ready_clock() < until:
         with nogil:
             i = area_ready(area, i, end, skip, until)
@@ -91,6 +95,11 @@ cdef int show_ready(BigFileH fileh, Area *area, uint64_t i, uint64_t end, int64_
             asked = i
             with nogil:
                 i = area_ready(area, i, stop, False, until)
+            if i == asked and loads > 0:
+                loads -= 1
+                fileh.load(area.pgoffset + i, 1)
+                with nogil:
+                    i = area_ready(area, i, stop, False, until)
             if i == asked:
                 i += 1
         i = stop
@@ -128,7 +137,7 @@ cdef int look_at(BigFileH fileh, uint64_t blk) except -1:
 
 
 def show_again(BigFileH fileh not None, blks, seconds):
-    """Show pages that were shown before they were dropped, if they need no loading.
+    """Show pages that were shown before they were dropped, if that costs little: see ready().
 
     Parameters
     ----------
@@ -141,6 +150,7 @@ def show_again(BigFileH fileh not None, blks, seconds):
     cdef uint64_t blk
     cdef uint64_t *some
     cdef size_t n
+    cdef int loads = READY_LOADS if fileh.maps and is_local(fileh.file) else 0
     if fileh.fileh.areas == NULL:
         return
     wanted = [blk for blk in sorted(blks) if fileh_was_shown(fileh.fileh, blk)]
@@ -158,6 +168,14 @@ def show_again(BigFileH fileh not None, blks, seconds):
             look(fileh, wanted[0], some[n - 1] + 1)
             with nogil:
                 fileh_show(fileh.fileh, some, n, until)
+            for blk in wanted[:n]:
+                if loads == 0 or ready_clock() >= until:
+                    break
+                if not fileh_has(fileh.fileh, blk):
+                    loads -= 1
+                    fileh.load(blk, 1)
+                    with nogil:
+                        fileh_show(fileh.fileh, &blk, 1, until)
             del wanted[:n]
     finally:
         free(some)

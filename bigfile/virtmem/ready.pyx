@@ -100,6 +100,14 @@ cdef bint is_hole(FileH *fileh, uint64_t blk) noexcept nogil:
     return page != NULL and page.state == LOADED and page.backing == ZEROS
 
 
+cdef bint fileh_has(FileH *fileh, uint64_t blk) noexcept nogil:
+    """Say whether a page is in memory, or its place is known."""
+    pager_lock()
+    page = <Page *>pagemap_get(&fileh.pages, blk)
+    pager_unlock()
+    return page != NULL
+
+
 cdef bint fileh_was_shown(FileH *fileh, uint64_t blk) noexcept nogil:
     """Say whether an area showed a page before it was dropped."""
     cdef Area *area
