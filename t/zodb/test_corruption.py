@@ -35,6 +35,7 @@ pytestmark = pytest.mark.once
 
 DAMAGED = int(os.environ.get("WENDELIN_CORE_TEST_DAMAGED", "100"))
 SEED = int(os.environ.get("WENDELIN_CORE_TEST_SEED", "0"))
+A_TEST = 100  # databases of a test: a test has a time limit, however many there are
 A_CHILD = 25  # databases that a process tries
 LIMIT = 300  # for a process [s]
 
@@ -52,10 +53,13 @@ def start(folder, first, stop):
 
 
 @pytest.mark.slow
-def test_damaged_databases(tmp_path):
+@pytest.mark.parametrize("first_seed", range(SEED, SEED + DAMAGED, A_TEST))
+def test_damaged_databases(tmp_path, first_seed):
+    end = min(first_seed + A_TEST, SEED + DAMAGED)
+    damaged = end - first_seed
     corruption.make_bases(tmp_path / "bases")
     seen = Counter()
-    batches = [(i, min(i + A_CHILD, SEED + DAMAGED)) for i in range(SEED, SEED + DAMAGED, A_CHILD)]
+    batches = [(i, min(i + A_CHILD, end)) for i in range(first_seed, end, A_CHILD)]
     running = []
     try:
         while batches or running:
@@ -71,11 +75,11 @@ def test_damaged_databases(tmp_path):
         for _, _, child in running:
             child.kill()
             child.wait()
-    print(f"of {DAMAGED} damaged databases:", dict(seen))
+    print(f"of {damaged} damaged databases:", dict(seen))
     # it is a test of damages that do something, and do not all keep the database from being opened
-    assert seen["opened"] > DAMAGED // 2
-    assert seen["refused"] > DAMAGED // 5
-    assert seen["committed"] > DAMAGED // 2
+    assert seen["opened"] > damaged // 2
+    assert seen["refused"] > damaged // 5
+    assert seen["committed"] > damaged // 2
 
 
 # ---- by name ----
