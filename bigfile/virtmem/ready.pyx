@@ -46,7 +46,7 @@ cdef int64_t ready_clock() noexcept nogil:
 
 cdef uint64_t area_ready(Area *area, uint64_t i, uint64_t end, bint skip, int64_t until) \
         noexcept nogil:
-    """Show pages [i, end) of an area that need no loading; stop at one that is not known.
+    """Show pages [i, end) of an area that need no loading; stop at one that is not known, or loads.
 
     skip: go on behind it. Return where it stopped; `end` also when the time is over, or when more
     pages could only be shown by hiding others.
@@ -71,7 +71,7 @@ cdef uint64_t area_ready(Area *area, uint64_t i, uint64_t end, bint skip, int64_
                 break
         page = <Page *>pagemap_get(&fileh.pages, area.pgoffset + i)
         j = i + 1
-        if page == NULL:
+        if page == NULL or page.state == LOADING:
             if not skip:
                 break
         elif page.state == LOADED and page.backing == ZEROS:
@@ -102,10 +102,12 @@ cdef bint is_hole(FileH *fileh, uint64_t blk) noexcept nogil:
 
 cdef bint fileh_has(FileH *fileh, uint64_t blk) noexcept nogil:
     """Say whether a page is in memory, or its place is known."""
+    cdef bint has
     pager_lock()
     page = <Page *>pagemap_get(&fileh.pages, blk)
+    has = page != NULL and page.state != LOADING
     pager_unlock()
-    return page != NULL
+    return has
 
 
 cdef bint fileh_was_shown(FileH *fileh, uint64_t blk) noexcept nogil:

@@ -62,6 +62,35 @@ def check_key(key: object) -> Key:
     raise TypeError(f"key {key!r:.100} is a {type(key).__name__}: a key is a str, bytes or int")
 
 
+class _Window:
+    """A mapping of rows, from `first` on.
+
+    It holds the mapping, and not an ndarray: the collector does not see what an ndarray refers to,
+    so the Connection, which the mapping refers to, would never be freed.
+    """
+
+    def __init__(self, first: int, rows: NDArray[Any]) -> None:
+        self.first, self.stop = first, first + len(rows)
+        self._dtype, self._row, self._size = rows.dtype, rows.shape[1:], rows[:1].nbytes
+        self._writeable = rows.flags.writeable
+        mapping: Any = rows
+        while isinstance(mapping, np.ndarray):
+            mapping = mapping.base
+        self._mapping = mapping
+        if mapping is not None:
+            begin = np.ndarray(1, np.uint8, mapping).ctypes.data
+            self._offset = rows.ctypes.data - begin - first * self._size
+
+    def rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Return rows [start, stop)."""
+        shape = (stop - start, *self._row)
+        if start == stop or self._mapping is None:
+            return np.empty(shape, self._dtype)
+        found = np.ndarray(shape, self._dtype, self._mapping, self._offset + start * self._size)
+        found.flags.writeable = self._writeable
+        return found
+
+
 class Segment(LivePersistent):
     """Pieces of one writer.
 
@@ -76,7 +105,7 @@ class Segment(LivePersistent):
 
     _kept = ("_v_live",)
     _v_live = False
-    _v_view: tuple[int, NDArray[Any]] | None = None
+    _v_window: _Window | None = None
     _v_first_oid: bytes | None = None  # what it had when rows were put before the first commit
 
     def __init__(self, dtype: np.dtype[Any], row: tuple[int, ...], blksize: int) -> None:
@@ -134,14 +163,14 @@ class Segment(LivePersistent):
     def view(self, start: int, stop: int) -> NDArray[Any]:
         """Return rows [start, stop) as a view.
 
-        A view of many rows is kept, as a slice of one costs much less than a mapping.
+        A mapping of many rows is kept, as an ndarray over one costs much less than a mapping.
         """
-        kept = self._v_view
-        if kept is None or start < kept[0] or stop > kept[0] + len(kept[1]):
-            window = max(1, _WINDOW // self._row())
-            first = start - start % window
-            kept = self._v_view = first, self.data[first : max(stop, first + window)]
-        return kept[1][start - kept[0] : stop - kept[0]]
+        kept = self._v_window
+        if kept is None or start < kept.first or stop > kept.stop:
+            rows = max(1, _WINDOW // self._row())
+            first = start - start % rows
+            kept = self._v_window = _Window(first, self.data[first : max(stop, first + rows)])
+        return kept.rows(start, stop)
 
     def put(self, key: Key, values: NDArray[Any]) -> None:
         """Add a piece behind the others, in place of the one that had its key.
@@ -179,7 +208,7 @@ class Segment(LivePersistent):
         pieces = sorted(
             (piece, key, kind) for kind in KINDS for key, piece in self.index[kind].items()
         )
-        self._v_view = None
+        self._v_window = None
         to = 0
         for (start, n, at), key, kind in pieces:
             if start != to and n:
