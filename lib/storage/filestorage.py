@@ -60,7 +60,7 @@ from wendelin.lib.storage.fslog import Entry, last_transactions
 from wendelin.lib.storage.fspack import Packer, data_find, pack
 from wendelin.lib.storage.fsrecord import HeadReader, Located, OpenFile, Stat, stat
 from wendelin.lib.storage.fsscan import FIRST, LARGE, Scanned, cut_end, scan
-from wendelin.lib.storage.fssync import sync_folder
+from wendelin.lib.storage.fssync import sync_folder, throw_away
 from wendelin.lib.storage.fstrim import TRIM, Trimmed, trim
 from wendelin.lib.storage.fswrite import Tail
 from wendelin.lib.storage.record import BytesRecord, without_pad
@@ -469,7 +469,7 @@ class AlignedFileStorage(StorageFile):
             os.ftruncate(self.changes.fileno(), 0)
             self.changes.truncate(0)
         except OSError:
-            _throw_away(self.changes)
+            throw_away(self.changes)
             self.changes = open(f"{self.path}.tmp", "w+b")  # noqa: SIM115
 
     def _renew_file(self) -> None:
@@ -478,7 +478,7 @@ class AlignedFileStorage(StorageFile):
         FileStorage would keep the buffer, for which there is no space on the disk. Then it fails
         for ever, or writes the buffer behind a later transaction.
         """
-        _throw_away(self.file)
+        throw_away(self.file)
         self.file = open(self.path, "r+b")  # noqa: SIM115
         self._cut()
 
@@ -597,11 +597,3 @@ class AlignedFileStorage(StorageFile):
 
 def _size(fd: int) -> int:
     return os.fstat(fd).st_size
-
-
-def _throw_away(file: Any) -> None:
-    """Close a buffered file whose buffer cannot be written."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, file.fileno(), inheritable=False)
-    os.close(nowhere)
-    file.close()

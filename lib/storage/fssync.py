@@ -1,14 +1,16 @@
-"""Names of files on disk: after a power failure, a synced file can be without its name.
+"""What is to get to the disk, and what is not: names of files, and buffers that cannot be written.
 
-This module knows folders, but not their contents.
+After a power failure, a synced file can be without its name. This module knows folders and open
+files, but not their contents.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+from typing import Any
 
-__all__ = ["sync_folder"]
+__all__ = ["sync_folder", "throw_away"]
 
 
 def sync_folder(path: str) -> None:
@@ -27,3 +29,11 @@ def sync_folder(path: str) -> None:
             raise
     finally:
         os.close(fd)
+
+
+def throw_away(file: Any) -> None:
+    """Close a buffered file whose buffer cannot be written."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, file.fileno(), inheritable=False)
+    os.close(nowhere)
+    file.close()
