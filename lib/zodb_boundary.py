@@ -95,7 +95,7 @@ class Watch:
         self._ender: int | None = None  # thread that ends a transaction; protected by: _ended
         self._last_ender: int | None = None
         self._ended = threading.Condition()
-        self._joining = threading.Lock()
+        self._joining = threading.RLock()  # a profiler that raises may leave it held
         self._before_completion: Callable[[Any], None] = conn.beforeCompletion
         self._after_completion: Callable[[Any], None] = conn.afterCompletion
         conn.beforeCompletion = self.before_completion

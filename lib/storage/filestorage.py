@@ -561,7 +561,8 @@ class AlignedFileStorage(StorageFile):
 
     def hold(self, before: bytes) -> Hold:
         """Have no revision trimmed that the state before a tid has, until Hold is let go."""
-        return self._holds.hold(self.file.fileno(), before)
+        with self.state_lock:  # a pack may be replacing the file
+            return self._holds.hold(self.file.fileno(), before)
 
     def trim(self, before: float | bytes | None = None, keep: int = 1) -> Trimmed:
         """Give back the room of large records that are in no state which is kept.

@@ -94,7 +94,8 @@ class Holds:
         """Hold the same states of another file, which has taken the place of the file."""
         with self._lock:
             if self._fd >= 0:
-                os.close(self._fd)
+                previous, self._fd = self._fd, -1
+                os.close(previous)
                 self._open(fd)
                 self._hold()
 

@@ -82,7 +82,8 @@ def test_a_folder_that_is_put_aside_is_no_other(call, url, here):
     pytest.importorskip("zarr")
     own(here / "out.zarr.old~", True)
     before = tree(here)
-    assert "out.zarr.old~ is there" in call("export", f"{url}#x", "out.zarr", code=1).stderr
+    error = call("export", f"{url}#x", "out.zarr", code=1).stderr
+    assert "out.zarr.old~ exists, and is not of an export" in error
     assert tree(here) == before
     (here / "out.zarr.old~" / "dear").unlink()
     (here / "out.zarr.old~").rmdir()

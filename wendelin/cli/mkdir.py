@@ -13,7 +13,13 @@ from wendelin.cli.output import print_json, say
 __all__ = ["mkdir"]
 
 
-@click.command(short_help="Make a group.")
+@click.command(
+    short_help="Make a group.",
+    epilog="""\b
+Examples:
+  wendelin mkdir data.fs#run
+  wendelin mkdir zeo://host:9991#run/7/raw""",
+)
 @click.argument("address", metavar="URL#path", type=AddressType())
 @json_option
 def mkdir(address: Address, as_json: bool) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from difflib import get_close_matches
 from itertools import islice
 from typing import Any, NamedTuple
@@ -138,6 +139,9 @@ def find(database: Database, address: Address, start: Any = None) -> Any:
             ) from None
         except KeyError:
             names = [name for name, _ in islice(children(obj), _ALIKE)]
+            with suppress(KeyError):
+                _child(obj, name + SUFFIX)  # which children() hides
+                names.insert(0, name + SUFFIX)
             have = ", ".join(map(quote, names[:_SHOWN])) + (", ..." if names[_SHOWN:] else "")
             if alike := get_close_matches(name, names, 1):
                 have += f". Did you mean {quote(alike[0])}?"

@@ -16,7 +16,13 @@ from wendelin.tree.group import Group
 __all__ = ["undo"]
 
 
-@click.command(short_help="Undo a transaction.")
+@click.command(
+    short_help="Undo a transaction.",
+    epilog="""\b
+Examples:
+  wendelin undo data.fs 0x0400c3a1f2b4c6d8
+  wendelin undo zeo://host:9991 0x0400c3a1f2b4c6d8""",
+)
 @click.argument("address", metavar="URL", type=AddressType("none"))
 @click.argument("tid", type=MomentType(), metavar="TID")
 @json_option
