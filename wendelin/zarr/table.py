@@ -102,6 +102,7 @@ class ZarrTable:
         self._spool = Spool()
         self._joined: Any = None
         self._frozen = False
+        self._gave_up = float("-inf")  # when a change was last refused, as a commit did not end [s]
         # in the thread of the transaction
         self._applied: dict[str, memoryview | None] = {}  # changes that the tree has
         self._stored: list[ZarrValue] = []
@@ -300,7 +301,7 @@ class ZarrTable:
             key: None if value is None else self._spool.keep(memoryview(value))
             for key, value in changes.items()
         }
-        end = time.monotonic() + WAIT
+        begun = time.monotonic()
         while True:
             conn = self.conn
             if conn is None:
@@ -312,8 +313,11 @@ class ZarrTable:
             if conn.isReadOnly():
                 raise ReadOnlyError(f"{self!r} is in a database that was opened to be read only")
             self.attach()
-            left = end - time.monotonic()
-            if left <= 0:
+            left = begun + WAIT - time.monotonic()
+            # zarr writes the chunks of one call in several threads: if one is refused, all of those
+            # that wait are, or the next transaction would have a part of the call
+            if left <= 0 or begun <= self._gave_up:
+                self._gave_up = time.monotonic()
                 raise TransactionError(
                     f"{self!r} cannot be changed: another thread has been ending the transaction "
                     f"for {WAIT:.0f} s. What runs in a commit, and in hooks after it, cannot write"
