@@ -5,8 +5,8 @@
     A.load() ─────── pin() ───────► loaded, shown, and kept until unpin()
 
 The file is asked where blocks are, as by look_ahead() in trampoline. Then their first touch needs
-no Python. A few blocks of a local file that cannot be mapped are loaded: the last block of an array,
-which is stored in chunks, and blocks that were changed in small parts.
+no Python. A few blocks of a local file that cannot be mapped are loaded: the last block of an
+array, which is stored in chunks, and blocks that were changed in small parts.
 
 This module knows handles, VMAs and files. It changes no state of a page itself: see ready.
 
@@ -22,8 +22,8 @@ from wendelin.bigfile.virtmem.failure cimport describe
 from wendelin.bigfile.virtmem.fileh cimport fileh_first_change_told, fileh_epoch
 from wendelin.bigfile.virtmem.mapping cimport NONE, Area, area_kind
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_dirty, ram_limit, ram_pinned
-from wendelin.bigfile.virtmem.ready cimport (area_ready, fileh_has, fileh_pin, fileh_show, fileh_unpin,
-                                             fileh_was_shown, ready_clock)
+from wendelin.bigfile.virtmem.ready cimport (area_ready, fileh_has, fileh_pin, fileh_show,
+                                             fileh_unpin, fileh_was_shown, ready_clock)
 from wendelin.bigfile.virtmem.handle cimport VMA, BigFileH
 
 from wendelin.bigfile.virtmem.abilities import MayBeRemote
