@@ -26,6 +26,12 @@ BLK = 4096
 GONE = (ValueError, KeyError, BlockLoadError)  # what a pack has dropped
 
 
+# NEO 1.12: a storage node may end with an AssertionError at an undo (docs/cluster.md)
+undoes = pytest.mark.skipif(
+    storages.kind() is storages.NeoDatabase, reason="NEO 1.12 loses storage nodes by an undo"
+)
+
+
 @pytest.fixture
 def g(testdb):
     return wendelin.Group(testdb.open())
@@ -285,6 +291,7 @@ def test_log_of_any_storage_is_that_of_a_file(path):
 # ---- undo ----
 
 
+@undoes
 def test_undo(g):
     history(g)
     entry = g.log(1)[0]
@@ -305,6 +312,7 @@ def test_undo(g):
             g.undo(tid)
 
 
+@undoes
 def test_undo_of_a_tree(g):
     g["a/x"] = np.arange(5)
     commit()
@@ -400,6 +408,7 @@ def test_tags_that_are_none(root):
 # ---- two clients ----
 
 
+@undoes
 def test_two_clients_tag_and_undo(testdb):
     root = testdb.open()
     g = wendelin.Group(root)
