@@ -108,7 +108,7 @@ class ZBigFileH(BigFileH, Follower):
         self.file.ahead.expect(pgoffset, pglen)
 
     def show_again(self, blks: Iterable[int]) -> None:
-        """Show pages again that views showed before they were dropped, if they can be mapped."""
+        """Show pages again that views showed before they were dropped, if that costs little."""
         if not self.file.is_local:
             return
         try:

@@ -410,7 +410,10 @@ def undo(conn: Any, tid: bytes) -> None:
     """
     db = conn.db()
     if not db.supportsUndo():
-        raise ValueError(f"{zconn_name(conn)} cannot undo: its storage keeps no earlier states")
+        raise ValueError(
+            f"{zconn_name(conn)} cannot undo: its storage has no undo. Read the earlier state with "
+            f"g.at(), and write it again"
+        )
     if tid == z64 or tid > db.lastTransaction():
         raise ValueError(f"{zconn_name(conn)} has no transaction {tid_repr(tid)}: g.log() has them")
     manager = TransactionManager()
