@@ -13,6 +13,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from operator import lt
 from typing import Any, NamedTuple, TypeAlias
 
@@ -117,14 +118,27 @@ def _ascend(keys: tuple[Any, ...], kind: str) -> bool:
     )
 
 
+def _is_node(ref: object, kind: str, *types: str) -> bool:
+    """Say whether a reference is to a node of this kind of BTree, as far as it has a class.
+
+    ZODB gives an object the class that the reference has, whatever its record is.
+    """
+    return isinstance(ref, Ref) and ref.cls in _classes(kind, types or ("BTree", "Bucket"))
+
+
+@cache
+def _classes(kind: str, types: tuple[str, ...]) -> frozenset[str]:
+    # not every writer says the class; the pure Python classes have the same states
+    names = [f"BTrees.{kind}BTree.{kind}{t}" for t in types]
+    return frozenset(("", *names, *(f"{name}Py" for name in names)))
+
+
 def _next(state: tuple[object, ...], kind: str) -> bytes | None:
     """Return the oid of the bucket that the second item of a node's state refers to."""
     if len(state) == 1:
         return None
     ref = state[1]
-    name = f"BTrees.{kind}BTree.{kind}Bucket"
-    # not every writer says the class
-    if not isinstance(ref, Ref) or ref.cls not in ("", name, f"{name}Py"):
+    if not isinstance(ref, Ref) or not _is_node(ref, kind, "Bucket"):
         raise RecordError(f"a damaged {kind}BTree: {shown(ref)} for a bucket")
     return ref.oid
 
@@ -169,7 +183,7 @@ def _tree(state: object, kind: str) -> Node:
             raise RecordError(f"a damaged {kind}BTree: a tree of another shape")
         return replace(_bucket(flat[0], kind), inline=True)
     children, keys = flat[0::2], flat[1::2]
-    if len(children) != len(keys) + 1 or not all(isinstance(c, Ref) for c in children):
+    if len(children) != len(keys) + 1 or not all(_is_node(c, kind) for c in children):
         raise RecordError(f"a damaged {kind}BTree: a tree of something else")
     if not _ascend(keys, kind):
         raise RecordError(f"a damaged {kind}BTree: a tree with keys {shown(keys)}")
@@ -338,17 +352,31 @@ class Items(NamedTuple):
     chained: bool  # the chain of the buckets is right, so BTrees' own code may change them
 
 
-def read_items(root: bytes, load_all: LoadAll, kind: str) -> Items:
-    """Return the contents of a BTree; see walk()."""
+def read_items(root: Ref, load_all: LoadAll, kind: str, values: str) -> Items:
+    """Return the contents of a BTree; see walk().
+
+    Parameters
+    ----------
+    root : Ref
+    load_all, kind
+        See from_records().
+    values : str
+        The class of its values, as references have it.
+    """
+    if not _is_node(root, kind):
+        raise RecordError(f"{shown(root)} in the place of a {kind}BTree")
     oids: dict[int, bytes] = {}
     nodes: list[bytes] = []
     chained = True
     last: Node | None = None  # bucket
-    for oid, node in walk(root, from_records(load_all, kind)):
+    for oid, node in walk(root.oid, from_records(load_all, kind)):
+        for cls in node.classes:
+            if cls not in ("", values):
+                raise RecordError(f"a {cls} in the place of a {values}")
         nodes.append(oid)
         oids.update(node.oids)
         if node.leaf:
-            chained &= (last is None or last.next == oid) and (not node.inline or oid == root)
+            chained &= (last is None or last.next == oid) and (not node.inline or oid == root.oid)
             last = node
     chained &= last is not None and last.next is None
     return Items(oids, frozenset(nodes), chained)

@@ -40,7 +40,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from BTrees.IOBTree import IOBTree
+from BTrees.IOBTree import IOBTree, IOBTreePy
 from persistent import Persistent
 
 from wendelin.bigfile.zodb.btree import read_items
@@ -65,6 +65,7 @@ from wendelin.lib.zodb import btree_nodes, btree_values
 
 __all__ = [
     "FORMATS",
+    "ZDATA",
     "Maker",
     "ZBlk0",
     "ZBlk1",
@@ -81,7 +82,7 @@ __all__ = [
 ]
 
 _MODULE = "wendelin.bigfile.file_zodb"  # where databases have the classes
-_ZDATA = f"{_MODULE}.ZData"
+ZDATA = f"{_MODULE}.ZData"  #: the class of a chunk, in a database
 
 
 #: makes the record of an object from its pickle without bytes
@@ -230,6 +231,9 @@ class ZBlk1(ZBlkBase):
         return self.chunktab
 
     def __setstate__(self, state: Any) -> None:
+        # a damaged reference gives an object its class: stored again, it would be in all of them
+        if not isinstance(state, IOBTree | IOBTreePy):
+            raise RecordError(f"a ZBlk1 with a {type(state).__name__} for its chunks")
         self.chunktab = state
 
     @override
@@ -240,7 +244,7 @@ class ZBlk1(ZBlkBase):
         root = state_of(record)
         if not isinstance(root, Ref):
             raise RecordError(f"a ZBlk1 with a {type(root).__name__} for its chunks")
-        oids, nodes, chained = read_items(root.oid, records.load_all, "IO")
+        oids, nodes, chained = read_items(root, records.load_all, "IO", ZDATA)
         last = max(oids, default=0)
         data = into or memoryview(bytearray(blksize if 0 <= last < blksize else 0))
         stop = 0  # of the chunks so far
@@ -336,14 +340,14 @@ def _chunks(oids: list[bytes], records: RecordSource) -> list[_Chunk]:
     chunks: dict[bytes, _Chunk] = {}
     for oid, found in zip(oids, records.locate(oids), strict=True):
         # a chunk with a checksum was written by us
-        if found is not None and found.digest is not None and class_of(found.head) == _ZDATA:
+        if found is not None and found.digest is not None and class_of(found.head) == ZDATA:
             chunks[oid] = _Chunk(found.size, found, True, True)
     others = [oid for oid in oids if oid not in chunks]
     head = b""  # of the previous chunk: most have one writer, and equal heads are parsed once
     for oid, record in zip(others, records.load_all(others) if others else (), strict=True):
         payload = find_payload(record)
         if payload is None or record[: payload.state] != head:
-            if class_of(record) != _ZDATA:
+            if class_of(record) != ZDATA:
                 _check_kept(oid, record)
                 raise RecordError(f"chunk {oid.hex()} is a {class_of(record)}, not a ZData")
             head = record[: payload.state] if payload is not None else b""

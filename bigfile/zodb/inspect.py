@@ -12,7 +12,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from wendelin.bigfile.zodb.btree import from_records, read_items, walk
-from wendelin.bigfile.zodb.formats import class_name, is_plain, is_whole
+from wendelin.bigfile.zodb.formats import ZDATA, class_name, is_plain, is_whole
 from wendelin.bigfile.zodb.interfaces import FileInDatabase
 from wendelin.bigfile.zodb.records import Records
 from wendelin.lib.storage.fsrecord import Located
@@ -152,7 +152,7 @@ def _chunks(oid: bytes, records: Records) -> list[bytes]:
     root = state_of(records.load(oid))
     if not isinstance(root, Ref):
         raise RecordError(f"object {oid.hex()} is a ZBlk1 with a {type(root).__name__} for chunks")
-    items = read_items(root.oid, records.load_all, "IO")
+    items = read_items(root, records.load_all, "IO", ZDATA)
     return [*items.nodes, *items.oids.values()]
 
 

@@ -27,6 +27,7 @@ from wendelin.bigfile.zodb.btree import from_records, read_items, read_node, wal
 from wendelin.bigfile.zodb.change import CHUNK
 from wendelin.bigfile.zodb.inspect import inspect_blocks, stored_numbers
 from wendelin.bigfile.zodb.verify import verify_blocks
+from wendelin.lib.storage.record import Ref
 
 TREES = int(os.environ.get("WENDELIN_CORE_TEST_TREES", "30"))
 SEED = int(os.environ.get("WENDELIN_CORE_TEST_SEED", "0"))
@@ -115,7 +116,9 @@ class Tree:
         check(tree)
         expected = {k: tree[k]._p_oid for k in range(self.keys) if k in tree}
         root = tree._p_oid
-        found = read_items(root, self.load_all, self.kind)
+        found = read_items(
+            Ref(root, ""), self.load_all, self.kind, "persistent.mapping.PersistentMapping"
+        )
         assert found.oids == expected
         assert list(found.oids) == sorted(expected)
         try:

@@ -16,6 +16,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import transaction
+from BTrees.LOBTree import LOBucket
 from support import TESTS, corruption, corruption_trials
 from support.clients import BLK, FIRST, Client, N, fill
 from support.plain_zodb import Ref, decode, encode
@@ -168,6 +169,18 @@ def put_chunks(change):
     return act
 
 
+def put_chunk_table(cls):
+    """Let block 1 refer to its chunk table as to an object of another class."""
+
+    def act(A, records):
+        block = A.zfile.blktab[1]
+        if type(block) is not ZBlk1:
+            pytest.skip("of ZBlk1")
+        records.put_state(block._p_oid, Ref(block.chunktab._p_oid, cls))
+
+    return act
+
+
 def cut_record(A, records):
     oid = oid_of(A, "table", 1)
     records.put(oid, records.load(oid)[0][:-1])
@@ -229,6 +242,15 @@ DAMAGES = {
         "POSKeyError: 0x010203",
     ),
     "a chunk of another class": (put_chunk(b"1", ZBlk0), "ZBlk0, not a ZData"),
+    # ZODB gives an object the class of the reference
+    "a reference to a chunk, of another class": (
+        put_chunks(lambda flat: (*flat[:3], Ref(flat[3].oid, ZBlk0), *flat[4:])),
+        "ZBlk0 in the place of a .*ZData",
+    ),
+    "a reference to chunks, of another class": (
+        put_chunk_table(LOBucket),
+        "LOBucket.* in the place of a IOBTree",
+    ),
     "a chunk that is not bytes": (put_chunk(None), "bytes were expected, not NoneType"),
 }
 
