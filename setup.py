@@ -1,6 +1,7 @@
 """Build of the compiled modules; everything else is said in pyproject.toml."""
 
 import os
+import platform
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -16,6 +17,10 @@ DIRECTIVES = {
     "autotestdict": False,
 }
 C_FLAGS = ["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-cast-function-type"]
+if platform.libc_ver()[0] == "glibc":
+    # Else glibc allocates a thread's variables of a loaded module at its first access: for ours that
+    # is in a signal handler, and an end of memory there is abort(). musl has them from the start.
+    C_FLAGS.append("-ftls-model=initial-exec")
 
 
 def cython_path() -> str:

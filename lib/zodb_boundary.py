@@ -12,6 +12,8 @@ import time
 import weakref
 from collections.abc import Callable
 from contextlib import ExitStack
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from transaction.interfaces import TransactionError
@@ -56,6 +58,23 @@ class Follower(Protocol):
         """Called when the database is closed."""
 
 
+@dataclass(eq=False)
+class _End:
+    """The end of a transaction. Code that a commit or its hooks run has it in its context.
+
+    asyncio gives the context on, so tasks have it that another thread runs for this one.
+    """
+
+    watch: Watch
+    txn: Any
+    outer: _End | None  # of a commit that runs this one
+    over: bool = False
+    refused: bool = False  # a change, in this context
+
+
+_end: ContextVar[_End | None] = ContextVar("wendelin.core: the end of a transaction", default=None)
+
+
 class Watch:
     """Observes the calls that a Connection makes to its storage.
 
@@ -94,6 +113,7 @@ class Watch:
         storage.release = self.release
         self._ender: int | None = None  # thread that ends a transaction; protected by: _ended
         self._last_ender: int | None = None
+        self._end: _End | None = None
         self._ended = threading.Condition()
         self._joining = threading.RLock()  # a profiler that raises may leave it held
         self._before_completion: Callable[[Any], None] = conn.beforeCompletion
@@ -133,6 +153,10 @@ class Watch:
         """The Connection's beforeCompletion(): this thread commits, or aborts."""
         with self._ended:
             self._ender = self._last_ender = threading.get_ident()
+        if self._end is None or self._end.txn is not txn:  # else it aborts what it failed to commit
+            self._leave()
+            self._end = _End(self, txn, _end.get())
+            _end.set(self._end)
         for follower in list(self.followers):
             follower.join_at_last(txn)
         self._before_completion(txn)
@@ -145,6 +169,38 @@ class Watch:
             with self._ended:
                 self._ender = None
                 self._ended.notify_all()
+            if txn.status is Status.COMMITTED and any(txn.getAfterCommitHooks()):
+                txn.addAfterCommitHook(self._leave)  # after the last of them
+            elif txn.status is not Status.COMMITTING:  # else it failed, and must be aborted
+                self._leave()
+
+    def _leave(self, *args: object) -> None:
+        over, self._end = self._end, None
+        if over is None:
+            return
+        over.over = True
+        end = first = _end.get()
+        while end is not None and end is not over:
+            end = end.outer
+        if end is None:  # another thread aborts what this one has failed to commit
+            over.refused = False
+        while first is not None and first.over:
+            first = first.outer
+        _end.set(first)
+
+    def end(self) -> Any:
+        """Return the transaction that is being ended, if the caller is run by that; else None.
+
+        It cannot change anything, even after the end: a call that was refused leaves tasks behind,
+        and the next transaction would have a part of it.
+        """
+        end = _end.get()
+        while end is not None:
+            if end.watch is self and (end.refused or not end.over):
+                end.refused = True
+                return end.txn
+            end = end.outer
+        return None
 
     def ends(self) -> bool:
         """Say whether another thread is ending the transaction."""

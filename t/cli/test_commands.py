@@ -370,7 +370,7 @@ def damage(root):
     long._v_data = bytes(BLK + 1)
     lapped = block(3, ZBlk1(), "the previous one ends at 100")
     past = block(4, ZBlk1(), f"and the block at {BLK}")
-    foreign = block(5, ZBlk1(), "not a ZData")
+    foreign = block(5, ZBlk1(), "in the place of a wendelin.bigfile.file_zodb.ZData")
     for zblk, start in (lapped, 0), (lapped, 50), (past, BLK - 1):
         chunk = zblk.chunktab[start] = ZData()
         chunk._v_data = bytes(100)

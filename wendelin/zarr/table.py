@@ -313,6 +313,7 @@ class ZarrTable:
             if conn.isReadOnly():
                 raise ReadOnlyError(f"{self!r} is in a database that was opened to be read only")
             self.attach()
+            self.check_no_end()
             left = begun + WAIT - time.monotonic()
             # zarr writes the chunks of one call in several threads: if one is refused, all of those
             # that wait are, or the next transaction would have a part of the call
@@ -320,7 +321,7 @@ class ZarrTable:
                 self._gave_up = time.monotonic()
                 raise TransactionError(
                     f"{self!r} cannot be changed: another thread has been ending the transaction "
-                    f"for {WAIT:.0f} s. What runs in a commit, and in hooks after it, cannot write"
+                    f"for {WAIT:.0f} s"
                 )
             txn = self.watch.join(self, self._joined, lambda: repr(self), left)
             if txn is None or self.watch.ends():
@@ -332,6 +333,19 @@ class ZarrTable:
                 self._joined = txn
                 self._changes.update(kept)
                 return
+
+    def check_no_end(self) -> None:
+        """Raise TransactionError, if the caller is run by a commit, or its hooks, or it failed."""
+        txn = self.watch and self.watch.end()
+        if txn is None:
+            return
+        if txn.status is Status.COMMITFAILED:
+            txn.join(self)  # which says why it has failed
+        else:
+            raise TransactionError(
+                f"{self!r} cannot be changed: what runs in a commit, and in hooks after it, cannot "
+                f"write"
+            )
 
     # ---- two-phase commit ----
 
