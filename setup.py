@@ -18,8 +18,8 @@ DIRECTIVES = {
 }
 C_FLAGS = ["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-Wno-cast-function-type"]
 if platform.libc_ver()[0] == "glibc":
-    # Else glibc allocates a thread's variables of a loaded module at its first access: for ours that
-    # is in a signal handler, and an end of memory there is abort(). musl has them from the start.
+    # Else glibc allocates a thread's variables of a loaded module when they are first accessed. For
+    # ours that is in a signal handler, and without memory it is abort(). musl does it beforehand.
     C_FLAGS.append("-ftls-model=initial-exec")
 
 
