@@ -269,17 +269,21 @@ class ZFile(
         stored = {blk: oid for blk, oid in oids.items() if oid is not None}
         if stored:
             located = zconn_locate(self.conn, stored.values(), wait=wait)
+            head, plain = b"", False  # those of neighbours are mostly one object
             for (blk, oid), found in zip(stored.items(), located, strict=True):
-                if found is None or found.size > self.blksize or not is_plain(found.head):
+                if found is None or found.size > self.blksize:
                     continue
-                place = self._place(oid, found, check)
+                if found.head is not head:
+                    head, plain = found.head, is_plain(found.head)
+                place = self._place(oid, found, check) if plain else None
                 if place is not None:
                     where[blk] = place
         return where
 
     def _place(self, oid: bytes, found: Located, check: bool) -> Any:
         """Return the result of mapblk for a block that lies in a file; see _where()."""
-        if found.size == 0 and found.digest in (None, _OF_NOTHING):
+        file, offset, size, _, digest = found
+        if size == 0 and digest in (None, _OF_NOTHING):
             return HOLE
         whole = is_whole(found, self.blksize)
         if whole and self.verify and not found.matches():
@@ -289,12 +293,12 @@ class ZFile(
                 found.check()
             except ChecksumError as e:
                 raise self._of_object(oid) from e
-        if found.digest is not None and not whole and not AVAILABLE:
+        if digest is not None and not whole and not AVAILABLE:
             return None  # loadblk() compares the bytes that it copies
-        self.mapped_from.add(found.file)
-        if found.digest is not None and AVAILABLE:
-            return FileRange(found.file.fd, found.offset, found.size, found.digest)
-        return FileRange(found.file.fd, found.offset, None if whole else found.size)
+        self.mapped_from.add(file)
+        if digest is not None and AVAILABLE:
+            return FileRange(file.fd, offset, size, digest)
+        return FileRange(file.fd, offset, None if whole else size)
 
     def is_current(self) -> bool:
         """Say whether the files that pages are mapped from are still the database's."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from transaction.interfaces import TransientError
 
+from wendelin.bigfile.zodb.buckets import read_bucket
 from wendelin.lib.storage.inert import shown
 from wendelin.lib.storage.record import RecordError, Ref, class_of, state_of
 
@@ -45,6 +46,7 @@ Key: TypeAlias = Any
 #: nodes that are to be visited, the next one last: (oid, low, high), its keys are in [low, high)
 Todo = list[tuple[bytes, Key | None, Key | None]]
 
+_BUCKET = b"BTrees.LOBTree\nLOBucket\n"
 TOGETHER = 64  # nodes of one request
 DEEPEST = 64  # levels of a tree
 ENDLESS = "a damaged BTree: it does not end"
@@ -204,6 +206,10 @@ def read_node(record: bytes, kind: str) -> Node:
     RecordError
         It is not such a node, or is damaged.
     """
+    found = read_bucket(record, _BUCKET) if kind == "LO" else None
+    if found is not None:
+        keys, packed, after, classes = found
+        return Node(True, keys, [], packed, after, classes)
     name = class_of(record)
     # the pure Python classes have the same states
     of = name.removeprefix(f"BTrees.{kind}BTree.").removesuffix("Py")

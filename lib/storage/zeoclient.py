@@ -68,7 +68,7 @@ _SLOW = 4 << 20  # a server that writes slower than this seems to hang [bytes/s]
 _PROGRESS = 4096  # less is requests of other threads, on their way at that moment [bytes]
 
 _STORES = {"storea", "restorea"}  # their third argument is data
-_STEP = 8 << 20  # of stored data [bytes]
+_STEP = 2 << 20  # of stored data [bytes]
 _STEPS_AHEAD = 4  # under way at a time
 
 #: up to this many objects, the client asks the server what changed, and does not drop them all

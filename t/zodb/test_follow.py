@@ -155,7 +155,7 @@ def test_a_boundary_visits_what_changed(known, root, other, what, monkeypatch):
     tm.commit()
     other.tm.begin()
     assert len(dropped) <= 2, "pages that did not change were dropped"
-    assert len(loaded) <= 8, "nodes of the table that did not change were read"
+    assert len(set(loaded)) <= 8, "nodes of the table that did not change were read"
     # A bucket has 60 blocks, a chunk 64. The last bucket is for all the holes behind it as well.
     assert file.made_of.visits - visits < 100 + 2_700 / 64
     del handle.invalidate_page
