@@ -171,11 +171,10 @@ class ZFile(
         root = self._table_root()
         return None if root is None else self.table.lookup(root, blk)
 
-    def find(self, start: int, stop: int) -> None:
-        """Look up where blocks [start, stop) are."""
+    def find(self, start: int, stop: int) -> Iterable[int]:
+        """Look up which of the blocks [start, stop) are stored; return these, ascending."""
         root = self._table_root()
-        if root is not None:
-            self.table.between(root, start, stop)
+        return () if root is None else self.table.between(root, start, stop)
 
     def _table_root(self) -> bytes | None:
         """Return the oid of the block table; None: it is not in the database yet."""

@@ -8,11 +8,11 @@ use only the storage of a Connection.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from wendelin.bigfile.virtmem.ahead import window
+from wendelin.bigfile.virtmem.ahead import window as blocks_ahead
 from wendelin.lib.pool import in_pool, submit
 
 __all__ = ["ReadAhead", "prefetch"]
@@ -35,8 +35,9 @@ def _load_next(
     """Load one page, and leave the rest to a new job at the end of the queue.
 
     So one or two jobs wait, however long the range is, and they end when the owner is gone, or the
-    interpreter ends. First start other jobs: the reader does not start all of them itself, as it
-    has a page of its own to load.
+    interpreter ends, or a page cannot be loaded: the next ones would most likely fail, too, as when
+    the database was closed or its server is gone. First start other jobs: the reader does not start
+    all of them itself, as it has a page of its own to load.
     """
     if others:
         submit(_load_next, owner, handle, pages, others - 1)
@@ -46,7 +47,7 @@ def _load_next(
         return
     with suppress(Exception):  # a thread that touches it gets the error
         fileh.load(page, 1)
-    submit(_load_next, owner, handle, pages)
+        submit(_load_next, owner, handle, pages)
 
 
 def prefetch(owner: object, fileh: Loads, pages: Collection[int], threads: int = THREADS) -> None:
@@ -56,11 +57,33 @@ def prefetch(owner: object, fileh: Loads, pages: Collection[int], threads: int =
         submit(_load_next, weakref.ref(owner), weakref.ref(fileh), iter(pages), others)
 
 
-def _find(find: weakref.WeakMethod[Callable[[int, int], object]], start: int, stop: int) -> None:
-    method = find()
-    if method is not None:
-        with suppress(Exception):  # a thread that touches it gets the error
-            method(start, stop)
+class Window(NamedTuple):
+    """Blocks [first, stop) that are to be loaded ahead of a sequential reader."""
+
+    first: int
+    stop: int
+    reader: int  # the block of these that the reader loads itself
+    looked_up: int  # look up blocks [stop, looked_up), too, for the next window
+
+
+def _load_window(
+    find: weakref.WeakMethod[Callable[[int, int], Iterable[int]]],
+    handle: weakref.ref[Loads],
+    window: Window,
+    threads: int,
+) -> None:
+    """Start loading the stored blocks of a window, and look up those behind it.
+
+    Others are holes, or past the end of the file: these cost the reader nothing.
+    """
+    method, fileh = find(), handle()
+    if method is None or fileh is None:
+        return
+    with suppress(Exception):  # a thread that touches a block gets the error
+        stored = [blk for blk in method(window.first, window.stop) if blk != window.reader]
+        prefetch(fileh, fileh, stored, threads)
+        if window.stop < window.looked_up:
+            method(window.stop, window.looked_up)
 
 
 class ReadAhead:
@@ -72,8 +95,8 @@ class ReadAhead:
         the reader   1 2           7           11              16
         windows          | 3 4 5 6 . 8 9 10 |  .  12 13 14 15 |  .  17 ...
 
-    If the storage is remote, the places of blocks are looked up a window before their load:
-    otherwise all threads would wait for that look-up at the same time.
+    If the storage is remote, blocks are looked up a window before their load: otherwise all threads
+    would wait for that look-up at the same time.
 
     Parameters
     ----------
@@ -81,14 +104,17 @@ class ReadAhead:
         [bytes]
     remote : bool
         Blocks are loaded over a network.
-    find : (start, stop) -> object
-        A method that looks up where blocks [start, stop) are. It is not kept alive.
+    find : (start, stop) -> blocks
+        A method that looks up which of the blocks [start, stop) are stored. It is not kept alive.
     """
 
-    def __init__(self, blksize: int, remote: bool, find: Callable[[int, int], object]) -> None:
-        self._find = weakref.WeakMethod(find) if remote else None
+    def __init__(
+        self, blksize: int, remote: bool, find: Callable[[int, int], Iterable[int]]
+    ) -> None:
+        self._find = weakref.WeakMethod(find)
+        self._remote = remote
         self._threads = REMOTE_THREADS if remote else THREADS
-        self._most = window(blksize, remote)
+        self._most = blocks_ahead(blksize, remote)
         self._next = 0  # the block that a sequential reader will load itself, next
         self._stop = 0  # of the last window
         self._begin = -1  # a reader that touches this block first is expected to go on
@@ -117,7 +143,5 @@ class ReadAhead:
         else:
             self._next = blk + 1 + (self._most // 2 or 1)
         self._stop = stop
-        pages = [page for page in range(first, stop) if page != self._next]
-        if self._find is not None:
-            submit(_find, self._find, first, stop + self._most)
-        prefetch(fileh, fileh, pages, self._threads)
+        window = Window(first, stop, self._next, stop + self._most if self._remote else stop)
+        submit(_load_window, self._find, weakref.ref(fileh), window, self._threads)
