@@ -2,6 +2,7 @@
 
 wendelin.open()     a database, as a tree of arrays; wendelin.tree has what it is made of
 wendelin.ZRagged    arrays of named pieces of different lengths
+wendelin.ZSparse    sparse matrices
 wendelin.bigarray   ndarray-like arrays over files mapped in memory, and in ZODB
 wendelin.bigfile    files mapped in memory: the pager, and file backends
 wendelin.lib        helpers
@@ -16,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from wendelin.ragged import ZRagged
+    from wendelin.sparse import ZSparse
     from wendelin.tree.group import Group, open
     from wendelin.tree.retry import transact
 
-__all__ = ["Group", "ZRagged", "__version__", "open", "transact"]
+__all__ = ["Group", "ZRagged", "ZSparse", "__version__", "open", "transact"]
 
 if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
     raise ImportError(
@@ -31,6 +33,7 @@ if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
 _LATER = {
     "Group": "wendelin.tree.group",
     "ZRagged": "wendelin.ragged",
+    "ZSparse": "wendelin.sparse",
     "open": "wendelin.tree.group",
     "transact": "wendelin.tree.retry",
 }

@@ -15,6 +15,7 @@ from wendelin.cli.arguments import AddressType, json_option
 from wendelin.cli.arrays import layout_of
 from wendelin.cli.database import opened, tid_time
 from wendelin.cli.errors import Failure
+from wendelin.cli.matrices import StoredMatrix, is_matrix, matrix_of
 from wendelin.cli.output import (
     console,
     layout_json,
@@ -25,7 +26,7 @@ from wendelin.cli.output import (
     size_text,
 )
 from wendelin.cli.stored import StoredArray
-from wendelin.cli.tree import Progress, find_array, progress_of
+from wendelin.cli.tree import Progress, find, find_array, progress_of
 from wendelin.lib.shown import shown
 
 __all__ = ["info"]
@@ -152,10 +153,14 @@ Examples:
 def info(address: Address, as_json: bool) -> None:
     """Show one array in detail, with a picture of its blocks.
 
-    The picture shows holes, the format of each stored block, and whether it is mapped from the file
+    A sparse matrix is shown with its arrays; their paths, URL#path/data, have the pictures. The
+    picture shows holes, the format of each stored block, and whether it is mapped from the file
     or copied when it is read. No block is loaded, and no code runs that the database names.
     """
     with opened(address.url, once=True) as database:
+        if address.path and is_matrix(obj := find(database, address)):
+            _show_matrix(address, matrix_of(obj), as_json)
+            return
         unfinished = progress_of(database, address)
         try:
             array = find_array(database, address)
@@ -183,6 +188,52 @@ def info(address: Address, as_json: bool) -> None:
                     screen.print(line, soft_wrap=True)
         if lost:
             screen.print(Text(shown(f"\n{lost}", keep="\n")), soft_wrap=True)
+
+
+def _show_matrix(address: Address, matrix: StoredMatrix, as_json: bool) -> None:
+    seen = {name: examine(array) for name, array in matrix.arrays.items()}
+    if as_json:
+        arrays = {
+            name: {
+                "nbytes": array.nbytes,
+                "blocks": seen[name].stored,
+                "bytes": seen[name].sizes.total(),
+            }
+            for name, array in matrix.arrays.items()
+        }
+        print_json(
+            {
+                "path": join(address.path),
+                "class": matrix.cls,
+                "oid": matrix.oid.hex(),
+                **matrix.as_dict(),
+                "nbytes": matrix.nbytes,
+                "arrays": arrays,
+                "changed": shown_tid(max(matrix.tid, *(blocks.tid for blocks in seen.values()))),
+            }
+        )
+        return
+    rows, columns = matrix.shape
+    full = matrix.nnz * 100 / (rows * columns) if rows and columns else 0
+    tid = max(matrix.tid, *(blocks.tid for blocks in seen.values()))
+    facts = [
+        ("path", str(address)),
+        ("class", matrix.cls),
+        ("oid", f"0x{matrix.oid.hex()}"),
+        ("shape", f"({rows},{columns})"),
+        ("dtype", str(matrix.data.dtype)),
+        ("indices", str(matrix.indices.dtype)),
+        ("order", "csr: compressed rows"),
+        ("numbers", f"{matrix.nnz}, {full:.3g}% of the elements"),
+        ("size", size_text(matrix.nbytes)),
+        *(
+            (name, f"{blocks.stored} blocks stored, {size_text(blocks.sizes.total())}")
+            for name, blocks in seen.items()
+        ),
+        ("changed", f"{tid_time(tid):%Y-%m-%d %H:%M:%S.%f %z} (tid {tid.hex()})"),
+    ]
+    for name, value in facts:
+        console().print(Text(f"{name:<10} ").append(shown(value)), soft_wrap=True)
 
 
 def _facts(

@@ -15,6 +15,7 @@ from wendelin.cli.arrays import layout_of
 from wendelin.cli.database import opened
 from wendelin.cli.errors import explain
 from wendelin.cli.files.base import Layout
+from wendelin.cli.matrices import StoredMatrix
 from wendelin.cli.output import (
     Advance,
     console,
@@ -29,7 +30,14 @@ from wendelin.cli.output import (
     warn,
 )
 from wendelin.cli.stored import StoredArray, StoredFile
-from wendelin.cli.tree import Unknown, Unreadable, find, is_of_object, walk
+from wendelin.cli.tree import (
+    FoundMatrix,
+    Unknown,
+    Unreadable,
+    find,
+    is_of_object,
+    walk_with_matrices,
+)
 
 __all__ = ["ls"]
 
@@ -46,6 +54,7 @@ class Row:
     size: int = 0  # [bytes]
     formats: Counter[str] = field(default_factory=Counter)
     tid: bytes = b""
+    matrix: StoredMatrix | None = None
 
     def text(self) -> tuple[str, ...]:
         """Return the texts of the columns."""
@@ -55,18 +64,25 @@ class Row:
         )
         return (
             self.path,
-            *layout_texts(self.layout),
+            *self._layout(),
             str(self.blocks),
             size_text(self.size),
             mix or "-",
             shown_time(self.tid),
         )
 
+    def _layout(self) -> tuple[str, str, str]:
+        if self.matrix is None:
+            return layout_texts(self.layout)
+        shape = Layout(self.matrix.shape, self.matrix.data.dtype, "C")
+        return (*layout_texts(shape)[:2], "csr")
+
     def json(self) -> dict[str, Any]:
         """Return the same for programs."""
+        matrix = self.matrix
         return {
             "path": self.path,
-            **layout_json(self.layout),
+            **(layout_json(self.layout) if matrix is None else matrix.as_dict()),
             "blocks": self.blocks,
             "bytes": self.size,
             "formats": dict(self.formats),
@@ -87,6 +103,18 @@ def row_of(path: str, obj: StoredArray | StoredFile, tell: Advance) -> Row:
     return row
 
 
+def row_of_matrix(path: str, matrix: StoredMatrix, tell: Advance) -> Row:
+    """Look at the arrays of a matrix."""
+    row = Row(path, None, tid=matrix.tid, matrix=matrix)
+    for array in matrix.arrays.values():
+        part = row_of(path, array, tell)
+        row.blocks += part.blocks
+        row.size += part.size
+        row.formats += part.formats
+        row.tid = max(row.tid, part.tid)
+    return row
+
+
 @click.command(
     epilog="""\b
 Examples:
@@ -102,16 +130,19 @@ def ls(address: Address, as_json: bool) -> int:
 
     Goes through all objects that can be reached from the root. Shows of each array: path, shape,
     dtype, order, number of stored blocks (others are holes), their bytes in the database, their
-    formats, and the time of the last change. No block is loaded, and no code runs that the database
-    names. Objects that cannot be read without their class are named on stderr.
+    formats, and the time of the last change. A sparse matrix is one line. No block is loaded, and
+    no code runs that the database names. Objects that cannot be read without their class are named
+    on stderr.
     """
     rows: list[Row] = []
     failed = 0
+    shown: set[bytes] = set()  # arrays, as parts of a matrix
     with (
         opened(address.url, once=True) as database,
         progress("objects and blocks") as tell,
     ):
-        for found in walk(database, find(database, address), address.path, tell):
+        start = find(database, address)
+        for found in walk_with_matrices(database, start, address.path, tell):
             path = join(found.path)
             if isinstance(found, Unknown):
                 warn("ls", f"{address.url}#{path}: {found}")
@@ -119,7 +150,11 @@ def ls(address: Address, as_json: bool) -> int:
             try:
                 if isinstance(found, Unreadable):
                     raise found.error
-                rows.append(row_of(path, found.obj, tell))
+                if isinstance(found, FoundMatrix):
+                    shown.update(array._p_oid for array in found.obj.arrays.values())
+                    rows.append(row_of_matrix(path, found.obj, tell))
+                elif found.obj._p_oid not in shown:
+                    rows.append(row_of(path, found.obj, tell))
             except Exception as e:
                 if not is_of_object(e):
                     raise

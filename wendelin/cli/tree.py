@@ -20,6 +20,7 @@ from ZODB.POSException import POSKeyError
 
 from wendelin.cli.address import Address, Path, quote
 from wendelin.cli.errors import Failure
+from wendelin.cli.matrices import StoredMatrix, is_matrix, matrix_of
 from wendelin.cli.stored import (
     Database,
     Stored,
@@ -45,6 +46,7 @@ __all__ = [
     "PROGRESS",
     "SUFFIX",
     "Found",
+    "FoundMatrix",
     "Progress",
     "Unknown",
     "Unreadable",
@@ -56,6 +58,7 @@ __all__ = [
     "progress_of",
     "visit",
     "walk",
+    "walk_with_matrices",
 ]
 
 _SHOWN = 8  # names that an error lists
@@ -197,6 +200,13 @@ class Found(NamedTuple):
     obj: StoredArray | StoredFile
 
 
+class FoundMatrix(NamedTuple):
+    """A sparse matrix of a database; its arrays are found, too, after it."""
+
+    path: Path
+    obj: StoredMatrix
+
+
 class Unreadable(NamedTuple):
     """An object that does not load."""
 
@@ -238,7 +248,10 @@ def is_of_object(error: Exception) -> bool:
 
 
 def walk(
-    database: Database, start: Any, path: Path = (), tell: Callable[[int], None] = lambda n: None
+    database: Database,
+    start: Any,
+    path: Path = (),
+    tell: Callable[[int], None] = lambda n: None,
 ) -> Iterator[Found | Unreadable | Unknown]:
     """Yield all arrays that can be reached from an object; each once, by the shortest path.
 
@@ -253,11 +266,25 @@ def walk(
     tell
         Called with the number of objects that were read.
     """
+    for found in walk_with_matrices(database, start, path, tell):
+        if not isinstance(found, FoundMatrix):
+            yield found
+
+
+def walk_with_matrices(
+    database: Database, start: Any, path: Path, tell: Callable[[int], None]
+) -> Iterator[Found | FoundMatrix | Unreadable | Unknown]:
+    """Yield the same, and sparse matrices, each before its arrays."""
     for at, obj in visit(database, start, path, tell):
         if isinstance(obj, Exception):
             yield Unreadable(at, obj)
         elif isinstance(obj, StoredArray | StoredFile):
             yield Found(at, obj)
+        elif is_matrix(obj):
+            try:
+                yield FoundMatrix(at, matrix_of(obj))
+            except RecordError as e:
+                yield Unreadable(at, e)
         elif not is_read(obj) and has_references(obj):
             yield Unknown(at, class_of(obj))
 

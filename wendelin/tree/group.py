@@ -24,6 +24,7 @@ from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigarray.attrs import Attributes, new_table
 from wendelin.bigarray.plain import warn_of_plain
 from wendelin.lib.zodb import zconn_check_open, zconn_is_open, zconn_name
+from wendelin.sparse import ZSparse, is_matrix
 from wendelin.tree.containers import (
     ATTRS,
     find,
@@ -252,7 +253,8 @@ class Group(MutableMapping[Any, Any]):
     def __setitem__(self, path: str, value: Any) -> None:
         """Put an array or another object at a path; it replaces an existing one.
 
-        An ndarray becomes an array of the database, as by create_array(data=...).
+        An ndarray becomes an array of the database, as by create_array(data=...), and a sparse
+        matrix of SciPy a ZSparse.
 
         Raises
         ------
@@ -264,6 +266,11 @@ class Group(MutableMapping[Any, Any]):
         container, name, where = self._place(path)
         if isinstance(value, np.ndarray | np.generic):
             value = _new_array(container, name, None, None, value, "C", {}, where)
+            return
+        if is_matrix(value):
+            S = ZSparse.csr((0, value.shape[1]), value.dtype)
+            put(container, name, S, where)
+            S.append_rows(value)
             return
         if not isinstance(value, Persistent):
             raise TypeError(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wendelin.bigarray import BigArray
 from wendelin.lib.shown import shown
 from wendelin.lib.sizes import size_text
+from wendelin.sparse import ZSparse
 
 if TYPE_CHECKING:
     from wendelin.tree.group import Group
@@ -27,6 +28,9 @@ def line_of(value: Any) -> str:
     if isinstance(value, BigArray):
         shape = " × ".join(map(str, value.shape)) or "scalar"
         return f"{shape} {value.dtype}, {size_text(value.nbytes)}"
+    if isinstance(value, ZSparse):
+        rows, columns = value.shape
+        return f"{rows} × {columns} {value.dtype}, sparse, {value.nnz} numbers"
     return "" if hasattr(value, "tree") else type(value).__name__
 
 
