@@ -34,7 +34,7 @@ from wendelin.bigfile import ram_set_limit
 from wendelin.bigfile.virtmem.handle import ram_stat
 from wendelin.lib.storage.shared import share, zconn_now
 
-__all__ = ["from_array", "to_array"]
+__all__ = ["from_array", "in_memory", "to_array"]
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +95,12 @@ class _Source:
         for to, of in _pieces(A, idx, result):
             result[to] = A.read(of)
         return result
+
+
+def in_memory(part: NDArray[Any]) -> NDArray[Any]:
+    """Return a chunk in memory of its own: Dask sends it by system calls, which need that."""
+    _limit_memory()
+    return part if part.base is None else np.array(part)
 
 
 def _blocks(A: BigArray) -> tuple[int, ...]:
