@@ -73,7 +73,8 @@ EVERY_CALL = """
     db = conn.db()
     storage = db.storage
     tid = storage.lastTransaction()
-    undo = storage.undoLog(0, 1)[0]["id"] if hasattr(storage, "undoLog") else None
+    undone = storage.undoLog(0, 1) if hasattr(storage, "undoLog") else []
+    undo = undone[0]["id"] if undone else None      # NEO's gateway says that it has none
 
     def child():
         txn = transaction.get()
