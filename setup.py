@@ -1,7 +1,9 @@
-"""Build of the compiled modules; everything else is said in pyproject.toml."""
+"""Build of the compiled modules, and README as an index shows it; pyproject.toml has all else."""
 
 import os
 import platform
+import re
+import tomllib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -51,7 +53,19 @@ class cython_build_ext(build_ext):
         super().finalize_options()
 
 
+def readme() -> str:
+    """Return README.md with links that work anywhere, to files of the repository."""
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    source = project["urls"]["Source"]
+    text = re.sub(
+        r"(!\[[^\]]*\]\()(?!\w+:)", rf"\1{source}/-/raw/master/", Path("README.md").read_text()
+    )
+    return re.sub(r"(?<=\]\()(?!#|\w+:)", f"{source}/-/blob/master/", text)
+
+
 setup(
+    long_description=readme(),
+    long_description_content_type="text/markdown",
     ext_modules=[
         Extension(
             ".".join((name, *path.relative_to(folder).with_suffix("").parts)),

@@ -163,7 +163,7 @@ print("ok")
 
 
 def test_system_calls_on_cold_and_on_resident_pages(tmp_path):
-    """The limits that README states, as they are."""
+    """The limits that docs/howto/system-calls.md states, as they are."""
     child(
         """
 import errno

@@ -1,0 +1,61 @@
+"""Pictures are what their programs draw; links of README work on a package index."""
+
+import importlib.util
+import re
+from importlib.metadata import metadata
+from pathlib import Path
+
+import pytest
+from support import ROOT, pages
+
+pytestmark = [pytest.mark.once, pytest.mark.formats]
+
+
+def program(name):
+    """Return a program of docs/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"docs/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_diagrams_are_what_is_drawn():
+    drawn = [picture() for picture in program("draw_diagrams").PICTURES]
+    assert len(drawn) > 3
+    for picture in drawn:
+        assert (ROOT / f"docs/{picture.name}.svg").read_text() == picture.svg(), picture.name
+
+
+def test_charts_have_the_numbers_of_the_tables():
+    charts = program("draw_charts")
+    for name, (marker, _, figures) in charts.CHARTS.items():
+        rows = charts.table("performance.md", marker)
+        values = [value for figure in figures for _, value in charts.bars(rows, figure)]
+        shown = re.findall(r"<text[^>]*>([\d.]+)</text>", (ROOT / f"docs/{name}.svg").read_text())
+        assert shown == values, f"{name}.svg: run python docs/draw_charts.py"
+        assert len(values) > 10
+
+
+def test_every_picture_is_in_a_page():
+    shown = "".join(page.read_text() for page in pages.PAGES) + (ROOT / "docs/conf.py").read_text()
+    for picture in [*(ROOT / "docs").rglob("*.svg"), *(ROOT / "docs").rglob("*.png")]:
+        assert picture.name in shown, picture
+
+
+def test_links_on_a_package_index():
+    """There, README stands alone: its links lead to files of the repository."""
+    about = metadata("wendelin.core")
+    urls = dict(line.split(", ") for line in about.get_all("Project-URL"))
+    assert {"Homepage", "Documentation", "Source", "Changelog"} <= set(urls)
+    text = about.get_payload()
+    links = re.findall(r"(!?)\[[^\]]*\]\(([^)\s]+)\)", text)
+    assert len(links) > 20
+    for picture, link in links:
+        if not link.startswith("#"):
+            assert re.match(r"https://", link), link
+        found = re.match(rf"{re.escape(urls['Source'])}/-/(\w+)/master/([^#]+)", link)
+        if found:
+            assert found[1] == ("raw" if picture else "blob")
+            assert Path(ROOT, found[2]).is_file(), link
+    named = set(pages._LINK.findall(pages._prose((ROOT / "README.md").read_text())))
+    assert len(named) == len({link for _, link in links}), "it is installed from other sources"
