@@ -20,6 +20,8 @@ from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigarray.plain import PlainContainerWarning
 from wendelin.lib.zodb import dbclose, dbopen
 
+pytestmark = pytest.mark.formats
+
 
 @pytest.fixture
 def g(testdb):

@@ -28,7 +28,7 @@ from wendelin.zarr import (  # noqa: E402
     writing,
 )
 
-pytestmark = pytest.mark.database
+pytestmark = [pytest.mark.database, pytest.mark.formats]
 
 
 # ---- transactions ----

@@ -12,7 +12,7 @@ from zarr.testing.store import StoreTests
 
 from wendelin.zarr import ZarrGroup, ZarrValue, ZODBStore
 
-pytestmark = pytest.mark.database
+pytestmark = [pytest.mark.database, pytest.mark.formats]
 
 
 def in_loops(cls):

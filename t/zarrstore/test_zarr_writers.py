@@ -19,7 +19,7 @@ from support.zarrarrays import DATA, make, opened  # noqa: E402
 
 from wendelin.zarr import StaleArrayError, ZarrGroup  # noqa: E402
 
-pytestmark = pytest.mark.database
+pytestmark = [pytest.mark.database, pytest.mark.formats]
 
 # ---- threads ----
 
