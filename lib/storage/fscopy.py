@@ -19,7 +19,7 @@ from wendelin.lib.storage.fsalign import ALIGNMENT, aligned_at
 from wendelin.lib.storage.fsreach import HEAD, LARGE, payload_of
 from wendelin.lib.storage.record import ChecksumError, check, digest_of, repadded
 
-__all__ = ["Source", "Stretch", "Target", "aligned_data"]
+__all__ = ["Source", "Stretch", "Target", "aligned_data", "copy_range"]
 
 _PIECE = 1 << 20  # compared at a time [bytes]
 
@@ -157,7 +157,7 @@ class Target:
         at = self._file.tell()
         done = 0
         while done < data.size:
-            n = _copy_range(
+            n = copy_range(
                 data.fd, data.offset + done, self._file.fileno(), at + done, data.size - done
             )
             if n == 0:
@@ -166,8 +166,12 @@ class Target:
         self._file.seek(at + data.size)
 
 
-def _copy_range(source: int, offset: int, target: int, at: int, size: int) -> int:
-    """Copy bytes, by the kernel if possible; return their number."""
+def copy_range(source: int, offset: int, target: int, at: int, size: int) -> int:
+    """Copy bytes, by the kernel if possible; return their number: fewer, or 0 at the end.
+
+    Between aligned places of a file system with reflinks, such as XFS, nothing is copied: both
+    files share the extent.
+    """
     try:
         return os.copy_file_range(source, target, size, offset, at)
     except OSError as e:

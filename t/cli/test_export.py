@@ -97,12 +97,13 @@ def test_what_fails_leaves_nothing(call, url, here, monkeypatch, suffix):
     pytest.importorskip({"h5": "h5py", "zarr": "zarr"}.get(suffix, "numpy"))
     from wendelin.cli.arrays import ArraySource
 
-    def fails(self, start, stop):
+    def fails(*_args):
         raise OSError(28, "No space left on device")
 
     before = tree(here)
     with monkeypatch.context() as m:
         m.setattr(ArraySource, "read", fails)
+        m.setattr(ArraySource, "copy_to", fails)
         assert "No space left" in call("export", f"{url}#x", f"out.{suffix}", code=1).stderr
     assert tree(here) == before
     call("export", f"{url}#x", f"out.{suffix}")

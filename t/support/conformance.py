@@ -11,7 +11,6 @@ import tracemalloc
 import numpy as np
 import pytest
 import transaction
-from ZODB.POSException import ReadOnlyError, ReadOnlyHistoryError
 
 from support.clients import BLK as ZBLK
 from support.clients import FIRST, Client, N, changed, fill, in_database, stored
@@ -131,12 +130,11 @@ class StorageTests:
         ram_reclaim()
         assert np.array_equal(b, FIRST)
         assert np.array_equal(B[:], FIRST)
-        b[0] = 3
-        with pytest.raises((ReadOnlyHistoryError, ReadOnlyError)):
-            old.tm.commit()
-        old.tm.abort()
+        with pytest.raises(ValueError, match="read-only"):
+            b[0] = 3
+        old.tm.commit()
         assert np.array_equal(b, FIRST)
-        with pytest.raises((ReadOnlyHistoryError, ReadOnlyError)):
+        with pytest.raises(ValueError, match="read-only"):
             B.append([3])
             old.tm.commit()
         old.close()

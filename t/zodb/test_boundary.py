@@ -8,7 +8,7 @@ import transaction
 from persistent.mapping import PersistentMapping
 from support import storages
 from support.clients import Client, zeros
-from ZODB.POSException import ConflictError, ReadOnlyHistoryError
+from ZODB.POSException import ConflictError
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.zodb.blockmap import BlockMap
@@ -242,10 +242,9 @@ def test_a_past_state_is_readable_and_not_writable(root, A):
     old = Client(root, at=at)
     a = old.root["A"][:]
     assert a.sum() == 1
-    a[0] = 3
-    with pytest.raises(ReadOnlyHistoryError):
-        old.tm.commit()
-    old.tm.abort()
+    with pytest.raises(ValueError, match="read-only"):
+        a[0] = 3
+    old.tm.commit()
     assert a.sum() == 1
     old.close()
 

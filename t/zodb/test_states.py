@@ -9,7 +9,6 @@ from ZODB.DemoStorage import DemoStorage
 from ZODB.POSException import (
     ConflictError,
     ConnectionStateError,
-    ReadOnlyError,
 )
 
 from wendelin.bigarray.array_zodb import ZBigArray
@@ -137,15 +136,17 @@ def test_a_storage_that_is_only_read(tmp_path, fmt, demo):
     A = db.open().root()["A"]
     a = A[:]
     assert np.array_equal(a, FIRST)
-    a[0] = a[-1] = 1
-    A.append([2])
     if demo:
+        a[0] = a[-1] = 1
+        A.append([2])
         transaction.commit()
         assert np.array_equal(in_database(A), np.append(changed((0, 1), (-1, 1)), [2]))
     else:
-        with pytest.raises(ReadOnlyError):
-            transaction.commit()
-        transaction.abort()
+        with pytest.raises(ValueError, match="read-only"):
+            a[0] = 1
+        with pytest.raises(ValueError, match="read-only"):
+            A.append([2])
+        transaction.commit()
         assert A.shape == (N * BLK,)
         assert np.array_equal(a, FIRST)
     transaction.abort()

@@ -529,7 +529,10 @@ def test_read_only(tmp_path):
     root = dbopen(f"file://{tmp_path}/x.fs?read_only=1")
     a = root["A"][:]
     assert a.sum() == N * BLK
-    a[0] = 5
+    for change in lambda: a.fill(5), lambda: root["A"].append([1]), lambda: root["A"].resize(3):
+        with pytest.raises(ValueError, match="read-only"):
+            change()
+    root["x"] = 1
     with pytest.raises(ReadOnlyError):
         transaction.commit()
     transaction.abort()

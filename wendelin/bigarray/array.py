@@ -328,7 +328,7 @@ class BigArray(Saving, NDArrayLike):
             # the stride of an axis of length 1 has no meaning, and may be too large for NumPy
             strides = [min(stride, sys.maxsize) for stride in self._stridev]
             part = np.ndarray(shape, self._dtype, vma, offset, strides)  # type: ignore[arg-type]
-            part.flags.writeable = not vma.fileh.read_only
+            part.flags.writeable = not self._is_read_only()
             return part
         except ValueError as e:
             raise MemoryError(f"{self!r} has a shape that NumPy cannot have: {e}") from e
@@ -507,7 +507,9 @@ class BigArray(Saving, NDArrayLike):
         if not isinstance(refcheck, bool | np.bool):
             raise TypeError(f"refcheck is {refcheck!r}: it must be a bool. A shape is one argument")
         if self._is_read_only():
-            raise ValueError(f"{self!r} is read-only: it is a past state, opened by a reference")
+            raise ValueError(
+                f"{self!r} is read-only: it is a past state, or its database was opened to be read"
+            )
         new = self._check_shape(new_shape)
         if keep:
             resize_keeping(self, new)

@@ -234,7 +234,9 @@ class ZBigArray(BigArray, LivePersistent):
         self.__copy__()
 
     def _is_read_only(self) -> bool:
-        return self._p_jar is not None and super()._is_read_only()
+        """Say whether no commit can save a change: opened read-only, or a past state."""
+        conn = self._p_jar
+        return conn is not None and (super()._is_read_only() or bool(conn.isReadOnly()))
 
     # ---- shown ----
 

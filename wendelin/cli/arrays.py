@@ -10,13 +10,18 @@ from numpy.typing import NDArray
 
 from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigfile.virtmem.abilities import FileRange
+from wendelin.bigfile.virtmem.backend import HOLE
 from wendelin.bigfile.zodb.inspect import inspect_blocks, stored_numbers
 from wendelin.cli.files.base import Layout, Source
 from wendelin.cli.files.convert import plain
+from wendelin.cli.files.flat import FlatSink
 from wendelin.cli.stored import StoredArray
+from wendelin.lib.storage.fsalign import ALIGNMENT
+from wendelin.lib.storage.record import ChecksumError
 from wendelin.lib.utils import override
 
-__all__ = ["ArraySource", "flat_bytes", "layout_of"]
+__all__ = ["ArraySource", "flat_bytes", "layout_of", "place_of"]
 
 
 def layout_of(array: ZBigArray | StoredArray) -> Layout:
@@ -27,6 +32,26 @@ def layout_of(array: ZBigArray | StoredArray) -> Layout:
 def flat_bytes(array: ZBigArray | StoredArray) -> BigArray:
     """Return all bytes of an array, in their order; changes belong to its transaction."""
     return BigArray((array.nbytes,), np.uint8, array._fileh())
+
+
+def place_of(file: Any, blk: int) -> Any:
+    """Return the FileRange of a block that lies in a file as a whole, HOLE, or None.
+
+    Parameters
+    ----------
+    file : ZFile
+        If its `verify` is set, the block is compared with its checksum. None if that differs: a
+        load of the block raises the right error.
+    blk : int
+    """
+    try:
+        place = file.mapblk(blk)
+    except ChecksumError:
+        return None
+    if place is None or place is HOLE:
+        return place
+    whole = place.size in (None, file.blksize) and place.offset % ALIGNMENT == 0
+    return place if whole else None
 
 
 class ArraySource(Source):
@@ -59,6 +84,29 @@ class ArraySource(Source):
         itemsize = self.layout.dtype.itemsize
         data: NDArray[np.uint8] = self._bytes.read(slice(start * itemsize, stop * itemsize))
         return data.view(self.layout.dtype)
+
+    def copy_to(self, sink: FlatSink, start: int, stop: int) -> None:
+        """Copy elements [start, stop) to a file that has them byte by byte.
+
+        What lies in a file in whole blocks, the kernel copies. It was compared with its checksum.
+
+        Raises
+        ------
+        BlockLoadError, OSError
+            A block does not load.
+        """
+        itemsize, size = self.layout.dtype.itemsize, self._array.zfile.blksize
+        file = self._array._fileh().file
+        begin, end = start * itemsize, stop * itemsize
+        while begin < end:
+            blk = begin // size
+            to = min(end, (blk + 1) * size)
+            place = place_of(file, blk)
+            if isinstance(place, FileRange):
+                sink.copy(begin, place.fd, place.offset + begin - blk * size, to - begin)
+            elif place is not HOLE:
+                sink.write_bytes(begin, self._bytes.read(slice(begin, to)))
+            begin = to
 
     def next_data(self, start: int) -> int:
         """See Source. Starts must ascend."""

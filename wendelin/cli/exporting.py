@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
+from typing import Any
 
 import click
 
@@ -30,6 +31,8 @@ from wendelin.cli.files import (
     parse_file,
 )
 from wendelin.cli.files.base import Sink
+from wendelin.cli.files.flat import FlatSink
+from wendelin.cli.matrices import is_matrix, matrix_of
 from wendelin.cli.output import (
     Advance,
     layout_json,
@@ -42,9 +45,10 @@ from wendelin.cli.output import (
     warn,
 )
 from wendelin.cli.part import Part
-from wendelin.cli.stored import Stored
+from wendelin.cli.plainfiles import export_matrix, export_plain
+from wendelin.cli.stored import Stored, StoredArray
 from wendelin.cli.transfer import parts
-from wendelin.cli.tree import find_array
+from wendelin.cli.tree import find, find_array
 from wendelin.cli.zarrgroups import GroupReader, export_folder, find_group
 from wendelin.lib.zodb import zconn_at
 
@@ -95,9 +99,12 @@ def write(source: ArraySource, sink: Sink, part: Part, step: int, tell: Advance)
     itemsize, done = source.layout.dtype.itemsize, part.done
     together = sink.together * itemsize
     step = max(together, step // together * together)
+    copies = isinstance(sink, FlatSink) and sink.has_bytes_of(source.layout)
     for start, stop in parts(source, done, step, sink.sparse):
         start = start // sink.together * sink.together
-        if start < stop:
+        if start < stop and copies:
+            source.copy_to(sink, start, stop)  # type: ignore[arg-type]
+        elif start < stop:
             sink.write(start, source.read(start, stop))
         if sink.resumable:
             part.save(stop, sink.sync())
@@ -115,7 +122,8 @@ Examples:
   wendelin export zeo://host:9991#frames scan.h5:raw/frames
   wendelin export --at 2026-01-31T18:30 data.fs#ticks ticks.csv
   wendelin export --at 0x03f1a2b3c4d5e6f7 data.fs#t2m climate.zarr
-  wendelin export data.fs#climate climate.zarr""",
+  wendelin export data.fs#climate climate.zarr
+  wendelin export data.fs#counts counts.yaml""",
 )
 @click.argument("address", metavar="URL#path", type=AddressType())
 @click.argument("file", metavar="FILE[:NAME]")
@@ -139,6 +147,9 @@ def export(
 ) -> None:
     """Write an array into a file: .npy, .npz, .h5, .zarr, .csv, or raw bytes (.raw, .bin, .dat).
 
+    NAME.yaml describes plain files that any language maps: NAME.array; of a sparse matrix,
+    NAME.data, NAME.indices and NAME.indptr. A matrix is also written into .npz and .h5ad.
+
     The suffix of FILE sets its format; the file has only this array. It is FILE.part until it is
     complete. If the export was interrupted, the same command goes on, with the same state of the
     array; .npz and .h5 begin again.
@@ -152,6 +163,11 @@ def export(
     part = Part(what.path)
     before = part.done
     with opened(address.url, at=part.tid or at) as database:
+        found = find(database, address) if address.path and not before else None
+        if is_matrix(found) or (what.kind == "daf" and isinstance(found, StoredArray)):
+            tid = zconn_at(database.conn)
+            _export_plainly(found, address, what, force, step, tid if as_json else None)
+            return
         group = find_group(database, address)
         if group is not None:
             _export_group(group, address, what, at, part, step, as_json)
@@ -213,6 +229,25 @@ def _export(
             f"{explain(e)}: {part.path} has {part.done} of {source.layout.size} elements; the same "
             f"command goes on with the same state of the array; it begins again if that is removed"
         ) from e
+
+
+def _export_plainly(
+    found: Any, address: Address, what: File, force: bool, step: int, tid: bytes | None
+) -> None:
+    """Write a sparse matrix; or an array, into plain files. JSON is printed with a tid."""
+    matrix = matrix_of(found) if is_matrix(found) else None
+    size = (found if matrix is None else matrix).nbytes
+    with progress(f"export {address.path[-1]}", size, in_bytes=True) as tell:
+        if matrix is None:
+            export_plain(found, what, force, step, tell)
+        else:
+            export_matrix(matrix, what, address, force, step, tell)
+    if tid is not None:
+        facts = layout_json(ArraySource(found, {}).layout) if matrix is None else matrix.as_dict()
+        print_json({"file": what.path, **facts, "at": shown_tid(tid)})
+    else:
+        numbers = "" if matrix is None else f"{matrix.nnz} numbers, "
+        say(f"{what.path}: {numbers}{size_text(size)}")
 
 
 def _export_group(

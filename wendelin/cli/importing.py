@@ -34,6 +34,7 @@ from wendelin.cli.output import (
     size_text,
     warn,
 )
+from wendelin.cli.plainfiles import has_matrix, import_matrix
 from wendelin.cli.transfer import Target, fill
 from wendelin.cli.zarrgroups import Folder, import_folder
 
@@ -73,6 +74,7 @@ Examples:
   wendelin import scan.h5:raw/frames zeo://host:9991#frames
   wendelin import climate.zarr:t2m data.fs#t2m
   wendelin import --as zarr climate.zarr data.fs#climate
+  wendelin import --as sparse counts.npz data.fs#counts
   wendelin import --columns time,price ticks.csv data.fs#ticks
   wendelin import --dtype '>f4' --shape 512,512 image.raw data.fs#image""",
 )
@@ -81,9 +83,10 @@ Examples:
 @click.option(
     "--as",
     "as_what",
-    type=click.Choice(["array", "zarr"]),
+    type=click.Choice(["array", "zarr", "sparse"]),
     default="array",
-    help="For a Zarr folder: an array, or all of it with chunks and codecs.  [default: array]",
+    help="zarr: all of a Zarr folder, with chunks and codecs. sparse: a matrix of an .npz.  "
+    "[default: array]",
 )
 @click.option("--dtype", type=DtypeType(), help="For raw bytes or a CSV file.  [default: f8]")
 @click.option("--shape", type=ShapeType(), help="For raw bytes.  [default: 1-d]")
@@ -130,6 +133,9 @@ def import_file(
     in transactions of a few blocks each. If it was interrupted, the same command goes on. Until it
     is complete, the array is in NAME~import, and NAME does not exist.
 
+    NAME.yaml describes plain files, as `wendelin export` writes them. A sparse matrix in these, in
+    an .h5ad, or with --as sparse in an .npz of SciPy, becomes a ZSparse.
+
     With --as zarr, a Zarr folder becomes a ZarrGroup: each file is a value of it, byte for byte.
     A program opens it as zarr.open_group(root[...].store()).
     """
@@ -138,6 +144,10 @@ def import_file(
     what = parse_file(file, raw=dtype is not None)
     if as_what == "zarr":
         _import_group(what, address, options, replace, step, as_json)
+        return
+    if as_what == "sparse" or has_matrix(what):
+        check_options(what, options)
+        _import_matrix(what, address, replace, step, as_json)
         return
     with (
         closing(_opened_source(what, options)) as source,
@@ -168,6 +178,22 @@ def import_file(
             shown = ", ".join(names[:8]) + (", ..." if names[8:] else "")
             after = f", after a header: {shown}" if names else ""
             say(f"{address}: {size_text(total)}{after}{again}")
+
+
+def _import_matrix(what: File, address: Address, replace: bool, step: int, as_json: bool) -> None:
+    """Make a ZSparse of a file."""
+    with (
+        opened_to_write(address.url) as root,
+        progress(f"import {os.path.basename(what.path)}", None, in_bytes=True) as tell,
+    ):
+        S = import_matrix(root, address, what, replace, step, tell)
+        shape, nnz, size = S.shape, S.nnz, S.nbytes
+        dtypes = {"dtype": S.dtype.str, "index_dtype": S.index_dtype.str}
+    if as_json:
+        path = str(address).partition("#")[2]
+        print_json({"path": path, "shape": list(shape), **dtypes, "nnz": nnz, "bytes": size})
+    else:
+        say(f"{address}: {shape[0]} × {shape[1]}, {nnz} numbers, {size_text(size)}")
 
 
 def _import_group(

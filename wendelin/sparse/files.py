@@ -11,23 +11,44 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from wendelin.sparse.sources import scipy_sparse
 
-if TYPE_CHECKING:
-    from wendelin.sparse.sparse import ZSparse
-
-__all__ = ["save"]
+__all__ = ["Matrix", "save"]
 
 _STEP = 1 << 20  # elements written at a time
 
 
-def save(matrix: ZSparse, path: str) -> None:
+class Matrix(Protocol):
+    """A matrix in compressed rows: a ZSparse, or one that is read as data."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+
+    @property
+    def nnz(self) -> int:
+        """How many numbers there are."""
+
+    @property
+    def data(self) -> Any:
+        """The numbers."""
+
+    @property
+    def indices(self) -> Any:
+        """Their columns."""
+
+    @property
+    def indptr(self) -> Any:
+        """Where rows end."""
+
+
+def save(matrix: Matrix, path: str) -> None:
     """Write a matrix into a file: see ZSparse.save()."""
-    writers: dict[str, Callable[[ZSparse, str], None]] = {".npz": _npz, ".h5ad": _h5ad}
+    writers: dict[str, Callable[[Matrix, str], None]] = {".npz": _npz, ".h5ad": _h5ad}
     writer = writers.get(os.path.splitext(path)[1].lower())
     if writer is None:
         raise ValueError(f"{path!r} has none of the suffixes of sparse matrices: .npz, .h5ad")
@@ -43,12 +64,15 @@ def save(matrix: ZSparse, path: str) -> None:
         raise
 
 
-def _npz(matrix: ZSparse, path: str) -> None:
+def _npz(matrix: Matrix, path: str) -> None:
     with open(path, "wb") as file:
-        scipy_sparse().save_npz(file, matrix[:], compressed=False)
+        sparse, nnz = scipy_sparse(), matrix.nnz
+        parts = (matrix.data[:nnz], matrix.indices[:nnz], matrix.indptr[:])
+        found = sparse.csr_array(parts, shape=matrix.shape, copy=False)
+        sparse.save_npz(file, found, compressed=False)
 
 
-def _h5ad(matrix: ZSparse, path: str) -> None:
+def _h5ad(matrix: Matrix, path: str) -> None:
     try:
         import h5py
     except ImportError as e:
@@ -61,7 +85,7 @@ def _h5ad(matrix: ZSparse, path: str) -> None:
         X = file.create_group("X")
         X.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
         X.attrs["shape"] = np.array(matrix.shape, np.int64)
-        for name, size in ("data", nnz), ("indices", nnz), ("indptr", len(matrix) + 1):
+        for name, size in ("data", nnz), ("indices", nnz), ("indptr", matrix.shape[0] + 1):
             array = getattr(matrix, name)
             _written(X, name, size, array.dtype, lambda i, j, array=array: array[i:j])
         text = h5py.string_dtype()

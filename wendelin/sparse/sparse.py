@@ -14,7 +14,7 @@ It knows arrays and SciPy; where rows come from is in `sources`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
@@ -288,9 +288,16 @@ class ZSparse(LivePersistent):
         """
         self._check_live()
         with rows_of(rows) as source:
-            self._append(source)
+            self.append_in_steps(source, _STEP)
 
-    def _append(self, source: Rows) -> None:
+    def append_in_steps(
+        self, source: Rows, step: int, after: Callable[[int, int], None] = lambda rows, size: None
+    ) -> None:
+        """Append rows; call `after` with (rows so far, bytes of this step), to commit, say.
+
+        Before the end, the matrix has rows of zeros behind those.
+        """
+        self._check_live()
         if source.shape[1] != self._columns:
             raise ValueError(
                 f"rows of {source.shape[1]} columns cannot be appended to {self!r}, which has "
@@ -310,12 +317,15 @@ class ZSparse(LivePersistent):
             self.indptr.resize((row + source.shape[0] + 1,))
             for array in self.data, self.indices:
                 array.resize((at + source.nnz,))
-            for part in source.parts(_STEP):
+            for part in source.parts(step):
                 n, end = part.shape[0], at + len(part.data)
                 self.data[at:end] = part.data
                 self.indices[at:end] = part.indices
                 self.indptr[row + 1 : row + n + 1] = part.indptr[1:] + at
                 row, at = row + n, end
+                if self._p_serial == z64:
+                    self._v_first_oid = self._p_oid
+                after(row - rows, part.data.nbytes + part.indices.nbytes)
         except BaseException:
             row, at = rows, used
             raise
@@ -323,8 +333,6 @@ class ZSparse(LivePersistent):
             self.indptr.resize((row + 1,))
             for array in self.data, self.indices:
                 array.resize((at,))  # duplicates were added up
-        if self._p_serial == z64:
-            self._v_first_oid = self._p_oid
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write an .npz as scipy.sparse.save_npz() does, or an .h5ad of AnnData; by the suffix.

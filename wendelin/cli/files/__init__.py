@@ -16,6 +16,7 @@ import numpy as np
 from wendelin.bigarray.array import Order
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import Layout, Sink, Source
+from wendelin.cli.files.daf import daf_source
 from wendelin.cli.files.flat import FlatSink, NpzSink, npy_source, npz_source, raw_source
 from wendelin.cli.files.hdf5 import hdf5_sink, hdf5_source
 from wendelin.cli.files.names import check_name, name_of_key
@@ -40,6 +41,8 @@ _KINDS = {
     "zarr": (".zarr",),
     "csv": (".csv", ".tsv", ".txt"),
     "raw": (".raw", ".bin", ".dat"),
+    "daf": (".yaml",),
+    "h5ad": (".h5ad",),
 }
 #: kinds of files that may have more than one array
 WITH_MEMBERS = ("npz", "hdf5", "zarr")
@@ -128,6 +131,10 @@ def open_source(file: File, options: Options) -> Source:
         identity.update(size=state.st_size, changed=state.st_mtime_ns)
     if file.kind == "npy":
         return npy_source(file.path, identity)
+    if file.kind == "h5ad":
+        raise Failure(f"{file.path} is imported as a sparse matrix: its X")
+    if file.kind == "daf":
+        return daf_source(file.path, identity)
     if file.kind == "npz":
         return npz_source(file.path, file.member, identity)
     if file.kind == "hdf5":
@@ -218,4 +225,6 @@ def open_sink(file: File, path: str, layout: Layout, options: Options, resume: b
         return hdf5_sink(path, layout, file.member)
     if file.kind == "zarr":
         return zarr_sink(path, layout, file.member, resume)
+    if file.kind == "h5ad":
+        raise Failure(f"{file.path} takes a sparse matrix, and this is an array: see .h5")
     return CsvSink(path, layout, _delimiter(file, options))

@@ -17,6 +17,7 @@ from wendelin.bigarray.array import Order
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import Layout, Sink, Source
 from wendelin.cli.files.convert import as_bytes, is_described, packed, plain
+from wendelin.lib.storage.fscopy import copy_range
 from wendelin.lib.utils import override
 
 __all__ = [
@@ -315,6 +316,34 @@ class FlatSink(Sink):
             self._resumed = True
             self._file.flush()
             self._file.truncate(self._offset)
+
+    def has_bytes_of(self, layout: Layout) -> bool:
+        """Say whether the file has the same bytes as an array, also between fields."""
+        return layout.dtype == self.dtype and layout.dtype.names is None
+
+    def write_bytes(self, at: int, data: NDArray[np.uint8]) -> None:
+        """Write bytes from byte `at` of the elements on."""
+        self._begin()
+        self._file.seek(self._offset + at)
+        self._file.write(data.data)
+
+    def copy(self, at: int, fd: int, offset: int, size: int) -> None:
+        """Copy bytes of another file to byte `at` of the elements; by the kernel if it can.
+
+        Raises
+        ------
+        OSError
+            The other file ends before.
+        """
+        self._begin()
+        self._file.flush()
+        done = 0
+        while done < size:
+            to = self._offset + at + done
+            n = copy_range(fd, offset + done, self._file.fileno(), to, size - done)
+            if n == 0:
+                raise OSError(errno.EIO, "the database's file ends in a block")
+            done += n
 
     @override
     def sync(self) -> int:

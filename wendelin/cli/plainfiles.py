@@ -1,0 +1,182 @@
+"""Sparse matrices from and to files, and plain files of arrays and matrices: see files.daf.
+
+Such an export, or import, does not go on where it was interrupted: it begins again. A matrix is
+complete, or not there.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack, suppress
+from typing import Any
+
+import numpy as np
+import transaction
+from persistent.mapping import PersistentMapping
+
+from wendelin.cli.address import Address
+from wendelin.cli.arrays import ArraySource
+from wendelin.cli.errors import Failure, explain
+from wendelin.cli.files import File
+from wendelin.cli.files.base import Layout
+from wendelin.cli.files.daf import check_dtype, daf_files, daf_matrix, part_of, read_yaml
+from wendelin.cli.files.flat import FlatSink
+from wendelin.cli.matrices import StoredMatrix
+from wendelin.cli.output import Advance
+from wendelin.cli.stored import StoredArray, class_of
+from wendelin.cli.transfer import Place, parts
+from wendelin.sparse import ZSparse
+from wendelin.sparse.files import save
+from wendelin.sparse.sources import Rows, compressed, rows_of
+
+__all__ = ["export_matrix", "export_plain", "has_matrix", "import_matrix"]
+
+_OF_MATRICES = {"npz", "h5ad", "daf"}
+
+
+def has_matrix(file: File) -> bool:
+    """Say whether a file can only be a sparse matrix.
+
+    Raises
+    ------
+    Failure, OSError
+        It is a .yaml that cannot be read.
+    """
+    return file.kind == "h5ad" or (file.kind == "daf" and read_yaml(file.path).nnz is not None)
+
+
+def export_matrix(
+    matrix: StoredMatrix, file: File, address: Address, force: bool, step: int, tell: Advance
+) -> None:
+    """Write a matrix into .npz, .h5ad or plain files.
+
+    Raises
+    ------
+    Failure, OSError
+        Such a file cannot have it, or cannot be written.
+    """
+    if file.kind not in _OF_MATRICES:
+        raise Failure(
+            f"{address} is a sparse matrix: it is written into .npz, .h5ad, or the files of a .yaml"
+        )
+    for array in matrix.arrays.values():
+        array._fileh().file.verify = True  # what is copied is as it was stored
+    if file.kind != "daf":
+        try:
+            save(matrix, file.path)
+        except (ImportError, ValueError) as e:
+            raise Failure(str(e)) from e
+        tell(matrix.nbytes)
+        return
+    with daf_files(file.path, force) as facts:
+        for name, array in matrix.arrays.items():
+            facts[f"{name}_dtype"] = _write_plain(array, part_of(file.path, name), step, tell)
+        facts["shape"] = str(list(matrix.shape))
+        facts["nnz"] = str(matrix.nnz)
+
+
+def export_plain(array: StoredArray, file: File, force: bool, step: int, tell: Advance) -> None:
+    """Write an array into NAME.array and NAME.yaml, rows one after another.
+
+    Raises
+    ------
+    Failure, OSError
+        Such files cannot have it, or cannot be written.
+    """
+    if not 1 <= array.ndim <= 2:
+        raise Failure(
+            f"the array has {array.ndim} axes: such files have one or two; .npy has any number"
+        )
+    with daf_files(file.path, force) as facts:
+        facts["dtype"] = _write_plain(array, part_of(file.path, "array"), step, tell)
+        facts["shape"] = str(list(array.shape))
+
+
+def _write_plain(array: StoredArray, path: str, step: int, tell: Advance) -> str:
+    """Write the elements of an array, rows one after another; return the name of their dtype."""
+    source = ArraySource(array, {})
+    dtype = check_dtype(source.layout.dtype, path)
+    sink = FlatSink(path, Layout(array.shape, dtype, "C"), npy=False)
+    itemsize = dtype.itemsize
+    try:
+        if array._order == "F" and array.ndim == 2:
+            rows, columns = array.shape
+            each = max(1, step // max(1, columns * itemsize))
+            for i in range(0, rows if columns else 0, each):
+                part = np.ascontiguousarray(array.read((slice(i, i + each),)))
+                sink.write(i * columns, part.reshape(-1))
+                tell(part.nbytes)
+        else:
+            done = 0
+            for start, stop in parts(source, 0, step):
+                if start < stop and sink.has_bytes_of(source.layout):
+                    source.copy_to(sink, start, stop)
+                elif start < stop:
+                    sink.write(start, source.read(start, stop))
+                tell((stop - done) * itemsize)
+                done = stop
+        sink.finish()
+    finally:
+        sink.close()
+    return dtype.name
+
+
+def import_matrix(
+    root: Any, address: Address, file: File, replace: bool, step: int, tell: Advance
+) -> ZSparse:
+    """Make a ZSparse of an .npz, .h5ad, or the files of a .yaml, in transactions of some rows.
+
+    Raises
+    ------
+    Failure, OSError
+        It cannot be read; another object is there.
+    """
+    if file.kind not in _OF_MATRICES:
+        raise Failure(
+            f"{file.path} is not a sparse matrix: they are in .npz, .h5ad, and files of a .yaml"
+        )
+    place = Place(root, address)
+    there = place.obj
+    if there is not None and not (replace and isinstance(there, ZSparse)):
+        also = "" if not isinstance(there, ZSparse) else ": --replace replaces it with the new one"
+        raise Failure(f"{address} exists already: it is a {class_of(there)}{also}")
+    with ExitStack() as stack:
+        try:
+            source, index = _opened(file, stack)
+            S = ZSparse.csr((0, source.shape[1]), source.dtype.newbyteorder("="), index)
+            place.progress = PersistentMapping(source={"kind": "matrix"}, done=0, array=S)
+            _commit(address, "begun")
+
+            def after(rows: int, size: int) -> None:
+                _commit(address, f"{rows} rows")
+                tell(size)
+
+            S.append_in_steps(source, step, after)
+            place.obj = S
+            place.progress = None
+            _commit(address, "complete")
+        except (Exception, KeyboardInterrupt) as e:
+            with suppress(Exception):
+                transaction.abort()
+                place.progress = None
+                _commit(address, "given up")
+            if isinstance(e, Failure | OSError):
+                raise
+            raise Failure(f"{explain(e)}: the same command begins again") from e
+    return S
+
+
+def _commit(address: Address, note: str) -> None:
+    transaction.get().note(f"wendelin: {address.path[-1]!r} {note}")
+    transaction.commit()
+
+
+def _opened(file: File, stack: ExitStack) -> tuple[Rows, Any]:
+    """Return the rows of a file, and the dtype of indices for them."""
+    os.stat(file.path)
+    if file.kind != "daf":
+        return stack.enter_context(rows_of(file.path)), np.dtype(np.int64)
+    shape, arrays = daf_matrix(file.path)
+    rows = compressed(shape, arrays["data"], arrays["indices"], arrays["indptr"], file.path)
+    small = all(arrays[part].dtype.itemsize <= 4 for part in ("indices", "indptr"))
+    return rows, np.dtype(np.int32 if small and max(shape) < 1 << 31 else np.int64)
