@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from operator import lt
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from transaction.interfaces import TransientError
 
@@ -25,11 +25,13 @@ from wendelin.lib.storage.record import RecordError, Ref, class_of, state_of
 
 __all__ = [
     "DEEPEST",
+    "AnyNode",
     "Items",
     "Node",
     "Todo",
     "check_chains",
     "descend",
+    "descend_all",
     "from_records",
     "read_items",
     "read_node",
@@ -53,32 +55,15 @@ ENDLESS = "a damaged BTree: it does not end"
 
 
 @dataclass(frozen=True, slots=True)
-class Node:
-    """A node: of a tree, children[i] has the keys in [keys[i-1], keys[i]); of a bucket, oids.
+class AnyNode:
+    """A node, as far as walk() and descend() know it, whatever is in the buckets.
 
-    Many are kept: a bucket takes 16 bytes for a key and its oid.
+    Of a tree, children[i] has the keys in [keys[i-1], keys[i]).
     """
 
     leaf: bool
-    keys: Sequence[Key]  # ascending; of a bucket, those of its oids
+    keys: Sequence[Key]  # ascending; of a bucket, all that it has
     children: list[bytes]  # oids
-    packed: bytes  # of a bucket: the oids, one after another
-    next: bytes | None = None  # oid of the bucket after this one; of a tree, of its first bucket
-    classes: tuple[str, ...] = ()  # of a bucket's oids, as references say; "" where one does not
-    inline: bool = False  # a tree whose only bucket is in its own state
-
-    @property
-    def oids(self) -> dict[Key, bytes]:
-        """What is in a bucket, ascending."""
-        packed = self.packed
-        return {key: packed[8 * i : 8 * i + 8] for i, key in enumerate(self.keys)} if packed else {}
-
-    def find(self, key: Key) -> bytes | None:
-        """Return what a bucket has for a key; None: nothing."""
-        i = bisect_left(self.keys, key)
-        if i == len(self.keys) or self.keys[i] != key:
-            return None
-        return self.packed[8 * i : 8 * i + 8]
 
     def bounds(self, i: int, low: Key | None, high: Key | None) -> tuple[Key | None, Key | None]:
         """Return [low, high) of child i of a tree that is in [low, high)."""
@@ -105,8 +90,42 @@ class Node:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class Node(AnyNode):
+    """A node whose buckets have oids.
+
+    Many are kept: a bucket takes 16 bytes for a key and its oid.
+    """
+
+    packed: bytes  # of a bucket: the oids, one after another
+    next: bytes | None = None  # oid of the bucket after this one; of a tree, of its first bucket
+    classes: tuple[str, ...] = ()  # of a bucket's oids, as references say; "" where one does not
+    inline: bool = False  # a tree whose only bucket is in its own state
+
+    @property
+    def oids(self) -> dict[Key, bytes]:
+        """What is in a bucket, ascending."""
+        packed = self.packed
+        return {key: packed[8 * i : 8 * i + 8] for i, key in enumerate(self.keys)} if packed else {}
+
+    def find(self, key: Key) -> bytes | None:
+        """Return what a bucket has for a key; None: nothing."""
+        i = bisect_left(self.keys, key)
+        if i == len(self.keys) or self.keys[i] != key:
+            return None
+        return self.packed[8 * i : 8 * i + 8]
+
+    def find_ref(self, key: Key) -> Ref | None:
+        """Return the reference that a bucket has for a key; None: there is none."""
+        oid = self.find(key)
+        return None if oid is None else Ref(oid, self.classes[bisect_left(self.keys, key)])
+
+
+N = TypeVar("N", bound=AnyNode)
+
 #: (oid, todo) -> node: see walk()
-Get = Callable[[bytes, Todo], Node]
+GetNode: TypeAlias = Callable[[bytes, Todo], N]
+Get: TypeAlias = GetNode[Node]
 
 
 def _ascend(keys: tuple[Any, ...], kind: str) -> bool:
@@ -222,11 +241,11 @@ def read_node(record: bytes, kind: str) -> Node:
 
 def walk(
     root: bytes,
-    get: Get,
+    get: GetNode[N],
     start: Key | None = None,
     stop: Key | None = None,
     bad: Callable[[bytes, Exception], None] | None = None,
-) -> Iterator[tuple[bytes, Node]]:
+) -> Iterator[tuple[bytes, N]]:
     """Yield (oid, node) for the nodes of a BTree, from its root down, its leaves in order.
 
     The separators of the nodes above say where a key is, as in BTrees' own lookups. The chain of
@@ -238,8 +257,8 @@ def walk(
     ----------
     root : bytes
         Oid of the tree.
-    get : (oid, todo) -> Node
-        Gets a node. At the end of todo are the nodes that follow, as (oid, ...).
+    get : (oid, todo) -> node
+        Gets a node, an AnyNode. At the end of todo are the nodes that follow, as (oid, ...).
     start, stop : int, optional
         Only nodes on the way to keys in [start, stop).
     bad : (oid, exception) -> None, optional
@@ -303,7 +322,7 @@ def from_records(load_all: LoadAll, kind: str) -> Get:
     return get
 
 
-def descend(root: bytes, get: Get, key: Key) -> Node:
+def descend(root: bytes, get: GetNode[N], key: Key) -> N:
     """Return the leaf where a key is, if it is in a BTree: walk() to one key, in half of the time.
 
     Raises
@@ -321,6 +340,43 @@ def descend(root: bytes, get: Get, key: Key) -> Node:
         i = bisect_right(node.keys, key)
         low, high = node.bounds(i, low, high)
         node = get(node.children[i], [])
+    raise RecordError(ENDLESS)
+
+
+def descend_all(
+    root: bytes, get_all: Callable[[list[bytes]], list[N]], keys: Iterable[Key]
+) -> dict[Key, N]:
+    """Return descend() of many keys: the nodes of one level are got together.
+
+    Parameters
+    ----------
+    root : bytes
+        Oid of the tree.
+    get_all : (oids) -> nodes
+    keys : iterable
+
+    Raises
+    ------
+    RecordError, Exception
+        See walk().
+    """
+    leaves: dict[Key, N] = {}
+    level: dict[tuple[bytes, Key | None, Key | None], list[Key]] = {(root, None, None): list(keys)}
+    for _ in range(DEEPEST):
+        below: dict[tuple[bytes, Key | None, Key | None], list[Key]] = {}
+        nodes = get_all([oid for oid, _, _ in level])
+        for node, ((_, low, high), some) in zip(nodes, level.items(), strict=True):
+            node.check_within(low, high)
+            if node.leaf:
+                leaves.update(dict.fromkeys(some, node))
+                continue
+            for key in some:
+                i = bisect_right(node.keys, key)
+                child = (node.children[i], *node.bounds(i, low, high))
+                below.setdefault(child, []).append(key)
+        if not below:
+            return leaves
+        level = below
     raise RecordError(ENDLESS)
 
 

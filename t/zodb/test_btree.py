@@ -13,7 +13,10 @@ import pytest
 import transaction
 from BTrees.check import check
 from BTrees.IOBTree import IOBTree, IOBTreePy
+from BTrees.LLBTree import LLBTree
 from BTrees.LOBTree import LOBTree, LOBTreePy
+from BTrees.OLBTree import OLBTree
+from BTrees.OOBTree import OOBTree, OOBTreePy
 from persistent.mapping import PersistentMapping
 from support.clients import Client
 from transaction import TransactionManager
@@ -27,7 +30,12 @@ from wendelin.bigfile.zodb.btree import from_records, read_items, read_node, wal
 from wendelin.bigfile.zodb.change import CHUNK
 from wendelin.bigfile.zodb.inspect import inspect_blocks, stored_numbers
 from wendelin.bigfile.zodb.verify import verify_blocks
-from wendelin.lib.storage.record import Ref
+from wendelin.cli.stored import Database, node_oids
+from wendelin.cli.stored import items as stored_items
+from wendelin.cli.stored import lookup as stored_lookup
+from wendelin.lib.storage.record import RecordError, Ref
+from wendelin.lib.zodb import zconn_load_all
+from wendelin.zarr.keys import Keys
 
 TREES = int(os.environ.get("WENDELIN_CORE_TEST_TREES", "30"))
 SEED = int(os.environ.get("WENDELIN_CORE_TEST_SEED", "0"))
@@ -291,3 +299,58 @@ def test_a_chunk_table_that_deletes_leave_one_bucket_of(root):
     assert (np.flatnonzero(other["A"][:]) == np.arange(10) * CHUNK).all()
     assert not any(c.bad for c in verify_blocks(other["A"].zfile))
     other.close()
+
+
+# ---- all readers of trees ----
+
+
+def put_in_first_bucket(tree, key, value):
+    """Put a key where no lookup of BTrees would find it."""
+    node = tree
+    while isinstance(node, type(tree)):
+        node = node.__getstate__()[0][0]
+    node[key] = value
+
+
+@pytest.mark.parametrize("cls", [OOBTree, OOBTreePy, LOBTree, OLBTree, LLBTree])
+def test_other_readers_go_down_like_btrees_itself(cls, monkeypatch):
+    """The command line reads any tree, and Zarr its keys; neither trusts a damaged one."""
+    monkeypatch.setattr(cls, "max_leaf_size", 4)
+    monkeypatch.setattr(cls, "max_internal_size", 4)
+    db = DB(DemoStorage())
+    conn = db.open()
+    root = conn.root()
+    text = cls.__name__[0] == "O"
+    value = 7 if cls.__name__[1] == "L" else PersistentMapping()
+    keys = [f"{n:03}" if text else n for n in range(200)]
+    root["tree"], root["value"] = tree, _ = cls(), value
+    tree.update(dict.fromkeys(keys, value))
+    transaction.commit()
+    for key in keys[20:120]:
+        del tree[key]
+    keys[20:120] = []
+    transaction.commit()
+
+    def readers():
+        stored = Database(conn).get(Ref(tree._p_oid, ""))
+        yield lambda: [k for k, _ in stored_items(stored)]
+        yield lambda: [k for k in keys if stored_lookup(stored, k)]
+        if cls.__name__.startswith("OO"):
+            of_zarr = Keys(lambda oids: zconn_load_all(conn, oids), lambda: None)
+            yield lambda: [k for k, ref in of_zarr.find(tree._p_oid, keys).items() if ref]
+            yield lambda: [k for k in keys if of_zarr.find_kept(tree._p_oid, k)]
+            yield lambda: [k for k, _ in of_zarr.between(tree._p_oid, "", None)]
+
+    for read in readers():
+        assert sorted(read()) == keys
+    stored = Database(conn).get(Ref(tree._p_oid, ""))
+    assert stored_lookup(stored, "050" if text else 50) == []
+    assert node_oids(stored)[0] == tree._p_oid
+    # 25 buckets at least, and the nodes above
+    assert len(set(node_oids(stored))) == len(node_oids(stored)) > 25
+    put_in_first_bucket(tree, "190x" if text else 190, value)
+    transaction.commit()
+    for read in readers():
+        with pytest.raises(RecordError, match="a node with keys"):
+            read()
+    db.close()

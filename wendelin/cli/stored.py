@@ -18,8 +18,8 @@ from __future__ import annotations
 import re
 import sys
 import weakref
-from bisect import bisect_right
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import lru_cache
@@ -35,6 +35,7 @@ from wendelin.bigfile.file_zodb import ZBigFile
 from wendelin.bigfile.virtmem.backend import BigFile
 from wendelin.bigfile.virtmem.handle import BigFileH
 from wendelin.bigfile.zodb.blockfile import ZFile
+from wendelin.bigfile.zodb.btree import AnyNode, GetNode, Todo, descend, walk
 from wendelin.bigfile.zodb.formats import check_format, class_name
 from wendelin.lib.adapters.connection import instance_of
 from wendelin.lib.storage.inert import InertError, Object, Pairs, shown
@@ -64,7 +65,6 @@ Pair = tuple[Any, Any]
 
 _NAME = 4096  # of a key, as it is shown [characters]
 _MOST_AXES = 64  # the limit of NumPy
-_DEEP = 64  # a BTree of more levels does not fit into any database
 
 _BTREE = re.compile(r"BTrees\.(?:\w\w)BTree\.(\w\w)(BTree|Bucket)(?:Py)?")
 _INTEGERS = "ILUQ"  # families of BTrees whose keys are integers
@@ -361,8 +361,8 @@ def parts(value: Any) -> Iterator[list[Pair]]:
     Exception
         What the storage raised.
     """
-    if isinstance(value, Stored) and (kind := _kind(value.cls)).keys:
-        yield from _tree_parts(value, kind.bucket)
+    if isinstance(value, Stored) and _kind(value.cls).keys:
+        yield from _tree_parts(value)
         return
     container = _container(value)
     if container is not None:
@@ -401,7 +401,7 @@ def lookup(value: Any, key: Any) -> list[Any]:
     if isinstance(value, Stored) and (kind := _kind(value.cls)).keys:
         if kind.keys in _INTEGERS and type(key) is not int:
             return []
-        pairs: Iterator[Pair] = _tree_bucket(value, key, kind.bucket)
+        pairs: Iterator[Pair] = _tree_bucket(value, key)
     else:
         pairs = items(value)
     return [found for k, found in pairs if _same(k, key)][-1:]
@@ -447,6 +447,18 @@ def has_references(value: Stored) -> bool:
 # ---- BTrees ----
 
 
+@dataclass(frozen=True, slots=True)
+class _Node(AnyNode):
+    """A node of any BTree. Its keys are as their program had them, if they are plain."""
+
+    pairs: list[Pair]  # of a bucket
+
+    def check_within(self, low: Any, high: Any) -> None:
+        """See AnyNode; keys whose order only their classes know are as they are."""
+        with suppress(TypeError, ValueError):
+            AnyNode.check_within(self, low, high)
+
+
 def _bucket_pairs(state: Any) -> list[Pair]:
     """Return the state of a bucket: ((k0, v0, k1, v1, ...), [next])."""
     if state is None:
@@ -457,84 +469,62 @@ def _bucket_pairs(state: Any) -> list[Pair]:
     return list(zip(flat[0::2], flat[1::2], strict=True))
 
 
-def _inner(state: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]] | list[Pair]:
-    """Return (children, keys) of a tree; or its contents, if its one bucket is in it."""
-    if state is None:
-        return []
+def _node(tree: Stored, node: Stored) -> _Node:
+    """Return a node of a BTree from its state: see btree."""
+    kind = _kind(node.cls)
+    if not kind.keys and node.cls != tree.cls:
+        raise RecordError(f"a damaged BTree: a {node.cls} in it")
+    state = node.state
+    if kind.bucket or state is None:
+        return _leaf(state)
     if not isinstance(state, tuple) or len(state) not in (1, 2) or not isinstance(state[0], tuple):
         raise RecordError("a damaged BTree: a tree of another shape")
     flat = state[0]
     if len(state) == 1:
         if len(flat) != 1 or isinstance(flat, Ref):
             raise RecordError("a damaged BTree: a tree of another shape")
-        return _bucket_pairs(flat[0])
+        return _leaf(flat[0])
     children = flat[0::2]
     if not len(flat) % 2 or not all(isinstance(c, Ref) for c in children):
         raise RecordError("a damaged BTree: a tree without nodes")
-    return children, flat[1::2]
+    return _Node(False, [_plain(k) for k in flat[1::2]], [c.oid for c in children], [])
 
 
-def _node(tree: Stored, ref: Ref) -> tuple[Stored, bool]:
-    """Return a node of a tree, and whether it is a bucket."""
-    node = tree.database.stored(ref)
-    kind = _kind(node.cls)
-    if not kind.keys and node.cls != tree.cls:
-        raise RecordError(f"a damaged BTree: a {node.cls} in it")
-    return node, kind.bucket
+def _leaf(state: Any) -> _Node:
+    pairs = _bucket_pairs(state)
+    return _Node(True, [_plain(k) for k, _ in pairs], [], pairs)
+
+
+def _get(tree: Stored) -> GetNode[_Node]:
+    """Return what gets nodes of a BTree for walk() and descend()."""
+
+    def get(oid: bytes, todo: Todo) -> _Node:
+        return _node(tree, tree if oid == tree.oid else tree.database.stored(Ref(oid, "")))
+
+    return get
 
 
 def node_oids(value: Stored) -> list[bytes]:
     """Return the oids of an object's records: of a BTree, those of its nodes, its own first."""
-    oids = [value.oid]
-    if _kind(value.cls).keys:
-        todo = [value]
-        while todo:
-            node = todo.pop()
-            bucket = _kind(node.cls).bucket
-            found = _bucket_pairs(node.state) if bucket else _inner(node.state)
-            if isinstance(found, tuple):
-                for ref in found[0]:
-                    if ref.oid not in oids:
-                        oids.append(ref.oid)
-                        todo.append(_node(value, ref)[0])
-    return oids
+    if not _kind(value.cls).keys:
+        return [value.oid]
+    return [oid for oid, _ in walk(value.oid, _get(value))]
 
 
-def _tree_parts(tree: Stored, bucket: bool) -> Iterator[list[Pair]]:
-    todo: list[Ref] = []
-    seen = {tree.oid}
-    node = tree
-    while True:
-        found = _bucket_pairs(node.state) if bucket else _inner(node.state)
-        if isinstance(found, list):
-            yield found
-        else:
-            todo += reversed(found[0])
-        if not todo:
-            return
-        ref = todo.pop()
-        if ref.oid in seen:
-            raise RecordError("a damaged BTree: a node is there twice")
-        seen.add(ref.oid)
-        node, bucket = _node(tree, ref)
+def _tree_parts(tree: Stored) -> Iterator[list[Pair]]:
+    for _, node in walk(tree.oid, _get(tree)):
+        if node.leaf:
+            yield node.pairs
 
 
-def _tree_bucket(tree: Stored, key: Any, bucket: bool) -> Iterator[Pair]:
+def _tree_bucket(tree: Stored, key: Any) -> Iterator[Pair]:
     """Yield the parts of a tree that may have a key."""
-    node = tree
-    for _ in range(_DEEP):
-        found = _bucket_pairs(node.state) if bucket else _inner(node.state)
-        if isinstance(found, list):
-            yield from found
-            return
-        children, keys = found
-        try:
-            at = bisect_right([_plain(k) for k in keys], key)
-        except Exception:  # keys of another type, which have no order with it
-            yield from (pair for pairs in _tree_parts(tree, False) for pair in pairs)
-            return
-        node, bucket = _node(tree, children[at])
-    raise RecordError("a damaged BTree: it does not end")
+    try:
+        yield from descend(tree.oid, _get(tree), key).pairs
+        return
+    except (TypeError, ValueError):  # keys of another type, which have no order with it
+        pass
+    yield from (pair for pairs in _tree_parts(tree) for pair in pairs)
 
 
 # ---- names ----

@@ -16,13 +16,20 @@ place.
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 from ZODB.POSException import POSKeyError, ReadConflictError
 
-from wendelin.bigfile.zodb.btree import Node, Todo, read_node, soon, walk
+from wendelin.bigfile.zodb.btree import (
+    Node,
+    Todo,
+    descend,
+    descend_all,
+    read_node,
+    soon,
+    walk,
+)
 from wendelin.lib.storage.record import RecordError, Ref
 
 __all__ = ["Keys", "NotKeptError"]
@@ -100,15 +107,14 @@ class Keys:
         kept = self._kept
         if kept.before != self._before():
             raise NotKeptError
-        oid = root
-        for _ in range(64):
+
+        def get(oid: bytes, todo: Todo) -> Node:
             node = kept.nodes.get(oid)
             if node is None:
                 raise NotKeptError
-            if node.leaf:
-                return _ref(node, key)
-            oid = node.children[bisect_right(node.keys, key)]
-        raise RecordError("a damaged BTree: it does not end")
+            return node
+
+        return descend(root, get, key).find_ref(key)
 
     def find(self, root: bytes, keys: Iterable[str]) -> dict[str, Ref | None]:
         """Return the values of keys; None: it is not there.
@@ -130,27 +136,16 @@ class Keys:
 
     def _find(self, root: bytes, keys: list[str]) -> dict[str, Ref | None]:
         nodes = self._nodes()
-        found: dict[str, Ref | None] = {}
-        level = {root: keys}
-        for _ in range(64):
-            missing = [oid for oid in level if oid not in nodes]
+
+        def get_all(oids: list[bytes]) -> list[Node]:
+            missing = [oid for oid in oids if oid not in nodes]
             if missing:
-                records = self._load_all(missing)
-                read = [read_node(record, "OO") for record in records]
+                read = [read_node(record, "OO") for record in self._load_all(missing)]
                 nodes.update(zip(missing, read, strict=True))
-            below: dict[bytes, list[str]] = {}
-            for oid, some in level.items():
-                node = nodes[oid]
-                for key in some:
-                    if node.leaf:
-                        found[key] = _ref(node, key)
-                    else:
-                        child = node.children[bisect_right(node.keys, key)]
-                        below.setdefault(child, []).append(key)
-            if not below:
-                return found
-            level = below
-        raise RecordError("a damaged BTree: it does not end")
+            return [nodes[oid] for oid in oids]
+
+        leaves = descend_all(root, get_all, keys)
+        return {key: leaf.find_ref(key) for key, leaf in leaves.items()}
 
     # ---- ranges ----
 
@@ -201,10 +196,3 @@ def after(prefix: str) -> str | None:
     """Return the first text that is behind all that begins with a prefix; None: there is none."""
     last = prefix.rstrip(chr(0x10FFFF))
     return last[:-1] + chr(ord(last[-1]) + 1) if last else None
-
-
-def _ref(node: Node, key: str) -> Ref | None:
-    oid = node.oids.get(key)
-    if oid is None:
-        return None
-    return Ref(oid, node.classes[list(node.oids).index(key)])
