@@ -11,7 +11,7 @@ cdef class BigFileH:
     cdef FileH *fileh           # owned: one reference; NULL only when half built
     cdef readonly object file   # the BigFile; lives at least as long as this
     cdef list failures          # exceptions since the last discard; protected by: the GIL
-    cdef readonly list pins              # (pgoffset, pglen) of each pin(); protected by: the GIL
+    cdef list pins              # (pgoffset, pglen) of each pin(); protected by: the GIL
     cdef public bint read_only  # no change is possible, so a failure concerns its thread only
     cdef unsigned long fallback_thread  # that gets failures of threads unknown to Python
     cdef Looks looks            # up where blocks are; protected by: the GIL
@@ -21,6 +21,15 @@ cdef class BigFileH:
 
     cdef int check(self) except -1
     cdef list list_dirty(self, bint stored)
+    cdef int check_failures(self) except -1
+    cdef int check_deadlock(self, int err, str what) except -1
+    cdef bint is_doomed(self) noexcept
+    cdef int undoom(self) except -1
+    cdef int unpin(self, uint64_t first, uint64_t n) except -1
+    cdef int unpin_all(self) except -1
+
+
+cpdef tuple check_range(BigFileH fileh, pgoffset, pglen)
 
 
 cdef class VMA:

@@ -12,7 +12,8 @@ a tp_clear (no_gc_clear): the collector must not take the file away from a handl
 still be touched. Cycles through subclasses or `pyuser` are broken at their other objects.
 
 Python calls this module, and it calls down. The way up, from a fault into Python, is in
-trampoline.
+trampoline. A BigFileH has the methods of a file that is open. What a transaction asks of one is in
+writeout, where its blocks are in located, and what is kept accessible in pins.
 
 Locking: see page.pyx. Work that may take long is done without the GIL.
 """
@@ -28,23 +29,21 @@ from libc.stdint cimport INT64_MAX, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport strcpy, strerror
 
-from wendelin.bigfile.virtmem.backend cimport BigFile, source_from
+from wendelin.bigfile.virtmem.backend cimport BigFile
 from wendelin.bigfile.virtmem.buffer cimport page_buffer
 from wendelin.bigfile.virtmem.failure cimport (check_nested, describe, failure, forget_failing,
                                                unsaid)
-from wendelin.bigfile.virtmem.fileh cimport (fileh_transaction_ended, fileh_first_change_told,
-                                             fileh_dirty_blocks, fileh_discard, fileh_epoch,
-                                             fileh_freeze, fileh_invalidate,
-                                             fileh_invalidate_loading, fileh_set_located, fileh_map,
-                                             fileh_mark_stored, fileh_set_stored, fileh_thaw,
-                                             fileh_truncate, fileh_unmap, fileh_untruncate)
+from wendelin.bigfile.virtmem.fileh cimport (fileh_dirty_blocks, fileh_discard,
+                                             fileh_first_change_told, fileh_freeze,
+                                             fileh_invalidate, fileh_map, fileh_mark_stored,
+                                             fileh_set_stored, fileh_thaw, fileh_truncate,
+                                             fileh_unmap, fileh_untruncate)
 from wendelin.bigfile.virtmem.kernel cimport EDEADLK
 from wendelin.bigfile.virtmem.loading cimport fileh_load
 from wendelin.bigfile.virtmem.mapping cimport Area, areas_reset_scrap
-from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, DIRTY, FORKED, NO_FAILURE, Counts, Failed,
-                                            FileH, Located, Page, fileh_new, fileh_undoom,
-                                            fileh_unref, pager_generation)
-from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
+from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, FORKED, NO_FAILURE, Counts, Failed, FileH,
+                                            fileh_new, fileh_undoom, fileh_unref,
+                                            pager_generation)
 from wendelin.bigfile.virtmem.ram cimport (pager_lock, pager_unlock, ram_clean, ram_dirty,
                                            ram_limit, ram_reclaim_all)
 from wendelin.bigfile.virtmem.ready cimport fileh_unpin
@@ -73,8 +72,8 @@ cdef class BigFileH:
     block of the file.
 
     A subclass may define first_change(). It is called, in any thread, before the first change of a
-    page after the handle was opened, or transaction_ended() or dirty_discard() was called. It is
-    also called when a touch failed. Its exception refuses the change.
+    page after the handle was opened, or dirty_discard() or writeout.transaction_ended() was called.
+    It is also called when a touch failed. Its exception refuses the change.
 
     Parameters
     ----------
@@ -139,20 +138,7 @@ cdef class BigFileH:
         """
         self.check()
         self.fallback_thread = threading.get_ident()
-        return VMA(self, *self.check_range(pgoffset, pglen))
-
-    def check_range(self, pgoffset, pglen):
-        """Check a range of pages as mmap() and load() do; return it as Python's integers."""
-        # NumPy's integers would wrap around below
-        pgoffset, pglen = index(pgoffset), index(pglen)
-        if pgoffset < 0:
-            raise ValueError(f"pgoffset is {pgoffset}: it must not be negative")
-        if pglen <= 0:
-            raise ValueError(f"pglen is {pglen}: it must be at least 1")
-        if (pgoffset + pglen) * self.blksize > INT64_MAX:
-            raise OverflowError(f"pages [{pgoffset}, {pgoffset + pglen}) of {self.blksize} bytes "
-                                f"end past the last byte a file can have, 2**63")
-        return pgoffset, pglen
+        return VMA(self, *check_range(self, pgoffset, pglen))
 
     def load(self, pgoffset, pglen):
         """Load pages [pgoffset, pgoffset + pglen) that are not in memory yet.
@@ -169,7 +155,7 @@ cdef class BigFileH:
         cdef Failed failed
         cdef unsigned long scraps = scraps_shown()
         self.check()
-        pgoffset, pglen = self.check_range(pgoffset, pglen)
+        pgoffset, pglen = check_range(self, pgoffset, pglen)
         for i in range(pgoffset, pgoffset + pglen):
             blk = i
             with nogil:
@@ -184,91 +170,9 @@ cdef class BigFileH:
                 check_nested(scraps)
                 raise unsaid(self.file, i)
 
-    def unpin(self, pgoffset, pglen):
-        """Undo pins.pin(), unless unpin_all() did."""
-        cdef uint64_t first, n
-        if (pgoffset, pglen) in self.pins:
-            self.pins.remove((pgoffset, pglen))
-            if self.fileh.generation != pager_generation:
-                return              # they are the parent's
-            first, n = pgoffset, pglen
-            with nogil:
-                fileh_unpin(self.fileh, first, n)
-
-    def unpin_all(self):
-        """Undo every pins.pin(): a transaction has ended."""
-        while self.pins:
-            self.unpin(*self.pins[-1])
-
-    def counts(self):
-        """Return the fields of HandleStats in stats.py after blksize."""
-        cdef Counts *counts = &self.fileh.counts
-        cdef size_t size = self.fileh.blksize
-        return (counts.faults, counts.loads, counts.mapped * size, counts.resident * size,
-                self.fileh.ndirty * size, counts.reclaims, counts.failures, counts.waits)
-
-    def epoch(self):
-        """Return the epoch for set_located(); call it before asking where blocks are."""
-        return fileh_epoch(self.fileh)
-
-    def set_located(self, found, uint64_t epoch):
-        """Learn where blocks are, without loading any: their first touch needs no Python.
-
-        Clean blocks in memory give their memory back; changed ones stay. The call is ignored if a
-        page was invalidated since epoch() was called.
-
-        Parameters
-        ----------
-        found : dict
-            Block number -> result of mapblk; not None.
-        epoch : int
-        """
-        cdef size_t n = len(found), i = 0
-        cdef int err
-        cdef Located *located
-        self.check()
-        located = <Located *>malloc(n * sizeof(Located) + 1)
-        if located == NULL:
-            raise MemoryError
-        try:
-            for blk, where in found.items():
-                located[i].blk = blk
-                source_from(where, self.fileh.blksize, &located[i].source)
-                i += 1
-            with nogil:
-                err = fileh_set_located(self.fileh, located, i, epoch)
-        finally:
-            free(located)
-        if err != 0:
-            raise MemoryError
-
     def isdirty(self):
         """Say whether there are changes since the last write-out."""
         return self.fileh.ndirty != self.fileh.nstored or self.truncated
-
-    def isused(self):
-        """Say whether the handle is in use: there are VMAs, or changes that are not stored."""
-        return self.fileh.areas != NULL or self.fileh.ndirty != 0 or self.truncated
-
-    def isshown(self):
-        """Say whether there are VMAs."""
-        return self.fileh.areas != NULL
-
-    def writeout_begin(self):
-        """Write-protect all pages until writeout_end(): threads that write wait until then.
-
-        dirty_writeout() does this for its own duration, a commit for all of its. Nests.
-        """
-        self.check()
-        with nogil:
-            fileh_freeze(self.fileh)
-
-    def writeout_end(self):
-        """Let pages be changed again."""
-        if self.fileh.frozen == 0:
-            raise RuntimeError("writeout_end() without writeout_begin()")
-        with nogil:
-            fileh_thaw(self.fileh)
 
     def dirty_blocks(self):
         """Return the numbers of the changed blocks, ascending."""
@@ -277,7 +181,9 @@ cdef class BigFileH:
     cdef list list_dirty(self, bint stored):
         cdef uint64_t *blks
         cdef size_t i, n
-        self.writeout_begin()
+        self.check()
+        with nogil:
+            fileh_freeze(self.fileh)
         try:
             blks = <uint64_t *>malloc(self.fileh.ndirty * sizeof(uint64_t) + 1)
             if blks == NULL:
@@ -287,46 +193,8 @@ cdef class BigFileH:
             free(blks)
             return result
         finally:
-            self.writeout_end()
-
-    def save_changes(self, save):
-        """Call save(blk, buffer) for blocks that changed since they were last stored or saved.
-
-        They stay changed. An exception of save() is raised; that block and those that follow are
-        not saved.
-        """
-        cdef uint64_t blk
-        self.writeout_begin()
-        try:
-            for blk in self.list_dirty(False):
-                save(blk, memoryview(page_buffer(self.fileh, blk)))
-                fileh_set_stored(self.fileh, blk)
-        finally:
-            self.writeout_end()
-
-    @property
-    def truncated_at(self):
-        """First block of zeros of a truncate() that is not stored; None if there is none."""
-        return self.fileh.zero_from if self.truncated else None
-
-    def page_buffer(self, uint64_t blk):
-        """Return a read-only memoryview of a changed block.
-
-        Raises
-        ------
-        KeyError
-            The block is not changed.
-        """
-        cdef Page *page
-        cdef bint dirty
-        self.check()
-        pager_lock()
-        page = <Page *>pagemap_get(&self.fileh.pages, blk)
-        dirty = page != NULL and page.state == DIRTY
-        pager_unlock()
-        if not dirty:
-            raise KeyError(f"block {blk} is not changed")
-        return memoryview(page_buffer(self.fileh, blk))
+            with nogil:
+                fileh_thaw(self.fileh)
 
     def dirty_writeout(self, flags):
         """Store changed blocks, mark them as stored, or both.
@@ -348,7 +216,9 @@ cdef class BigFileH:
         if flags not in (WRITEOUT_STORE, WRITEOUT_MARKSTORED, WRITEOUT_STORE | WRITEOUT_MARKSTORED):
             raise ValueError(f"flags are {flags!r}: they must be WRITEOUT_STORE, "
                              f"WRITEOUT_MARKSTORED or both")
-        self.writeout_begin()
+        self.check()
+        with nogil:
+            fileh_freeze(self.fileh)
         try:
             if flags & WRITEOUT_STORE:
                 self.check_failures()
@@ -365,30 +235,25 @@ cdef class BigFileH:
                 if not self.truncated:
                     fileh_untruncate(self.fileh)
         finally:
-            self.writeout_end()
+            with nogil:
+                fileh_thaw(self.fileh)
 
-    def check_failures(self):
+    cdef int check_failures(self) except -1:
         """Raise DoomedError if a touch failed since the last dirty_discard()."""
-        if self.doomed:
+        if self.is_doomed():
             first = self.failed[0]
             raise DoomedError(f"changes of {describe(self.file)} cannot be stored, because a "
                               f"touch of its memory failed: {first}. Abort, then "
                               f"try again") from first
+        return 0
 
-    @property
-    def doomed(self):
-        """Whether a touch failed since the last dirty_discard(), so that changes are refused."""
+    cdef bint is_doomed(self) noexcept:
         return self.fileh.doom != NO_FAILURE and not self.read_only
-
-    @property
-    def doom_told(self):
-        """Whether first_change() was called for the doomed handle."""
-        return self.fileh.doom_told
 
     @property
     def failed(self):
         """The failures of touches since the last dirty_discard()."""
-        if self.doomed and not self.failures:
+        if self.is_doomed() and not self.failures:
             return (unsaid(self.file, self.fileh.doom_blk),)
         return tuple(self.failures)
 
@@ -404,19 +269,13 @@ cdef class BigFileH:
         self.check()
         with nogil:
             err = fileh_discard(self.fileh)
-            if err == 0:
-                pager_lock()
-                areas_reset_scrap()
-                fileh_undoom(self.fileh)
-                pager_unlock()
         self.check_deadlock(err, "dirty_discard")
         self.unpin_all()
         self.truncated = False
-        self.failures.clear()
-        forget_failing()
+        self.undoom()
 
-    def forget_failures(self):
-        """Forget failures of touches if there are no changes: the next touch tries again."""
+    cdef int undoom(self) except -1:
+        """Forget failures of touches."""
         with nogil:
             pager_lock()
             areas_reset_scrap()
@@ -424,22 +283,29 @@ cdef class BigFileH:
             pager_unlock()
         self.failures.clear()
         forget_failing()
+        return 0
 
-    def transaction_ended(self):
-        """Call first_change() for the next change: a transaction ended."""
-        fileh_transaction_ended(self.fileh)
+    cdef int unpin(self, uint64_t first, uint64_t n) except -1:
+        """Undo one pin() of pages, if it was not undone before."""
+        if (first, n) in self.pins:
+            self.pins.remove((first, n))
+            if self.fileh.generation == pager_generation:   # else they are the parent's
+                with nogil:
+                    fileh_unpin(self.fileh, first, n)
+        return 0
 
-    def invalidate_loading(self):
-        """Load again what is being loaded in other threads: it may be of an older state."""
-        with nogil:
-            fileh_invalidate_loading(self.fileh)
+    cdef int unpin_all(self) except -1:
+        while self.pins:
+            first, n = self.pins[-1]
+            self.unpin(first, n)
+        return 0
 
     def invalidate_page(self, pgoffset):
         """Drop a page from memory, changes included: the next touch loads it again."""
         cdef int err
         cdef uint64_t blk
         self.check()
-        pgoffset, _ = self.check_range(pgoffset, 1)
+        pgoffset, _ = check_range(self, pgoffset, 1)
         blk = pgoffset
         with nogil:
             err = fileh_invalidate(self.fileh, blk)
@@ -461,7 +327,7 @@ cdef class BigFileH:
         if not isinstance(self.file, Truncates):
             raise NotImplementedError(f"{type(self.file).__name__} does not define "
                                       f"truncate(blk), so it cannot shrink")
-        pgoffset, _ = self.check_range(pgoffset, 1)
+        pgoffset, _ = check_range(self, pgoffset, 1)
         blk = pgoffset
         while err == EAGAIN:
             transactions = self.fileh.transactions
@@ -473,10 +339,43 @@ cdef class BigFileH:
         self.check_deadlock(err, "truncate")
         self.truncated = True
 
-    def check_deadlock(self, err, what):
+    cdef int check_deadlock(self, int err, str what) except -1:
         """Raise if err means that this thread would wait for itself."""
         if err == EDEADLK:
             raise RuntimeError(f"{what}() by the thread that writes out {describe(self.file)}")
+        return 0
+
+
+cpdef tuple check_range(BigFileH fileh, pgoffset, pglen):
+    """Check a range of pages as mmap() and load() do; return it as Python's integers."""
+    # NumPy's integers would wrap around below
+    pgoffset, pglen = index(pgoffset), index(pglen)
+    if pgoffset < 0:
+        raise ValueError(f"pgoffset is {pgoffset}: it must not be negative")
+    if pglen <= 0:
+        raise ValueError(f"pglen is {pglen}: it must be at least 1")
+    if (pgoffset + pglen) * fileh.blksize > INT64_MAX:
+        raise OverflowError(f"pages [{pgoffset}, {pgoffset + pglen}) of {fileh.blksize} bytes "
+                            f"end past the last byte a file can have, 2**63")
+    return pgoffset, pglen
+
+
+def is_shown(BigFileH fileh not None):
+    """Say whether there are VMAs."""
+    return fileh.fileh.areas != NULL
+
+
+def is_used(BigFileH fileh not None):
+    """Say whether the handle is in use: there are VMAs, or changes that are not stored."""
+    return fileh.fileh.areas != NULL or fileh.fileh.ndirty != 0 or fileh.truncated
+
+
+def counts(BigFileH fileh not None):
+    """Return the fields of HandleStats in stats.py after blksize."""
+    cdef Counts *c = &fileh.fileh.counts
+    cdef size_t size = fileh.fileh.blksize
+    return (c.faults, c.loads, c.mapped * size, c.resident * size, fileh.fileh.ndirty * size,
+            c.reclaims, c.failures, c.waits)
 
 
 @cython.no_gc_clear
@@ -495,7 +394,7 @@ cdef class VMA:
 
     def __cinit__(self, BigFileH fileh not None, pgoffset, pglen):
         cdef uint64_t c_pgoffset, c_pglen
-        pgoffset, pglen = fileh.check_range(pgoffset, pglen)
+        pgoffset, pglen = check_range(fileh, pgoffset, pglen)
         c_pgoffset = pgoffset
         c_pglen = pglen
         self.fileh = fileh

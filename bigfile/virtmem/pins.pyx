@@ -24,7 +24,8 @@ from wendelin.bigfile.virtmem.mapping cimport NONE, Area, area_kind
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_dirty, ram_limit, ram_pinned
 from wendelin.bigfile.virtmem.ready cimport (area_ready, fileh_has, fileh_pin, fileh_show,
                                              fileh_unpin, fileh_was_shown, ready_clock)
-from wendelin.bigfile.virtmem.handle cimport VMA, BigFileH
+from wendelin.bigfile.virtmem.handle cimport VMA, BigFileH, check_range
+from wendelin.bigfile.virtmem.located cimport set_located
 
 from wendelin.bigfile.virtmem.abilities import MayBeRemote
 from wendelin.bigfile.virtmem.errors import PageMemoryError
@@ -123,7 +124,7 @@ cdef int look(BigFileH fileh, uint64_t start, uint64_t stop) except -1:
     """Learn where blocks [start, stop) are, as far as that is cheap."""
     cdef uint64_t epoch = fileh_epoch(fileh.fileh)
     if fileh.maps_ahead:
-        fileh.set_located(fileh.file.mapahead(start, stop), epoch)
+        set_located(fileh, fileh.file.mapahead(start, stop), epoch)
     return 0
 
 
@@ -132,7 +133,7 @@ cdef int look_at(BigFileH fileh, uint64_t blk) except -1:
     cdef uint64_t epoch = fileh_epoch(fileh.fileh)
     found = fileh.file.mapblk(blk)
     if found is not None:
-        fileh.set_located({blk: found}, epoch)
+        set_located(fileh, {blk: found}, epoch)
     return 0
 
 
@@ -184,7 +185,7 @@ def show_again(BigFileH fileh not None, blks, seconds):
 # ---- kept so ----
 
 def pin(BigFileH fileh not None, pgoffset, pglen, bint write=False):
-    """Load pages [pgoffset, pgoffset + pglen), and show them until fileh.unpin() or unpin_all().
+    """Load pages [pgoffset, pgoffset + pglen), and show them until unpin() or unpin_all().
 
     Then system calls and threads that block SIGSEGV can read them without our help. They take page
     memory, if they are not mapped, and are not given back.
@@ -208,7 +209,7 @@ def pin(BigFileH fileh not None, pgoffset, pglen, bint write=False):
     cdef uint64_t blk, first, end, transactions
     cdef int err
     fileh.check()
-    pgoffset, pglen = fileh.check_range(pgoffset, pglen)
+    pgoffset, pglen = check_range(fileh, pgoffset, pglen)
     first = blk = pgoffset
     end = pgoffset + pglen
     try:
@@ -231,6 +232,21 @@ def pin(BigFileH fileh not None, pgoffset, pglen, bint write=False):
             fileh_unpin(fileh.fileh, first, blk - first)
         raise
     fileh.pins.append((pgoffset, pglen))
+
+
+def unpin(BigFileH fileh not None, pgoffset, pglen):
+    """Undo pin(), unless unpin_all() did."""
+    fileh.unpin(pgoffset, pglen)
+
+
+def unpin_all(BigFileH fileh not None):
+    """Undo every pin(): a transaction has ended."""
+    fileh.unpin_all()
+
+
+def pinned(BigFileH fileh not None):
+    """Return (pgoffset, pglen) of each pin() that was not undone."""
+    return list(fileh.pins)
 
 
 cdef object no_pin(BigFileH fileh, int err, pgoffset, pglen):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from wendelin.bigfile.virtmem.handle import BigFileH, handles, ram_stat
+from wendelin.bigfile.virtmem.handle import BigFileH, counts, handles, ram_stat
 from wendelin.bigfile.virtmem.mapping import mappings
 
 __all__ = ["HandleStats", "Stats", "stats", "stats_of"]
@@ -49,4 +49,4 @@ def stats() -> Stats:
 
 def stats_of(handle: BigFileH) -> HandleStats:
     """Return the counters of a handle."""
-    return HandleStats(repr(handle.file), handle.blksize, *handle.counts())
+    return HandleStats(repr(handle.file), handle.blksize, *counts(handle))

@@ -48,6 +48,7 @@ from wendelin.bigfile.virtmem.ram cimport pager_cond, pager_lock, pager_mutex, p
 from wendelin.bigfile.virtmem.signals cimport signals_hold, signals_raised, signals_release
 from wendelin.bigfile.virtmem.touch cimport scraps_shown
 from wendelin.bigfile.virtmem.handle cimport BigFileH
+from wendelin.bigfile.virtmem.located cimport set_located
 from wendelin.bigfile.virtmem.deadlock cimport wait_for_gil, wait_over
 
 from wendelin.bigfile.virtmem.errors import DoomedError, PageMemoryError
@@ -239,7 +240,7 @@ cdef int look_ahead(BigFileH fileh, uint64_t blk, uint64_t epoch) except -1:
     look_begin(&fileh.looks, blk, &start, &stop)
     found = fileh.file.mapahead(start, min(stop, <uint64_t>(INT64_MAX // fileh.fileh.blksize)))
     look_end(&fileh.looks, len(found) > 1)
-    fileh.set_located(found, epoch)
+    set_located(fileh, found, epoch)
     return 0
 
 

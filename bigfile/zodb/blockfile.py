@@ -56,6 +56,9 @@ from wendelin.bigfile.virtmem.abilities import (
 from wendelin.bigfile.virtmem.backend import HOLE, BigFile
 from wendelin.bigfile.virtmem.checksum import AVAILABLE
 from wendelin.bigfile.virtmem.errors import BlockLoadError
+from wendelin.bigfile.virtmem.located import epoch as epoch_of
+from wendelin.bigfile.virtmem.located import invalidate_loading, set_located
+from wendelin.bigfile.virtmem.pins import unpin_all
 from wendelin.bigfile.zodb.blockmap import BlockMap, PartMap
 from wendelin.bigfile.zodb.blocktable import BlockTable, Changed
 from wendelin.bigfile.zodb.change import Block, Change
@@ -230,10 +233,10 @@ class ZFile(
         if handle is None or self.verify:
             return {}
         epoch: int | None = None
-        while epoch != handle.epoch():
+        while epoch != epoch_of(handle):
             # Again, if a boundary came meanwhile: other threads may have loaded some of them since,
             # and these are not made of the objects of the previous state.
-            epoch = handle.epoch()
+            epoch = epoch_of(handle)
             root = self._table_root()
             oids: dict[int, bytes | None] = dict.fromkeys(range(start, stop))
             if root is not None:
@@ -314,8 +317,8 @@ class ZFile(
             self.table.drop()
         moved = self.table.changed(changed)
         if unknown or changed:
-            handle.invalidate_loading()
-        handle.unpin_all()
+            invalidate_loading(handle)
+        unpin_all(handle)
         mine = handle.mark_stored_clean()
         self._ask_at_last()
         since: Iterable[bytes] | None = oids
@@ -344,8 +347,8 @@ class ZFile(
     def forget(self, handle: HandleOfFile) -> None:
         """Drop all pages of the previous state: see zodb_boundary.Follower."""
         self.table.drop()
-        handle.invalidate_loading()
-        handle.unpin_all()
+        invalidate_loading(handle)
+        unpin_all(handle)
         try:
             handle.mark_stored_clean()
         finally:
@@ -503,7 +506,7 @@ class ZFile(
 
         Pages that can be mapped now are, and give their memory back.
         """
-        epoch = handle.epoch()
+        epoch = epoch_of(handle)
         oids: dict[int, bytes | None] = {}
         for blk, zblk in handle.stored.items():
             before = self.parts.of(blk)
@@ -512,7 +515,7 @@ class ZFile(
             self.parts.put(blk, zblk.parts() | before if same else zblk.parts())
             zblk.release()
         handle.stored.clear()
-        handle.set_located(self._where(oids), epoch)
+        set_located(handle, self._where(oids), epoch)
         handle.show_again(oids)
         mine = {oid for oid in oids.values() if oid is not None}
         return mine.union(*(self.parts.of(blk) for blk in oids))

@@ -8,7 +8,7 @@ change, not on the size of the table.
 
 This module knows tables, and reads records. Locking: the GIL, for operations that are atomic under
 it. A lookup that runs while nodes are dropped may return an old result, and the owner loads such a
-page again (BigFileH.invalidate_loading). Or it sees nodes of two states, which may not fit
+page again (located.invalidate_loading). Or it sees nodes of two states, which may not fit
 together: so a table that looks damaged is read again, from its root.
 """
 

@@ -53,10 +53,27 @@ from typing import Any
 
 from ZODB.POSException import ReadOnlyHistoryError
 
-from wendelin.bigfile.virtmem.handle import WRITEOUT_MARKSTORED, WRITEOUT_STORE, BigFileH
+from wendelin.bigfile.virtmem.handle import (
+    WRITEOUT_MARKSTORED,
+    WRITEOUT_STORE,
+    is_shown,
+    is_used,
+)
 from wendelin.bigfile.virtmem.pins import show_again
+from wendelin.bigfile.virtmem.writeout import (
+    check_failures,
+    forget_failures,
+    is_doom_told,
+    is_doomed,
+    page_buffer,
+    save_changes,
+    transaction_ended,
+    truncated_at,
+    writeout_begin,
+    writeout_end,
+)
 from wendelin.bigfile.zodb.formats import ZBlkBase
-from wendelin.bigfile.zodb.interfaces import FileOfHandle
+from wendelin.bigfile.zodb.interfaces import FileOfHandle, HandleOfFile
 from wendelin.bigfile.zodb.savepoint import SavedPages, Savepoint
 from wendelin.lib.adapters.transactions import Status, resources_of
 from wendelin.lib.storage.forked import is_inherited
@@ -73,7 +90,7 @@ log = logging.getLogger(__name__)
 SHOW_SECONDS = 0.05
 
 
-class ZBigFileH(BigFileH, Follower):
+class ZBigFileH(HandleOfFile, Follower):
     """Handle of a ZBigFile: takes part in the transactions of its Connection.
 
     It is a data manager (transaction.interfaces.IDataManager).
@@ -94,10 +111,18 @@ class ZBigFileH(BigFileH, Follower):
         self.watch = watch_of(file.conn)
         self.watch.followers.add(self)
 
+    @override
     def others(self) -> list[ZBigFileH]:
-        """Return the other handles of its Connection."""
         followers = list(self.watch.followers)
         return [h for h in followers if isinstance(h, ZBigFileH) and h is not self]
+
+    @override
+    def isused(self) -> bool:
+        return is_used(self)
+
+    @override
+    def page_buffer(self, blk: int) -> memoryview:
+        return page_buffer(self, blk)
 
     def is_of_database(self) -> bool:
         """Say whether pages show the state of its Connection, without changes."""
@@ -107,8 +132,8 @@ class ZBigFileH(BigFileH, Follower):
         """Called when a view of these pages is taken."""
         self.file.ahead.expect(pgoffset, pglen)
 
+    @override
     def show_again(self, blks: Iterable[int]) -> None:
-        """Show pages again that views showed before they were dropped, if that costs little."""
         if not self.file.is_local:
             return
         try:
@@ -160,9 +185,9 @@ class ZBigFileH(BigFileH, Follower):
 
     def tpc_begin(self, txn: Any) -> None:
         """Write-protect the pages."""
-        self.writeout_begin()
+        writeout_begin(self)
         self._frozen = True
-        self.check_failures()
+        check_failures(self)
 
     def commit(self, txn: Any) -> None:
         """Mark the objects of changed blocks, for the Connection to store them."""
@@ -171,7 +196,7 @@ class ZBigFileH(BigFileH, Follower):
 
     def tpc_vote(self, txn: Any) -> None:
         """Refuse if a touch failed since."""
-        self.check_failures()
+        check_failures(self)
         if self.watch.records:
             raise RuntimeError(f"blocks of {self.file!r} did not come to the storage")
 
@@ -188,7 +213,7 @@ class ZBigFileH(BigFileH, Follower):
         self._finished = False
         self.stored.clear()
         self.watch.records.clear()
-        dropped = self.dirty_blocks() if self.isshown() else []
+        dropped = self.dirty_blocks() if is_shown(self) else []
         self.dirty_discard()
         if dropped and zconn_is_open(self.conn):
             self.show_again(dropped)
@@ -204,10 +229,10 @@ class ZBigFileH(BigFileH, Follower):
             self._saved.close()
             self._saved = None
         # a thread that waits to write joins another transaction
-        self.transaction_ended()
+        transaction_ended(self)
         if self._frozen:
             self._frozen = False
-            self.writeout_end()
+            writeout_end(self)
 
     # ---- boundaries; see zodb_boundary.Follower ----
 
@@ -216,9 +241,9 @@ class ZBigFileH(BigFileH, Follower):
         """The Connection reads a new state of the database, which has all commits."""
         # Forget failures of touches without a transaction. But keep one of another thread that came
         # after the end of this transaction had begun: it is for the next one.
-        late = self.watch.completes() and not self.doom_told
-        if self.doomed and self._joined is None and not late:
-            self.forget_failures()
+        late = self.watch.completes() and not is_doom_told(self)
+        if is_doomed(self) and self._joined is None and not late:
+            forget_failures(self)
         self.file.follow(oids, own, self)
 
     @override
@@ -232,8 +257,8 @@ class ZBigFileH(BigFileH, Follower):
         if not self.isused():
             self.forget()
 
+    @override
     def mark_stored_clean(self) -> set[bytes]:
-        """Make stored pages clean. Return the objects that they are made of."""
         if not self._finished:
             return set()
         self.dirty_writeout(WRITEOUT_MARKSTORED)
@@ -249,7 +274,7 @@ class ZBigFileH(BigFileH, Follower):
         manager forgets one of them. And a failed touch may have had no memory or stack to join.
         """
         late = self._joined is not None and self._joined is not txn
-        if not late and self.doomed and not self.doom_told:
+        if not late and is_doomed(self) and not is_doom_told(self):
             late = all(manager is not self for manager in resources_of(txn))
         if late and txn.status is Status.COMMITFAILED:
             self.abort(txn)  # it accepts no more data managers, and can only be aborted
@@ -271,16 +296,16 @@ class ZBigFileH(BigFileH, Follower):
         OSError
             There is no space for a copy of the changed pages.
         """
-        self.check_failures()
+        check_failures(self)
         if self._saved is None:
             self._saved = SavedPages(self.blksize)
-        self.writeout_begin()
+        writeout_begin(self)
         try:
-            self.save_changes(self._saved.save)
+            save_changes(self, self._saved.save)
             pages = {blk: self._saved.where[blk] for blk in self.dirty_blocks()}
-            return Savepoint(self, pages, self.truncated_at)
+            return Savepoint(self, pages, truncated_at(self))
         finally:
-            self.writeout_end()
+            writeout_end(self)
 
     def rollback(self, to: Savepoint) -> None:
         """Restore the changes of a savepoint, and drop all others."""
@@ -291,4 +316,4 @@ class ZBigFileH(BigFileH, Follower):
         for blk, offset in to.pages.items():
             self.load(blk, 1)
             self._saved.read(offset, memoryview(self.mmap(blk, 1)))  # type: ignore[arg-type]
-        self.check_failures()
+        check_failures(self)

@@ -1,4 +1,4 @@
-"""Interfaces between the modules of this folder, as Protocols.
+"""Interfaces between the modules of this folder.
 
 A handle (ZBigFileH) and its file (ZFile) hold each other: the handle owns the file, and the file
 has a weak reference to the handle. Each knows the other by the interface here.
@@ -7,13 +7,17 @@ has a weak reference to the handle. Each knows the other by the interface here.
 from __future__ import annotations
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
+
+from wendelin.bigfile.virtmem.handle import BigFileH
 
 if TYPE_CHECKING:
     from wendelin.bigfile.zodb.formats import ZBlkBase
     from wendelin.bigfile.zodb.prefetch import ReadAhead
     from wendelin.lib.storage.fsrecord import Located
+    from wendelin.lib.zodb_boundary import Watch
 
 __all__ = ["FileInDatabase", "FileOfHandle", "HandleOfFile", "PageSource", "RecordSource"]
 
@@ -59,43 +63,35 @@ class FileInDatabase(Protocol):
         """The block table. A reader needs only its oid."""
 
 
-class HandleOfFile(PageSource, Protocol):
-    """The interface of a handle for its file: its pages, and its part in the transaction."""
+class HandleOfFile(BigFileH, ABC):
+    """The interface of a handle for its file: a BigFileH, and its part in the transaction.
 
-    @property
-    def stored(self) -> dict[int, ZBlkBase]:
-        """Block objects that the running commit stores."""
+    Attributes
+    ----------
+    stored : dict
+        Block objects that the running commit stores.
+    watch : Watch
+        The Watch of its Connection.
+    """
 
-    @property
-    def watch(self) -> Any:
-        """The Watch of its Connection."""
+    stored: dict[int, ZBlkBase]
+    watch: Watch
 
+    @abstractmethod
+    def page_buffer(self, blk: int) -> memoryview:
+        """See PageSource."""
+
+    @abstractmethod
     def show_again(self, blks: Iterable[int]) -> None:
-        """Show pages again that views showed before they were dropped, if they can be mapped."""
+        """Show pages again that views showed before they were dropped, if that costs little."""
 
+    @abstractmethod
     def others(self) -> Iterable[HandleOfFile]:
         """Return the other handles of its Connection."""
 
+    @abstractmethod
     def mark_stored_clean(self) -> set[bytes]:
         """Make stored pages clean. Return the objects that they are made of."""
-
-    def load(self, pgoffset: int, pglen: int) -> None:
-        """Load pages that are not in memory."""
-
-    def epoch(self) -> int:
-        """Return what set_located() wants: call it before asking where blocks are."""
-
-    def set_located(self, found: dict[int, Any], epoch: int) -> None:
-        """Learn where blocks are; ignored if anything was invalidated since epoch()."""
-
-    def invalidate_page(self, pgoffset: int) -> None:
-        """Drop a page from memory, changes included."""
-
-    def invalidate_loading(self) -> None:
-        """Load again what is being loaded: the state that is asked is over."""
-
-    def unpin_all(self) -> None:
-        """Let no page be kept in memory any more."""
 
 
 class FileOfHandle(Protocol):

@@ -62,6 +62,7 @@ def boundaries(change, other):
 def measure(n):
     """Return what n known blocks cost."""
     from wendelin.bigarray.array_zodb import ZBigArray
+    from wendelin.bigfile.virtmem.located import epoch, set_located
     from wendelin.lib.zodb import dbclose, dbopen
 
     root = dbopen("known.fs")
@@ -77,8 +78,8 @@ def measure(n):
     handle = A._fileh()
     before = rss()
     for start in range(0, n, 1024):
-        epoch = handle.epoch()
-        handle.set_located(handle.file.mapahead(start, min(start + 1024, n)), epoch)
+        before = epoch(handle)
+        set_located(handle, handle.file.mapahead(start, min(start + 1024, n)), before)
     memory = rss() - before
     pages = [view[i * BLKSIZE] for i in range(0, 2 * TURNS, 2)]
     assert all(pages)

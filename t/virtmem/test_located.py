@@ -12,6 +12,7 @@ from support.child import check_child
 from wendelin.bigfile import BlockLoadError, ram_reclaim
 from wendelin.bigfile.virtmem.backend import HOLE, BigFile
 from wendelin.bigfile.virtmem.handle import WRITEOUT_MARKSTORED, WRITEOUT_STORE
+from wendelin.bigfile.virtmem.located import epoch, set_located
 
 
 class Ahead(BigFile):
@@ -185,7 +186,7 @@ def test_a_stored_page_is_not_where_it_was(numbered):
     handle, a = view_of(file)
     file.ahead = lambda start, stop: {}
     a[5 * 4096]
-    handle.set_located({6: (file.fd, 6 * 4096 + 1, 4096 - 1)}, handle.epoch())  # copied
+    set_located(handle, {6: (file.fd, 6 * 4096 + 1, 4096 - 1)}, epoch(handle))  # copied
     a[5 * 4096 : 7 * 4096] = 99
     handle.dirty_writeout(WRITEOUT_STORE | WRITEOUT_MARKSTORED)
     ram_reclaim()
@@ -262,6 +263,7 @@ def test_a_child_has_no_mapping_of_ours(numbered):
         import os, sys, warnings, numpy as np
         from wendelin.bigfile.virtmem.backend import HOLE, BigFile
         from wendelin.bigfile.virtmem.handle import ram_reclaim
+        from wendelin.bigfile.virtmem.writeout import page_buffer
         warnings.simplefilter("ignore")     # of fork() in a process with threads
         path, = sys.argv[1:]
 
@@ -275,7 +277,7 @@ def test_a_child_has_no_mapping_of_ours(numbered):
         a = np.frombuffer(handle.mmap(0, 16), "u1")
         a.sum()
         a[: 8 * 4096 : 4096] = 1            # all kinds of them are written to
-        kept = handle.page_buffer(0)
+        kept = page_buffer(handle, 0)
         ram_reclaim()                       # and others are taken away
         a[12 * 4096]
         handle.invalidate_page(14)          # FILE -> NONE

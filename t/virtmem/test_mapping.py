@@ -15,6 +15,8 @@ from ZODB.FileStorage import FileStorage
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import ram_reclaim
 from wendelin.bigfile.virtmem.handle import ram_stat
+from wendelin.bigfile.virtmem.located import invalidate_loading
+from wendelin.bigfile.zodb import blockfile
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.zodb import dbclose, dbopen
 
@@ -204,7 +206,7 @@ def test_pack_under_open_views(path, values):
 
 
 @pytest.mark.parametrize("storage", [AlignedFileStorage, FileStorage])
-def test_touches_at_the_boundary_after_a_pack_read_the_old_file(path, values, storage):
+def test_touches_at_the_boundary_after_a_pack_read_the_old_file(path, values, storage, monkeypatch):
     """Its descriptor is not closed, and another file's, before the last page has let go of it."""
     make(path, values, storage)._p_jar.db().close()
     root = dbopen(path)
@@ -220,18 +222,18 @@ def test_touches_at_the_boundary_after_a_pack_read_the_old_file(path, values, st
     root._p_jar.db().pack()
     others, got = [], []
 
-    def while_dropping():  # any thread may touch a page then
-        type(handle).invalidate_loading(handle)
+    def while_dropping(handle):  # any thread may touch a page then
+        invalidate_loading(handle)
         others.extend(os.open("/dev/zero", os.O_RDONLY) for _ in range(9))
         got.extend(a[i * BLK // 8 + 1] for i in range(6))
 
-    handle.invalidate_loading = while_dropping
-    transaction.begin()
+    with monkeypatch.context() as m:
+        m.setattr(blockfile, "invalidate_loading", while_dropping)
+        transaction.begin()
     for other in others:
         os.close(other)
     assert fd not in others
     assert got == [values[i * BLK // 8 + 1] for i in range(6)]
-    del handle.invalidate_loading
     assert np.array_equal(a, values)
     assert [ref() for ref in old] == [None]  # its number may be the new one's
     dbclose(root)

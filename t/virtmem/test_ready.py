@@ -20,6 +20,9 @@ from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError, ram_reclaim
 from wendelin.bigfile.virtmem import blocked
+from wendelin.bigfile.virtmem.handle import counts
+from wendelin.bigfile.virtmem.pins import pinned
+from wendelin.bigfile.virtmem.writeout import check_failures
 
 BLK = 65536  # bytes of a block
 N = 40  # blocks
@@ -40,7 +43,7 @@ def written(a):
 
 
 def faults(A):
-    return A._fileh().counts()[0]
+    return counts(A._fileh())[0]
 
 
 @pytest.fixture
@@ -345,9 +348,9 @@ def test_load_of_what_cannot_be_loaded(values):
     A = BigArray(values.shape, values.dtype, Broken(BLK).fileh_open())
     with pytest.raises(BlockLoadError, match=r"block 3 .*a bad disk"):
         A.load()
-    assert A._fileh().pins == []
+    assert pinned(A._fileh()) == []
     assert ram_reclaim() >= 3
-    A._fileh().check_failures()
+    check_failures(A._fileh())
 
 
 def test_load_of_a_read_only_array(B):
@@ -365,13 +368,14 @@ def test_load_of_more_than_page_memory():
         from support.ramfile import RAMFile
         from wendelin.bigarray import BigArray
         from wendelin.bigfile import PageMemoryError, ram_reclaim
+        from wendelin.bigfile.virtmem.pins import pinned
         A = BigArray((256 << 20,), np.uint8, RAMFile(1 << 20).fileh_open())
         for write in False, True:
             try:
                 A.load(write=write)
             except PageMemoryError as e:
                 print(e)
-            assert A._fileh().pins == []
+            assert pinned(A._fileh()) == []
             A._fileh().dirty_discard()
         with A.load(slice(0, 32 << 20)) as a, A.load(slice(0, 32 << 20)):
             assert A[:].sum() == 0  # the others go round in what is left
@@ -569,5 +573,5 @@ def test_page_memory_is_as_before(L):
     else:
         L._fileh().dirty_discard()
     ram_reclaim()
-    _, _, _, resident, dirty, *_ = L._fileh().counts()
+    _, _, _, resident, dirty, *_ = counts(L._fileh())
     assert (resident, dirty) == (0, 0)

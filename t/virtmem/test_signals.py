@@ -37,7 +37,7 @@ fileh = Handle(file)
 a = np.frombuffer(fileh.mmap(0, 8), "u1")
 def usr1(): os.kill(os.getpid(), signal.SIGUSR1)
 def all_is_well():
-    assert not fileh.doomed and (a == 55).all()
+    assert not fileh.failed and (a == 55).all()
     fileh.dirty_writeout(3)
 """
 

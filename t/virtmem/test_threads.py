@@ -8,6 +8,7 @@ import gc, os, sys, threading
 import numpy as np
 from support.ramfile import RAMFile
 from wendelin.bigfile import *
+from wendelin.bigfile.virtmem.located import invalidate_loading
 BLK = 4096
 BOTH = WRITEOUT_STORE | WRITEOUT_MARKSTORED
 def view(fileh, start=0, n=8):
@@ -72,7 +73,7 @@ assert fileh.file.loads == [0]
 """)
 
 
-@pytest.mark.parametrize("invalidate", ["invalidate_page(0)", "invalidate_loading()"])
+@pytest.mark.parametrize("invalidate", ["fileh.invalidate_page(0)", "invalidate_loading(fileh)"])
 def test_a_page_that_is_invalidated_while_it_loads_is_loaded_again(invalidate):
     child(
         """
@@ -94,7 +95,7 @@ def invalidates():
     go.set()
 run(reads, invalidates)
 assert fileh.file.loads == [0, 0]
-""".replace("INVALIDATE", f"fileh.{invalidate}")
+""".replace("INVALIDATE", invalidate)
     )
 
 

@@ -21,6 +21,7 @@ from wendelin.bigfile import (
     ram_reclaim,
 )
 from wendelin.bigfile.virtmem.handle import ram_stat
+from wendelin.bigfile.virtmem.writeout import page_buffer, transaction_ended, writeout_end
 
 # ---- pages ----
 
@@ -174,9 +175,9 @@ def test_bad_arguments():
     with pytest.raises(ValueError, match="-1"):
         fileh.invalidate_page(-1)
     with pytest.raises(RuntimeError, match="without writeout_begin"):
-        fileh.writeout_end()
+        writeout_end(fileh)
     with pytest.raises(KeyError, match="block 3"):
-        fileh.page_buffer(3)
+        page_buffer(fileh, 3)
     with pytest.raises(NotImplementedError, match="truncate"):
         BigFile(4096).fileh_open().truncate(1)
     with pytest.raises(BlockLoadError, match="does not define loadblk"):
@@ -442,6 +443,6 @@ def test_first_change_is_told_once_a_transaction():
     a[0] = 1
     assert fileh.told == 2
     fileh.dirty_writeout(BOTH)
-    fileh.transaction_ended()
+    transaction_ended(fileh)
     a[1] = 1
     assert fileh.told == 3

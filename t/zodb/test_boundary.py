@@ -11,6 +11,7 @@ from support.clients import Client, zeros
 from ZODB.POSException import ConflictError
 
 from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigfile.virtmem.located import epoch, set_located
 from wendelin.bigfile.zodb.blockmap import BlockMap
 
 BLK = 4096  # block size of most arrays here [bytes]
@@ -393,8 +394,8 @@ def test_a_look_ahead_that_asked_the_table_of_before(on_touch, long, other, read
 def look_ahead(A):
     """Do what a thread does that has loaded one of the first 20 blocks."""
     handle = A._fileh()
-    epoch = handle.epoch()
-    handle.set_located(handle.file.mapahead(0, 20), epoch)
+    before = epoch(handle)
+    set_located(handle, handle.file.mapahead(0, 20), before)
 
 
 def test_a_look_ahead_while_a_commit_becomes_clean_pages(root, A):

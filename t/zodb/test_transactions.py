@@ -11,6 +11,7 @@ from ZODB.POSException import ConflictError, ReadOnlyError
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError, ram_reclaim
+from wendelin.bigfile.virtmem.located import invalidate_loading
 from wendelin.lib.zodb import dbclose, dbopen
 
 BLK = 4096
@@ -327,7 +328,7 @@ def test_changes_at_the_edge_of_commits_are_never_lost(A):
     thread.join(30)
     assert result == [None]
     transaction.commit()
-    A._fileh().invalidate_loading()
+    invalidate_loading(A._fileh())
     for i in range(N):
         A._fileh().invalidate_page(i)
     assert of(A) == (counts % 2).tolist()

@@ -28,7 +28,7 @@ from wendelin.bigarray.ndarraylike import NDArrayLike
 from wendelin.bigarray.saving import Saving
 from wendelin.bigfile.virtmem.abilities import Truncates
 from wendelin.bigfile.virtmem.blocked import warn_of_blocked_threads
-from wendelin.bigfile.virtmem.handle import VMA, BigFileH, ram_stat
+from wendelin.bigfile.virtmem.handle import VMA, BigFileH, check_range, ram_stat
 from wendelin.bigfile.virtmem.pins import pin, ready
 from wendelin.bigfile.virtmem.stats import stats_of
 from wendelin.bigfile.zodb.prefetch import prefetch
@@ -466,7 +466,7 @@ class BigArray(Saving, NDArrayLike):
         if start != stop:
             first, n = self._pages(start, stop)
             fileh = self._fileh()
-            fileh.check_range(first, n)
+            check_range(fileh, first, n)
             prefetch(self, fileh, range(first, first + n))
 
     # ---- size ----

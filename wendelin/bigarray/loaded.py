@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any
 
 from wendelin.bigfile.virtmem.handle import BigFileH
+from wendelin.bigfile.virtmem.pins import pinned, unpin
 
 __all__ = ["Loaded"]
 
@@ -47,13 +48,13 @@ class Loaded:
     @property
     def holds(self) -> bool:
         """Say whether the rows are still kept accessible."""
-        return self._fileh is not None and self._pages in self._fileh.pins
+        return self._fileh is not None and self._pages in pinned(self._fileh)
 
     def release(self) -> None:
         """Release the rows: the pager may give them back. Changes stay in the transaction."""
         fileh, self._fileh = self._fileh, None
         if fileh is not None:
-            fileh.unpin(*self._pages)
+            unpin(fileh, *self._pages)
         array = self._array() if self._array is not None else None
         kept = vars(array).get("_v_loaded") if array is not None else None  # also of a ghost
         if kept:
