@@ -130,7 +130,7 @@ cdef int global_(Pickle *p) noexcept nogil:
 
 
 cdef int reference(Pickle *p, uint8_t *oid) noexcept nogil:
-    """Read a reference to an object; return which of the classes it has, -1: none.
+    """Read a reference to an object; return which of the classes it has, -1: none."""
     cdef int cls
     if not take(p, b'C') or little(p, 1) != OID or p.end - p.at < OID:
         return -1
