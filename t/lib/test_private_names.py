@@ -23,6 +23,7 @@ ADAPTING = {m.__name__: m for m in MODULES if m.__name__.startswith(f"{ADAPTERS}
 
 #: what else adapts a dependency: it implements an abstract class, whose names are for subclasses
 IMPLEMENTS = {
+    "wendelin.sparse.files": {"_index"},  # a name in AnnData's files
     "wendelin.zarr.store": {
         "_check_writable",
         "_get_many",

@@ -244,7 +244,7 @@ class BigArray(Saving, NDArrayLike):
             raise TypeError("iteration over a 0-d array")
         return (self[i] for i in reversed(range(self._shape[0])))
 
-    def _is_read_only(self) -> bool:
+    def _is_frozen(self) -> bool:
         """Say whether the array is read-only."""
         return self._fileh().read_only
 
@@ -328,7 +328,7 @@ class BigArray(Saving, NDArrayLike):
             # the stride of an axis of length 1 has no meaning, and may be too large for NumPy
             strides = [min(stride, sys.maxsize) for stride in self._stridev]
             part = np.ndarray(shape, self._dtype, vma, offset, strides)  # type: ignore[arg-type]
-            part.flags.writeable = not self._is_read_only()
+            part.flags.writeable = not self._is_frozen()
             return part
         except ValueError as e:
             raise MemoryError(f"{self!r} has a shape that NumPy cannot have: {e}") from e
@@ -439,7 +439,7 @@ class BigArray(Saving, NDArrayLike):
         ValueError
             write is True, but the array is read-only.
         """
-        if write and self._is_read_only():
+        if write and self._is_frozen():
             raise ValueError(f"{self!r} is read-only: it cannot be loaded to be written")
         rows, rest = self._split(idx)
         part = self._part(rows)
@@ -506,7 +506,7 @@ class BigArray(Saving, NDArrayLike):
         """
         if not isinstance(refcheck, bool | np.bool):
             raise TypeError(f"refcheck is {refcheck!r}: it must be a bool. A shape is one argument")
-        if self._is_read_only():
+        if self._is_frozen():
             raise ValueError(
                 f"{self!r} is read-only: it is a past state, or its database was opened to be read"
             )

@@ -233,10 +233,10 @@ class ZBigArray(BigArray, LivePersistent):
     def __deepcopy__(self, memo: object) -> NoReturn:
         self.__copy__()
 
-    def _is_read_only(self) -> bool:
+    def _is_frozen(self) -> bool:
         """Say whether no commit can save a change: opened read-only, or a past state."""
         conn = self._p_jar
-        return conn is not None and (super()._is_read_only() or bool(conn.isReadOnly()))
+        return conn is not None and (super()._is_frozen() or bool(conn.isReadOnly()))
 
     # ---- shown ----
 

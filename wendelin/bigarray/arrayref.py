@@ -292,7 +292,7 @@ def _in_bigarray(
         raise InvalidArrayRef(f"dtype {dtype} holds objects, and an array holds bytes only")
     vma, at = root._map(*span)
     view = np.ndarray(shape, dtype, vma, at + offset - span[0], strides)  # type: ignore[arg-type]
-    view.flags.writeable = not root._is_read_only()
+    view.flags.writeable = not root._is_frozen()
     return view
 
 
