@@ -157,7 +157,8 @@ def read_by_library(file):
         import h5py
 
         with h5py.File(file.path) as opened:
-            return np.asarray(opened["x"][...])
+            x = opened["x"]
+            return np.asarray((x.asstr() if x.dtype.kind == "O" else x)[...])
     import zarr
 
     with warnings.catch_warnings(action="ignore"):
@@ -190,15 +191,19 @@ def test_what_is_imported_is_what_the_library_reads(folder, kind, data):
     try:
         out = exported(data.draw, folder, target, imported, order)
     except Failure as e:
-        if target not in ("h5", "zarr") or "cannot have dtype" not in str(e):
+        if target not in ("h5", "zarr") or "cannot have" not in str(e):
             raise
         return
     there = read_by_library(out)
-    if not imported.ndim:
+    text = target == "h5" and imported.dtype.kind == "U"  # it is of variable length there
+    if not imported.ndim or text:
         there = there.astype(imported.dtype)
     assert dtypes.same(there, imported)
     with closing(open_source(out, Options())) as source:
         again = read_all(data.draw, source)
+    if text:
+        assert again.dtype.kind == "U"
+        again = again.astype(imported.dtype)
     assert dtypes.same(again, imported)
     if target != "zarr":
         assert again.dtype in (imported.dtype, packed(imported.dtype))

@@ -308,8 +308,16 @@ def test_hdf5_that_is_elsewhere(call, url, here):
     assert "more than 16 links" in call("import", "x.h5:link0/inside", f"{url}#x", code=1).stderr
     assert "more than 10,000 parts" in call("import", "x.h5:power0", f"{url}#x", code=1).stderr
     assert "has no array 'nowhere'" in call("import", "x.h5:nowhere", f"{url}#x", code=1).stderr
-    assert "name one of them" in call("import", "x.h5", f"{url}#x", code=1).stderr
+    error = call("import", "--as", "array", "x.h5", f"{url}#x", code=1).stderr
+    assert "name one of them" in error
     assert nothing(url)
+    done = call("import", "x.h5", f"{url}#all")
+    for name, message in REFUSED.items():
+        assert f"x.h5:{name.partition('/')[0]}" in done.stderr, message
+    with database(url) as root:
+        assert b"sec" not in b"".join(A[...].tobytes() for A in root["all"].values() if A.shape)
+        del root["all"]
+        transaction.commit()
     for name in "inside", "within", "alias", "power12":
         call("import", f"x.h5:{name}", f"{url}#{name}")
     for name in "virtual file", "virtual link", "linked", "linked group/x", "soft":

@@ -146,7 +146,7 @@ def test_datasets_in_chunks_that_do_not_fit(call, url, tmp_path):
         assert same(root["a"][...], values)
         assert same(root["b"][...], values[0])
         assert same(root["z"][...], values)
-    error = call("import", tmp_path / "x.h5", f"{url}#c", code=1).stderr
+    error = call("import", "--as", "array", tmp_path / "x.h5", f"{url}#c", code=1).stderr
     assert "a, group/b: name one of them" in error
     error = call("import", tmp_path / "x.h5:c", f"{url}#c", code=1).stderr
     assert "no array 'c': it has a, group/b" in error

@@ -1,4 +1,4 @@
-"""wendelin export: an array into a file."""
+"""wendelin export: an array into a file, or a group."""
 
 from __future__ import annotations
 
@@ -46,9 +46,10 @@ from wendelin.cli.output import (
 )
 from wendelin.cli.part import Part
 from wendelin.cli.plainfiles import export_matrix, export_plain
-from wendelin.cli.stored import Stored, StoredArray
+from wendelin.cli.stored import Database, Stored, StoredArray, is_mapping
 from wendelin.cli.transfer import parts
 from wendelin.cli.tree import find, find_array
+from wendelin.cli.wholeexport import WholeExport, export_whole
 from wendelin.cli.zarrgroups import GroupReader, export_folder, find_group
 from wendelin.lib.zodb import zconn_at
 
@@ -114,7 +115,7 @@ def write(source: ArraySource, sink: Sink, part: Part, step: int, tell: Advance)
 
 
 @click.command(
-    short_help="Write an array into a file.",
+    short_help="Write an array or a group into a file.",
     epilog="""\b
 Examples:
   wendelin export data.fs#x x.npy
@@ -122,10 +123,11 @@ Examples:
   wendelin export zeo://host:9991#frames scan.h5:raw/frames
   wendelin export --at 2026-01-31T18:30 data.fs#ticks ticks.csv
   wendelin export --at 0x03f1a2b3c4d5e6f7 data.fs#t2m climate.zarr
+  wendelin export data.fs#run run.h5
   wendelin export data.fs#climate climate.zarr
   wendelin export data.fs#counts counts.yaml""",
 )
-@click.argument("address", metavar="URL#path", type=AddressType())
+@click.argument("address", metavar="URL[#path]", type=AddressType("possible"))
 @click.argument("file", metavar="FILE[:NAME]")
 @at_option
 @delimiter_option
@@ -154,9 +156,13 @@ def export(
     complete. If the export was interrupted, the same command goes on, with the same state of the
     array; .npz and .h5 begin again.
 
-    A ZarrGroup, or a part of one by its path, is written as a Zarr folder, byte for byte.
+    A group is written with all groups, arrays and attributes in it, as .h5, .nc or .zarr; without
+    #path, it is all of the database. A ZarrGroup, or a part of one by its path, is written as a
+    Zarr folder, byte for byte.
     """
-    what = named(parse_file(file), address.path[-1])
+    name = address.path[-1] if address.path else "array"
+    given = parse_file(file, new=True)
+    what = named(given, name)
     options = Options(delimiter=delimiter)
     check_options(what, options)
     check_target(what, force)
@@ -171,6 +177,10 @@ def export(
         group = find_group(database, address)
         if group is not None:
             _export_group(group, address, what, at, part, step, as_json)
+            return
+        found = find(database, address)
+        if isinstance(found, Stored) and is_mapping(found):
+            _export_whole(database, found, address, given, at, part, step, as_json)
             return
         array = find_array(database, address)
         source = ArraySource(array, {})
@@ -210,7 +220,9 @@ def _export(
     itemsize, before = source.layout.dtype.itemsize, part.done
     sink: Sink | None = None
     try:
-        sink = open_sink(what, part.path, source.layout, options, resume=bool(before))
+        sink = open_sink(
+            what, part.path, source.layout, options, resume=bool(before), attrs=source.attrs
+        )
         if before:
             sink.resume(part.position)
         elif left := [*source.left_out, *(sink.set_attrs(source.attrs) if source.attrs else ())]:
@@ -248,6 +260,54 @@ def _export_plainly(
     else:
         numbers = "" if matrix is None else f"{matrix.nnz} numbers, "
         say(f"{what.path}: {numbers}{size_text(size)}")
+
+
+def _export_whole(
+    database: Database,
+    found: Stored,
+    address: Address,
+    file: File,
+    at: bytes | str | None,
+    part: Part,
+    step: int,
+    as_json: bool,
+) -> None:
+    """Write a group with all that is in it."""
+    if file.kind not in ("hdf5", "zarr"):
+        raise Failure(f"{address} is a group: it is exported as .h5, .nc or .zarr")
+    whole = WholeExport(database, address, found, file)
+    before = part.done
+    tid = zconn_at(database.conn)
+    part.begin(
+        {
+            "url": address.url,
+            "path": list(address.path),
+            "at": at.hex() if isinstance(at, bytes) else at,
+            "oid": found.oid.hex(),
+            "kind": f"group in {file.kind}",
+            "member": file.member,
+        },
+        tid,
+    )
+    name = address.path[-1] if address.path else address.url
+    export_whole(whole, file, part, step, name)
+    part.finish()
+    count = len(whole.layouts)
+    if as_json:
+        print_json(
+            {
+                "file": file.path,
+                "member": file.member or None,
+                "arrays": count,
+                "bytes": whole.nbytes,
+                "left_out": [{"name": name, "why": why} for name, why in whole.left_out],
+                "at": shown_tid(tid),
+                "resumed_at": before or None,
+            }
+        )
+    else:
+        again = f", resumed, as it was at {shown_time(tid)}" if before else ""
+        say(f"{file.path}: {count} array{'s' * (count != 1)}, {size_text(whole.nbytes)}{again}")
 
 
 def _export_group(

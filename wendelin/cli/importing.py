@@ -1,7 +1,8 @@
-"""wendelin import: an array out of a file."""
+"""wendelin import: an array out of a file, or all that is in it."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from contextlib import closing
 from typing import Any
@@ -24,8 +25,18 @@ from wendelin.cli.arguments import (
 )
 from wendelin.cli.database import opened_to_write
 from wendelin.cli.errors import Failure
-from wendelin.cli.files import File, Options, check_options, open_source, parse_file
+from wendelin.cli.files import (
+    WITH_MEMBERS,
+    File,
+    Options,
+    check_options,
+    open_contents,
+    open_source,
+    parse_file,
+)
 from wendelin.cli.files.base import Source
+from wendelin.cli.files.contents import Contents, Member
+from wendelin.cli.listing import left_out_json, list_members, shown_counts, warn_left_out
 from wendelin.cli.output import (
     layout_json,
     print_json,
@@ -36,6 +47,7 @@ from wendelin.cli.output import (
 )
 from wendelin.cli.plainfiles import has_matrix, import_matrix
 from wendelin.cli.transfer import Target, fill
+from wendelin.cli.whole import Whole, leave_out_names
 from wendelin.cli.zarrgroups import Folder, import_folder
 
 __all__ = ["import_file"]
@@ -66,28 +78,30 @@ def _opened_source(file: File, options: Options) -> Source:
 
 @click.command(
     "import",
-    short_help="Make an array from a file.",
+    short_help="Make an array from a file, or all of them.",
     epilog="""\b
 Examples:
   wendelin import x.npy data.fs#x
   wendelin import all.npz:velocity data.fs#run/velocity
   wendelin import scan.h5:raw/frames zeo://host:9991#frames
   wendelin import climate.zarr:t2m data.fs#t2m
+  wendelin import --dry-run climate.nc data.fs
+  wendelin import climate.nc data.fs#climate
   wendelin import --as zarr climate.zarr data.fs#climate
   wendelin import --as sparse counts.npz data.fs#counts
   wendelin import --columns time,price ticks.csv data.fs#ticks
   wendelin import --dtype '>f4' --shape 512,512 image.raw data.fs#image""",
 )
 @click.argument("file", metavar="FILE[:NAME]")
-@click.argument("address", metavar="URL#path", type=AddressType())
+@click.argument("address", metavar="URL[#path]", type=AddressType("possible"))
 @click.option(
     "--as",
     "as_what",
-    type=click.Choice(["array", "zarr", "sparse"]),
-    default="array",
-    help="zarr: all of a Zarr folder, with chunks and codecs. sparse: a matrix of an .npz.  "
-    "[default: array]",
+    type=click.Choice(["array", "group", "zarr", "sparse"]),
+    help="One array, or all of the file; zarr: a Zarr folder with its chunks and codecs; sparse: a "
+    "matrix of an .npz.  [default: an array, if there is one only, and a #path]",
 )
+@click.option("--dry-run", is_flag=True, help="List what would be imported, and do nothing.")
 @click.option("--dtype", type=DtypeType(), help="For raw bytes or a CSV file.  [default: f8]")
 @click.option("--shape", type=ShapeType(), help="For raw bytes.  [default: 1-d]")
 @click.option("--order", type=click.Choice(["C", "F"]), help="For raw bytes.  [default: C]")
@@ -112,7 +126,8 @@ Examples:
 def import_file(
     file: str,
     address: Address,
-    as_what: str,
+    as_what: str | None,
+    dry_run: bool,
     dtype: np.dtype[Any] | None,
     shape: tuple[int, ...] | None,
     order: Order | None,
@@ -127,11 +142,14 @@ def import_file(
     step: int,
     as_json: bool,
 ) -> None:
-    """Make an array from a file: .npy, .npz, .h5, .zarr, .csv, or raw bytes.
+    """Make an array from a file: .npy, .npz, .h5, .nc, .mat, .zarr, .csv, or raw bytes.
 
-    The suffix of a file says its kind. The array has its dtype, order and bytes. The import works
-    in transactions of a few blocks each. If it was interrupted, the same command goes on. Until it
-    is complete, the array is in NAME~import, and NAME does not exist.
+    The bytes of a file say its kind, or its suffix. The array has its dtype, order and bytes. The
+    import works in transactions of a few blocks each. If it was interrupted, the same command goes
+    on. Until it is complete, the array is in NAME~import, and NAME does not exist.
+
+    A file with several arrays becomes a group with all arrays, groups and attributes; without
+    #path, it goes into the root. FILE:NAME is one array or group of the file.
 
     NAME.yaml describes plain files, as `wendelin export` writes them. A sparse matrix in these, in
     an .h5ad, or with --as sparse in an .npz of SciPy, becomes a ZSparse.
@@ -143,11 +161,31 @@ def import_file(
     options = Options(dtype, shape, order, offset, names, delimiter, header, external)
     what = parse_file(file, raw=dtype is not None)
     if as_what == "zarr":
+        if dry_run or not address.path:
+            raise click.UsageError("--as zarr needs a URL#path, and has no --dry-run")
         _import_group(what, address, options, replace, step, as_json)
         return
-    if as_what == "sparse" or has_matrix(what):
+    if as_what == "sparse" or (as_what is None and address.path and has_matrix(what)):
+        if dry_run or not address.path:
+            raise click.UsageError("a sparse matrix needs a URL#path, and has no --dry-run")
         check_options(what, options)
         _import_matrix(what, address, replace, step, as_json)
+        return
+    if what.kind == "h5ad":
+        what = dataclasses.replace(what, kind="hdf5")
+    contents = _contents(what, address, options, as_what)
+    if contents is not None:
+        with closing(contents):
+            leave_out_names(contents)
+            if dry_run:
+                list_members(contents, address, as_json)
+            else:
+                _import_whole(contents, address, replace, blksize, zblk_fmt, step, as_json)
+        return
+    if dry_run:
+        with closing(_opened_source(what, options)) as source:
+            member = Member((), source.layout, dict(source.attrs), source.left_out)
+            list_members(Contents(what.path, [member], {}), address, as_json)
         return
     with (
         closing(_opened_source(what, options)) as source,
@@ -194,6 +232,68 @@ def _import_matrix(what: File, address: Address, replace: bool, step: int, as_js
         print_json({"path": path, "shape": list(shape), **dtypes, "nnz": nnz, "bytes": size})
     else:
         say(f"{address}: {shape[0]} × {shape[1]}, {nnz} numbers, {size_text(size)}")
+
+
+def _contents(
+    what: File, address: Address, options: Options, as_what: str | None
+) -> Contents | None:
+    """Return the contents of a file that is imported as a whole; None for one array."""
+    if as_what == "group" or not address.path:
+        return open_contents(what, options)
+    if as_what == "array" or what.kind not in WITH_MEMBERS:
+        return None
+    check_options(what, options)
+    try:
+        contents = open_contents(what, options)
+    except Failure:
+        return None  # it may be an array; if not, its error is reported
+    arrays = [m for m in contents.members if m.layout is not None or (m.why and not m.quiet)]
+    if what.member or len(arrays) > 1:
+        return contents
+    contents.close()
+    return None
+
+
+def _import_whole(
+    contents: Contents,
+    address: Address,
+    replace: bool,
+    blksize: int,
+    zblk_fmt: str | None,
+    step: int,
+    as_json: bool,
+) -> None:
+    """Import all of a file."""
+    for member in contents.arrays:
+        if member.nbytes > _MOST:
+            member.why = f"{size_text(member.nbytes)}, more than a process can map"
+    if not contents.arrays and any(m.why and not m.quiet for m in contents.members):
+        warn_left_out(contents)
+        raise Failure(f"{contents.path} has no array that can be imported")
+    with opened_to_write(address.url) as root:
+        whole = Whole(root, address, contents, replace, blksize, zblk_fmt)
+        before = whole.done_bytes
+        if not whole.resumed:
+            warn_left_out(contents)
+        label = f"import {os.path.basename(contents.path.rstrip('/'))}"
+        with progress(label, contents.nbytes, in_bytes=True, done=before) as tell:
+            whole.run(step, tell)
+    if as_json:
+        print_json(
+            {
+                "path": str(address).partition("#")[2],
+                "arrays": [
+                    {"name": m.name, **layout_json(m.layout), "bytes": m.nbytes}
+                    for m in contents.arrays
+                ],
+                "bytes": contents.nbytes,
+                "left_out": left_out_json(contents),
+                "resumed_at": before if whole.resumed else None,
+            }
+        )
+    else:
+        again = f", from {size_text(before)} on" if whole.resumed else ""
+        say(f"{address}: {shown_counts(contents)}{again}")
 
 
 def _import_group(

@@ -51,6 +51,7 @@ __all__ = [
     "class_of",
     "has_references",
     "is_leaf",
+    "is_mapping",
     "is_read",
     "is_sequence",
     "items",
@@ -387,6 +388,13 @@ def _object_items(value: Object) -> list[Pair]:
 def is_sequence(value: Any) -> bool:
     """Say whether a value is a list, whose keys are indices."""
     return type(value) in (list, tuple) or type(_container(value)) is list
+
+
+def is_mapping(value: Any) -> bool:
+    """Say whether an object is a mapping of names, or other keys, as a group is."""
+    return isinstance(value, Stored) and (
+        bool(_kind(value.cls).keys) or _kind(value.cls).container is Pairs
+    )
 
 
 def may_hold(value: Any) -> bool:

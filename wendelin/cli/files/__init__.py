@@ -1,4 +1,4 @@
-"""Files with arrays in them: FILE, or FILE:NAME; their suffix says of which kind they are.
+"""Files with arrays in them: FILE, or FILE:NAME; their bytes or suffix say of which kind they are.
 
 This package knows kinds of files; each module has a source and a sink for one.
 """
@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -16,12 +18,20 @@ import numpy as np
 from wendelin.bigarray.array import Order
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import Layout, Sink, Source
+from wendelin.cli.files.contents import Contents, member_named
 from wendelin.cli.files.daf import daf_source
+from wendelin.cli.files.derived import Viewed
 from wendelin.cli.files.flat import FlatSink, NpzSink, npy_source, npz_source, raw_source
 from wendelin.cli.files.hdf5 import hdf5_sink, hdf5_source
+from wendelin.cli.files.hdf5tree import hdf5_contents
+from wendelin.cli.files.mat import mat_contents
 from wendelin.cli.files.names import check_name, name_of_key
+from wendelin.cli.files.netcdf import netcdf_contents
+from wendelin.cli.files.npztree import npz_contents
+from wendelin.cli.files.recognize import KINDS, kind_of, kind_of_name
 from wendelin.cli.files.text import CsvSink, CsvSource
 from wendelin.cli.files.zarrs import zarr_sink, zarr_source
+from wendelin.cli.files.zarrtree import zarr_contents
 
 __all__ = [
     "WITH_MEMBERS",
@@ -29,24 +39,14 @@ __all__ = [
     "Options",
     "check_options",
     "named",
+    "open_contents",
     "open_sink",
     "open_source",
     "parse_file",
 ]
 
-_KINDS = {
-    "npy": (".npy",),
-    "npz": (".npz",),
-    "hdf5": (".h5", ".hdf5", ".hdf", ".he5", ".nc", ".nc4"),
-    "zarr": (".zarr",),
-    "csv": (".csv", ".tsv", ".txt"),
-    "raw": (".raw", ".bin", ".dat"),
-    "daf": (".yaml",),
-    "h5ad": (".h5ad",),
-}
 #: kinds of files that may have more than one array
-WITH_MEMBERS = ("npz", "hdf5", "zarr")
-_ZARR = ("zarr.json", ".zarray", ".zgroup")
+WITH_MEMBERS = ("npz", "hdf5", "netcdf", "mat", "zarr")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class File:
     """A file with an array."""
 
     path: str
-    kind: str  # one of _KINDS
+    kind: str  # one of KINDS
     member: str = ""
 
 
@@ -72,37 +72,42 @@ class Options:
     external: bool = False  # follow references of the file to other files
 
 
-def _kind(path: str) -> str | None:
-    name = path.rstrip("/").lower()
-    for kind, suffixes in _KINDS.items():
-        if name.endswith(suffixes):
-            return kind
-    if any(os.path.exists(os.path.join(path, file)) for file in _ZARR):
-        return "zarr"
-    return None
-
-
-def parse_file(text: str, raw: bool = False) -> File:
+def parse_file(text: str, raw: bool = False, new: bool = False) -> File:
     """Return the meaning of FILE, or FILE:NAME.
 
     Parameters
     ----------
     text : str
     raw : bool
-        A file with an unknown suffix is raw bytes.
+        The user says the dtype: a file of no other kind is raw bytes.
+    new : bool
+        The file is to be written: only its suffix says its kind.
 
     Raises
     ------
     click.UsageError
-        The suffix is unknown.
+        The kind is unknown.
     """
-    path, _, member = text.rpartition(":")
-    if path and not os.path.exists(text) and _kind(path) in WITH_MEMBERS:
-        return File(path, str(_kind(path)), member)
-    kind = _kind(text) or ("raw" if raw else None)
+
+    def kind_of_path(path: str) -> str | None:
+        return kind_of_name(path) if new else kind_of(path, raw=raw)
+
+    colons = [i for i, character in enumerate(text) if character == ":" and i]
+    if not os.path.lexists(text):
+        # names may have colons: the longest path that exists, else the shortest with a known suffix
+        exist = [i for i in reversed(colons) if os.path.lexists(text[:i])]
+        for i in exist or colons:
+            kind = kind_of_path(text[:i])
+            kind = "hdf5" if kind == "h5ad" else kind
+            if kind in WITH_MEMBERS:
+                return File(text[:i], str(kind), text[i + 1 :])
+    kind = kind_of_path(text) or ("raw" if raw else None)
     if kind is None:
-        known = ", ".join(suffix for suffixes in _KINDS.values() for suffix in suffixes)
-        raise click.UsageError(f"{text!r} has none of the known suffixes of files: {known}")
+        known = ", ".join(suffix for suffixes in KINDS.values() for suffix in suffixes)
+        raise click.UsageError(
+            f"{text!r} has none of the known suffixes of files: {known}"
+            + ("" if new else "; and its bytes do not say what it is")
+        )
     return File(text, kind)
 
 
@@ -123,12 +128,9 @@ def open_source(file: File, options: Options) -> Source:
     check_options(file, options)
     if file.kind == "raw" and options.dtype is None:
         raise click.UsageError(f"{file.path!r} has raw bytes: they need --dtype, maybe --shape")
-    state = os.stat(file.path)
-    if not (stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)):
-        raise Failure(f"{file.path} is not a regular file: write its data into one first")
-    identity: dict[str, Any] = {"file": file.path, "kind": file.kind}
-    if file.kind != "zarr":  # what is a folder
-        identity.update(size=state.st_size, changed=state.st_mtime_ns)
+    identity = _identity(file)
+    if file.kind in ("netcdf", "mat"):
+        return _member_source(file, identity)
     if file.kind == "npy":
         return npy_source(file.path, identity)
     if file.kind == "h5ad":
@@ -154,6 +156,65 @@ def open_source(file: File, options: Options) -> Source:
         options.offset or 0,
         identity,
     )
+
+
+def _identity(file: File) -> dict[str, Any]:
+    """Return what identifies an existing file.
+
+    Raises
+    ------
+    Failure, OSError
+        It cannot be read.
+    """
+    state = os.stat(file.path)
+    if not (stat.S_ISREG(state.st_mode) or stat.S_ISDIR(state.st_mode)):
+        raise Failure(f"{file.path} is not a regular file: write its data into one first")
+    identity: dict[str, Any] = {"file": file.path, "kind": file.kind}
+    if file.kind != "zarr":  # what is a folder
+        identity.update(size=state.st_size, changed=state.st_mtime_ns)
+    return identity
+
+
+def open_contents(file: File, options: Options) -> Contents:
+    """Open a file, to read all of it, or a group in it.
+
+    Raises
+    ------
+    click.UsageError
+        An option is not for such files.
+    Failure, OSError
+        It cannot be read; it has one array only.
+    """
+    check_options(file, options)
+    identity = _identity(file)
+    if file.kind == "hdf5":
+        return hdf5_contents(file.path, file.member, options.external, identity)
+    if file.kind == "zarr":
+        return zarr_contents(file.path, file.member, options.external, identity)
+    if file.member or file.kind not in WITH_MEMBERS:
+        what = f"{file.path}:{file.member}" if file.member else file.path
+        raise click.UsageError(
+            f"the URL does not name an array, and {what} is one: add #name, as in data.fs#name"
+        )
+    if file.kind == "netcdf":
+        return netcdf_contents(file.path, identity)
+    if file.kind == "mat":
+        return mat_contents(file.path, identity)
+    return npz_contents(file.path, identity)
+
+
+def _member_source(file: File, identity: dict[str, Any]) -> Source:
+    """Return an array of a file that is known by its contents only."""
+    reader = {"netcdf": netcdf_contents, "mat": mat_contents}[file.kind]
+    contents = reader(file.path, identity)
+    try:
+        member = member_named(contents, file.member)
+        assert member.open is not None
+        source = member.open()
+        return Viewed(source, source.layout, contents.close)
+    except BaseException:
+        contents.close()
+        raise
 
 
 def check_options(file: File, options: Options) -> None:
@@ -197,7 +258,14 @@ def named(file: File, key: str) -> File:
     return replace(file, member=name_of_key(key)) if file.kind in ("npz", "hdf5") else file
 
 
-def open_sink(file: File, path: str, layout: Layout, options: Options, resume: bool) -> Sink:
+def open_sink(
+    file: File,
+    path: str,
+    layout: Layout,
+    options: Options,
+    resume: bool,
+    attrs: Mapping[str, Any] = MappingProxyType({}),
+) -> Sink:
     """Return a sink that writes an array to a file.
 
     Parameters
@@ -211,6 +279,8 @@ def open_sink(file: File, path: str, layout: Layout, options: Options, resume: b
         Only the delimiter matters.
     resume : bool
         A part is there already, to go on with.
+    attrs : mapping
+        Attributes that the array has; set_attrs() writes them.
 
     Raises
     ------
@@ -222,9 +292,9 @@ def open_sink(file: File, path: str, layout: Layout, options: Options, resume: b
     if file.kind == "npz":
         return NpzSink(path, layout, file.member)
     if file.kind == "hdf5":
-        return hdf5_sink(path, layout, file.member)
+        return hdf5_sink(path, layout, file.member, attrs)
     if file.kind == "zarr":
-        return zarr_sink(path, layout, file.member, resume)
+        return zarr_sink(path, layout, file.member, resume, attrs)
     if file.kind == "h5ad":
         raise Failure(f"{file.path} takes a sparse matrix, and this is an array: see .h5")
     return CsvSink(path, layout, _delimiter(file, options))

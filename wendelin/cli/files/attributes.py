@@ -16,31 +16,36 @@ import numpy as np
 
 from wendelin.bigarray.attrs import check_value
 
-__all__ = ["Attributes", "from_hdf5", "from_zarr", "to_hdf5", "to_json", "to_zarr"]
+__all__ = ["Attributes", "from_hdf5", "from_zarr", "kept", "to_hdf5", "to_json", "to_zarr"]
 
 #: of HDF5 itself, for its dimension scales, and of netCDF: they refer to objects of the file
-_OF_HDF5 = ("CLASS", "DIMENSION_LIST", "REFERENCE_LIST", "_Netcdf4Coordinates", "_Netcdf4Dimid")
+_OF_HDF5 = (
+    *("DIMENSION_LIST", "DIMENSION_LABELS", "REFERENCE_LIST"),
+    *("_Netcdf4Coordinates", "_Netcdf4Dimid", "_NCProperties", "_nc3_strict"),
+)
 
 Attributes = tuple[dict[str, Any], list[str]]  # kept, and the names of those that are not
 
 
-def _kept(items: Iterable[tuple[str, Any]]) -> Attributes:
-    kept: dict[str, Any] = {}
+def kept(items: Iterable[tuple[str, Any]]) -> Attributes:
+    """Return those attributes that an array or a group takes, and the names of the others."""
+    values: dict[str, Any] = {}
     left: list[str] = []
     for name, value in items:
         try:
-            kept[name] = check_value(value, name)
+            values[name] = check_value(value, name)
         except (TypeError, ValueError):
             left.append(name)
-    return kept, left
+    return values, left
 
 
 def from_hdf5(h5py: Any, obj: Any) -> Attributes:
     """Return the attributes of a dataset or a group of an HDF5 file."""
     items = []
     unread = []
+    scale = isinstance(obj, h5py.Dataset) and h5py.h5ds.is_scale(obj.id)
     for name in obj.attrs:
-        if name in _OF_HDF5:
+        if name in _OF_HDF5 or (scale and name in ("CLASS", "NAME")):
             continue
         try:
             value = obj.attrs[name]
@@ -49,16 +54,19 @@ def from_hdf5(h5py: Any, obj: Any) -> Attributes:
             continue
         if isinstance(value, h5py.Empty):
             value = None
+        elif isinstance(value, np.bytes_):  # text of a fixed length; bytes are opaque
+            with suppress(UnicodeDecodeError):
+                value = value.decode()
         elif isinstance(value, np.void) and value.dtype.names is None and value.dtype.kind == "V":
             value = value.tobytes()
         items.append((name, value))
-    kept, left = _kept(items)
-    return kept, unread + left
+    values, left = kept(items)
+    return values, unread + left
 
 
 def from_zarr(attrs: Mapping[str, Any]) -> Attributes:
     """Return the attributes of an array or a group of a Zarr folder."""
-    return _kept(dict(attrs).items())
+    return kept(dict(attrs).items())
 
 
 def to_hdf5(h5py: Any, obj: Any, attrs: Mapping[str, Any]) -> list[str]:

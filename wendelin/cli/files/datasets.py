@@ -206,7 +206,7 @@ class DatasetSink(Sink):
 
     def _write(self, start: int, values: NDArray[Any]) -> None:
         shape, fortran = self._layout.shape, self._layout.order == "F"
-        values = values.view(self.dtype)  # with the library's metadata
+        values = self._shown(values)
         at = 0
         for slab in slabs(tuple(reversed(shape)) if fortran else shape, start, start + len(values)):
             size = mul(slab.shape)
@@ -216,6 +216,9 @@ class DatasetSink(Sink):
             else:
                 self._dataset[slab.where] = part
             at += size
+
+    def _shown(self, values: NDArray[Any]) -> NDArray[Any]:
+        return values.view(self.dtype)  # with the library's metadata
 
     @override
     def finish(self) -> None:

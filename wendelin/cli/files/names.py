@@ -9,10 +9,11 @@ import re
 
 import click
 
-__all__ = ["check_name", "name_of_key"]
+__all__ = ["METADATA", "check_name", "name_in_group", "name_of_key"]
 
 _MOST = 240  # of a name: with a suffix, a file's may have 255 [bytes]
-_METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+#: names of files that Zarr has for itself
+METADATA = ("zarr.json", ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 
 
 def name_of_key(key: str) -> str:
@@ -20,7 +21,16 @@ def name_of_key(key: str) -> str:
 
     Special characters of paths, and those that control a terminal, become _.
     """
-    plain = "".join(c if c.isprintable() and c not in "/\\:" else "_" for c in key)
+    return _plain_name(key, "/\\:")
+
+
+def name_in_group(key: str) -> str:
+    """Return the same for a name in a group of an HDF5 file or a Zarr folder: a colon stays."""
+    return _plain_name(key, "/\\")
+
+
+def _plain_name(key: str, special: str) -> str:
+    plain = "".join(c if c.isprintable() and c not in special else "_" for c in key)
     cut = plain.encode()[:_MOST].decode(errors="ignore")
     return cut if cut.strip(". '") else "array"  # '' is the empty key in a path
 
@@ -51,7 +61,7 @@ def check_name(kind: str, name: str) -> str:
         why = "it has a backslash, which separates names on other systems"
     elif kind != "hdf5" and any(len(part.encode()) > _MOST for part in parts):
         why = f"a name in it has more than {_MOST} bytes"
-    elif kind == "zarr" and any(part in _METADATA for part in parts):
+    elif kind == "zarr" and any(part in METADATA for part in parts):
         why = "Zarr has files of its own with that name"
     if why:
         raise click.UsageError(f"{name!r} is not a name of an array in a {kind} file: {why}")
