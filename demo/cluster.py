@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 import transaction
 from persistent.mapping import PersistentMapping
-from tqdm import tqdm
 from ZODB.POSException import ConflictError, POSError, ReadOnlyError
 
+from wendelin.demo.progress import progress
 from wendelin.lib.zodb import dbclose, dbopen
 
 NAME = "cluster"  # in the root object
@@ -167,7 +167,7 @@ def run(url: str, seconds: float) -> dict[str, int]:
     counts: dict[str, int] = {}
     errors = []
     try:
-        with tqdm(total=len(processes), desc="processes that ended", unit="") as bar:
+        with progress(total=len(processes), desc="processes that ended", unit="") as bar:
             while counts.get("ended", 0) < len(processes):
                 what, n = queue.get(timeout=seconds + 120)
                 if what == "error":

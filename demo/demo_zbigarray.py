@@ -20,9 +20,9 @@ import numpy as np
 import psutil
 import transaction
 from numpy.typing import NDArray
-from tqdm import tqdm
 from ZODB.POSException import POSError, ReadOnlyError
 
+from wendelin.demo.progress import progress
 from wendelin.lib.memlimit import ram_limit
 from wendelin.lib.sizes import parse_size
 from wendelin.lib.zodb import dbclose, dbopen
@@ -60,7 +60,7 @@ def gen(root: Any, worksize: int, quiet: bool | None = False) -> None:
     total = worksize // array.itemsize
     step = STEP // array.itemsize
     binary = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
-    with tqdm(total=worksize, desc="gen", disable=quiet, **binary) as bar:
+    with progress(total=worksize, desc="gen", disable=quiet, **binary) as bar:
         for start in range(0, total, step):
             values = signal(start, min(start + step, total))
             array.append(values)

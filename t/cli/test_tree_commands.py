@@ -7,6 +7,7 @@ import pytest
 from click.shell_completion import ShellComplete
 
 import wendelin
+from wendelin.cli import output
 from wendelin.cli.program import wendelin as program
 from wendelin.lib.zodb import dbopen
 
@@ -140,6 +141,14 @@ def test_cp(call, url):
     with wendelin.open(url, "r") as g:
         assert np.array_equal(g["copy"], X)
         assert g["copy"].attrs == {"unit": "mV"}
+
+
+def test_progress_without_a_terminal_is_lines(call, url, monkeypatch):
+    assert call("cp", f"{url}#top", f"{url}#a").stderr == ""  # no more than a few seconds
+    monkeypatch.setattr(output, "EVERY", 0)
+    said = call("cp", "--step", "4096", f"{url}#top", f"{url}#b").stderr
+    assert said.startswith("copy top: 96 B of 96 B, ")
+    assert call("ls", url).stderr.startswith("objects and blocks: ")
 
 
 def test_what_is_in_use_is_named(call, path):

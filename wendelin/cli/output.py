@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -45,6 +46,8 @@ __all__ = [
 ]
 
 Advance = Callable[[int], None]
+
+EVERY = 5.0  # between two lines of progress [s]
 
 _WIDE = 100_000  # the width if there is no terminal: a row is a line
 
@@ -155,11 +158,34 @@ class _Speed(ProgressColumn):
         return Text(f"{show}/s")
 
 
+class _Lines:
+    """Progress where there is no terminal: a line every few seconds, on stderr."""
+
+    def __init__(self, what: str, total: int | None, in_bytes: bool, done: int) -> None:
+        self._what, self._total, self._done = what, total, done
+        self._show = size_text if in_bytes else lambda n: f"{int(n):,}"
+        self._first, self._begin = done, time.monotonic()
+        self._next = self._begin + EVERY
+
+    def advance(self, n: int) -> None:
+        self._done += n
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + EVERY
+        of = "" if self._total is None else f" of {self._show(self._total)}"
+        speed = (self._done - self._first) / max(now - self._begin, 1e-9)
+        text = f"{self._what}: {self._show(self._done)}{of}, {self._show(int(speed))}/s"
+        print(shown(text), file=sys.stderr, flush=True)
+
+
 @contextmanager
 def progress(
     what: str, total: int | None = None, *, in_bytes: bool = False, done: int = 0
 ) -> Iterator[Advance]:
-    """Show progress on a terminal; yield a function to call with each amount done.
+    """Show progress: a bar on a terminal, else a line every few seconds.
+
+    Yields a function to call with each amount done.
 
     Parameters
     ----------
@@ -172,7 +198,7 @@ def progress(
     """
     where = Console(stderr=True)
     if not where.is_terminal:
-        yield lambda n: None
+        yield _Lines(what, total, in_bytes, done).advance
         return
     columns = (
         TextColumn("{task.description}", markup=False),
