@@ -56,7 +56,7 @@ def test_links(page):
 def test_all_that_pages_need_is_installed_for_them():
     """PyTorch is as large as all else together: its page runs if it is installed."""
     needed = {part.needs for part in FOR_ALL} - {"", "torch", "gdb"}
-    names = {"sklearn": "scikit-learn", "yaml": "PyYAML"}
+    names = {"sklearn": "scikit-learn", "yaml": "PyYAML", "Zope2": "Zope"}
     tox = (pages.ROOT / "tox.ini").read_text()
     (docs,) = re.findall(r"^\[testenv:docs\]$.*?^commands", tox, re.M | re.S)
     assert "    all\n    test\n" in docs
