@@ -326,7 +326,7 @@ class ZODBStore(Store):
 
     @override
     async def getsize_prefix(self, prefix: str) -> int:
-        keys = await self._wait(self._table.listed, prefix)
+        keys = await self._wait(self._table.listed, _folder(prefix))
         return sum(await asyncio.gather(*map(self.getsize, keys)))
 
     @override
@@ -341,8 +341,7 @@ class ZODBStore(Store):
 
     @override
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
-        folder = prefix.rstrip("/")
-        for name in await self._wait(self._table.names, f"{folder}/" if folder else ""):
+        for name in await self._wait(self._table.names, _folder(prefix)):
             yield name
 
     # ---- writing ----
@@ -403,10 +402,15 @@ class ZODBStore(Store):
     @override
     async def delete_dir(self, prefix: str) -> None:
         self._check_writable()
-        folder = prefix.rstrip("/")
-        keys = await self._wait(self._table.listed, f"{folder}/" if folder else "")
+        keys = await self._wait(self._table.listed, _folder(prefix))
         # the metadata of an array that is gone says nothing of its chunks
         await self._change_soon(dict.fromkeys(sorted(keys, key=is_metadata, reverse=True)))
+
+
+def _folder(prefix: str) -> str:
+    """Return how keys in a folder begin, with a slash at its end or not."""
+    folder = prefix.rstrip("/")
+    return f"{folder}/" if folder else ""
 
 
 class _Wanted:
