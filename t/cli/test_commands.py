@@ -62,7 +62,7 @@ def test_ls(call, url, testdb):
         tid._p_activate()
         assert A["changed"]["tid"] == tid._p_serial.hex()
     lines = call("ls", url).stdout.splitlines()
-    assert " ".join(lines[0].split()) == "path shape dtype order blocks stored formats changed"
+    assert " ".join(lines[0].split()) == "path kind shape dtype order blocks stored formats changed"
     assert [line.split()[0] for line in lines[1:]] == PATHS
     assert "66.7%" in lines[4]
     assert [row["path"] for row in call("ls", "--json", f"{url}#list").json] == ["list/1/k/0"]
@@ -445,5 +445,6 @@ def test_a_block_table_with_more_levels(call, testdb, monkeypatch):
         assert isinstance(A.zfile.blktab.__getstate__()[0][0], LOBTree)
         assert list(stored_numbers(A.zfile)) == list(range(1500))
     found = call("verify", "--json", testdb.url).json
-    assert found == {"arrays": 1, "blocks": 1500, "checksums": 1500, "mismatches": 0, "bad": []}
+    counts = {"arrays": 1, "blocks": 1500, "values": 0, "checksums": 1500, "mismatches": 0}
+    assert found == counts | {"bad": []}
     assert call("ls", "--json", testdb.url).json[0]["blocks"] == 1500

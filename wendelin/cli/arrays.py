@@ -17,11 +17,13 @@ from wendelin.cli.files.base import Layout, Source
 from wendelin.cli.files.convert import plain
 from wendelin.cli.files.flat import FlatSink
 from wendelin.cli.stored import StoredArray
+from wendelin.cli.storedragged import StoredPiece
+from wendelin.lib.calc import mul
 from wendelin.lib.storage.fsalign import ALIGNMENT
 from wendelin.lib.storage.record import ChecksumError
 from wendelin.lib.utils import override
 
-__all__ = ["ArraySource", "flat_bytes", "layout_of", "place_of"]
+__all__ = ["ArraySource", "PieceSource", "flat_bytes", "layout_of", "place_of"]
 
 
 def layout_of(array: ZBigArray | StoredArray) -> Layout:
@@ -130,4 +132,35 @@ class ArraySource(Source):
             for blocks in inspect_blocks(self._array.zfile):
                 tid = max(tid, *(block.tid for block in blocks))
             self._identity["changed"] = tid.hex()
+        return self._identity
+
+
+class PieceSource(Source):
+    """A piece of a ZRagged.
+
+    Parameters
+    ----------
+    found : StoredPiece
+    identity : dict
+        What identifies it.
+    """
+
+    def __init__(self, found: StoredPiece, identity: dict[str, Any]) -> None:
+        data = found.segment.data
+        rows = found.piece.stop - found.piece.start
+        self.layout = Layout((rows, *data.shape[1:]), plain(data.dtype), "C")
+        self._first = found.piece.start * mul(data.shape[1:])
+        self._bytes = flat_bytes(data)
+        data._fileh().file.verify = True
+        self._identity = identity
+
+    def _read(self, start: int, stop: int) -> NDArray[Any]:
+        """See ArraySource."""
+        itemsize = self.layout.dtype.itemsize
+        first, last = (self._first + start) * itemsize, (self._first + stop) * itemsize
+        data: NDArray[np.uint8] = self._bytes.read(slice(first, last))
+        return data.view(self.layout.dtype)
+
+    @override
+    def identity(self) -> dict[str, Any]:
         return self._identity

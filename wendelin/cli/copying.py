@@ -25,6 +25,7 @@ from wendelin.cli.address import Address, join
 from wendelin.cli.arguments import AddressType, json_option, replace_option, step_option
 from wendelin.cli.arrays import ArraySource
 from wendelin.cli.attributes import attrs_of
+from wendelin.cli.building import Contents, GroupContents, RaggedContents, build
 from wendelin.cli.database import opened, opened_to_write, storage_opened, tid_time
 from wendelin.cli.errors import Failure
 from wendelin.cli.output import (
@@ -37,8 +38,10 @@ from wendelin.cli.output import (
     size_text,
     warn,
 )
+from wendelin.cli.storedragged import StoredRagged
+from wendelin.cli.storedzarr import StoredZarr
 from wendelin.cli.transfer import Target, fill
-from wendelin.cli.tree import find_array
+from wendelin.cli.tree import find, find_array
 from wendelin.lib.storage.inert import InertError, Pairs, Reader
 from wendelin.lib.storage.record import ChecksumError, RecordError, check, class_of, without_pad
 
@@ -250,7 +253,9 @@ Examples:
 @step_option
 @json_option
 def copy(source: Address, destination: Address, replace: bool, step: int, as_json: bool) -> int:
-    """Copy a database, with its history, into another storage; or one array, as it is now.
+    """Copy a database, with its history, into another storage; or one object, as it is now.
+
+    An object is an array, a ZarrGroup or an array in one, or a ZRagged.
 
     The other storage must be empty, or have the beginning of the copy: then the rest is copied.
     In a file, blocks are aligned, so that they can be mapped. An array keeps its block size and
@@ -316,6 +321,10 @@ def _copy_array(
     source: Address, destination: Address, replace: bool, step: int, as_json: bool
 ) -> None:
     with opened(source.url) as here, opened_to_write(destination.url) as there:
+        found = find(here, source)
+        if isinstance(found, StoredZarr | StoredRagged):
+            _copy_object(found, source, destination, there, replace, step, as_json)
+            return
         array = find_array(here, source)
         of = {"url": source.url, "path": list(source.path), "oid": array._p_oid.hex()}
         with closing(ArraySource(array, of)) as reader:
@@ -338,3 +347,32 @@ def _copy_array(
         say(f"{destination}: {size_text(size)}{again}")
         if left:
             warn("copy", f"attributes are not copied: {', '.join(map(repr, left))}")
+
+
+def _copy_object(
+    found: StoredZarr | StoredRagged,
+    source: Address,
+    destination: Address,
+    root: Any,
+    replace: bool,
+    step: int,
+    as_json: bool,
+) -> None:
+    """Copy a ZarrGroup, or a part of one, byte for byte; or a ZRagged."""
+    contents: Contents
+    if isinstance(found, StoredZarr):
+        contents = GroupContents(found, source.url)
+    else:
+        contents = RaggedContents(found, source.url)
+    total = sum(contents.sizes)
+    with progress(f"copy {join(source.path)}", total, in_bytes=True) as tell:
+        before = build(root, destination, contents, replace, step, tell)
+    left = sorted(name for name, _ in found.others)
+    if as_json:
+        facts = {contents.what: len(contents.sizes), "bytes": total, "attributes_left": left}
+        print_json({**facts, "resumed_at": before or None})
+        return
+    again = f", from {size_text(before)} on" if before else ""
+    say(f"{destination}: {len(contents.sizes)} {contents.what}, {size_text(total)}{again}")
+    if left:
+        warn("copy", f"attributes are not copied: {', '.join(map(repr, left))}")

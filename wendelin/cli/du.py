@@ -11,7 +11,7 @@ from wendelin.cli.arguments import AddressType, json_option
 from wendelin.cli.database import opened
 from wendelin.cli.errors import explain
 from wendelin.cli.globs import expand
-from wendelin.cli.ls import row_of
+from wendelin.cli.ls import rows_of
 from wendelin.cli.output import console, print_json, progress, size_text, table, warn
 from wendelin.cli.tree import Unknown, Unreadable, find, is_of_object, walk
 
@@ -32,8 +32,9 @@ Examples:
 )
 @json_option
 def du(address: Address, depth: int, as_json: bool) -> int:
-    """Show how much space groups and arrays take in a database: the newest state of their blocks.
+    """Show how much space groups and arrays take in a database.
 
+    It is that of the newest state of their blocks, and of the values of ZarrGroups.
     Each array counts once, at the shortest path. Until a pack, the file also has past states.
     """
     sizes: Counter[str] = Counter()
@@ -43,24 +44,29 @@ def du(address: Address, depth: int, as_json: bool) -> int:
         for start in expand(database, address):
             for found in walk(database, find(database, Address(address.url, start)), start, tell):
                 if isinstance(found, Unknown):
+                    warn("du", f"{address.url}#{join(found.path)}: {found}")
                     continue
                 try:
                     if isinstance(found, Unreadable):
                         raise found.error
-                    size = row_of("", found.obj, tell).size
+                    rows = rows_of(found, tell)
                 except Exception as e:
                     if not is_of_object(e):
                         raise
                     failed += 1
                     warn("du", f"{address.url}#{join(found.path)}: {explain(e)}")
                     continue
-                last = min(len(found.path), len(start) + depth)
-                for i in range(len(start), last + 1):
-                    sizes[join(found.path[:i])] += size
-                    counts[join(found.path[:i])] += 1
+                # what the arrays of a ZarrGroup do not have, metadata, is the group's own
+                rows[0].size -= sum(row.size for row in rows[1:])
+                for row in rows:
+                    at = tuple(row.path.split("/")) if row.path else ()
+                    last = min(len(at), len(start) + depth)
+                    for i in range(len(start), last + 1):
+                        sizes["/".join(at[:i])] += row.size
+                        counts["/".join(at[:i])] += row is not rows[0] or len(rows) == 1
     if as_json:
         print_json([{"path": p, "bytes": sizes[p], "arrays": counts[p]} for p in sorted(sizes)])
     elif sizes:
-        rows = ((size_text(sizes[p]), str(counts[p]), p or "/") for p in sorted(sizes))
-        console().print(table(("stored", "arrays", "path"), rows, "stored arrays"))
+        texts = ((size_text(sizes[p]), str(counts[p]), p or "/") for p in sorted(sizes))
+        console().print(table(("stored", "arrays", "path"), texts, "stored arrays"))
     return 1 if failed else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeGuard
 
 import click
 
@@ -17,7 +17,7 @@ from wendelin.cli.arguments import (
     json_option,
     step_option,
 )
-from wendelin.cli.arrays import ArraySource
+from wendelin.cli.arrays import ArraySource, PieceSource
 from wendelin.cli.attributes import attrs_of
 from wendelin.cli.database import opened
 from wendelin.cli.errors import Failure, explain
@@ -30,7 +30,8 @@ from wendelin.cli.files import (
     open_sink,
     parse_file,
 )
-from wendelin.cli.files.base import Sink
+from wendelin.cli.files.base import Layout, Sink, Source
+from wendelin.cli.files.datasets import library
 from wendelin.cli.files.flat import FlatSink
 from wendelin.cli.matrices import is_matrix, matrix_of
 from wendelin.cli.output import (
@@ -46,11 +47,14 @@ from wendelin.cli.output import (
 )
 from wendelin.cli.part import Part
 from wendelin.cli.plainfiles import export_matrix, export_plain
-from wendelin.cli.stored import Database, Stored, StoredArray, is_mapping
+from wendelin.cli.raggeds import export_pieces
+from wendelin.cli.stored import Database, Stored, StoredArray, class_of, is_mapping
+from wendelin.cli.storedragged import StoredPiece, StoredRagged
+from wendelin.cli.storedzarr import StoredZarr
 from wendelin.cli.transfer import parts
 from wendelin.cli.tree import find, find_array
 from wendelin.cli.wholeexport import WholeExport, export_whole
-from wendelin.cli.zarrgroups import GroupReader, export_folder, find_group
+from wendelin.cli.zarrgroups import export_folder
 from wendelin.lib.zodb import zconn_at
 
 __all__ = ["export"]
@@ -82,7 +86,7 @@ def check_target(file: File, force: bool) -> None:
         )
 
 
-def check_size(source: ArraySource, file: File) -> None:
+def check_size(source: Source, file: File) -> None:
     """Check that an array is not larger than a file can be; in Zarr, each chunk is a file.
 
     Raises
@@ -95,17 +99,23 @@ def check_size(source: ArraySource, file: File) -> None:
         raise Failure(f"the array has {size} bytes: a file cannot have more than {_MOST}")
 
 
-def write(source: ArraySource, sink: Sink, part: Part, step: int, tell: Advance) -> None:
+def _is_alike(sink: Sink, layout: Layout) -> TypeGuard[FlatSink]:
+    """Say whether a file has the bytes of an array as they are."""
+    return isinstance(sink, FlatSink) and sink.has_bytes_of(layout)
+
+
+def write(source: Source, sink: Sink, part: Part, step: int, tell: Advance) -> None:
     """Write an array, from where it is on, to its end."""
     itemsize, done = source.layout.dtype.itemsize, part.done
     together = sink.together * itemsize
     step = max(together, step // together * together)
-    copies = isinstance(sink, FlatSink) and sink.has_bytes_of(source.layout)
     for start, stop in parts(source, done, step, sink.sparse):
         start = start // sink.together * sink.together
-        if start < stop and copies:
-            source.copy_to(sink, start, stop)  # type: ignore[arg-type]
-        elif start < stop:
+        if start >= stop:
+            pass
+        elif isinstance(source, ArraySource) and _is_alike(sink, source.layout):
+            source.copy_to(sink, start, stop)
+        else:
             sink.write(start, source.read(start, stop))
         if sink.resumable:
             part.save(stop, sink.sync())
@@ -125,6 +135,8 @@ Examples:
   wendelin export --at 0x03f1a2b3c4d5e6f7 data.fs#t2m climate.zarr
   wendelin export data.fs#run run.h5
   wendelin export data.fs#climate climate.zarr
+  wendelin export data.fs#climate/t2m t2m.npy
+  wendelin export data.fs#pieces pieces.npz
   wendelin export data.fs#counts counts.yaml""",
 )
 @click.argument("address", metavar="URL[#path]", type=AddressType("possible"))
@@ -158,7 +170,8 @@ def export(
 
     A group is written with all groups, arrays and attributes in it, as .h5, .nc or .zarr; without
     #path, it is all of the database. A ZarrGroup, or a part of one by its path, is written as a
-    Zarr folder, byte for byte.
+    Zarr folder, byte for byte; one of its arrays into any other file, by zarr, which must be
+    installed. A ZRagged is written as .npz, with an array for each piece; a piece of it as an array.
     """
     name = address.path[-1] if address.path else "array"
     given = parse_file(file, new=True)
@@ -169,30 +182,35 @@ def export(
     part = Part(what.path)
     before = part.done
     with opened(address.url, at=part.tid or at) as database:
-        found = find(database, address) if address.path and not before else None
-        if is_matrix(found) or (what.kind == "daf" and isinstance(found, StoredArray)):
+        found = find(database, address)
+        of_array = isinstance(found, StoredArray)
+        if not before and (is_matrix(found) or (what.kind == "daf" and of_array)):
             tid = zconn_at(database.conn)
             _export_plainly(found, address, what, force, step, tid if as_json else None)
             return
-        group = find_group(database, address)
-        if group is not None:
-            _export_group(group, address, what, at, part, step, as_json)
+        if what.kind == "daf" and not of_array:
+            raise Failure(
+                f"{address} is a {class_of(found)}: only arrays and sparse matrices are exported "
+                f"as plain files with a .yaml"
+            )
+        if isinstance(found, StoredZarr) and what.kind == "zarr":
+            _export_group(found, address, what, at, part, step, as_json)
             return
-        found = find(database, address)
+        if isinstance(found, StoredRagged):
+            _export_ragged(found, address, what, part, as_json)
+            return
         if isinstance(found, Stored) and is_mapping(found):
             _export_whole(database, found, address, given, at, part, step, as_json)
             return
-        array = find_array(database, address)
-        source = ArraySource(array, {})
-        source.attrs, source.left_out = attrs_of(database, array)
+        source, oid = _source(database, address, found)
         check_size(source, what)
-        tid = zconn_at(array._p_jar)
+        tid = zconn_at(database.conn)
         part.begin(
             {
                 "url": address.url,
                 "path": list(address.path),
                 "at": at.hex() if isinstance(at, bytes) else at,
-                "oid": array._p_oid.hex(),
+                "oid": oid.hex(),
                 "kind": what.kind,
                 "member": what.member,
                 "delimiter": delimiter,
@@ -214,9 +232,24 @@ def export(
         say(f"{what.path}{other}: {size_text(layout.size * itemsize)}{again}")
 
 
-def _export(
-    source: ArraySource, what: File, part: Part, options: Options, step: int, name: str
-) -> None:
+def _source(database: Database, address: Address, found: Any) -> tuple[Source, bytes]:
+    """Return an array, or what is read as one, and the oid of its object."""
+    source: Source
+    if isinstance(found, StoredZarr):
+        library("zarr", "zarr")
+        from wendelin.cli.zarrread import source_of  # it needs zarr
+
+        source = source_of(found, str(address))
+        return source, found.oid
+    if isinstance(found, StoredPiece):
+        return PieceSource(found, {}), found.segment.stored.oid
+    array = find_array(database, address)
+    source = ArraySource(array, {})
+    source.attrs, source.left_out = attrs_of(database, array)
+    return source, array._p_oid
+
+
+def _export(source: Source, what: File, part: Part, options: Options, step: int, name: str) -> None:
     itemsize, before = source.layout.dtype.itemsize, part.done
     sink: Sink | None = None
     try:
@@ -310,8 +343,34 @@ def _export_whole(
         say(f"{file.path}: {count} array{'s' * (count != 1)}, {size_text(whole.nbytes)}{again}")
 
 
+def _export_ragged(
+    ragged: StoredRagged, address: Address, what: File, part: Part, as_json: bool
+) -> None:
+    """Write the pieces of a ZRagged into a .npz file, an array each, with their keys as names."""
+    if what.kind != "npz" or what.member not in (
+        "",
+        named(File(what.path, "npz"), address.path[-1]).member,
+    ):
+        raise Failure(
+            f"{address} is a ZRagged: all of it is exported as .npz, with an array for each piece; "
+            f"one piece in any form, as {address}/KEY"
+        )
+    tid = zconn_at(ragged.database.conn)
+    part.begin({"url": address.url, "path": list(address.path), "kind": "ragged"}, tid)
+    try:
+        pieces, size = export_pieces(ragged, part.path)
+    except (Exception, KeyboardInterrupt):
+        part.remove()
+        raise
+    part.finish()
+    if as_json:
+        print_json({"file": what.path, "pieces": pieces, "bytes": size, "at": shown_tid(tid)})
+    else:
+        say(f"{what.path}: {pieces} pieces, {size_text(size)}")
+
+
 def _export_group(
-    group: tuple[Stored, str],
+    group: StoredZarr,
     address: Address,
     what: File,
     at: bytes | str | None,
@@ -320,22 +379,19 @@ def _export_group(
     as_json: bool,
 ) -> None:
     """Write a ZarrGroup as a Zarr folder."""
-    stored, prefix = group
-    if what.kind != "zarr" or what.member:
-        raise Failure(
-            f"{address} is a ZarrGroup, or in one: it is exported as a Zarr folder, as in x.zarr"
-        )
-    reader = GroupReader(stored, prefix)
+    reader = group
+    if what.member:
+        raise Failure(f"{address} is in a ZarrGroup: it is exported as a Zarr folder, as in x.zarr")
     if not reader.values:
         raise Failure(f"{address} has nothing in it")
     before = part.done
-    tid = zconn_at(stored.database.conn)
+    tid = zconn_at(group.stored.database.conn)
     part.begin(
         {
             "url": address.url,
             "path": list(address.path),
             "at": at.hex() if isinstance(at, bytes) else at,
-            "oid": stored.oid.hex(),
+            "oid": group.oid.hex(),
             "kind": "zarr group",
         },
         tid,

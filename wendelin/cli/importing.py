@@ -23,6 +23,7 @@ from wendelin.cli.arguments import (
     replace_option,
     step_option,
 )
+from wendelin.cli.building import build
 from wendelin.cli.database import opened_to_write
 from wendelin.cli.errors import Failure
 from wendelin.cli.files import (
@@ -48,7 +49,7 @@ from wendelin.cli.output import (
 from wendelin.cli.plainfiles import has_matrix, import_matrix
 from wendelin.cli.transfer import Target, fill
 from wendelin.cli.whole import Whole, leave_out_names
-from wendelin.cli.zarrgroups import Folder, import_folder
+from wendelin.cli.zarrgroups import Folder, FolderContents
 
 __all__ = ["import_file"]
 
@@ -312,7 +313,7 @@ def _import_group(
         opened_to_write(address.url) as root,
         progress(f"import {os.path.basename(what.path)}", total, in_bytes=True) as tell,
     ):
-        before = import_folder(root, address, folder, replace, step, tell)
+        before = build(root, address, FolderContents(folder), replace, step, tell)
     if as_json:
         print_json(
             {

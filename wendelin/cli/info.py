@@ -15,6 +15,7 @@ from wendelin.cli.arguments import AddressType, json_option
 from wendelin.cli.arrays import layout_of
 from wendelin.cli.database import opened, tid_time
 from wendelin.cli.errors import Failure
+from wendelin.cli.ls import rows_of
 from wendelin.cli.matrices import StoredMatrix, is_matrix, matrix_of
 from wendelin.cli.output import (
     console,
@@ -24,9 +25,12 @@ from wendelin.cli.output import (
     progress,
     shown_tid,
     size_text,
+    table,
 )
-from wendelin.cli.stored import StoredArray
-from wendelin.cli.tree import Progress, find, find_array, progress_of
+from wendelin.cli.stored import StoredArray, class_of
+from wendelin.cli.storedragged import StoredPiece, StoredRagged, StoredSegment
+from wendelin.cli.storedzarr import StoredZarr, ZarrArray
+from wendelin.cli.tree import Found, Progress, find, find_array, progress_of
 from wendelin.lib.shown import shown
 
 __all__ = ["info"]
@@ -142,10 +146,11 @@ def advice(address: Address, blocks: Blocks) -> str | None:
 
 
 @click.command(
-    short_help="Show one array in detail.",
+    short_help="Show one array in detail; or a ZarrGroup, a ZRagged.",
     epilog="""\b
 Examples:
   wendelin info data.fs#runs/2024/A
+  wendelin info data.fs#climate/t2m
   wendelin info --json zeo://host:9991#A | jq .blocks""",
 )
 @click.argument("address", metavar="URL#path", type=AddressType())
@@ -153,9 +158,10 @@ Examples:
 def info(address: Address, as_json: bool) -> None:
     """Show one array in detail, with a picture of its blocks.
 
-    A sparse matrix is shown with its arrays; their paths, URL#path/data, have the pictures. The
-    picture shows holes, the format of each stored block, and whether it is mapped from the file
-    or copied when it is read. No block is loaded, and no code runs that the database names.
+    The picture shows holes, the format of each stored block, and whether it is mapped from the file
+    or copied when it is read. A sparse matrix is shown with its arrays; their paths, URL#path/data,
+    have the pictures. Of a ZarrGroup, its arrays with chunks and codecs are shown; of a ZRagged,
+    its writers and their pieces. No block is loaded, and no code runs that the database names.
     """
     with opened(address.url, once=True) as database:
         if address.path and is_matrix(obj := find(database, address)):
@@ -163,6 +169,10 @@ def info(address: Address, as_json: bool) -> None:
             return
         unfinished = progress_of(database, address)
         try:
+            found = find(database, address)
+            if isinstance(found, StoredZarr | StoredRagged | StoredPiece):
+                _print_other(address, found, as_json)
+                return
             array = find_array(database, address)
         except Failure:
             if unfinished is None:
@@ -284,4 +294,86 @@ def _json(
         "changed": shown_tid(blocks.tid),
         "import": None if unfinished is None else {"done": unfinished.done},
         "map": {"blocks_a_cell": blocks.per_cell, "cells": [counted(c) for c in blocks.cells]},
+    }
+
+
+# ---- other objects ----
+
+
+def _print_other(
+    address: Address, obj: StoredZarr | StoredRagged | StoredPiece, as_json: bool
+) -> None:
+    with progress("blocks and values") as tell:
+        rows = rows_of(Found(address.path, obj), tell)
+    whole = rows[0]
+    if as_json:
+        found = whole.json() | {"class": class_of(obj)}
+        if isinstance(obj, StoredZarr) and whole.zarr is None:
+            found["arrays"] = [row.json() for row in rows[1:]]
+        elif isinstance(obj, StoredRagged):
+            found["writers"] = [_segment(one) for one in obj.segments()]
+        print_json(found)
+        return
+    facts = [("path", str(address)), ("kind", whole.kind), ("class", class_of(obj))]
+    lines: Any = None
+    if isinstance(obj, StoredZarr):
+        if whole.zarr is not None:
+            facts += _zarr_facts(whole.zarr)
+        else:
+            facts.append(("arrays", str(len(rows) - 1)))
+            columns = ("array", "shape", "dtype", "chunks", "codecs", "values", "stored")
+            texts = [(row.path, *(v for _, v in _zarr_facts(row.zarr))) for row in rows[1:]]
+            ends = [(str(row.blocks), size_text(row.size)) for row in rows[1:]]
+            cells = [(*a, *b) for a, b in zip(texts, ends, strict=True)]
+            lines = table(columns, cells, "values stored") if cells else None
+        facts.append(("values", str(whole.blocks)))
+    else:
+        assert whole.layout is not None
+        shape, dtype, _ = layout_texts(whole.layout)
+        facts += [("shape", shape), ("dtype", dtype)]
+    if isinstance(obj, StoredPiece):
+        piece, name = obj.piece, obj.segment.name
+        facts += [("writer", repr(name)), ("rows", f"[{piece.start}, {piece.stop}) of the writer")]
+    if isinstance(obj, StoredRagged):
+        facts += [("pieces", str(whole.more["pieces"])), ("blocks", str(whole.blocks))]
+        writers = [[str(v) for v in _segment(one).values()] for one in obj.segments()]
+        lines = table(
+            ("writer", "pieces", "rows", "free", "room"), writers, "pieces rows free room"
+        )
+    if not isinstance(obj, StoredPiece):
+        facts.append(("stored", size_text(whole.size)))
+    facts.append(
+        ("changed", f"{tid_time(whole.tid):%Y-%m-%d %H:%M:%S.%f %z} (tid {whole.tid.hex()})")
+    )
+    screen = console()
+    for name, value in facts:
+        screen.print(Text(f"{name:<10} ").append(shown(value)), soft_wrap=True)
+    if lines is not None:
+        screen.print()
+        screen.print(lines)
+
+
+def _zarr_facts(array: ZarrArray | None) -> list[tuple[str, str]]:
+    assert array is not None
+    shape, chunks = (
+        "?" if numbers is None else str(numbers).replace(" ", "")
+        for numbers in (array.shape, array.chunks)
+    )
+    return [
+        ("shape", shape),
+        ("dtype", array.dtype),
+        ("chunks", chunks),
+        ("codecs", ", ".join(array.codecs) or "-"),
+    ]
+
+
+def _segment(segment: StoredSegment) -> dict[str, Any]:
+    """Return what a writer has: rows that are free are of pieces that are gone."""
+    pieces = sum(1 for _ in segment.pieces())
+    return {
+        "name": segment.name,
+        "pieces": pieces,
+        "rows": segment.live,
+        "free": segment.used - segment.live,
+        "room": segment.data.shape[0] - segment.used,
     }

@@ -17,9 +17,12 @@ from wendelin.cli.arguments import AddressType, at_option, json_option
 from wendelin.cli.database import opened
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import slabs
+from wendelin.cli.files.datasets import library
 from wendelin.cli.files.text import words
-from wendelin.cli.stored import Database
-from wendelin.cli.tree import find_array
+from wendelin.cli.stored import Database, StoredArray, name_of
+from wendelin.cli.storedragged import StoredPiece, StoredRagged
+from wendelin.cli.storedzarr import StoredZarr
+from wendelin.cli.tree import find, find_array
 from wendelin.lib.shown import shown
 
 __all__ = ["cat", "head"]
@@ -34,7 +37,16 @@ def _selected(database: Database, address: Address, rows: int | None = None) -> 
 
     The array may be larger than the address space: only this part is mapped.
     """
-    array = find_array(database, address)
+    array: Any = find(database, address)
+    if isinstance(array, StoredPiece):
+        array = array.view()
+    elif isinstance(array, StoredZarr):
+        library("zarr", "zarr")
+        from wendelin.cli.zarrread import array_of  # it needs zarr
+
+        array = array_of(array, str(address))
+    elif not isinstance(array, StoredArray):
+        array = find_array(database, address)  # its error says what it is
     index: Index = (...,) if address.index is None else address.index
     if rows is not None:
         index = _first(index, array.shape, rows)
@@ -42,6 +54,26 @@ def _selected(database: Database, address: Address, rows: int | None = None) -> 
         return np.asarray(array[index])
     except (IndexError, ValueError) as e:
         raise Failure(f"{address} of shape {array.shape} has no such part: {e}") from e
+
+
+def _print(database: Database, address: Address, as_json: bool, rows: int | None = None) -> None:
+    ragged = find(database, address)
+    if not isinstance(ragged, StoredRagged):
+        view = _selected(database, address, rows)
+        (print_as_json if as_json else print_text)(view)
+        return
+    if address.index is not None:
+        raise Failure(f"{address} is a ZRagged: a slice is of one piece, as in {address}/KEY[:10]")
+    for i, (key, piece) in enumerate(islice(ragged.pieces().items(), rows)):
+        if as_json:
+            sys.stdout.write("{" if not i else ", ")
+            sys.stdout.write(f"{json.dumps(name_of(key))}: ")
+            print_as_json(piece.view())
+        else:
+            sys.stdout.write("\n" * bool(i) + f"# {shown(name_of(key))}\n")
+            print_text(piece.view())
+    if as_json:
+        sys.stdout.write("}\n" if ragged.pieces() and rows != 0 else "{}\n")
 
 
 def _first(index: Index, shape: tuple[int, ...], rows: int) -> Index:
@@ -129,6 +161,7 @@ def _json(value: Any) -> Any:
 Examples:
   wendelin cat data.fs#x
   wendelin cat 'data.fs#image[10:20, ::4]'
+  wendelin cat 'data.fs#pieces/first[:5]'
   wendelin cat --json 'zeo://host:9991#frames[-1]'"""
 )
 @_address
@@ -138,11 +171,11 @@ def cat(address: Address, at: bytes | str | None, as_json: bool) -> None:
     """Print an array, or a part of it.
 
     Each row is a line, with tabs between elements. The slice is as in Python; in the shell, it
-    needs quotes.
+    needs quotes. An array in a ZarrGroup is read by zarr, which must be installed. A piece of a
+    ZRagged is an array; of the whole, each piece comes after a line with its key.
     """
     with opened(address.url, at=at) as database:
-        view = _selected(database, address)
-        (print_as_json if as_json else print_text)(view)
+        _print(database, address, as_json)
 
 
 @click.command(
@@ -157,7 +190,6 @@ Examples:
 @at_option
 @json_option
 def head(address: Address, rows: int, at: bytes | str | None, as_json: bool) -> None:
-    """Print the first rows of an array, or of a part of it; see cat."""
+    """Print the first rows of an array, or of a part of it; of a ZRagged, pieces; see cat."""
     with opened(address.url, at=at) as database:
-        view = _selected(database, address, rows)
-        (print_as_json if as_json else print_text)(view)
+        _print(database, address, as_json, rows)

@@ -54,6 +54,7 @@ __all__ = [
     "is_mapping",
     "is_read",
     "is_sequence",
+    "is_subclass",
     "items",
     "lookup",
     "may_hold",
@@ -247,6 +248,11 @@ def _imported(cls: str) -> type | None:
     return found if isinstance(found, type) else None
 
 
+def is_subclass(cls: str, name: str, base: type) -> bool:
+    """Say whether a class is one of a name, or is known to be a subclass of it."""
+    return cls == name or base in getattr(_imported(cls), "__mro__", ())
+
+
 class _Kind(NamedTuple):
     """How objects of a class are read."""
 
@@ -281,6 +287,8 @@ def class_of(value: Any) -> str:
     """Return "module.name" of the class of a value."""
     if isinstance(value, Stored | StoredArray | StoredFile | Object):
         return value.cls
+    if isinstance(cls := getattr(value, "cls", None), str) and not isinstance(value, Ref):
+        return cls  # of what tree.known() returns
     if isinstance(value, Ref):
         return value.cls or "an object"
     if isinstance(value, Pairs):

@@ -1,6 +1,7 @@
 """Objects in a database, by path, and all its arrays.
 
-Names are keys of mappings and BTrees, indices of sequences, and attributes of other objects.
+Names are keys of mappings and BTrees, indices of sequences, and attributes of other objects; in a
+ZarrGroup names of its groups and arrays, in a ZRagged keys of its pieces.
 Nothing is loaded: see stored. A database may be larger than memory, so objects are released after a
 look at them, and blocks are not read.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import ast
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from difflib import get_close_matches
 from itertools import islice
@@ -38,6 +39,8 @@ from wendelin.cli.stored import (
     name_of,
     parts,
 )
+from wendelin.cli.storedragged import StoredPiece, StoredRagged, ragged_of
+from wendelin.cli.storedzarr import StoredZarr, zarr_of
 from wendelin.lib.storage.record import RecordError, Ref
 from wendelin.lib.storage.snapshot import SharedError
 from wendelin.tree.containers import is_hidden
@@ -55,6 +58,7 @@ __all__ = [
     "find_array",
     "is_of_object",
     "keys_of",
+    "known",
     "progress_of",
     "visit",
     "walk",
@@ -70,6 +74,17 @@ SUFFIX = "~import"
 PROGRESS = {"source", "done", "array"}  # keys
 
 
+def known(obj: Any) -> Any:
+    """Return an object as what it is: a ZarrGroup and a ZRagged have what only they can read.
+
+    Raises
+    ------
+    RecordError
+        It is a damaged one.
+    """
+    return zarr_of(obj) or ragged_of(obj) or obj
+
+
 def _child(obj: Any, name: str) -> Any:
     """Return the value of a name in an object; a Ref for a persistent object.
 
@@ -81,11 +96,18 @@ def _child(obj: Any, name: str) -> Any:
         There are several.
     """
     found: dict[str, Any] = {}
+    if isinstance(obj, StoredZarr):
+        node = obj.under(name)
+        if node is not None:
+            found[f"Zarr node {name!r}"] = node
+    elif isinstance(obj, StoredRagged):
+        pieces = obj.pieces()
+        found = {f"piece {key!r}": pieces[key] for key in keys_of(name) if _is_piece(key, pieces)}
     for key in keys_of(name):
         for value in lookup(obj, key):
             what = "index" if is_sequence(obj) else "key"
             found[f"{what} {key!r}"] = value
-    for attribute, value in attributes(obj):
+    for attribute, value in _attributes(obj):
         if attribute == name:
             found[f"attribute {name!r}"] = value
     if len({_identity(value) for value in found.values()}) > 1:
@@ -97,6 +119,16 @@ def _child(obj: Any, name: str) -> Any:
 
 def _identity(value: Any) -> object:
     return value.oid if isinstance(value, Ref) else id(value)
+
+
+def _is_piece(key: Any, pieces: Mapping[Any, Any]) -> bool:
+    return type(key) in (str, bytes, int) and key in pieces
+
+
+def _attributes(obj: Any) -> list[tuple[str, Any]]:
+    if isinstance(obj, StoredZarr | StoredRagged):
+        return obj.others
+    return attributes(obj)
 
 
 class _AmbiguousError(Exception):
@@ -114,15 +146,21 @@ def keys_of(name: str) -> list[Any]:
 
 def children(obj: Any) -> Iterator[tuple[str, Any]]:
     """Yield (name, value) of what is in an object, without what groups keep for themselves."""
+    if isinstance(obj, StoredZarr):
+        for name in obj.names():
+            yield name, StoredZarr(obj.stored, f"{obj.prefix}{name}/")
+    elif isinstance(obj, StoredRagged):
+        for key, piece in obj.pieces().items():
+            yield name_of(key), piece
     for key, value in items(obj):
         if not is_hidden(key):
             yield name_of(key), value
-    for name, value in attributes(obj):
+    for name, value in _attributes(obj):
         yield name_of(name), value
 
 
 def find(database: Database, address: Address, start: Any = None) -> Any:
-    """Return the object at an address, from the root, or another object: see stored.
+    """Return the object at an address, from the root, or another object: see stored, known().
 
     Raises
     ------
@@ -132,7 +170,7 @@ def find(database: Database, address: Address, start: Any = None) -> Any:
     obj = database.root if start is None else start
     for i, name in enumerate(address.path):
         try:
-            obj = database.get(_child(obj, name))
+            obj = known(database.get(_child(obj, name)))
         except POSKeyError:
             raise
         except _AmbiguousError as e:
@@ -194,10 +232,10 @@ def progress_of(database: Database, address: Address) -> Progress | None:
 
 
 class Found(NamedTuple):
-    """An array of a database."""
+    """An array of a database, or several: a ZarrGroup, a ZRagged."""
 
     path: Path
-    obj: StoredArray | StoredFile
+    obj: StoredArray | StoredFile | StoredZarr | StoredRagged | StoredPiece
 
 
 class FoundMatrix(NamedTuple):
@@ -275,10 +313,10 @@ def walk_with_matrices(
     database: Database, start: Any, path: Path, tell: Callable[[int], None]
 ) -> Iterator[Found | FoundMatrix | Unreadable | Unknown]:
     """Yield the same, and sparse matrices, each before its arrays."""
-    for at, obj in visit(database, start, path, tell):
+    for at, obj in visit(database, start, path, tell, known):
         if isinstance(obj, Exception):
             yield Unreadable(at, obj)
-        elif isinstance(obj, StoredArray | StoredFile):
+        elif isinstance(obj, StoredArray | StoredFile | StoredZarr | StoredRagged | StoredPiece):
             yield Found(at, obj)
         elif is_matrix(obj):
             try:
@@ -290,22 +328,27 @@ def walk_with_matrices(
 
 
 def visit(
-    database: Database, start: Any, path: Path = (), tell: Callable[[int], None] = lambda n: None
+    database: Database,
+    start: Any,
+    path: Path = (),
+    tell: Callable[[int], None] = lambda n: None,
+    as_what: Callable[[Any], Any] = lambda obj: obj,
 ) -> Iterator[tuple[Path, Any]]:
     """Yield (path, object) of all persistent objects that can be reached; see walk().
 
-    An exception stands for an object that does not load.
+    An exception stands for an object that does not load. With known() as `as_what`, a ZarrGroup and
+    a ZRagged are one object each; what they are made of is not told.
     """
     todo = deque([_Node(start, "", None, 0)])
     seen: set[bytes] = set()
-    if isinstance(start, Stored):
+    if isinstance(start, Stored | StoredZarr | StoredRagged):
         seen.add(start.oid)
     elif isinstance(start, StoredArray | StoredFile):
         seen.add(start._p_oid)
     while todo:
         node = todo.popleft()
         try:
-            obj = database.get(node.obj)
+            obj = as_what(database.get(node.obj))
             if not isinstance(obj, StoredArray | StoredFile):
                 todo.extend(_children(node._replace(obj=obj), seen))
         except Exception as e:
@@ -337,7 +380,7 @@ def _children(node: _Node, seen: set[bytes]) -> Iterator[_Node]:
 
 def _parts(obj: Any) -> Iterator[list[tuple[Any, Any]]]:
     yield from parts(obj)
-    yield attributes(obj)
+    yield _attributes(obj)
 
 
 def _new(key: Any, ref: Ref, parent: _Node, seen: set[bytes]) -> Iterator[_Node]:

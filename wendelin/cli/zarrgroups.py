@@ -1,38 +1,27 @@
 """Zarr folders and ZarrGroups: each file is a value, copied byte for byte; zarr is not needed.
 
-An import works in transactions, and an export in steps, of limited size. Both go on where they were
-interrupted: keys are copied in order, and their number is noted.
+An export works in steps of limited size, and goes on where it was interrupted: keys are copied in
+order, and their number is noted. So does an import: see building.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
-import transaction
-from persistent.mapping import PersistentMapping
-
-from wendelin.cli.address import Address
-from wendelin.cli.errors import Failure, explain
+from wendelin.cli.building import Contents, steps
+from wendelin.cli.errors import Failure
 from wendelin.cli.output import Advance
 from wendelin.cli.part import Part
-from wendelin.cli.stored import Database, Stored, attributes, class_of
-from wendelin.cli.transfer import Place
-from wendelin.cli.tree import find
+from wendelin.cli.storedzarr import StoredZarr
 from wendelin.lib.storage.fssync import sync_folder
-from wendelin.lib.storage.record import Ref
-from wendelin.lib.zodb import zconn_before, zconn_load_all
+from wendelin.lib.utils import override
 from wendelin.zarr import ZarrGroup
-from wendelin.zarr.keys import Keys
-from wendelin.zarr.values import Values
 
-__all__ = ["Folder", "GroupReader", "export_folder", "find_group", "import_folder"]
+__all__ = ["Folder", "FolderContents", "export_folder"]
 
 _METADATA = ("zarr.json", ".zarray", ".zgroup")
-_CLASS = "wendelin.zarr.ZarrGroup"
 
 
 class Folder:
@@ -100,127 +89,26 @@ class Folder:
             return file.read()
 
 
-def import_folder(
-    root: Any, address: Address, folder: Folder, replace: bool, step: int, tell: Advance
-) -> int:
-    """Make a ZarrGroup of a folder; return how many bytes were done before.
+class FolderContents(Contents):
+    """The files of a Zarr folder, as values of a ZarrGroup."""
 
-    Raises
-    ------
-    Failure
-        Another object is there, or the import was interrupted.
-    """
-    place = Place(root, address)
+    kind, what = ZarrGroup, "values"
 
-    def check_there() -> None:
-        there = place.obj
-        if there is not None and not isinstance(there, ZarrGroup):
-            raise Failure(f"{address} exists already: it is a {class_of(there)}, not a ZarrGroup")
-        if there is not None and not replace:
-            raise Failure(f"{address} exists already: --replace replaces it with the new one")
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._keys, self.sizes = list(folder.sizes), list(folder.sizes.values())
+        self.identity = {"kind": "zarr folder", "keys": len(self._keys), "bytes": folder.size}
 
-    check_there()
-    source = {"kind": "zarr folder", "keys": len(folder.sizes), "bytes": folder.size}
-    progress = place.progress
-    if progress is not None and progress["source"] != source:
-        if not replace:
-            raise Failure(f"{address} was begun from another source: --replace begins again")
-        progress = None
-    if progress is None:
-        progress = PersistentMapping(source=source, done=0, array=ZarrGroup())
-        place.progress = progress
-    table = progress["array"].live_table()
-    keys = list(folder.sizes)
-    done = int(progress["done"])
-    before: int = sum(folder.sizes[key] for key in keys[:done])
-    try:
-        for some in _steps(keys[done:], folder.sizes, step):
-            table.change({key: folder.read(key) for key in some})
-            done += len(some)
-            progress["done"] = done
-            _commit(address, f"{done} values")
-            tell(sum(folder.sizes[key] for key in some))
-        check_there()
-        place.obj = progress["array"]
-        place.progress = None
-        _commit(address, "complete")
-    except (Exception, KeyboardInterrupt) as e:
-        with suppress(Exception):
-            transaction.abort()
-        if isinstance(e, Failure):
-            raise
-        raise Failure(
-            f"{explain(e)}: {address} has {done} of {len(keys)} values; the same command goes on "
-            f"from there"
-        ) from e
-    return before
+    @override
+    def make(self) -> ZarrGroup:
+        return ZarrGroup()
+
+    @override
+    def add(self, obj: ZarrGroup, start: int, stop: int) -> None:
+        obj.live_table().change({key: self._folder.read(key) for key in self._keys[start:stop]})
 
 
-def _commit(address: Address, note: str) -> None:
-    transaction.get().note(f"wendelin: {address.path[-1]!r} {note}")
-    transaction.commit()
-
-
-def _steps(keys: list[str], sizes: dict[str, int], step: int) -> Iterator[list[str]]:
-    """Yield keys that are copied together: of about `step` bytes, or one larger value."""
-    some: list[str] = []
-    size = 0
-    for key in keys:
-        some.append(key)
-        size += sizes[key]
-        if size >= step or len(some) >= 10_000:
-            yield some
-            some, size = [], 0
-    if some:
-        yield some
-
-
-class GroupReader:
-    """A ZarrGroup of a database, read as data: none of its objects is loaded.
-
-    Parameters
-    ----------
-    stored : Stored
-    prefix : str
-        Only keys with this prefix; it is '' or ends with a slash.
-    """
-
-    def __init__(self, stored: Stored, prefix: str) -> None:
-        self._conn = conn = stored.database.conn
-        self._keys = Keys(lambda oids: zconn_load_all(conn, oids), lambda: zconn_before(conn))
-        self._values = Values(lambda: conn)
-        table = dict(attributes(stored)).get("table")
-        if not isinstance(table, Ref):
-            raise Failure(f"object 0x{stored.oid.hex()} is a damaged ZarrGroup: it has no table")
-        self._prefix = prefix
-        found = self._keys.between(table.oid, prefix, prefix[:-1] + "0" if prefix else None)
-        #: key -> value, ascending
-        self.values = {key[len(prefix) :]: ref for key, ref in found}
-
-    def read(self, key: str) -> memoryview | bytes | bytearray:
-        """Return a value."""
-        return self._values.read([(self.values[key], None)])[0]
-
-    def sizes(self) -> dict[str, int]:
-        """Return the sizes of all values [bytes]."""
-        return {key: self._values.size(ref) for key, ref in self.values.items()}
-
-
-def find_group(database: Database, address: Address) -> tuple[Stored, str] | None:
-    """Return the ZarrGroup at or above an address, and the prefix of keys; None: there is none."""
-    for n in range(len(address.path), 0, -1):
-        try:
-            found = find(database, Address(address.url, address.path[:n]))
-        except Failure:
-            continue
-        if isinstance(found, Stored) and found.cls == _CLASS:
-            rest = address.path[n:]
-            return found, "".join(f"{name}/" for name in rest)
-        return None
-    return None
-
-
-def export_folder(reader: GroupReader, part: Part, step: int, tell: Advance) -> None:
+def export_folder(reader: StoredZarr, part: Part, step: int, tell: Advance) -> None:
     """Write the values of a group to the files of a folder; go on if it was interrupted.
 
     Raises
@@ -237,9 +125,9 @@ def export_folder(reader: GroupReader, part: Part, step: int, tell: Advance) -> 
         above = ["/".join(names[:n]) for n in range(1, len(names))]
         if not files.isdisjoint(above):
             raise Failure(f"key {key!r} is in another key: a file cannot be in a file")
-    done = part.done
     os.makedirs(part.path, exist_ok=True)
-    for some in _steps(keys[done:], sizes, step):
+    for start, stop in steps(list(sizes.values()), part.done, step):
+        some = keys[start:stop]
         folders = set()
         for key in some:
             path = os.path.join(part.path, key)
@@ -252,6 +140,5 @@ def export_folder(reader: GroupReader, part: Part, step: int, tell: Advance) -> 
                 os.fsync(file.fileno())
         for folder in folders:
             sync_folder(folder)
-        done += len(some)
-        part.save(done, 0)
+        part.save(stop, 0)
         tell(sum(sizes[key] for key in some))

@@ -32,7 +32,7 @@ from wendelin.bigfile.zodb.btree import (
 )
 from wendelin.lib.storage.record import RecordError, Ref
 
-__all__ = ["Keys", "NotKeptError"]
+__all__ = ["Keys", "NotKeptError", "after"]
 
 MOST = 1 << 14  # nodes that are kept
 

@@ -168,16 +168,27 @@ class Values:
         known = self._parts.get(ref.oid)
         if known is None:
             state = state_of(zconn_load_all(self._conn(), [ref.oid])[0])
-            try:
-                size, part, refs = state
-                bad = part <= 0 or size < 0 or len(refs) != -(-size // part)
-                bad = bad or not all(isinstance(r, Ref) for r in refs)
-            except (TypeError, ValueError):
-                bad = True
-            if bad:
-                raise RecordError(f"a damaged ZarrParts: {state!r:.100}")
-            known = self._parts[ref.oid] = size, part, list(refs)
+            known = self._parts[ref.oid] = self.parts_in(state)
         return known
+
+    @staticmethod
+    def parts_in(state: Any) -> tuple[int, int, list[Ref]]:
+        """Return size, size of a part [bytes], and the parts, in the state of a ZarrParts.
+
+        Raises
+        ------
+        RecordError
+            It is not one.
+        """
+        try:
+            size, part, refs = state
+            bad = part <= 0 or size < 0 or len(refs) != -(-size // part)
+            bad = bad or not all(isinstance(r, Ref) for r in refs)
+        except (TypeError, ValueError):
+            bad = True
+        if bad:
+            raise RecordError(f"a damaged ZarrParts: {state!r:.100}")
+        return size, part, list(refs)
 
     def _in_parts(self, ref: Ref, wanted: slice | None, *, wait: bool) -> Data:
         size, part, refs = self._table(ref)
