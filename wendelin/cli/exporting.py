@@ -171,7 +171,7 @@ def export(
     A group is written with all groups, arrays and attributes in it, as .h5, .nc or .zarr; without
     #path, it is all of the database. A ZarrGroup, or a part of one by its path, is written as a
     Zarr folder, byte for byte; one of its arrays into any other file, by zarr, which must be
-    installed. A ZRagged is written as .npz, with an array for each piece; a piece of it as an array.
+    installed. A ZRagged is written as .npz, with an array for each piece; one piece as an array.
     """
     name = address.path[-1] if address.path else "array"
     given = parse_file(file, new=True)

@@ -36,6 +36,7 @@ from wendelin.cli.files import (
     parse_file,
 )
 from wendelin.cli.files.base import Source
+from wendelin.cli.files.bigarrays import PointerFile
 from wendelin.cli.files.contents import Contents, Member
 from wendelin.cli.listing import left_out_json, list_members, shown_counts, warn_left_out
 from wendelin.cli.output import (
@@ -47,6 +48,7 @@ from wendelin.cli.output import (
     warn,
 )
 from wendelin.cli.plainfiles import has_matrix, import_matrix
+from wendelin.cli.raggeds import PointerContents
 from wendelin.cli.transfer import Target, fill
 from wendelin.cli.whole import Whole, leave_out_names
 from wendelin.cli.zarrgroups import Folder, FolderContents
@@ -90,6 +92,7 @@ Examples:
   wendelin import climate.nc data.fs#climate
   wendelin import --as zarr climate.zarr data.fs#climate
   wendelin import --as sparse counts.npz data.fs#counts
+  wendelin import --as ragged pieces data.fs#pieces
   wendelin import --columns time,price ticks.csv data.fs#ticks
   wendelin import --dtype '>f4' --shape 512,512 image.raw data.fs#image""",
 )
@@ -98,9 +101,10 @@ Examples:
 @click.option(
     "--as",
     "as_what",
-    type=click.Choice(["array", "group", "zarr", "sparse"]),
+    type=click.Choice(["array", "group", "zarr", "sparse", "ragged"]),
     help="One array, or all of the file; zarr: a Zarr folder with its chunks and codecs; sparse: a "
-    "matrix of an .npz.  [default: an array, if there is one only, and a #path]",
+    "matrix of an .npz; ragged: all pieces of a file of bigarray.  [default: an array, if there is "
+    "one only, and a #path]",
 )
 @click.option("--dry-run", is_flag=True, help="List what would be imported, and do nothing.")
 @click.option("--dtype", type=DtypeType(), help="For raw bytes or a CSV file.  [default: f8]")
@@ -156,11 +160,17 @@ def import_file(
     an .h5ad, or with --as sparse in an .npz of SciPy, becomes a ZSparse.
 
     With --as zarr, a Zarr folder becomes a ZarrGroup: each file is a value of it, byte for byte.
-    A program opens it as zarr.open_group(root[...].store()).
+    A program opens it as zarr.open_group(root[...].store()). With --as ragged, the file that a
+    PointerArrayWriter of bigarray has written becomes a ZRagged, with its keys.
     """
     names = [name.strip() for name in columns.split(",")] if columns else []
     options = Options(dtype, shape, order, offset, names, delimiter, header, external)
-    what = parse_file(file, raw=dtype is not None)
+    what = parse_file(file, raw=dtype is not None or as_what == "ragged")
+    if as_what == "ragged":
+        if dry_run or not address.path:
+            raise click.UsageError("--as ragged needs a URL#path, and has no --dry-run")
+        _import_pieces(file, options, address, blksize, replace, step, as_json)
+        return
     if as_what == "zarr":
         if dry_run or not address.path:
             raise click.UsageError("--as zarr needs a URL#path, and has no --dry-run")
@@ -295,6 +305,34 @@ def _import_whole(
     else:
         again = f", from {size_text(before)} on" if whole.resumed else ""
         say(f"{address}: {shown_counts(contents)}{again}")
+
+
+def _import_pieces(
+    path: str,
+    options: Options,
+    address: Address,
+    blksize: int,
+    replace: bool,
+    step: int,
+    as_json: bool,
+) -> None:
+    """Make a ZRagged of a file of bigarray."""
+    check_options(File(path, "ragged"), options)
+    if os.path.isdir(path):
+        raise Failure(f"{path} is a folder: an array of bigarray is a file")
+    with closing(PointerFile(path)) as file:
+        total, pieces = sum(file.sizes()), len(file.pieces)
+        with (
+            opened_to_write(address.url) as root,
+            progress(f"import {os.path.basename(path)}", total, in_bytes=True) as tell,
+        ):
+            before = build(root, address, PointerContents(file, blksize), replace, step, tell)
+    if as_json:
+        where = {"path": str(address).partition("#")[2]}
+        print_json({**where, "pieces": pieces, "bytes": total, "resumed_at": before or None})
+    else:
+        again = f", from {size_text(before)} on" if before else ""
+        say(f"{address}: {pieces} pieces, {size_text(total)}{again}")
 
 
 def _import_group(

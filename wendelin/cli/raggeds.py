@@ -1,4 +1,4 @@
-"""A ZRagged in files: pieces as the arrays of a .npz file."""
+"""A ZRagged in files: pieces as the arrays of a .npz file; pieces out of a file of bigarray."""
 
 from __future__ import annotations
 
@@ -7,12 +7,50 @@ import zipfile
 
 import numpy as np
 
+from wendelin.cli.building import Contents
 from wendelin.cli.errors import Failure
+from wendelin.cli.files.bigarrays import PointerFile
 from wendelin.cli.files.names import check_name
 from wendelin.cli.stored import name_of
 from wendelin.cli.storedragged import StoredRagged
+from wendelin.lib.utils import override
+from wendelin.ragged import ZRagged
 
-__all__ = ["export_pieces"]
+__all__ = ["PointerContents", "export_pieces"]
+
+
+class PointerContents(Contents):
+    """The pieces of a file of bigarray, for a ZRagged.
+
+    Parameters
+    ----------
+    file : PointerFile
+    blksize : int
+        See ZRagged.
+    """
+
+    kind, what = ZRagged, "pieces"
+
+    def __init__(self, file: PointerFile, blksize: int) -> None:
+        self._file, self._blksize = file, blksize
+        self._pieces = list(file.pieces.items())
+        self.sizes = file.sizes()
+        state = os.stat(file.path)
+        self.identity = {
+            "kind": "bigarray",
+            "size": state.st_size,
+            "changed": state.st_mtime_ns,
+            "pieces": len(self.sizes),
+        }
+
+    @override
+    def make(self) -> ZRagged:
+        return ZRagged(self._file.dtype, self._file.shape[1:], self._blksize)
+
+    @override
+    def add(self, obj: ZRagged, start: int, stop: int) -> None:
+        for key, rows in self._pieces[start:stop]:
+            obj.put(key, self._file.read(*rows))
 
 
 def export_pieces(ragged: StoredRagged, path: str) -> tuple[int, int]:
