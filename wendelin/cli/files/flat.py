@@ -28,6 +28,7 @@ __all__ = [
     "npz_source",
     "only_member",
     "raw_source",
+    "write_npy_header",
 ]
 
 _HEADER = 1 << 20  # the longest header of a .npy: it has all fields of a structure [bytes]
@@ -250,7 +251,8 @@ def _npy_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype if is_described(dtype) else packed(dtype)
 
 
-def _write_npy_header(file: IO[bytes], layout: Layout) -> None:
+def write_npy_header(file: IO[bytes], layout: Layout) -> None:
+    """Write the header of a .npy of an array."""
     header = {
         "descr": np.lib.format.dtype_to_descr(_npy_dtype(layout.dtype)),
         "fortran_order": layout.order == "F",
@@ -295,7 +297,7 @@ class FlatSink(Sink):
         self._size = layout.size * self.dtype.itemsize  # [bytes]
         if npy:
             try:
-                _write_npy_header(self._file, layout)
+                write_npy_header(self._file, layout)
             except BaseException:
                 self._file.close()
                 raise
@@ -372,7 +374,7 @@ class NpzSink(Sink):
         self.dtype = _npy_dtype(layout.dtype)
         self._archive = zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True)
         self._file = self._archive.open(f"{member}.npy", "w", force_zip64=True)
-        _write_npy_header(self._file, layout)
+        write_npy_header(self._file, layout)
 
     def _write(self, start: int, values: NDArray[Any]) -> None:
         self._file.write(as_bytes(values).data)
