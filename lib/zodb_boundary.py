@@ -30,6 +30,9 @@ from wendelin.lib.zodb import zconn_before, zconn_forget, zconn_hold, zconn_take
 
 __all__ = ["Follower", "Watch", "watch_of"]
 
+#: limit of the time that a change waits for another thread, whose commit makes no progress [s]
+PATIENCE = 300.0
+
 
 class Follower(Protocol):
     """An object that is informed about the events of a Connection."""
@@ -115,6 +118,9 @@ class Watch:
         self._last_ender: int | None = None
         self._end: _End | None = None
         self._ended = threading.Condition()
+        self.patience = PATIENCE
+        self._progress = float("-inf")  # when the running commit last was heard of [s]
+        self._gave_up = float("-inf")  # when a change was last refused, as a commit did not end [s]
         self._joining = threading.RLock()  # a profiler that raises may leave it held
         self._before_completion: Callable[[Any], None] = conn.beforeCompletion
         self._after_completion: Callable[[Any], None] = conn.afterCompletion
@@ -151,6 +157,7 @@ class Watch:
 
     def before_completion(self, txn: Any) -> None:
         """The Connection's beforeCompletion(): this thread commits, or aborts."""
+        self._progress = time.monotonic()
         with self._ended:
             self._ender = self._last_ender = threading.get_ident()
         if self._end is None or self._end.txn is not txn:  # else it aborts what it failed to commit
@@ -163,6 +170,7 @@ class Watch:
 
     def after_completion(self, txn: Any) -> None:
         """The Connection's afterCompletion()."""
+        self._progress = time.monotonic()
         try:
             self._after_completion(txn)
         finally:
@@ -201,6 +209,58 @@ class Watch:
                 return end.txn
             end = end.outer
         return None
+
+    def check_may_change(self, manager: Any, what: Callable[[], str]) -> None:
+        """Check that a transaction may be changed by the caller: not by what runs in its commit.
+
+        The caller may be a task that another thread runs for the commit, which waits for it.
+
+        Parameters
+        ----------
+        manager : data manager
+        what : () -> str
+            Returns the name of the changed object, for messages.
+
+        Raises
+        ------
+        TransactionError
+            A commit, or a hook of it, has called the caller; or it has failed.
+        """
+        txn = self.end()
+        if txn is None:
+            return
+        if txn.status is Status.COMMITFAILED:
+            txn.join(manager)  # which says why it has failed
+        raise _too_late(what())
+
+    def time_to_wait(self, manager: Any, what: Callable[[], str], begun: float) -> float:
+        """Return how long a change may wait for the end of a transaction in another thread [s].
+
+        A thread without the context of the commit may do the work of a hook: it would wait for
+        itself. Several threads may do it. If one is refused, all of those that wait are, or the
+        next transaction would have a part of the work.
+
+        Parameters
+        ----------
+        manager, what
+            See check_may_change().
+        begun : float
+            time.monotonic() when the change began.
+
+        Raises
+        ------
+        TransactionError
+            See check_may_change(); or the change has waited too long.
+        """
+        self.check_may_change(manager, what)
+        left = max(begun, self._progress) + self.patience - time.monotonic()
+        if left <= 0 or begun <= self._gave_up:
+            self._gave_up = time.monotonic()
+            raise TransactionError(
+                f"{what()} cannot be changed: another thread has been ending the transaction, and "
+                f"nothing was heard of it for {self.patience:.0f} s"
+            )
+        return left
 
     def ends(self) -> bool:
         """Say whether another thread is ending the transaction."""
@@ -268,25 +328,47 @@ class Watch:
         # transactions
         with self._joining:
             txn = conn.transaction_manager.get()
-            if joined is txn or any(resource is manager for resource in resources_of(txn)):
+            # its hooks run: what has joined it is aborted after them
+            over = txn.status is Status.COMMITTED
+            known = joined is txn or any(resource is manager for resource in resources_of(txn))
+            if known and not over:
                 return txn
-            if txn.status is not Status.COMMITTED and txn.status is not Status.COMMITTING:
+            if not over and txn.status is not Status.COMMITTING:
                 join(conn)
                 txn.join(manager)
                 return txn
         if txn.status is Status.COMMITTING:
-            raise TransactionError(
-                f"{what()} cannot be changed by code that runs in a commit: it is too late to "
-                f"take part in it. Change it before, as in txn.addBeforeCommitHook()"
-            )
+            raise _too_late(what())
         if self.let_others_end():
             return None
         txn.join(manager)  # which refuses it
         return txn
 
+    def join_at_last(self, manager: Any, txn: Any) -> Any:
+        """Let a data manager that has joined another transaction join one that is about to end.
+
+        Two threads that ask an idle manager for its transaction may get two different ones, and the
+        manager forgets one of them.
+
+        Returns
+        -------
+        transaction or None
+            None: it has failed, so it accepts no more data managers, and can only be aborted. This
+            one was.
+        """
+        if txn.status is Status.COMMITFAILED:
+            manager.abort(txn)
+            return None
+        conn = self._conn()
+        if all(resource is not conn for resource in resources_of(txn)):
+            txn.join(conn)
+        txn.join(manager)
+        return txn
+
     def store(self, oid: bytes, serial: bytes, data: Any, version: str, transaction: Any) -> Any:
         """Called instead of the storage's store()."""
         self._own.add(oid)
+        self._progress = time.monotonic()
         record = self.records.pop(oid, None)
         if record is not None:
             data = record(data)
@@ -328,6 +410,13 @@ class Watch:
                     for follower in list(self.followers):
                         todo.callback(follower.forget)
             raise
+
+
+def _too_late(what: str) -> TransactionError:
+    return TransactionError(
+        f"{what} cannot be changed by code that runs in a commit, or in a hook after it: it is too "
+        f"late to take part in it. Change it before, as in txn.addBeforeCommitHook()"
+    )
 
 
 def watch_of(conn: Connection) -> Watch:

@@ -98,7 +98,7 @@ cdef bint page_touch(const char *addr, bint write) noexcept nogil:
     1. find the area and the page
     2. get it into memory. EMPTY, or LOADING by this thread and not begun: load it. LOADING: wait.
        Then from 1
-    3. for a write: announce the change to the handle, bring the page into page memory, LOADED ->
+    3. for a write: tell the handle of the change, bring the page into page memory, LOADED ->
        DIRTY. From 1 after a step that releases the lock
     4. show it, and the pages that a reader touches next
     5. without the lock: load or map the pages that come next
@@ -175,14 +175,15 @@ cdef Step touch_change(Touch *touch) noexcept nogil:
     cdef FileH *fileh = touch.fileh
     cdef Page *page = touch.page
     cdef int err
+    if fileh.frozen != 0 and fileh.writer == pthread_self():
+        return refuse(touch, WRITE_IN_WRITEOUT, 0)
+    # before it waits: the handle may know that the end of the wait depends on this thread
+    if fileh.wants_first_change and not fileh.first_change_told:
+        return AGAIN if tell_first_change(fileh, touch.blk) == 0 else scrap(touch, CHANGE_REFUSED)
     if fileh.frozen != 0:
-        if fileh.writer == pthread_self():
-            return refuse(touch, WRITE_IN_WRITEOUT, 0)
         fileh.counts.waits += 1
         op_wait()
         return AGAIN
-    if fileh.wants_first_change and not fileh.first_change_told:
-        return AGAIN if tell_first_change(fileh, touch.blk) == 0 else scrap(touch, CHANGE_REFUSED)
     if page.state == LOADED:
         if not ram_may_dirty(fileh.blksize):
             return refuse(touch, DIRTY_LIMIT, 0)

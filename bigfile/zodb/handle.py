@@ -47,6 +47,7 @@ in another one, it waits for its end. Everything else runs in the thread of the 
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -75,7 +76,7 @@ from wendelin.bigfile.virtmem.writeout import (
 from wendelin.bigfile.zodb.formats import ZBlkBase
 from wendelin.bigfile.zodb.interfaces import FileOfHandle, HandleOfFile
 from wendelin.bigfile.zodb.savepoint import SavedPages, Savepoint
-from wendelin.lib.adapters.transactions import Status, resources_of
+from wendelin.lib.adapters.transactions import resources_of
 from wendelin.lib.storage.forked import is_inherited
 from wendelin.lib.storage.shared import zconn_is_shared
 from wendelin.lib.utils import override
@@ -149,8 +150,9 @@ class ZBigFileH(HandleOfFile, Follower):
         Raises
         ------
         TransactionError
-            There is no transaction to join: this thread is committing it, or it has failed and
-            waits for its abort; or transactions are explicit, and none was begun.
+            There is no transaction to join: its commit has called this code, or it has failed and
+            waits for its abort; or transactions are explicit, and none was begun. Or another thread
+            ends it, and nothing is heard of it.
         ConnectionStateError
             The Connection is closed.
         ReadOnlyHistoryError
@@ -159,13 +161,14 @@ class ZBigFileH(HandleOfFile, Follower):
         if self.read_only:
             zconn_check_database(self.conn)
             raise ReadOnlyHistoryError("it is a past state, which other references share")
-        while not self._join():
+        begun = time.monotonic()
+        while not self._join(self.watch.time_to_wait(self, lambda: repr(self.file), begun)):
             pass
 
-    def _join(self) -> bool:
+    def _join(self, seconds: float) -> bool:
         """Join the transaction. False: another thread ends it, or has: join the next one."""
         # a failed touch may have joined the transaction before a change does
-        txn = self.watch.join(self, self._joined, lambda: repr(self.file))
+        txn = self.watch.join(self, self._joined, lambda: repr(self.file), seconds)
         if txn is None:
             return False
         self._joined = txn
@@ -184,9 +187,10 @@ class ZBigFileH(HandleOfFile, Follower):
     # ---- two-phase commit ----
 
     def tpc_begin(self, txn: Any) -> None:
-        """Write-protect the pages."""
+        """Write-protect the pages; and let first_change() say if a thread may wait to write."""
         writeout_begin(self)
         self._frozen = True
+        transaction_ended(self)
         check_failures(self)
 
     def commit(self, txn: Any) -> None:
@@ -268,21 +272,12 @@ class ZBigFileH(HandleOfFile, Follower):
 
     @override
     def join_at_last(self, txn: Any) -> None:
-        """Join a transaction that is about to end, if the handle has joined another one.
-
-        Two threads that ask an idle manager for its transaction may get two different ones, and the
-        manager forgets one of them. And a failed touch may have had no memory or stack to join.
-        """
+        """See Watch.join_at_last(). And a failed touch may have had no memory or stack to join."""
         late = self._joined is not None and self._joined is not txn
         if not late and is_doomed(self) and not is_doom_told(self):
             late = all(manager is not self for manager in resources_of(txn))
-        if late and txn.status is Status.COMMITFAILED:
-            self.abort(txn)  # it accepts no more data managers, and can only be aborted
-        elif late:
-            if all(manager is not self.conn for manager in resources_of(txn)):
-                txn.join(self.conn)
-            txn.join(self)
-            self._joined = txn
+        if late:
+            self._joined = self.watch.join_at_last(self, txn)
 
     # ---- savepoints ----
 

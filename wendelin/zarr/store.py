@@ -364,7 +364,7 @@ class ZODBStore(Store):
     async def _change_soon(self, changes: dict[str, Data | None]) -> None:
         if not self._is_open:
             await self._open()
-        self._table.check_no_end()  # here, in the context of the call
+        self._table.check_may_change()  # here, in the context of the call
         watch = self._table.watch
         if self._must_look() or (watch is not None and watch.ends()):
             await self._wait(self._change, changes)

@@ -39,11 +39,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from BTrees.OOBTree import OOBTree
-from transaction.interfaces import TransactionError
 from ZODB.POSException import ReadOnlyError, ReadOnlyHistoryError
 from ZODB.utils import z64
 
-from wendelin.lib.adapters.transactions import Status, resources_of
+from wendelin.lib.adapters.transactions import Status
 from wendelin.lib.storage.forked import is_inherited
 from wendelin.lib.storage.record import ChecksumError, Ref
 from wendelin.lib.zodb import (
@@ -61,8 +60,6 @@ from wendelin.zarr.values import Data, Values, WouldWaitError
 from wendelin.zarr.writing import TreeWriter
 
 __all__ = ["Request", "ZarrTable"]
-
-WAIT = 300.0  # for another thread, which may wait for this one: see change() [s]
 
 #: key, and which part of its value; None: all of it
 Request = tuple[str, slice | None]
@@ -102,7 +99,6 @@ class ZarrTable:
         self._spool = Spool()
         self._joined: Any = None
         self._frozen = False
-        self._gave_up = float("-inf")  # when a change was last refused, as a commit did not end [s]
         # in the thread of the transaction
         self._applied: dict[str, memoryview | None] = {}  # changes that the tree has
         self._stored: list[ZarrValue] = []
@@ -313,16 +309,7 @@ class ZarrTable:
             if conn.isReadOnly():
                 raise ReadOnlyError(f"{self!r} is in a database that was opened to be read only")
             self.attach()
-            self.check_no_end()
-            left = begun + WAIT - time.monotonic()
-            # zarr writes the chunks of one call in several threads: if one is refused, all of those
-            # that wait are, or the next transaction would have a part of the call
-            if left <= 0 or begun <= self._gave_up:
-                self._gave_up = time.monotonic()
-                raise TransactionError(
-                    f"{self!r} cannot be changed: another thread has been ending the transaction "
-                    f"for {WAIT:.0f} s"
-                )
+            left = self.watch.time_to_wait(self, lambda: repr(self), begun)
             txn = self.watch.join(self, self._joined, lambda: repr(self), left)
             if txn is None or self.watch.ends():
                 continue
@@ -334,18 +321,10 @@ class ZarrTable:
                 self._changes.update(kept)
                 return
 
-    def check_no_end(self) -> None:
-        """Raise TransactionError, if the caller is run by a commit, or its hooks, or it failed."""
-        txn = self.watch and self.watch.end()
-        if txn is None:
-            return
-        if txn.status is Status.COMMITFAILED:
-            txn.join(self)  # which says why it has failed
-        else:
-            raise TransactionError(
-                f"{self!r} cannot be changed: what runs in a commit, and in hooks after it, cannot "
-                f"write"
-            )
+    def check_may_change(self) -> None:
+        """See Watch.check_may_change()."""
+        if self.watch is not None:
+            self.watch.check_may_change(self, lambda: repr(self))
 
     # ---- two-phase commit ----
 
@@ -467,20 +446,9 @@ class ZarrTable:
         self.follow(None, set())
 
     def join_at_last(self, txn: Any) -> None:
-        """Join a transaction which is about to end, if the one that was joined is another.
-
-        Two threads that ask an idle manager for its transaction may be given two, of which the
-        manager forgets one.
-        """
-        if self._joined is None or self._joined is txn:
-            return
-        if txn.status is Status.COMMITFAILED:
-            self.abort(txn)
-            return
-        if all(manager is not self.conn for manager in resources_of(txn)):
-            txn.join(self.conn)
-        txn.join(self)
-        self._joined = txn
+        """Join a transaction which is about to end, if the one that was joined is another."""
+        if self._joined is not None and self._joined is not txn:
+            self._joined = self.watch.join_at_last(self, txn)
 
     def database_closed(self) -> None:
         """Do nothing: values that were read stay."""
