@@ -94,7 +94,7 @@ cdef void page_set_ops(void (*load)(FileH *, uint64_t, Source *, Purpose, Failed
                        void (*fail)(FileH *, uint64_t, Failure, int) noexcept nogil,
                        int (*first_change)(FileH *, uint64_t) noexcept nogil,
                        void (*wait)() noexcept nogil) noexcept nogil:
-    """Set the functions that load, report, announce and wait.
+    """Set the functions that load, report failures, tell of a change, and wait.
 
     load(fileh, blk, source, purpose, failed): find the block. If it must be copied, do so with
         page_fill, and set MEMFD, even if it fails after that. *failed has the failure, and its

@@ -1,13 +1,13 @@
 """The block table of a ZBigFile, read without a Connection: block number -> oid.
 
 In the database it is a LOBTree of block objects. Here its nodes are read from their records, and
-kept: all inner ones, and a limited number of buckets. The owner says which nodes changed: drop(),
+kept: all inner ones, and a limited number of buckets. The file says which nodes changed: drop(),
 changed(). Then moved() returns the ranges of blocks for which lookups may have other results. It
 compares changed nodes with their previous state, and reads no others. So its time depends on the
 change, not on the size of the table.
 
 This module knows tables, and reads records. Locking: the GIL, for operations that are atomic under
-it. A lookup that runs while nodes are dropped may return an old result, and the owner loads such a
+it. A lookup that runs while nodes are dropped may return an old result, and the file loads such a
 page again (located.invalidate_loading). Or it sees nodes of two states, which may not fit
 together: so a table that looks damaged is read again, from its root.
 """
@@ -80,7 +80,7 @@ class BlockTable:
         # changed() knows every node that a lookup has used
         self._parents: dict[bytes, bytes] = {}
         self._root: bytes | None = None
-        # the nodes known here have all results that the owner depends on
+        # the nodes known here have all results that the file depends on
         self._complete = True
 
     def _get(self, oid: bytes, todo: Todo) -> Node:
@@ -175,7 +175,7 @@ class BlockTable:
         self._complete = False
 
     def not_asked(self) -> None:
-        """The owner depends on blocks that it has not looked up, and cannot."""
+        """The file depends on blocks that it has not looked up, and cannot."""
         self._complete = False
 
     def changed(self, oids: set[bytes]) -> Changed:

@@ -30,31 +30,31 @@ class Loads(Protocol):
 
 
 def _load_next(
-    owner: weakref.ref[object], handle: weakref.ref[Loads], pages: Iterator[int], others: int = 0
+    user: weakref.ref[object], handle: weakref.ref[Loads], pages: Iterator[int], others: int = 0
 ) -> None:
     """Load one page, and leave the rest to a new job at the end of the queue.
 
-    So one or two jobs wait, however long the range is, and they end when the owner is gone, or the
+    So one or two jobs wait, however long the range is, and they end when the user is gone, or the
     interpreter ends, or a page cannot be loaded: the next ones would most likely fail, too, as when
     the database was closed or its server is gone. First start other jobs: the reader does not start
     all of them itself, as it has a page of its own to load.
     """
     if others:
-        submit(_load_next, owner, handle, pages, others - 1)
+        submit(_load_next, user, handle, pages, others - 1)
     page = next(pages, None)
     fileh = handle()
-    if page is None or fileh is None or owner() is None:
+    if page is None or fileh is None or user() is None:
         return
     with suppress(Exception):  # a thread that touches it gets the error
         fileh.load(page, 1)
-        submit(_load_next, owner, handle, pages)
+        submit(_load_next, user, handle, pages)
 
 
-def prefetch(owner: object, fileh: Loads, pages: Collection[int], threads: int = THREADS) -> None:
-    """Start loading pages, as long as the owner lives, without waiting."""
+def prefetch(user: object, fileh: Loads, pages: Collection[int], threads: int = THREADS) -> None:
+    """Start loading pages, as long as the user lives, without waiting."""
     if pages:
         others = min(len(pages), threads) - 1
-        submit(_load_next, weakref.ref(owner), weakref.ref(fileh), iter(pages), others)
+        submit(_load_next, weakref.ref(user), weakref.ref(fileh), iter(pages), others)
 
 
 class Window(NamedTuple):

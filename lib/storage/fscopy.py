@@ -35,7 +35,7 @@ class Stretch:
     def __len__(self) -> int:
         return self.size
 
-    def __contains__(self, part: bytes) -> bool:
+    def __contains__(self, piece: bytes) -> bool:
         """Return False: it is not the record of a blob, as those are small."""
         return False
 
@@ -61,8 +61,8 @@ class Stretch:
             done += len(pieces[-1])
         return b"".join(pieces)
 
-    def part(self, start: int, stop: int) -> Stretch:
-        """Return a part of the bytes."""
+    def within(self, start: int, stop: int) -> Stretch:
+        """Return some of the bytes."""
         return Stretch(self.fd, self.offset + start, stop - start)
 
     def digest(self) -> bytes:
@@ -111,7 +111,7 @@ def aligned_data(data: bytes | Stretch, at: int, smallest: int) -> bytes | Joine
         if found is None or again is None:
             data = data.all()
         else:
-            payload = data.part(found.start, found.stop)
+            payload = data.within(found.start, found.stop)
             if found.digest is not None and payload.digest() != found.digest:
                 raise ChecksumError
             return Joined(*again, payload, end)

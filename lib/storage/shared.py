@@ -133,10 +133,10 @@ class _Opened:
 
 def _catch_up(storage: Any) -> None:
     """Bring a storage up to date with all commits."""
-    for part in getattr(storage, "base", None), getattr(storage, "changes", None), storage:
+    for asked in getattr(storage, "base", None), getattr(storage, "changes", None), storage:
         for ask in "ping", "sync":  # of ZEO, whose sync() may do nothing; and of others
-            if hasattr(part, ask):
-                getattr(part, ask)()
+            if hasattr(asked, ask):
+                getattr(asked, ask)()
                 break
 
 

@@ -310,7 +310,7 @@ class BigArray(Saving, NDArrayLike):
             stop += (hi - 1) * stride
         return start, stop + self.itemsize
 
-    def _part(self, rows: Rows, seconds: float | None = None) -> NDArray[Any]:
+    def _mapped(self, rows: Rows, seconds: float | None = None) -> NDArray[Any]:
         """Return rows [lo, hi) of the axes as an ndarray; nothing is loaded.
 
         Blocks that can be mapped are, for at most `ready` seconds; None: none is.
@@ -327,9 +327,9 @@ class BigArray(Saving, NDArrayLike):
                 return np.empty(shape, self._dtype, self._order)
             # the stride of an axis of length 1 has no meaning, and may be too large for NumPy
             strides = [min(stride, sys.maxsize) for stride in self._stridev]
-            part = np.ndarray(shape, self._dtype, vma, offset, strides)  # type: ignore[arg-type]
-            part.flags.writeable = not self._is_frozen()
-            return part
+            mapped = np.ndarray(shape, self._dtype, vma, offset, strides)  # type: ignore[arg-type]
+            mapped.flags.writeable = not self._is_frozen()
+            return mapped
         except ValueError as e:
             raise MemoryError(f"{self!r} has a shape that NumPy cannot have: {e}") from e
 
@@ -358,13 +358,13 @@ class BigArray(Saving, NDArrayLike):
             It does not fit into the address space: work in smaller parts.
         """
         rows, rest = self._split(idx)
-        return self._part(rows, READY_SECONDS)[rest]
+        return self._mapped(rows, READY_SECONDS)[rest]
 
     def __setitem__(self, idx: BasicIndex, values: Any) -> None:
         """Set A[idx] = values as ndarrays do, with broadcasting."""
         rows, rest = self._split(idx)
-        part = self._part(rows)
-        part[rest] = _no_alias(part, values)
+        mapped = self._mapped(rows)
+        mapped[rest] = _no_alias(mapped, values)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """Return all of the array as an ndarray; see numpy.asarray for dtype and copy.
@@ -376,7 +376,7 @@ class BigArray(Saving, NDArrayLike):
         ValueError
             copy is False, but another dtype needs a copy.
         """
-        view = self._part(self._all(), math.inf)
+        view = self._mapped(self._all(), math.inf)
         if dtype is None or np.dtype(dtype) == self._dtype:
             return view.copy(self._order) if copy else view
         if copy is False:
@@ -398,18 +398,18 @@ class BigArray(Saving, NDArrayLike):
             It does not fit into the address space: work in smaller parts.
         """
         rows, rest = self._split(idx)
-        part = self._part(rows, READY_SECONDS)
+        mapped = self._mapped(rows, READY_SECONDS)
         start, stop = self._span(rows)
         fileh = self._fileh()
         step = ram_stat()[0] // 4
         if stop - start > max(step, self.itemsize):
-            view = part[rest]
+            view = mapped[rest]
             result = np.empty_like(view)
             copy_in_steps(result, view, step, lambda *span: fileh.load(*self._pages(*span)))
             return result
         if start != stop:
             fileh.load(*self._pages(start, stop))
-        result = part[rest]
+        result = mapped[rest]
         return result.copy("K") if isinstance(result, np.ndarray) else result
 
     def load(self, idx: BasicIndex = ..., write: bool = False) -> Loaded:
@@ -442,9 +442,9 @@ class BigArray(Saving, NDArrayLike):
         if write and self._is_frozen():
             raise ValueError(f"{self!r} is read-only: it cannot be loaded to be written")
         rows, rest = self._split(idx)
-        part = self._part(rows)
+        mapped = self._mapped(rows)
         start, stop = self._span(rows)
-        view = part[rest]
+        view = mapped[rest]
         if start == stop:
             return Loaded(view)
         fileh, pages = self._fileh(), self._pages(start, stop)
@@ -547,9 +547,9 @@ class BigArray(Saving, NDArrayLike):
     def _zero(self, start: int, stop: int) -> None:
         if start != stop:
             vma, offset = self._map(start, stop)
-            part = np.ndarray((stop - start,), np.uint8, vma, offset)  # type: ignore[arg-type]
-            if part.any():
-                part[:] = 0
+            mapped = np.ndarray((stop - start,), np.uint8, vma, offset)  # type: ignore[arg-type]
+            if mapped.any():
+                mapped[:] = 0
             _raise_pending()
 
     def append(self, values: Any) -> None:
@@ -590,8 +590,8 @@ class BigArray(Saving, NDArrayLike):
         try:
             rows = self._all()
             rows[axis] = (old[axis], new[axis])
-            part = self._part(rows)
-            part[...] = _no_alias(part, values)
+            mapped = self._mapped(rows)
+            mapped[...] = _no_alias(mapped, values)
             _raise_pending()
         except BaseException:
             self.resize(old)

@@ -33,7 +33,7 @@ class Attributes(MutableMapping[str, Any]):
 
     Parameters
     ----------
-    owner : str
+    name_of : str
         Its name in messages.
     find : () -> mapping or None
         Finds the BTree of the values.
@@ -41,15 +41,15 @@ class Attributes(MutableMapping[str, Any]):
         Finds it, or makes it.
     """
 
-    __slots__ = ("_find", "_make", "_owner")
+    __slots__ = ("_find", "_make", "_name_of")
 
     def __init__(
         self,
-        owner: str,
+        name_of: str,
         find: Callable[[], MutableMapping[str, Any] | None],
         make: Callable[[], MutableMapping[str, Any]],
     ) -> None:
-        self._owner, self._find, self._make = owner, find, make
+        self._name_of, self._find, self._make = name_of, find, make
 
     def _all(self) -> Mapping[str, Any]:
         found = self._find()
@@ -61,7 +61,7 @@ class Attributes(MutableMapping[str, Any]):
             return _copy(self._all()[name])
         except KeyError:
             have = ", ".join(map(repr, self._all())) or "none"
-            raise KeyError(f"{self._owner} has no attribute {name!r}: it has {have}") from None
+            raise KeyError(f"{self._name_of} has no attribute {name!r}: it has {have}") from None
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Set a value.

@@ -211,32 +211,32 @@ def resolve(
         Has the places of the database at a tid; None: in its newest state.
     """
     whole = {t.tid: dict(t.records) for t in transactions}
-    parts: dict[bytes, dict[bytes, _Part]] = {t.tid: {} for t in transactions}
+    roles: dict[bytes, dict[bytes, _Role]] = {t.tid: {} for t in transactions}
     tried: set[bytes] = set()
     made: set[tuple[bytes, bytes]] = set()  # (tid, oid)
     at: bytes | None = None
     while transactions:
-        wanted = {oid for tid, oids in whole.items() for oid in oids if oid not in parts[tid]}
+        wanted = {oid for tid, oids in whole.items() for oid in oids if oid not in roles[tid]}
         # a state that was packed may not be there
         with suppress(POSKeyError), places_at(at) as (conn, places):
             known = _find(wanted, places, conn)
             storage = conn.db().storage
             for tid, oids in whole.items():
                 new = {oid: known[oid] for oid in oids if oid in known}
-                parts[tid].update(new)
+                roles[tid].update(new)
                 made |= {(tid, o) for o, p in new.items() if _is_made(p, o, tid, storage)}
         # parts of what is not there any more
         left = (
             tid
             for tid, oids in whole.items()
             if tid not in tried
-            and any(_has_place(c) for o, c in oids.items() if o not in parts[tid])
+            and any(_has_place(c) for o, c in oids.items() if o not in roles[tid])
         )
         at = next(left, None)
         if at is None:
             break
         tried.add(at)
-    return [_entry(t, parts[t.tid], made) for t in transactions]
+    return [_entry(t, roles[t.tid], made) for t in transactions]
 
 
 def _has_place(cls: str) -> bool:
@@ -245,17 +245,17 @@ def _has_place(cls: str) -> bool:
     return known or class_name(cls) in ("ZBlk0", "ZBlk1") or cls.endswith(".PersistentMapping")
 
 
-class _Part(NamedTuple):
-    """The owner of an object: a place, and the part of it."""
+class _Role(NamedTuple):
+    """What an object is: the place that it belongs to, and what of it."""
 
     place: Place
     what: str
     blk: int = -1
 
 
-def _is_made(part: _Part, oid: bytes, tid: bytes, storage: Any) -> bool:
+def _is_made(role: _Role, oid: bytes, tid: bytes, storage: Any) -> bool:
     """Say whether a transaction has made an array or a group."""
-    if oid not in part.place.own[:1] or part.what not in ("changed", "names"):
+    if oid not in role.place.own[:1] or role.what not in ("changed", "names"):
         return False
     try:
         return storage.loadBefore(oid, tid) is None
@@ -263,13 +263,13 @@ def _is_made(part: _Part, oid: bytes, tid: bytes, storage: Any) -> bool:
         return True
 
 
-def _find(wanted: set[bytes], places: Iterable[Place], conn: Any) -> dict[bytes, _Part]:
-    """Return the owners of objects."""
-    found: dict[bytes, _Part] = {}
+def _find(wanted: set[bytes], places: Iterable[Place], conn: Any) -> dict[bytes, _Role]:
+    """Return what objects are."""
+    found: dict[bytes, _Role] = {}
 
     def note(oid: bytes | None, place: Place, what: str, blk: int = -1) -> None:
         if oid in wanted and oid is not None:
-            found.setdefault(oid, _Part(place, what, blk))
+            found.setdefault(oid, _Role(place, what, blk))
 
     for place in places:
         for oid in place.own:
@@ -290,23 +290,23 @@ def _find(wanted: set[bytes], places: Iterable[Place], conn: Any) -> dict[bytes,
     return found
 
 
-def _entry(t: Transaction, parts: dict[bytes, _Part], made: set[tuple[bytes, bytes]]) -> Entry:
+def _entry(t: Transaction, roles: dict[bytes, _Role], made: set[tuple[bytes, bytes]]) -> Entry:
     entry = Entry(t.tid, tid_time(t.tid), t.user, t.note)
     changes: dict[str, Change] = {}
     blocks: dict[str, tuple[Place, list[int]]] = {}
     has_chunks = any(class_name(cls) == "ZBlk1" for _, cls in t.records)
     for oid, cls in t.records:
-        part = parts.get(oid)
-        if part is None:
+        role = roles.get(oid)
+        if role is None:
             entry.others += not (has_chunks and cls.rpartition(".")[2] in _CHUNKS)
             continue
-        place = part.place
+        place = role.place
         change = changes.setdefault(place.path, Change(place.path))
-        what = "created" if (t.tid, oid) in made else part.what
+        what = "created" if (t.tid, oid) in made else role.what
         if what and what not in change.what:
             change.what.append(what)
-        if part.what == "rows":
-            blocks.setdefault(place.path, (place, []))[1].append(part.blk)
+        if role.what == "rows":
+            blocks.setdefault(place.path, (place, []))[1].append(role.blk)
     for path, (place, numbers) in blocks.items():
         changes[path].rows = rows_of(place, sorted(numbers))
     for change in changes.values():

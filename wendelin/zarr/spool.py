@@ -31,7 +31,7 @@ class Spool:
         self._end = 0
 
     def keep(self, data: memoryview) -> memoryview:
-        """Return bytes that stay as they are: a copy, if another owner may change these.
+        """Return bytes that stay as they are: a copy, if the caller may change these.
 
         Raises
         ------
