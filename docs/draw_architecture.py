@@ -19,7 +19,10 @@ from pathlib import PurePath
 FOLDERS = {
     "demo": ("wendelin.demo", "examples"),
     "wendelin/cli": ("wendelin.cli", "the command line"),
+    "wendelin/xarray": ("wendelin.xarray", "groups as datasets"),
     "wendelin/tree": ("wendelin.tree", "groups and paths"),
+    "wendelin/sparse": ("wendelin.sparse", "sparse matrices"),
+    "wendelin/ragged": ("wendelin.ragged", "pieces by key"),
     "wendelin/zarr": ("wendelin.zarr", "Zarr in the database"),
     "wendelin/bigarray": ("wendelin.bigarray", "arrays"),
     "bigfile": ("wendelin.bigfile", "files mapped in memory"),
@@ -37,20 +40,21 @@ WAYS = {
     "a fault": (
         "#c0262d",
         "●",
-        "pagefault touch mapping pagemap page loading ahead ram trampoline signals blockfile zfile "
-        "blocktable blktab blockmap btree records formats zblk zodb filestorage fsrecord record "
-        "zrecord",
+        "pagefault touch mapping pagemap page loading ahead ram trampoline located signals "
+        "blockfile zfile blocktable blktab blockmap buckets btree records formats zblk zodb "
+        "filestorage fsrecord record zrecord",
     ),
     "a commit": (
         "#1f5fbf",
         "■",
-        "handle virtmem file_zodb fileh page buffer blockfile zfile change formats zblk "
+        "handle virtmem writeout file_zodb fileh page buffer blockfile zfile change formats zblk "
         "zodb_boundary zwatch filestorage fswrite fstail fsalign record zrecord interrupt",
     ),
     "an index access, A[i:j]": (
         "#1d7a3a",
         "▲",
-        "array indexing array_zodb handle virtmem mapping pins ready blockfile zfile fsheads",
+        "array indexing array_zodb handle virtmem mapping pins ready located blockfile zfile "
+        "fsheads",
     ),
 }
 #: names that mean different modules in different folders: the folders of the ways
