@@ -1,13 +1,17 @@
 """rm, mv, mkdir, append, attrs, log, undo, tag, pack, du: against the same by groups."""
 
 import os
+import re
 
 import numpy as np
 import pytest
 from click.shell_completion import ShellComplete
+from persistent.list import PersistentList
 
 import wendelin
-from wendelin.cli import output
+from wendelin.cli import copyobjects, output
+from wendelin.cli.errors import Failure
+from wendelin.cli.ls import COLUMNS
 from wendelin.cli.program import wendelin as program
 from wendelin.lib.zodb import dbopen
 
@@ -48,7 +52,9 @@ def test_mv_and_mkdir(call, url):
     assert call("mv", "--json", f"{url}#a/b/c", "#top2").json == {"from": "a/b/c", "to": "top2"}
     assert "exists already" in call("mv", f"{url}#top2", "#top", code=1).stderr
     assert "which is in it" in call("mv", f"{url}#run", "#run/7/z", code=1).stderr
-    assert "another database" in call("mv", f"{url}#run", "b.fs#run", code=2).stderr
+    assert (
+        "another database: `wendelin copy`" in call("mv", f"{url}#run", "b.fs#run", code=2).stderr
+    )
     assert "is a wendelin" in call("mv", f"{url}#run", "#top/z", code=1).stderr
     call("mkdir", f"{url}#n/m")
     assert "exists already" in call("mkdir", f"{url}#n/m", code=1).stderr
@@ -141,6 +147,89 @@ def test_cp(call, url):
     with wendelin.open(url, "r") as g:
         assert np.array_equal(g["copy"], X)
         assert g["copy"].attrs == {"unit": "mV"}
+
+
+@pytest.fixture
+def many(url, tmp_path):
+    """Return the URL, and that of a new database."""
+    with wendelin.open(url) as g:
+        g["run"].attrs["title"] = "a run"
+        g["run/7"].attrs["by"] = "Ada"
+        g["run/8"].obj["none"] = PersistentList([1])
+        g.create_group("run/9")
+    return url, str(tmp_path / "new.fs")
+
+
+def test_cp_of_groups(call, many):
+    url, new = many
+    for to in f"{new}#a/b", "#copied", f"{new}#again":
+        done = call("cp", f"{url}#run", to)
+        assert done.stdout == f"{to if to[0] != '#' else url + to}: 3 arrays, 288 B\n"
+        assert "not copied: run/8/none (persistent.list.PersistentList)" in done.stderr
+    for where, path in (new, "a/b"), (url, "copied"):
+        with wendelin.open(where, "r") as g:
+            found = dict(g[path].walk())
+            assert sorted(found) == ["7", "7/x", "7/y", "8", "8/x", "9"]
+            assert np.array_equal(found["7/y"], X)
+            assert (g[path].attrs, found["7"].attrs) == ({"title": "a run"}, {"by": "Ada"})
+            assert found["7/x"].attrs == {"unit": "mV"}
+    assert "exists already: --replace" in call("cp", f"{url}#run", "#copied", code=1).stderr
+    call("rm", f"{url}#run/7/x")
+    facts = call("cp", "--replace", "--json", f"{url}#run", "#copied").json
+    assert (facts["arrays"], facts["bytes"]) == (2, 192)
+    assert sorted(p for p in paths(url) if p.startswith("copied")) == ["copied/7/y", "copied/8/x"]
+    assert "are the same" in call("cp", f"{url}#run", f"{url}#run", code=2).stderr
+    assert "is in the first one" in call("cp", f"{url}#run", f"{url}#run/7/z", code=2).stderr
+    assert "neither an array nor a group" in call("cp", f"{url}#run/8/none", "#z", code=1).stderr
+
+
+def test_cp_of_a_group_goes_on(call, many, monkeypatch):
+    url, new = many
+    real, filled = copyobjects.fill, []
+
+    def fill(target, *args):
+        if len(filled) == 1:
+            raise Failure("the cable is cut")
+        filled.append(str(target.address))
+        real(target, *args)
+
+    monkeypatch.setattr(copyobjects, "fill", fill)
+    assert "the cable is cut" in call("cp", f"{url}#run", f"{new}#run", code=1).stderr
+    with wendelin.open(new, "r") as g:
+        assert list(g) == []  # not before it is complete
+    monkeypatch.setattr(copyobjects, "fill", lambda t, *a: (filled.append(t.address), real(t, *a)))
+    call("cp", f"{url}#run", f"{new}#run")
+    assert len(filled) == 3  # the first one not again
+    assert sorted(paths(new)) == ["run/7/x", "run/7/y", "run/8/x"]
+    with wendelin.open(new, "r") as g:
+        assert g["run"].attrs == {"title": "a run"}
+        assert list(g.obj) == ["run"]
+
+
+def test_names_with_wildcards(call, many):
+    url, new = many
+    found = call("ls", f"{url}#run/*/x", "--json").json
+    assert [row["path"] for row in found] == ["run/7/x", "run/8/x"]
+    assert "2 arrays" in call("verify", f"{url}#r*/7").stdout
+    assert "#n* matches nothing" in call("ls", f"{url}#n*", code=1).stderr
+    call("cp", f"{url}#run/[78]".replace("[78]", "?"), f"{new}#old")
+    assert sorted(paths(new)) == ["old/7/x", "old/7/y", "old/8/x"]
+    both = call("cp", f"{url}#run/*/x", f"{new}#x", code=1).stderr
+    assert "means run/7/x and run/8/x, which would have one name" in both
+    moved = call("mv", f"{url}#run/7/*", "#moved", "--json").json
+    assert moved == [{"from": f"run/7/{n}", "to": f"moved/{n}"} for n in "xy"]
+    assert sorted(paths(url)) == ["moved/x", "moved/y", "run/8/none", "run/8/x", "top"]
+
+
+def test_tables_fit_the_terminal(call, url, monkeypatch):
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    some = ["path", "shape", "dtype", "blocks", "stored", "changed"]
+    for columns, names in (200, COLUMNS), (60, some), (24, ["path", "shape", "stored"]):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = re.sub("\x1b\\[[0-9;]*m", "", call("ls", url).stdout).splitlines()
+        assert lines[0].split() == list(names)
+        assert max(map(len, lines)) <= columns
+        assert len(lines) == 5
 
 
 def test_progress_without_a_terminal_is_lines(call, url, monkeypatch):

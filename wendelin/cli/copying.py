@@ -1,4 +1,4 @@
-"""wendelin copy: a database, or an array, into another storage.
+"""wendelin copy: a database, or arrays and groups, into another storage.
 
 A database is copied transaction by transaction, with its history. Transactions that were copied
 before are skipped. So an interrupted copy can go on, and a copy can follow its source.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
@@ -21,16 +21,13 @@ from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import POSKeyError, ReadOnlyError, Unsupported
 from ZODB.utils import z64
 
-from wendelin.cli.address import Address, join
+from wendelin.cli.address import Address
 from wendelin.cli.arguments import AddressType, json_option, replace_option, step_option
-from wendelin.cli.arrays import ArraySource
-from wendelin.cli.attributes import attrs_of
-from wendelin.cli.building import Contents, GroupContents, RaggedContents, build
-from wendelin.cli.database import opened, opened_to_write, storage_opened, tid_time
+from wendelin.cli.copyobjects import copy_objects
+from wendelin.cli.database import storage_opened, tid_time
 from wendelin.cli.errors import Failure
 from wendelin.cli.output import (
     Advance,
-    layout_json,
     print_json,
     progress,
     say,
@@ -38,10 +35,6 @@ from wendelin.cli.output import (
     size_text,
     warn,
 )
-from wendelin.cli.storedragged import StoredRagged
-from wendelin.cli.storedzarr import StoredZarr
-from wendelin.cli.transfer import Target, fill
-from wendelin.cli.tree import find, find_array
 from wendelin.lib.storage.inert import InertError, Pairs, Reader
 from wendelin.lib.storage.record import ChecksumError, RecordError, check, class_of, without_pad
 
@@ -239,45 +232,53 @@ class Copy:
 
 
 @click.command(
-    short_help="Copy a database, or an array, into another.",
+    short_help="Copy a database, or arrays and groups, into another.",
     epilog="""\b
 Examples:
   wendelin copy old.fs new.fs
   wendelin copy data.fs zeo://host:9991
   wendelin copy zeo://host:9991 backup.fs
-  wendelin copy old.fs#runs/A zeo://host:9991#A""",
+  wendelin copy old.fs#runs/A zeo://host:9991#A
+  wendelin copy data.fs#run/7 '#old/7'
+  wendelin copy 'old.fs#run/*' new.fs#run""",
 )
 @click.argument("source", metavar="URL1[#path]", type=AddressType("possible"))
-@click.argument("destination", metavar="URL2[#path]", type=AddressType("possible"))
+@click.argument(
+    "destination", metavar="[URL2][#path]", shell_complete=AddressType("possible").shell_complete
+)
 @replace_option
 @step_option
 @json_option
-def copy(source: Address, destination: Address, replace: bool, step: int, as_json: bool) -> int:
-    """Copy a database, with its history, into another storage; or one object, as it is now.
-
-    An object is an array, a ZarrGroup or an array in one, or a ZRagged.
+def copy(source: Address, destination: str, replace: bool, step: int, as_json: bool) -> int:
+    """Copy a database, with its history, into another storage; or arrays and groups, as they are.
 
     The other storage must be empty, or have the beginning of the copy: then the rest is copied.
-    In a file, blocks are aligned, so that they can be mapped. An array keeps its block size and
-    its format, but not its attributes. If the copy was interrupted, the same command goes on.
+    In a file, blocks are aligned, so that they can be mapped. If the copy was interrupted, the same
+    command goes on.
+
+    An array keeps its block size, its format and its attributes; a ZarrGroup, or an array in one,
+    its values, and a ZRagged its pieces. A group is copied with the arrays
+    and groups in it; other objects are named on stderr. Until it is complete, it is in NAME~import.
+    With the wildcards * and ? in the first path, all that it means is copied into the second one, a
+    group. Within one database, the second URL may be left out.
 
     If a block does not match its checksum, the copy of a database has both as they are. The command
     reports the block, and the exit code is 1. A single array with such a block is not copied.
     """
-    if bool(source.path) != bool(destination.path):
-        raise click.UsageError("give a #path of an array for both, or for neither")
-    there = os.path.exists(source.url) and os.path.exists(destination.url)
-    one_file = there and os.path.samefile(source.url, destination.url)
+    text = f"{source.url}{destination}" if destination.startswith("#") else destination
+    to: Address = AddressType("possible").convert(text, None, click.get_current_context())
+    if bool(source.path) != bool(to.path):
+        raise click.UsageError("give a #path for both, or for neither")
+    there = os.path.exists(source.url) and os.path.exists(to.url)
+    one_file = there and os.path.samefile(source.url, to.url)
     if source.path:
-        if source.path == destination.path and (one_file or source.url == destination.url):
-            raise click.UsageError(f"{source} and {destination} are the same array")
-        _copy_array(source, destination, replace, step, as_json)
+        copy_objects(source, to, one_file or source.url == to.url, replace, step, as_json)
         return 0
     if replace:
         raise click.UsageError("--replace is for arrays: a database is copied into an empty one")
     if one_file:
-        raise click.UsageError(f"{source.url} and {destination.url} are the same file")
-    return _copy_database(source.url, destination.url, as_json)
+        raise click.UsageError(f"{source.url} and {to.url} are the same file")
+    return _copy_database(source.url, to.url, as_json)
 
 
 def _copy_database(source: str, destination: str, as_json: bool) -> int:
@@ -315,64 +316,3 @@ def _copy_database(source: str, destination: str, as_json: bool) -> int:
             f"its bytes do not match their checksum (`wendelin verify` says which array it is of)",
         )
     return 1 if work.mismatches else 0
-
-
-def _copy_array(
-    source: Address, destination: Address, replace: bool, step: int, as_json: bool
-) -> None:
-    with opened(source.url) as here, opened_to_write(destination.url) as there:
-        found = find(here, source)
-        if isinstance(found, StoredZarr | StoredRagged):
-            _copy_object(found, source, destination, there, replace, step, as_json)
-            return
-        array = find_array(here, source)
-        of = {"url": source.url, "path": list(source.path), "oid": array._p_oid.hex()}
-        with closing(ArraySource(array, of)) as reader:
-            reader.attrs, unread = attrs_of(here, array)
-            target = Target(
-                there, destination, reader, replace, array.zfile.blksize, array._zblk_fmt
-            )
-            before = target.done * array.itemsize
-            with progress(
-                f"copy {join(source.path)}", array.nbytes, in_bytes=True, done=before
-            ) as tell:
-                fill(target, reader, step, tell)
-        left = sorted([*array.others, *unread])
-        facts = {**layout_json(reader.layout), "bytes": array.nbytes, "attributes_left": left}
-        size = array.nbytes
-    if as_json:
-        print_json({**facts, "resumed_at": before if target.resumed else None})
-    else:
-        again = f", from {size_text(before)} on" if target.resumed else ""
-        say(f"{destination}: {size_text(size)}{again}")
-        if left:
-            warn("copy", f"attributes are not copied: {', '.join(map(repr, left))}")
-
-
-def _copy_object(
-    found: StoredZarr | StoredRagged,
-    source: Address,
-    destination: Address,
-    root: Any,
-    replace: bool,
-    step: int,
-    as_json: bool,
-) -> None:
-    """Copy a ZarrGroup, or a part of one, byte for byte; or a ZRagged."""
-    contents: Contents
-    if isinstance(found, StoredZarr):
-        contents = GroupContents(found, source.url)
-    else:
-        contents = RaggedContents(found, source.url)
-    total = sum(contents.sizes)
-    with progress(f"copy {join(source.path)}", total, in_bytes=True) as tell:
-        before = build(root, destination, contents, replace, step, tell)
-    left = sorted(name for name, _ in found.others)
-    if as_json:
-        facts = {contents.what: len(contents.sizes), "bytes": total, "attributes_left": left}
-        print_json({**facts, "resumed_at": before or None})
-        return
-    again = f", from {size_text(before)} on" if before else ""
-    say(f"{destination}: {len(contents.sizes)} {contents.what}, {size_text(total)}{again}")
-    if left:
-        warn("copy", f"attributes are not copied: {', '.join(map(repr, left))}")

@@ -10,10 +10,10 @@ from wendelin.cli.address import Address, join
 from wendelin.cli.arguments import AddressType, json_option
 from wendelin.cli.database import opened
 from wendelin.cli.errors import explain
-from wendelin.cli.globs import expand
+from wendelin.cli.globs import expand, walk_all
 from wendelin.cli.ls import rows_of
 from wendelin.cli.output import console, print_json, progress, size_text, table, warn
-from wendelin.cli.tree import Unknown, Unreadable, find, is_of_object, walk
+from wendelin.cli.tree import Unknown, Unreadable, is_of_object
 
 __all__ = ["du"]
 
@@ -42,7 +42,7 @@ def du(address: Address, depth: int, as_json: bool) -> int:
     failed = 0
     with opened(address.url, once=True) as database, progress("objects and blocks") as tell:
         for start in expand(database, address):
-            for found in walk(database, find(database, Address(address.url, start)), start, tell):
+            for found in walk_all(database, Address(address.url, start), tell):
                 if isinstance(found, Unknown):
                     warn("du", f"{address.url}#{join(found.path)}: {found}")
                     continue

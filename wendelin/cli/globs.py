@@ -5,15 +5,16 @@ An existing name with such a character means itself.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
 from wendelin.cli.address import Address, Path
 from wendelin.cli.errors import Failure
 from wendelin.cli.stored import Database
-from wendelin.cli.tree import children, find
+from wendelin.cli.tree import children, find, walk
 
-__all__ = ["expand"]
+__all__ = ["expand", "walk_all"]
 
 
 def expand(database: Database, address: Address) -> list[Path]:
@@ -44,3 +45,20 @@ def expand(database: Database, address: Address) -> list[Path]:
         if not found:
             raise Failure(f"{Address(address.url, address.path[: i + 1])} matches nothing")
     return [path for path, _ in found]
+
+
+def walk_all(
+    database: Database,
+    address: Address,
+    tell: Callable[[int], None] = lambda n: None,
+    by: Callable[..., Iterator[Any]] = walk,
+) -> Iterator[Any]:
+    """Yield all arrays under the paths that an address means, by walk(), or by a function like it.
+
+    Raises
+    ------
+    Failure
+        It means none.
+    """
+    for path in expand(database, address):
+        yield from by(database, find(database, Address(address.url, path)), path, tell)

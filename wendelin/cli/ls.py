@@ -16,6 +16,7 @@ from wendelin.cli.arrays import layout_of
 from wendelin.cli.database import opened
 from wendelin.cli.errors import explain
 from wendelin.cli.files.base import Layout
+from wendelin.cli.globs import walk_all
 from wendelin.cli.matrices import StoredMatrix
 from wendelin.cli.output import (
     Advance,
@@ -38,7 +39,6 @@ from wendelin.cli.tree import (
     FoundMatrix,
     Unknown,
     Unreadable,
-    find,
     is_of_object,
     walk_with_matrices,
 )
@@ -46,6 +46,7 @@ from wendelin.cli.tree import (
 __all__ = ["ls"]
 
 COLUMNS = ("path", "kind", "shape", "dtype", "order", "blocks", "stored", "formats", "changed")
+LESS = "order formats kind blocks changed dtype"
 
 
 @dataclass
@@ -199,12 +200,13 @@ Examples:
   wendelin ls data.fs
   wendelin ls zeo://host:9991
   wendelin ls data.fs#runs/2024
+  wendelin ls 'data.fs#runs/*/raw'
   wendelin ls --json data.fs | jq '.[] | select(.bytes > 1e9) | .path'"""
 )
 @click.argument("address", metavar="URL[#path]", type=AddressType("possible"))
 @json_option
 def ls(address: Address, as_json: bool) -> int:
-    """List the arrays of a database, or under a path.
+    """List the arrays of a database, or under a path, whose names may have * and ?.
 
     Goes through all objects that can be reached from the root. Shows of each array: path, kind,
     shape, dtype, order, number of stored blocks (others are holes), their bytes in the database,
@@ -220,8 +222,7 @@ def ls(address: Address, as_json: bool) -> int:
         opened(address.url, once=True) as database,
         progress("objects and blocks") as tell,
     ):
-        start = find(database, address)
-        for found in walk_with_matrices(database, start, address.path, tell):
+        for found in walk_all(database, address, tell, by=walk_with_matrices):
             path = join(found.path)
             if isinstance(found, Unknown):
                 warn("ls", f"{address.url}#{path}: {found}")
@@ -243,5 +244,5 @@ def ls(address: Address, as_json: bool) -> int:
         if as_json:
             print_json([row.json() for row in rows])
         elif rows:
-            console().print(table(COLUMNS, (row.text() for row in rows), "blocks stored"))
+            console().print(table(COLUMNS, (row.text() for row in rows), "blocks stored", LESS))
     return 1 if failed else 0

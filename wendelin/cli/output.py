@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -48,6 +49,8 @@ __all__ = [
 Advance = Callable[[int], None]
 
 EVERY = 5.0  # between two lines of progress [s]
+
+_GAP = 2  # between columns, as rich has it
 
 _WIDE = 100_000  # the width if there is no terminal: a row is a line
 
@@ -112,26 +115,45 @@ def layout_json(layout: Layout | None) -> dict[str, Any]:
     return {"shape": list(layout.shape), "dtype": dtype, "order": layout.order}
 
 
-def table(columns: Iterable[str], rows: Iterable[Iterable[str]], right: str = "") -> Table:
-    """Return a table.
+def table(
+    columns: Sequence[str], rows: Iterable[Iterable[str]], right: str = "", less: str = ""
+) -> Table:
+    """Return a table that fits the terminal.
 
     Parameters
     ----------
-    columns : iterable of str
+    columns : sequence of str
     rows : iterable of iterable of str
     right : str
         Names of columns of numbers, separated by spaces.
+    less : str
+        Names of columns that are left out on a narrow terminal, the first one first.
     """
+    texts = [[shown(text) for text in row] for row in rows]
+    keep = _fitting(columns, texts, less.split())
     result = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
+    for i in keep:
+        name = columns[i]
         result.add_column(
             Text(name),
             justify="right" if name in right.split() else "left",
             overflow="fold",
         )
-    for row in rows:
-        result.add_row(*(Text(shown(text)) for text in row))
+    for row in texts:
+        result.add_row(*(Text(row[i]) for i in keep))
     return result
+
+
+def _fitting(columns: Sequence[str], texts: list[list[str]], less: list[str]) -> list[int]:
+    """Return the indices of the columns that are shown."""
+    widths = [max(map(cell_len, column)) for column in zip(columns, *texts, strict=True)]
+    keep = list(range(len(columns)))
+    width = console().width
+    for name in less:
+        if sum(widths[i] + _GAP for i in keep) - _GAP <= width:
+            break
+        keep.remove(columns.index(name))
+    return keep
 
 
 # ---- progress ----

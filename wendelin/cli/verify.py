@@ -14,11 +14,12 @@ from wendelin.cli.address import Address, join
 from wendelin.cli.arguments import AddressType, json_option
 from wendelin.cli.database import opened
 from wendelin.cli.errors import explain
+from wendelin.cli.globs import walk_all
 from wendelin.cli.output import Advance, console, print_json, progress, shown_tid, table, warn
 from wendelin.cli.stored import StoredFile
 from wendelin.cli.storedragged import StoredPiece, StoredRagged, problems
 from wendelin.cli.storedzarr import StoredZarr, verify_values
-from wendelin.cli.tree import Found, Unknown, Unreadable, find, is_of_object, walk
+from wendelin.cli.tree import Found, Unknown, Unreadable, is_of_object
 from wendelin.lib.storage.record import ChecksumError, RecordError
 
 __all__ = ["verify"]
@@ -111,7 +112,9 @@ Examples:
 @click.argument("address", metavar="URL[#path]", type=AddressType("possible"))
 @json_option
 def verify(address: Address, as_json: bool) -> int:
-    """Load every block of every array of a database, or under a path; and all values of ZarrGroups.
+    """Load every block of every array of a database, or under a path, which may have * and ?.
+
+    Also all values of ZarrGroups.
 
     Reports blocks that do not load, or break the rules of their format: a block longer than the
     block size, chunks that overlap, a foreign object in the block table, bytes that do not match
@@ -122,7 +125,7 @@ def verify(address: Address, as_json: bool) -> int:
     with opened(address.url, once=True) as database, progress("blocks") as tell:
         work = Work(tell)
         bad = work.bad
-        for found in walk(database, find(database, address), address.path):
+        for found in walk_all(database, address):
             path = join(found.path)
             if isinstance(found, Unknown):
                 warn("verify", f"{address.url}#{path}: {found}")
@@ -167,7 +170,8 @@ def verify(address: Address, as_json: bool) -> int:
             for t in bad
         )
         if bad:
-            console().print(table(("path", "block", "oid", "written by", "what"), rows, "block"))
+            columns = ("path", "block", "oid", "written by", "what")
+            console().print(table(columns, rows, "block", "oid"))
         mismatches = sum(t.mismatch for t in bad)
         result = f"{len(bad)} bad" if bad else "all good"
         if mismatches:
