@@ -188,6 +188,28 @@ def test_netcdf_that_was_imported(tmp_path):
         assert g["time"][:].tolist() == [0, 1, 2, 24, 25, 26]
 
 
+def test_files_that_were_imported(call, tmp_path, monkeypatch):
+    """`wendelin import` keeps dimensions and coding: what xarray reads of a file, it reads here."""
+    pytest.importorskip("netCDF4", reason="netCDF4 is not installed: tox -e docs")
+    monkeypatch.chdir(tmp_path)
+    ds = dataset().drop_vars(("total", "lag")).assign_attrs(limits=5)
+    coded = {"temp": {"scale_factor": 0.5, "dtype": "i2", "_FillValue": -1}}
+    ds.to_netcdf("a.nc", encoding=coded, unlimited_dims="time", engine="netcdf4")
+    ds.to_netcdf("b.nc", format="NETCDF3_64BIT", engine="netcdf4")
+    ds.drop_vars(("name", "city")).to_zarr(
+        "c.zarr", encoding={"temp": {"_FillValue": -9.5}}, consolidated=False
+    )
+    for file in "a.nc", "b.nc", "c.zarr":
+        call("import", file, f"x.fs#{file[0]}")
+        with xr.open_dataset(file, **({"consolidated": False} if "zarr" in file else {})) as of:
+            xr.testing.assert_equal(opened(f"x.fs#{file[0]}"), of)
+    more = dataset(range(4, 6))[["temp", "rain", "wet"]].reset_coords(drop=True)
+    for group in "a", "c":
+        fits = more if group == "a" else more.drop_vars("city")
+        fits.wendelin.save(f"x.fs#{group}", append_dim="time")
+        assert opened(f"x.fs#{group}").temp.values.tolist() == [[n, 2 * n] for n in range(1, 6)]
+
+
 def test_what_cannot_be_saved(tmp_path, address):
     ds = dataset()
     ds.wendelin.save(address)

@@ -25,7 +25,7 @@ from wendelin.cli.errors import Failure
 from wendelin.cli.globs import expand
 from wendelin.cli.ls import row_of
 from wendelin.cli.output import layout_json, print_json, progress, say, size_text, warn
-from wendelin.cli.stored import Database, Stored, StoredArray, class_of
+from wendelin.cli.stored import Database, StoredArray, class_of, is_mapping
 from wendelin.cli.transfer import Target, fill
 from wendelin.cli.tree import PROGRESS, SUFFIX, children, find
 from wendelin.tree.containers import is_container, new_container, put
@@ -71,7 +71,7 @@ def copy_objects(
             obj = find(here, at)
             if isinstance(obj, StoredArray):
                 done.append(_copy_array(here, obj, at, root, target, replace, step))
-            elif _is_group(obj):
+            elif is_mapping(obj):
                 done.append(_copy_group(here, obj, at, root, target, replace, step))
             else:
                 raise Failure(f"{at} is a {class_of(obj)}, neither an array nor a group")
@@ -90,13 +90,6 @@ def _check_names(source: Address, paths: list[Path]) -> None:
                 f"name: copy them one by one"
             )
         names[path[-1]] = path
-
-
-def _is_group(obj: Any) -> bool:
-    if not isinstance(obj, Stored):
-        return False
-    cls = class_of(obj)
-    return cls.startswith("BTrees.") or cls == "persistent.mapping.PersistentMapping"
 
 
 def _tell(target: Address, facts: Facts) -> None:
@@ -166,7 +159,7 @@ def _copy_group(
                 transaction.commit()
             facts["arrays"] += 1
             facts["bytes"] += found.nbytes
-        elif _is_group(found):
+        elif is_mapping(found):
             attrs, left = attrs_of(here, found)
             group_at(stage, to.url, path).attrs.update(attrs)
             facts["attributes_left"] += [f"{join(path)}: {a}" for a in left]
@@ -208,6 +201,6 @@ def _contents(here: Database, obj: Any) -> Iterator[tuple[Path, Any]]:
         for name, value in children(group):
             found = here.get(value)
             yield (*at, name), found
-            if _is_group(found) and found.oid not in seen:
+            if is_mapping(found) and found.oid not in seen:
                 seen.add(found.oid)
                 todo.append(((*at, name), found))

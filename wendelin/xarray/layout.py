@@ -9,6 +9,7 @@ This module knows arrays and attributes, but not xarray.
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,13 +93,34 @@ def dimensions_of(arrays: Mapping[str, ZBigArray]) -> dict[str, tuple[str, ...]]
     return result
 
 
-def attributes_of(attrs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attributes that are a user's, or a convention's."""
+def attributes_of(attrs: Mapping[str, Any], dtype: np.dtype[Any] | None = None) -> dict[str, Any]:
+    """Return the attributes that are a user's, or a convention's.
+
+    Parameters
+    ----------
+    attrs : mapping
+    dtype : numpy.dtype, optional
+        Of the array that has them.
+    """
     result = {}
     for name, value in attrs.items():
         if name in (DIMENSIONS, "NAME", *_OF_NETCDF):
             continue
         if name in _CODING and isinstance(value, np.ndarray) and value.shape == (1,):
             value = value[0]
+        if name == "_FillValue" and isinstance(value, str) and dtype is not None:
+            value = _fill_value(value, dtype)
         result[name] = value
     return result
+
+
+def _fill_value(text: str, dtype: np.dtype[Any]) -> Any:
+    """Return a `_FillValue` that xarray has written into Zarr as text."""
+    if dtype.kind not in "fc":
+        return text
+    try:
+        return np.frombuffer(b64decode(text), "<f8" if dtype.kind == "f" else "<c16").astype(dtype)[
+            0
+        ]
+    except (ValueError, IndexError):
+        return text

@@ -133,7 +133,7 @@ def _variable(name: str, A: ZBigArray, dims: tuple[str, ...]) -> xarray.Variable
     lazy = _Lazy(where, A.shape, A.dtype, copies=dims == (name,))
     encoding = {"preferred_chunks": {dims[axis]: n for axis, n in _chunks(A).items()}}
     data = indexing.LazilyIndexedArray(lazy)
-    return xarray.Variable(dims, data, attributes_of(A.attrs), encoding)
+    return xarray.Variable(dims, data, attributes_of(A.attrs, A.dtype), encoding)
 
 
 def _chunks(A: ZBigArray) -> dict[int, int]:

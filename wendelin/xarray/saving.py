@@ -244,7 +244,7 @@ def _append(
 
 def _coded_like(A: ZBigArray, v: xarray.Variable) -> xarray.Variable:
     """Return a variable with its values coded as those of an array that was imported."""
-    attrs = attributes_of(A.attrs)
+    attrs = attributes_of(A.attrs, A.dtype)
     coding = {name: attrs[name] for name in _CODING if name in attrs}
     units = attrs.get("units")
     if v.dtype.kind in "mM" and A.dtype.kind not in "mM" and isinstance(units, str):
