@@ -19,21 +19,28 @@ from persistent import Persistent
 from wendelin.cli.address import Address, Path, join
 from wendelin.cli.arrays import ArraySource
 from wendelin.cli.attributes import attrs_of
+from wendelin.cli.building import Contents, GroupContents, RaggedContents, build
 from wendelin.cli.changing import group_at
 from wendelin.cli.database import opened, opened_to_write
 from wendelin.cli.errors import Failure
 from wendelin.cli.globs import expand
-from wendelin.cli.ls import row_of
+from wendelin.cli.ls import rows_of
 from wendelin.cli.output import layout_json, print_json, progress, say, size_text, warn
 from wendelin.cli.stored import Database, StoredArray, class_of, is_mapping
+from wendelin.cli.storedragged import StoredRagged
+from wendelin.cli.storedzarr import StoredZarr
 from wendelin.cli.transfer import Target, fill
-from wendelin.cli.tree import PROGRESS, SUFFIX, children, find
+from wendelin.cli.tree import PROGRESS, SUFFIX, Found, children, find, known
 from wendelin.tree.containers import is_container, new_container, put
 from wendelin.tree.group import Group
 
 __all__ = ["copy_objects"]
 
 Facts = dict[str, Any]
+
+#: what is copied as a whole
+_ALONE = (StoredArray, StoredZarr, StoredRagged)
+_COUNTED = (GroupContents.what, RaggedContents.what)
 
 
 def copy_objects(
@@ -69,8 +76,8 @@ def copy_objects(
                 what = "are the same" if target.path == path else "is in the first one:"
                 raise click.UsageError(f"{at} and {target} {what}")
             obj = find(here, at)
-            if isinstance(obj, StoredArray):
-                done.append(_copy_array(here, obj, at, root, target, replace, step))
+            if isinstance(obj, _ALONE):
+                done.append(_copy_alone(here, obj, at, root, target, replace, step))
             elif is_mapping(obj):
                 done.append(_copy_group(here, obj, at, root, target, replace, step))
             else:
@@ -100,9 +107,32 @@ def _tell(target: Address, facts: Facts) -> None:
     else:
         begun = facts["resumed_at"]
         again = "" if begun is None else f", from {size_text(begun)} on"
-        say(f"{target}: {size_text(facts['bytes'])}{again}")
+        counts = "".join(f"{facts[what]} {what}, " for what in _COUNTED if what in facts)
+        say(f"{target}: {counts}{size_text(facts['bytes'])}{again}")
     if left := facts["attributes_left"]:
         warn("copy", f"attributes are not copied: {', '.join(map(repr, left))}")
+
+
+def _copy_alone(
+    here: Database, obj: Any, source: Address, root: Any, to: Address, replace: bool, step: int
+) -> Facts:
+    """Copy an array; or a ZarrGroup, or a part of one, byte for byte; or a ZRagged."""
+    if isinstance(obj, StoredArray):
+        return _copy_array(here, obj, source, root, to, replace, step)
+    contents: Contents
+    if isinstance(obj, StoredZarr):
+        contents = GroupContents(obj, source.url)
+    else:
+        contents = RaggedContents(obj, source.url)
+    total = sum(contents.sizes)
+    with progress(f"copy {join(source.path)}", total, in_bytes=True) as tell:
+        before = build(root, to, contents, replace, step, tell)
+    return {
+        contents.what: len(contents.sizes),
+        "bytes": total,
+        "attributes_left": sorted(name for name, _ in obj.others),
+        "resumed_at": before or None,
+    }
 
 
 def _copy_array(
@@ -147,18 +177,18 @@ def _copy_group(
             copied = Group(stage).attrs
     facts: Facts = {"arrays": 0, "bytes": 0, "left": [], "attributes_left": []}
     for path, found in _contents(here, obj):
-        if isinstance(found, StoredArray):
-            state = row_of("", found, lambda n: None).tid.hex()
+        if isinstance(found, _ALONE):
+            state = rows_of(Found((), found), lambda n: None)[0].tid.hex()
             key = join(path)
             if copied.get(key) != state:
                 into = Address(to.url, (*way, name + SUFFIX, *path))
                 at = Address(source.url, (*source.path, *path))
-                done = _copy_array(here, found, at, root, into, True, step)
+                done = _copy_alone(here, found, at, root, into, True, step)
                 facts["attributes_left"] += [f"{key}: {a}" for a in done["attributes_left"]]
+                facts["bytes"] += done["bytes"]
                 copied[key] = state
                 transaction.commit()
             facts["arrays"] += 1
-            facts["bytes"] += found.nbytes
         elif is_mapping(found):
             attrs, left = attrs_of(here, found)
             group_at(stage, to.url, path).attrs.update(attrs)
@@ -199,7 +229,7 @@ def _contents(here: Database, obj: Any) -> Iterator[tuple[Path, Any]]:
     while todo:
         at, group = todo.pop()
         for name, value in children(group):
-            found = here.get(value)
+            found = known(here.get(value))
             yield (*at, name), found
             if is_mapping(found) and found.oid not in seen:
                 seen.add(found.oid)
