@@ -16,9 +16,10 @@ def structured(arr: NDArray[Any], dtype: DTypeLike) -> NDArray[Any]:
 
     Parameters
     ----------
-    arr : ndarray, shape (..., n), or (n, ...) in Fortran order
-        The other axes may have any strides. If both axes could be the minor one, as in an array of
-        one column, the last one is taken if its size fits.
+    arr : ndarray
+        Of shape (..., n), or (n, ...) in Fortran order. The other axes may have any strides. If
+        both axes could be the minor one, as in an array of one column, the last one is taken if its
+        size fits.
     dtype : data-type
         Its size must be that of a row, n * arr.itemsize [bytes].
 
