@@ -395,7 +395,9 @@ def test_a_wrong_import_is_one_line(call, url, tmp_path, monkeypatch, args, code
 def test_strings_of_zarr(call, url, tmp_path):
     zarr = pytest.importorskip("zarr")
     group = zarr.open_group(str(tmp_path / "z.zarr"), mode="w")
-    group.create_array("s", shape=(3,), dtype=str)[:] = np.array(["a", "b\0", "c"])
+    group.create_array("s", shape=(3,), dtype=str)[:] = np.array(
+        ["a", "b\0", "c"], np.dtypes.StringDType()
+    )
     error = call("import", f"{tmp_path}/z.zarr:s", f"{url}#x", code=1).stderr
     assert "has texts that end with a NUL" in error
     assert error.count("\n") == 1

@@ -256,7 +256,7 @@ def _contents(
     check_options(what, options)
     try:
         contents = open_contents(what, options)
-    except Failure:
+    except (Failure, click.UsageError):
         return None  # it may be an array; if not, its error is reported
     arrays = [m for m in contents.members if m.layout is not None or (m.why and not m.quiet)]
     if what.member or len(arrays) > 1:

@@ -164,10 +164,10 @@ def info(address: Address, as_json: bool) -> None:
     its writers and their pieces. No block is loaded, and no code runs that the database names.
     """
     with opened(address.url, once=True) as database:
-        if address.path and is_matrix(obj := find(database, address)):
+        unfinished = progress_of(database, address)
+        if address.path and unfinished is None and is_matrix(obj := find(database, address)):
             _show_matrix(address, matrix_of(obj), as_json)
             return
-        unfinished = progress_of(database, address)
         try:
             found = find(database, address)
             if isinstance(found, StoredZarr | StoredRagged | StoredPiece):
