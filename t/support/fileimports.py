@@ -154,7 +154,7 @@ def table(results):
     rows = {}
     for library, suffix, result, arrays, left in results:
         row = rows.setdefault((library, suffix), Counter())
-        row.update(files=1, arrays=arrays, left=left, refused=result == "refused")
+        row.update(files=1, arrays=arrays, left=left, refused=int(result == "refused"))
     lines = ["| library | files | | arrays, equal | left out, named | files refused by a line |"]
     lines.append("| --- | --- | --- | --- | --- | --- |")
     for (library, suffix), n in sorted(rows.items()):

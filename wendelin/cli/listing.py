@@ -86,12 +86,10 @@ def left_out_json(contents: Contents) -> list[dict[str, Any]]:
 def warn_left_out(contents: Contents) -> None:
     """Name on stderr what an import leaves out."""
     lines = [
-        f"left out, {contents.path}:{m.name}: {m.why}"
-        for m in contents.members
-        if m.why and not m.quiet
+        f"left out, {contents.shown(m)}: {m.why}" for m in contents.members if m.why and not m.quiet
     ]
     lines += [
-        f"left out, attributes of {contents.path}:{m.name}: {', '.join(m.unkept)}"
+        f"left out, attributes of {contents.shown(m)}: {', '.join(m.unkept)}"
         for m in contents.members
         if m.unkept and not m.why
     ]

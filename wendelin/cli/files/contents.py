@@ -73,6 +73,11 @@ class Contents:
     identity: dict[str, Any]
     close: Callable[[], None] = lambda: None
 
+    def shown(self, member: Member) -> str:
+        """Return FILE:NAME of a member."""
+        names = [name for name in (self.identity.get("member", ""), member.name) if name]
+        return ":".join([self.path, "/".join(names)]) if names else self.path
+
     @property
     def arrays(self) -> list[Member]:
         """The arrays that are kept."""

@@ -37,7 +37,7 @@ def mat_contents(path: str, identity: dict[str, Any]) -> Contents:
         io = import_module("scipy.io")
     except ImportError as e:
         raise Failure(
-            f"scipy is needed, but not installed: pip install 'wendelin.core[netcdf]': {path} is "
+            f"scipy is needed, but not installed: pip install 'wendelin.core[sparse]': {path} is "
             f"a MATLAB file before version 7.3"
         ) from e
     members = [Member(())]

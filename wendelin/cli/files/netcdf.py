@@ -44,7 +44,7 @@ def netcdf_contents(path: str, identity: dict[str, Any]) -> Contents:
         except Exception as e:  # of any kind, in scipy's reader of a damaged file
             raise Failure(f"{path} is not a readable netCDF file: {explain(e)}") from e
     needed = "netCDF4 is" if modern else "scipy or netCDF4 is"
-    raise Failure(f"{needed} needed, but not installed: pip install 'wendelin.core[netcdf]'")
+    raise Failure(f"{needed} needed, but not installed: pip install 'wendelin.core[sparse]'")
 
 
 def _contents(
