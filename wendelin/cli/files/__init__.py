@@ -18,6 +18,7 @@ import numpy as np
 from wendelin.bigarray.array import Order
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import Layout, Sink, Source
+from wendelin.cli.files.columns import column_contents
 from wendelin.cli.files.contents import Contents, member_named
 from wendelin.cli.files.daf import daf_source
 from wendelin.cli.files.derived import Viewed
@@ -46,7 +47,7 @@ __all__ = [
 ]
 
 #: kinds of files that may have more than one array
-WITH_MEMBERS = ("npz", "hdf5", "netcdf", "mat", "zarr")
+WITH_MEMBERS = ("npz", "hdf5", "netcdf", "mat", "zarr", "parquet", "arrow")
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def open_source(file: File, options: Options) -> Source:
     if file.kind == "raw" and options.dtype is None:
         raise click.UsageError(f"{file.path!r} has raw bytes: they need --dtype, maybe --shape")
     identity = _identity(file)
-    if file.kind in ("netcdf", "mat"):
+    if file.kind in ("netcdf", "mat", "parquet", "arrow"):
         return _member_source(file, identity)
     if file.kind == "npy":
         return npy_source(file.path, identity)
@@ -196,17 +197,23 @@ def open_contents(file: File, options: Options) -> Contents:
         raise click.UsageError(
             f"the URL does not name an array, and {what} is one: add #name, as in data.fs#name"
         )
+    if file.kind == "npz":
+        return npz_contents(file.path, identity)
+    return _contents(file, identity)
+
+
+def _contents(file: File, identity: dict[str, Any]) -> Contents:
+    """Return the contents of a file that is read by them only."""
     if file.kind == "netcdf":
         return netcdf_contents(file.path, identity)
     if file.kind == "mat":
         return mat_contents(file.path, identity)
-    return npz_contents(file.path, identity)
+    return column_contents(file.path, file.kind, identity)
 
 
 def _member_source(file: File, identity: dict[str, Any]) -> Source:
     """Return an array of a file that is known by its contents only."""
-    reader = {"netcdf": netcdf_contents, "mat": mat_contents}[file.kind]
-    contents = reader(file.path, identity)
+    contents = _contents(file, identity)
     try:
         member = member_named(contents, file.member)
         assert member.open is not None
@@ -297,4 +304,6 @@ def open_sink(
         return zarr_sink(path, layout, file.member, resume, attrs)
     if file.kind == "h5ad":
         raise Failure(f"{file.path} takes a sparse matrix, and this is an array: see .h5")
+    if file.kind != "csv":
+        raise Failure(f"{file.path}: {file.kind} files are imported only; see .h5, .nc or .npy")
     return CsvSink(path, layout, _delimiter(file, options))

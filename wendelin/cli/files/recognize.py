@@ -20,6 +20,8 @@ KINDS = {
     "mat": (".mat",),
     "zarr": (".zarr",),
     "csv": (".csv", ".tsv", ".txt"),
+    "parquet": (".parquet", ".pq"),
+    "arrow": (".arrow", ".feather"),
     "raw": (".raw", ".bin", ".dat"),
     "daf": (".yaml",),
     "h5ad": (".h5ad",),
