@@ -160,7 +160,7 @@ def test_a_transaction_has_a_batch_of_chunks(root, A, B, monkeypatch):
     x = from_array(A, chunks=(10, 1000)).astype("f8")
     for batch, number in ((10 * 8000, 6), (20 * 8000, 3), (1 << 30, 1), (1, 6)):
         monkeypatch.setattr(ours, "BATCH", batch)
-        batches = list(ours._batches(x, B._order))
+        batches = list(ours.batches(x, B._order))
         assert len(batches) == number
         assert sum(len(places) for places, _ in batches) == 6
 

@@ -34,7 +34,15 @@ from wendelin.bigfile import ram_set_limit
 from wendelin.bigfile.virtmem.handle import ram_stat
 from wendelin.lib.storage.shared import share, zconn_now
 
-__all__ = ["from_array", "in_memory", "to_array"]
+__all__ = [
+    "all_done",
+    "batches",
+    "from_array",
+    "in_memory",
+    "in_transaction",
+    "limit_memory",
+    "to_array",
+]
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +96,7 @@ class _Source:
 
     def __getitem__(self, idx: Slices) -> NDArray[Any]:
         """Return a copy: Dask sends chunks by system calls, which need them in memory."""
-        _limit_memory()
+        limit_memory()
         A = array_at(*self._where)
         rows = [range(*i.indices(n)) for i, n in zip(idx, self.shape, strict=True)]
         result = np.empty([len(r) for r in rows], self.dtype, A._order)
@@ -99,7 +107,7 @@ class _Source:
 
 def in_memory(part: NDArray[Any]) -> NDArray[Any]:
     """Return a chunk in memory of its own: Dask sends it by system calls, which need that."""
-    _limit_memory()
+    limit_memory()
     return part if part.base is None else np.array(part)
 
 
@@ -133,7 +141,7 @@ def _pieces(A: BigArray, idx: Slices, part: NDArray[Any]) -> Iterator[tuple[Slic
 _limited = False
 
 
-def _limit_memory() -> None:
+def limit_memory() -> None:
     """Limit pages of a worker with a process of its own to a quarter of its memory.
 
     Pages are a cache, as chunks are copies. Without this, the pages of each worker could take half
@@ -205,9 +213,9 @@ def to_array(darr: dask.array.Array, A: ZBigArray, compute: bool = True) -> Any:
     share(A._p_jar.db())
     tasks = [
         dask.delayed(_store, pure=False)(url, oid, places, blocks)
-        for places, blocks in _batches(darr, A._order)
+        for places, blocks in batches(darr, A._order)
     ]
-    done = dask.delayed(_all_done)(tasks)
+    done = dask.delayed(all_done)(tasks)
     return done.compute() if compute else done
 
 
@@ -223,7 +231,7 @@ def _check_writable(A: ZBigArray) -> None:
         raise ReadOnlyError(f"{A!r} cannot be changed: its database was opened read-only")
 
 
-def _batches(darr: dask.array.Array, order: str) -> Iterator[tuple[list[Slices], list[Delayed]]]:
+def batches(darr: dask.array.Array, order: str) -> Iterator[tuple[list[Slices], list[Delayed]]]:
     """Yield (indices, chunks) of chunks that are stored together, in the order of an array."""
     starts = [np.cumsum([0, *sizes]).tolist() for sizes in darr.chunks]
     delayed = darr.to_delayed()
@@ -249,7 +257,7 @@ def _batches(darr: dask.array.Array, order: str) -> Iterator[tuple[list[Slices],
 
 def _store(url: str, oid: bytes, places: list[Slices], blocks: list[Any]) -> None:
     """Store chunks, in a transaction for each part of the array that is changed at a time."""
-    _limit_memory()
+    limit_memory()
     with zconn_now(url) as conn:
         # from the first chunk to the last
         box = tuple(
@@ -258,7 +266,7 @@ def _store(url: str, oid: bytes, places: list[Slices], blocks: list[Any]) -> Non
         )
         # changes stay in memory until they are committed, and other tasks need memory, too
         size = min(BATCH, ram_stat()[0] // 8)
-        for part in _in_transaction(conn, lambda: list(_parts(conn.get(oid), box, size))):
+        for part in in_transaction(conn, lambda: list(_parts(conn.get(oid), box, size))):
             common = [_common(place, part) for place in places]
             some = [
                 (to, of, block)
@@ -266,7 +274,7 @@ def _store(url: str, oid: bytes, places: list[Slices], blocks: list[Any]) -> Non
                 if all(s.start < s.stop for s in to)
             ]
             if some:
-                _in_transaction(conn, partial(_assign, conn, oid, some))
+                in_transaction(conn, partial(_assign, conn, oid, some))
 
 
 def _parts(A: BigArray, box: Slices, size: int) -> Iterator[Slices]:
@@ -296,7 +304,7 @@ def _assign(conn: Any, oid: bytes, values: list[tuple[Slices, Slices, Any]]) -> 
         A[to] = np.asanyarray(block)[of]
 
 
-def _in_transaction(conn: Any, do: Callable[[], T]) -> T:
+def in_transaction(conn: Any, do: Callable[[], T]) -> T:
     """Call a function in a transaction, and return its result; try again after a conflict."""
     manager = conn.transaction_manager
     for tried in range(MOST_TRIES):
@@ -315,5 +323,5 @@ def _in_transaction(conn: Any, do: Callable[[], T]) -> T:
     return result
 
 
-def _all_done(results: list[None]) -> None:
+def all_done(results: list[None]) -> None:
     """Do nothing: Dask calls this when all tasks are done."""

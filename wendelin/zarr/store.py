@@ -35,7 +35,7 @@ from zarr.core.buffer import Buffer, default_buffer_prototype
 from ZODB.POSException import POSKeyError
 
 from wendelin.lib.storage.dburl import read_only as url_read_only
-from wendelin.lib.storage.shared import zconn_past
+from wendelin.lib.storage.shared import share, zconn_past
 from wendelin.lib.storage.storurl import zstor_2zurl
 from wendelin.lib.utils import override
 from wendelin.lib.zodb import zconn_at, zconn_name
@@ -151,6 +151,26 @@ class ZODBStore(Store):
         conn = table.conn
         url = zstor_2zurl(conn.db().storage)
         return _unpickled, (url, table.group._p_oid, zconn_at(conn), self._at, self.read_only)
+
+    def check_writable(self) -> None:
+        """Check that it can be written.
+
+        Raises
+        ------
+        ValueError
+            It is read-only, of a past state, or came from another process.
+        """
+        self._check_writable()
+        if not self._writes:
+            raise ValueError(
+                f"{self!r} came from another process, or is of a past state: it reads one state "
+                f"of the database. A process that writes takes the group from a Connection of its "
+                f"own; a Dask array is stored by wendelin.zarr.dask.to_zarr()"
+            )
+
+    def share(self) -> None:
+        """Let the tasks of other threads of this process use its database: see shared."""
+        share(self._table.conn.db())
 
     @override
     def with_read_only(self, read_only: bool = False) -> ZODBStore:
@@ -347,13 +367,7 @@ class ZODBStore(Store):
     # ---- writing ----
 
     def _change(self, changes: dict[str, Data | None]) -> None:
-        self._check_writable()
-        if not self._writes:
-            raise ValueError(
-                f"{self!r} came from another process, or is of a past state: it reads one state "
-                f"of the database. A process that writes takes the group from a Connection of its "
-                f"own"
-            )
+        self.check_writable()
         for key in changes:
             if not is_metadata(key):
                 self._check(key)
