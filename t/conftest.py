@@ -14,9 +14,7 @@ from support.cli import Caller
 from support.clients import Client, fill
 from support.neocluster import missing
 
-from wendelin.bigarray import array
 from wendelin.bigfile import ram_reclaim
-from wendelin.bigfile.zodb import handle
 from wendelin.lib.zodb import dbclose, dbopen
 
 
@@ -27,15 +25,7 @@ def pytest_report_header(config):
     ]
 
 
-def show_on_touch(set_attribute):
-    """Let nothing be shown before it is touched: the way of whatever cannot be mapped."""
-    set_attribute(array, "READY_SECONDS", 0.0)
-    set_attribute(handle, "SHOW_SECONDS", 0.0)
-
-
 def pytest_configure(config):
-    if os.environ.get("WENDELIN_CORE_TEST_READY") == "0":
-        show_on_touch(setattr)
     config.addinivalue_line("markers", "database: opens databases of the kind that runs")
     config.addinivalue_line("markers", "once: long, and the same in environments like others")
     config.addinivalue_line("markers", 'slow: not in the quick run, -m "not slow"')
@@ -137,8 +127,8 @@ def other(root, A):
 
 @pytest.fixture
 def on_touch(monkeypatch):
-    """Have views that are not ready, also of a local file."""
-    show_on_touch(monkeypatch.setattr)
+    """Have views that are not ready, also of a local file: the way of whatever cannot be mapped."""
+    monkeypatch.setenv("WENDELIN_CORE_READY", "0")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ cdef class BigFileH:
     cdef public bint read_only  # no change is possible, so a failure concerns its thread only
     cdef unsigned long fallback_thread  # that gets failures of threads unknown to Python
     cdef Looks looks            # up where blocks are; protected by: the GIL
+    cdef readonly double ready_seconds   # limit of the time for a view
     cdef bint maps              # file is a MapsBlocks
     cdef bint maps_ahead        # file is a MapsAhead
     cdef bint truncated         # the file has yet to be told of `fileh.zero_from`

@@ -18,6 +18,7 @@ writeout, where its blocks are in located, and what is kept accessible in pins.
 Locking: see page.pyx. Work that may take long is done without the GIL.
 """
 
+import os
 import threading
 import weakref
 from operator import index
@@ -64,6 +65,18 @@ WRITEOUT_MARKSTORED = 2     # dirty_writeout: what was stored is clean
 handles = weakref.WeakSet()
 
 
+def seconds_for_a_view():
+    """Return WENDELIN_CORE_READY [s]."""
+    value = os.environ.get("WENDELIN_CORE_READY", "0.1")
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= 1e9:
+        raise ValueError(f"WENDELIN_CORE_READY is {value!r}: it must be seconds, from 0 to 1e9")
+    return seconds
+
+
 @cython.no_gc_clear
 cdef class BigFileH:
     """A file that is open to be mapped in memory: its pages, and changes that are not stored yet.
@@ -83,6 +96,14 @@ cdef class BigFileH:
     ----------
     read_only : bool
         first_change() refuses all changes. So a failed touch dooms no transaction.
+    ready_seconds : float
+        About the limit of the time in which a view is made ready (pins.ready), and of half of it
+        at each boundary: WENDELIN_CORE_READY, or 0.1. With 0, a block is shown when it is touched.
+
+    Raises
+    ------
+    ValueError
+        WENDELIN_CORE_READY is not a number of seconds.
     """
 
     def __cinit__(self, file, *args, **kw):
@@ -103,6 +124,7 @@ cdef class BigFileH:
         strcpy(self.fileh.name, name)
         self.fileh.pyfileh = <void *>self
         self.fileh.wants_first_change = isinstance(self, FirstChange)
+        self.ready_seconds = seconds_for_a_view()
         self.maps = isinstance(file, MapsBlocks)
         self.maps_ahead = isinstance(file, MapsAhead)
         handles.add(self)

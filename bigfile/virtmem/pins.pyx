@@ -39,7 +39,7 @@ cdef enum:
 
 # ---- ready ----
 
-def ready(VMA vma not None, pgoffset, pglen, seconds):
+def ready(VMA vma not None, pgoffset, pglen, bint limited=True):
     """Show pages [pgoffset, pgoffset + pglen) of a VMA that can be shown at little cost.
 
     These are blocks in a local file, holes, and pages in memory. Of blocks in a local file that
@@ -51,9 +51,9 @@ def ready(VMA vma not None, pgoffset, pglen, seconds):
     vma : VMA
     pgoffset, pglen : int
         Within its filerange().
-    seconds : float
-        About the limit of time. With a limit, nothing is done for more than READY_PAGES pages, as
-        each known page, even a hole, takes memory.
+    limited : bool
+        It may take about vma.fileh.ready_seconds, and nothing is done for more than READY_PAGES
+        pages, as each known page, even a hole, takes memory.
 
     Returns
     -------
@@ -66,9 +66,9 @@ def ready(VMA vma not None, pgoffset, pglen, seconds):
     cdef int64_t until
     if pglen == 1 and area_kind(area, start) != NONE:
         return True
-    until = INT64_MAX if seconds > 1e9 else ready_clock() + <int64_t>(seconds * 1e9)
+    until = ready_clock() + <int64_t>(fileh.ready_seconds * 1e9) if limited else INT64_MAX
     fileh.check()
-    if end - start > READY_PAGES and until != INT64_MAX:
+    if limited and end - start > READY_PAGES:
         return False
     try:
         show_ready(fileh, area, start, end, until)
@@ -137,17 +137,17 @@ cdef int look_at(BigFileH fileh, uint64_t blk) except -1:
     return 0
 
 
-def show_again(BigFileH fileh not None, blks, seconds):
+def show_again(BigFileH fileh not None, blks):
     """Show pages that were shown before they were dropped, if that costs little: see ready().
+
+    It takes about half of fileh.ready_seconds, at most.
 
     Parameters
     ----------
     fileh : BigFileH
     blks : iterable of int
-    seconds : float
-        About the limit of time.
     """
-    cdef int64_t until = ready_clock() + <int64_t>(seconds * 1e9)
+    cdef int64_t until = ready_clock() + <int64_t>(fileh.ready_seconds * 0.5e9)
     cdef uint64_t blk
     cdef uint64_t *some
     cdef size_t n

@@ -87,9 +87,6 @@ __all__ = ["ZBigFileH"]
 
 log = logging.getLogger(__name__)
 
-#: limit of the time to show dropped pages again at a boundary [s]
-SHOW_SECONDS = 0.05
-
 
 class ZBigFileH(HandleOfFile, Follower):
     """Handle of a ZBigFile: takes part in the transactions of its Connection.
@@ -138,7 +135,7 @@ class ZBigFileH(HandleOfFile, Follower):
         if not self.file.is_local:
             return
         try:
-            show_again(self, blks, SHOW_SECONDS)
+            show_again(self, blks)
         except Exception:
             log.debug("%r: blocks are not shown again", self.file, exc_info=True)  # a touch does it
 

@@ -99,8 +99,6 @@ def test_read_ahead_threads_end_and_come_again_also_after_a_fork(path, values):
         path, = sys.argv[1:]
         threads = lambda: len(os.listdir("/proc/self/task"))
         root = dbopen(f"file://{path}?read_only=true")
-        from wendelin.bigarray import array
-        array.READY_SECONDS = 0
         a = root["A"][:]
         before = threads()
         s = a.sum()
@@ -119,6 +117,7 @@ def test_read_ahead_threads_end_and_come_again_also_after_a_fork(path, values):
         """,
         path,
         PYTHONWARNINGS="ignore",
+        WENDELIN_CORE_READY="0",
     )
 
 

@@ -103,15 +103,13 @@ def test_it_is_called_by_its_path_in_few_words(url):
     """As a program's user sees it."""
     program = """
     import sys
-    from wendelin.bigarray import array
     from wendelin.lib.zodb import dbclose, dbopen
-    array.READY_SECONDS = 0.0  # what is mapped can be read on
     root = dbopen(sys.argv[1])
     view = root["A"][...]
     dbclose(root)
     view.sum()
     """
-    done = run_child(program, url)
+    done = run_child(program, url, WENDELIN_CORE_READY="0")  # what is mapped can be read on
     path = url.removeprefix("file://")
     assert done.returncode == 1
     assert f"in {path!r}> cannot be loaded" in done.stderr

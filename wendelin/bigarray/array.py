@@ -10,7 +10,6 @@ mapping, only a weak reference to the last one. Other views share that one as lo
 
 from __future__ import annotations
 
-import math
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
@@ -36,9 +35,6 @@ from wendelin.lib.calc import mul
 from wendelin.lib.utils import inttuple, renamed
 
 __all__ = ["BigArray"]
-
-#: for which a view is made ready when it is taken, at most; what is left is when it is touched [s]
-READY_SECONDS = 0.1
 
 Order = Literal["C", "F"]
 Rows = list[tuple[int, int]]  # [lo, hi) for each axis
@@ -310,17 +306,17 @@ class BigArray(Saving, NDArrayLike):
             stop += (hi - 1) * stride
         return start, stop + self.itemsize
 
-    def _mapped(self, rows: Rows, seconds: float | None = None) -> NDArray[Any]:
+    def _mapped(self, rows: Rows, limited: bool | None = None) -> NDArray[Any]:
         """Return rows [lo, hi) of the axes as an ndarray; nothing is loaded.
 
-        Blocks that can be mapped are, for at most `ready` seconds; None: none is.
+        Blocks that can be mapped are, within a limit of time, or all; None: none is.
         """
         shape = [hi - lo for lo, hi in rows]
         start, stop = self._span(rows)
         vma, offset = self._map(start, stop) if start != stop else (None, 0)
-        if vma is not None and seconds is not None:
+        if vma is not None and limited is not None:
             pages = self._pages(start, stop)
-            if not ready(vma, *pages, seconds):
+            if not ready(vma, *pages, limited):
                 warn_of_blocked_threads(repr(self))
         try:
             if vma is None:
@@ -358,7 +354,7 @@ class BigArray(Saving, NDArrayLike):
             It does not fit into the address space: work in smaller parts.
         """
         rows, rest = self._split(idx)
-        return self._mapped(rows, READY_SECONDS)[rest]
+        return self._mapped(rows, limited=True)[rest]
 
     def __setitem__(self, idx: BasicIndex, values: Any) -> None:
         """Set A[idx] = values as ndarrays do, with broadcasting."""
@@ -376,7 +372,7 @@ class BigArray(Saving, NDArrayLike):
         ValueError
             copy is False, but another dtype needs a copy.
         """
-        view = self._mapped(self._all(), math.inf)
+        view = self._mapped(self._all(), limited=False)
         if dtype is None or np.dtype(dtype) == self._dtype:
             return view.copy(self._order) if copy else view
         if copy is False:
@@ -398,7 +394,7 @@ class BigArray(Saving, NDArrayLike):
             It does not fit into the address space: work in smaller parts.
         """
         rows, rest = self._split(idx)
-        mapped = self._mapped(rows, READY_SECONDS)
+        mapped = self._mapped(rows, limited=True)
         start, stop = self._span(rows)
         fileh = self._fileh()
         step = ram_stat()[0] // 4
