@@ -2,6 +2,7 @@
 a check that nothing leaks.
 """
 
+import gc
 import os
 import platform
 import threading
@@ -31,6 +32,12 @@ def pytest_configure(config):
     config.addinivalue_line("markers", 'slow: not in the quick run, -m "not slow"')
     config.addinivalue_line("markers", "formats: the same with any format of blocks, or chooses")
     config.addinivalue_line("markers", "only(kind, ...): runs with these kinds of database")
+
+
+def pytest_collection_finish():
+    """Keep what was imported and collected out of the many gc.collect() of tests."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -152,8 +159,6 @@ def resources():
 @pytest.fixture
 def no_leaks():
     """Compare descriptors and threads before and after; pages are given back for it."""
-    import gc
-
     gc.collect()
     before = resources()
     yield
