@@ -1,4 +1,4 @@
-"""Draws the charts of performance.md from its tables.
+"""Draws the charts of performance.md and which-array.md from their tables.
 
     python docs/draw_charts.py
 
@@ -11,12 +11,18 @@ import re
 from pathlib import Path
 
 HERE = Path(__file__).parent
+#: columns whose names are too long
+LABELS = {
+    "loop on our connection": "loop, our\nconnection",
+    "Zarr in the database [ms]": "Zarr in ZODB",
+}
 OURS, OTHER = "#1565c0", "#b8c1cf"
 WIDTH = 5.2  # [inch]
 
-#: chart -> (marker of its table, title, figures and what is said of each)
+#: chart -> (page, marker of its table, title, figures and what is said of each)
 CHARTS = {
     "bench": (
+        "performance.md",
         "bench",
         "An array of 1 GiB in a local file",
         {
@@ -29,6 +35,7 @@ CHARTS = {
         },
     ),
     "bench-network": (
+        "performance.md",
         "network",
         "256 MiB from a server",
         {
@@ -42,6 +49,7 @@ CHARTS = {
         },
     ),
     "bench-formats": (
+        "performance.md",
         "formats",
         "Formats of blocks",
         {
@@ -53,6 +61,16 @@ CHARTS = {
             "scattered changes: a commit, ms": "scattered changes: a commit",
             "scattered changes: to read it then, us a block": "to read it then",
             "bulk writes: a commit, ms": "bulk writes: a commit",
+        },
+    ),
+    "which": (
+        "which-array.md",
+        "which",
+        "Time to read a part of 15,000 x 15,000 f4",
+        {
+            f"{part}, {state}": f"a {part}, {state}"
+            for state in ("cold", "warm")
+            for part in ("row", "column", "tile")
         },
     ),
 }
@@ -80,7 +98,9 @@ def bars(rows, figure):
     left_out = ("ratio", "target", "CPUs in use")
     row = rows[figure].items()
     return [
-        (side.replace(" on ", ",\n"), text) for side, text in row if side not in left_out and text
+        (LABELS.get(side, side.removesuffix(" [ms]")), text)
+        for side, text in row
+        if side not in left_out and text
     ]
 
 
@@ -94,8 +114,8 @@ def draw(name):
     plt.rcParams.update(
         {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "font.size": 10}
     )
-    marker, title, figures = CHARTS[name]
-    rows = table("performance.md", marker)
+    page, marker, title, figures = CHARTS[name]
+    rows = table(page, marker)
     counts = [len(bars(rows, figure)) for figure in figures]
     fig, axes = plt.subplots(
         len(figures),
@@ -108,17 +128,15 @@ def draw(name):
         values = [float(text) for text in texts]
         log = max(values) > 50 * min(values)
         low = min(values) / 3 if log else 0
-        first = OURS if "wendelin.core" in sides else OTHER
-        colours = [OURS if side == "wendelin.core" else OTHER for side in sides]
-        if first == OTHER:  # formats: all are ours
-            colours = ["#90b4dd", "#90b4dd", OURS]
+        ours = ("wendelin.core", "ZBigArray", "auto")
+        colours = [OURS if side in ours else OTHER for side in sides]
         ax.barh(sides, [v - low for v in values], left=low, color=colours, height=0.78)
         if log:
             ax.set_xscale("log")
         ax.set_xlim(low, max(values) * (6 if log else 1.16))
         for y, (value, text) in enumerate(zip(values, texts, strict=True)):
             ax.annotate(text, (value, y), (3, 0), textcoords="offset points", va="center", size=9)
-        unit = figure.rpartition(", ")[2]
+        unit = figure.rpartition(", ")[2] if name != "which" else "ms"
         better = "longer" if unit.endswith("/s") else "shorter"
         scale = ", log scale" if log else ""
         ax.set_title(f"{what} [{unit}; {better} is better{scale}]", loc="left", size=9.5)

@@ -1,11 +1,11 @@
 """Time to read a row, a column and a tile: ZBigArray, memmap, h5py, Zarr, Zarr in it.
 
-    python t/bench/which.py [--side 15000] [--runs 5] [--folder DIR] [--svg docs/which.svg]
+    python t/bench/which.py [--side 15000] [--runs 5] [--folder DIR]
 
 One array of side x side f4, in each of them, in chunks of 500 x 500 where there are chunks: h5py's
 are not compressed, Zarr's are (zstd). Each figure is the median of fresh processes, which take
-turns: cold, its files are out of the page cache; warm, it was read just before. The figure with
---svg shows them as multiples of numpy.memmap's time.
+turns: cold, its files are out of the page cache; warm, it was read just before. The table is that
+of docs/which-array.md, from which docs/draw_charts.py draws a chart.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from pathlib import Path
 
 STORES = ["memmap", "ours", "h5py", "zarr", "zarr in ours"]
 PARTS = ["row", "column", "tile"]
-COLORS = ["#9e9e9e", "#1565c0", "#ef6c00", "#8e24aa", "#2e7d32"]
 
 COMMON = """
 import json, os, sys, time
@@ -129,48 +128,10 @@ def call(code: str, *args: object) -> str:
     return done.stdout
 
 
-def svg(found: dict[tuple[str, str, str], float]) -> str:
-    """Return a chart: time as a multiple of memmap's, on a logarithmic scale."""
-    from math import log10
-
-    out = []
-    width, left, top, bar = 760, 130, 46, 13
-    y = top
-    per = (width - left - 70) / 5  # of a power of ten; from 0.001 to 100
-
-    def at(ratio: float) -> float:
-        return left + (min(max(log10(ratio), -3), 2) + 3) * per
-
-    for state in "cold", "warm":
-        for part in PARTS:
-            out.append(f'<text x="8" y="{y + 38}" font-weight="bold">{part}, {state}</text>')
-            base = found["memmap", part, state]
-            for store, color in zip(STORES[1:], COLORS[1:], strict=True):
-                ratio = found[store, part, state] / base
-                x0, x1 = sorted((at(1), at(ratio)))
-                out.append(
-                    f'<rect x="{x0:.1f}" y="{y}" width="{max(x1 - x0, 1):.1f}" height="{bar - 2}" '
-                    f'fill="{color}"/>'
-                )
-                shown = f"{ratio:.3g}"
-                anchor = "start" if ratio >= 1 else "end"
-                x = x1 + 4 if ratio >= 1 else x0 - 4
-                out.append(f'<text x="{x:.1f}" y="{y + 10}" text-anchor="{anchor}">{shown}</text>')
-                y += bar
-            y += 10
-    head = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y + 8}" '
-        f'font-family="sans-serif" font-size="11">',
-        f'<rect width="{width}" height="{y + 8}" fill="white"/>',
-        '<text x="8" y="16" font-size="13">Time to read, as a multiple of numpy.memmap: '
-        "shorter to the left is faster</text>",
-    ]
-    for i, (store, color) in enumerate(zip(STORES[1:], COLORS[1:], strict=True)):
-        name = "ZBigArray" if store == "ours" else store
-        head.append(f'<rect x="{8 + i * 120}" y="24" width="10" height="10" fill="{color}"/>')
-        head.append(f'<text x="{22 + i * 120}" y="33">{name}</text>')
-    head.append(f'<line x1="{at(1)}" x2="{at(1)}" y1="{top - 4}" y2="{y}" stroke="{COLORS[0]}"/>')
-    return "\n".join([*head, *out, "</svg>"]) + "\n"
+def shown(seconds: float) -> str:
+    """Return milliseconds, of three digits."""
+    ms = seconds * 1e3
+    return f"{ms:.3g}" if ms < 1000 else f"{round(ms, -1):.0f}"
 
 
 def main() -> None:
@@ -179,10 +140,8 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=15000)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder")
-    parser.add_argument("--svg")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="which-", dir=options.folder))
-    found: dict[tuple[str, str, str], float] = {}
     try:
         for store in STORES:
             call(MAKE, store, folder, options.side, "-")
@@ -197,14 +156,10 @@ def main() -> None:
                         times[store].append(
                             json.loads(call(READ, store, folder, options.side, f"{part} {state}"))
                         )
-                for store in STORES:
-                    found[store, part, state] = statistics.median(times[store])
-                cells = " | ".join(f"{found[s, part, state] * 1e3:.3g}" for s in STORES)
+                cells = " | ".join(f"{shown(statistics.median(times[s]))}" for s in STORES)
                 print(f"| {part}, {state} | {cells} |", flush=True)
     finally:
         shutil.rmtree(folder)
-    if options.svg:
-        Path(options.svg).write_text(svg(found))
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ def test_diagrams_are_what_is_drawn():
 
 def test_charts_have_the_numbers_of_the_tables():
     charts = program("draw_charts")
-    for name, (marker, _, figures) in charts.CHARTS.items():
-        rows = charts.table("performance.md", marker)
+    for name, (page, marker, _, figures) in charts.CHARTS.items():
+        rows = charts.table(page, marker)
         values = [value for figure in figures for _, value in charts.bars(rows, figure)]
         shown = re.findall(r"<text[^>]*>([\d.]+)</text>", (ROOT / f"docs/{name}.svg").read_text())
         assert shown == values, f"{name}.svg: run python docs/draw_charts.py"
