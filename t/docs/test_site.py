@@ -42,6 +42,23 @@ def test_every_picture_is_in_a_page():
         assert picture.name in shown, picture
 
 
+def test_every_page_is_in_the_contents():
+    """Of the site; and how-tos are in their list, too."""
+    contents = (ROOT / "docs/index.md").read_text()
+    inside = set(re.findall(r"^[\w/-]+$", contents, re.M))
+    listed = (ROOT / "docs/howto/index.md").read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        name = str(page.relative_to(ROOT / "docs").with_suffix(""))
+        assert name in inside or name == "index" or f"{page.stem}\n" in toctrees(page), name
+        assert page.parent.name != "howto" or page.stem == "index" or f"({page.name})" in listed
+
+
+def toctrees(page):
+    """Return the toctrees of the other pages in a page's folder."""
+    others = [other.read_text() for other in page.parent.glob("*.md") if other != page]
+    return "".join(re.findall(r"```{toctree}(.*?)```", "".join(others), re.S))
+
+
 def test_links_on_a_package_index():
     """There, README stands alone: its links lead to files of the repository."""
     about = metadata("wendelin.core")
