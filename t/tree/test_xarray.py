@@ -58,7 +58,7 @@ def url(testdb):
 
 @pytest.fixture
 def address(tmp_path):
-    return f"{tmp_path}/x.fs#run/7"
+    return f"file://{tmp_path}/x.fs#run/7"  # xarray before 2026.7 wants a URL for chunks=
 
 
 def test_round_trip_and_append(url, testdb):
@@ -121,7 +121,7 @@ def test_only_what_is_touched_is_loaded(tmp_path):
         A[5] = 1
     ds = opened(f"{tmp_path}/x.fs")
     assert float(ds.x[:100].sum()) == 4
-    assert float(ds.x.isel(t=[5, 1 << 39], c=[0, 2]).sum()) == 2
+    assert float(ds.x.isel(t=slice(5, None, 1 << 39), c=slice(0, 3, 2)).sum()) == 2
 
 
 def test_dask(address):
