@@ -176,7 +176,7 @@ class FormatTests:
 
     def test_a_commit_takes_little_memory_besides_the_pages(self, root, fmt):
         blksize = 3 << 17
-        size = 48 * blksize  # some MB are taken whatever the size is
+        size = 24 * blksize  # 4 MB are taken whatever the size is
         root["A"] = A = ZBigArray((size,), "u1", blksize=blksize, zblk_fmt=fmt)
         transaction.commit()
         a = A[:]
