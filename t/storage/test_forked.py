@@ -283,6 +283,7 @@ def test_a_storage_without_a_database_of_ours(path):
 
 
 @pytest.mark.parametrize("scheme", ["sqlite", "demo", "memory"])
+@pytest.mark.slow
 def test_other_storages(tmp_path, scheme):
     """Whatever zodburi opens, by the methods that storages have."""
     if scheme == "sqlite":

@@ -266,6 +266,7 @@ HANGS = """
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_server_that_hangs(neo, server, tmp_path):
     """The program goes on, and ends; also the client, if the server does."""
     (tmp_path / "again").mkdir()

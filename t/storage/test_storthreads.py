@@ -176,6 +176,7 @@ REFERENCE = """
 """
 
 
+@pytest.mark.slow
 def test_references_go_to_other_processes(url):
     assert check_child(REFERENCE, url).split() == ["4089", "8178"]
 

@@ -34,6 +34,7 @@ dbclose(root)
 """
 
 
+@pytest.mark.slow
 def test_another_process_opens_the_same_database(testdb):
     root = testdb.open()
     root["x"] = "something"

@@ -174,6 +174,7 @@ class FormatTests:
         small = type(A.zfile.blktab[1]).__name__ == "ZBlk1"
         assert stored(storage) == (["ZBlk1", "ZData"] if small else ["ZBlk0"])
 
+    @pytest.mark.slow
     def test_a_commit_takes_little_memory_besides_the_pages(self, root, fmt):
         blksize = 3 << 17
         size = 24 * blksize  # 4 MB are taken whatever the size is

@@ -407,6 +407,7 @@ print("done")
         "py-spy dump --pid PID",
     ],
 )
+@pytest.mark.slow
 def test_a_debugger_does_not_break_it(command):
     program, *arguments = shlex.split(command)
     path = shutil.which(program, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")

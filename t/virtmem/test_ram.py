@@ -162,6 +162,7 @@ assert a[5] == 0
 """
 
 
+@pytest.mark.slow
 def test_scattered_pages_stay_within_the_kernel_s_mappings():
     child(
         """

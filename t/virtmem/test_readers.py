@@ -122,6 +122,7 @@ def test_read_ahead_threads_end_and_come_again_also_after_a_fork(path, values):
 
 
 @pytest.mark.parametrize("url", ["{}", "file://{}?align=false"])
+@pytest.mark.slow
 def test_sequential_reads_under_little_memory(path, values, url):
     """What is read ahead stays within the limit, and is right."""
     make(path, values, FileStorage)._p_jar.db().close()

@@ -169,6 +169,7 @@ def test_equal_values_are_not_stored_again(root, g):
 
 
 @pytest.mark.only("fs")
+@pytest.mark.slow
 def test_no_descriptor_is_left_behind(root, g):
     before = 0
     for i in range(3):

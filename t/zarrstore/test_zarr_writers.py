@@ -316,6 +316,7 @@ WRITER = """
 
 
 @pytest.mark.only("fs", "zeo")
+@pytest.mark.slow
 def test_a_killed_writer_leaves_whole_transactions(testdb):
     root = testdb.open()
     root["g"] = g = ZarrGroup()

@@ -74,6 +74,7 @@ def kinds(A):
 @pytest.mark.parametrize(
     ("step", "most"), [(64 << 10, 3), (8 << 10, 4), (8000, 4), (40_000, 3), (300 << 10, 3)]
 )
+@pytest.mark.slow
 def test_appends_store_at_most_so_many_bytes_a_byte(root, step, most):
     A = new(root)
     storage = root._p_jar.db().storage
@@ -119,6 +120,7 @@ def test_scattered_changes_store_a_block_at_first_and_a_cell_from_then_on(root):
     assert kinds(A) == ["ZBlk0"] * 4
 
 
+@pytest.mark.slow
 def test_many_small_changes_do_not_leave_a_block_in_many_pieces(root):
     A = new(root, BLK)
     rng = np.random.default_rng(3)

@@ -106,6 +106,7 @@ def test_verify_says_how_many_have_one(call, path):
 
 
 @pytest.mark.parametrize("server", [False, True])
+@pytest.mark.slow
 def test_of_1000_blocks_with_a_bit_flipped_1000_are_found(call, tmp_path, small, server):
     path = tmp_path / "x.fs"
     if server:

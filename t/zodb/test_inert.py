@@ -50,6 +50,7 @@ def real(value):
 
 
 @given(VALUES, st.integers(0, 5), st.booleans())
+@pytest.mark.slow
 def test_what_a_pickle_holds(value, protocol, of_zodb):
     dumps = zpickle.dumps if of_zodb and protocol <= 3 else pickle.dumps
     data = dumps(value, protocol)
