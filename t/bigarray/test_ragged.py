@@ -298,6 +298,38 @@ def test_example_in_threads(root):
     assert len(past) == 80
 
 
+@pytest.mark.only("fs", "zeo")
+def test_isolation(root):
+    """A client sees pieces as they were at its last boundary: put, replaced, removed, compacted."""
+    R = made(root, "i4")
+    R.update({"a": [1, 1], "b": [2], "c": [3, 3, 3]})
+    transaction.commit()
+    client = Client(root)
+    S = client["R"]
+    before = {key: piece.tolist() for key, piece in S.items()}
+    kept = S["c"]
+    R.put("a", [9])
+    del R["b"]
+    R.put("d", [4])
+    R.writer("p").put("e", [5])
+    assert {key: piece.tolist() for key, piece in S.items()} == before  # not committed
+    R.compact()
+    transaction.commit()
+    assert {key: piece.tolist() for key, piece in S.items()} == before  # no boundary yet
+    assert kept.tolist() == [3, 3, 3]
+    client.tm.begin()
+    assert {key: piece.tolist() for key, piece in S.items()} == {
+        "a": [9],
+        "c": [3, 3, 3],
+        "d": [4],
+        "e": [5],
+    }
+    R.put("f", [6])
+    transaction.abort()
+    assert "f" not in R
+    client.close()
+
+
 WRITES = """
     import sys
     import numpy as np, transaction
