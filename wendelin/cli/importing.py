@@ -118,6 +118,11 @@ Examples:
     help="Whether the first line of a CSV file has names.  [default: if it has no number]",
 )
 @click.option(
+    "--missing",
+    metavar="VALUE",
+    help="For a CSV file: what is read for an empty cell, NA or null, as in NaN, NaT, -1.",
+)
+@click.option(
     "--external",
     is_flag=True,
     help="Follow references of an HDF5 file or a Zarr folder to other files, of any path.",
@@ -139,6 +144,7 @@ def import_file(
     offset: int | None,
     columns: str | None,
     header: bool | None,
+    missing: str | None,
     external: bool,
     delimiter: str | None,
     blksize: int,
@@ -164,7 +170,7 @@ def import_file(
     PointerArrayWriter of bigarray has written becomes a ZRagged, with its keys.
     """
     names = [name.strip() for name in columns.split(",")] if columns else []
-    options = Options(dtype, shape, order, offset, names, delimiter, header, external)
+    options = Options(dtype, shape, order, offset, names, delimiter, header, missing, external)
     what = parse_file(file, raw=dtype is not None or as_what == "ragged")
     if as_what == "ragged":
         if dry_run or not address.path:

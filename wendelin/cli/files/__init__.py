@@ -70,6 +70,7 @@ class Options:
     columns: list[str] = field(default_factory=list)
     delimiter: str | None = None
     header: bool | None = None
+    missing: str | None = None  # what is read for a missing value
     external: bool = False  # follow references of the file to other files
 
 
@@ -147,7 +148,15 @@ def open_source(file: File, options: Options) -> Source:
     if file.kind == "csv":
         dtype = options.dtype or np.dtype(float)
         delimiter = _delimiter(file, options)
-        return CsvSource(file.path, delimiter, options.columns, dtype, options.header, identity)
+        return CsvSource(
+            file.path,
+            delimiter,
+            options.columns,
+            dtype,
+            options.header,
+            identity,
+            options.missing,
+        )
     assert options.dtype is not None
     return raw_source(
         file.path,
@@ -234,7 +243,7 @@ def check_options(file: File, options: Options) -> None:
     """
     allowed = {
         "raw": ("dtype", "shape", "order", "offset"),
-        "csv": ("dtype", "columns", "delimiter", "header"),
+        "csv": ("dtype", "columns", "delimiter", "header", "missing"),
         "hdf5": ("external",),
         "zarr": ("external",),
     }.get(file.kind, ())

@@ -6,6 +6,7 @@ import csv
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -94,6 +95,19 @@ _CONVERTERS: dict[str, Callable[[str], Any]] = {
 }
 
 
+_MISSING = {"", "na", "n/a", "#n/a", "nan", "nat", "null", "none", "-nan"}  # in lower case
+
+
+def _value(dtype: np.dtype[Any], text: str) -> Any:
+    """Return the element of a text."""
+    return np.array(text.strip()).astype(dtype)[()]
+
+
+def _or_missing(parse: Callable[[str], Any], missing: Any, text: str) -> Any:
+    """Return the element of a text; of a missing one, what stands for it."""
+    return missing if text.strip().lower() in _MISSING else parse(text)
+
+
 def _is_value(cell: str, kinds: str) -> bool:
     """Say whether a cell is a number, or a value of another kind."""
     text = cell.strip()
@@ -130,6 +144,8 @@ class CsvSource(Source):
         has a name.
     identity : dict
         See Source.
+    missing : str, optional
+        What is read for an empty cell, NA, NaN, null, and the like. None: as NumPy reads it.
     """
 
     def __init__(
@@ -140,7 +156,9 @@ class CsvSource(Source):
         dtype: np.dtype[Any],
         header: bool | None,
         identity: dict[str, Any],
+        missing: str | None = None,
     ) -> None:
+        self._missing = missing
         self._path, self._delimiter, self._dtype = path, delimiter, dtype
         self._file = open(path, encoding="utf-8-sig", newline="")  # noqa: SIM115
         try:
@@ -158,6 +176,7 @@ class CsvSource(Source):
             "columns": self._columns,
             "delimiter": delimiter,
             "header": self.header,
+            **({} if missing is None else {"missing": missing}),
         }
         self._next = 0  # the row behind _left
         self._left = self._rows()
@@ -194,9 +213,27 @@ class CsvSource(Source):
             for number, kind in zip(self._columns, kinds, strict=True)
             if kind in _CONVERTERS
         }
+        if self._missing is not None:
+            self._take_missing(self._missing)
+
+    def _take_missing(self, missing: str) -> None:
+        """Read missing values as a given one."""
+        leaves = [leaf.dtype for _, leaf in _leaves(np.empty(0, self._dtype))]
+        leaves = leaves if self._dtype.names else leaves * self._width
+        for number, dtype in zip(self._columns, leaves, strict=True):
+            parse: Callable[[str], Any] = self._converters.get(number) or partial(_value, dtype)
+            try:
+                value = parse(missing)
+            except (ValueError, KeyError, OverflowError) as e:
+                raise Failure(f"--missing: {missing!r} is not a value of {dtype}: {e}") from e
+            self._converters[number] = partial(_or_missing, parse, value)
 
     def _lines(self) -> Iterator[str]:
         """Yield non-empty lines from the first one on, including those of quoted fields."""
+        return (line for _, line in self._numbered())
+
+    def _numbered(self) -> Iterator[tuple[int, str]]:
+        """Yield the same, with the number of the line in the file where each begins."""
         self._file.seek(0)
         parts: list[str] = []
         quotes = size = first = 0
@@ -210,7 +247,7 @@ class CsvSource(Source):
                 parts = []
                 size = 0
                 if whole.strip("\r\n"):
-                    yield whole
+                    yield first, whole
             elif size > _LONGEST:
                 break
         if parts:
@@ -261,11 +298,29 @@ class CsvSource(Source):
         try:
             values = self._parse(lines)
         except (ValueError, KeyError) as e:
+            number, why = self._wrong(first, lines, e)
             raise Failure(
-                f"{self._path}, in rows {first + 1} to {last} of data: {e}; --columns selects "
-                f"columns, and --dtype sets their type"
+                f"{self._path}, line {number}: {why}; --columns selects columns, --dtype sets "
+                f"their type, and --missing says what is read for a missing value"
             ) from e
         return values[start - first * n : stop - first * n]
+
+    def _wrong(self, first: int, lines: list[str], error: Exception) -> tuple[int, Exception]:
+        """Return the number in the file of the first line that is not read, and why it is not."""
+        bad = 0
+        for i, line in enumerate(lines):
+            try:
+                self._parse([line])
+            except (ValueError, KeyError) as e:
+                # in the words of NumPy, it is row 0
+                bad, error = (
+                    i,
+                    ValueError(re.sub(r" at row \d+, column (\d+)", r" in column \1", str(e))),
+                )
+                break
+        skipped = first + bad + (self.header is not None)
+        number, _ = next(islice(self._numbered(), skipped, None))
+        return number, error
 
     @override
     def identity(self) -> dict[str, Any]:
