@@ -9,6 +9,7 @@ import pytest
 import transaction
 from support.clidata import database
 
+import wendelin
 from wendelin.bigarray.array_zodb import ZBigArray
 
 pytestmark = [pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs", "zeo")]
@@ -169,3 +170,18 @@ def test_a_delimiter_of_csv(call, url, here):
     assert json.loads(f"[{(here / 'out.csv').read_text().replace(chr(10), ',')[:-1]}]") == [
         *range(5)
     ]
+
+
+@pytest.mark.parametrize("dtype", ["f8", [("µ", "i4"), ("n", "S3")]], ids=["1.0", "3.0"])
+def test_elements_of_a_large_npy_begin_with_a_block(call, path, tmp_path, monkeypatch, dtype):
+    """So the kernel can let them share blocks of the database; NumPy reads the header."""
+    from wendelin.cli.files import flat
+
+    monkeypatch.setattr(flat, "_LARGE", 1000)
+    values = np.zeros(500, dtype)
+    values.view("u1")[:] = np.arange(values.nbytes) % 7
+    with wendelin.open(path) as g:
+        g["x"] = values
+    call("export", f"{path}#x", tmp_path / "x.npy")
+    assert np.load(tmp_path / "x.npy").tobytes() == values.tobytes()
+    assert os.path.getsize(tmp_path / "x.npy") == 4096 + values.nbytes

@@ -31,6 +31,8 @@ __all__ = [
     "write_npy_header",
 ]
 
+_BLOCK = 4096  # of a file system, at least [bytes]
+_LARGE = 64 << 20  # a .npy whose elements begin with a block [bytes]
 _HEADER = 1 << 20  # the longest header of a .npy: it has all fields of a structure [bytes]
 
 
@@ -276,6 +278,19 @@ def write_npy_header(file: IO[bytes], layout: Layout) -> None:
     file.write(np.lib.format.magic(3, 0) + struct.pack("<I", len(data)) + data)
 
 
+def _aligned(header: bytes) -> bytes:
+    """Return a header with more spaces: then elements begin with a block of a file system.
+
+    So these can share blocks with a database. It is as long as NumPy takes it.
+    """
+    if len(header) >= _BLOCK:
+        return header
+    size = 2 if header[6] == 1 else 4  # of its length, behind magic and version
+    length = int.from_bytes(header[8 : 8 + size], "little") + _BLOCK - len(header)
+    spaces = b" " * (_BLOCK - len(header))
+    return header[:8] + length.to_bytes(size, "little") + header[8 + size : -1] + spaces + b"\n"
+
+
 class FlatSink(Sink):
     """A .npy file, or one of raw bytes.
 
@@ -297,7 +312,10 @@ class FlatSink(Sink):
         self._size = layout.size * self.dtype.itemsize  # [bytes]
         if npy:
             try:
-                write_npy_header(self._file, layout)
+                header = io.BytesIO()
+                write_npy_header(header, layout)
+                data = header.getvalue()
+                self._file.write(_aligned(data) if self._size >= _LARGE else data)
             except BaseException:
                 self._file.close()
                 raise
