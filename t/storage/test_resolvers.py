@@ -86,7 +86,8 @@ def test_what_is_opened_to_be_read_is_not_changed(url, request, tmp_path):
         db.storage.new_oid,
         lambda: db.storage.tpc_begin(transaction.get()),
     ):
-        with pytest.raises(ReadOnlyError):
+        # a view of such an array is read-only, as an ndarray is
+        with pytest.raises(ValueError if act is change_array else ReadOnlyError):
             act()
         transaction.abort()
     assert root["A"][5] == root["x"] == 1
