@@ -31,8 +31,9 @@ class _Lines:
 
 
 def progress(**options: Any) -> Any:
-    """Return tqdm(**options), for a terminal or not."""
+    """Return tqdm(**options), for a terminal or not. What is done in EVERY seconds prints no line."""
     if sys.stderr.isatty():
         return tqdm(**options)
     lines: Any = _Lines(sys.stderr)
-    return tqdm(**options, file=lines, mininterval=EVERY, miniters=1, bar_format=_LINE)
+    slow = {"mininterval": EVERY, "delay": EVERY, "miniters": 1}
+    return tqdm(file=lines, bar_format=_LINE, **(slow | options))

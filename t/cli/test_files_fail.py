@@ -252,7 +252,7 @@ def test_a_copy_of_an_array_onto_itself(call, url, tmp_path):
     np.save(tmp_path / "x.npy", np.arange(5))
     call("import", tmp_path / "x.npy", f"{url}#x")
     there = transaction_of(url)
-    assert "are the same array" in call("copy", "--replace", f"{url}#x", f"{url}#x", code=2).stderr
+    assert "are the same" in call("copy", "--replace", f"{url}#x", f"{url}#x", code=2).stderr
     assert transaction_of(url) == there
 
 
