@@ -31,7 +31,7 @@ class _Lines:
 
 
 def progress(**options: Any) -> Any:
-    """Return tqdm(**options), for a terminal or not: then it prints nothing in the first seconds."""
+    """Return tqdm(**options), for a terminal or not: then nothing is printed at first."""
     if sys.stderr.isatty():
         return tqdm(**options)
     lines: Any = _Lines(sys.stderr)
