@@ -15,7 +15,8 @@ from support.cli import Caller
 from support.clients import Client, fill
 from support.neocluster import missing
 
-from wendelin.bigfile import ram_reclaim
+from wendelin.bigfile import ram_reclaim, ram_set_limit
+from wendelin.bigfile.virtmem.handle import ram_stat
 from wendelin.lib.zodb import dbclose, dbopen
 
 
@@ -136,6 +137,14 @@ def other(root, A):
 def on_touch(monkeypatch):
     """Have views that are not ready, also of a local file: the way of whatever cannot be mapped."""
     monkeypatch.setenv("WENDELIN_CORE_READY", "0")
+
+
+@pytest.fixture
+def set_page_memory():
+    """Return ram_set_limit(), for the rest of a test."""
+    limit, _, _ = ram_stat()
+    yield ram_set_limit
+    ram_set_limit(limit)
 
 
 @pytest.fixture

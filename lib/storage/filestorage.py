@@ -88,8 +88,9 @@ class AlignedFileStorage(StorageFile):
     ordered : bool
         True: the records of each transaction are on disk before its status says that it is
         committed. So a power failure in the middle of a commit never leaves a part of it. This
-        costs a second sync for each commit. False: only for transactions of LARGE and more, whose
-        second sync has no measurable cost.
+        costs a second sync for each commit. False: only for transactions of `order_from` and more.
+    order_from : int
+        From this size of a transaction on, a second sync has no measurable cost: 16 MiB [bytes].
     **options
         Of FileStorage. With read_only, another process may have the file open to write: each
         transaction sees all earlier commits, as with a server.
@@ -108,6 +109,7 @@ class AlignedFileStorage(StorageFile):
         align: bool | int = True,
         align_from: int = SMALLEST,
         ordered: bool | int = False,
+        order_from: int = LARGE,
         **options: Any,
     ) -> None:
         if align_from < ALIGNMENT:
@@ -115,6 +117,7 @@ class AlignedFileStorage(StorageFile):
         self.align = bool(align)
         self.align_from = int(align_from)
         self.ordered = bool(ordered)
+        self._order_from = 0 if ordered else int(order_from)
         file_name = os.fspath(file_name)
         if os.path.islink(file_name):
             # all names of a file share its lock and index, and a pack replaces the file, not a link
@@ -419,7 +422,7 @@ class AlignedFileStorage(StorageFile):
                 with self.state_lock:
                     self._renew_file()
                 raise
-        if self.ordered or self.next_end - self.end >= LARGE:
+        if self.next_end - self.end >= self._order_from:
             # The status is written after this. If this fails, the transaction is aborted.
             os.fdatasync(self.file.fileno())
         if self.dirty_oids:  # blobs, which must be on disk before the status, too

@@ -52,8 +52,6 @@ __all__ = ["share", "zconn_is_shared", "zconn_now", "zconn_past"]
 
 log = logging.getLogger(__name__)
 
-KEEP = 60.0  # an unused database is closed after this time without a request [s]
-TICK = 5.0  # how often the thread looks for one [s]
 MOST = 8  # unused Connections of a database that are kept
 CLOSER = "wendelin.core-closer"
 
@@ -268,16 +266,25 @@ def _find(url: str, writes: bool) -> _Opened:
         return opened
 
 
+def _keep() -> float:
+    """Return WENDELIN_CORE_KEEP: how long an unused database stays open after a request [s]."""
+    try:
+        return max(0.01, float(os.environ.get("WENDELIN_CORE_KEEP", "60")))
+    except ValueError:
+        return 60.0
+
+
 def _close_unused() -> None:
     """Close databases that are not used any more, until none is open."""
     global _closer
     while True:
-        time.sleep(TICK)
+        keep = _keep()
+        time.sleep(min(5, keep / 2))
         for key, opened in list(_databases.items()):
             if not opened.lock.acquire(blocking=False):
                 continue  # it is used at this moment
             try:
-                opened.close_unused(time.monotonic() - KEEP)
+                opened.close_unused(time.monotonic() - keep)
             except Exception:
                 log.warning("%s cannot be closed", opened.url, exc_info=True)
             finally:

@@ -45,8 +45,7 @@ def close_past():
 
 
 @pytest.fixture(autouse=True)
-def nothing_stays_open(monkeypatch):
-    monkeypatch.setattr(shared, "TICK", 0.05)
+def nothing_stays_open():
     yield
     wait_until(close_past, "closes all", 5)  # threads that read ahead may have it yet
 
@@ -254,7 +253,6 @@ def connections():
 
 def test_a_process_opens_a_database_once_and_closes_what_is_not_used(root, A, monkeypatch):
     opened = []
-    monkeypatch.setattr(shared, "MOST", 3)
     monkeypatch.setattr(
         shared, "DB", lambda *args, **kw: opened.append(DB(*args, **kw)) or opened[-1]
     )
@@ -263,7 +261,7 @@ def test_a_process_opens_a_database_once_and_closes_what_is_not_used(root, A, mo
     def only_used():
         return close_past() or connections() == len(used)
 
-    for i in range(10):
+    for i in range(shared.MOST + 4):
         A[0] = i
         transaction.commit()
         B = sent(A)
@@ -274,7 +272,7 @@ def test_a_process_opens_a_database_once_and_closes_what_is_not_used(root, A, mo
     assert len(opened) == len(shared._databases) == 1
     del B
     gc.collect()
-    assert connections() == 3 + len(used)
+    assert connections() == shared.MOST + len(used)
     # an array, or a view, holds its Connection
     wait_until(only_used, "closes what is not used")
     assert connections() == len(used)
@@ -287,7 +285,7 @@ def test_a_process_opens_a_database_once_and_closes_what_is_not_used(root, A, mo
 
 @pytest.mark.usefixtures("no_leaks")
 def test_what_is_not_used_is_closed_by_and_by(testdb, monkeypatch):
-    monkeypatch.setattr(shared, "KEEP", 0.1)
+    monkeypatch.setenv("WENDELIN_CORE_KEEP", "0.1")
     B = sent(fill(testdb.open(), None))
     name = shared.CLOSER
     assert name in [t.name for t in threading.enumerate()]

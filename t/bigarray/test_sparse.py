@@ -19,6 +19,7 @@ from ZODB.POSException import ConflictError, ConnectionStateError
 
 from wendelin import Group, ZSparse
 from wendelin.bigarray.memory import in_file
+from wendelin.sparse.sources import rows_of
 
 pytestmark = pytest.mark.database
 
@@ -123,20 +124,19 @@ def test_what_is_appended(root, tmp_path):
         S.save(tmp_path / "x.txt")
 
 
-def test_in_steps(root, tmp_path, monkeypatch):
+def test_in_steps(root, tmp_path):
     """The parts of a source are put together as they were, wherever they are cut."""
-    from wendelin.sparse import sparse as module
-
     m = some(300, seed=5)
     m.data[m.indptr[10] : m.indptr[60]] = 0
     sparse.save_npz(tmp_path / "x.npz", m)
     for step in 1, 100, 1000, 5000:
-        monkeypatch.setattr(module, "_STEP", step)
         S = root[f"S{step}"] = ZSparse.csr((0, 50), "f4")
         transaction.commit()
-        S.append_rows(m)
+        with rows_of(m) as source:
+            S.append_in_steps(source, step)
         same(S[:], m)
-        S.append_rows(tmp_path / "x.npz")
+        with rows_of(tmp_path / "x.npz") as source:
+            S.append_in_steps(source, step)
         same(S[300:], m)
 
 

@@ -10,7 +10,6 @@ import tempfile
 import time
 
 from support.fsbytes import commit
-from wendelin.lib.storage import filestorage
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 
 SIZES = [(1 << 10, 40), (64 << 10, 40), (1 << 20, 30), (4 << 20, 20), (16 << 20, 10), (64 << 20, 5)]
@@ -19,7 +18,8 @@ RECORD = 2 << 20  # at most [bytes]
 
 def times(folder, size, commits, ordered):
     """Return how long each commit of a new file takes [s]."""
-    storage = AlignedFileStorage(f"{folder}/x.fs", ordered=ordered)
+    # two syncs only if they are asked for
+    storage = AlignedFileStorage(f"{folder}/x.fs", ordered=ordered, order_from=1 << 62)
     data = os.urandom(min(size, RECORD))
     result = []
     for i in range(commits):
@@ -34,7 +34,6 @@ def times(folder, size, commits, ordered):
 
 def main():
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 5
-    filestorage.LARGE = 1 << 62  # two syncs only if they are asked for
     with tempfile.TemporaryDirectory(dir=sys.argv[1]) as folder:
         for size, commits in SIZES:
             found = {False: [], True: []}

@@ -35,7 +35,7 @@ from tqdm import tqdm
 from support import SUPPORT, TESTS
 from support.powerfail_check import Check
 from support.powerfail_disk import MODELS, State, Unrecorded, read_log, sweep, write_state
-from support.powerfail_program import Expected, small_databases
+from support.powerfail_program import Expected
 from support.reliability import into
 from wendelin.lib.storage import fsindex
 
@@ -369,7 +369,6 @@ def main() -> None:
 
 def tries(folder: str, start: str, stop: str, readers: str, without: str) -> None:
     """Be the child of try_in_child()."""
-    small_databases()
     logging.disable()
     faulthandler.enable()
     faulthandler.register(signal.SIGALRM, chain=True)  # and ends

@@ -35,7 +35,7 @@ from ZODB.utils import p64
 
 from support.powerfail_mark import mark, mark_files
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib.storage import filestorage, fstrim
+from wendelin.lib.storage import fstrim
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.fsalign import ALIGNMENT
 from wendelin.lib.storage.record import without_pad
@@ -45,10 +45,11 @@ BLK = 8192
 FORMATS = ("ZBlk0", "ZBlk1")
 TRIM = "trim"  # before the oids, of a pack that is a trim
 LARGEST = 8 * BLK
+ORDERED = 1 << 16  # small databases have what large ones have
 
 
 def aligned(path: str, **options):
-    return AlignedFileStorage(path, align_from=ALIGNMENT, **options)
+    return AlignedFileStorage(path, align_from=ALIGNMENT, order_from=ORDERED, **options)
 
 
 def ordered(path: str, **options):
@@ -56,7 +57,7 @@ def ordered(path: str, **options):
 
 
 def copied(path: str, **options):
-    return AlignedFileStorage(path, align=False, **options)
+    return AlignedFileStorage(path, align=False, order_from=ORDERED, **options)
 
 
 def stock(path: str, **options):
@@ -65,11 +66,6 @@ def stock(path: str, **options):
 
 #: what writes
 WRITERS = {"aligned": aligned, "ordered": ordered, "copied": copied, "stock": stock}
-
-
-def small_databases() -> None:
-    """Have the same done with small databases that is done with large ones."""
-    filestorage.LARGE = 1 << 16
 
 
 def digest(data: bytes | None) -> int | None:
@@ -440,7 +436,6 @@ STEPS = {
 
 def main(writer: str, blobs: str, folder: str, notes: str, seed: str) -> None:
     """Do all steps, in an order of the seed."""
-    small_databases()
     logging.disable()  # of what is found behind the last transaction
     rng = random.Random(int(seed))
     steps = [name for name, n in STEPS.items() for _ in range(n) if name != "blob" or blobs]

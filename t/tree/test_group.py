@@ -19,6 +19,7 @@ import wendelin
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigarray.plain import PlainContainerWarning
 from wendelin.lib.zodb import dbclose, dbopen
+from wendelin.tree.filling import fill
 
 pytestmark = pytest.mark.formats
 
@@ -156,15 +157,15 @@ def test_create_array(g):
     assert "x" not in g
 
 
-def test_an_array_is_made_of_a_dataset_in_steps(g, tmp_path, monkeypatch):
+def test_an_array_is_made_of_a_dataset_in_steps(g, tmp_path):
     h5py = pytest.importorskip("h5py")
-    from wendelin.tree import filling
-
-    monkeypatch.setattr(filling, "_STEP", 100)
     with h5py.File(tmp_path / "x.h5", "w") as f:
         f["x"] = data = np.arange(1000).reshape(50, 20)
-        g.create_array("x", data=f["x"])
-    assert np.array_equal(g["x"], data)
+        x = g.create_array("x", data=f["x"])
+        assert np.array_equal(x, data)
+        y = g.create_array("y", shape=data.shape, dtype=data.dtype)
+        fill(y, f["x"], step=100)
+    assert np.array_equal(y, data)
 
 
 def test_move(g):

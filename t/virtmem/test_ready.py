@@ -476,16 +476,14 @@ def test_threads_that_block_sigsegv_are_named_once(on_touch, B, caplog, monkeypa
 
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("dtype", ["<f8", ">i2", "c16", "M8[s]", [("a", "i4"), ("b", ">f8")]])
-def test_save_and_tofile(root, tmp_path, order, dtype, monkeypatch):
-    from wendelin.bigarray import saving
-
-    monkeypatch.setattr(saving, "_PART", 1 << 12)
+def test_save_and_tofile(root, tmp_path, order, dtype, set_page_memory):
     dtype = np.dtype(dtype)
     a = np.arange(60 * 70 * dtype.itemsize, dtype=np.uint8).view(dtype)[: 60 * 70].reshape(60, 70)
     root["S"] = S = ZBigArray(a.shape, dtype, order, blksize=4096)
     transaction.commit()
     S[:] = a
     transaction.commit()
+    set_page_memory(1 << 15)
     seen = []
     S.save(tmp_path / "s", progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (a.nbytes, a.nbytes)

@@ -21,12 +21,8 @@ from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteReques
 from wendelin.bigarray.array_zodb import ZBigArray  # noqa: E402
 from wendelin.lib.storage.record import ChecksumError  # noqa: E402
 from wendelin.lib.zodb import dbclose, dbopen, zconn_at  # noqa: E402
-from wendelin.zarr import (  # noqa: E402
-    ZarrGroup,
-    ZarrParts,
-    ZarrValue,
-    writing,
-)
+from wendelin.zarr import ZarrGroup, ZarrParts, ZarrValue  # noqa: E402
+from wendelin.zarr.writing import PART  # noqa: E402
 
 pytestmark = [pytest.mark.database, pytest.mark.formats]
 
@@ -224,21 +220,20 @@ def test_byte_ranges(g):
 
 
 def test_a_range_of_a_shard_loads_its_parts_only(root, g, monkeypatch):
-    monkeypatch.setattr(writing, "PART", 4096)
-    data = np.random.default_rng(1).integers(0, 1 << 30, (100, 200), "i4")
+    data = np.random.default_rng(1).integers(0, 1 << 30, (1000, 2000), "i4")
     zarr.create_array(
-        g.store(), name="a", data=data, chunks=(10, 20), shards=(100, 200), compressors=None
+        g.store(), name="a", data=data, chunks=(100, 200), shards=data.shape, compressors=None
     )
     transaction.commit()
     value = g.table["a/c/0/0"]
     assert isinstance(value, ZarrParts)
-    assert len(value.values) == -(-value.size // 4096) == 20
+    assert len(value.values) == -(-value.size // PART) == 8
     read = []
     table = g.live_table()
     monkeypatch.setattr(table.values, "read", spied(table.values.read, read))
     monkeypatch.setattr(table.values, "read_now", spied(table.values.read_now, read))
     a = opened(g)
-    assert np.array_equal(a[50:60, 20:40], data[50:60, 20:40])
+    assert np.array_equal(a[500:600, 200:400], data[500:600, 200:400])
     parts = {value._p_oid for value in value.values}
     asked = parts.intersection(read)
     assert 1 <= len(asked) <= 3, asked  # the index, at its end, and a chunk that is in one or two
@@ -255,17 +250,16 @@ def spied(act, seen):
 
 
 @pytest.mark.only("fs")
-def test_a_shard_that_changed_stores_the_parts_that_did(root, g, monkeypatch):
-    monkeypatch.setattr(writing, "PART", 4096)
-    data = np.random.default_rng(1).integers(0, 1 << 30, (100, 200), "i4")
+def test_a_shard_that_changed_stores_the_parts_that_did(root, g):
+    data = np.random.default_rng(1).integers(0, 1 << 30, (1000, 2000), "i4")
     a = zarr.create_array(
-        g.store(), name="a", data=data, chunks=(10, 20), shards=(100, 200), compressors=None
+        g.store(), name="a", data=data, chunks=(100, 200), shards=data.shape, compressors=None
     )
     transaction.commit()
     before = {value._p_oid for value in g.table["a/c/0/0"].values}
-    a[0:10, 0:20] = 3
+    a[0:100, 0:200] = 3
     transaction.commit()
-    data[0:10, 0:20] = 3
+    data[0:100, 0:200] = 3
     assert len({v._p_oid for v in g.table["a/c/0/0"].values} - before) in (1, 2, 3)
     assert np.array_equal(opened(g)[:], data)
 
@@ -455,10 +449,8 @@ def test_without_zarr():
 # ---- many values ----
 
 
-def test_more_than_memory_may_take(g, monkeypatch):
-    from wendelin.zarr import spool
-
-    monkeypatch.setattr(spool, "PART", 1 << 60)
+def test_more_than_memory_may_take(g, set_page_memory):
+    set_page_memory(1)
     a = make(g, kind="raw")
     assert np.array_equal(a[:], DATA)
     transaction.commit()

@@ -40,9 +40,9 @@ def test_threads_that_share_chunks(root):
     from wendelin.zarr import dask as ours
 
     z = made(root)
-    with pytest.MonkeyPatch.context() as patch, dask.config.set(scheduler="threads", num_workers=4):
-        patch.setattr("wendelin.bigarray.dask.BATCH", 1)  # a task for each chunk
-        assert ours.to_zarr(da.from_array(DATA, chunks=(7, 40)), z) is None
+    with dask.config.set(scheduler="threads", num_workers=4):
+        # a task for each chunk
+        assert ours.to_zarr(da.from_array(DATA, chunks=(7, 40)), z, batch=1) is None
     assert np.array_equal(stored(root), DATA)
 
 

@@ -31,7 +31,6 @@ from support.servers import ZeoServer
 from ZODB.utils import p64, z64
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib.storage import snapshot
 from wendelin.lib.zodb import dbclose, dbopen
 
 pytestmark = [pytest.mark.slow, pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs")]
@@ -268,15 +267,14 @@ def test_shapes_that_do_not_end(call, tmp_path):
         assert f"#{name}: " in done.stderr, name
 
 
-def test_records_that_are_shared(call, tmp_path, monkeypatch):
+def test_records_that_are_shared(call, tmp_path):
     """A small file of which much more would be read than it has: many arrays of one table."""
     path = tmp_path / "x.fs"
     writer = Writer(path)
-    monkeypatch.setattr(snapshot, "_BESIDES", 1 << 20)
     block = writer.put(record(hostile.BLOCK0, plain(bytes(4096))))
     pieces = (p for i in range(2000) for p in (plain(i), ref(block, hostile.BLOCK0)))
     table = writer.table(*pieces)
-    for i in range(100):
+    for i in range(500):
         writer.name(f"a{i}", ref(writer.array(writer.file(table)), ARRAY))
     writer.close()
     for command in "ls", "verify":

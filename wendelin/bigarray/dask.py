@@ -165,12 +165,12 @@ def limit_memory() -> None:
 # ---- back ----
 
 
-def to_array(darr: dask.array.Array, A: ZBigArray, compute: bool = True) -> Any:
+def to_array(darr: dask.array.Array, A: ZBigArray, compute: bool = True, batch: int = BATCH) -> Any:
     """Store a Dask array in an array, chunk by chunk, on the workers.
 
-    Each task stores one chunk, or consecutive chunks of 32 MiB in all, on a worker that has one of
-    them; the others are sent there. A transaction changes at most 32 MiB of the array, from its
-    first change to its last, and is tried again after a conflict. So the whole is not atomic:
+    Each task stores one chunk, or consecutive chunks of a batch, on a worker that has one of them;
+    the others are sent there. A transaction changes at most a batch of the array, from its first
+    change to its last, and is tried again after a conflict. So the whole is not atomic:
     readers see some parts earlier than others, and after a failure, stored parts stay. It does no
     harm to store them again. The caller sees the result in its next transaction.
 
@@ -186,6 +186,8 @@ def to_array(darr: dask.array.Array, A: ZBigArray, compute: bool = True) -> Any:
         Of the same shape. Without changes that are not committed.
     compute : bool
         False: return a Delayed that does it.
+    batch : int
+        Size of a batch: 32 MiB [bytes].
 
     Raises
     ------
@@ -212,8 +214,8 @@ def to_array(darr: dask.array.Array, A: ZBigArray, compute: bool = True) -> Any:
     _check_writable(A)
     share(A._p_jar.db())
     tasks = [
-        dask.delayed(_store, pure=False)(url, oid, places, blocks)
-        for places, blocks in batches(darr, A._order)
+        dask.delayed(_store, pure=False)(url, oid, places, blocks, batch)
+        for places, blocks in batches(darr, A._order, batch)
     ]
     done = dask.delayed(all_done)(tasks)
     return done.compute() if compute else done
@@ -231,7 +233,9 @@ def _check_writable(A: ZBigArray) -> None:
         raise ReadOnlyError(f"{A!r} cannot be changed: its database was opened read-only")
 
 
-def batches(darr: dask.array.Array, order: str) -> Iterator[tuple[list[Slices], list[Delayed]]]:
+def batches(
+    darr: dask.array.Array, order: str, batch: int
+) -> Iterator[tuple[list[Slices], list[Delayed]]]:
     """Yield (indices, chunks) of chunks that are stored together, in the order of an array."""
     starts = [np.cumsum([0, *sizes]).tolist() for sizes in darr.chunks]
     delayed = darr.to_delayed()
@@ -245,7 +249,7 @@ def batches(darr: dask.array.Array, order: str) -> Iterator[tuple[list[Slices], 
         nbytes = darr.dtype.itemsize
         for s in place:
             nbytes *= s.stop - s.start
-        if places and size + nbytes > BATCH:
+        if places and size + nbytes > batch:
             yield places, blocks
             places, blocks, size = [], [], 0
         places.append(place)
@@ -255,7 +259,9 @@ def batches(darr: dask.array.Array, order: str) -> Iterator[tuple[list[Slices], 
         yield places, blocks
 
 
-def _store(url: str, oid: bytes, places: list[Slices], blocks: list[Any]) -> None:
+def _store(
+    url: str, oid: bytes, places: list[Slices], blocks: list[Any], batch: int = BATCH
+) -> None:
     """Store chunks, in a transaction for each part of the array that is changed at a time."""
     limit_memory()
     with zconn_now(url) as conn:
@@ -265,7 +271,7 @@ def _store(url: str, oid: bytes, places: list[Slices], blocks: list[Any]) -> Non
             for along in zip(*places, strict=True)
         )
         # changes stay in memory until they are committed, and other tasks need memory, too
-        size = min(BATCH, ram_stat()[0] // 8)
+        size = min(batch, ram_stat()[0] // 8)
         for part in in_transaction(conn, lambda: list(_parts(conn.get(oid), box, size))):
             common = [_common(place, part) for place in places]
             some = [
@@ -304,10 +310,10 @@ def _assign(conn: Any, oid: bytes, values: list[tuple[Slices, Slices, Any]]) -> 
         A[to] = np.asanyarray(block)[of]
 
 
-def in_transaction(conn: Any, do: Callable[[], T]) -> T:
+def in_transaction(conn: Any, do: Callable[[], T], tries: int = MOST_TRIES) -> T:
     """Call a function in a transaction, and return its result; try again after a conflict."""
     manager = conn.transaction_manager
-    for tried in range(MOST_TRIES):
+    for tried in range(tries):
         try:
             manager.begin()
             result = do()
@@ -315,7 +321,7 @@ def in_transaction(conn: Any, do: Callable[[], T]) -> T:
             break
         except TransientError as e:
             manager.abort()
-            if tried == MOST_TRIES - 1:
+            if tried == tries - 1:
                 raise
             log.info("storing again: %s", e)
             # at random, as other tasks try again, too

@@ -12,6 +12,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from wendelin.bigfile.virtmem.handle import ram_stat
+
 if TYPE_CHECKING:
     from wendelin.bigarray.loaded import Loaded
 
@@ -22,7 +24,7 @@ File = str | os.PathLike[str] | IO[bytes]
 #: (bytes that are written, all bytes) -> None
 Progress = Callable[[int, int], object]
 
-_PART = 16 << 20  # in memory at a time; or a row, if that is more [bytes]
+_PART = 16 << 20  # at most in memory at a time; or a row, if that is more [bytes]
 
 
 def _opened(file: File, suffix: str = "") -> AbstractContextManager[IO[bytes]]:
@@ -117,12 +119,12 @@ class Saving:
                 progress(done, self.nbytes)
 
     def _parts(self, axis: int) -> Iterator[Any]:
-        """Yield indices of parts along an axis, of _PART bytes."""
+        """Yield indices of parts along an axis: of _PART bytes, or an eighth of page memory."""
         if self.nbytes and not self.ndim:
             yield ...
         elif self.nbytes:
             n = self.shape[axis]
-            step = max(1, _PART * n // self.nbytes)
+            step = max(1, min(_PART, ram_stat()[0] // 8) * n // self.nbytes)
             for i in range(0, n, step):
                 rows = slice(i, min(i + step, n))
                 yield rows if axis == 0 else (..., rows)

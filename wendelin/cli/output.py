@@ -183,18 +183,20 @@ class _Speed(ProgressColumn):
 class _Lines:
     """Progress where there is no terminal: a line every few seconds, on stderr."""
 
-    def __init__(self, what: str, total: int | None, in_bytes: bool, done: int) -> None:
-        self._what, self._total, self._done = what, total, done
+    def __init__(
+        self, what: str, total: int | None, in_bytes: bool, done: int, every: float
+    ) -> None:
+        self._what, self._total, self._done, self._every = what, total, done, every
         self._show = size_text if in_bytes else lambda n: f"{int(n):,}"
         self._first, self._begin = done, time.monotonic()
-        self._next = self._begin + EVERY
+        self._next = self._begin + every
 
     def advance(self, n: int) -> None:
         self._done += n
         now = time.monotonic()
         if now < self._next:
             return
-        self._next = now + EVERY
+        self._next = now + self._every
         of = "" if self._total is None else f" of {self._show(self._total)}"
         speed = (self._done - self._first) / max(now - self._begin, 1e-9)
         text = f"{self._what}: {self._show(self._done)}{of}, {self._show(int(speed))}/s"
@@ -203,7 +205,12 @@ class _Lines:
 
 @contextmanager
 def progress(
-    what: str, total: int | None = None, *, in_bytes: bool = False, done: int = 0
+    what: str,
+    total: int | None = None,
+    *,
+    in_bytes: bool = False,
+    done: int = 0,
+    every: float = EVERY,
 ) -> Iterator[Advance]:
     """Show progress: a bar on a terminal, else a line every few seconds.
 
@@ -220,7 +227,7 @@ def progress(
     """
     where = Console(stderr=True)
     if not where.is_terminal:
-        yield _Lines(what, total, in_bytes, done).advance
+        yield _Lines(what, total, in_bytes, done, every).advance
         return
     columns = (
         TextColumn("{task.description}", markup=False),

@@ -11,7 +11,7 @@ from wendelin.bigarray import BigArray
 
 __all__ = ["fill", "layout_of"]
 
-_STEP = 32 << 20  # read at a time [bytes]
+STEP = 32 << 20  # read at a time [bytes]
 
 
 def layout_of(name: str, shape: Any, dtype: DTypeLike | None, data: Any) -> tuple[Any, Any, Any]:
@@ -43,14 +43,14 @@ def _is_sliced(data: Any) -> bool:
     return all(hasattr(data, name) for name in ("shape", "dtype", "__getitem__"))
 
 
-def fill(A: BigArray, data: Any) -> None:
-    """Fill an array with data of its shape, some rows at a time."""
+def fill(A: BigArray, data: Any, step: int = STEP) -> None:
+    """Fill an array with data of its shape, rows of about `step` bytes at a time."""
     if A.size == 0:
         return
     if A.ndim == 0 or isinstance(data, np.ndarray):
         A[...] = data[()] if A.ndim == 0 else data
         return
     n = A.shape[0]
-    step = max(1, _STEP // max(1, A.nbytes // n))
-    for i in range(0, n, step):
-        A[i : i + step] = data[i : min(n, i + step)]
+    rows = max(1, step // max(1, A.nbytes // n))
+    for i in range(0, n, rows):
+        A[i : i + rows] = data[i : min(n, i + rows)]

@@ -18,17 +18,17 @@ import dask.array
 import numpy as np
 import zarr
 
-from wendelin.bigarray.dask import Slices, all_done, batches, in_transaction, limit_memory
+from wendelin.bigarray.dask import BATCH, Slices, all_done, batches, in_transaction, limit_memory
 from wendelin.lib.storage.shared import zconn_now
 from wendelin.zarr.store import ZODBStore
 
 __all__ = ["to_zarr"]
 
 
-def to_zarr(darr: dask.array.Array, z: Any, compute: bool = True) -> Any:
+def to_zarr(darr: dask.array.Array, z: Any, compute: bool = True, batch: int = BATCH) -> Any:
     """Store a Dask array in an array of a ZarrGroup, chunk by chunk, on the workers.
 
-    Each task stores one chunk, or consecutive chunks of 32 MiB in all, in a transaction of its own.
+    Each task stores one chunk, or consecutive chunks of a batch, in a transaction of its own.
     It is tried again after a conflict: two tasks that write one chunk of the array have one. So the
     whole is not atomic: readers see some parts earlier than others, and after a failure, stored
     parts stay. It does no harm to store them again. The caller sees the result in its next
@@ -43,6 +43,8 @@ def to_zarr(darr: dask.array.Array, z: Any, compute: bool = True) -> Any:
         Of the same shape, opened from ZarrGroup.store(). Without changes that are not committed.
     compute : bool
         False: return a Delayed that does it.
+    batch : int
+        Size of consecutive chunks that a task stores in a transaction: 32 MiB [bytes].
 
     Raises
     ------
@@ -69,7 +71,7 @@ def to_zarr(darr: dask.array.Array, z: Any, compute: bool = True) -> Any:
     store.share()
     tasks = [
         dask.delayed(_store, pure=False)(url, oid, z.path, z.shape, places, blocks)
-        for places, blocks in batches(darr, "C")
+        for places, blocks in batches(darr, "C", batch)
     ]
     done = dask.delayed(all_done)(tasks)
     return done.compute() if compute else done

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 _BLOCK = 4096  # of a file system, at least [bytes]
-_LARGE = 64 << 20  # a .npy whose elements begin with a block [bytes]
+LARGE = 64 << 20  # a .npy whose elements begin with a block [bytes]
 _HEADER = 1 << 20  # the longest header of a .npy: it has all fields of a structure [bytes]
 
 
@@ -315,7 +315,7 @@ class FlatSink(Sink):
                 header = io.BytesIO()
                 write_npy_header(header, layout)
                 data = header.getvalue()
-                self._file.write(_aligned(data) if self._size >= _LARGE else data)
+                self._file.write(_aligned(data) if self._size >= LARGE else data)
             except BaseException:
                 self._file.close()
                 raise
