@@ -143,6 +143,18 @@ class ZEOClient(Client):
         of_this_process(self)
 
     _newest = b""  # the largest oid that was given
+    _reads_only: bool | None = None  # by the last connection
+
+    @override
+    def is_read_only(self) -> bool:
+        """Say whether it cannot be changed; while there is no connection, as it was before.
+
+        ZEO says yes then. But arrays can be changed, and a commit waits for the server.
+        """
+        known = self._reads_only
+        return bool(super().is_read_only()) if known is None else known
+
+    isReadOnly = is_read_only  # noqa: N815  # of IStorage
 
     @override
     def registerDB(self, db: Any) -> None:
@@ -153,6 +165,7 @@ class ZEOClient(Client):
         """See ClientStorage. Runs in the thread of the connection, as invalidations do."""
         conn.protocol.decode = decoder(conn.protocol)
         tls_works(conn.ssl)
+        self._reads_only = bool(conn.is_read_only())
         db = self._told
         if db is not None:
             db.told = self._objects.told

@@ -328,7 +328,7 @@ def test_holes_are_not_written(call, url, tmp_path):
         transaction.commit()
     call("export", f"{url}#x", tmp_path / "x.npy")
     state = os.stat(tmp_path / "x.npy")
-    assert state.st_size == (1 << 40) + 128
+    assert state.st_size == (1 << 40) + 4096  # elements of a large file begin with a block
     assert state.st_blocks * 512 < 8 * MIB
     assert np.load(tmp_path / "x.npy", mmap_mode="r")[-6:].tolist() == [0, 7, 7, 7, 7, 7]
 

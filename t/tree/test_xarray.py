@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as npst
 from support.child import check_child
 
 import wendelin
+from wendelin.lib.zodb import dbclose
 from wendelin.tree.group import Group
 
 pytest.importorskip("xarray", reason="xarray is not installed: tox -e docs")
@@ -62,13 +63,16 @@ def address(tmp_path):
 
 
 def test_round_trip_and_append(url, testdb):
+    root = testdb.open()
+    before = root._p_jar.db().lastTransaction()  # a NEO cluster has transactions of other tests
+    dbclose(root)
     dataset().wendelin.save(url)
     xr.testing.assert_identical(opened(url).load(), dataset())
     dataset(range(4, 9)).wendelin.save(url, append_dim="time")
     xr.testing.assert_identical(opened(url).load(), dataset(range(1, 9)))
     with wendelin.open(testdb.url) as g:
-        saved = [entry for entry in g.log() if entry.changes]
-        assert len(saved) == 3  # each save is one transaction; the first of all makes the root
+        saved = [entry for entry in g.log() if entry.changes and entry.tid > before]
+        assert len(saved) in (2, 3)  # each save is one; the first one of all makes the root
         A = g["run/7/temp"]
         assert dict(A.attrs) == {
             "unit": "K",

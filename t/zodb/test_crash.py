@@ -16,6 +16,7 @@ from support import TESTS, crash
 from support.servers import ZeoServer, wait_until
 from support.storages import SMALL
 
+from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.lib.zodb import dbclose, dbopen
 
 pytestmark = [pytest.mark.once, pytest.mark.slow]
@@ -111,6 +112,25 @@ def test_a_server_is_killed(server, tmp_path):
     root = dbopen(server.url)
     assert expected.check(root, crash.last_note(notes)) > 0
     transaction.abort()
+    dbclose(root)
+
+
+@pytest.mark.database
+@pytest.mark.only("zeo")
+def test_a_view_is_writeable_while_the_server_is_away(server):
+    root = dbopen(f"{server.url}?wait_timeout=60")
+    root["A"] = A = ZBigArray((10,), "u1")
+    transaction.commit()
+    assert A[0] == 0
+    server.kill()
+    connected = root._p_jar.db().storage.is_connected
+    wait_until(lambda: not connected(), "the client sees it")
+    A[0] = 1
+    assert not root._p_jar.isReadOnly()
+    server.start()
+    wait_until(connected, "the client sees that, too")
+    transaction.commit()
+    assert A[:2].tolist() == [1, 0]
     dbclose(root)
 
 
