@@ -1,5 +1,7 @@
 """wendelin import of CSV files of others: missing values, and the lines that errors name."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -57,3 +59,161 @@ def test_an_error_names_the_line_of_the_file(call, path, file):
             "import", "--missing", "1", "--as", "array", __file__ + "x.npy", f"{path}#x", code=2
         ).stderr
     )
+
+
+GUESSED = """# what was measured; "one quote
+day;when;name;n;big;price;ok;gap;zip
+2026-01-01;2026-01-01T10:00:00.5;Ann;1;18446744073709551615;1,5;true;1;9223372036854775808x # a note
+
+# more
+2026-01-02;2026-01-01 10:00;"a ""b"" # c; d";-2;0;-2e3;False;;
+2026-02-28;2026-01-01;µ;+3;7;nan;true;NA;NA
+"""
+
+
+def test_guessed_columns(call, path, tmp_path):
+    (tmp_path / "g.csv").write_text(GUESSED)
+    args = ("--dtype", "guess", "--decimal", ",", "--comment", "#", tmp_path / "g.csv", f"{path}#g")
+    dtypes = ["M8[D]", "M8[ms]", "U12", "i8", "u8", "f8", "?", "f8", "U20"]
+    names = ["day", "when", "name", "n", "big", "price", "ok", "gap", "zip"]
+    told = "guessed: " + ", ".join(
+        f"{name} {np.dtype(dtype)}" for name, dtype in zip(names, dtypes, strict=True)
+    )
+    assert told in call("import", "--dry-run", *args).stdout.replace("\n", " ")
+    assert told in call("import", *args).stdout
+    with wendelin.open(path, "r") as g:
+        found = g["g"][:]
+    assert found.dtype == list(zip(names, dtypes, strict=True))
+    nan = np.nan
+    assert found["day"].astype(str).tolist() == ["2026-01-01", "2026-01-02", "2026-02-28"]
+    assert found["when"][0] == np.datetime64("2026-01-01T10:00:00.5")
+    assert found["name"].tolist() == ["Ann", 'a "b" # c; d', "µ"]
+    assert found["n"].tolist() == [1, -2, 3]
+    assert found["big"].tolist() == [(1 << 64) - 1, 0, 7]
+    assert np.array_equal(found["price"], [1.5, -2000, nan], equal_nan=True)
+    assert found["ok"].tolist() == [True, False, True]
+    assert np.array_equal(found["gap"], [1, nan, nan], equal_nan=True)
+    assert found["zip"].tolist() == ["9223372036854775808x", "", "NA"]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "dtype", "expected"),
+    [
+        ("a,b\n1,2\n3,4\n", [], "i8", [[1, 2], [3, 4]]),
+        ("1,2.5\n3,4\n", [], "f8", [[1, 2.5], [3, 4]]),
+        # float64 would lose digits
+        ("9007199254740993,2.5\n", [], [("f0", "i8"), ("f1", "f8")], [(9007199254740993, 2.5)]),
+        ("1\n99999999999999999999\n", [], "U20", ["1", "99999999999999999999"]),
+        ("d\n2026-02-30\n", [], "U10", ["2026-02-30"]),
+        ("n\n1\nNA\n", ["--missing", "-1"], "i8", [1, -1]),
+        ("ok,n\ntrue,1\n,2\n", ["--missing", "false"], [("ok", "?"), ("n", "i8")], None),
+        ("a,a,\nx,1,2\n", [], [("a_0", "U1"), ("a_1", "i8"), ("2", "i8")], [("x", 1, 2)]),
+        ("n\n9007199254740993\n\nNA\n", [], "n has missing values as int64", None),
+        ("ok\ntrue\nNA\n", [], "ok has missing values and truth values", None),
+        ("a,b\n1,2\n\n3\n", [], "x.csv, line 4: the number of columns", None),
+        ("a\nx\0\n", [], "a has NUL characters", None),
+    ],
+)
+def test_guesses(call, path, tmp_path, text, options, dtype, expected):
+    (tmp_path / "x.csv").write_text(text)
+    fails = isinstance(dtype, str) and " " in dtype
+    args = ("--dtype", "guess", *options, tmp_path / "x.csv", f"{path}#x")
+    done = call("import", *args, code=int(fails))
+    if fails:
+        assert dtype in done.stderr
+        return
+    with wendelin.open(path, "r") as g:
+        assert g["x"].dtype == np.dtype(dtype)
+        assert expected is None or g["x"][:].tolist() == expected
+
+
+def test_a_column_is_the_kind_of_all_its_cells():
+    from wendelin.cli.files.csvguess import Column
+
+    for parts, dtype in [
+        ((["1"], ["2.5"]), "f8"),
+        ((["", "NaN"], [" 7 "]), "f8"),
+        ((["2026-01-01"], ["2026-01-01 10:00:00.123456"]), "M8[us]"),
+        ((["1600-01-01"], ["1600-01-01T00:00:00.123456789"]), "U29"),
+        ((["1"], ["2026-01-01"]), "U10"),
+        ((["-1"], ["9223372036854775808"]), "U19"),
+        ((["true"], ["1"]), "U4"),
+        ((["1\x1f2"],), "U3"),
+    ]:
+        column = Column("x")
+        for cells in parts:
+            column.take(cells)
+        assert column.dtype(2, None) == dtype, parts
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (["--decimal", ","], 1, "x.csv, line 3: there is a '.', and numbers have ','"),
+        (
+            ["--decimal", ",", "--dtype", "[('a','f8'),('b','U3')]"],
+            1,
+            "line 3: could not convert string '1.5'",
+        ),
+        (["--decimal", ",", "--delimiter", ","], 2, "must be different"),
+        (["--comment", "//"], 2, "must be one character"),
+    ],
+)
+def test_wrong_numbers_and_characters(call, path, tmp_path, options, code, message):
+    (tmp_path / "x.csv").write_text("a;b\n1,5;2\n1.5;3\n")
+    assert message in call("import", *options, tmp_path / "x.csv", f"{path}#x", code=code).stderr
+
+
+ROWS = 300
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    ["f8", "f4", ">f8", "i8", "u1", [("a", "f4"), ("b", "<i8"), ("c", "f8")]],
+    ids=str,
+)
+def test_pyarrow_reads_what_numpy_reads(tmp_path, monkeypatch, dtype):
+    """Equal bit by bit; each block that it leaves to NumPy gives the same value or error."""
+    pytest.importorskip("pyarrow")
+    from wendelin.cli.errors import Failure
+    from wendelin.cli.files import csvfast
+    from wendelin.cli.files.text import CsvSource
+
+    rng = np.random.default_rng(1)
+    taken = 0
+    odd = ["", "nan", " 7", "+5", "007", "-0", "1e999", "-1e-999", "1e5", "0x1f", '"8"', "--1", "."]
+    for cell in [None, *odd, "300", "1.", ".5", "5e-324", "16777217", "0.1,2", "9" * 30]:
+        numbers = rng.integers(0, 100, (ROWS, 3)).astype(object)
+        if np.dtype(dtype).kind == "f":
+            numbers = rng.standard_normal((ROWS, 3)) * 10.0 ** rng.integers(-4, 4, (ROWS, 3))
+        lines = [",".join(map(str, row)) for row in numbers.tolist()]
+        if cell is not None:
+            lines[200] = lines[200].rpartition(",")[0] + "," + cell
+        (tmp_path / "x.csv").write_text("\n".join(lines))
+        results = []
+        for fewest in 1, ROWS + 1:
+            monkeypatch.setattr(csvfast, "_FEWEST", fewest)
+            for missing in None, "1":
+                source = CsvSource(
+                    str(tmp_path / "x.csv"), ",", [], np.dtype(dtype), False, {}, missing
+                )
+                if fewest == 1:
+                    taken += source._fast.read(list(source._rows())) is not None
+                try:
+                    results.append(source.read(0, source.layout.size).tobytes())
+                except Failure as e:
+                    results.append(str(e))
+                source.close()
+        assert results[:2] == results[2:], cell
+    assert taken >= 4
+
+
+def test_without_pyarrow_numpy_reads(tmp_path, monkeypatch):
+    from wendelin.cli.files.text import CsvSource
+
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    np.savetxt(tmp_path / "x.csv", np.arange(100))
+    source = CsvSource(str(tmp_path / "x.csv"), ",", [], np.dtype("f8"), None, {})
+    assert source._fast is None
+    assert np.array_equal(source.read(0, 100), np.arange(100))
+    source.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from contextlib import closing
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
@@ -58,6 +58,26 @@ __all__ = ["import_file"]
 _MOST = 1 << 47  # the largest array that a process can map [bytes]
 
 
+class _GuessType(click.ParamType):  # type: ignore[type-arg]  # it is generic in new versions only
+    """A dtype, or the word 'guess'."""
+
+    name = DtypeType.name
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> np.dtype[Any] | Literal["guess"]:
+        """Return the dtype, or the word."""
+        if isinstance(value, str) and value == "guess":
+            return "guess"
+        return DtypeType().convert(value, param, ctx)
+
+
+def _one_character(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and (len(value) != 1 or not value.isascii() or value in '\r\n"'):
+        raise click.BadParameter(f"{value!r} must be one character of ASCII, and not a quote")
+    return value
+
+
 def _opened_source(file: File, options: Options) -> Source:
     """Open a file, before anything is done. Refuse an array that is too large.
 
@@ -94,6 +114,7 @@ Examples:
   wendelin import --as sparse counts.npz data.fs#counts
   wendelin import --as ragged pieces data.fs#pieces
   wendelin import --columns time,price ticks.csv data.fs#ticks
+  wendelin import --dtype guess --decimal , --comment '#' measured.csv data.fs#measured
   wendelin import --dtype '>f4' --shape 512,512 image.raw data.fs#image""",
 )
 @click.argument("file", metavar="FILE[:NAME]")
@@ -107,7 +128,12 @@ Examples:
     "one only, and a #path]",
 )
 @click.option("--dry-run", is_flag=True, help="List what would be imported, and do nothing.")
-@click.option("--dtype", type=DtypeType(), help="For raw bytes or a CSV file.  [default: f8]")
+@click.option(
+    "--dtype",
+    type=_GuessType(),
+    help="For raw bytes or a CSV file; guess: by the text of a CSV file, for each column.  "
+    "[default: f8]",
+)
 @click.option("--shape", type=ShapeType(), help="For raw bytes.  [default: 1-d]")
 @click.option("--order", type=click.Choice(["C", "F"]), help="For raw bytes.  [default: C]")
 @click.option("--offset", type=click.IntRange(0), help="Where raw bytes begin in the file.")
@@ -121,6 +147,19 @@ Examples:
     "--missing",
     metavar="VALUE",
     help="For a CSV file: what is read for an empty cell, NA or null, as in NaN, NaT, -1.",
+)
+@click.option(
+    "--comment",
+    metavar="CHARACTER",
+    callback=_one_character,
+    help="For a CSV file: comments begin with it, as #.",
+)
+@click.option(
+    "--decimal",
+    metavar="CHARACTER",
+    callback=_one_character,
+    help="For a CSV file: between the digits of a number. With a comma, the delimiter is a "
+    "semicolon, if no other is given.  [default: a point]",
 )
 @click.option(
     "--external",
@@ -138,13 +177,15 @@ def import_file(
     address: Address,
     as_what: str | None,
     dry_run: bool,
-    dtype: np.dtype[Any] | None,
+    dtype: np.dtype[Any] | Literal["guess"] | None,
     shape: tuple[int, ...] | None,
     order: Order | None,
     offset: int | None,
     columns: str | None,
     header: bool | None,
     missing: str | None,
+    comment: str | None,
+    decimal: str | None,
     external: bool,
     delimiter: str | None,
     blksize: int,
@@ -170,8 +211,10 @@ def import_file(
     PointerArrayWriter of bigarray has written becomes a ZRagged, with its keys.
     """
     names = [name.strip() for name in columns.split(",")] if columns else []
-    options = Options(dtype, shape, order, offset, names, delimiter, header, missing, external)
-    what = parse_file(file, raw=dtype is not None or as_what == "ragged")
+    options = Options(
+        dtype, shape, order, offset, names, delimiter, header, missing, external, comment, decimal
+    )
+    what = parse_file(file, raw=isinstance(dtype, np.dtype) or as_what == "ragged")
     if as_what == "ragged":
         if dry_run or not address.path:
             raise click.UsageError("--as ragged needs a URL#path, and has no --dry-run")
@@ -203,6 +246,8 @@ def import_file(
         with closing(_opened_source(what, options)) as source:
             member = Member((), source.layout, dict(source.attrs), source.left_out)
             list_members(Contents(what.path, [member], {}), address, as_json)
+            if not as_json:
+                _say_guessed(source)
         return
     with (
         closing(_opened_source(what, options)) as source,
@@ -224,6 +269,7 @@ def import_file(
                     **layout_json(source.layout),
                     "bytes": total,
                     "header": source.header,
+                    **({"guessed": list(source.guessed)} if source.guessed else {}),
                     "resumed_at": before if target.resumed else None,
                 }
             )
@@ -233,6 +279,13 @@ def import_file(
             shown = ", ".join(names[:8]) + (", ..." if names[8:] else "")
             after = f", after a header: {shown}" if names else ""
             say(f"{address}: {size_text(total)}{after}{again}")
+            _say_guessed(source)
+
+
+def _say_guessed(source: Source) -> None:
+    """Print the dtypes that were guessed of the columns of a file."""
+    if source.guessed:
+        say(f"guessed: {', '.join(source.guessed)}")
 
 
 def _import_matrix(what: File, address: Address, replace: bool, step: int, as_json: bool) -> None:

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
@@ -63,7 +63,7 @@ class File:
 class Options:
     """What a file does not say about its array."""
 
-    dtype: np.dtype[Any] | None = None
+    dtype: np.dtype[Any] | Literal["guess"] | None = None  # 'guess': by the text
     shape: tuple[int, ...] | None = None
     order: Order | None = None
     offset: int | None = None
@@ -72,6 +72,8 @@ class Options:
     header: bool | None = None
     missing: str | None = None  # what is read for a missing value
     external: bool = False  # follow references of the file to other files
+    comment: str | None = None  # with which comments begin
+    decimal: str | None = None  # between the digits of a number
 
 
 def parse_file(text: str, raw: bool = False, new: bool = False) -> File:
@@ -114,7 +116,8 @@ def parse_file(text: str, raw: bool = False, new: bool = False) -> File:
 
 
 def _delimiter(file: File, options: Options) -> str:
-    return options.delimiter or ("\t" if file.path.lower().endswith(".tsv") else ",")
+    usual = ";" if options.decimal == "," else ","
+    return options.delimiter or ("\t" if file.path.lower().endswith(".tsv") else usual)
 
 
 def open_source(file: File, options: Options) -> Source:
@@ -128,7 +131,7 @@ def open_source(file: File, options: Options) -> Source:
         It cannot be read.
     """
     check_options(file, options)
-    if file.kind == "raw" and options.dtype is None:
+    if file.kind == "raw" and not isinstance(options.dtype, np.dtype):
         raise click.UsageError(f"{file.path!r} has raw bytes: they need --dtype, maybe --shape")
     identity = _identity(file)
     if file.kind in ("netcdf", "mat", "parquet", "arrow"):
@@ -146,18 +149,25 @@ def open_source(file: File, options: Options) -> Source:
     if file.kind == "zarr":
         return zarr_source(file.path, file.member, options.external, identity)
     if file.kind == "csv":
-        dtype = options.dtype or np.dtype(float)
+        dtype = np.dtype(float) if options.dtype is None else options.dtype
         delimiter = _delimiter(file, options)
+        decimal = options.decimal or "."
+        if len({delimiter, decimal, options.comment}) < 3:
+            raise click.UsageError(
+                f"--delimiter {delimiter!r}, --decimal {decimal!r} and --comment must be different"
+            )
         return CsvSource(
             file.path,
             delimiter,
             options.columns,
-            dtype,
+            dtype if isinstance(dtype, np.dtype) else None,
             options.header,
             identity,
             options.missing,
+            options.comment,
+            decimal,
         )
-    assert options.dtype is not None
+    assert isinstance(options.dtype, np.dtype)
     return raw_source(
         file.path,
         options.dtype,
@@ -243,7 +253,7 @@ def check_options(file: File, options: Options) -> None:
     """
     allowed = {
         "raw": ("dtype", "shape", "order", "offset"),
-        "csv": ("dtype", "columns", "delimiter", "header", "missing"),
+        "csv": ("dtype", "columns", "delimiter", "header", "missing", "comment", "decimal"),
         "hdf5": ("external",),
         "zarr": ("external",),
     }.get(file.kind, ())

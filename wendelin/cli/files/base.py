@@ -66,6 +66,8 @@ class Source(ABC):
     layout: Layout
     #: of text: the first line, if it has names and not data
     header: list[str] | None = None
+    #: of text whose dtype was guessed: name and dtype of each column
+    guessed: Sequence[str] = ()
     #: attributes, as an array takes them, and the names of those that it cannot take
     attrs: Mapping[str, Any] = MappingProxyType({})
     left_out: Sequence[str] = ()

@@ -6,6 +6,7 @@ import csv
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -15,11 +16,14 @@ from numpy.typing import NDArray
 
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import Layout, Sink, Source
+from wendelin.cli.files.csvfast import FastReader
+from wendelin.cli.files.csvguess import MISSING, Column, guessed_dtype
 from wendelin.lib.utils import override
 
 __all__ = ["CsvSink", "CsvSource", "fields", "words"]
 
 _LONGEST = 64 << 20  # row, with quoted fields [characters]
+_GUESSED = 1 << 20  # lines whose cells are looked at together [characters]
 
 
 def fields(value: Any) -> Iterator[str]:
@@ -95,22 +99,30 @@ _CONVERTERS: dict[str, Callable[[str], Any]] = {
 }
 
 
-_MISSING = {"", "na", "n/a", "#n/a", "nan", "nat", "null", "none", "-nan"}  # in lower case
-
-
 def _value(dtype: np.dtype[Any], text: str) -> Any:
     """Return the element of a text."""
     return np.array(text.strip()).astype(dtype)[()]
 
 
+def _with_point(parse: Callable[[str], Any], decimal: str, text: str) -> Any:
+    """Return the number of a text with another decimal character than a point."""
+    _check_point(text, decimal)
+    return parse(text.replace(decimal, "."))
+
+
+def _check_point(text: str, decimal: str) -> None:
+    if "." in text:
+        raise ValueError(f"there is a '.', and numbers have {decimal!r}: see --decimal")
+
+
 def _or_missing(parse: Callable[[str], Any], missing: Any, text: str) -> Any:
     """Return the element of a text; of a missing one, what stands for it."""
-    return missing if text.strip().lower() in _MISSING else parse(text)
+    return missing if text.strip().lower() in MISSING else parse(text)
 
 
-def _is_value(cell: str, kinds: str) -> bool:
+def _is_value(cell: str, kinds: str, decimal: str) -> bool:
     """Say whether a cell is a number, or a value of another kind."""
-    text = cell.strip()
+    text = cell.strip().replace(decimal, ".")
     parsers: list[Any] = [float]
     if any(map(str.isdecimal, text)):
         parsers.append(complex)
@@ -127,6 +139,26 @@ def _is_value(cell: str, kinds: str) -> bool:
     return text.lower() == "nat" and bool({"M", "m"}.intersection(kinds))
 
 
+def _together(lines: Iterator[str]) -> Iterator[str]:
+    """Yield a few of the lines."""
+    size = 0
+    for line in lines:
+        yield line
+        size += len(line)
+        if size >= _GUESSED:
+            return
+
+
+def _fitting(dtype: np.dtype[Any], missing: str | None) -> str:
+    """Return what is read for a missing value in a guessed column: the user's, if it is of it."""
+    if missing is not None:
+        parse: Callable[[str], Any] = _CONVERTERS.get(dtype.kind) or partial(_value, dtype)
+        with suppress(ValueError, KeyError, OverflowError):
+            parse(missing)
+            return missing
+    return "NaT" if dtype.kind == "M" else "NaN"
+
+
 class CsvSource(Source):
     """Columns of a CSV file: 1-d if there is one, else an axis for rows and one for columns.
 
@@ -138,14 +170,20 @@ class CsvSource(Source):
     delimiter : str
     columns : list of str
         Names, or numbers from 0; empty: all of them.
-    dtype : data-type
+    dtype : data-type, optional
+        None: it is guessed, from all cells.
     header : bool, optional
         Whether the first line has names. None: it has if there is no number in it, or if `columns`
         has a name.
     identity : dict
         See Source.
     missing : str, optional
-        What is read for an empty cell, NA, NaN, null, and the like. None: as NumPy reads it.
+        What is read for an empty cell, NA, NaN, null, and the like. None: as NumPy reads it; if
+        the dtype is guessed, NaN and NaT.
+    comment : str, optional
+        The character with which comments begin, which end with the line; outside of quotes.
+    decimal : str
+        The character between the digits of a number.
     """
 
     def __init__(
@@ -153,16 +191,23 @@ class CsvSource(Source):
         path: str,
         delimiter: str,
         columns: list[str],
-        dtype: np.dtype[Any],
+        dtype: np.dtype[Any] | None,
         header: bool | None,
         identity: dict[str, Any],
         missing: str | None = None,
+        comment: str | None = None,
+        decimal: str = ".",
     ) -> None:
-        self._missing = missing
-        self._path, self._delimiter, self._dtype = path, delimiter, dtype
+        self._missing, self._comment, self._decimal = missing, comment, decimal
+        self._path, self._delimiter = path, delimiter
         self._file = open(path, encoding="utf-8-sig", newline="")  # noqa: SIM115
         try:
-            self._begin(columns, header)
+            self._begin(columns, header, "bM" if dtype is None else "".join(_kinds(dtype)))
+            gaps = None
+            if dtype is None:
+                dtype, gaps = self._guess()
+            self._dtype = dtype
+            self._prepare(gaps)
             rows = sum(1 for _ in self._rows())
         except BaseException as e:
             self._file.close()
@@ -171,17 +216,18 @@ class CsvSource(Source):
             raise
         shape = (rows,) if self._width == 1 else (rows, self._width)
         self.layout = Layout(shape, dtype, "C")
+        told = {"missing": missing, "comment": comment, "decimal": decimal.strip(".") or None}
         self._identity = {
             **identity,
             "columns": self._columns,
             "delimiter": delimiter,
             "header": self.header,
-            **({} if missing is None else {"missing": missing}),
+            **{name: value for name, value in told.items() if value is not None},
         }
         self._next = 0  # the row behind _left
         self._left = self._rows()
 
-    def _begin(self, columns: list[str], header: bool | None) -> None:
+    def _begin(self, columns: list[str], header: bool | None, kinds: str) -> None:
         """Find out whether the first line has names, and which columns are read."""
         first = next(self._lines(), "")
         try:
@@ -192,41 +238,98 @@ class CsvSource(Source):
             raise Failure(
                 f"{self._path} is empty" if not first else f"{self._path} is not a CSV file"
             )
-        kinds = _kinds(self._dtype)
         if header is None:
             by_name = any(column in cells and not column.isdecimal() for column in columns)
-            header = by_name or not any(_is_value(cell, "".join(kinds)) for cell in cells)
+            header = by_name or not any(_is_value(cell, kinds, self._decimal) for cell in cells)
         if header:
             self.header = cells
         self._columns = self._numbers(columns, cells if header else [], len(cells))
         # the parser checks that all rows have the same number, unless columns are given
         self._chosen = self._columns if columns else None
-        if self._dtype.names and len(kinds) != len(self._columns):
+
+    def _cells(self, lines: list[str]) -> NDArray[Any]:
+        """Return all cells of lines, as texts."""
+        return self._load(lines, np.dtype(object), {}, len(self._columns))
+
+    def _guess(self) -> tuple[np.dtype[Any], list[bool]]:
+        """Return the dtype of the cells, and which columns have missing values."""
+        names = self.header or [""] * (max(self._columns) + 1)
+        columns = [Column(names[i] or str(i), self._decimal) for i in self._columns]
+        rows = 0
+        left = self._rows()
+        while lines := list(_together(left)):
+            try:
+                cells = self._cells(lines).reshape(len(lines), -1)
+            except (ValueError, KeyError) as e:
+                raise self._failure(rows, lines, self._cells, e) from e
+            for column, values in zip(columns, cells.T.tolist(), strict=True):
+                try:
+                    column.take(values)
+                except Failure as e:
+                    raise Failure(f"{self._path}: {e}") from None
+            rows += len(lines)
+        try:
+            dtypes = [column.dtype(rows, self._missing) for column in columns]
+        except Failure as e:
+            raise Failure(f"{self._path}: {e}") from None
+        self.guessed = [
+            f"{column.name} {dtype}" for column, dtype in zip(columns, dtypes, strict=True)
+        ]
+        named = self.header is not None
+        return guessed_dtype(columns, dtypes, named), [column.missing for column in columns]
+
+    def _prepare(self, gaps: list[bool] | None) -> None:
+        """Find out how the cells of each column are read.
+
+        Parameters
+        ----------
+        gaps : list of bool, optional
+            If the dtype was guessed: which columns have missing values.
+        """
+        leaves = [leaf.dtype for _, leaf in _leaves(np.empty(0, self._dtype))]
+        n = len(self._columns)
+        if self._dtype.names and len(leaves) != n:
             raise Failure(
-                f"{self._path}: {self._dtype} has {len(kinds)} columns, and these are "
-                f"{len(self._columns)}: --columns selects columns"
+                f"{self._path}: {self._dtype} has {len(leaves)} columns, and these are "
+                f"{n}: --columns selects columns"
             )
-        self._width = 1 if self._dtype.names else len(self._columns)  # elements of a row
-        kinds = kinds if self._dtype.names else kinds * self._width
+        self._width = 1 if self._dtype.names else n  # elements of a row
+        leaves = leaves if self._dtype.names else leaves * n
+        kinds = [leaf.char if leaf.char in "gG" else leaf.kind for leaf in leaves]
         self._converters: dict[int | str, Callable[[str], Any]] = {
             number: _CONVERTERS[kind]
             for number, kind in zip(self._columns, kinds, strict=True)
             if kind in _CONVERTERS
         }
-        if self._missing is not None:
-            self._take_missing(self._missing)
+        # all characters may be changed, if there is no other than of numbers
+        self._swapped = self._decimal != "." and all(kind in "iufc" for kind in kinds)
+        if self._decimal != "." and not self._swapped:
+            for number, leaf, kind in zip(self._columns, leaves, kinds, strict=True):
+                if kind in "fcgG":
+                    parse = self._converters.get(number) or partial(_value, leaf)
+                    self._converters[number] = partial(_with_point, parse, self._decimal)
+        self._fills: dict[int, Any] = {}  # number of a column -> what is read for a missing value
+        for i, (number, leaf) in enumerate(zip(self._columns, leaves, strict=True)):
+            if gaps is None or leaf.kind in "US":
+                missing = self._missing
+            else:
+                missing = _fitting(leaf, self._missing) if gaps[i] else None
+            if missing is not None:
+                self._take_missing(number, leaf, missing)
+        self._fast = FastReader.of(
+            self._dtype, self._delimiter, self._columns, self._chosen is not None, self._fills
+        )
 
-    def _take_missing(self, missing: str) -> None:
-        """Read missing values as a given one."""
-        leaves = [leaf.dtype for _, leaf in _leaves(np.empty(0, self._dtype))]
-        leaves = leaves if self._dtype.names else leaves * self._width
-        for number, dtype in zip(self._columns, leaves, strict=True):
-            parse: Callable[[str], Any] = self._converters.get(number) or partial(_value, dtype)
-            try:
-                value = parse(missing)
-            except (ValueError, KeyError, OverflowError) as e:
-                raise Failure(f"--missing: {missing!r} is not a value of {dtype}: {e}") from e
-            self._converters[number] = partial(_or_missing, parse, value)
+    def _take_missing(self, number: int, dtype: np.dtype[Any], missing: str) -> None:
+        """Read missing values of a column as a given one."""
+        parse: Callable[[str], Any] = self._converters.get(number) or partial(_value, dtype)
+        reads = parse.args[0] if isinstance(parse, partial) and parse.func is _with_point else parse
+        try:
+            value = reads(missing)
+        except (ValueError, KeyError, OverflowError) as e:
+            raise Failure(f"--missing: {missing!r} is not a value of {dtype}: {e}") from e
+        self._fills[number] = value
+        self._converters[number] = partial(_or_missing, parse, value)
 
     def _lines(self) -> Iterator[str]:
         """Yield non-empty lines from the first one on, including those of quoted fields."""
@@ -239,6 +342,10 @@ class CsvSource(Source):
         quotes = size = first = 0
         for number, line in enumerate(self._file, 1):
             first = first if parts else number
+            if self._comment is not None and self._comment in line:
+                line = self._without_comment(line, quotes % 2 == 1)
+                if not parts and not line.strip():
+                    continue
             parts.append(line)
             size += len(line)
             quotes += line.count('"')
@@ -252,6 +359,15 @@ class CsvSource(Source):
                 break
         if parts:
             raise Failure(f"{self._path} has a quote in line {first} that is not closed")
+
+    def _without_comment(self, line: str, quoted: bool) -> str:
+        """Return a line without its comment, and without the spaces before it."""
+        for i, character in enumerate(line):
+            if character == '"':
+                quoted = not quoted
+            elif character == self._comment and not quoted:
+                return line[:i].rstrip(" ") + "\n"
+        return line
 
     def _rows(self) -> Iterator[str]:
         """Yield lines that are data."""
@@ -272,18 +388,35 @@ class CsvSource(Source):
         return numbers or list(range(n))
 
     def _parse(self, lines: list[str]) -> NDArray[Any]:
+        if self._swapped:
+            for line in lines:
+                _check_point(line, self._decimal)
+            lines = [line.replace(self._decimal, ".") for line in lines]
+        if self._fast is not None:
+            found = self._fast.read(lines)
+            if found is not None:
+                return found.reshape(-1)
+        return self._load(lines, self._dtype, self._converters, self._width)
+
+    def _load(
+        self,
+        lines: list[str],
+        dtype: np.dtype[Any],
+        converters: dict[int | str, Callable[[str], Any]],
+        width: int,
+    ) -> NDArray[Any]:
         values = np.loadtxt(
             lines,
-            self._dtype,
+            dtype,
             comments=None,
             delimiter=self._delimiter,
             quotechar='"',
             usecols=self._chosen,
-            converters=self._converters,
+            converters=converters,
         ).reshape(-1)
-        if len(values) != len(lines) * self._width:
+        if len(values) != len(lines) * width:
             n = len(values) // len(lines)
-            raise ValueError(f"the number of columns is {n}, and {self._width} in the first line")
+            raise ValueError(f"the number of columns is {n}, and {width} in the first line")
         return values
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
@@ -298,29 +431,33 @@ class CsvSource(Source):
         try:
             values = self._parse(lines)
         except (ValueError, KeyError) as e:
-            number, why = self._wrong(first, lines, e)
-            raise Failure(
-                f"{self._path}, line {number}: {why}; --columns selects columns, --dtype sets "
-                f"their type, and --missing says what is read for a missing value"
-            ) from e
+            raise self._failure(first, lines, self._parse, e) from e
         return values[start - first * n : stop - first * n]
 
-    def _wrong(self, first: int, lines: list[str], error: Exception) -> tuple[int, Exception]:
-        """Return the number in the file of the first line that is not read, and why it is not."""
+    def _failure(
+        self,
+        first: int,
+        lines: list[str],
+        parse: Callable[[list[str]], Any],
+        error: Exception,
+    ) -> Failure:
+        """Return what names the first line that is not read, by its number in the file, and why."""
         bad = 0
         for i, line in enumerate(lines):
             try:
-                self._parse([line])
+                parse([line])
             except (ValueError, KeyError) as e:
                 # in the words of NumPy, it is row 0
-                bad, error = (
-                    i,
-                    ValueError(re.sub(r" at row \d+, column (\d+)", r" in column \1", str(e))),
-                )
+                why = re.sub(r" at row \d+, column (\d+)", r" in column \1", str(e))
+                bad, error = i, ValueError(why)
                 break
         skipped = first + bad + (self.header is not None)
         number, _ = next(islice(self._numbered(), skipped, None))
-        return number, error
+        return Failure(
+            f"{self._path}, line {number}: {error}; --columns selects columns, --dtype sets "
+            f"their type (--dtype guess finds it out), and --missing says what is read for a "
+            f"missing value"
+        )
 
     @override
     def identity(self) -> dict[str, Any]:
