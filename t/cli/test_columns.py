@@ -64,7 +64,128 @@ def test_columns_are_arrays(call, path, tmp_path, monkeypatch, name):
     )
 
 
-@pytest.mark.parametrize("name", ["x.parquet", "x.mat", "x.cdf"])
+READ = {"x.parquet": parquet.read_table, "x.arrow": feather.read_table}
+M8, M8D = np.datetime64("2026-01-31T18:30", "m"), np.datetime64("2026-01-31")
+
+
+def exported(call, path, tmp_path, name, values, *options, attrs=()):
+    with wendelin.open(path) as g:
+        g["x"] = values
+        g["x"].attrs.update(attrs)
+    done = call("export", "--force", *options, f"{path}#x", tmp_path / name)
+    return READ[name](tmp_path / name), done
+
+
+@pytest.mark.parametrize("name", READ)
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (np.array([1, -2, 3], ">i2"), pa.int16()),
+        (np.array([1, 2], "u8"), pa.uint64()),
+        (np.array([True, False]), pa.bool_()),
+        (np.array([0.1, np.nan, -0.0], "f4"), pa.float32()),
+        (np.array([0.1, np.nan, np.inf], ">f8"), pa.float64()),
+        (np.array(["", "µ", "a,b"]), pa.string()),
+        (np.array([b"", b"\xff"]), pa.binary()),
+        (np.array([M8D, "NaT"], "M8[D]"), pa.date32()),
+        (np.array([M8, "NaT"], "M8[h]"), pa.timestamp("s")),
+        (np.array([M8, "NaT"], "M8[us]"), pa.timestamp("us")),
+        (np.array([M8], "M8[25ns]"), pa.timestamp("ns")),
+        (np.array([5, "NaT"], "m8[D]"), pa.duration("s")),
+        (np.empty(0, "f8"), pa.float64()),
+    ],
+    ids=lambda v: v.dtype.str if isinstance(v, np.ndarray) else "",
+)
+def test_an_array_is_a_column(call, path, tmp_path, name, values, kind):
+    table, _ = exported(call, path, tmp_path, name, values)
+    if name.endswith("parquet") and str(kind) == "timestamp[s]":
+        kind = pa.timestamp("ms")  # Parquet has no seconds
+    assert table.schema.field("x").type == kind
+    column = table["x"]
+    if values.dtype.kind in "Mm":
+        assert column.null_count == np.isnat(values).sum()
+    found = column.to_numpy().astype(values.dtype)
+    assert np.array_equal(found, values, equal_nan=values.dtype.kind in "fMm")
+    assert np.array_equal(np.signbit(found), np.signbit(values)) if kind == pa.float32() else True
+
+
+RECORDS = np.array(
+    [(M8D, 1.5, (1, "a"), [1, 2]), ("NaT", np.nan, (2, "µ"), [3, 4])],
+    [("day", "M8[D]"), ("price", "f8"), ("p", [("n", ">i4"), ("s", "U3")]), ("a", "i2", (2,))],
+)
+
+
+@pytest.mark.parametrize("name", READ)
+def test_fields_are_columns(call, path, tmp_path, name):
+    attrs = {"unit": "mV", "n": 3, "list": [1, 2], "c": 1j}
+    table, done = exported(call, path, tmp_path, name, RECORDS, attrs=attrs)
+    assert table.column_names == ["day", "price", "p.n", "p.s", "a[0]", "a[1]"]
+    assert table["p.n"].to_pylist() == [1, 2]
+    assert table["p.s"].to_pylist() == ["a", "µ"]
+    assert table["a[1]"].to_pylist() == [2, 4]
+    assert table["day"].to_pylist() == [datetime.date(2026, 1, 31), None]
+    metadata = table.schema.metadata
+    assert [metadata[key] for key in (b"unit", b"n", b"list")] == [b"mV", b"3", b"[1, 2]"]
+    assert "left out, attributes that" in done.stderr
+    assert done.stderr.endswith(": c\n")
+    table, _ = exported(call, path, tmp_path, name, RECORDS, "--columns", "p.s,day")
+    assert table.column_names == ["p.s", "day"]
+    call("import", tmp_path / name, f"{path}#again")
+    with wendelin.open(path, "r") as g:
+        assert g["again/p.s"][:].tolist() == ["a", "µ"]
+
+
+@pytest.mark.parametrize("name", READ)
+def test_rows_are_written_in_batches(call, path, tmp_path, name):
+    values = np.arange(3 << 17, dtype="f8").reshape(-1, 3)  # 3 MiB
+    attrs = {"timezone": "UTC"}
+    table, _ = exported(call, path, tmp_path, name, values, "--step", "4K", attrs=attrs)
+    assert table.column_names == ["x[0]", "x[1]", "x[2]"]
+    assert np.array_equal(np.column_stack([c.to_numpy() for c in table.columns]), values)
+    if name == "x.parquet":
+        file = parquet.ParquetFile(tmp_path / name)
+        rows = [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)]
+    else:
+        with pa.OSFile(str(tmp_path / name)) as source:
+            file = pa.ipc.open_file(source)
+            rows = [file.get_batch(i).num_rows for i in range(file.num_record_batches)]
+    assert sum(rows) == len(values)
+    assert max(rows) * 24 <= 1 << 20
+    assert len(rows) <= 4
+    times = np.array([M8], "M8[us]")
+    table, _ = exported(call, path, tmp_path, name, times, attrs=attrs)
+    assert table.schema.field("x").type == pa.timestamp("us", "UTC")
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        (np.zeros(2, "c16"), [], "has no type for x, of dtype complex128"),
+        (np.zeros(2, "M8[ps]"), [], "has no type for x"),
+        (np.zeros(2, "V3"), [], "has no type for x"),
+        (np.zeros((2, 2, 2)), [], "of shape (2, 2, 2)"),
+        (np.zeros((2, 0)), [], "the array has none"),
+        (np.array(["\ud800"]), [], "has a text that is not Unicode"),
+        (np.array(["9999999-01-01"], "M8[D]"), [], "has times that date32[day] cannot have"),
+        (RECORDS, ["--columns", "a"], "there is no column 'a': there are day, price, p.n"),
+    ],
+    ids=str,
+)
+def test_what_columns_cannot_have(call, path, tmp_path, values, options, message):
+    with wendelin.open(path) as g:
+        g["x"] = values
+    done = call("export", *options, f"{path}#x", tmp_path / "x.parquet", code=1)
+    assert message in done.stderr
+    assert not list(tmp_path.glob("x.parquet*"))
+    named = call("export", f"{path}#x", f"{tmp_path}/x.arrow:y", code=2)
+    assert "a column has the name of the array" in named.stderr
+    assert (
+        "--columns is not for"
+        in call("export", "--columns", "a", f"{path}#x", tmp_path / "x.csv", code=2).stderr
+    )
+
+
+@pytest.mark.parametrize("name", ["x.mat", "x.cdf"])
 def test_what_is_not_written_is_refused(call, path, tmp_path, name):
     with wendelin.open(path) as g:
         g["x"] = np.arange(3)

@@ -133,6 +133,7 @@ Examples:
   wendelin export zeo://host:9991#frames scan.h5:raw/frames
   wendelin export --at 2026-01-31T18:30 data.fs#ticks ticks.csv
   wendelin export --at 0x03f1a2b3c4d5e6f7 data.fs#t2m climate.zarr
+  wendelin export data.fs#ticks ticks.parquet
   wendelin export data.fs#run run.h5
   wendelin export data.fs#climate climate.zarr
   wendelin export data.fs#climate/t2m t2m.npy
@@ -143,6 +144,7 @@ Examples:
 @click.argument("file", metavar="FILE[:NAME]")
 @at_option
 @delimiter_option
+@click.option("--columns", help="For Parquet and Arrow: names of fields, as in time,price.")
 @click.option(
     "--force",
     is_flag=True,
@@ -155,18 +157,21 @@ def export(
     file: str,
     at: bytes | str | None,
     delimiter: str | None,
+    columns: str | None,
     force: bool,
     step: int,
     as_json: bool,
 ) -> None:
-    """Write an array into a file: .npy, .npz, .h5, .zarr, .csv, or raw bytes (.raw, .bin, .dat).
+    """Write an array into a file: .npy, .npz, .h5, .zarr, .csv, .parquet, .arrow, or raw bytes.
 
     NAME.yaml describes plain files that any language maps: NAME.array; of a sparse matrix,
     NAME.data, NAME.indices and NAME.indptr. A matrix is also written into .npz and .h5ad.
 
+    Raw bytes are .raw, .bin or .dat. In Parquet and Arrow, each field of a structure is a column.
+
     The suffix of FILE sets its format; the file has only this array. It is FILE.part until it is
     complete. If the export was interrupted, the same command goes on, with the same state of the
-    array; .npz and .h5 begin again.
+    array; .npz, .h5, .parquet and .arrow begin again.
 
     A group is written with all groups, arrays and attributes in it, as .h5, .nc or .zarr; without
     #path, it is all of the database. A ZarrGroup, or a part of one by its path, is written as a
@@ -176,8 +181,9 @@ def export(
     name = address.path[-1] if address.path else "array"
     given = parse_file(file, new=True)
     what = named(given, name)
-    options = Options(delimiter=delimiter)
-    check_options(what, options)
+    names = [name.strip() for name in columns.split(",")] if columns else []
+    options = Options(columns=names, delimiter=delimiter)
+    check_options(what, options, new=True)
     check_target(what, force)
     part = Part(what.path)
     before = part.done

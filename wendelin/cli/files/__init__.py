@@ -19,6 +19,7 @@ from wendelin.bigarray.array import Order
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import Layout, Sink, Source
 from wendelin.cli.files.columns import column_contents
+from wendelin.cli.files.columnsink import ColumnSink
 from wendelin.cli.files.contents import Contents, member_named
 from wendelin.cli.files.daf import daf_source
 from wendelin.cli.files.derived import Viewed
@@ -26,7 +27,7 @@ from wendelin.cli.files.flat import FlatSink, NpzSink, npy_source, npz_source, r
 from wendelin.cli.files.hdf5 import hdf5_sink, hdf5_source
 from wendelin.cli.files.hdf5tree import hdf5_contents
 from wendelin.cli.files.mat import mat_contents
-from wendelin.cli.files.names import check_name, name_of_key
+from wendelin.cli.files.names import check_name, name_in_group, name_of_key
 from wendelin.cli.files.netcdf import netcdf_contents
 from wendelin.cli.files.npztree import npz_contents
 from wendelin.cli.files.recognize import KINDS, kind_of, kind_of_name
@@ -48,6 +49,7 @@ __all__ = [
 
 #: kinds of files that may have more than one array
 WITH_MEMBERS = ("npz", "hdf5", "netcdf", "mat", "zarr", "parquet", "arrow")
+_OF_CSV = ("dtype", "columns", "delimiter", "header", "missing", "comment", "decimal")
 
 
 @dataclass(frozen=True)
@@ -243,8 +245,15 @@ def _member_source(file: File, identity: dict[str, Any]) -> Source:
         raise
 
 
-def check_options(file: File, options: Options) -> None:
+def check_options(file: File, options: Options, new: bool = False) -> None:
     """Check that the given options are for such files.
+
+    Parameters
+    ----------
+    file : File
+    options : Options
+    new : bool
+        The file is to be written.
 
     Raises
     ------
@@ -253,7 +262,9 @@ def check_options(file: File, options: Options) -> None:
     """
     allowed = {
         "raw": ("dtype", "shape", "order", "offset"),
-        "csv": ("dtype", "columns", "delimiter", "header", "missing", "comment", "decimal"),
+        "csv": ("delimiter",) if new else _OF_CSV,
+        "parquet": ("columns",) if new else (),
+        "arrow": ("columns",) if new else (),
         "hdf5": ("external",),
         "zarr": ("external",),
     }.get(file.kind, ())
@@ -278,6 +289,12 @@ def named(file: File, key: str) -> File:
     click.UsageError
         The user gave a name that is not valid.
     """
+    if file.kind in ("parquet", "arrow"):
+        if file.member:
+            raise click.UsageError(
+                f"{file.path}:{file.member}: a column has the name of the array, or of its field"
+            )
+        return replace(file, member=name_in_group(key))
     if file.member:
         return replace(file, member=check_name(file.kind, file.member))
     # a Zarr folder may be an array
@@ -302,7 +319,7 @@ def open_sink(
         Where it is written until it is complete.
     layout : Layout
     options : Options
-        Only the delimiter matters.
+        Only the delimiter and the columns matter.
     resume : bool
         A part is there already, to go on with.
     attrs : mapping
@@ -323,6 +340,8 @@ def open_sink(
         return zarr_sink(path, layout, file.member, resume, attrs)
     if file.kind == "h5ad":
         raise Failure(f"{file.path} takes a sparse matrix, and this is an array: see .h5")
+    if file.kind in ("parquet", "arrow"):
+        return ColumnSink(path, file.kind, layout, file.member, options.columns, attrs)
     if file.kind != "csv":
         raise Failure(f"{file.path}: {file.kind} files are imported only; see .h5, .nc or .npy")
     return CsvSink(path, layout, _delimiter(file, options))

@@ -20,7 +20,7 @@ from wendelin.cli.files.csvfast import FastReader
 from wendelin.cli.files.csvguess import MISSING, Column, guessed_dtype
 from wendelin.lib.utils import override
 
-__all__ = ["CsvSink", "CsvSource", "fields", "words"]
+__all__ = ["CsvSink", "CsvSource", "fields", "leaves", "words"]
 
 _LONGEST = 64 << 20  # row, with quoted fields [characters]
 _GUESSED = 1 << 20  # lines whose cells are looked at together [characters]
@@ -52,22 +52,22 @@ def words(values: NDArray[Any]) -> Iterator[str]:
         yield from map(str, values.tolist())
 
 
-def _leaves(values: NDArray[Any], name: str = "") -> Iterator[tuple[str, NDArray[Any]]]:
+def leaves(values: NDArray[Any], name: str = "") -> Iterator[tuple[str, NDArray[Any]]]:
     """Yield (name, elements) of each text column of an array of structures."""
     if values.ndim > 1:
         for index in np.ndindex(values.shape[1:]):
             of = name + "".join(f"[{i}]" for i in index)
-            yield from _leaves(values[(slice(None), *index)], of)
+            yield from leaves(values[(slice(None), *index)], of)
     elif values.dtype.names:
         for field in values.dtype.names:
-            yield from _leaves(values[field], f"{name}.{field}" if name else field)
+            yield from leaves(values[field], f"{name}.{field}" if name else field)
     else:
         yield name, values
 
 
 def _kinds(dtype: np.dtype[Any]) -> list[str]:
     """Return the kind of number of each column of a dtype; g and G for long doubles."""
-    columns = (leaf.dtype for _, leaf in _leaves(np.empty(0, dtype)))
+    columns = (leaf.dtype for _, leaf in leaves(np.empty(0, dtype)))
     return [column.char if column.char in "gG" else column.kind for column in columns]
 
 
@@ -286,16 +286,16 @@ class CsvSource(Source):
         gaps : list of bool, optional
             If the dtype was guessed: which columns have missing values.
         """
-        leaves = [leaf.dtype for _, leaf in _leaves(np.empty(0, self._dtype))]
+        dtypes = [leaf.dtype for _, leaf in leaves(np.empty(0, self._dtype))]
         n = len(self._columns)
-        if self._dtype.names and len(leaves) != n:
+        if self._dtype.names and len(dtypes) != n:
             raise Failure(
-                f"{self._path}: {self._dtype} has {len(leaves)} columns, and these are "
+                f"{self._path}: {self._dtype} has {len(dtypes)} columns, and these are "
                 f"{n}: --columns selects columns"
             )
         self._width = 1 if self._dtype.names else n  # elements of a row
-        leaves = leaves if self._dtype.names else leaves * n
-        kinds = [leaf.char if leaf.char in "gG" else leaf.kind for leaf in leaves]
+        dtypes = dtypes if self._dtype.names else dtypes * n
+        kinds = [leaf.char if leaf.char in "gG" else leaf.kind for leaf in dtypes]
         self._converters: dict[int | str, Callable[[str], Any]] = {
             number: _CONVERTERS[kind]
             for number, kind in zip(self._columns, kinds, strict=True)
@@ -304,12 +304,12 @@ class CsvSource(Source):
         # all characters may be changed, if there is no other than of numbers
         self._swapped = self._decimal != "." and all(kind in "iufc" for kind in kinds)
         if self._decimal != "." and not self._swapped:
-            for number, leaf, kind in zip(self._columns, leaves, kinds, strict=True):
+            for number, leaf, kind in zip(self._columns, dtypes, kinds, strict=True):
                 if kind in "fcgG":
                     parse = self._converters.get(number) or partial(_value, leaf)
                     self._converters[number] = partial(_with_point, parse, self._decimal)
         self._fills: dict[int, Any] = {}  # number of a column -> what is read for a missing value
-        for i, (number, leaf) in enumerate(zip(self._columns, leaves, strict=True)):
+        for i, (number, leaf) in enumerate(zip(self._columns, dtypes, strict=True)):
             if gaps is None or leaf.kind in "US":
                 missing = self._missing
             else:
@@ -497,7 +497,7 @@ class CsvSink(Sink):
     def _write(self, start: int, values: NDArray[Any]) -> None:
         self._begin()
         if self.dtype.names:
-            self._write_rows(zip(*(self._cells(leaf) for _, leaf in _leaves(values)), strict=True))
+            self._write_rows(zip(*(self._cells(leaf) for _, leaf in leaves(values)), strict=True))
         else:
             texts, n = self._cells(values), self._columns
             self._write_rows(islice(texts, n) for _ in range(len(values) // n))
@@ -527,7 +527,7 @@ class CsvSink(Sink):
             self._started = True
             self._file.truncate(0)
             if self.dtype.names:
-                self._write_rows([[name for name, _ in _leaves(np.empty(0, self.dtype))]])
+                self._write_rows([[name for name, _ in leaves(np.empty(0, self.dtype))]])
 
     @override
     def sync(self) -> int:
