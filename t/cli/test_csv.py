@@ -165,6 +165,8 @@ def test_wrong_numbers_and_characters(call, path, tmp_path, options, code, messa
 
 
 ROWS = 300
+# among them one that is another float32 if it is not rounded to a double before
+ODD = ["5e-324", "16777217", "1.000000059604644775390626", "0x11", "0.1,2", "9" * 30]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +183,7 @@ def test_pyarrow_reads_what_numpy_reads(tmp_path, dtype):
     rng = np.random.default_rng(1)
     taken = 0
     odd = ["", "nan", " 7", "+5", "007", "-0", "1e999", "-1e-999", "1e5", "0x1f", '"8"', "--1", "."]
-    for cell in [None, *odd, "300", "1.", ".5", "5e-324", "16777217", "0.1,2", "9" * 30]:
+    for cell in [None, *odd, "300", "1.", ".5", *ODD]:
         numbers = rng.integers(0, 100, (ROWS, 3)).astype(object)
         if np.dtype(dtype).kind == "f":
             numbers = rng.standard_normal((ROWS, 3)) * 10.0 ** rng.integers(-4, 4, (ROWS, 3))
