@@ -1,6 +1,7 @@
 """What an array has of its view, what it says instead, and what takes it as it is."""
 
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -272,3 +273,73 @@ def test_dlpack(A):
     S = BigArray((3,), [("a", "i4"), ("b", "f4")], RAMFile().fileh_open())
     with pytest.raises(BufferError):
         np.from_dlpack(S)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        3,
+        3.0,
+        251,
+        -1,
+        1 << 40,
+        None,
+        "3",
+        np.float64(2.5),
+        VALUES[2],
+        VALUES[2].tolist(),
+        VALUES[:, :1] + 300,
+        VALUES,
+        VALUES[None] + 1000,
+        [],
+        [1, 2],
+        [[-1]],
+        np.ones((3, 1, 1)),
+    ],
+    ids=repr,
+)
+def test_in_means_what_it_does_for_ndarrays(A, value):
+    def asked(array):
+        try:
+            return value in array
+        except ValueError as e:
+            return type(e)
+
+    assert asked(A) is asked(VALUES)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values"),
+    [
+        ("f4", [0.1, np.float64(0.1), np.float32(0.1), np.nan, "0.1"]),
+        ("M8[D]", [np.datetime64("1970-01-02"), np.datetime64("NaT"), 1]),
+        ("S3", [b"ab", "ab", b""]),
+        ([("n", "i4"), ("x", "f8")], [np.array((1, 0.5), [("n", "i4"), ("x", "f8")])[()]]),
+    ],
+    ids=["f4", "M8", "S3", "fields"],
+)
+def test_in_of_other_dtypes(dtype, values):
+    data = {"f4": [0.1, np.nan], "M8[D]": [1, 2], "S3": [b"ab", b"abc"]}
+    a = np.array(data.get(dtype if isinstance(dtype, str) else "", [(1, 0.5), (2, 0)]), dtype)
+    A = BigArray(a.shape, dtype, RAMFile().fileh_open())
+    A[...] = a
+    for value in values:
+        assert (value in A) is (value in a), value
+    assert 0 not in BigArray((3, 0), "i4", RAMFile().fileh_open())
+    zero_d = BigArray((), "i4", RAMFile().fileh_open())
+    assert 0 in zero_d
+    assert 7 not in zero_d
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_in_compares_parts(order):
+    A = BigArray((4, 8 << 20), "u1", RAMFile().fileh_open(), order)
+    A[-1, -1] = 5
+    tracemalloc.start()
+    try:
+        assert 5 in A
+        assert 6 not in A
+        assert np.full(8 << 20, 6, "u1") not in A
+        assert tracemalloc.get_traced_memory()[1] < 12 << 20
+    finally:
+        tracemalloc.stop()

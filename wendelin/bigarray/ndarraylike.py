@@ -2,7 +2,7 @@
 
 Methods that return a view work, as a view costs nothing: A.T, A.view(dtype), A.flat. Methods that
 compute or copy raise an error, since an array may be larger than memory; the error says which view
-to take. NumPy's functions take arrays as they are: np.sum(A).
+to take. NumPy's functions take arrays as they are: np.sum(A). `x in A` goes through it in parts.
 
 This module knows only that an array can be indexed.
 """
@@ -48,6 +48,8 @@ _CONVERSIONS = ["int", "float", "complex"]
 #: types that an ndarray is compared with element by element. All other comparisons are by
 #: identity, as for any object of a database: with None, other arrays, in containers.
 _VALUES = (Number, list, tuple, range)
+
+_TOGETHER = 1 << 18  # elements that are compared at a time
 
 
 class NDArrayLike:
@@ -119,6 +121,31 @@ class NDArrayLike:
                 f"is an array"
             )
         return bool(self[(0,) * self.ndim])
+
+    def __contains__(self, value: Any) -> bool:
+        """Say whether any element is equal, as ndarrays do: (A[...] == value).any().
+
+        Values with axes are broadcast. Not more than a part of the array is compared at a time.
+
+        Raises
+        ------
+        ValueError
+            The value cannot be broadcast.
+        """
+        # a number stays as it is: NumPy compares it as one of the array's dtype
+        value = value if np.ndim(value) == 0 else np.asarray(value)
+        operands = [self._all_of_it(), *([value] if np.ndim(value) else [])]
+        parts = np.nditer(
+            operands,
+            ["external_loop", "buffered", "zerosize_ok"],
+            [["readonly"]] * len(operands),
+            buffersize=_TOGETHER,
+        )
+        for part in parts:
+            these, to = part if len(operands) > 1 else (part, value)
+            if np.any(these == to):
+                return True
+        return False
 
     # ---- what to do instead ----
 
