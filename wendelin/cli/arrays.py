@@ -64,10 +64,18 @@ class ArraySource(Source):
     array : StoredArray
     identity : dict
         What identifies the array; the time of its last change is added.
+    part : (Layout, int), optional
+        Only a part of the array, whose elements follow each other: the layout of these, and which
+        element of the array is the first one.
     """
 
-    def __init__(self, array: StoredArray, identity: dict[str, Any]) -> None:
-        self.layout = layout_of(array)
+    def __init__(
+        self,
+        array: StoredArray,
+        identity: dict[str, Any],
+        part: tuple[Layout, int] | None = None,
+    ) -> None:
+        self.layout, self._first = part or (layout_of(array), 0)
         self._array = array
         self._bytes = flat_bytes(array)
         array._fileh().file.verify = True  # what is copied to somewhere else is as it was stored
@@ -84,7 +92,8 @@ class ArraySource(Source):
             A block does not load.
         """
         itemsize = self.layout.dtype.itemsize
-        data: NDArray[np.uint8] = self._bytes.read(slice(start * itemsize, stop * itemsize))
+        first, last = (self._first + start) * itemsize, (self._first + stop) * itemsize
+        data: NDArray[np.uint8] = self._bytes.read(slice(first, last))
         return data.view(self.layout.dtype)
 
     def copy_to(self, sink: FlatSink, start: int, stop: int) -> None:
@@ -99,15 +108,16 @@ class ArraySource(Source):
         """
         itemsize, size = self.layout.dtype.itemsize, self._array.zfile.blksize
         file = self._array._fileh().file
-        begin, end = start * itemsize, stop * itemsize
+        first = self._first * itemsize
+        begin, end = first + start * itemsize, first + stop * itemsize
         while begin < end:
             blk = begin // size
             to = min(end, (blk + 1) * size)
             place = place_of(file, blk)
             if isinstance(place, FileRange):
-                sink.copy(begin, place.fd, place.offset + begin - blk * size, to - begin)
+                sink.copy(begin - first, place.fd, place.offset + begin - blk * size, to - begin)
             elif place is not HOLE:
-                sink.write_bytes(begin, self._bytes.read(slice(begin, to)))
+                sink.write_bytes(begin - first, self._bytes.read(slice(begin, to)))
             begin = to
 
     def next_data(self, start: int) -> int:
@@ -116,13 +126,13 @@ class ArraySource(Source):
         if self._numbers is None:
             self._numbers = stored_numbers(zfile)
         itemsize = int(self.layout.dtype.itemsize)
-        first = start * itemsize // zfile.blksize
+        first = (self._first + start) * itemsize // zfile.blksize
         while self._next < first:
             number = next(self._numbers, None)
             if number is None:
                 return self.layout.size
             self._next = number
-        found = int(self._next * zfile.blksize // itemsize)
+        found = int(self._next * zfile.blksize // itemsize) - self._first
         return int(min(max(start, found), self.layout.size))
 
     @override
@@ -135,7 +145,7 @@ class ArraySource(Source):
         return self._identity
 
 
-class PieceSource(Source):
+class PieceSource(ArraySource):
     """A piece of a ZRagged.
 
     Parameters
@@ -148,19 +158,5 @@ class PieceSource(Source):
     def __init__(self, found: StoredPiece, identity: dict[str, Any]) -> None:
         data = found.segment.data
         rows = found.piece.stop - found.piece.start
-        self.layout = Layout((rows, *data.shape[1:]), plain(data.dtype), "C")
-        self._first = found.piece.start * mul(data.shape[1:])
-        self._bytes = flat_bytes(data)
-        data._fileh().file.verify = True
-        self._identity = identity
-
-    def _read(self, start: int, stop: int) -> NDArray[Any]:
-        """See ArraySource."""
-        itemsize = self.layout.dtype.itemsize
-        first, last = (self._first + start) * itemsize, (self._first + stop) * itemsize
-        data: NDArray[np.uint8] = self._bytes.read(slice(first, last))
-        return data.view(self.layout.dtype)
-
-    @override
-    def identity(self) -> dict[str, Any]:
-        return self._identity
+        layout = Layout((rows, *data.shape[1:]), plain(data.dtype), "C")
+        super().__init__(data, identity, (layout, found.piece.start * mul(data.shape[1:])))

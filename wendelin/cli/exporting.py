@@ -1,4 +1,4 @@
-"""wendelin export: an array into a file, or a group."""
+"""wendelin export: an array into a file, a slice of one, or a group."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 
 import click
 
+from wendelin.bigarray.array import Order
 from wendelin.cli.address import Address
 from wendelin.cli.arguments import (
     AddressType,
@@ -48,6 +49,7 @@ from wendelin.cli.output import (
 from wendelin.cli.part import Part
 from wendelin.cli.plainfiles import export_matrix, export_plain
 from wendelin.cli.raggeds import export_pieces
+from wendelin.cli.slices import Selection, dataset_slice, slice_of
 from wendelin.cli.stored import Database, Stored, StoredArray, class_of, is_mapping
 from wendelin.cli.storedragged import StoredPiece, StoredRagged
 from wendelin.cli.storedzarr import StoredZarr
@@ -137,10 +139,11 @@ Examples:
   wendelin export data.fs#run run.h5
   wendelin export data.fs#climate climate.zarr
   wendelin export data.fs#climate/t2m t2m.npy
+  wendelin export 'data.fs#frames[10:20, ::4]' some.npy
   wendelin export data.fs#pieces pieces.npz
   wendelin export data.fs#counts counts.yaml""",
 )
-@click.argument("address", metavar="URL[#path]", type=AddressType("possible"))
+@click.argument("address", metavar="URL[#path[slice]]", type=AddressType("possible", index=True))
 @click.argument("file", metavar="FILE[:NAME]")
 @at_option
 @delimiter_option
@@ -171,7 +174,8 @@ def export(
 
     The suffix of FILE sets its format; the file has only this array. It is FILE.part until it is
     complete. If the export was interrupted, the same command goes on, with the same state of the
-    array; .npz, .h5, .parquet and .arrow begin again.
+    array; .npz, .h5, .parquet and .arrow begin again. A slice is as in Python; in the shell, it
+    needs quotes.
 
     A group is written with all groups, arrays and attributes in it, as .h5, .nc or .zarr; without
     #path, it is all of the database. A ZarrGroup, or a part of one by its path, is written as a
@@ -189,17 +193,19 @@ def export(
     before = part.done
     with opened(address.url, at=part.tid or at) as database:
         found = find(database, address)
-        of_array = isinstance(found, StoredArray)
+        _check_slice(found, address)
+        of_array = isinstance(found, StoredArray | StoredPiece)
         if not before and (is_matrix(found) or (what.kind == "daf" and of_array)):
             tid = zconn_at(database.conn)
-            _export_plainly(found, address, what, force, step, tid if as_json else None)
+            plain = None if is_matrix(found) else _source(database, address, found, "C")[0]
+            _export_plainly(plain or found, address, what, force, step, tid if as_json else None)
             return
         if what.kind == "daf" and not of_array:
             raise Failure(
                 f"{address} is a {class_of(found)}: only arrays and sparse matrices are exported "
                 f"as plain files with a .yaml"
             )
-        if isinstance(found, StoredZarr) and what.kind == "zarr":
+        if isinstance(found, StoredZarr) and what.kind == "zarr" and address.index is None:
             _export_group(found, address, what, at, part, step, as_json)
             return
         if isinstance(found, StoredRagged):
@@ -208,7 +214,7 @@ def export(
         if isinstance(found, Stored) and is_mapping(found):
             _export_whole(database, found, address, given, at, part, step, as_json)
             return
-        source, oid = _source(database, address, found)
+        source, oid = _source(database, address, found, "C" if what.kind == "csv" else None)
         check_size(source, what)
         tid = zconn_at(database.conn)
         part.begin(
@@ -220,6 +226,7 @@ def export(
                 "kind": what.kind,
                 "member": what.member,
                 "delimiter": delimiter,
+                "index": address.index and repr(address.index),
                 **source.layout.as_dict(),
             },
             tid,
@@ -238,21 +245,65 @@ def export(
         say(f"{what.path}{other}: {size_text(layout.size * itemsize)}{again}")
 
 
-def _source(database: Database, address: Address, found: Any) -> tuple[Source, bytes]:
-    """Return an array, or what is read as one, and the oid of its object."""
+def _check_slice(found: Any, address: Address) -> None:
+    """Check that a slice is of an array.
+
+    Raises
+    ------
+    Failure
+        It is not.
+    """
+    if address.index is None or isinstance(found, StoredArray | StoredPiece | StoredZarr):
+        return
+    if isinstance(found, StoredRagged):
+        raise Failure(f"{address} is a ZRagged: a slice is of one piece, as in {address}/KEY[:10]")
+    raise Failure(f"{address} is a {class_of(found)}: a slice is of an array")
+
+
+def _source(
+    database: Database, address: Address, found: Any, order: Order | None = None
+) -> tuple[Source, bytes]:
+    """Return an array, or what is read as one, in an order, and the oid of its object."""
     source: Source
+    index = address.index
     if isinstance(found, StoredZarr):
         library("zarr", "zarr")
-        from wendelin.cli.zarrread import source_of  # it needs zarr
+        from wendelin.cli.zarrread import array_of, source_of  # it needs zarr
 
         source = source_of(found, str(address))
-        return source, found.oid
+        if index is None:
+            return source, found.oid
+        selection = _selection(address, source.layout.shape)
+        part = dataset_slice(array_of(found, str(address)), selection, source)
+        return selection.with_attrs(part, source), found.oid
     if isinstance(found, StoredPiece):
-        return PieceSource(found, {}), found.segment.stored.oid
-    array = find_array(database, address)
-    source = ArraySource(array, {})
-    source.attrs, source.left_out = attrs_of(database, array)
-    return source, array._p_oid
+        array, first = found.segment.data, found.piece.start
+        source = PieceSource(found, {})
+        oid = found.segment.stored.oid
+    else:
+        array, first = find_array(database, address), 0
+        source = ArraySource(array, {})
+        source.attrs, source.left_out = attrs_of(database, array)
+        oid = array._p_oid
+    if index is None and (order is None or source.layout.order == order):
+        return source, oid
+    selection = _selection(address, source.layout.shape)
+    part = slice_of(array, selection.moved(first) if first else selection, order)
+    return selection.with_attrs(part, source), oid
+
+
+def _selection(address: Address, shape: tuple[int, ...]) -> Selection:
+    """Return what is selected of an array; all of it, if there is no slice.
+
+    Raises
+    ------
+    Failure
+        It has no such part.
+    """
+    try:
+        return Selection((...,) if address.index is None else address.index, shape)
+    except (IndexError, ValueError) as e:
+        raise Failure(f"{address} of shape {shape} has no such part: {e}") from e
 
 
 def _export(source: Source, what: File, part: Part, options: Options, step: int, name: str) -> None:
@@ -285,16 +336,16 @@ def _export(source: Source, what: File, part: Part, options: Options, step: int,
 def _export_plainly(
     found: Any, address: Address, what: File, force: bool, step: int, tid: bytes | None
 ) -> None:
-    """Write a sparse matrix; or an array, into plain files. JSON is printed with a tid."""
-    matrix = matrix_of(found) if is_matrix(found) else None
-    size = (found if matrix is None else matrix).nbytes
+    """Write a sparse matrix; or a Source, into plain files. JSON is printed with a tid."""
+    matrix = None if isinstance(found, Source) else matrix_of(found)
+    size = found.layout.size * found.layout.dtype.itemsize if matrix is None else matrix.nbytes
     with progress(f"export {address.path[-1]}", size, in_bytes=True) as tell:
         if matrix is None:
             export_plain(found, what, force, step, tell)
         else:
             export_matrix(matrix, what, address, force, step, tell)
     if tid is not None:
-        facts = layout_json(ArraySource(found, {}).layout) if matrix is None else matrix.as_dict()
+        facts = layout_json(found.layout) if matrix is None else matrix.as_dict()
         print_json({"file": what.path, **facts, "at": shown_tid(tid)})
     else:
         numbers = "" if matrix is None else f"{matrix.nnz} numbers, "

@@ -18,12 +18,12 @@ from wendelin.cli.address import Address
 from wendelin.cli.arrays import ArraySource
 from wendelin.cli.errors import Failure, explain
 from wendelin.cli.files import File
-from wendelin.cli.files.base import Layout
+from wendelin.cli.files.base import Layout, Source
 from wendelin.cli.files.daf import check_dtype, daf_files, daf_matrix, part_of, read_yaml
 from wendelin.cli.files.flat import FlatSink
 from wendelin.cli.matrices import StoredMatrix
 from wendelin.cli.output import Advance
-from wendelin.cli.stored import StoredArray, class_of
+from wendelin.cli.stored import class_of
 from wendelin.cli.transfer import Place, parts
 from wendelin.sparse import ZSparse
 from wendelin.sparse.files import save
@@ -70,51 +70,46 @@ def export_matrix(
         return
     with daf_files(file.path, force) as facts:
         for name, array in matrix.arrays.items():
-            facts[f"{name}_dtype"] = _write_plain(array, part_of(file.path, name), step, tell)
+            source = ArraySource(array, {})
+            facts[f"{name}_dtype"] = _write_plain(source, part_of(file.path, name), step, tell)
         facts["shape"] = str(list(matrix.shape))
         facts["nnz"] = str(matrix.nnz)
 
 
-def export_plain(array: StoredArray, file: File, force: bool, step: int, tell: Advance) -> None:
-    """Write an array into NAME.array and NAME.yaml, rows one after another.
+def export_plain(source: Source, file: File, force: bool, step: int, tell: Advance) -> None:
+    """Write an array, in C order, into NAME.array and NAME.yaml.
 
     Raises
     ------
     Failure, OSError
         Such files cannot have it, or cannot be written.
     """
-    if not 1 <= array.ndim <= 2:
+    shape = source.layout.shape
+    if not 1 <= len(shape) <= 2:
         raise Failure(
-            f"the array has {array.ndim} axes: such files have one or two; .npy has any number"
+            f"the array has {len(shape)} axes: such files have one or two; .npy has any number"
         )
     with daf_files(file.path, force) as facts:
-        facts["dtype"] = _write_plain(array, part_of(file.path, "array"), step, tell)
-        facts["shape"] = str(list(array.shape))
+        facts["dtype"] = _write_plain(source, part_of(file.path, "array"), step, tell)
+        facts["shape"] = str(list(shape))
 
 
-def _write_plain(array: StoredArray, path: str, step: int, tell: Advance) -> str:
-    """Write the elements of an array, rows one after another; return the name of their dtype."""
-    source = ArraySource(array, {})
+def _write_plain(source: Source, path: str, step: int, tell: Advance) -> str:
+    """Write the elements of an array in their order; return the name of their dtype."""
     dtype = check_dtype(source.layout.dtype, path)
-    sink = FlatSink(path, Layout(array.shape, dtype, "C"), npy=False)
+    sink = FlatSink(path, Layout(source.layout.shape, dtype, "C"), npy=False)
     itemsize = dtype.itemsize
     try:
-        if array._order == "F" and array.ndim == 2:
-            rows, columns = array.shape
-            each = max(1, step // max(1, columns * itemsize))
-            for i in range(0, rows if columns else 0, each):
-                part = np.ascontiguousarray(array.read((slice(i, i + each),)))
-                sink.write(i * columns, part.reshape(-1))
-                tell(part.nbytes)
-        else:
-            done = 0
-            for start, stop in parts(source, 0, step):
-                if start < stop and sink.has_bytes_of(source.layout):
-                    source.copy_to(sink, start, stop)
-                elif start < stop:
-                    sink.write(start, source.read(start, stop))
-                tell((stop - done) * itemsize)
-                done = stop
+        done = 0
+        for start, stop in parts(source, 0, step):
+            if start >= stop:
+                pass
+            elif isinstance(source, ArraySource) and sink.has_bytes_of(source.layout):
+                source.copy_to(sink, start, stop)
+            else:
+                sink.write(start, source.read(start, stop))
+            tell((stop - done) * itemsize)
+            done = stop
         sink.finish()
     finally:
         sink.close()

@@ -19,6 +19,7 @@ from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import slabs
 from wendelin.cli.files.datasets import library
 from wendelin.cli.files.text import words
+from wendelin.cli.slices import expanded
 from wendelin.cli.stored import Database, StoredArray, name_of
 from wendelin.cli.storedragged import StoredPiece, StoredRagged
 from wendelin.cli.storedzarr import StoredZarr
@@ -78,11 +79,10 @@ def _print(database: Database, address: Address, as_json: bool, rows: int | None
 
 def _first(index: Index, shape: tuple[int, ...], rows: int) -> Index:
     """Return an index for the first rows of what another index selects."""
-    missing = len(shape) - sum(item is not ... for item in index)
-    if missing < 0 or index.count(...) > 1:
+    try:
+        whole = [*expanded(index, shape)]
+    except (IndexError, ValueError):
         return index  # which is refused
-    at = index.index(...) if ... in index else len(index)
-    whole = [*index[:at], *[slice(None)] * missing, *index[at + 1 :]]
     for axis, item in enumerate(whole):
         if isinstance(item, slice) and item.step != 0:
             some = range(shape[axis])[item][:rows]
