@@ -22,6 +22,7 @@ from wendelin.cli.arrays import ArraySource, PieceSource
 from wendelin.cli.attributes import attrs_of
 from wendelin.cli.database import opened
 from wendelin.cli.errors import Failure, explain
+from wendelin.cli.exporttargets import is_several, targets
 from wendelin.cli.files import (
     WITH_MEMBERS,
     File,
@@ -137,6 +138,8 @@ Examples:
   wendelin export --at 0x03f1a2b3c4d5e6f7 data.fs#t2m climate.zarr
   wendelin export data.fs#ticks ticks.parquet
   wendelin export data.fs#run run.h5
+  wendelin export 'data.fs#run/*' folder
+  wendelin export 'data.fs#run/*/signal' 'folder/*.csv'
   wendelin export data.fs#climate climate.zarr
   wendelin export data.fs#climate/t2m t2m.npy
   wendelin export 'data.fs#frames[10:20, ::4]' some.npy
@@ -181,7 +184,31 @@ def export(
     #path, it is all of the database. A ZarrGroup, or a part of one by its path, is written as a
     Zarr folder, byte for byte; one of its arrays into any other file, by zarr, which must be
     installed. A ZRagged is written as .npz, with an array for each piece; one piece as an array.
+
+    With the wildcards * and ? in #path, each array becomes a .npy in a folder that exists; or, with
+    one * in FILE in the place of the names, a file of another kind. JSON is an object for each.
     """
+    if not is_several(address, file):
+        _export_one(address, file, at, None, delimiter, force, step, as_json)
+        return
+    with opened(address.url, at=at) as database:
+        state = zconn_at(database.conn)  # all files have the same
+        found = targets(database, address, file)
+    for each, to in found:
+        _export_one(each, to, at, state, delimiter, force, step, as_json)
+
+
+def _export_one(
+    address: Address,
+    file: str,
+    at: bytes | str | None,
+    state: bytes | None,
+    delimiter: str | None,
+    force: bool,
+    step: int,
+    as_json: bool,
+) -> None:
+    """Write an object into a file; with a state of the database, unless `at` is another one."""
     name = address.path[-1] if address.path else "array"
     given = parse_file(file, new=True)
     what = named(given, name)
@@ -191,7 +218,7 @@ def export(
     check_target(what, force)
     part = Part(what.path)
     before = part.done
-    with opened(address.url, at=part.tid or at) as database:
+    with opened(address.url, at=part.tid or at or state) as database:
         found = find(database, address)
         _check_slice(found, address)
         of_array = isinstance(found, StoredArray | StoredPiece)
