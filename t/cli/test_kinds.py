@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,6 +10,8 @@ import transaction
 from support.cli import killed_at
 from support.clidata import database, filled
 
+from wendelin.cli import copyobjects
+from wendelin.cli.errors import Failure
 from wendelin.ragged import ZRagged
 from wendelin.zarr import ZarrGroup
 
@@ -132,6 +135,55 @@ def test_info_cat_head(call, url):
     pytest.importorskip("zarr")
     assert call("head", "-n", 1, f"{url}#g/a[3:, :2]").stdout == "90.0\t91.0\n"
     assert "it has a, s" in call("cat", f"{url}#g", code=1).stderr
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["inside", "between"])
+def test_cp_of_a_group_copies_all_kinds(call, url, tmp_path, monkeypatch, inside):
+    """Arrays, Zarr and pieces in groups; also when it goes on after it was interrupted."""
+    for at, to in ("g", "run/g"), ("R", "run/deep/R"), ("A", "run/deep/A"):
+        call("mv", f"{url}#{at}", f"#{to}")
+    call("attrs", f"{url}#run/deep", "title=a run")
+    new = url if inside else f"{tmp_path}/new.fs"
+    args = "cp", "--json", f"{url}#run", f"{new}#copy"
+    real, copied = copyobjects._copy_alone, []
+
+    def copy(here, obj, source, *rest):
+        if len(copied) == 2:
+            raise Failure("the cable is cut")
+        copied.append(source.path)
+        return real(here, obj, source, *rest)
+
+    with monkeypatch.context() as m:
+        m.setattr(copyobjects, "_copy_alone", copy)
+        assert "the cable is cut" in call(*args, code=1).stderr
+    with database(new) as root:
+        assert "copy" not in root
+    monkeypatch.setattr(
+        copyobjects, "_copy_alone", lambda *a: (copied.append(a[2].path), real(*a))[1]
+    )
+    facts = call(*args).json
+    assert sorted(copied) == [("run", "deep", "A"), ("run", "deep", "R"), ("run", "g")]  # each once
+    assert facts["arrays"] == 3
+    assert facts["left"] == []
+    assert facts["attributes_left"] == ["g: extra"]
+    with database(url) as root, nullcontext(root) if inside else database(new) as there:
+        mine, copy = root["run"], there["copy"]
+        g, R = copy["g"], copy["deep"]["R"]
+        assert type(g) is ZarrGroup
+        keys = [(key, None) for key in (*values("a/"), "s/zarr.json", "s/c/0/0", "zarr.json")]
+        assert [*map(bytes, g.live_table().read(keys))] == [
+            *map(bytes, mine["g"].live_table().read(keys))
+        ]
+        assert R.writers() == ["", "p"]
+        assert {key: R[key].tolist() for key in R} == {
+            key: piece.tolist() for key, piece in mine["deep"]["R"].items()
+        }
+        assert np.array_equal(copy["deep"]["A"][:], mine["deep"]["A"][:])
+        R.put("first", [[9, 9]])  # they are apart
+        transaction.commit()
+        assert mine["deep"]["R"]["first"].tolist() == [[7, 8]]
+    assert call("attrs", "--json", f"{new}#copy/deep").json == {"title": "a run"}
+    assert call("verify", f"{new}#copy").returncode == 0
 
 
 def test_copy_and_export(call, url, tmp_path):

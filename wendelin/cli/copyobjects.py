@@ -130,9 +130,16 @@ def _copy_alone(
     return {
         contents.what: len(contents.sizes),
         "bytes": total,
-        "attributes_left": sorted(name for name, _ in obj.others),
+        "attributes_left": _left(here, obj),
         "resumed_at": before or None,
     }
+
+
+def _left(here: Database, obj: Any) -> list[str]:
+    """Return the names of the attributes that a copy of an array, or another object, has not."""
+    if isinstance(obj, StoredArray):
+        return sorted([*obj.others, *attrs_of(here, obj)[1]])
+    return sorted(name for name, _ in obj.others)
 
 
 def _copy_array(
@@ -146,7 +153,7 @@ def _copy_array(
 ) -> Facts:
     of = {"url": source.url, "path": list(source.path), "oid": array._p_oid.hex()}
     with closing(ArraySource(array, of)) as reader:
-        reader.attrs, unread = attrs_of(here, array)
+        reader.attrs, _ = attrs_of(here, array)
         target = Target(root, to, reader, replace, array.zfile.blksize, array._zblk_fmt)
         before = target.done * array.itemsize
         what = f"copy {join(source.path)}"
@@ -155,7 +162,7 @@ def _copy_array(
         return {
             **layout_json(reader.layout),
             "bytes": array.nbytes,
-            "attributes_left": sorted([*array.others, *unread]),
+            "attributes_left": _left(here, array),
             "resumed_at": before if target.resumed else None,
         }
 
@@ -184,10 +191,11 @@ def _copy_group(
                 into = Address(to.url, (*way, name + SUFFIX, *path))
                 at = Address(source.url, (*source.path, *path))
                 done = _copy_alone(here, found, at, root, into, True, step)
-                facts["attributes_left"] += [f"{key}: {a}" for a in done["attributes_left"]]
                 facts["bytes"] += done["bytes"]
                 copied[key] = state
                 transaction.commit()
+            # also of one that an interrupted copy had completed: that one has told nothing
+            facts["attributes_left"] += [f"{key}: {a}" for a in _left(here, found)]
             facts["arrays"] += 1
         elif is_mapping(found):
             attrs, left = attrs_of(here, found)
