@@ -188,14 +188,16 @@ def export(
     With the wildcards * and ? in #path, each array becomes a .npy in a folder that exists; or, with
     one * in FILE in the place of the names, a file of another kind. JSON is an object for each.
     """
+    names = [name.strip() for name in columns.split(",")] if columns else []
+    options = Options(columns=names, delimiter=delimiter)
     if not is_several(address, file):
-        _export_one(address, file, at, None, delimiter, force, step, as_json)
+        _export_one(address, file, at, None, options, force, step, as_json)
         return
     with opened(address.url, at=at) as database:
         state = zconn_at(database.conn)  # all files have the same
         found = targets(database, address, file)
     for each, to in found:
-        _export_one(each, to, at, state, delimiter, force, step, as_json)
+        _export_one(each, to, at, state, options, force, step, as_json)
 
 
 def _export_one(
@@ -203,7 +205,7 @@ def _export_one(
     file: str,
     at: bytes | str | None,
     state: bytes | None,
-    delimiter: str | None,
+    options: Options,
     force: bool,
     step: int,
     as_json: bool,
@@ -212,8 +214,6 @@ def _export_one(
     name = address.path[-1] if address.path else "array"
     given = parse_file(file, new=True)
     what = named(given, name)
-    names = [name.strip() for name in columns.split(",")] if columns else []
-    options = Options(columns=names, delimiter=delimiter)
     check_options(what, options, new=True)
     check_target(what, force)
     part = Part(what.path)
@@ -252,7 +252,7 @@ def _export_one(
                 "oid": oid.hex(),
                 "kind": what.kind,
                 "member": what.member,
-                "delimiter": delimiter,
+                "delimiter": options.delimiter,
                 "index": address.index and repr(address.index),
                 **source.layout.as_dict(),
             },
