@@ -4,7 +4,10 @@ virtmem     the pager
 zodb        blocks in a database
 file_file   an ordinary file, as a BigFile
 file_zodb   a file in ZODB; pickles name this module
+statserver  counters of the pager, for `wendelin stats`
 """
+
+import os as _os
 
 from wendelin.bigfile.virtmem import (
     HOLE,
@@ -45,3 +48,8 @@ __all__ = [
     "ram_set_limit",
     "stats",
 ]
+
+if _os.environ.get("WENDELIN_CORE_STATS") == "1":
+    from wendelin.bigfile.statserver import serve_stats as _serve_stats
+
+    _serve_stats()
