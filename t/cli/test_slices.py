@@ -89,6 +89,18 @@ def test_every_kind_of_file(url, tmp_path, call):
     assert attrs.metadata.dimension_names == ("t", "x")
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_columns(url, tmp_path, call, suffix):
+    """Fields and columns of rows, also of an array in Fortran order."""
+    pytest.importorskip("pyarrow")
+    for name in "C", "F":
+        call("export", "--force", f"{url}#{name}[3:9:2, 5, :4]", out := tmp_path / f"x.{suffix}")
+        call("import", out, f"{tmp_path / 'new.fs'}#{name}")
+        with wendelin.open(tmp_path / "new.fs") as g:
+            columns = [g[name][key][:] for key in g[name]]
+        assert np.array_equal(np.transpose(columns), C[3:9:2, 5, :4])
+
+
 def test_of_pieces_and_of_zarr(url, tmp_path, call):
     zarr = pytest.importorskip("zarr")
     for index in "10:20", "::-7, 1", "5":

@@ -63,6 +63,7 @@ from wendelin.lib.zodb import zconn_at
 __all__ = ["export"]
 
 _MOST = (1 << 63) - 1  # of a file [bytes]
+_OF_ROWS = ("csv", "parquet", "arrow")  # kinds that have rows, one after another
 
 
 def check_target(file: File, force: bool) -> None:
@@ -241,7 +242,7 @@ def _export_one(
         if isinstance(found, Stored) and is_mapping(found):
             _export_whole(database, found, address, given, at, part, step, as_json)
             return
-        source, oid = _source(database, address, found, "C" if what.kind == "csv" else None)
+        source, oid = _source(database, address, found, "C" if what.kind in _OF_ROWS else None)
         check_size(source, what)
         tid = zconn_at(database.conn)
         part.begin(
