@@ -32,7 +32,7 @@ def test_demo(call, tmp_path, testdb):
 
 COMMANDS = [
     *("append", "attrs", "cat", "copy", "cp", "demo", "du", "export", "head", "import", "info"),
-    *("log", "ls", "mkdir", "mount", "mv", "pack", "rm", "tag", "trim", "undo", "verify"),
+    *("log", "ls", "mkdir", "mount", "mv", "pack", "rm", "stats", "tag", "trim", "undo", "verify"),
 ]
 
 

@@ -19,8 +19,8 @@ _COUNTS = ("faults", "loads", "reclaims", "failures", "waits")
     short_help="Show what the pager of a running process does.",
     epilog="""\b
 Examples:
-  WENDELIN_CORE_STATS=1 python program.py &
-  wendelin stats $!""",
+  wendelin stats 4711
+  wendelin stats --json 4711""",
 )
 @click.argument("pid", type=click.IntRange(1))
 @json_option
