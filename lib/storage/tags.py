@@ -65,6 +65,10 @@ def _mapping(storage: Any, oid: bytes) -> tuple[dict[Any, Any], bytes] | None:
         cls, state = inert_of(bytes(data))
     except NoClassError:  # some other program's object, and not damage
         return None
+    except RecordError:
+        if data[:1] == b".":  # no pickle begins so: encoded by a storage around this one
+            return None
+        raise
     if not cls.endswith("PersistentMapping") or not isinstance(state, Pairs):
         return None
     pairs = state.get("data", state.get("_container"))

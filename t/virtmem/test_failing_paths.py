@@ -273,7 +273,7 @@ def test_a_failure_that_could_not_tell_its_transaction_refuses_it(tmp_path):
     from wendelin.bigfile import file_zodb
     from wendelin.bigfile.virtmem.writeout import is_doom_told
     join = file_zodb.ZBigFileH._join
-    def no_room(self): raise RecursionError
+    def no_room(self, seconds): raise RecursionError
     def fail(how):
         A._fileh().invalidate_page(3)
         A._fileh().file.table.drop()
