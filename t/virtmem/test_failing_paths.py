@@ -272,20 +272,20 @@ def test_a_failure_that_could_not_tell_its_transaction_refuses_it(tmp_path):
     import threading
     from wendelin.bigfile import file_zodb
     from wendelin.bigfile.virtmem.writeout import is_doom_told
-    join = file_zodb.ZBigFileH._join
-    def no_room(self, seconds): raise RecursionError
+    join = file_zodb.ZBigFileH.first_change
+    def no_room(self): raise RecursionError
     def fail(how):
         A._fileh().invalidate_page(3)
         A._fileh().file.table.drop()
         lookup = type(A._fileh().file).lookup
         type(A._fileh().file).lookup = lambda *args: 1 / 0
-        file_zodb.ZBigFileH._join = no_room
+        file_zodb.ZBigFileH.first_change = no_room
         try: A[2000:2001][0]; bytecodes()
         except BlockLoadError: pass
         else: raise AssertionError
         finally:
             type(A._fileh().file).lookup = lookup
-            file_zodb.ZBigFileH._join = join
+            file_zodb.ZBigFileH.first_change = join
         assert A._fileh().failed and not is_doom_told(A._fileh())
     def refused():
         out[0] = 5
