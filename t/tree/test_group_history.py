@@ -8,6 +8,7 @@ import pytest
 import transaction
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from persistent.list import PersistentList
 from persistent.mapping import PersistentMapping
 from persistent.TimeStamp import TimeStamp
 from support import storages
@@ -405,11 +406,16 @@ def test_a_pack_keeps_what_is_tagged(g, caplog):
 def test_tags_that_are_none(root):
     storage = root._p_jar.db().storage
     assert tags_of(storage) == {}
-    for wrong in 5, {}, ZBigArray((1,), "u1"), PersistentMapping(a=5):
-        root["~tags"] = wrong
+    try:
+        for wrong in 5, {}, ZBigArray((1,), "u1"), PersistentMapping(a=5), PersistentList([1]):
+            root["~tags"] = wrong
+            transaction.commit()
+            with pytest.raises(Exception, match=r"is not a mapping of tags|is damaged"):
+                tags_of(storage)
+            assert wendelin.Group(root).log(1)
+    finally:
+        del root["~tags"]  # a NEO cluster is that of other tests, too
         transaction.commit()
-        with pytest.raises(Exception, match=r"is not a mapping of tags|is damaged"):
-            tags_of(storage)
 
 
 # ---- two clients ----

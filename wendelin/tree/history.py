@@ -347,7 +347,8 @@ def _places(root: Any) -> Iterator[Place]:
             if not hasattr(value, "_p_oid") or key == ATTRS or value._p_oid in seen:
                 continue
             if key == TAGS:
-                oids = [value._p_oid, *(tag._p_oid for tag in value.values())]
+                below_it = getattr(value, "values", tuple)()  # it may be no mapping of tags
+                oids = [value._p_oid, *(t._p_oid for t in below_it if hasattr(t, "_p_oid"))]
                 tags = Place("", [], extra=dict.fromkeys(oids, "tags"))
                 continue
             at = f"{path}/{key}" if path else str(key)
