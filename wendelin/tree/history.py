@@ -347,8 +347,9 @@ def _places(root: Any) -> Iterator[Place]:
             if not hasattr(value, "_p_oid") or key == ATTRS or value._p_oid in seen:
                 continue
             if key == TAGS:
-                below_it = getattr(value, "values", tuple)()  # it may be no mapping of tags
-                oids = [value._p_oid, *(t._p_oid for t in below_it if hasattr(t, "_p_oid"))]
+                # others may use the name
+                named = value.values() if hasattr(value, "values") else ()
+                oids = [value._p_oid, *(t._p_oid for t in named if hasattr(t, "_p_oid"))]
                 tags = Place("", [], extra=dict.fromkeys(oids, "tags"))
                 continue
             at = f"{path}/{key}" if path else str(key)
