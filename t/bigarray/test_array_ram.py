@@ -1,4 +1,4 @@
-"""RAMArray: an array in memory is as any other, and an append leaves views what they are."""
+"""RAMArray: an array in memory behaves as any other, and its views stay valid after an append."""
 
 import copy
 import gc
@@ -112,7 +112,7 @@ def test_pickled_it_is_copied():
 
 @settings(max_examples=40, stateful_step_count=30, deadline=None)
 class Machine(RuleBasedStateMachine):
-    """A RAMArray next to an ndarray that is made anew; views of it to what they were taken of."""
+    """A RAMArray beside an ndarray that is made anew. Views must show what the ndarray has now."""
 
     @initialize(order=st.sampled_from("CF"), minor=st.integers(1, 3))
     def begin(self, order, minor):

@@ -34,7 +34,7 @@ def big(shape, dtype, order="C"):
 
 
 def same(x, y):
-    """Say whether two arrays are alike in all that can be seen of them."""
+    """Assert that two arrays are alike in all that can be seen of them; return True."""
     assert type(x) is type(y)
     assert (x.shape, x.dtype) == (y.shape, y.dtype)
     assert x.flags.writeable == y.flags.writeable
@@ -153,8 +153,8 @@ def test_nothing_is_loaded():
     assert file.loads == []
 
 
-def test_what_has_other_memory_in_other_orders():
-    """pickle leaves only C- and F-contiguous arrays in their order."""
+def test_arrays_that_are_not_contiguous():
+    """pickle keeps the memory order of an array only if it is C- or F-contiguous."""
     a = filled((3, 4, 5), "f8").transpose(1, 0, 2).copy("K")
     assert not a.flags.c_contiguous
     buffer = bytearray(filled(200, "u1"))
@@ -212,7 +212,7 @@ def test_objects():
         assert same(pickle.loads(pickle.dumps(ref)).deref(), v)
 
 
-def test_what_is_no_array():
+def test_what_is_not_an_array():
     A = big((10,), "i4")
     for x in (A[3], 5, [1, 2], None, memoryview(b"abc")):
         with pytest.raises(TypeError, match=type(x).__name__):
@@ -432,7 +432,7 @@ def test_in_a_database_it_takes_some_bytes(testdb):
     ref = root["ref"]
     assert ref.root is root["A"]
     assert np.array_equal(ref.deref(), values[4000::-3, 2:5])
-    # it is the array that it always was: what changes there is seen, and changes there are kept
+    # its root is the array itself: changes through the reference are seen there, and committed
     ref.deref()[0] = 5
     transaction.commit()
     assert (root["A"][4000, 2:5] == 5).all()

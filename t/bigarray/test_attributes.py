@@ -1,6 +1,6 @@
 """What an array keeps besides its data: attributes that users and subclasses add.
 
-The same as any persistent object, which is what ours is compared with.
+An array must keep them as any persistent object does: the tests compare it with one.
 """
 
 import pickle
@@ -41,7 +41,7 @@ class Slots(ZBigArray):
 
 
 class States(ZBigArray):
-    """One that has more in its state than attributes."""
+    """An array that has more in its state than attributes."""
 
     unit = None
 
@@ -58,7 +58,7 @@ class States(ZBigArray):
 
 
 class Plain(Persistent):
-    """One with a slot, as arrays have."""
+    """A persistent object with a slot, as arrays have one."""
 
     __slots__ = ("__dict__", "zfile")
 
@@ -115,7 +115,7 @@ def test_the_record_is_as_it_was_without_attributes(root):
 
 def test_attributes_live_in_transactions(root):
     A = array(root)
-    view = A[:]  # the array is not a ghost as long as there is one
+    view = A[:]  # the array does not become a ghost while there is a view
     A.unit = "mV"
     A.gone = 1
     transaction.abort()
@@ -132,7 +132,7 @@ def test_attributes_live_in_transactions(root):
     other.tm.commit()
     transaction.begin()
     assert A.unit == "kV"
-    assert not hasattr(A, "_v_mine")  # it may be of what was before
+    assert not hasattr(A, "_v_mine")  # it may depend on the previous state
     assert A._fileh().isused()
     view[0] = 3
     transaction.commit()
@@ -179,12 +179,12 @@ def test_states_of_a_subclass(testdb):
     other.tm.commit()
     other.close()
     transaction.begin()
-    assert (A.unit, A._v_upper) == ("kV", "KV")  # not what was before
+    assert (A.unit, A._v_upper) == ("kV", "KV")  # not of the previous state
     del view
 
 
-def test_what_is_an_attribute_of_ours_is_kept_as_well(testdb):
-    """A name that a program used before we had one."""
+def test_an_attribute_with_a_name_of_ours_is_kept(testdb):
+    """A program used the name before arrays had such an attribute."""
     root = testdb.open()
     A = array(root)
     A.__dict__["prefetch"] = A.__dict__["T"] = "theirs"
@@ -198,7 +198,7 @@ def test_what_is_an_attribute_of_ours_is_kept_as_well(testdb):
     assert A.T.shape == (10,)
 
 
-def test_a_file_says_that_it_keeps_none(root):
+def test_a_file_says_that_it_keeps_no_attributes(root):
     A = array(root)
     with pytest.raises(
         AttributeError, match=r"a ZBigFile cannot keep 'unit'.*Keep it in the array"
@@ -208,8 +208,8 @@ def test_a_file_says_that_it_keeps_none(root):
     assert ZBigFile(4096).blksize == 4096
 
 
-def test_a_block_size_of_numpy_is_one(testdb):
-    """As 0.x has stored it, where a program gave one."""
+def test_a_stored_block_size_may_be_an_integer_of_numpy(testdb):
+    """0.x stored it so, if the program gave one."""
     root = testdb.open()
     A = array(root)
     A[3] = 7

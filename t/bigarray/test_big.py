@@ -1,4 +1,4 @@
-"""Arrays larger than the memory that there is: in a memory cgroup, and over 64 TiB."""
+"""Arrays larger than memory: in a memory cgroup, and of 64 TiB."""
 
 import os
 import subprocess
@@ -60,7 +60,7 @@ print("done", np.mean(a))
 
 
 def test_a_cgroup_of_512_mib(tmp_path):
-    """What kills a program with NumPy arrays works: the memory counted is the cgroup's."""
+    """The kernel kills a program with an ndarray, but not one with a ZBigArray."""
     try:
         with memory_cgroup(512 * MIB) as procs:
             done = run_limited(NUMPY, procs, tmp_path)

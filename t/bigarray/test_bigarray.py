@@ -1,4 +1,4 @@
-"""BigArray: what is not in the fuzzers - errors, sizes, mappings, views over time."""
+"""BigArray, apart from the fuzzers: errors, sizes, mappings, views over time."""
 
 import gc
 import threading
@@ -50,7 +50,7 @@ def test_sizes_are_exact_and_may_be_huge():
         A[:]
     with pytest.raises(MemoryError):
         np.asarray(A)
-    # parts of it are as any other, as long as a file can have them
+    # parts of it work as those of any array, as long as a file can have them
     assert A[0, 5:9].tolist() == [0] * 4
     A[0, 1 << 59] = 3
     assert A[0, (1 << 59) - 1 : (1 << 59) + 2].tolist() == [0, 3, 0]
@@ -76,7 +76,7 @@ def test_sizes_change_where_no_file_has_bytes():
     assert A[:].tolist() == [7] + [0] * 9
 
 
-def test_the_address_space_ends():
+def test_an_array_larger_than_the_address_space():
     A = new((1 << 50,))
     with pytest.raises(MemoryError, match="A\\[i:j\\]"):
         np.mean(A)
@@ -236,7 +236,7 @@ def test_augmented_assignment_of_a_part():
 
 
 def test_overlapping_parts_are_assigned_as_in_one_memory():
-    """Each part has a mapping of its own, so NumPy cannot see by addresses that they overlap."""
+    """If they have mappings of their own, NumPy cannot see by addresses that they overlap."""
     rows = np.arange(10, dtype="u1")[:, np.newaxis] * np.ones(4096, "u1")
     up, down = slice(1, None), slice(None, -1)
     for to, of in ((up, down), (down, up), (up, slice(-2, None, -1))):
@@ -276,7 +276,7 @@ def test_what_was_dropped_stays_dropped_after_a_write_out():
     assert sorted(fileh.file.blocks) == [0]
     A.resize(3 * 4096)
     assert A[:].sum() == 70
-    # and a discard brings everything back: pages, and what the caller does with the shape
+    # a discard brings the pages back; the shape is for the caller to set
     A.resize(5)
     fileh.dirty_discard()
     assert A[:].sum() == 35
@@ -389,7 +389,7 @@ def test_an_append_of_what_is_past_the_end():
 
 
 def test_append_brings_no_old_data_back():
-    """The existing system leaves data past the end when it shrinks."""
+    """wendelin.core 2 leaves data past the end of an array that shrinks."""
     file = RAMFile()
     file.blocks = {0: b"\7" * 4096, 1: b"\7" * 4096, 5: b"\7" * 4096}
     A = BigArray((10,), "u1", file.fileh_open())
@@ -426,7 +426,7 @@ def test_read_raises_precisely_and_dooms_nothing():
 )
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_read_more_than_page_memory_holds(monkeypatch, idx, order):
-    """In steps; each is loaded before it is copied."""
+    """It reads in steps, and loads each part before it copies it."""
     monkeypatch.setattr("wendelin.bigarray.array.ram_stat", lambda: (8 * 4096, 0, 0))
     loads = []
 
@@ -447,7 +447,7 @@ def test_read_more_than_page_memory_holds(monkeypatch, idx, order):
 
 
 class Signalling(Failing):
-    """Says when a block was asked for."""
+    """A file that signals each time a block is asked for."""
 
     def __init__(self):
         super().__init__()
@@ -481,7 +481,7 @@ def test_prefetch_of_any_size_returns_at_once_and_ends_with_the_array():
     fileh = weakref.ref(A._fileh())
     del A
     done = threading.Barrier(pool.THREADS + 1)
-    for _ in range(2):  # behind the jobs that run, and behind what these leave
+    for _ in range(2):  # first behind the jobs that run, then behind the jobs that these leave
         for _ in range(pool.THREADS):
             pool.submit(done.wait, 60)
         done.wait(60)

@@ -1,6 +1,6 @@
 """wendelin.bigarray.dask and joblib: arrays go to workers by reference.
 
-They are an extra: the tox environment `docs` installs them, and runs this.
+Dask and joblib are an extra: the tox environment `docs` installs them, and runs this module.
 """
 
 import logging
@@ -59,7 +59,7 @@ def B(root, A):
 # ---- from_array ----
 
 
-def test_it_is_the_array_as_it_was(A):
+def test_a_dask_array_shows_the_array_as_it_was(A):
     x = from_array(A, chunks=(17, 300))
     assert (x.shape, x.dtype, x.numblocks) == (A.shape, A.dtype, (4, 4))
     A[...] = 7
@@ -169,7 +169,7 @@ def test_a_transaction_has_a_batch_of_chunks(root, A, B):
         assert sum(len(places) for places, _ in batches) == 6
 
 
-def test_it_can_wait(A, B):
+def test_to_array_can_wait(A, B):
     later = to_array(from_array(A), B, compute=False)
     transaction.begin()
     assert not B[...].any()
@@ -178,7 +178,7 @@ def test_it_can_wait(A, B):
     assert np.array_equal(B, VALUES)
 
 
-def test_another_shape(B):
+def test_to_array_refuses_another_shape(B):
     with pytest.raises(ValueError, match=r"\(60, 999\).*\(60, 1000\)"):
         to_array(da.zeros((60, 999)), B)
 
@@ -222,7 +222,7 @@ def test_a_transaction_changes_no_more_than_some_of_the_blocks(B, chunks, monkey
 
 
 class Once:
-    """A chunk that is first taken when others are taken, too."""
+    """A chunk that waits, when it is first taken, until the others are taken, too."""
 
     def __init__(self, values, barrier):
         self.values, self.barrier = values, barrier
@@ -282,7 +282,7 @@ def test_a_transaction_that_cannot_begin_now_begins_again(root, B, monkeypatch):
     begin, fails = Connection.newTransaction, [ClientDisconnected("gone")]
 
     def flaky(self, transaction, sync=True):
-        if sync and self is not root._p_jar and fails:  # it asks the server
+        if sync and self is not root._p_jar and fails:  # this call asks the server
             raise fails.pop()
         return begin(self, transaction, sync)
 

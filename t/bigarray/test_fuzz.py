@@ -56,7 +56,7 @@ indices = items | st.lists(items, max_size=6).map(tuple)
 
 
 def as_numpy(idx):
-    """Return idx for an ndarray: there, an array as index copies, even if it is 0-d."""
+    """Return idx for an ndarray, where any array as index makes a copy, even a 0-d one."""
     if isinstance(idx, tuple):
         return tuple(map(as_numpy, idx))
     return int(idx) if isinstance(idx, np.ndarray) else idx
@@ -136,7 +136,7 @@ def test_assignment(layout, idx, how):
     st.sampled_from([1, -1]),
 )
 def test_assignment_of_a_part_to_another(dtype, order, n, shift, step):
-    """They overlap in the file, and not in the address space."""
+    """The parts may overlap in the file."""
     A, a = pair(((9, 5000) if order == "C" else (5000, 9), dtype, order, 4096))
     to, of = slice(0, n), slice(max(shift, 0), max(shift, 0) + n)
     if shift < 0:
@@ -166,7 +166,7 @@ operations = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(operations)
 def test_size_changes(dtype, order, ops):
-    """Bytes keep their place, what is new is zeros; old views go on as parts of the file."""
+    """Bytes keep their place, and new ones are zeros. Old views still show parts of the file."""
     dtype = np.dtype(dtype)
     A = BigArray((0, 1) if order == "C" else (1, 0), dtype, RAMFile(4096).fileh_open(), order)
     model = np.zeros(0, dtype)  # the elements in the order of memory
@@ -195,7 +195,7 @@ def test_size_changes(dtype, order, ops):
         assert A[...].ravel(order).tobytes() == model.tobytes()
         if len(model):
             views.append(A[...])
-        # all views are looks at one file: their common part is the same, the rest is zeros
+        # all views show one file: their common part is the same, the rest is zeros
         for view in views:
             flat = view.ravel(order).tobytes()
             common = min(len(flat), model.nbytes)

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.formats
 def parsed(A):
     """Return (table, picture) of an array: {row: text}; [(what, from, to)] of its bands."""
     html = A._repr_html_()
-    root = ElementTree.fromstring(html)  # it is well-formed
+    root = ElementTree.fromstring(html)  # raises, if it is not well-formed
     rows = {}
     for tr in root.iter("tr"):
         cells = list(tr)
@@ -42,7 +42,7 @@ def parsed(A):
 
 
 def stored_bytes(A):
-    """Return the bytes that a database has of an array's blocks, as `wendelin ls` does."""
+    """Return how many bytes a database has of an array's blocks, as `wendelin ls` counts them."""
     return sum(block.size for blocks in inspect_blocks(A.zfile) for block in blocks)
 
 
@@ -62,7 +62,7 @@ def test_an_array_in_a_database(root):
     assert rows["Object"] == oid_repr(A._p_oid)
     assert "State of" not in rows
     assert bands == [("stored", 0, 3), ("not stored", 4, 5)]
-    # nothing was loaded, or opened, for it
+    # the table has loaded nothing, and opened no handle
     assert getattr(client["A"], "_v_fileh", None) is None
     client.close()
 
@@ -78,7 +78,7 @@ def test_an_array_in_a_database(root):
 
 
 def test_bytes_that_are_stored(root):
-    """They are those of the records, not whole blocks; and many are not asked for."""
+    """The bytes of the records count, not whole blocks. Too many records are not counted."""
     root["few"] = few = ZBigArray((10,), "f8", zblk_fmt="ZBlk1")
     root["many"] = many = ZBigArray((10, 1 << 19), "u1", blksize=1 << 19, zblk_fmt="ZBlk1")
     transaction.commit()
@@ -91,7 +91,7 @@ def test_bytes_that_are_stored(root):
     assert 80 < n < 4096
     assert parsed(few)[0]["Stored"] == f"1 block, {n} B"
     n = stored_bytes(many)
-    records = 10 * (1 + 128)  # and chunk tables
+    records = 10 * (1 + 128)  # and those of chunk tables
     assert stored_size(many.zfile, 2 * records) == n
     assert stored_size(many.zfile, records) is None
     client.close()
@@ -192,7 +192,7 @@ def test_all_text_is_escaped():
 
 
 def test_text_has_the_colour_of_the_page():
-    """Which may be dark."""
+    """The page may be dark."""
     root = ElementTree.fromstring(RAMArray((3, 4, 5), "u1")._repr_html_())
     texts = list(root.iter("{http://www.w3.org/2000/svg}text"))
     assert [text.text for text in texts] == ["5", "3", "4"]

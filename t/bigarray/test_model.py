@@ -23,8 +23,8 @@ LIMIT = 12 * BLK
 class Model(RuleBasedStateMachine):
     """Write, append, resize, commit, abort, reclaim, new view, drop view, close and reopen.
 
-    The model is what the array has now, and what was committed. A view is a look at the first
-    bytes of the file, of the size that it had: past the end it sees zeros.
+    The model has the present data of the array and the committed data. A view keeps its size: it
+    shows the first bytes of the file, and zeros past the end of the array.
     """
 
     def __init__(self):

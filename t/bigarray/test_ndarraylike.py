@@ -1,4 +1,4 @@
-"""What an array has of its view, what it says instead, and what takes it as it is."""
+"""What an array has in common with its view, what it advises instead, and what takes an array."""
 
 import re
 import tracemalloc
@@ -45,7 +45,7 @@ def A(request, testdb):
     ],
 )
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
-def test_what_is_a_view_is_one(A, look):
+def test_attributes_that_are_views_share_memory(A, look):
     a = A[...]
     assert np.array_equal(look(A), look(a))
     assert look(A).dtype == look(a).dtype

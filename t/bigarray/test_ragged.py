@@ -153,7 +153,7 @@ STEPS = st.lists(
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=STEPS)
 def test_model(root, steps):
-    """As a dict of arrays, over commits, aborts, savepoints, and another client."""
+    """It behaves as a dict of arrays, over commits, aborts, savepoints, and another client."""
     R = root["model"] = ZRagged("i4", blksize=4096)
     transaction.commit()
     now, committed, saved, number = {}, {}, None, 0
@@ -300,7 +300,7 @@ def test_example_in_threads(root):
 
 @pytest.mark.only("fs", "zeo")
 def test_isolation(root):
-    """A client sees pieces as they were at its last boundary: put, replaced, removed, compacted."""
+    """A client sees pieces as at its last boundary, while another puts, removes and compacts."""
     R = made(root, "i4")
     R.update({"a": [1, 1], "b": [2], "c": [3, 3, 3]})
     transaction.commit()

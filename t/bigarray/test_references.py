@@ -1,4 +1,4 @@
-"""Arrays that are sent to other processes: as references to a moment of the database."""
+"""Arrays are sent to other processes as references to a moment of the database."""
 
 import copy
 import gc
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.formats
 
 
 def close_past():
-    """Close all that references have opened, and nobody uses; return whether that is all of it."""
+    """Close what references have opened, if it is not used; return whether nothing is open now."""
     gc.collect()
     for key, opened in list(shared._databases.items()):
         with opened.lock:
@@ -47,7 +47,7 @@ def close_past():
 @pytest.fixture(autouse=True)
 def nothing_stays_open():
     yield
-    wait_until(close_past, "closes all", 5)  # threads that read ahead may have it yet
+    wait_until(close_past, "closes all", 5)  # threads that read ahead may still use it
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_it_is_read_only(root, A):
     for change in (lambda: B.resize(3), lambda: B.append([1]), lambda: B.resize(1 << 30)):
         with pytest.raises(ValueError, match=r"read-only.*past state"):
             change()
-    # and without NumPy
+    # a write without NumPy is refused, too
     raw = np.frombuffer(B._fileh().mmap(0, 1), "u1")
     with pytest.raises(DoomedError, match=r"ReadOnlyHistoryError: it is a past state"):
         raw[0] = 1
@@ -176,7 +176,7 @@ def test_changes_that_are_not_committed_are_not_sent(root, A):
     root._p_jar.cacheMinimize()
     assert np.array_equal(sent(A)[:], FIRST)
 
-    # no page is changed by it
+    # this changes no page
     A.resize((2, A.size // 2))
     assert refused(A)
     transaction.savepoint()
@@ -215,7 +215,7 @@ def test_between_a_commit_and_the_next_transaction(root, A):
     B = client["A"]
     B[0] = 1
     client.tm.commit()
-    # it shows the previous state and its changes, which no state of the database has
+    # B shows the previous state with its own changes: the database does not have such a state
     assert refused(B)
     client.tm.begin()
     assert np.array_equal(sent(B)[:], changed((0, 1)))
@@ -284,7 +284,7 @@ def test_a_process_opens_a_database_once_and_closes_what_is_not_used(root, A, mo
 
 
 @pytest.mark.usefixtures("no_leaks")
-def test_what_is_not_used_is_closed_by_and_by(testdb, monkeypatch):
+def test_what_is_not_used_is_closed_after_a_while(testdb, monkeypatch):
     monkeypatch.setenv("WENDELIN_CORE_KEEP", "0.1")
     B = sent(fill(testdb.open(), None))
     name = shared.CLOSER

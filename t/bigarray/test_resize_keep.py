@@ -18,7 +18,7 @@ SHAPES = st.integers(1, 4).flatmap(
 
 
 def resized(a, shape):
-    """What it should be."""
+    """Return what resize(shape, keep=True) should make of a."""
     new = np.zeros(shape, a.dtype)
     both = tuple(slice(min(m, n)) for m, n in zip(a.shape, shape, strict=True))
     new[both] = a[both]
@@ -84,7 +84,7 @@ def test_what_does_not_fit_into_page_memory_is_refused(root):
         ram_set_limit(limit)
 
 
-def test_what_is_wrong(root):
+def test_bad_shapes_with_keep(root):
     root["A"] = A = ZBigArray((3, 4), "u1")
     transaction.commit()
     with pytest.raises(ValueError, match="the array has 2 axes: with keep=True their number stays"):

@@ -1,4 +1,4 @@
-"""ZSparse: a matrix of SciPy over views; compared with the same in memory."""
+"""ZSparse: a matrix of SciPy over views; compared with the same matrix in memory."""
 
 import pickle
 import signal
@@ -124,8 +124,8 @@ def test_what_is_appended(root, tmp_path):
         S.save(tmp_path / "x.txt")
 
 
-def test_in_steps(root, tmp_path):
-    """The parts of a source are put together as they were, wherever they are cut."""
+def test_append_in_steps(root, tmp_path):
+    """A source that is appended in steps of any size gives the same matrix."""
     m = some(300, seed=5)
     m.data[m.indptr[10] : m.indptr[60]] = 0
     sparse.save_npz(tmp_path / "x.npz", m)
@@ -221,7 +221,7 @@ def test_in_a_group(root):
 
 
 @pytest.mark.only("fs")
-def test_in_the_program(root, testdb, call):
+def test_in_the_command_line(root, testdb, call):
     S = made(root)
     S.append_rows(some())
     transaction.commit()
@@ -262,7 +262,7 @@ def test_isolation_and_conflict(root):
             same(client["S"][:], m)
             client["S"].append_rows(m)
         one.tm.commit()
-        assert two["S"].shape == (80, 50)  # its own, not committed
+        assert two["S"].shape == (80, 50)  # with its own rows, which are not committed
         with pytest.raises(ConflictError):
             two.tm.commit()
         two.tm.abort()
@@ -299,7 +299,7 @@ STEPS = st.lists(
 @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 @given(steps=STEPS)
 def test_model(root, steps):
-    """As a matrix in memory, over commits, aborts, savepoints and another client."""
+    """It behaves as a matrix in memory, over commits, aborts, savepoints and another client."""
     S = root["model"] = ZSparse.csr((0, 50), "f4", blksize=4096)
     transaction.commit()
     now = committed = sparse.csr_array((0, 50), dtype="f4")
@@ -422,6 +422,6 @@ USES = """
 @pytest.mark.only("fs")
 def test_little_memory(testdb):
     """SciPy computes over the views: there is no copy of the numbers."""
-    size = "3"  # of millions: 34 MiB; by hand 53, with WENDELIN_CORE_RAM=192M
+    size = "3"  # millions: 34 MiB; by hand, 53 millions with WENDELIN_CORE_RAM=192M
     check_child(FILLS, testdb.url, size)
     check_child(USES, testdb.url, size, WENDELIN_CORE_RAM="12M")

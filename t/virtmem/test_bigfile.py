@@ -1,4 +1,4 @@
-"""BigFile: where a subclass gives the block size, now and in programs for 0.x."""
+"""BigFile: a subclass gives the block size in __new__() or __init__(), as programs for 0.x do."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ BLK = 4096
 
 def test_subclasses_as_they_were_written_for_0_x():
     class New(BigFile):
-        """Its __new__() has the block size, and there is no __init__()."""
+        """Its __new__() gives the block size; it does not define __init__()."""
 
         def __new__(cls, name, fill, **kw):
             self = BigFile.__new__(cls, BLK)
@@ -35,7 +35,7 @@ def test_subclasses_as_they_were_written_for_0_x():
             return self
 
     class Init(BigFile):
-        """Its __init__() is its own, and knows nothing of blocks."""
+        """Its __init__() does not call BigFile's: BigFile.__new__() takes the block size."""
 
         def __init__(self, blksize, fill=7):
             self.fill = fill
@@ -54,7 +54,7 @@ def test_subclasses_as_they_were_written_for_0_x():
     assert BigFile.__new__(BigFile, BLK).blksize == BLK
 
 
-def test_a_subclass_whose_first_argument_is_no_block_size():
+def test_a_subclass_whose_first_argument_is_not_the_block_size():
     class File(BigFile):
         def __init__(self, *args):
             super().__init__(BLK)

@@ -1,4 +1,4 @@
-"""Every kind of BigFile does what the pager wants of one."""
+"""Every kind of BigFile keeps the contract that the pager relies on."""
 
 import os
 

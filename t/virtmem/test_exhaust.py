@@ -1,7 +1,8 @@
-"""Running out, of whatever there is: an exception that names it, and a database as it was.
+"""Resources run out: an exception names the resource, and the database stays as it was.
 
-Each test is a program in a child process that has little: disk, file descriptors, address space,
-mappings, page memory. It must say what is missing, go on, and commit when there is enough again.
+Each test runs a program in a child process that has little of one resource: disk, file descriptors,
+address space, mappings, page memory. The exception must name what is missing. The program must go
+on, and commit when there is enough again.
 """
 
 import os
@@ -21,7 +22,7 @@ MIB = 1 << 20
 
 pytestmark = [pytest.mark.slow, pytest.mark.only("fs"), pytest.mark.once]
 
-#: what programs begin with: a committed array of 6 blocks, and checks
+#: each program begins with this: a committed array of 6 blocks, and checks
 SETUP = """
 import os, resource, sys
 import numpy as np, transaction
@@ -158,7 +159,7 @@ works_again()
 
 
 def test_file_too_large_in_a_commit(url):
-    """A limit of the size of files, as a quota is. Page memory is a file, too."""
+    """A limit on the size of files, like a quota. It holds for page memory too, which is a file."""
     program(
         """
 def too_much():
@@ -289,7 +290,7 @@ works_again()
 
 
 def test_no_mappings(url):
-    """Of which the kernel has vm.max_map_count a process; all of them used by others."""
+    """The program itself uses up the vm.max_map_count mappings that a process may have."""
     program(
         """
 import ctypes, mmap
@@ -349,7 +350,7 @@ def test_no_page_memory(url):
 
 
 def test_no_page_memory_in_a_cgroup(tmp_path):
-    """Without a word of WENDELIN_CORE_RAM: it sees its limit, and is not killed."""
+    """WENDELIN_CORE_RAM is not set. The pager keeps to the cgroup's limit: no process is killed."""
     code = SETUP + TOO_MANY.replace("SIZE", "400 << 20") + END
     try:
         with memory_cgroup(256 * MIB) as procs:
@@ -367,7 +368,7 @@ def test_no_page_memory_in_a_cgroup(tmp_path):
 
 
 def test_page_memory_may_not_grow(tmp_path):
-    """A limit of the size of files, which page memory is to the kernel."""
+    """A limit on the size of files. It holds for page memory, which is a file to the kernel."""
     program(
         """
 limit(resource.RLIMIT_FSIZE, 100)

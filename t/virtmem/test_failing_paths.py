@@ -1,7 +1,7 @@
-"""Failures inside of the failure path: no memory, no room on the stack, hooks that raise.
+"""Failures inside the failure path: no memory, no room on the stack, hooks that raise.
 
-Whatever fails, and wherever: the data is right, or its thread gets an exception and the commit is
-refused. Each test makes one kind of failure at every step of the way of a fault, in turn.
+After any failure, either the data is right, or the thread gets an exception and the commit is
+refused. Each test makes one kind of failure, in turn at every step that a fault takes.
 """
 
 import pytest
@@ -9,7 +9,7 @@ from support.child import check_child, run_child
 
 pytestmark = [pytest.mark.once, pytest.mark.slow]
 
-#: `out` gets what was read of the cold block, whatever it was, and is committed.
+#: `out` gets the value that was read from the cold block, right or wrong, and is committed.
 SETUP = """
 import inspect, logging, sys
 import numpy as np, transaction
@@ -125,7 +125,10 @@ def test_the_recursion_limit(tmp_path, options, fmt, how):
 @pytest.mark.parametrize(("fmt", "how"), [("ZBlk1", "read"), ("ZBlk0", "write")])
 @pytest.mark.parametrize("times", [1, 0])
 def test_no_memory(times, fmt, how):
-    """One allocation fails, or all from one on. (FileStorage does not bear it, in its own code.)"""
+    """One allocation fails, or it and all later ones do.
+
+    The database is in memory: the code of FileStorage itself does not survive such failures.
+    """
     pytest.importorskip("_testcapi")
     code = """
     import _testcapi
@@ -188,7 +191,7 @@ def refused():
 
 
 def test_a_log_handler_that_raises():
-    """It is said, by Python's own hook, and what the thread gets is what it should get."""
+    """Python's hook reports the handler's error, and the thread gets the exception of the load."""
     done = run_child(
         PLAIN
         + """
@@ -238,8 +241,11 @@ fileh.dirty_writeout(3)
     )
 
 
-def test_a_loader_that_goes_on_over_scrap_of_which_nothing_can_be_said():
-    """The block that it makes of it is not loaded."""
+def test_a_loader_that_goes_on_after_a_failed_touch():
+    """Near the recursion limit, the loader may get no exception for the touch that failed.
+
+    The block that it then fills is not loaded.
+    """
     check_child(
         PLAIN
         + """
@@ -267,7 +273,7 @@ assert fileh2.failed
 
 
 def test_a_failure_that_could_not_tell_its_transaction_refuses_it(tmp_path):
-    """Its handle joins when the transaction ends, even if all that it knows is a flag."""
+    """Its handle has only a flag of the failure, and joins when the transaction ends."""
     code = """
     import threading
     from wendelin.bigfile import file_zodb

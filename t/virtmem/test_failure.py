@@ -48,7 +48,7 @@ def view(fileh, start=0, n=8):
 
 
 class Failing(RAMFile):
-    """Fails with `error` while there is one."""
+    """Its loads raise `error`, unless that is None."""
 
     error: BaseException | None = OSError("bad disk")
 
@@ -78,7 +78,7 @@ COPY = np.zeros(8 * BLK, "u1")
         lambda a: (a[: 4 * BLK] == a[4 * BLK :]).all(),
     ],
 )
-def test_what_touches_it_gets_an_exception(touch):
+def test_code_that_touches_a_failing_block_gets_an_exception(touch):
     fileh = Failing(BLK).fileh_open()
     fileh.file.blocks[0] = b"1" * BLK
     a = view(fileh)
@@ -118,7 +118,7 @@ assert len(told) == 8, told
 
 @pytest.mark.parametrize("own", [True, False])
 def test_a_touch_that_fails_while_blocks_are_stored(own):
-    """Nothing is stored as if it had not."""
+    """The write-out raises the failure, and stores nothing."""
     broken = view(Failing(BLK).fileh_open())
 
     class File(Failing):
@@ -140,7 +140,7 @@ def test_a_touch_that_fails_while_blocks_are_stored(own):
 
 
 def test_a_touch_that_fails_at_the_end_of_the_interpreter():
-    """What is not in memory is zeros then, and nobody is told."""
+    """A block that is not in memory reads as zeros then, and there is no exception."""
     out = child("""
 import atexit
 a = np.frombuffer(Failing(BLK).fileh_open().mmap(0, 8), "u1")
@@ -190,7 +190,7 @@ def test_a_reader_that_never_aborts_does_not_gather_failures():
 
 
 def test_a_thread_that_ends_before_its_exception_leaves_it_to_nobody():
-    """The system gives its ident to the next thread: that one can load."""
+    """The system gives its ident to the next thread, which must not get the exception."""
     child("""
 _, a = new(cls=Failing)
 _, b = new()
@@ -207,11 +207,8 @@ assert got[1:] == [ord("1")], got
 """)
 
 
-# ---- waits ----
-
-
 def test_an_exception_that_comes_to_a_finalizer_goes_on():
-    """Python prints exceptions of __del__, and goes on; the code that touched must not."""
+    """Python prints an exception of __del__() and goes on. The code that touched must not go on."""
     out = child("""
 from collections import deque
 from operator import truth
@@ -266,8 +263,11 @@ assert len(said) == 1 and isinstance(said[0].exc_value, BlockLoadError), said
     assert out == ""
 
 
+# ---- waits ----
+
+
 def test_loaders_that_wait_for_each_other():
-    """The second one to wait is told; the first one goes on."""
+    """The second loader that waits gets an exception; the first one goes on."""
     child("""
 both = threading.Barrier(2)
 class File(RAMFile):
@@ -362,7 +362,7 @@ def test_stats():
         a.sum()
         for _ in range(1000):
             pass
-    # after the first one, the thread gets zeros until it sees the exception
+    # after the first failure, the thread gets zeros until it sees the exception
     assert figures()[2:] == (8, 0, 0, 0, 0, 0, 8, 0)
     fileh.dirty_discard()
     fileh.file.error = None
@@ -433,7 +433,7 @@ def test_a_debugger_does_not_break_it(command):
 
 
 def test_an_error_that_cannot_be_shown_is_an_error():
-    """The message is made of it: what fails there must not make zeros that are true."""
+    """A message is made of the loader's error. If that fails, its zeros must not count as data."""
     child("""
 class Bad(Exception):
     def __str__(self): raise RuntimeError("no str")
@@ -452,7 +452,7 @@ else: raise AssertionError("zeros of a failed load could be stored")
 
 
 @pytest.mark.parametrize("error", ["SystemExit(5)", "KeyboardInterrupt()", "GeneratorExit()"])
-def test_a_loader_that_always_raises_what_is_no_error(error):
+def test_a_loader_that_always_raises_a_base_exception(error):
     child(
         """
 class File(RAMFile):

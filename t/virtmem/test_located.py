@@ -1,6 +1,7 @@
-"""Blocks that are known ahead: what a file says, what is believed of that, and for how long.
+"""Blocks that are known ahead: what a file says, what the pager believes of it, and how long.
 
-Of files that say where their blocks are, without a database; and the kernel's limit of mappings.
+The files say where their blocks are, without a database. Other tests reach the kernel's limit on
+mappings.
 """
 
 import os
@@ -159,7 +160,7 @@ def test_a_place_that_was_invalidated_and_closed_during_the_load_is_asked_for_ag
 
 
 class Stored(Ahead):
-    """A file that keeps what is stored in another one, and can be cut."""
+    """A file that writes stored blocks to another file, and can be truncated."""
 
     def __init__(self, path):
         super().__init__(path)
@@ -199,7 +200,7 @@ def test_a_write_by_another_view_after_it_was_stored_is_a_change(numbered):
     a[0] = 1
     handle.dirty_writeout(WRITEOUT_STORE)
     assert not handle.isdirty()
-    assert b[0] == 1  # it is shown, and not to be written without us
+    assert b[0] == 1  # b shows the page read-only: the next write faults
     b[0] = 2
     assert handle.isdirty()
     handle.dirty_writeout(WRITEOUT_MARKSTORED)
@@ -209,7 +210,7 @@ def test_a_write_by_another_view_after_it_was_stored_is_a_change(numbered):
 def test_what_is_past_the_end_is_not_known_ahead(numbered):
     handle, a = view_of(Stored(numbered))
     handle.truncate(2)
-    a[0]  # looks at [0, 4)
+    a[0]  # the pager looks ahead at [0, 4)
     assert not a[2 * 4096 :].any()
     handle.dirty_discard()
     assert a[3 * 4096] == 3
@@ -220,7 +221,7 @@ def test_mappings_stay_within_the_kernels_limit(tmp_path):
     blocks = 70_000
     path = tmp_path / "many"
     with open(path, "wb") as f:
-        for i in range(blocks):  # every second page, so that no two mappings are one
+        for i in range(blocks):  # every second page, so that the kernel merges no mappings
             f.seek(i * 8192)
             f.write(i.to_bytes(8, "little"))
         f.truncate(blocks * 8192)
@@ -257,7 +258,7 @@ def test_mappings_stay_within_the_kernels_limit(tmp_path):
 
 
 def test_a_child_has_no_mapping_of_ours(numbered):
-    """Whatever was shown, and is, and whatever a storer keeps: it could be changed there."""
+    """It maps no page that is or was shown, and no buffer that a storer keeps."""
     check_child(
         """
         import os, sys, warnings, numpy as np
@@ -295,7 +296,7 @@ def test_a_child_has_no_mapping_of_ours(numbered):
 
 
 def test_the_program_itself_uses_up_the_kernels_mappings(numbered):
-    """Ours are given back when mmap() says ENOMEM, too."""
+    """The pager gives back its own mappings also when mmap() fails with ENOMEM."""
     check_child(
         """
         import ctypes, mmap, os, sys, numpy as np

@@ -1,4 +1,4 @@
-"""Blocks that are mapped from Data.fs: when, for how long, and what is seen of others' changes."""
+"""Blocks that are mapped from Data.fs: when, how long, and which changes a client sees."""
 
 import os
 import weakref
@@ -184,8 +184,8 @@ def test_pack_under_open_views(path, values):
     values[: BLK // 8] = 1
     assert np.array_equal(a, values)
     root._p_jar.db().pack()
-    assert np.array_equal(a, values)  # of the old file
-    gone = f"{path} (deleted)"  # what its mappings are named, though .old is a name of it too
+    assert np.array_equal(a, values)  # a reads the old file
+    gone = f"{path} (deleted)"  # the kernel names the old file so, though it has the name .old, too
     assert maps(gone) == N
     os.unlink(path + ".old")
     assert np.array_equal(a, values)
@@ -207,7 +207,7 @@ def test_pack_under_open_views(path, values):
 
 @pytest.mark.parametrize("storage", [AlignedFileStorage, FileStorage])
 def test_touches_at_the_boundary_after_a_pack_read_the_old_file(path, values, storage, monkeypatch):
-    """Its descriptor is not closed, and another file's, before the last page has let go of it."""
+    """The old file's descriptor stays open until the last page lets it go."""
     make(path, values, storage)._p_jar.db().close()
     root = dbopen(path)
     root["A"][: BLK // 8] = values[: BLK // 8] = 1
@@ -235,12 +235,12 @@ def test_touches_at_the_boundary_after_a_pack_read_the_old_file(path, values, st
     assert fd not in others
     assert got == [values[i * BLK // 8 + 1] for i in range(6)]
     assert np.array_equal(a, values)
-    assert [ref() for ref in old] == [None]  # its number may be the new one's
+    assert [ref() for ref in old] == [None]  # not by number: the new file may have the same one
     dbclose(root)
 
 
 def test_wherever_reads_go_the_bytes_are_right(path, values):
-    """Each view and order: rows, backwards, random, two threads' worth of strides."""
+    """Blocks are read in several orders: forwards, backwards, random, every second, in jumps."""
     dbclose(make(path, values))
     rng = np.random.default_rng(5)
     orders = [

@@ -41,7 +41,7 @@ def test_negative(fileh, call, type_):
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("bad", [1.5, 2.0, "1", None, np.float64(1)])
-def test_no_integer(fileh, call, bad):
+def test_what_is_not_an_integer(fileh, call, bad):
     with pytest.raises(TypeError):
         call(fileh, bad)
 

@@ -1,4 +1,4 @@
-"""Faults among signals, system calls, exceptions, forks and exits: in child processes."""
+"""Page faults together with signals, system calls, exceptions, forks, exits: in child processes."""
 
 import signal
 import subprocess
@@ -31,7 +31,7 @@ def dies(code, **kw):
 FOREIGN = "ctypes.string_at(8)\nprint('survived')\n"
 
 
-def test_a_foreign_fault_is_what_it_was():
+def test_a_foreign_fault_still_kills_the_process():
     done = dies("_, a = new(); a[0] = 1\n" + FOREIGN)
     assert done.stdout == ""
     assert done.stderr == ""
@@ -52,7 +52,7 @@ def test_faulthandler_reports_a_foreign_fault(code):
 
 
 def test_faulthandler_enabled_after_us():
-    """It is called first: it reports a fault of ours, too; but then all goes on."""
+    """faulthandler is called first. It reports a fault of ours, too; then the program goes on."""
     out = child("_, a = new(); faulthandler.enable(); a[5] = 1; print(a[5], a.sum())")
     assert out.split() == ["1", "1"]
     dies("_, a = new(); faulthandler.enable(); a[5] = 1\n" + FOREIGN)
@@ -67,7 +67,7 @@ def test_faulthandler_enabled_before_us_or_between():
 
 @pytest.mark.parametrize("sig", ["SIGSEGV", "SIGBUS"])
 def test_a_handler_of_python_that_is_set_after_us(sig):
-    """It would be called for ever, by touches of views that there are."""
+    """Without care, a touch of an existing view would call it for ever."""
     done = run_child(
         SETUP
         + """
@@ -97,12 +97,12 @@ print(sent(), signal.getsignal(signal.SIG) is handler)
 """.replace("signal.SIG", f"signal.{sig}")
     )
     assert (done.returncode, done.stdout) == (0, "[1] True\n"), done.stderr
-    (said,) = done.stderr.splitlines()  # once
+    (said,) = done.stderr.splitlines()  # said once
     assert f"a handler of {sig} was set after wendelin.core's" in said
 
 
 def test_no_thread_of_ours_is_there_at_a_fork():
-    """Python warns of threads at a fork, for good reason."""
+    """Python warns, for good reason, when a process with threads forks."""
     child("""
 def threads(): return len(os.listdir("/proc/self/task"))
 before = threads()                          # those of BLAS, which end at a fork, too
@@ -163,7 +163,7 @@ print("ok")
 
 
 def test_system_calls_on_cold_and_on_resident_pages(tmp_path):
-    """The limits that docs/howto/system-calls.md states, as they are."""
+    """The limits are those that docs/howto/system-calls.md states."""
     child(
         """
 import errno
@@ -349,7 +349,7 @@ assert a.sum() + b.sum() == 2
 
 
 def test_a_thread_that_python_does_not_know(tmp_path):
-    """Its failure goes to the thread that has the handle."""
+    """The thread that mapped the handle last gets the exception of its failure."""
     source = tmp_path / "t.c"
     source.write_text("""
 #include <pthread.h>

@@ -1,11 +1,11 @@
-"""Block number -> page, against a dict."""
+"""The map from block numbers to pages, compared with a dict."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wendelin.bigfile.virtmem.pagemap import selftest
 
-# few keys, so that they are met again; neighbours; strides; and the ends of the range
+# few keys, so that operations meet them again; neighbours; strides; the ends of the range
 keys = (
     st.integers(0, 40)
     | st.integers(0, 40).map(lambda i: i << 44)

@@ -1,4 +1,4 @@
-"""The limit of page memory: in child processes that have one."""
+"""The limit of page memory: each test runs in a child process with a limit of its own."""
 
 import pytest
 from support.cgroup import NoCgroup, memory_cgroup
@@ -110,7 +110,7 @@ assert fileh.file.blocks[0][0] == 5
 
 
 def test_a_block_larger_than_memory():
-    """The kernel would give all that the machine has, and kill others for more."""
+    """The kernel would give all memory of the machine, and kill other processes for more."""
     try:
         with memory_cgroup(512 << 20) as procs:
             child(f"open({str(procs)!r}, 'w').write(str(os.getpid()))" + LARGER)

@@ -1,4 +1,4 @@
-"""Readers of arrays in Data.fs: without Python, in threads, and what is read ahead of them."""
+"""Readers of arrays in Data.fs: native threads, Python threads, and blocks that are read ahead."""
 
 import shutil
 import subprocess
@@ -48,7 +48,7 @@ double sum(const double *d, long n) {
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 @pytest.mark.parametrize("storage", ["AlignedFileStorage", "FileStorage"])
 def test_workers_fault_while_their_caller_holds_the_gil(path, values, tmp_path, storage):
-    """As BLAS and OpenMP do: what is known is mapped, or copied, without Python."""
+    """BLAS and OpenMP do so. Blocks that are known ahead are mapped, or copied, without Python."""
     source = tmp_path / "c.c"
     source.write_text(C)
     library = str(tmp_path / "c.so")

@@ -1,7 +1,7 @@
-"""Views that are ready when they are given out, A.load(), and arrays that are written in parts.
+"""Views that are ready when the caller gets them, A.load(), and arrays that are written in parts.
 
-What a system call can read is what is shown: os.write() of a view is EFAULT, or short, where it is
-not. So it is the check here, besides the count of faults.
+A system call reads only pages that are shown: where a page is not shown, os.write() of a view fails
+with EFAULT, or is short. The tests check with os.write(), and with the count of faults.
 """
 
 import io
@@ -27,7 +27,7 @@ from wendelin.bigfile.virtmem.writeout import check_failures
 BLK = 65536  # bytes of a block
 N = 40  # blocks
 
-# a busy machine does not get far in 0.1 s
+# without a limit of time: a busy machine does not get far in the default, 0.1 s
 pytestmark = pytest.mark.usefixtures("without_limit")
 on_touch_only = os.environ.get("WENDELIN_CORE_READY") == "0"
 local = pytest.mark.skipif(
@@ -60,7 +60,7 @@ def values():
 
 
 def opened(testdb, values, zblk_fmt):
-    """Return an array with data, as a client has it that has just opened the database."""
+    """Return an array with data, of a database that was just opened again."""
     root = testdb.open()
     root["B"] = ZBigArray(values.shape, values.dtype, blksize=BLK, zblk_fmt=zblk_fmt)
     transaction.commit()
@@ -72,7 +72,7 @@ def opened(testdb, values, zblk_fmt):
 
 @pytest.fixture
 def B(testdb, values):
-    """Return an array whose blocks are written in bulk, by the default format."""
+    """Return an array whose blocks were written in bulk, in the default format."""
     return opened(testdb, values, None)
 
 
@@ -85,7 +85,7 @@ def test_a_view_is_ready_when_it_is_given_out(B, values):
 
 
 def test_a_view_that_is_not_ready_is_not_written(on_touch, B):
-    """The check can fail."""
+    """This proves that the check can fail."""
     with pytest.raises(OSError, match="Bad address"):
         written(B[:])
 
@@ -104,7 +104,7 @@ def test_holes_are_ready(testdb):
     assert faults(H) == before
 
 
-def test_threads_of_the_pager_are_not_named():
+def test_threads_of_the_pager_are_not_among_those_that_block_sigsegv():
     check_child(
         """
         import sys
@@ -121,7 +121,7 @@ def test_threads_of_the_pager_are_not_named():
 
 @local
 def test_short_blocks_are_ready(testdb):
-    """The last block of most arrays is one: it cannot be mapped, and is copied."""
+    """The last block of most arrays is short: it cannot be mapped, and is copied."""
     root = testdb.open()
     root["S"] = S = ZBigArray((10 * BLK + 100,), np.uint8, blksize=BLK)
     transaction.commit()
@@ -186,7 +186,7 @@ def test_views_are_ready_after_the_commit_of_another_client(B, values):
 @local
 @pytest.mark.parametrize("n", [1, 16, N])
 def test_some_blocks_in_chunks_are_ready(testdb, values, n):
-    """A small change makes chunks of a block, which cannot be mapped: 16 such are loaded."""
+    """A block with a small change is stored in chunks, and not mapped: 16 such are loaded."""
     B = opened(testdb, values, "auto")
     B[: n * BLK // 8 : BLK // 8] = values[: n * BLK // 8 : BLK // 8] = -5
     transaction.commit()
@@ -223,7 +223,7 @@ def test_views_are_ready_after_a_pack(B, values):
 @local
 def test_a_write_in_one_view_leaves_another_one_ready(B, values):
     a, b = B[:], None
-    B._v_vma = None  # another mapping of the same file
+    B._v_vma = None  # so that the next view is of another mapping
     b = B[:]
     a[7] = values[7] = -3
     assert np.array_equal(written(b), values)
@@ -231,7 +231,7 @@ def test_a_write_in_one_view_leaves_another_one_ready(B, values):
 
 
 def test_what_is_ready_is_of_the_transaction(B, values):
-    """A boundary that changes where blocks are shows nothing old: views come before it."""
+    """After another client's commit, blocks lie elsewhere. Earlier views then show nothing old."""
     a = B[:]
     manager = transaction.TransactionManager()
     conn = B._p_jar.db().open(manager)
@@ -255,7 +255,7 @@ def test_what_is_ready_is_of_the_transaction(B, values):
 
 @pytest.fixture(params=["RAM", "ZODB"])
 def L(request, values):
-    """Return an array whose blocks are copied, or of the database."""
+    """Return an array whose blocks are copied, or one of the database."""
     if request.param == "ZODB":
         yield request.getfixturevalue("B")
         return
@@ -337,8 +337,8 @@ def test_what_is_loaded_to_write_and_not_written_is_not_stored(B):
 
 
 @pytest.mark.skipif(on_touch_only, reason="it is not shown before it is touched")
-def test_loads_do_not_last_in_another_view_than_those_of_its_array(B, values):
-    """A view that is taken after the load, and one that is of another mapping, are ready too."""
+def test_a_view_of_another_mapping_is_ready_after_a_load_and_a_reclaim(B, values):
+    """The view is taken after the load, and it is of another mapping."""
     B.load(slice(0, 4 * BLK // 8))
     B._v_vma = None
     a = B[: 4 * BLK // 8]
@@ -401,7 +401,7 @@ def test_load_of_more_than_page_memory():
 
 @local
 def test_load_of_more_than_the_kernels_mappings(testdb):
-    """Pages of a hole and of data in turn; those that are loaded stay, others go round."""
+    """Blocks with data and holes alternate. Loaded ones stay; the others take turns."""
     root = testdb.open()
     root["M"] = M = ZBigArray((60000 * 4096,), np.uint8, blksize=4096)
     transaction.commit()
@@ -529,7 +529,7 @@ def test_tofile_as_text(root, tmp_path):
 
 
 def test_save_of_more_than_page_memory(testdb, tmp_path):
-    """In bounded memory, whatever the storage."""
+    """It takes bounded memory, with every storage."""
     root = testdb.open()
     root["S"] = S = ZBigArray((96 << 20,), np.uint8)
     transaction.commit()
@@ -570,7 +570,7 @@ def test_functions_of_numpy_take_arrays(L, values):
 
 
 def test_page_memory_is_as_before(L):
-    """Loads that end leave nothing that is kept."""
+    """A load that has ended keeps no page in memory."""
     for write in False, True:
         with L.load(write=write):
             pass

@@ -1,4 +1,4 @@
-"""Signals while a block loads: what handlers raise and touch is of the program, not the storage."""
+"""Signals while a block loads: what a handler raises or touches is not a failure of the load."""
 
 import pytest
 from support.child import check_child
@@ -92,7 +92,7 @@ all_is_well()
 
 
 def test_a_handler_may_touch_what_its_thread_loads():
-    """One that came before the fault, or while the block loads; and one that changes it."""
+    """The signal comes before the fault, or while the block loads. A handler may change it."""
     child("""
 saw = []
 def handler(signum, frame):
@@ -117,7 +117,7 @@ all_is_well()
 @pytest.mark.parametrize("where", ["load", "change"])
 @pytest.mark.parametrize("early", [True, False])
 def test_a_loader_that_hangs_can_be_interrupted(where, early):
-    """By the first signal, once it took long: what the handler raises then ends it."""
+    """Once the load has taken long, a signal's handler is called: what it raises ends the load."""
     child(
         """
 set_patience(0.3)
@@ -207,7 +207,7 @@ all_is_well()
 
 
 def test_a_fork_while_signals_wait():
-    """The child of another thread has Python's handlers."""
+    """Another thread forks: in its child, Python's handlers are called."""
     child("""
 loading, forked = threading.Event(), threading.Event()
 def handler(*_): os._exit(7)
@@ -234,7 +234,7 @@ assert signal.getsignal(signal.SIGUSR1) is handler
 
 
 def test_time_limits_at_any_moment(tmp_path):
-    """Over a database, by a handler that reads the array, too: nothing is refused."""
+    """The array is in a database, and the handler reads it. No commit is refused."""
     child(
         """
 import transaction

@@ -1,4 +1,4 @@
-"""Many threads on one array: in child processes, where a deadlock ends."""
+"""Many threads on one array: in child processes, so that a time limit ends a deadlock."""
 
 import pytest
 from support.child import check_child
@@ -302,7 +302,7 @@ assert not a.any()
 
 
 def test_writers_and_write_out_lose_nothing():
-    """What a thread wrote before a write-out began is in it; no write is lost between two."""
+    """A write-out stores all that was written before it. Between two, no write is lost."""
     child("""
 fileh = RAMFile().fileh_open()
 n = 32

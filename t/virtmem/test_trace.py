@@ -43,7 +43,7 @@ def test_a_line_for_each_transition(tmp_path):
     for line in file.read_text().splitlines():
         before, after, blk = LINE.fullmatch(line).groups()
         way = ways[int(blk)]
-        # what gives back its memory first has nothing when it becomes EMPTY
+        # a page that gave back its memory first has none when it becomes EMPTY
         assert before.split()[0] == (way[-1].split()[0] if way else "EMPTY"), line
         way.append(after)
     assert ways == {

@@ -30,11 +30,11 @@ def test_views_of_a_handle_are_one_memory_and_handles_are_not():
     file = RAMFile()
     fileh = file.fileh_open()
     a, b = view(fileh, 0, 8), view(fileh, 3, 3)
-    a[4 * BLK] = 1  # b has not seen the page yet
+    a[4 * BLK] = 1  # b does not show the page yet
     assert b[BLK] == 1
     b[2 * BLK] = 2
     assert a[5 * BLK] == 2
-    b[2 * BLK + 1] = 3  # a has it read-only, or not at all
+    b[2 * BLK + 1] = 3  # a shows it read-only, or not at all
     a[5 * BLK + 2] = 4
     assert b[2 * BLK :][:3].tolist() == [2, 3, 4]
     assert not view(file.fileh_open()).any()
@@ -280,7 +280,7 @@ def test_mapped_blocks(tmp_path, no_leaks):
     assert a[::BLK].tolist() == b[::BLK].tolist() == [1, 2, 3, 4, 0, 0, 7, 0]
     assert file.loads == [5, 6, 7]
     assert ram_stat()[1] - clean == 3 * BLK
-    # the first write brings it in; all views see it
+    # the first write copies the block into page memory; all views show that
     a[2 * BLK] = 30
     assert b[2 * BLK :][:2].tolist() == [30, 3]
     b[4 * BLK] = 5
@@ -307,7 +307,7 @@ def test_a_wrong_place_is_refused(where):
 
 
 class FailingFile(RAMFile):
-    """Block 3 cannot be loaded while it is `broken`."""
+    """Block 3 cannot be loaded while the file is `broken`."""
 
     broken = True
 
