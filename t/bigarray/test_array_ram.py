@@ -37,7 +37,6 @@ def test_append_keeps_views(order):
     for i in range(60):
         A.append(np.full((1000, 4) if order == "C" else (4, 1000), i))
     new = A[:]
-    assert np.shares_memory(a, a)
     a[2, 2] = 77
     assert new[2, 2] == 77
     new[3, 3] = 88

@@ -356,7 +356,6 @@ if __name__ == "__main__":
 
 @pytest.mark.slow
 @pytest.mark.parametrize("start", ["spawn", "forkserver", "fork"])
-@pytest.mark.slow
 def test_processes(testdb, start):
     root = testdb.open()
     fill(root, None)

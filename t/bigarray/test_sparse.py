@@ -85,8 +85,11 @@ def test_rows_that_are_not_sorted(root):
     transaction.commit()
     assert S.nnz == 4
     assert S[:].indices.tolist() == [2, 8, 0, 1]
+    db = root._p_jar.db()
+    before = db.lastTransaction()
     S[:].max(), S[:].sum_duplicates(), S[:] + S[:]
-    assert not root._p_jar.isReadOnly()
+    transaction.commit()
+    assert db.lastTransaction() == before
     assert not S.data._fileh().isdirty()
     assert S[:].toarray().tolist() == m.toarray().tolist()
 

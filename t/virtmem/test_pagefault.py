@@ -338,9 +338,8 @@ print("done")
     assert out == "done\n"
 
 
-def test_the_module_under_two_names():
+def test_faulthandler_is_enabled_between_two_files():
     child("""
-import importlib.util, wendelin.bigfile.virtmem.pagefault as one
 _, a = new(); a[0] = 1
 faulthandler.enable()
 _, b = new(); b[0] = 1
