@@ -83,7 +83,7 @@ def test_to_zarr_and_back(call, url, tmp_path):
     assert attrs_of(url, "again") == attrs
 
 
-def test_what_hdf5_files_of_others_have(call, url, tmp_path):
+def test_attributes_that_other_programs_write_to_hdf5(call, url, tmp_path):
     file = tmp_path / "x.h5"
     with h5py.File(file, "w") as f:
         x = f.create_dataset("x", data=np.zeros((3, 2)))
@@ -123,7 +123,7 @@ def test_between_databases(call, url, tmp_path):
         assert equal(found[name], value), name
 
 
-def test_an_import_that_goes_on_keeps_them(call, url, tmp_path, monkeypatch):
+def test_an_import_that_goes_on_keeps_attributes(call, url, tmp_path, monkeypatch):
     from wendelin.cli.files.datasets import DatasetSource
 
     file = tmp_path / "x.h5"

@@ -1,4 +1,4 @@
-"""wendelin import --as ragged: the files of bigarray; of one that it wrote, in t/data."""
+"""wendelin import --as ragged: files of the library bigarray; t/data has one that it wrote."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ def test_a_file_of_the_library(call, tmp_path):
 
 
 def test_files_that_are_damaged(call, tmp_path):
-    """Each byte of the header and of the index, changed: refused, or read; never a traceback."""
+    """Each byte of the header and of the index is changed: the file is read, or refused."""
     from wendelin.cli.errors import Failure
     from wendelin.cli.files.bigarrays import PointerFile
 

@@ -1,4 +1,4 @@
-"""wendelin ls, info, cat, head, verify: through the program, and in their corners."""
+"""wendelin ls, info, cat, head, verify: through the program, and in rare cases."""
 
 import gc
 import shutil
@@ -69,7 +69,7 @@ def test_ls(call, url, testdb):
 
 
 @pytest.mark.parametrize("under", ["list", "list/1", "list/1/k", "list/1/k/0"])
-def test_ls_and_verify_under_what_is_no_object_of_the_database(call, url, under):
+def test_ls_and_verify_under_what_is_not_an_object_of_the_database(call, url, under):
     assert [row["path"] for row in call("ls", "--json", f"{url}#{under}").json] == ["list/1/k/0"]
     assert call("verify", f"{url}#{under}").stdout.startswith("1 array,")
     assert call("ls", "--json", f"{url}#list/0").json == []  # a number
@@ -85,7 +85,7 @@ def test_paths_that_ls_tells_are_taken(call, url, path):
 
 
 def test_names_that_stand_for_more_than_one(call, testdb):
-    """They are listed, and refused; an empty key has a name."""
+    """ls lists them, and info refuses them; an empty key has a name, too."""
     with database(testdb.url) as root:
         root["both"] = PersistentMapping({5: filled((1,)), "5": filled((2,)), "6": filled((3,))})
         root["named"] = named = Shelf()
@@ -145,7 +145,7 @@ def lose(root, oid, data=b"this is not a record"):
 
 
 def test_many_objects(call, testdb):
-    """In bounded memory, over an empty database and one with more objects than its cache has."""
+    """ls is tried on no objects, and on more than a cache has; it needs bounded memory."""
     with database(testdb.url) as root:
         assert root == {}
     assert call("ls", testdb.url).stdout == ""
@@ -211,7 +211,7 @@ def test_info_of_a_large_array(call, testdb):
 
 
 def test_lost_alignment_is_told_and_pack_gets_it_back(call, tmp_path):
-    """As another program wrote it, and after what is advised."""
+    """First as another program wrote the file, then after the pack that is advised."""
     path = tmp_path / "x.fs"
     with database(f"file://{path}?align=false") as root:
         root["x"] = A = filled((6 * BLK,), "u1", blksize=2 * BLK)
@@ -381,7 +381,7 @@ def damage(root):
     transaction.commit()
     lose(root, A.zfile.blktab[6]._p_oid)
     bad.append(("A", 6, "damaged record"))
-    # a bucket of the table is gone, and one has a key that is of another
+    # a bucket of the table is gone, and another one has a key that is not its own
     buckets = D.zfile.blktab.__getstate__()[0][0::2]
     lose(root, buckets[1]._p_oid)
     bad.append(("deep", None, ""))

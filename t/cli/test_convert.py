@@ -35,7 +35,7 @@ many = settings(
 
 @pytest.fixture(scope="module")
 def folder():
-    """Return where files are made."""
+    """Return the folder in which files are made."""
     with tempfile.TemporaryDirectory() as path:
         yield Path(path)
 
@@ -100,7 +100,7 @@ def write_zarr(version):
     return write
 
 
-#: kind -> (suffix, what writes it, dtypes that the library has)
+#: kind -> (suffix, its writer, dtypes that the library has)
 FILES = {
     "npy": ("npy", write_npy, {}),
     "npz": ("npz", write_npz, {}),
@@ -183,7 +183,7 @@ def test_what_is_imported_is_what_the_library_reads(folder, kind, data):
     if not imported.ndim:  # libraries make a scalar of it, with its own length and byte order
         expected = np.asarray(expected).astype(imported.dtype)
     assert dtypes.same(imported, expected)
-    if suffix != "zarr":  # which makes the fields of structures follow each other
+    if suffix != "zarr":  # Zarr makes the fields of structures follow each other
         assert imported.dtype == plain(expected.dtype)
     # out again, into another kind of file, if that takes it; and in again
     target = data.draw(st.sampled_from(["npy", "npz", "h5", "zarr"]))
@@ -232,14 +232,14 @@ def test_raw_bytes(folder, data):
     assert dtypes.same(again, values)
 
 
-#: what text can be of which the same is read
+#: dtypes of which a text is read as the same values
 CSV = dtypes.scalars(text=False, opaque=False).filter(lambda dtype: "[25s]" not in dtype.str)
 
 
 @many
 @given(data=st.data())
 def test_csv(folder, data):
-    """Numbers and times of all kinds, and structures of them: the same is read of the text."""
+    """Numbers and times of all kinds, and structures of them: text is read as the same values."""
     of = data.draw(st.sampled_from(["numbers", "structures"]))
     if of == "numbers":
         kinds, shapes = CSV, st.tuples(st.integers(1, 9), st.integers(1, 4))
@@ -263,5 +263,5 @@ def equal_numbers(a, b):
     """Say whether numbers are equal; one NaN is as good as another."""
     if a.dtype.names:
         return all(equal_numbers(a[name], b[name]) for name in a.dtype.names)
-    with np.errstate(invalid="ignore"):  # signalling ones
+    with np.errstate(invalid="ignore"):  # signalling NaNs
         return a.shape == b.shape and bool(np.all((a == b) | ((a != a) & (b != b))))

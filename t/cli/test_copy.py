@@ -38,9 +38,9 @@ def transactions(url):
     return result
 
 
-@pytest.mark.only("fs", "zeo")  # a NEO has what all tests before have left
+@pytest.mark.only("fs", "zeo")  # a NEO cluster has what previous tests have left
 def test_copy_of_a_database(call, url, tmp_path):
-    """Out of the storage that runs, into a file, and back into another of its kind."""
+    """Out of the storage that is tested, into a file, and back into another of its kind."""
     with database(url) as root:  # records without data, and with data of others
         root["A"][:] = 3
         transaction.commit()
@@ -87,7 +87,7 @@ def test_a_copy_is_aligned_and_follows_its_source(call, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_copy_that_was_killed_is_gone_on_with(tmp_path):
+def test_a_copy_of_a_database_goes_on_after_a_kill(tmp_path):
     old, new = tmp_path / "old.fs", tmp_path / "new.fs"
     with database(old) as root:
         root["x"] = A = filled((64 * MIB // 8,))
@@ -118,7 +118,7 @@ def test_copy_of_blobs(call, tmp_path):
 
 
 class NoRestore:
-    """A storage that takes records as of now only."""
+    """A storage that cannot restore: it gives records its own tids."""
 
     def __init__(self, storage):
         self._storage = storage
@@ -131,7 +131,7 @@ class NoRestore:
 
 @pytest.mark.parametrize("at_vote", [False, True])
 def test_a_storage_that_does_not_restore(tmp_path, call, at_vote):
-    """Its transactions get its own tids, if it does not take others; objects are the same."""
+    """Its transactions get its own tids, as it takes no others; objects are the same."""
     from wendelin.cli.copying import Copy
 
     with database(tmp_path / "old.fs") as root:
@@ -159,7 +159,7 @@ def test_a_storage_that_does_not_restore(tmp_path, call, at_vote):
 
 
 def test_copy_of_an_array(call, url, tmp_path):
-    """Into another database and back, beside itself."""
+    """An array goes into another database, and back beside itself."""
     other = f"{tmp_path}/other.fs"
     done = wendelin("copy", f"{url}#{PATHS[-1]}", f"{other}#deep/er/B")
     assert done.stdout.startswith(f"{other}#deep/er/B: 11.7 KiB")
@@ -190,7 +190,7 @@ def test_copy_of_an_array_says_what_it_leaves(call, testdb, tmp_path):
 
 
 def test_copy_of_an_array_of_holes(call, testdb, tmp_path):
-    """Of 2**50 bytes, of which there are few."""
+    """The array has 2**50 bytes, and two blocks."""
     with database(testdb.url) as root:
         root["x"] = A = filled((1 << 50,), "u1", blksize=2 * MIB)
         transaction.commit()

@@ -165,7 +165,7 @@ def test_wrong_numbers_and_characters(call, path, tmp_path, options, code, messa
 
 
 ROWS = 300
-# among them one that is another float32 if it is not rounded to a double before
+# one of them is another float32 if it is not rounded to a double first
 ODD = ["5e-324", "16777217", "1.000000059604644775390626", "0x11", "0.1,2", "9" * 30]
 
 
@@ -175,7 +175,7 @@ ODD = ["5e-324", "16777217", "1.000000059604644775390626", "0x11", "0.1,2", "9" 
     ids=str,
 )
 def test_pyarrow_reads_what_numpy_reads(tmp_path, dtype):
-    """Equal bit by bit; each block that it leaves to NumPy gives the same value or error."""
+    """Equal bit by bit; each block that pyarrow leaves to NumPy gives the same value or error."""
     pytest.importorskip("pyarrow")
     from wendelin.cli.errors import Failure
     from wendelin.cli.files.text import CsvSource

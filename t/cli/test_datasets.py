@@ -1,4 +1,4 @@
-"""wendelin import, wendelin export of HDF5 and Zarr: what is in other files is not read; holes."""
+"""wendelin import, wendelin export of HDF5 and Zarr: dtypes, links to other files, and holes."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def url(testdb):
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """Be in a folder that is empty, and has a secret beside it."""
+    """Go to an empty folder, which has a secret beside it."""
     (tmp_path / "secret").write_bytes(b"secret" * 2)
     (tmp_path / "sec").write_bytes(b"sec")
     (tmp_path / "here").mkdir()
@@ -66,7 +66,7 @@ STRUCT = np.dtype([("x", ">f4"), ("e", ">i2"), ("c", ">c16"), ("in", [("t", ">u8
     ids=str,
 )
 def test_a_dataset_through_a_database(call, url, here, monkeypatch, dtype, layout):
-    """Several rows of chunks in a transaction; imported, exported, and imported again."""
+    """It is imported, exported, and imported again; a transaction has several rows of chunks."""
     from wendelin.cli.files import datasets
     from wendelin.cli.files.hdf5 import _dtype_for
 
@@ -120,11 +120,11 @@ PADDED = {
 @pytest.mark.parametrize("suffix", ["h5", "zarr", "npy", "npz", "csv"])
 @pytest.mark.parametrize("name", PADDED)
 def test_structures_with_gaps(call, url, name, suffix):
-    """They come out with the same fields, and equal; the commands that print them know them."""
+    """They come out equal, with the same fields; ls and info print them."""
     dtype = PADDED[name]
     values = np.zeros(5, dtype)
     dtypes.fill(np.random.default_rng(2), values)
-    if suffix == "csv":  # of texts without bytes that are none
+    if suffix == "csv":  # texts of ASCII only
         values["b"] = 65
         values["a"] = 1
     with database(url) as root:
@@ -190,7 +190,7 @@ def test_names_that_are_not_of_latin_1(call, url, order):
 
 
 def test_headers_that_are_not_right(call, url, here):
-    """A line for each; and an array with more fields than NumPy reads without being told so."""
+    """Each is an error of one line; a header longer than NumPy reads by default is taken."""
     magic = b"\x93NUMPY\x03\x00"
     good = b"{'descr': '<f4', 'fortran_order': False, 'shape': (-3,), }\n"
     for data in (
@@ -213,7 +213,7 @@ def test_headers_that_are_not_right(call, url, here):
 
 
 def test_an_import_that_fails_leaves_nothing(call, url, monkeypatch):
-    """Whatever a library gives where it announced something else; and where writing fails."""
+    """A library gives other values than it announced, or writing fails."""
     from wendelin.bigarray import BigArray
     from wendelin.cli.files.flat import FlatSource
 
@@ -272,7 +272,7 @@ def make_hdf5(here):
         layout[:] = h5py.VirtualSource(".", "circle", (3,))
         file.create_virtual_dataset("circle", layout)
         file["alias"] = h5py.SoftLink("/inside")
-        # short, and long to follow: each is many times the next one
+        # short to write, long to follow: each has the next one many times
         for i in range(14):
             file[f"link{i}"] = h5py.SoftLink("/".join([f"link{i + 1}"] * 40))
             layout = h5py.VirtualLayout((30,), "u1")
@@ -352,7 +352,7 @@ def test_zarr_that_is_elsewhere(call, url, here, version):
     chunk.unlink()
     chunk.symlink_to(here / "../sec")
     (here / "x.zarr/array").symlink_to("../other.zarr")
-    assert group["array"][:].tolist() == [1] * 6  # as zarr follows it
+    assert group["array"][:].tolist() == [1] * 6  # zarr itself follows the link
     for member in "chunk", "array":
         error = call("import", f"x.zarr:{member}", f"{url}#x", code=1).stderr
         assert f"x.zarr/{member}" in error
@@ -364,7 +364,7 @@ def test_zarr_that_is_elsewhere(call, url, here, version):
     call("import", "x.zarr:inside", f"{url}#inside")
     call("import", "--external", "x.zarr:chunk", f"{url}#chunk")
     call("import", "--external", "x.zarr:array", f"{url}#array")
-    (here / "link.zarr").symlink_to("other.zarr")  # which the user names
+    (here / "link.zarr").symlink_to("other.zarr")  # a link that the user names
     call("import", "link.zarr", f"{url}#link")
     with database(url) as root:
         assert bytes(root["chunk"][...]) == b"sec\1\1\1"
@@ -392,13 +392,13 @@ def test_zarr_of_pipes_zips_and_pickles(call, url, here):
 
 
 class Evil:
-    """Runs a program when it is unpickled."""
+    """Runs code when it is unpickled."""
 
     def __reduce__(self):
         return os.mkdir, ("run",)
 
 
-def test_external_is_for_files_that_may_be(call, url):
+def test_external_is_refused_for_files_without_links(call, url):
     np.save("x.npy", np.arange(3))
     error = call("import", "--external", "x.npy", f"{url}#x", code=2).stderr
     assert "--external is not for npy files" in error
@@ -425,7 +425,7 @@ def test_what_is_too_large_is_said_at_once(call, url, here):
 
 
 def test_chunks_that_are_not_stored_are_not_read(call, url, monkeypatch):
-    """An array of 64 TiB with some elements: only what may be in a chunk that is there is read."""
+    """Of an array of 64 TiB with some elements, little more than the stored chunks is read."""
     from wendelin.cli.files.datasets import DatasetSource
 
     with h5py.File("x.h5", "w") as file:

@@ -1,4 +1,4 @@
-"""demo-zbigarray, as the program that was installed."""
+"""demo-zbigarray: the installed program."""
 
 import os
 import re
@@ -57,7 +57,7 @@ def test_gen_and_read(tmp_path, megabytes):
     assert done.returncode == 0, done.stderr
     found = dict(re.findall(r"^(\w+):\t(.*)$", done.stdout, re.M))
     mean, total = expected(megabytes << 20)
-    # the sum is small next to what it is made of: compare on that scale
+    # the sum is small next to its terms: compare on their scale
     scale = 15 * (megabytes << 17)
     assert float(found["sum"]) == pytest.approx(total, rel=1e-9, abs=1e-9 * scale)
     assert float(found["mean"]) == pytest.approx(mean, rel=1e-9, abs=1e-9 * 15)
@@ -103,7 +103,7 @@ def test_a_mistake_is_one_line_and_no_traceback(tmp_path, args, code, message, m
     assert os.listdir(tmp_path) == []
 
 
-def test_what_is_no_database(tmp_path):
+def test_a_file_that_is_not_a_database(tmp_path):
     (tmp_path / "x.fs").write_text("this is none, and long enough to be looked at")
     done = demo("read", "x.fs", cwd=tmp_path)
     assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""wendelin export: what exists already is left alone; what cannot be is refused before work."""
+"""wendelin export leaves other files alone, and refuses what cannot be done before it begins."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def url(testdb):
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """Be in a folder that is empty."""
+    """Go to an empty folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -57,7 +57,7 @@ SUFFIXES = ["npy", "npz", "raw", "csv", "h5", "zarr"]
 
 @pytest.mark.parametrize("folder", [False, True], ids=["file", "folder"])
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_part_of_somebody_else_is_left_alone(call, url, here, suffix, folder):
+def test_a_part_of_another_program_is_left_alone(call, url, here, suffix, folder):
     own(here / f"out.{suffix}.part", folder)
     before = tree(here)
     error = call("export", f"{url}#x", f"out.{suffix}", code=1).stderr
@@ -70,7 +70,7 @@ def test_a_part_of_somebody_else_is_left_alone(call, url, here, suffix, folder):
     "text", ["[1]", '{"foo": 1}', '{"source": {}, "tid": 5, "done": "x", "position": 0}', "{", "\0"]
 )
 @pytest.mark.parametrize("part", [False, True])
-def test_a_state_of_somebody_else_is_left_alone(call, url, here, text, part):
+def test_a_state_of_another_program_is_left_alone(call, url, here, text, part):
     (here / "out.npy.part.json").write_text(text)
     if part:
         (here / "out.npy.part").write_text("mine")
@@ -80,7 +80,7 @@ def test_a_state_of_somebody_else_is_left_alone(call, url, here, text, part):
     assert tree(here) == before
 
 
-def test_a_folder_that_is_put_aside_is_no_other(call, url, here):
+def test_a_folder_of_another_program_is_not_taken_for_one_put_aside(call, url, here):
     pytest.importorskip("zarr")
     own(here / "out.zarr.old~", True)
     before = tree(here)
@@ -112,7 +112,7 @@ def test_what_fails_leaves_nothing(call, url, here, monkeypatch, suffix):
 
 
 def test_what_was_begun_stays_when_it_cannot_be_opened(call, url, here, monkeypatch):
-    """Without the library, an interrupted export cannot go on; nor is it lost."""
+    """Without the library, an interrupted export cannot go on, but is not lost."""
     pytest.importorskip("zarr")
     with database(url) as root:
         root["y"] = A = ZBigArray((2 << 20,), "i8", blksize=64 * 1024)

@@ -28,7 +28,7 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_folder(url, tmp_path, call):
+def test_several_arrays_go_into_a_folder(url, tmp_path, call):
     done = call("export", f"{url}#run/7/*", "out")
     assert names(tmp_path / "out") == ["noise.npy", "signal.npy"]
     assert np.array_equal(np.load("out/signal.npy"), np.arange(5) + 70)
@@ -42,7 +42,7 @@ def test_a_folder(url, tmp_path, call):
     assert np.load("out/signal.npy")[0] == 80
 
 
-def test_a_pattern_of_names(url, tmp_path, call):
+def test_a_pattern_names_the_files(url, tmp_path, call):
     done = call("export", "--json", f"{url}#run/8/*", "out/8-*.csv")
     assert names(tmp_path / "out") == ["8-noise.csv", "8-signal.csv"]
     decoder = json.JSONDecoder()
@@ -59,7 +59,7 @@ def test_a_pattern_of_names(url, tmp_path, call):
         assert file["raw/x"][0] == 81
 
 
-def test_a_key_is_no_path(url, tmp_path, call):
+def test_a_key_is_not_a_path(url, tmp_path, call):
     call("export", f"{url}#star/*", "out")
     assert names(tmp_path / "out") == [".._x.npy", "a*b.npy", "a-b.npy"]
     call("export", f"{url}#star/a*b", "x.npy")
@@ -78,7 +78,7 @@ def test_a_key_is_no_path(url, tmp_path, call):
         (["{}#run/7/*", "out/*"], 2, "has none of the known suffixes"),
     ],
 )
-def test_what_cannot_be_writes_nothing(url, tmp_path, call, args, code, message):
+def test_an_export_that_is_refused_writes_nothing(url, tmp_path, call, args, code, message):
     args = [arg.format(url) for arg in args]
     assert message in call("export", *args, code=code).stderr
     assert names(tmp_path / "out") == []

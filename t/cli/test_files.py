@@ -24,7 +24,7 @@ RNG = np.random.default_rng(5)
 
 
 def random(shape, dtype, order="C"):
-    """Return an array with all kinds of bytes, also such as no number has."""
+    """Return an array of random bytes, also such as no number has."""
     dtype = np.dtype(dtype)
     count = int(np.prod(shape))
     if dtype.kind == "b":
@@ -154,7 +154,7 @@ def test_datasets_in_chunks_that_do_not_fit(call, url, tmp_path):
 
 @pytest.mark.parametrize("shape", [(7,), (3, 4), (2, 3, 4), (5, 1, 2, 3), (1, 1), ()])
 def test_slabs(shape):
-    """All ranges of elements; in no more slabs than there are edges."""
+    """All ranges of elements are split into few slabs."""
     values = np.arange(int(np.prod(shape))).reshape(shape)
     for start in range(values.size + 1):
         for stop in range(start, values.size + 1):
@@ -228,7 +228,7 @@ def test_csv_is_the_same_after_a_round_trip(call, url, tmp_path, values):
     call("import", tmp_path / "x.npy", f"{url}#x")
     call("export", "--step", "1K", f"{url}#x", tmp_path / "x.csv")
     dtype = str(values.dtype.descr if values.dtype.names else values.dtype.str)
-    # text may well be names
+    # a first row of texts would be taken for names
     header = ["--no-header"] if values.dtype.kind in "SU" else []
     call("import", "--dtype", dtype, *header, tmp_path / "x.csv", f"{url}#y")
     with database(url) as root:
@@ -243,7 +243,7 @@ def test_csv_names_all_columns(call, url, tmp_path):
     assert (tmp_path / "x.csv").read_text() == f'{header}\n0.0,0.0,0.0,0.0,False,"",0\n'
 
 
-def test_bytes_that_are_no_text(call, url, tmp_path):
+def test_bytes_that_are_not_text(call, url, tmp_path):
     np.save(tmp_path / "x.npy", np.array([b"a", b"\xff"]))
     call("import", tmp_path / "x.npy", f"{url}#x")
     error = call("export", f"{url}#x", tmp_path / "x.csv", code=1).stderr
@@ -266,7 +266,7 @@ def test_bytes_that_are_no_text(call, url, tmp_path):
         ("False\n1\n0\ntrue\n", ["--dtype", "?"], None, [False, True, False, True]),
         ("1\nmaybe\n", ["--dtype", "?"], None, "maybe"),
         ("2020-01-01\n", ["--dtype", "M8[D]"], None, [np.datetime64("2020-01-01").item()]),
-        # numbers of columns are not names, if there are no names
+        # the number of a column is not a name, if the file has no names
         ("1,5\n", ["--columns", "1"], None, [5]),
         ("1,5\n", ["--columns", "1", "--header"], ["1", "5"], []),
         ("1,5\n", ["--columns", "a"], None, "no column 'a': it has 2 columns, without names"),
@@ -359,7 +359,7 @@ def test_export_of_the_past(call, url, tmp_path):
     changed = call("export", "--json", "--at", tids[1], f"{url}#x", tmp_path / "x.npy").json["at"]
     assert np.load(tmp_path / "x.npy").tolist() == [1] * 10
     assert changed["tid"] == tids[1]
-    # the time that was told is good for the same
+    # --at takes the time that was told, too
     call("export", "--at", changed["time"], f"{url}#x", tmp_path / "y.npy")
     assert np.load(tmp_path / "y.npy").tolist() == [1] * 10
     assert call("cat", "--at", f"0x{tids[0]}", f"{url}#x[:2]").stdout == "0\n0\n"
@@ -376,7 +376,7 @@ def test_export_of_the_past(call, url, tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(storages.kind().has_server, reason="what a file does is in the cgroup, too")
 def test_little_memory(tmp_path):
-    """A cgroup of 128 MiB, and 256 MiB through all the commands that go over them."""
+    """In a cgroup of 128 MiB, commands go through 256 MiB."""
     size = 256 * MIB
     with open(tmp_path / "x.raw", "wb") as f:
         for _ in range(size // MIB):

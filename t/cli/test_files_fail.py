@@ -1,4 +1,4 @@
-"""wendelin import, wendelin export: killed, interrupted, refused; and gone on with."""
+"""wendelin import, wendelin export: killed, interrupted or refused; the same command goes on."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def url(testdb):
     return testdb.url
 
 
-# ---- interrupted, and gone on with ----
+# ---- interrupted; the same command goes on ----
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def progress_of(url):
         dbclose(root)
 
 
-def test_an_import_that_was_killed_is_gone_on_with(call, url, tmp_path, large):
+def test_an_import_goes_on_after_a_kill(call, url, tmp_path, large):
     args = ("import", "--step", "1M", "--blksize", "64K", large, f"{url}#x")
     assert killed_at(args, lambda: progress_of(url) > 0, tmp_path)
     done = progress_of(url)
@@ -67,14 +67,14 @@ def test_an_import_that_was_killed_is_gone_on_with(call, url, tmp_path, large):
     with database(url) as root:
         assert "x" not in root
         assert not root["x~import"]["array"][done : done + 10_000].any()
-    # as it is seen meanwhile
+    # what commands say of it meanwhile
     info = call("info", "--json", f"{url}#x").json
     assert info["import"] == {"done": done}
     assert f"{done} of {4 * MIB} elements" in call("info", f"{url}#x").stdout
     assert [a["path"] for a in call("ls", "--json", url).json] == ["x~import/array"]
     for args in ("export", f"{url}#x", tmp_path / "y.npy"), ("copy", f"{url}#x", f"{url}#y"):
         assert "has no 'x': it has x~import" in call(*args, code=1).stderr
-    # another source is refused, and the same, elsewhere, is taken
+    # another source is refused, and the same one is taken
     other = tmp_path / "other.npy"
     np.save(other, np.zeros(4 * MIB, "i8"))
     error = call("import", other, f"{url}#x", code=1).stderr
@@ -86,8 +86,8 @@ def test_an_import_that_was_killed_is_gone_on_with(call, url, tmp_path, large):
         assert set(root) == {"x"}
 
 
-def test_an_import_of_rows_that_was_killed_is_gone_on_with(url, tmp_path):
-    """A CSV file is read from its beginning on, whatever was there already."""
+def test_an_import_of_rows_goes_on_after_a_kill(url, tmp_path):
+    """A CSV file is read from its beginning again, however much is there already."""
     values = np.random.default_rng(3).integers(0, 1000, (50_000, 3))
     lines = "\n".join(",".join(map(str, row)) for row in values.tolist())
     (tmp_path / "x.csv").write_text(f"a,b,c\n{lines}\n")
@@ -110,8 +110,8 @@ def test_an_import_that_is_interrupted_says_how_to_go_on(url, large):
     assert "the same command goes on from there" in line
 
 
-def test_an_interrupt_in_a_fault_is_one(call, url, tmp_path, monkeypatch):
-    """Ctrl-C comes while a block is looked up: then the touch fails, and those after it."""
+def test_an_interrupt_in_a_fault_interrupts_the_import(call, url, tmp_path, monkeypatch):
+    """Ctrl-C comes while a block is looked up: that touch fails, and later ones."""
     np.save(tmp_path / "x.npy", np.arange(MIB))
     lookup = ZFile.lookup
     calls = []
@@ -126,13 +126,13 @@ def test_an_interrupt_in_a_fault_is_one(call, url, tmp_path, monkeypatch):
     args = ("import", "--step", "1M", "--blksize", "64K", tmp_path / "x.npy", f"{url}#x")
     assert f"interrupted: {url}#x has 0 of {MIB} elements" in call(*args, code=1).stderr
     assert call("info", "--json", f"{url}#x").json["import"] == {"done": 0}
-    # nothing of it is there that would be lost: another one may begin
+    # nothing was committed that could be lost: another import may begin
     np.save(tmp_path / "y.npy", np.arange(3))
     call("import", tmp_path / "y.npy", f"{url}#x")
     assert call("cat", f"{url}#x").stdout == "0\n1\n2\n"
 
 
-def test_an_import_is_not_gone_on_with_over_what_was_changed(call, url, tmp_path, large):
+def test_an_import_does_not_go_on_over_what_was_changed(call, url, tmp_path, large):
     args = ("import", "--step", "1M", "--blksize", "64K", large, f"{url}#x")
     assert killed_at(args, lambda: progress_of(url) > 0, tmp_path)
     with database(url) as root:
@@ -146,7 +146,7 @@ def test_an_import_is_not_gone_on_with_over_what_was_changed(call, url, tmp_path
 
 
 @pytest.mark.parametrize("suffix", ["npy", "csv", "zarr", "h5"])
-def test_an_export_that_was_killed_is_gone_on_with(url, tmp_path, large, suffix):
+def test_an_export_goes_on_after_a_kill(url, tmp_path, large, suffix):
     pytest.importorskip({"h5": "h5py", "zarr": "zarr"}.get(suffix, "numpy"))
     n = 4 * MIB if suffix in ("npy", "zarr") else MIB
     values = np.load(large, mmap_mode="r")[:n]
@@ -166,7 +166,7 @@ def test_an_export_that_was_killed_is_gone_on_with(url, tmp_path, large, suffix)
     assert killed_at(args, reached, tmp_path)
     assert part.exists()
     assert not (tmp_path / f"y.{suffix}").exists()
-    # what is committed meanwhile is not in it
+    # what is committed meanwhile is not in the file
     with database(url) as root:
         root["x"][0] = root["x"][-1] = 5
         transaction.commit()
@@ -269,7 +269,7 @@ def test_only_arrays_are_replaced(call, url, tmp_path):
     assert transaction_of(url) == there
 
 
-def test_a_corrected_command_is_not_in_the_way_of_the_wrong_one(call, url, tmp_path):
+def test_a_wrong_command_is_not_in_the_way_of_the_corrected_one(call, url, tmp_path):
     (tmp_path / "semi.csv").write_text("1;2\n3;4\n")
     there = transaction_of(url)
     error = call("import", tmp_path / "semi.csv", f"{url}#g/x", code=1).stderr
@@ -279,8 +279,8 @@ def test_a_corrected_command_is_not_in_the_way_of_the_wrong_one(call, url, tmp_p
     assert call("cat", f"{url}#g/x").stdout == "1.0\t2.0\n3.0\t4.0\n"
 
 
-def test_who_was_overtaken_does_not_replace(call, url, tmp_path):
-    """Another import of the same begins while one is under way."""
+def test_an_import_that_was_overtaken_does_not_replace(call, url, tmp_path):
+    """Another import to the same name begins while one is under way."""
     from wendelin.cli.errors import Failure
     from wendelin.cli.files.flat import npy_source
     from wendelin.cli.transfer import Target
@@ -303,7 +303,7 @@ def test_who_was_overtaken_does_not_replace(call, url, tmp_path):
         source.close()
 
 
-def test_nothing_is_lost(call, url, tmp_path):
+def test_only_force_and_replace_overwrite(call, url, tmp_path):
     np.save(tmp_path / "x.npy", np.arange(5))
     np.save(tmp_path / "y.npy", np.arange(6.0))
     call("import", tmp_path / "x.npy", f"{url}#x")

@@ -41,7 +41,7 @@ def document(**facts):
 
 
 def values(prefix=""):
-    """Return the values of an array of Zarr, which need no zarr."""
+    """Return the values of a Zarr array; the package zarr is not needed."""
     rows = {f"{prefix}c/{i}/0": DATA[5 * i : 5 * i + 5].tobytes() for i in range(4)}
     return {f"{prefix}zarr.json": document(), **rows}
 
@@ -100,7 +100,7 @@ def test_ls_and_du_count_all(call, url):
 
 
 @pytest.mark.only("fs")
-def test_subclasses_that_are_not_here(call, testdb, monkeypatch):
+def test_subclasses_that_cannot_be_imported(call, testdb, monkeypatch):
     stock(testdb.url, Own, OwnRagged)
     monkeypatch.setattr("wendelin.cli.stored._imported", lambda cls: None)
     from wendelin.cli import stored
@@ -139,7 +139,7 @@ def test_info_cat_head(call, url):
 
 @pytest.mark.parametrize("inside", [True, False], ids=["inside", "between"])
 def test_cp_of_a_group_copies_all_kinds(call, url, tmp_path, monkeypatch, inside):
-    """Arrays, Zarr and pieces in groups; also when it goes on after it was interrupted."""
+    """The group has arrays, Zarr and pieces; an interrupted copy goes on."""
     for at, to in ("g", "run/g"), ("R", "run/deep/R"), ("A", "run/deep/A"):
         call("mv", f"{url}#{at}", f"#{to}")
     call("attrs", f"{url}#run/deep", "title=a run")
@@ -179,7 +179,7 @@ def test_cp_of_a_group_copies_all_kinds(call, url, tmp_path, monkeypatch, inside
             key: piece.tolist() for key, piece in mine["deep"]["R"].items()
         }
         assert np.array_equal(copy["deep"]["A"][:], mine["deep"]["A"][:])
-        R.put("first", [[9, 9]])  # they are apart
+        R.put("first", [[9, 9]])  # the copy is apart from the original
         transaction.commit()
         assert mine["deep"]["R"]["first"].tolist() == [[7, 8]]
     assert call("attrs", "--json", f"{new}#copy/deep").json == {"title": "a run"}

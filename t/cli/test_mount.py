@@ -1,7 +1,7 @@
 """wendelin mount: arrays as .npy files, read by other programs; and how it ends.
 
-The program mounts in a process of its own, which is killed at the end, and what reads the files
-has a time limit: a file system that hangs would hang the tests.
+The program mounts in a process of its own, which is killed at the end. Readers of the files have a
+time limit: a file system that hangs would hang the tests.
 """
 
 import os
@@ -49,7 +49,7 @@ def unmounted(folder):
 
 @pytest.fixture
 def mounted(tmp_path):
-    """Return what mounts a database: (folder, process)."""
+    """Return a function that mounts a database, and returns (folder, process)."""
     folder = tmp_path / "mnt"
     folder.mkdir()
     started = []
@@ -196,7 +196,7 @@ def test_at_a_moment(tmp_path, mounted):
     check_child(check, str(folder / "x.npy"), timeout=SECONDS)
 
 
-def test_refused(tmp_path):
+def test_mounts_that_are_refused(tmp_path):
     path = str(tmp_path / "x.fs")
     small(path)
     folder = tmp_path / "full"

@@ -1,4 +1,4 @@
-"""Names out of databases and files: what they are in files; and they do nothing where shown."""
+"""Names out of databases and files: how files have them; and they are harmless when shown."""
 
 import io
 import json
@@ -20,7 +20,7 @@ from wendelin.lib.shown import shown
 
 pytestmark = [pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs", "zeo")]
 
-#: marks of direction, control characters of both ranges, what joins, half of a pair, no character
+#: marks of direction, control characters of both ranges, joiners, half of a pair, a tag
 EVIL = [
     "safe\u202etxt.exe",
     "\x1b]0;title\x07",
@@ -36,7 +36,7 @@ EVIL = [
     "\U000e0041tag",
     "\x85",
 ]
-#: keys that are paths, or none
+#: keys that are paths, or that are odd
 PATHS = [
     "../../x",
     "/etc/passwd",
@@ -64,14 +64,14 @@ def url(testdb):
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """Be in a folder that is empty."""
+    """Go to an empty folder."""
     (tmp_path / "deep" / "er").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "deep" / "er")
     return tmp_path / "deep" / "er"
 
 
 def does_nothing(text):
-    """Say whether a text only has line ends, and what can be seen."""
+    """Say whether a text has only line ends and printable characters."""
     return all(c.isprintable() or c == "\n" for c in text)
 
 
@@ -79,7 +79,7 @@ def does_nothing(text):
 
 
 @pytest.mark.parametrize("suffix", ["npz", "h5", "zarr"])
-def test_a_key_is_no_path_in_a_file(call, url, here, suffix):
+def test_a_key_is_not_a_path_in_a_file(call, url, here, suffix):
     pytest.importorskip({"h5": "h5py", "zarr": "zarr"}.get(suffix, "numpy"))
     keys = PATHS + EVIL[:2]
     with database(url) as root:
@@ -103,7 +103,7 @@ def test_a_key_is_no_path_in_a_file(call, url, here, suffix):
         if suffix == "npz":
             with zipfile.ZipFile("out.npz") as archive:
                 assert archive.namelist() == [f"{name}.npy"]
-                # whatever unpacks it
+                # a program may unpack it
                 os.makedirs("unpacked", exist_ok=True)
                 archive.extractall("unpacked")
         else:
@@ -160,8 +160,8 @@ def test_shown():
     assert shown("\U000e0041\ud800") == "\\U000e0041\\ud800"
 
 
-def test_no_command_prints_what_does_something(call, url, here, monkeypatch, capsys):
-    """Names of arrays, of fields, of members and of columns; in what is told, and in errors."""
+def test_no_command_prints_characters_that_do_something(call, url, here, monkeypatch, capsys):
+    """Names of arrays, fields, members and columns have them; outputs and errors show the names."""
     names = [name for name in EVIL if not name.startswith("nul")]  # none in fields of HDF5
     with database(url) as root:
         root["all"] = tree = OOBTree()
@@ -190,7 +190,7 @@ def test_no_command_prints_what_does_something(call, url, here, monkeypatch, cap
         address = f"{url}#all/{quote(name)}"
         told("info", address)
         descr = told("info", "--json", address).json["dtype"]
-        assert descr == [[name, "<i4"]]  # of JSON, all characters can be read
+        assert descr == [[name, "<i4"]]  # JSON gives all characters back
         told("cat", address + "/x", code=1)
         told("cat", f"{url}#all/x{quote(name)}", code=1)
         told("export", address, f"{i}.npz")
@@ -220,7 +220,7 @@ def test_no_command_prints_what_does_something(call, url, here, monkeypatch, cap
 
 
 def test_elements_do_nothing_to_a_terminal(call, url, monkeypatch):
-    """They are printed as they are where no terminal reads."""
+    """Without a terminal, they are printed as they are."""
     with database(url) as root:
         root["x"] = A = ZBigArray(2, "U9")
         transaction.commit()

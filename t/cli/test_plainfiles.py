@@ -63,7 +63,7 @@ def url(path):
     return path
 
 
-def test_array(url, tmp_path, call):
+def test_an_array_goes_to_plain_files_and_back(url, tmp_path, call):
     for name in "A", "F":
         call("export", f"{url}#{name}", tmp_path / "x.yaml", "--force")
         assert (tmp_path / "x.array").read_bytes() == A.tobytes()
@@ -82,7 +82,7 @@ def test_array(url, tmp_path, call):
 
 
 def test_the_kernel_copies(url, tmp_path, call, monkeypatch):
-    """Blocks that lie aligned in the file are not read by us; also into .npy and raw bytes."""
+    """Our code does not read blocks that lie aligned in the file, also for .npy and raw bytes."""
     copied = []
     real = os.copy_file_range
 
@@ -122,7 +122,7 @@ def test_c_maps_them(url, tmp_path, call):
     assert np.allclose([float(n) for n in done.stdout.split()], M @ np.arange(80))
 
 
-def test_matrix(url, tmp_path, call):
+def test_a_matrix_goes_to_plain_files_and_back(url, tmp_path, call):
     found = call("export", "--json", f"{url}#S", tmp_path / "m.yaml").json
     assert found["nnz"] == M.nnz
     text = (tmp_path / "m.yaml").read_text()
@@ -147,7 +147,7 @@ def test_matrix(url, tmp_path, call):
     dbclose(root)
 
 
-def test_one_replaces_the_other(url, tmp_path, call):
+def test_an_array_replaces_the_files_of_a_matrix(url, tmp_path, call):
     call("export", f"{url}#S", tmp_path / "x.yaml")
     done = call("export", f"{url}#A", tmp_path / "x.yaml", code=1)
     assert "exists already" in done.stderr
@@ -175,7 +175,7 @@ def test_one_replaces_the_other(url, tmp_path, call):
         ),
     ],
 )
-def test_bad_files(url, tmp_path, call, text, message):
+def test_plain_files_that_are_wrong(url, tmp_path, call, text, message):
     (tmp_path / "x.yaml").write_text(text)
     (tmp_path / "x.array").write_bytes(bytes(12))
     assert message in call("import", tmp_path / "x.yaml", f"{url}#new", code=1).stderr
@@ -184,7 +184,7 @@ def test_bad_files(url, tmp_path, call, text, message):
     dbclose(root)
 
 
-def test_refused(url, tmp_path, call):
+def test_what_plain_files_cannot_have_is_refused(url, tmp_path, call):
     for name, file, message in [
         ("c", "x.yaml", "complex64: such files have bool, int8"),
         ("S", "x.csv", "sparse matrix: it is written into .npz, .h5ad"),
@@ -200,7 +200,7 @@ def test_refused(url, tmp_path, call):
 
 
 def test_frozen_views_share_a_mapping(url):
-    """As daf's MMAP_CACHE: views of a file are one mapping; read-only ones are frozen."""
+    """As with daf's MMAP_CACHE, views of a file share a mapping; read-only ones are frozen."""
     root = dbopen(url, read_only=True)
     A = root["A"]
     views = [A[:], A[10:20], A[5], A[:, 3]]

@@ -1,4 +1,4 @@
-"""The program wendelin: demo, help, completion, progress, and what it says of what cannot be."""
+"""The program wendelin: demo, help, completion, progress, and its errors."""
 
 import contextlib
 import os
@@ -38,7 +38,7 @@ COMMANDS = [
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_examples_that_are_right(call, command):
-    """They get past the command line: what fails then is that there is no such file."""
+    """The command line takes each example; none of them is run."""
     text = call(command, "--help").stdout
     assert f"Usage: wendelin {command} " in text
     examples = [
@@ -72,7 +72,7 @@ def test_the_program_alone(call):
 
 
 def test_errors_name_the_command(call, tmp_path):
-    """Also those that are not wrong calls."""
+    """So do errors that are not of a wrong call."""
     assert call("what", code=2).stderr.startswith("wendelin: error: ")
     for args, code in [
         (("cat", "--what"), 2),
@@ -85,7 +85,7 @@ def test_errors_name_the_command(call, tmp_path):
     assert error.startswith("wendelin cat: error: ")
 
 
-def test_a_traceback_for_who_looks_for_a_bug(call, tmp_path, monkeypatch):
+def test_a_bug_is_shown_with_a_traceback_if_asked_for(call, tmp_path, monkeypatch):
     from wendelin.cli import show
 
     def bug(root, address, rows=None):
@@ -101,7 +101,7 @@ def test_a_traceback_for_who_looks_for_a_bug(call, tmp_path, monkeypatch):
     monkeypatch.setenv("WENDELIN_DEBUG", "0")
     call(*args, code=1)
     monkeypatch.setenv("WENDELIN_DEBUG", "1")
-    with pytest.raises(AssertionError, match="Traceback") as e:  # which the caller refuses
+    with pytest.raises(AssertionError, match="Traceback") as e:  # the fixture refuses a traceback
         call(*args, code=1)
     told = str(e.value).partition("assert")[0]
     assert "in bug" in told
@@ -156,7 +156,7 @@ def test_progress_is_shown_on_a_terminal(call, testdb, tmp_path):
     assert call("export", url, tmp_path / "y.raw").stderr == ""
 
 
-# FileStorage leaves a file open that is none of its
+# FileStorage leaves a file open that is not one of its own
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("command", ["ls", "verify", "info", "cat", "head", "export"])
 def test_what_cannot_be_opened(call, tmp_path, monkeypatch, command):
@@ -184,7 +184,7 @@ def test_what_cannot_be_opened(call, tmp_path, monkeypatch, command):
 
 
 def test_a_database_in_use(call, tmp_path):
-    """What reads, reads; what writes, is told."""
+    """A command that reads works; one that writes is told."""
     np.save(tmp_path / "x.npy", np.arange(3))
     with database(tmp_path / "x.fs") as root:
         root["x"] = filled((3,))
@@ -198,7 +198,7 @@ def test_a_database_in_use(call, tmp_path):
 
 
 def test_moments():
-    """A time is until the end of what it names."""
+    """A time means the end of its last unit: a day means the end of that day."""
     from datetime import datetime
 
     from wendelin.cli.arguments import MomentType

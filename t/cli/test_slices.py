@@ -55,7 +55,7 @@ INDICES = [
 
 
 @pytest.mark.parametrize("name", ["C", "F"])
-def test_it_is_what_numpy_selects(url, tmp_path, call, name):
+def test_a_slice_is_what_numpy_selects(url, tmp_path, call, name):
     for index in INDICES:
         call("export", "--force", "--step", "64K", f"{url}#{name}[{index}]", tmp_path / "x.npy")
         found, expected = np.load(tmp_path / "x.npy"), C[parse_index(index)]
@@ -101,7 +101,7 @@ def test_columns(url, tmp_path, call, suffix):
         assert np.array_equal(np.transpose(columns), C[3:9:2, 5, :4])
 
 
-def test_of_pieces_and_of_zarr(url, tmp_path, call):
+def test_slices_of_pieces_and_of_zarr(url, tmp_path, call):
     zarr = pytest.importorskip("zarr")
     for index in "10:20", "::-7, 1", "5":
         call("export", "--force", f"{url}#pieces/first[{index}]", tmp_path / "x.npy")
@@ -118,7 +118,7 @@ def test_of_pieces_and_of_zarr(url, tmp_path, call):
 
 
 def test_the_kernel_copies_blocks(url, tmp_path, call, monkeypatch):
-    """What lies in the array in one run is not read by Python, if it lies in blocks of the file."""
+    """Python does not read a slice that is one run of the array and lies in blocks of the file."""
     copied = []
     real = os.copy_file_range
 
@@ -162,7 +162,7 @@ def test_blocks_between_are_not_loaded(url, tmp_path, call, monkeypatch):
     assert spans == [2] * 10
 
 
-def test_an_interrupted_one_goes_on_with_the_same_slice(url, tmp_path, call, monkeypatch):
+def test_an_interrupted_export_goes_on_with_the_same_slice(url, tmp_path, call, monkeypatch):
     from wendelin.cli.slices import _SliceSource
 
     real = _SliceSource._read
@@ -206,7 +206,7 @@ def test_a_part_of_what_is_larger_than_the_address_space(url, tmp_path, call):
     assert (tmp_path / "x.raw").read_bytes() == bytes(5)
 
 
-def test_a_damaged_block_is_not_copied(url, tmp_path, call):
+def test_a_slice_of_a_damaged_block_is_not_copied(url, tmp_path, call):
     url = shutil.copy(url, tmp_path)
     with open(url, "r+b") as file:
         at = file.read().index(LONG[BLOCK // 8 :][:8].tobytes())

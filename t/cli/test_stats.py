@@ -1,4 +1,4 @@
-"""wendelin stats PID: a process that was asked to tells its counters, also after a fork."""
+"""wendelin stats PID: a process tells its counters if it was asked to, also after a fork."""
 
 import os
 import socket
@@ -32,7 +32,7 @@ PROGRAM = """
 
 @pytest.fixture
 def started():
-    """Return what starts a process and a child of it, and returns their pids."""
+    """Return a function that starts a process with a child, and returns their pids."""
     made = []
 
     def start(**env):

@@ -1,4 +1,4 @@
-"""rm, mv, mkdir, append, attrs, log, undo, tag, pack, du: against the same by groups."""
+"""rm, mv, mkdir, append, attrs, log, undo, tag, pack, du, cp: compared with what groups show."""
 
 import os
 import re

@@ -18,7 +18,7 @@ SIZE = 1 << 20  # of the array [bytes]
 
 
 def write(url, seeds=(1, 2, 3)):
-    """Write an array some times; return the tids of these."""
+    """Write an array once with each seed; return the tids of these commits."""
     root = dbopen(url)
     root["A"] = A = ZBigArray((SIZE,), "u1", blksize=1 << 18)
     transaction.commit()
@@ -40,7 +40,7 @@ def value(url, at=None):
         return np.unique(g["A"].read()).tolist()
 
 
-def test_a_file(call, tmp_path):
+def test_trim_of_a_file(call, tmp_path):
     path = str(tmp_path / "1.fs")
     first, second, third = write(path)
     before = room(path)
@@ -52,7 +52,7 @@ def test_a_file(call, tmp_path):
     with pytest.raises(BlockLoadError, match="was trimmed"):
         value(path, first)
     assert "was trimmed" in call("head", "--at", first, f"{path}#A", code=1).stderr
-    # the frames of the exceptions have views, and those of threads that read ahead a little longer
+    # frames of exceptions, and of threads that read ahead, have views for a little longer
     for _ in range(100):
         gc.collect()
         told = call("trim", path).stdout
@@ -68,7 +68,7 @@ def test_a_file(call, tmp_path):
     assert call("trim", "memory://", code=1).stderr
 
 
-def test_tags_are_kept(call, tmp_path):
+def test_a_trim_keeps_tags(call, tmp_path):
     path = str(tmp_path / "1.fs")
     _, second, _ = write(path)
     call("tag", path, "good", "--at", second)
@@ -80,7 +80,7 @@ ALIGNED = "<alignedfilestorage {n}>\n  path {path}\n</alignedfilestorage>\n"
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_a_server(call, tmp_path, ours):
+def test_trim_of_a_server(call, tmp_path, ours):
     server = ZeoServer(tmp_path, section=ALIGNED) if ours else ZeoServer(tmp_path)
     server.start()
     try:

@@ -99,7 +99,7 @@ def test_a_whole_hdf5_file_and_back(call, path, name):
         assert f["labelled"].dims[1].label == "y"
     call("import", "y.h5", f"{path}#again/here")
     check_hdf5(want, *arrays_of(path, "again/here"))
-    # it has the same names now
+    # the database has these names now
     assert "exists already" not in call("import", name, path, code=1).stderr
     with database(path) as root:
         root["x"][:] = 7
@@ -150,7 +150,7 @@ def test_a_hierarchy_of_zarr_and_back(call, path):
     assert group["a/y"].attrs.asdict() == {"unit": "mV"}
     call("import", "back.zarr", f"{path}#again")
     assert arrays_of(path, "again")[1]["a/y"] == {"unit": "mV", DIMS: ["r", "c"]}
-    with wendelin.open(path) as g:  # of which version 3 has no settled type
+    with wendelin.open(path) as g:  # version 3 has no settled types for these
         g["v3/text"] = np.array(["a", "bc"])
         g["v3/other order"] = np.arange(3, dtype=">i2")
     call("export", "--force", f"{path}#v3", "back.zarr")
@@ -197,7 +197,7 @@ def test_a_matlab_7_3_file(call, path):
     assert arrays_of(path)[0]["one"].tolist() == [[0, 2, 4], [1, 3, 5]]
 
 
-def test_interrupted_it_goes_on(path, monkeypatch, capsys):
+def test_an_interrupted_import_of_a_file_goes_on(path, monkeypatch, capsys):
     from wendelin.cli.program import main
 
     rng = np.random.default_rng(1)
@@ -277,14 +277,14 @@ def test_an_export_to_zarr_goes_on(call, path, monkeypatch):
     monkeypatch.setattr(treesinks, "array_sink", fails)
     assert "the same command goes on" in call("export", f"{path}#g", "x.zarr", code=1).stderr
     with wendelin.open(path) as g:
-        g["g/5"][:] = 77  # it has the group as it was
+        g["g/5"][:] = 77  # the export goes on with the group as it was
     assert "resumed" in call("export", f"{path}#g", "x.zarr").stdout
     assert count == 7
     group = zarr.open_group("x.zarr", mode="r")
     assert all((group[str(i)][:] == i).all() for i in range(6))
 
 
-def test_what_is_no_array_is_named(call, path):
+def test_what_is_not_an_array_is_named(call, path):
     with database(path) as root:
         root["x"] = wendelin.bigarray.array_zodb.ZBigArray((3,), "f8")
         root["list"], root[5] = [1, 2], wendelin.bigarray.array_zodb.ZBigArray((2,), "i4")

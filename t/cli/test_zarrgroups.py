@@ -67,7 +67,7 @@ def test_there_and_back(url, call, version):
         assert np.array_equal(zarr.open_array(root["a"].store(), mode="r")[:], DATA)
 
 
-def test_past(url, call):
+def test_export_of_a_past_zarr_array(url, call):
     with database(url) as root:
         root["g"] = ZarrGroup()
         a = zarr.create_array(root["g"].store(), name="a", data=DATA, chunks=(10, 10))
@@ -81,7 +81,7 @@ def test_past(url, call):
     assert not zarr.open_array("now.zarr", mode="r")[:].any()
 
 
-def test_what_is_wrong(url, call, here):
+def test_wrong_imports_and_exports_of_zarr_folders(url, call, here):
     folder()
     (here / "empty.zarr").mkdir()
     for args, code, why in [
@@ -106,7 +106,7 @@ def test_what_is_wrong(url, call, here):
 
 
 @pytest.mark.only("fs")
-def test_keys_that_are_no_files(url, call):
+def test_keys_that_cannot_be_files(url, call):
     for keys in (["a/../b"], ["a", "a/b"], ["/a"]):
         with database(url) as root:
             root["g"] = g = ZarrGroup()
@@ -118,7 +118,7 @@ def test_keys_that_are_no_files(url, call):
 
 
 @pytest.mark.only("fs")
-def test_killed(url, call):
+def test_imports_and_exports_of_zarr_go_on_after_kills(url, call):
     data = np.random.default_rng(1).random((3000, 100))
     zarr.open_group("x.zarr", mode="w").create_array("a", data=data, chunks=(5, 100))
     args = "--step", "40K", "x.zarr", f"{url}#g"

@@ -20,7 +20,7 @@ NEEDS = {
     OURS: "icechunk",  # for the environment docs, which has all
 }
 
-#: what several libraries' code computes of one task
+#: names of the results that the code of several libraries computes
 _RESULTS = (
     *("unit", "past_sum", "total", "window", "mean", "shared", "filled", "names", "image"),
     *("row", "event", "prices", "lazy"),
@@ -29,7 +29,7 @@ _IMPORT = re.compile("(import|from) ")
 
 
 def text_of(library):
-    """Return the page with the blocks of one library, and those of all; lines stay."""
+    """Return the page with the blocks of one library and those of all; line numbers stay."""
     text = PAGE.read_text()
     return re.sub(
         r"(?:^\*\*([\w.]+)\*\*\n\n)?^```.*?^```$",

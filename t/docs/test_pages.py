@@ -22,7 +22,7 @@ SITE = os.environ.get("WENDELIN_CORE_TEST_SITE", "")
 PARTS = pages.parts()
 FOR_A_SERVER = [part for part in PARTS if part.needs == "a server"]
 FOR_ALL = [part for part in PARTS if part.needs != "a server"]
-#: what takes many seconds, and is the same everywhere: one environment is enough
+#: needs of pages that take many seconds and are the same everywhere: they run in one environment
 ONCE = {"gdb"}
 
 
@@ -54,7 +54,7 @@ def test_links(page):
 
 
 def test_all_that_pages_need_is_installed_for_them():
-    """PyTorch is as large as all else together: its page runs if it is installed."""
+    """Except PyTorch, which is as large as all else together: its page runs if it is installed."""
     needed = {part.needs for part in FOR_ALL} - {"", "torch", "gdb"}
     names = {"sklearn": "scikit-learn", "yaml": "PyYAML", "Zope2": "Zope"}
     tox = (pages.ROOT / "tox.ini").read_text()
@@ -66,8 +66,8 @@ def test_all_that_pages_need_is_installed_for_them():
     assert {names.get(package, package) for package in needed} <= installed
 
 
-def test_names_of_the_inside():
-    """What development.md says of a page's way is in the modules that it names."""
+def test_names_of_the_inside_are_right():
+    """The names by which development.md tells a page's way are in the modules that it names."""
     text = (pages.ROOT / "docs/development.md").read_text()
     way = text[text.index("## A page's way") : text.index("One stack shows")]
     # `module.name`, `module.Class.name`; `folder.module.…` where folders have a module of that name
@@ -87,8 +87,8 @@ def test_names_of_the_inside():
             assert re.search(rf"^class {cls}\b", code, re.M), (module, cls)
 
 
-def test_modules_of_the_inside():
-    """architecture.md has every module of the two folders that it goes through."""
+def test_architecture_has_all_modules_of_the_inside():
+    """They are all modules of the two folders that architecture.md goes through."""
     text = (pages.ROOT / "docs/architecture.md").read_text()
     paths = chain(*((pages.ROOT / folder).rglob("*.py*") for folder in ("bigfile", "lib")))
     modules = {(path.parent.name, path.stem) for path in paths if path.suffix in (".py", ".pyx")}
@@ -106,7 +106,7 @@ def test_modules_of_the_inside():
 
 
 def test_all_that_is_public_is_in_the_reference():
-    """Which says that names that are not there may change."""
+    """The reference says that names that are not in it may change."""
     reference = (pages.ROOT / "docs/reference.rst").read_text()
     listed = set(
         re.findall(
@@ -139,7 +139,7 @@ def test_site_fetches_nothing():
 
 
 class TestPages:
-    """What would be skipped in silence is not."""
+    """This class checks that pages.py skips nothing in silence."""
 
     def programs(self, text):
         return pages.programs(pages.Part("x.md", text))

@@ -43,7 +43,7 @@ def test_every_picture_is_in_a_page():
 
 
 def test_every_page_is_in_the_contents():
-    """Of the site; and how-tos are in their list, too."""
+    """The contents are those of the site; how-tos are in their own list, too."""
     contents = (ROOT / "docs/index.md").read_text()
     inside = set(re.findall(r"^[\w/-]+$", contents, re.M))
     listed = (ROOT / "docs/howto/index.md").read_text()

@@ -1,4 +1,4 @@
-"""wendelin.lib.interrupt: Ctrl-C at moments at which it must wait, in a program of its own."""
+"""wendelin.lib.interrupt: Ctrl-C at moments at which it must wait."""
 
 import signal
 import threading
@@ -12,7 +12,7 @@ pytestmark = pytest.mark.once
 
 
 def test_an_interrupt_in_a_commits_last_step_comes_after_it(tmp_path):
-    """FileStorage closes itself when it is interrupted there."""
+    """FileStorage would close itself if it were interrupted there."""
     code = """
         import importlib, os, signal, sys
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -56,13 +56,13 @@ def test_an_interrupt_in_a_commits_last_step_comes_after_it(tmp_path):
 
 @pytest.fixture(autouse=True)
 def handled():
-    """A program that was started in the background ignores it."""
+    """Set a handler of SIGINT: a program that was started in the background ignores it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-def test_it_is_handled_at_the_end():
+def test_an_interrupt_is_handled_at_the_end():
     done = []
     with pytest.raises(KeyboardInterrupt):
         with interrupts_later():
@@ -74,14 +74,14 @@ def test_it_is_handled_at_the_end():
         signal.raise_signal(signal.SIGINT)
 
 
-def test_an_error_goes_before():
+def test_an_error_is_the_context_of_an_interrupt():
     with pytest.raises(KeyboardInterrupt) as error, interrupts_later():
         signal.raise_signal(signal.SIGINT)
         raise ValueError
     assert isinstance(error.value.__context__, ValueError)
 
 
-def test_what_is_ignored_stays_so_and_other_threads_have_none():
+def test_an_ignored_interrupt_stays_ignored_and_other_threads_set_no_handler():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with interrupts_later():

@@ -40,7 +40,7 @@ def test_mmap():
 
 
 @pytest.mark.parametrize("byte", [-1, 256, 1000])
-def test_no_byte(byte):
+def test_a_number_that_is_not_a_byte_is_refused(byte):
     with pytest.raises(ValueError, match=str(byte)):
         memset(bytearray(1), byte)
 
@@ -57,7 +57,7 @@ def test_not_contiguous():
         bzero(np.zeros((4, 4))[:, ::2])
 
 
-def test_no_buffer():
+def test_what_is_not_a_buffer_is_refused():
     with pytest.raises(TypeError):
         bzero("text")
 

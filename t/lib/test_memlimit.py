@@ -13,7 +13,7 @@ V1_NONE = str(0x7FFFFFFFFFFFF000)  # what version 1 says for "no limit"
 
 @pytest.fixture
 def machine(tmp_path):
-    """Return what makes files of a machine: {path: text}."""
+    """Return a function that makes files of a machine from {path: text}; it returns their root."""
 
     def make(files: dict[str, str]) -> str:
         for name, text in files.items():
@@ -35,7 +35,7 @@ def test_no_cgroups(machine):
 
 @pytest.mark.parametrize("mount", ["sys/fs/cgroup", "sys/fs/cgroup/unified"])
 def test_version_2(machine, mount):
-    """The least one holds, wherever it is on the way up."""
+    """The smallest limit holds, at whatever level it is."""
     files = {
         "proc/self/cgroup": "0::/user.slice/a.service",
         f"{mount}/user.slice/a.service/memory.max": str(64 * M),
@@ -95,7 +95,7 @@ def test_sizes(text, size):
     "text",
     ["", "0", "-1", "0%", "101%", "M", "%", "1X", "1 000", "1e9", "nan", "inf%", "ten", "5%%", "٣"],
 )
-def test_no_sizes(text):
+def test_texts_that_are_not_shares(text):
     with pytest.raises(ValueError, match=r"1\.5G; or a part of the memory, as in 25%") as e:
         parse_share(text)
     assert repr(text) in str(e.value)

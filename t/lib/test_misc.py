@@ -110,8 +110,8 @@ def test_structured_in_fortran_order(shape):
 
 
 @pytest.mark.parametrize("order", "CF")
-def test_structured_is_the_other_way_of_a_view(order):
-    """Of what a structured array was made of, in both orders, it is that array."""
+def test_structured_is_the_inverse_of_a_view(order):
+    """structured() of the plain elements of a structured array is that array, in both orders."""
     dtype = np.dtype([(n, "<i2") for n in "abc"])
     for shape in (4,), (4, 5), (1, 4), (4, 1), (1, 1), (3, 2, 4):
         s = np.zeros(shape, dtype, order)

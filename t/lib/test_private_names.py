@@ -21,7 +21,7 @@ from support.private_names import (
 MODULES = modules_under("wendelin")
 ADAPTING = {m.__name__: m for m in MODULES if m.__name__.startswith(f"{ADAPTERS}.")}
 
-#: what else adapts a dependency: it implements an abstract class, whose names are for subclasses
+#: other modules that adapt a dependency, or have such names: module -> names
 IMPLEMENTS = {
     "wendelin.sparse.files": {"_index"},  # a name in AnnData's files
     "wendelin.zarr.store": {
@@ -82,12 +82,12 @@ def test_an_adapter_lists_what_it_uses(module):
     assert used <= names_of(module), sorted(used - names_of(module))
 
 
-def test_each_is_of_one_adapter():
+def test_each_private_name_is_of_one_adapter():
     places = [where for m in ADAPTING.values() for t in tables(m)[:1] for where in t]
     assert len(places) == len(set(places))
 
 
-def test_nothing_else_uses_one():
+def test_nothing_but_adapters_uses_a_private_name():
     found = []
     for module in SOURCES:
         if module.__name__ in ADAPTING:
@@ -102,7 +102,7 @@ def test_nothing_else_uses_one():
 @pytest.mark.parametrize(
     "path", sorted(Path(ROOT).glob("bigfile/**/*.p[xy][xd]")), ids=lambda path: path.name
 )
-def test_no_cython_module_uses_one(path):
+def test_no_cython_module_uses_a_private_name(path):
     text = re.sub(r'"""(.|\n)*?"""|#.*', "", path.read_text())
     sources = [p.read_text() for p in Path(ROOT).glob("bigfile/**/*.p[xy][xd]")]
     ours = set(re.findall(r"\b(_[a-z]\w*)\b(?=\s*[=(:])|(?<=class )_\w+", "\n".join(sources)))

@@ -61,7 +61,7 @@ def test_a_unit_for_numbers():
 @pytest.mark.parametrize(
     "text", ["", "0", "0.5", "-1", "M", "iB", "5iB", "1X", "25%", "1e9", "nan", "٣", "9" * 5000]
 )
-def test_no_sizes(text):
+def test_texts_that_are_not_sizes(text):
     with pytest.raises(ValueError, match="is not a size: it must be like") as e:
         parse_size(text)
     assert repr(text) in str(e.value)

@@ -1,11 +1,11 @@
-"""gateway.py, to which things happen that seldom do: for test_gateway.py.
+"""gateway.py with faults that are rare otherwise: for test_gateway.py.
 
     python2.7 gateway_faults.py CONFIGURATION
 
-WENDELIN_CORE_GATEWAY_FAULTS says what: "broken", answers of storage nodes that cannot be read, and
-nodes that cannot be asked; "late", answers that come some time after they were made; or "busy": it
-takes time to take what others have committed. Told by SIGUSR1, it says what is under way: "LEFT
-[]", if nothing is.
+WENDELIN_CORE_GATEWAY_FAULTS names the fault. "broken": answers of storage nodes cannot be read, and
+nodes cannot be asked. "late": answers come some time after they were made. "busy": the gateway
+needs time to take what others have committed. On SIGUSR1, this program prints what is under way:
+"LEFT []" if nothing is.
 """
 
 from __future__ import absolute_import, print_function

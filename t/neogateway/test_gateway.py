@@ -1,4 +1,4 @@
-"""The gateway before NEO, when storage nodes are slow or do not answer, and clients go."""
+"""The gateway before NEO: storage nodes are slow or do not answer, and clients go."""
 
 import signal
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ from wendelin.neogateway.gateway import PROGRAM
 pytestmark = [pytest.mark.only("neo"), pytest.mark.database, pytest.mark.formats]
 
 NEWEST = b"\x7f" + b"\xff" * 7
-LIMIT = 60  # no wait is as long, if nothing is wrong [s]
+LIMIT = 60  # longer than any wait if nothing is wrong [s]
 
 
 class FaultyGateway(Gateway):
@@ -59,7 +59,7 @@ def objects(root, n, size=0):
 
 @pytest.mark.parametrize("faulty", ["broken"], indirect=True)
 @pytest.mark.parametrize("zblk_fmt", ["ZBlk0", "ZBlk1"])
-def test_what_is_not_had_from_a_node_at_once_is_had_otherwise(testdb, faulty, zblk_fmt):
+def test_records_are_loaded_in_spite_of_broken_answers(testdb, faulty, zblk_fmt):
     root = testdb.open()
     fill(root, zblk_fmt)
     oids = objects(root, 100, 1000)
@@ -75,7 +75,7 @@ def test_what_is_not_had_from_a_node_at_once_is_had_otherwise(testdb, faulty, zb
 
 
 @pytest.mark.parametrize("faulty", ["late"], indirect=True)
-def test_what_is_invalidated_while_it_is_loaded_is_not_taken_for_the_newest(testdb, faulty):
+def test_a_record_invalidated_while_it_is_loaded_is_not_taken_for_the_newest(testdb, faulty):
     """A client keeps what it was given, until it is told of a newer revision."""
     root = testdb.open()
     objects(root, 10)
@@ -134,7 +134,7 @@ def no_replicas(tmp_path_factory):
 
 
 @pytest.mark.parametrize("size", [1000, 100_000])
-def test_nobody_waits_for_a_storage_node_that_others_wait_for(no_replicas, size):
+def test_a_storage_node_that_hangs_delays_only_loads_of_its_objects(no_replicas, size):
     """Half of the objects are of the node that hangs; the others are answered meanwhile."""
     cluster, gateway = no_replicas
     root = dbopen(gateway.url)
@@ -161,7 +161,7 @@ def is_lost(future):
 
 
 @pytest.mark.parametrize("faulty", ["late"], indirect=True)
-def test_what_clients_wanted_that_are_gone_is_forgotten(testdb, faulty):
+def test_loads_of_clients_that_are_gone_are_forgotten(testdb, faulty):
     oids = objects(testdb.open(), 150, 100_000)
     storage = dbstoropen(faulty.url)
     asked = [storage._server.call("loadBefore", oid, NEWEST, wait=False) for oid in oids * 5]

@@ -1,4 +1,4 @@
-"""neo-cluster and neo-gateway, as one uses them by hand."""
+"""neo-cluster and neo-gateway, used by hand."""
 
 import subprocess
 import sys
@@ -78,7 +78,7 @@ def test_a_cluster_by_hand(tmp_path):
 
 @of_neo
 def test_a_gateway_with_tls_and_a_limit(testdb, tmp_path):
-    """As docs/cluster.md has it."""
+    """The configuration is the example of docs/cluster.md."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     for name in "gateway", "client":
@@ -93,7 +93,7 @@ def test_a_gateway_with_tls_and_a_limit(testdb, tmp_path):
         "10.0.0.5:9991": f"127.0.0.1:{port}",
         "10.0.0.1:10000 10.0.0.2:10000": storages.NeoDatabase.cluster.masters,
         "name sensors": "name test",
-        # the cluster of the tests has none
+        # the cluster of the tests has no certificates
         example[example.index("  ca /etc/neo") : example.index("</NEOStorage>")]: "",
         "/etc/neo": str(tmp_path),
     }
@@ -132,7 +132,7 @@ WRONG = {
 
 @pytest.mark.parametrize("args", WRONG)
 def test_a_call_that_is_wrong(args):
-    """It is told in a line, before anything is installed."""
+    """The program says so in a line, before it installs anything."""
     done = tool("neo-gateway", *args.split())
     assert done.returncode == 2
     assert WRONG[args] in done.stderr
@@ -140,8 +140,8 @@ def test_a_call_that_is_wrong(args):
     assert done.stderr.count("\n") == 1
 
 
-def test_no_python2(tmp_path):
-    """Where there is none, what to install is told."""
+def test_the_gateway_without_python2(tmp_path):
+    """The program says what to install."""
     done = subprocess.run(
         [GATEWAY, "--name=x", "--masters=127.0.0.1:1"],
         env={"XDG_CACHE_HOME": str(tmp_path), "PYENV_ROOT": str(tmp_path), "PATH": str(tmp_path)},

@@ -46,7 +46,7 @@ def test_bytes_lie_aligned_and_are_located(path):
 @pytest.mark.parametrize(
     "value", [b"", b"x", b"x" * 15 * ALIGNMENT, b"x" * (16 * ALIGNMENT - 1), b"x" * 65537]
 )
-def test_what_is_small_or_no_whole_pages_is_as_in_filestorage(path, tmp_path, value):
+def test_what_is_small_or_not_whole_pages_is_as_in_filestorage(path, tmp_path, value):
     db, root = write(path, value)
     assert located(db.storage, root[0]) is None
     oid = root[0]._p_oid
@@ -58,8 +58,8 @@ def test_what_is_small_or_no_whole_pages_is_as_in_filestorage(path, tmp_path, va
 
 
 @pytest.mark.parametrize("smallest", [ALIGNMENT, 3 * ALIGNMENT])
-def test_what_is_aligned_is_chosen(path, tmp_path, smallest):
-    """In commits, by copies into the file, and by packs before and after the pack time."""
+def test_align_from_chooses_the_sizes_that_are_aligned(path, tmp_path, smallest):
+    """It does so for commits, copies into the file, and packs, before the pack time and after."""
     values = [data_of(i, pages) for i, pages in enumerate([1, 2, 3, 4, 20])]
     expected = [value if len(value) >= smallest else None for value in values]
     chosen = partial(AlignedFileStorage, align_from=smallest)
@@ -130,12 +130,12 @@ def test_any_place_can_be_padded(at):
 
 
 @pytest.mark.parametrize("record", [b"", b"junk" * 40000, b"\x80\x03" + b"N" * 70000])
-def test_what_is_no_pickle_is_stored_as_it_is(record):
+def test_what_is_not_a_pickle_is_stored_as_it_is(record):
     assert joined(record, 5) == record
     assert without_pad(record) == record
 
 
-def test_switched_off(path):
+def test_nothing_is_aligned_if_it_is_switched_off(path):
     db = DB(AlignedFileStorage(path, align=False))
     root = db.open().root()
     root[0] = Bytes(data_of(0))
@@ -160,14 +160,14 @@ def test_locate_sees_the_revision_that_is_asked_for(path):
         tids.append(db.storage.lastTransaction())
     for i, tid in enumerate(tids):
         assert located(db.storage, root[0], p64(u64(tid) + 1)).endswith(f"{i}".encode())
-    assert located(db.storage, root[0], tids[0]) is None  # before it was there
+    assert located(db.storage, root[0], tids[0]) is None  # before the object was there
     assert db.storage.locate([p64(999)], current(db.storage)) == [None]
     db.close()
 
 
 @pytest.mark.parametrize("first", [AlignedFileStorage, StockFileStorage])
 def test_locate_waits_for_the_disk_if_asked_to(path, monkeypatch, first):
-    """What is not in the kernel's cache is read for a touch, not for looking ahead."""
+    """A touch waits for what is not in the kernel's cache; looking ahead leaves it out."""
     db, root = write(path, *(data_of(i) for i in range(4)), storage=first)
     db.close()
     db = DB(AlignedFileStorage(path))
@@ -194,7 +194,7 @@ def test_locate_waits_for_the_disk_if_asked_to(path, monkeypatch, first):
 
 
 def test_a_file_system_that_cannot_tell_what_waits(path, monkeypatch):
-    """Nothing is left out, even when looking ahead."""
+    """Then nothing is left out, even when looking ahead."""
     db, root = write(path, *(data_of(i) for i in range(4)))
     oids = [root[i]._p_oid for i in range(4)]
     preadv = os.preadv
@@ -285,7 +285,7 @@ def test_the_file_was_moved_by_hand(path):
 
 
 @pytest.mark.database
-@pytest.mark.only("fscopy")  # it takes a minute, and there is less else
+@pytest.mark.only("fscopy")  # it takes a minute, and this run has fewer other tests
 def test_zodbs_own_tests(tmp_path):
     done = subprocess.run(
         [sys.executable, "-P", "-W", "ignore", zodb_suite.__file__],

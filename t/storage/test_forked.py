@@ -1,4 +1,4 @@
-"""Children of fork(): what they inherited of databases refuses, and they open their own."""
+"""Children of fork(): a database that is inherited refuses calls; a child opens it anew."""
 
 import pytest
 from support import storages
@@ -258,7 +258,7 @@ def test_a_file_stays_locked_by_the_parent(path, options):
 
 
 def test_a_storage_without_a_database_of_ours(path):
-    """Opened by the program itself; also a child of a child."""
+    """The program itself has opened it; a child of a child is refused, too."""
     code = """
     from wendelin.lib.storage.filestorage import AlignedFileStorage
     conn = DB(AlignedFileStorage(url)).open()
@@ -285,7 +285,7 @@ def test_a_storage_without_a_database_of_ours(path):
 @pytest.mark.parametrize("scheme", ["sqlite", "demo", "memory"])
 @pytest.mark.slow
 def test_other_storages(tmp_path, scheme):
-    """Whatever zodburi opens, by the methods that storages have."""
+    """A storage that zodburi opens refuses the same calls, as far as it has them."""
     if scheme == "sqlite":
         pytest.importorskip("relstorage")
         (tmp_path / "db").mkdir()

@@ -23,7 +23,7 @@ def write(path, n=1):
 
 
 def read(path, **options):
-    """Return the blobs."""
+    """Return what the blobs have."""
     db = DB(AlignedFileStorage(path, blob_dir=f"{path}.blobs", **options))
     conn = db.open()
     found = []
@@ -37,7 +37,7 @@ def read(path, **options):
 
 @pytest.fixture
 def synced(monkeypatch):
-    """Note what is synced."""
+    """Return a list, to which each sync adds the name of its file."""
     names = []
     fsync = os.fsync
 
@@ -111,7 +111,7 @@ def test_a_marker_of_the_layout_that_is_blank_is_mended(path, marker, read_only)
 
 @pytest.mark.parametrize("blank", [False, True])
 def test_the_other_layout_stays_what_it_is(path, blank):
-    """A folder an oid: ZODB warns of it, and reads and writes it."""
+    """The other one has a folder an oid: ZODB warns of it, but reads and writes it."""
     AlignedFileStorage(path).close()  # in a new file, ZODB begins with a new folder
     folder = Path(f"{path}.blobs")
     folder.mkdir()

@@ -92,7 +92,7 @@ def test_a_crash_loses_only_what_was_not_committed(path, stage):
     """
     assert run_child(code).returncode == -signal.SIGKILL
     assert os.path.getsize(path) > size + 500000
-    reader = FileStorage(path, read_only=True)  # does not mend, and sees what is committed
+    reader = FileStorage(path, read_only=True)  # it does not mend, and sees what is committed
     assert len(reader) == 2
     reader.close()
     db = DB(AlignedFileStorage(path))
@@ -229,7 +229,7 @@ class Synced:
 
     def __init__(self, path, monkeypatch):
         self.path = path
-        self.seen = []  # (name of the call, status of the last transaction, its size)
+        self.seen = []  # (name of the call, status of the last transaction, whether it is whole)
         self.fails = False
         for module, name in (os, "fdatasync"), (fs_module, "fsync"):
             monkeypatch.setattr(module, name, partial(self._sync, name, getattr(os, name)))
@@ -249,7 +249,7 @@ class Synced:
 @pytest.mark.parametrize("align", [True, False])
 @pytest.mark.parametrize(("ordered", "size"), [(False, 1000), (True, 1000), (False, LARGE)])
 def test_records_are_on_disk_before_the_status(path, monkeypatch, align, ordered, size):
-    """By the option, or if that costs nothing."""
+    """So it is with the option, and where that costs nothing."""
     storage = AlignedFileStorage(path, align=align, ordered=ordered)
     db = DB(storage, large_record_size=2 * LARGE)
     synced = Synced(path, monkeypatch)

@@ -1,4 +1,4 @@
-"""lib/storage/fsfollow.py: a file that is read by one process while another one writes it."""
+"""lib/storage/fsfollow.py: a process reads a file while another one writes it."""
 
 import os
 import subprocess
@@ -52,7 +52,7 @@ def reader(writer, path, request):
     reader.close()
 
 
-def test_an_index_that_is_not_up_to_date_is_no_news_to_a_reader(writer, path, caplog):
+def test_a_reader_does_not_warn_of_an_index_that_is_not_up_to_date(writer, path, caplog):
     Reader(path).close()  # the index is that of the file when it was made
     assert not caplog.text
 
@@ -174,7 +174,7 @@ def test_what_a_crash_has_left_is_looked_at_once(writer, path, monkeypatch):
     for _ in range(5):
         reader.tm.begin()
     assert len(scans) == 1
-    again = dbopen(path)  # cuts it off
+    again = dbopen(path)  # this cuts it off
     again["x"] = 7
     transaction.commit()
     reader.tm.begin()
@@ -183,7 +183,7 @@ def test_what_a_crash_has_left_is_looked_at_once(writer, path, monkeypatch):
     dbclose(again)
 
 
-def test_after_a_pack_it_is_another_file(writer, reader):
+def test_after_a_pack_a_reader_reads_the_packed_file(writer, reader):
     a = reader.A[:]
     writer["A"][BLK] = 1
     transaction.commit()

@@ -41,14 +41,14 @@ def loaded(path, file):
     return found and found.positions
 
 
-def test_stock_filestorage_uses_it_and_its_own_is_not_believed(saved):
+def test_stock_filestorage_uses_the_index_and_its_own_is_not_believed(saved):
     assert used(saved, StockFileStorage) == 1
     assert used(saved) == 0  # stock FileStorage has saved it
     assert used(saved) == 1
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_of_a_copy(saved, read_only):
+def test_the_index_of_a_copied_file(saved, read_only):
     copy = f"{saved}2"
     for suffix in "", ".index":
         shutil.copy(saved + suffix, copy + suffix)
@@ -56,13 +56,13 @@ def test_of_a_copy(saved, read_only):
     assert used(copy, read_only=read_only) == (not read_only)
 
 
-def test_of_a_file_that_was_moved(saved):
+def test_the_index_of_a_file_that_was_moved(saved):
     for suffix in "", ".index":
         os.rename(saved + suffix, f"{saved}2{suffix}")
     assert used(f"{saved}2") == 1
 
 
-def test_of_a_file_that_has_grown(saved):
+def test_the_index_of_a_file_that_has_grown(saved):
     index = Path(f"{saved}.index").read_bytes()
     db = DB(AlignedFileStorage(saved))
     tids = []
@@ -97,7 +97,7 @@ def test_every_flipped_byte_is_noticed(saved):
 
 @pytest.mark.parametrize("at", ["begin", "end"])
 def test_another_file_that_was_written_over_it(saved, at):
-    """The same inode, and the same length."""
+    """It has the same inode, and the same length."""
     raw = bytearray(Path(saved).read_bytes())
     where = 4 + 25 if at == "begin" else len(raw) - 30
     raw[where] ^= 1
@@ -106,13 +106,13 @@ def test_another_file_that_was_written_over_it(saved, at):
         assert loaded(f"{saved}.index", file) is None
 
 
-def test_of_a_file_that_was_cut(saved):
+def test_the_index_of_a_file_that_was_cut(saved):
     with open(saved, "r+b") as file:
         file.truncate(os.path.getsize(saved) - 1)
         assert loaded(f"{saved}.index", file) is None
 
 
-def test_of_a_pack_by_stock_filestorage_that_was_killed(saved, monkeypatch):
+def test_the_index_after_a_pack_by_stock_filestorage_that_was_killed(saved, monkeypatch):
     db = DB(AlignedFileStorage(saved))
     for i in range(3):
         with db.transaction() as conn:
@@ -132,7 +132,7 @@ class _Code:
         return os.mkdir, ("code-was-run",)
 
 
-def test_nothing_in_it_is_run(saved, tmp_path, monkeypatch):
+def test_nothing_in_an_index_is_run(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     real = AlignedFileStorage(saved, read_only=True)
     pos, tid = real.getSize(), real.lastTransaction()
@@ -145,7 +145,7 @@ def test_nothing_in_it_is_run(saved, tmp_path, monkeypatch):
     assert not os.path.exists("code-was-run")
 
 
-def test_it_is_on_disk_before_it_takes_the_name(saved, monkeypatch):
+def test_a_new_index_is_on_disk_before_it_takes_the_name(saved, monkeypatch):
     done = []
     fsync, replace = os.fsync, os.replace
     monkeypatch.setattr(
@@ -163,7 +163,7 @@ def test_it_is_on_disk_before_it_takes_the_name(saved, monkeypatch):
     assert done == [(what, f"{saved}.index.index_tmp") for what in ("sync", "rename")]
 
 
-def test_no_room_for_it_is_no_error(saved, monkeypatch, caplog):
+def test_no_room_for_the_index_is_not_an_error(saved, monkeypatch, caplog):
     storage = AlignedFileStorage(saved)
     before = Path(f"{saved}.index").read_bytes()
 
@@ -181,8 +181,8 @@ def test_no_room_for_it_is_no_error(saved, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize("read_only", [False, True])
-def test_it_says_that_a_broken_end_was_whole(saved, read_only):
-    """The end is damaged, and not what a power failure has left of a commit: it is not cut off."""
+def test_the_index_says_that_a_broken_end_was_whole(saved, read_only):
+    """The index knows this end as whole: it is damage, not a torn commit, and is not cut off."""
     raw = bytearray(Path(saved).read_bytes())
     raw[-1] ^= 1  # of the length
     Path(saved).write_bytes(raw)

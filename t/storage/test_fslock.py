@@ -39,7 +39,7 @@ NAMES = {
 @pytest.mark.parametrize(("other", "align"), [(False, True), (False, False), (True, True)])
 @pytest.mark.parametrize("name", NAMES)
 def test_there_is_one_writer(path, name, other, align):
-    """In one process, and in two."""
+    """Another writer is refused, in the same process and in another one."""
     db, root = write(path, b"x")
     name = NAMES[name](path)
     root["x"] = 1
@@ -75,7 +75,7 @@ def test_there_is_one_writer(path, name, other, align):
 
 
 @pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="root may mount")
-def test_a_bind_mount(path):
+def test_a_bind_mount_is_the_same_file(path):
     db, _ = write(path, b"x")
     Path(f"{path}2").touch()
     code = (
@@ -146,7 +146,7 @@ def test_what_is_refused_leaves_nothing_open(path):
 
 
 def test_a_child_that_lives_on_keeps_no_lock(path):
-    """Closed by the parent, the file is free, though a child of a fork has it open."""
+    """When the parent closes the file, it is free, though a child of a fork has it open."""
     code = f"""
         import os, time
         from wendelin.lib.storage.filestorage import AlignedFileStorage
@@ -187,7 +187,7 @@ def test_what_cannot_be_opened_gets_nothing_beside_it(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["x.fs", "x.fs.lock"]
 
 
-def test_who_has_the_lock_is_named(tmp_path):
+def test_the_process_that_has_the_lock_is_named(tmp_path):
     path = str(tmp_path / "x.fs")
     assert lock_holder(path) == ""
     storage = AlignedFileStorage(path)

@@ -44,7 +44,7 @@ def test_undo(path):
 
 @pytest.mark.parametrize("storage", [AlignedFileStorage, StockFileStorage])
 def test_undo_of_what_was_stored_again_in_between(path, storage):
-    """The same bytes in two records have two pads: undo sees no difference."""
+    """Two records of the same bytes have different pads; undo takes them for equal."""
     db, root = write(path, data_of(0), storage=storage)
     value = data_of(1)
     for _ in range(2):
@@ -59,7 +59,7 @@ def test_undo_of_what_was_stored_again_in_between(path, storage):
 
 @pytest.mark.parametrize("first", [AlignedFileStorage, StockFileStorage])
 def test_pack_aligns(path, first):
-    """Also what an old database has: all of it, before the pack time and after."""
+    """It aligns all that an old database has, too, before the pack time and after."""
     db, root = write(path, data_of(0), data_of(1), data_of(2), storage=first)
     for value in 3, 4:
         root[1].data = data_of(value)
@@ -107,8 +107,8 @@ def test_pack_aligns(path, first):
 
 @pytest.mark.parametrize("align", [True, False])
 @pytest.mark.parametrize("keep", [True, False])
-def test_at_no_moment_of_a_pack_there_is_no_file(path, monkeypatch, align, keep):
-    """After a kill at this moment, the next open would find an empty database."""
+def test_there_is_a_file_at_each_moment_of_a_pack(path, monkeypatch, align, keep):
+    """Without a file, an open after a kill would make an empty database."""
     db = DB(AlignedFileStorage(path, align=align, pack_keep_old=keep))
     with db.transaction() as conn:
         conn.root()["x"] = 1
@@ -191,8 +191,8 @@ KILLED = """
 
 
 @pytest.mark.parametrize(("align", "keep"), [(True, True), (False, False)])
-def test_killed_at_each_step(path, align, keep):
-    """The index of the file as it was is not taken for that of the packed one, of the same end."""
+def test_a_pack_that_is_killed_at_each_step(path, align, keep):
+    """The old index is not taken for that of the packed file, which may have the same end."""
     db = DB(AlignedFileStorage(path))
     with db.transaction() as conn:
         conn.root()["a"] = PersistentMapping(i=0)
@@ -206,8 +206,8 @@ def test_killed_at_each_step(path, align, keep):
     assert steps > 8
 
 
-def test_order(path, monkeypatch):
-    """What a power failure leaves is the file as it was, or the packed one, and no other index."""
+def test_order_of_the_steps_of_a_pack(path, monkeypatch):
+    """A power failure leaves the old file or the packed one, and never the other one's index."""
     db = DB(AlignedFileStorage(path))
     for i in 1, 2:
         with db.transaction() as conn:
@@ -292,8 +292,8 @@ def test_a_pack_that_fails_changes_nothing(path, monkeypatch, fails):
     db.close()
 
 
-def test_a_relative_name(tmp_path, monkeypatch):
-    """It is of the folder where it was opened: a pack read another database, and failed."""
+def test_a_pack_of_a_relative_name(tmp_path, monkeypatch):
+    """The name is of the folder where the file was opened, also after a chdir()."""
     for folder in "mine", "other":
         (tmp_path / folder).mkdir()
         monkeypatch.chdir(tmp_path / folder)
@@ -315,7 +315,7 @@ def test_a_relative_name(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("fails", ["copying", "fsync", None])
 def test_what_an_earlier_pack_has_kept(path, tmp_path, monkeypatch, fails):
-    """It is there until there is another file to keep: a pack may fail."""
+    """It stays until the next pack has another file to keep: that pack may fail."""
     blobs = tmp_path / "blobs"
     db = DB(AlignedFileStorage(path, blob_dir=str(blobs)))
     for i in 1, 2:
@@ -351,7 +351,7 @@ def test_what_an_earlier_pack_has_kept(path, tmp_path, monkeypatch, fails):
 
 
 def test_a_folder_that_cannot_be_synced_after_the_rename(path, monkeypatch):
-    """Commits that followed could be lost with the new name: there are none."""
+    """Later commits could be lost with the new name: the storage refuses them."""
     db = DB(AlignedFileStorage(path))
     for i in 1, 2:
         with db.transaction() as conn:
@@ -377,7 +377,7 @@ def test_a_folder_that_cannot_be_synced_after_the_rename(path, monkeypatch):
 
 @pytest.mark.parametrize("storage", [AlignedFileStorage, StockFileStorage])
 def test_what_frees_no_bytes_is_packed_as_well(path, tmp_path, storage):
-    """The pad of what follows takes the room."""
+    """The pad of a later record takes the room that the pack frees."""
     db = DB(storage(path, blob_dir=str(tmp_path / "blobs"), pack_keep_old=False))
     root = db.open().root()
     root["b"] = Blob(b"old")
@@ -403,8 +403,8 @@ def test_what_frees_no_bytes_is_packed_as_well(path, tmp_path, storage):
 
 
 @pytest.mark.parametrize("changes", ["file", "memory", "by hand"])
-def test_one_over_another(path, changes):
-    """The changes are packed. What the base refers to stays."""
+def test_a_demostorage_packs_its_changes(path, changes):
+    """Objects that only the base refers to stay."""
     root = dbopen(path)
     root["x"] = PersistentMapping(y=PersistentMapping(n=0))
     root["z"] = 0
@@ -461,7 +461,7 @@ def test_pack_while_others_commit(path, monkeypatch):
 
 @pytest.mark.parametrize("kinds", [("a", "a"), ("a", "s"), ("s", "a")])
 def test_copy_into_another_storage(path, tmp_path, kinds):
-    """As zodbconvert and fs copies do: also undone transactions stay references."""
+    """As zodbconvert and fs copies do it: the record of an undo stays a reference."""
     makes = {"a": AlignedFileStorage, "s": StockFileStorage}
     db, root = write(path, data_of(0), data_of(1, 20), storage=makes[kinds[0]])
     root[0].data = data_of(2)
@@ -487,7 +487,7 @@ def test_copy_into_another_storage(path, tmp_path, kinds):
 
 @pytest.mark.parametrize("root", [["a list"], {"a": "mapping"}, PersistentMapping(a=1)])
 def test_a_root_that_no_connection_has_written(path, root):
-    """It has no tags, which a pack would keep; a root that is damaged may have some."""
+    """It has no tags for a pack to keep; a damaged root may have some."""
     storage = AlignedFileStorage(str(path))
     record = pickle.dumps(root, 3) + pickle.dumps(None, 3)
     for _ in range(2):

@@ -88,7 +88,7 @@ def torn(data, start, sector, other, rng):
     return bytes(result)
 
 
-def test_whatever_the_end_holds(written):
+def test_an_end_that_is_not_whole_is_not_taken(written):
     rng = random.Random(os.environ.get("WENDELIN_CORE_TEST_SEED", "1"))
     start = written.ends[-2]
     for what, tail in tails(written, rng):
@@ -97,7 +97,7 @@ def test_whatever_the_end_holds(written):
 
 
 def test_random_ends(written):
-    """In any mixture of sectors of what was written, of what was aborted, and of zeros."""
+    """An end is any mixture of sectors: of the last transaction, of an abort, and zeros."""
     rng = random.Random(os.environ.get("WENDELIN_CORE_TEST_SEED", "2"))
     start, whole = written.ends[-2], 0
     last = written.raw[start:]
@@ -112,7 +112,7 @@ def test_random_ends(written):
             layer = layers[0] if rng.random() < share else rng.choice(layers)
             tail += layer[max(at, 0) : at + sector]
         pos, tid = written.scanned(written.raw[:start] + bytes(tail))
-        if pos != start:  # by chance, all that tells one transaction from another was there
+        if pos != start:  # by chance, all that a scan checks of the last transaction was there
             assert (pos, tid) == (written.ends[-1], written.tids[-1])
             whole += 1
         else:
@@ -123,7 +123,7 @@ def test_random_ends(written):
 @pytest.mark.parametrize("read_only", [False, True])
 @pytest.mark.parametrize("index", [False, True])
 @pytest.mark.parametrize("tail", ["zeros", "noise", "lengths", "voted for", "sectors of zeros"])
-def test_it_opens_reads_and_writes(path, tail, index, read_only):
+def test_a_file_with_a_broken_end_opens_reads_and_writes(path, tail, index, read_only):
     written = Written(path)
     if index:
         AlignedFileStorage(path).close()
@@ -206,7 +206,7 @@ DAMAGES = {
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("end", ["whole", "torn"])
 def test_damage_in_the_middle_is_not_cut(written, damage, read_only, end):
-    """What was committed after it would be lost."""
+    """A cut would lose what was committed after it."""
     at, value = DAMAGES[damage]
     at += written.ends[1]
     raw = written.raw[:at] + value + written.raw[at + len(value) :]
@@ -226,12 +226,12 @@ def moved(raw, ends):
 
 
 def without_the_first_page(raw, ends):
-    """Return a file of which not much is left at the beginning, and at its end."""
+    """Return a file with zeros in the place of its first transactions, and at its end."""
     return raw[:4] + bytes(ends[2] - 4) + raw[ends[2] :] + bytes(3000)
 
 
 def two_that_follow_one_another(raw, ends):
-    """Return a file with two broken transactions, of right lengths; its end is torn."""
+    """Return a file with two broken first transactions of right lengths, and a torn end."""
     for end in ends[:2]:
         at = end + 23 + 24
         raw = raw[:at] + b"\xff" + raw[at + 1 :]
@@ -251,7 +251,7 @@ def test_a_damaged_beginning_makes_no_empty_database(written, damage, read_only)
 
 @pytest.mark.parametrize("how", ["a record", "cut"])
 def test_a_large_first_transaction_that_is_damaged(path, how):
-    """Its records were on disk before its status: no power failure has left it so."""
+    """Its records were on disk before its status: a power failure cannot leave it so."""
     storage = AlignedFileStorage(path)
     commit(storage, (1, bytes(fsscan.LARGE)))
     storage.close()
@@ -293,7 +293,7 @@ def test_a_first_transaction_that_was_being_written(path):
 
 
 def test_a_writer_finishes_while_the_end_is_looked_at(written, monkeypatch):
-    """A reader has seen a transaction before its status was written, and then the next one."""
+    """A reader sees a transaction without its status, and then the next one."""
     whole, seen = fsscan._whole, []
 
     def before_the_status(read, size, pos, **how):
@@ -308,7 +308,7 @@ def test_a_writer_finishes_while_the_end_is_looked_at(written, monkeypatch):
 
 
 @pytest.mark.parametrize("begin", [b"", b"FS", bytes(2), bytes(4)])
-def test_a_file_whose_maker_came_no_further(path, begin):
+def test_a_file_whose_beginning_was_not_finished(path, begin):
     Path(path).write_bytes(begin)
     storage = AlignedFileStorage(path, read_only=True)
     assert len(storage) == 0
@@ -354,7 +354,7 @@ def test_no_room_to_keep_what_is_cut(path):
 
 
 def test_time_travel(path):
-    """The last transaction is one that is seen, also if the index goes further."""
+    """The last transaction is the last one that is seen, even if the index goes further."""
     written = Written(path)
     AlignedFileStorage(path).close()
     for i, tid in enumerate(written.tids[1:], 1):

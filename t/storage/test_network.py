@@ -41,7 +41,7 @@ served = pytest.mark.skipif(not storages.kind().has_server, reason="a file has o
 
 @served
 def test_a_transaction_begins_with_all_that_was_committed(testdb):
-    """By any client: there is nothing to wait for."""
+    """It sees the commits of any client, without a wait."""
     one, other = testdb.open(), testdb.open()
     assert one._p_jar.db() is not other._p_jar.db()
     tm = transaction.TransactionManager()
@@ -112,7 +112,7 @@ def test_other_storages_are_asked_for_many_objects_at_once(monkeypatch):
 
 
 @served
-def test_chunks_are_asked_for_at_once_and_large_objects_not_cached(testdb):
+def test_chunks_are_asked_for_at_once(testdb):
     root = testdb.open()
     A = fill(root, "ZBlk1")
     conn = root._p_jar
@@ -154,7 +154,7 @@ def test_large_objects_are_not_in_the_cache_of_zeo(testdb):
 
 @served
 def test_an_object_that_is_large_now_and_then(testdb, monkeypatch):
-    """What the cache has of it is out of date, whether the new record goes into it or not."""
+    """The cache does not give its previous record, even if it does not take the new one."""
     kept = []
     store = TransactionBuffer.store
     monkeypatch.setattr(
@@ -177,7 +177,7 @@ def test_an_object_that_is_large_now_and_then(testdb, monkeypatch):
 
 @served
 def test_which_objects_have_changed(testdb):
-    """Also of those that are gone."""
+    """An object that is not there counts as changed."""
     root = testdb.open()
     for name in "abc":
         root[name] = PersistentMapping()
@@ -199,7 +199,7 @@ def test_which_objects_have_changed(testdb):
 
 @pytest.fixture
 def tls(tmp_path):
-    """Return a ZEO server that talks to clients with certificates of its authority only."""
+    """Return a ZEO server that talks only to clients with certificates of its authority."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     trustme.CA().cert_pem.write_to_path(tmp_path / "other.pem")
@@ -221,8 +221,8 @@ def tls(tmp_path):
 @pytest.mark.only("zeo")
 @pytest.mark.database
 @pytest.mark.formats
-# Closed in the middle of a handshake, as it tries again and again, ZEO - its own, too - leaves a
-# socket to the collector.
+# A client of ZEO - the stock one, too - tries again and again. When it is closed in the middle of a
+# handshake, it leaves a socket to the collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_tls(tls, tmp_path, monkeypatch):
     right = {"ca": "ca.pem", "cert": "client.pem", "key": "client.key"}
@@ -264,7 +264,7 @@ def test_tls(tls, tmp_path, monkeypatch):
 @pytest.mark.database
 @pytest.mark.formats
 def test_a_server_gets_another_certificate(tls, tmp_path):
-    """What waits for the server is told so, and goes on when it has the right one again."""
+    """A client that waits for the server is told so, and goes on with the right certificate."""
     names = {"ca": "ca.pem", "cert": "client.pem", "key": "client.key"}
     query = "&".join(f"{name}={tmp_path}/{file}" for name, file in names.items())
     root = dbopen(f"{tls.url}?wait_timeout=2&server_hostname=localhost&{query}")
@@ -302,7 +302,7 @@ def test_tls_to_a_server_without(testdb):
 
 @served
 def test_a_call_ends_when_its_storage_is_closed(testdb):
-    """Also one that was on its way to the thread of the connection when that ended."""
+    """So does a call on its way to the connection's thread, when that thread ends."""
     storage = dbstoropen(testdb.url)
 
     async def never():
@@ -318,7 +318,7 @@ def test_a_call_ends_when_its_storage_is_closed(testdb):
 @served
 @pytest.mark.parametrize("zblk_fmt", ["ZBlk0", "ZBlk1"])
 def test_closing_while_blocks_are_loaded_ahead(testdb, caplog, zblk_fmt):
-    """Loads that are under way end with the connection, one and all, without a word."""
+    """All loads that are under way end with the connection, and log nothing."""
     root = testdb.open()
     root["A"] = array = ZBigArray((40 * BLK // 8,), np.int64, blksize=BLK, zblk_fmt=zblk_fmt)
     transaction.commit()

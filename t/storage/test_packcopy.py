@@ -30,7 +30,7 @@ def data_of(seed):
 
 @pytest.fixture
 def path(tmp_path):
-    """A database with superseded blocks, chunks, a deleted array, and an undone change."""
+    """Return the path of a database: old blocks, chunks, a deleted array, an undone change."""
     path = str(tmp_path / "1.fs")
     root = dbopen(path)
     root["x"] = "small"
@@ -55,7 +55,7 @@ def path(tmp_path):
 
 
 def contents(path):
-    """Return what the arrays have, as stock FileStorage gives it."""
+    """Return the arrays, as stock FileStorage reads them."""
     with closing(DB(FileStorage(path))) as db:
         root = db.open().root()
         assert set(root) == {"x", "A", "B"}
@@ -94,7 +94,7 @@ def test_payloads_are_copied_by_the_kernel_and_not_looked_at(path, monkeypatch):
 
 
 @pytest.mark.parametrize("error", [errno.EXDEV, errno.EOPNOTSUPP])
-def test_where_the_kernel_does_not_copy_it_is_the_same_file(path, tmp_path, monkeypatch, error):
+def test_the_packed_file_is_the_same_without_kernel_copies(path, tmp_path, monkeypatch, error):
     other = tmp_path / "2.fs"
     other.write_bytes(Path(path).read_bytes())
     with closing(DB(AlignedFileStorage(path))) as db:
@@ -110,7 +110,7 @@ def test_where_the_kernel_does_not_copy_it_is_the_same_file(path, tmp_path, monk
 
 
 def test_stock_pack_keeps_the_same_records(path, tmp_path):
-    """Those of the same objects and transactions, with the same states."""
+    """They are of the same objects and transactions, and the arrays are the same."""
     other = tmp_path / "2.fs"
     other.write_bytes(Path(path).read_bytes())
     found = []

@@ -23,8 +23,8 @@ pytestmark = [
 STATES = int(os.environ.get("WENDELIN_CORE_TEST_POWER", "100"))
 SEED = int(os.environ.get("WENDELIN_CORE_TEST_SEED", "0"))
 
-#: models in which a commit that has not returned may be there in part: one sync is for its records
-#: and for the status that says that it is committed
+#: models in which a commit that has not returned may be there in part: one sync is for both its
+#: records and its status
 UNORDERED = {"size before data", "pages in any order", "sectors in any order", "anything unsynced"}
 
 
@@ -44,13 +44,13 @@ def aligned(recorder, tmp_path_factory):
 
 
 def allowed(side, reader, model):
-    """Return what may come of a state."""
+    """Return the outcomes that a state may have."""
     outcomes = {"right"}
     if model in UNORDERED and side.writer != "ordered":
         outcomes.add("torn")
     if reader == "stock":
-        # It takes what was not finished for the last transaction, or zeros, and does not open a
-        # file with some other rests at its end. That is so of its own files, too.
+        # It takes an unfinished transaction, or zeros, for the last transaction. It does not open
+        # a file with some other rests at its end. So it is with its own files, too.
         outcomes.add("wrong last")
         if model in {*UNORDERED, "size after data"}:
             outcomes.add("unopenable")
@@ -82,7 +82,7 @@ def test_what_was_committed_is_there(recorder, tmp_path, side):
     ],
 )
 def test_a_storage_that_does_not_sync_is_seen_losing(aligned, without, losing):
-    """The same work, as it would be recorded without some syncs."""
+    """The work is the same, as if it had been recorded without some syncs."""
     tried = powerfail.try_in_child(aligned, range(SEED, SEED + 100), ["ours"], [without])
     lost = {w["model"] for w in tried.wrong if w["outcome"] in ("lost", "unopenable")}
     assert losing <= lost <= {*losing, "size after data", "anything unsynced"}
@@ -212,7 +212,7 @@ def recording(recorder, tmp_path, code):
 
 
 def test_all_that_changes_files_is_recorded(recorder, tmp_path):
-    """And understood: after it, the files are what the record says."""
+    """And it is understood: the record says what the files are afterwards."""
     found = recording(
         recorder,
         tmp_path,
@@ -294,7 +294,7 @@ def test_what_is_not_known_is_not_passed_over(recorder, tmp_path, code, what):
         recording(recorder, tmp_path, f"libc = ctypes.CDLL(None)\n{code}")
 
 
-def test_the_files_of_before_are_not_known(tmp_path):
+def test_files_from_before_the_record_are_not_known(tmp_path):
     with pytest.raises(Unrecorded, match="of which nothing is known"):
         Disk("/f").do(event("write", data=b"x"))
 

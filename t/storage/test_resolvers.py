@@ -1,4 +1,4 @@
-"""What resolvers of others open: to be read only, in any thread, and with limits of time."""
+"""URLs that other packages resolve: opened read-only, in any thread, and with time limits."""
 
 import signal
 
@@ -24,7 +24,7 @@ def server(tmp_path):
 
 @pytest.fixture
 def neo(server, tmp_path, monkeypatch):
-    """Return a URL of another client, and the server."""
+    """Return a URL of another package's client, which asks the ZEO server."""
     for folder in resolvers.install(tmp_path).split(":"):
         monkeypatch.syspath_prepend(folder)
     return f"neo://1@127.0.0.1:{server.port}"
@@ -32,7 +32,7 @@ def neo(server, tmp_path, monkeypatch):
 
 @pytest.fixture(params=["neo", "sqlite", "zconfig", "demo", "demo in memory"])
 def url(request, tmp_path):
-    """Return a URL with which a database is opened, and what it is known as to be read."""
+    """Return a URL that opens a database."""
     if request.param == "neo":
         return request.getfixturevalue("neo")
     if request.param == "sqlite":
@@ -46,7 +46,7 @@ def url(request, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what clients import
-def test_what_is_opened_to_be_read_is_not_changed(url, request, tmp_path):
+def test_a_database_that_is_opened_read_only_is_not_changed(url, request, tmp_path):
     dbclose(dbopen(f"file://{tmp_path}/b.fs"))
     root = dbopen(url)
     root["A"] = A = ZBigArray((1000,), "i4", blksize=4096)
@@ -86,7 +86,7 @@ def test_what_is_opened_to_be_read_is_not_changed(url, request, tmp_path):
         db.storage.new_oid,
         lambda: db.storage.tpc_begin(transaction.get()),
     ):
-        # a view of such an array is read-only, as an ndarray is
+        # a view of such an array is read-only, and raises what a read-only ndarray does
         with pytest.raises(ValueError if act is change_array else ReadOnlyError):
             act()
         transaction.abort()
@@ -97,7 +97,7 @@ def test_what_is_opened_to_be_read_is_not_changed(url, request, tmp_path):
     dbclose(root)
 
 
-def test_a_storage_to_be_read(neo):
+def test_a_storage_is_opened_read_only(neo):
     dbclose(dbopen(neo))
     storage = dbstoropen(neo, read_only=True)
     assert storage.isReadOnly()
@@ -106,7 +106,7 @@ def test_a_storage_to_be_read(neo):
     storage.close()
 
 
-def test_a_new_database_in_memory_has_nothing_to_be_read():
+def test_a_new_database_in_memory_is_not_opened_read_only():
     with pytest.raises(ValueError, match=r"memory://.*do not open it read-only"):
         dbopen("memory://", read_only=True)
 
@@ -165,7 +165,7 @@ def test_a_client_that_sets_handlers_of_signals(neo, where, tmp_path):
 
 
 def test_handlers_in_threads():
-    """Two threads at a time; and other threads go on to be told."""
+    """Two threads use it at a time; other threads still get the error."""
     import threading
 
     original = signal.signal
@@ -269,7 +269,7 @@ HANGS = """
 @pytest.mark.slow
 @pytest.mark.slow
 def test_a_server_that_hangs(neo, server, tmp_path):
-    """The program goes on, and ends; also the client, if the server does."""
+    """The program goes on, and ends; the client goes on when the server does."""
     (tmp_path / "again").mkdir()
     path = resolvers.install(tmp_path / "again")
     assert "right" in check_child(HANGS, neo, str(server.pid), PYTHONPATH=path)

@@ -1,11 +1,11 @@
 """Servers that die, hang, or cannot be reached: what readers see, and what becomes of commits.
 
-All with a ZEO server, and with NEO behind its gateway, as the environment says. The client that is
-tested has a proxy between itself and the server; others that check, or change something meanwhile,
-have none. It may know what servers and storages do, and no inner side of the pager but the one
-place where pages are dropped.
+All tests run with a ZEO server, or with NEO behind its gateway, as the environment says. A proxy is
+between the client that is tested and the server. Other clients, which check or change something
+meanwhile, have none. This module may know what servers and storages do. Of the inside of the pager,
+it knows only the place where pages are dropped.
 
-Whatever could hang runs in a thread with a limit (within()).
+All that could hang runs in a thread with a limit (within()).
 """
 
 import gc
@@ -53,7 +53,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
-    """Return the NEO cluster; None: it is not NEO that runs."""
+    """Return the NEO cluster, or None if the tests run with ZEO."""
     if Servers is Zeo:
         yield None
         return
@@ -96,7 +96,7 @@ def client(world):
 
 
 @pytest.mark.parametrize("way", ["killed", "hangs", "stalls"])
-def test_a_reader(world, client, way):
+def test_a_reader_when_the_server_goes(world, client, way):
     """Pages in memory are read; others are an error, which dooms the transaction; then all is well.
 
     Twenty pages that are not there take no longer than one.
@@ -191,7 +191,7 @@ def change(client):
 
 
 def check_either(world, client, outcomes=(FIRST, NEW)):
-    """Check that the database has one of two states, the client sees that, and can go on."""
+    """Check that the database has one of these states; the client sees it, and can go on."""
     client.again()
     data = world.in_database()
     assert any(np.array_equal(data, outcome) for outcome in outcomes)
@@ -229,11 +229,11 @@ CLIENT_ONLY = [
         ("killed", "before_vote"),
         ("killed", "after_vote"),
         ("stalls", "in_finish"),
-        # what differs in the client only is tried with one kind
+        # these differ in the client only: one kind of server is enough
         *([] if Servers is Neo else CLIENT_ONLY),
     ],
 )
-def test_a_commit(world, client, way, point):
+def test_a_commit_when_the_server_goes(world, client, way, point):
     """The server goes at a point of the commit: the state is one of the two."""
     go, come = gone(world)[way]
     within(LIMIT, read, client.A[:])
@@ -260,8 +260,8 @@ def test_a_commit_whose_answer_is_lost(world, client, seen):
 
 
 @pytest.mark.only("zeo")
-def test_a_commit_over_a_slow_network_is_no_hanging_server(world):
-    """It takes longer than wait_timeout to send, and goes on all the time."""
+def test_a_slow_network_is_not_taken_for_a_hanging_server(world):
+    """A commit takes longer than wait_timeout to send, but goes on all the time."""
     client = world.open(wait=1)
     client.A.append(np.random.default_rng(1).integers(0, 256, 2 << 20, dtype="u1"))
     world.proxy.bandwidth = 500_000
@@ -310,7 +310,7 @@ def test_a_large_transaction_has_more_time_for_its_vote(world):
 
 @pytest.mark.parametrize("way", ["killed", "hangs", "closed"])
 def test_many_answers_that_do_not_come_are_one_error(world, client, caplog, way):
-    """Of a commit, too, which asks now and then what has arrived; nothing is said of the others."""
+    """The caller gets one error; nothing is logged of the other answers."""
     storage = client.storage
     oids = [client.A._p_oid, client.A.zfile._p_oid] * 200
     go, come = (gone(world) | {"closed": (storage.close, lambda: None)})[way]
@@ -331,7 +331,7 @@ def test_many_answers_that_do_not_come_are_one_error(world, client, caplog, way)
 
 @pytest.mark.parametrize("known", [True, False])
 def test_reconnecting_drops_what_changed(world, client, known):
-    """Also where the server cannot say what changed: then the objects' tids are asked for."""
+    """If the server cannot say what changed, the client asks for the tids of the objects."""
     a = client.A[:]
     within(LIMIT, read, a)
     handle = client.A._fileh()
@@ -366,7 +366,7 @@ def test_reconnecting_drops_nothing_if_nothing_changed(world, client):
 
 
 def test_the_server_goes_in_the_middle_of_a_boundary(world, client):
-    """The client knows what changed, and cannot look where blocks are now: it does not for each."""
+    """The client knows what changed, but cannot look where blocks are: it does not try for each."""
     client.A.append(np.ones(20 * BLK, "u1"))
     client.tm.commit()
     a = client.A[:]
@@ -389,12 +389,12 @@ def test_the_server_goes_in_the_middle_of_a_boundary(world, client):
 
 @pytest.mark.only("zeo")
 def test_a_connection_that_is_lost_while_it_is_made(world, client):
-    """The network takes the connection, and then forgets it: another is made."""
+    """The network takes the connection, and then forgets it: the client makes another."""
     a = client.A[:]
     world.proxy.stall()
     with pytest.raises(BlockLoadError):
         within(LIMIT, read, a)
-    time.sleep(2.5)  # it is made anew, and waits for the first word of the server
+    time.sleep(2.5)  # the client connects anew, and waits for the first word of the server
     world.proxy.forget()
     world.proxy.mend()
     client.again()
@@ -407,7 +407,7 @@ def test_a_connection_that_is_lost_while_it_is_made(world, client):
 @pytest.mark.only("neo")
 @pytest.mark.parametrize(("node", "point"), [(0, "in_read"), (1, "before_vote"), (0, "after_vote")])
 def test_a_storage_node_dies(world, cluster, node, point):
-    """All goes on; it is brought back, and the other one dies: it has everything."""
+    """Clients go on. The node comes back, then the other one dies: the first has everything."""
     client = world.open(wait=LONG)
     dies, other = cluster.storages[node], cluster.storages[1 - node]
     if point == "in_read":
@@ -434,7 +434,7 @@ def test_a_storage_node_dies(world, cluster, node, point):
 
 @pytest.mark.only("neo")
 def test_the_master_dies(world, client, cluster):
-    """What the gateway cannot answer is an error in time; with the master, all is well again."""
+    """What the gateway cannot answer is an error in time; when the master is back, all is well."""
     a = client.A[:]
     assert within(LIMIT, lambda: a[0]) == FIRST[0]
     cluster.master.kill()
@@ -484,7 +484,7 @@ def test_the_server_hangs_when_it_is_opened(world):
 
 
 @pytest.mark.parametrize("way", ["hangs", "cut"])
-def test_closing(world, way):
+def test_closing_without_a_server(world, way):
     """It does not wait for a server that is gone, and keeps nothing open, even in mid-commit."""
     go, _ = gone(world)[way]
     client = world.open()

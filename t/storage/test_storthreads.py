@@ -1,7 +1,7 @@
-"""Storages that one thread at a time may ask: RelStorage, and whatever nobody knows.
+"""Storages that one thread at a time may ask: RelStorage, and storages that are not known.
 
-On SQLite here, or on the database that WENDELIN_CORE_TEST_RELSTORAGE names by its URL, such as
-postgres://USER@HOST:PORT/DB.
+RelStorage is on SQLite here, or on the database that WENDELIN_CORE_TEST_RELSTORAGE names by its
+URL, such as postgres://USER@HOST:PORT/DB.
 """
 
 import os
@@ -37,7 +37,7 @@ def url(tmp_path):
 
 
 def test_a_past_state_is_read_only_too(url):
-    """For each state there is an instance of the storage of its own, no other than the storage."""
+    """The storage makes an instance for each state, which is read-only as the storage is."""
     root = dbopen(url)
     root["x"] = 1
     transaction.commit()
@@ -56,7 +56,7 @@ def test_a_past_state_is_read_only_too(url):
             instance.tpc_begin(None)
         instance.release()
     with pytest.raises(ReadOnlyError):
-        storage.zap_all()  # of RelStorage: takes everything away
+        storage.zap_all()  # RelStorage's own method: it deletes everything
     assert root["x"] == 2
     dbclose(root)
 
@@ -182,7 +182,7 @@ def test_references_go_to_other_processes(url):
 
 
 class Alone:
-    """A storage that nobody knows: it notes how many threads are in it at a time."""
+    """A storage that is not known: it notes how many threads are in it at a time."""
 
     def __init__(self):
         self.inner = MappingStorage()
@@ -200,7 +200,7 @@ class Alone:
                 self.most = max(self.most, self.inside)
             try:
                 self.asked.set()
-                time.sleep(0.0005)  # others come, if they can
+                time.sleep(0.0005)  # other threads come in, if they can
                 return found(*args, **kw)
             finally:
                 with self.inner_lock:
@@ -221,7 +221,7 @@ def alone():
 
 
 def test_what_is_not_known_is_asked_by_one_thread_at_a_time(alone, fmt):
-    """By those who touch, those who load ahead, and the Connection's own."""
+    """Threads that touch, threads that load ahead, and the Connection's own thread ask it."""
     storage, root = alone
     A = fill(root, fmt)
     root["m"] = [root.__class__(n=i) for i in range(30)]
@@ -241,11 +241,11 @@ def test_what_is_not_known_is_asked_by_one_thread_at_a_time(alone, fmt):
     assert storage.most == 1
 
 
-def test_a_savepoint_came_first(alone):
+def test_a_handle_is_made_after_a_savepoint(alone):
     _, root = alone
     root["a"] = root.__class__()
     transaction.savepoint()
-    A = fill(root, "ZBlk0")  # its handle comes about within a transaction that has stored something
+    A = fill(root, "ZBlk0")  # its handle is made within a transaction that has stored something
     assert isinstance(root._p_jar._normal_storage, OneAtATime)
     assert root._p_jar._storage is root._p_jar._normal_storage
     root["b"] = root.__class__()
@@ -274,7 +274,7 @@ def test_what_is_known_is_asked_as_it_is(tmp_path):
         pass
 
     for storage in Sub(), SubOfDemo():
-        assert not asks_in_parallel(storage)  # it may have added what is not safe
+        assert not asks_in_parallel(storage)  # the subclass may have added what is not safe
     root = dbopen(tmp_path / "b.fs")
     fill(root, "ZBlk0")
     assert not isinstance(root._p_jar._normal_storage, OneAtATime)
@@ -282,7 +282,7 @@ def test_what_is_known_is_asked_as_it_is(tmp_path):
 
 
 def test_a_signal_handler_in_the_middle_of_a_call_is_told(alone):
-    """It would wait for itself, or be given the answer to another question."""
+    """Else it would wait for itself, or get the answer to another call."""
     storage, root = alone
     fill(root, "ZBlk0")
     in_turn = root._p_jar._normal_storage
@@ -298,7 +298,7 @@ def test_a_signal_handler_in_the_middle_of_a_call_is_told(alone):
 
     def slow(*args):
         os.kill(os.getpid(), signal.SIGUSR1)
-        for _ in range(1000):  # it comes here
+        for _ in range(1000):  # the handler runs here
             pass
         return load(*args)
 

@@ -63,7 +63,7 @@ def test_another_process_opens_the_same_database(testdb):
         ({"blob_dir": "a & b"}, "?blobstorage_dir={}/a%20%26%20b"),
     ],
 )
-def test_files(options, query, tmp_path, monkeypatch):
+def test_options_of_files_are_in_their_urls(options, query, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "a % b#.fs"
     FileStorage(str(path)).close()
@@ -85,7 +85,7 @@ def test_a_path_has_no_options(name, tmp_path, monkeypatch):
         dbopen(name)
     assert f"write file://{tmp_path}/{name}" in str(e.value)
     assert os.listdir() == []
-    # except if there is a file of that name, or if it is not half a URL
+    # but a file of that name is opened, and so is a name that is not half a URL
     for path in name, "what?.fs", "x?=.fs":
         FileStorage(path).close()
         dbclose(dbopen(path))
@@ -120,7 +120,7 @@ def test_a_file_of_filestorage_has_a_url_of_zodburi(tmp_path, monkeypatch, optio
 
 
 def test_a_file_of_filestorage_that_packs_in_another_way(tmp_path):
-    """It would lose what it keeps."""
+    """Without the option, a pack would lose what this storage keeps."""
     storage = FileStorage(str(tmp_path / "a.fs"), pack_gc=False)
     assert zstor_2zurl(storage) == f"file://{tmp_path}/a.fs?pack_gc=false"
     storage.close()
@@ -181,7 +181,7 @@ def test_addresses_of_zeo():
 # ---- one over another ----
 
 
-def test_demo(tmp_path):
+def test_a_demo_storage_has_its_url(tmp_path):
     dbclose(dbopen(tmp_path / "base.fs"))
     url = f"demo:(file://{tmp_path}/base.fs?read_only=true)/(file://{tmp_path}/changes.fs)"
     root = dbopen(url + "#connection_cache_size=77")
@@ -256,7 +256,7 @@ def test_what_no_url_can_say_is_refused_by_name(tmp_path):
 
 
 def test_what_was_opened_by_a_url_is_known_by_it():
-    """As NEO is, whose client is not ours."""
+    """So is NEO, whose client is not ours."""
 
     class Storage:
         def getName(self):
@@ -290,7 +290,7 @@ def test_read_only(url, expected):
     assert read_only(expected) == expected
 
 
-def test_a_path_is_no_url_to_begin_with(tmp_path):
+def test_a_path_becomes_a_url_of_a_file(tmp_path):
     root = dbopen(tmp_path / "a.fs")
     url = zstor_2zurl(root._p_jar.db().storage)
     assert url == f"file://{os.path.abspath(tmp_path)}/a.fs"
@@ -302,7 +302,7 @@ def test_a_path_is_no_url_to_begin_with(tmp_path):
 
 @pytest.mark.parametrize("name", ["a b.fs", "a%20b.fs", "100%.fs", "ä ö.fs", "a%2520b.fs", "%.fs"])
 def test_what_a_url_says_is_decoded(name, tmp_path):
-    """And the URL of a file is one that means it, also by its other spelling."""
+    """The URL of a file opens it, and so does the quoted spelling."""
     root = dbopen(tmp_path / name)
     root["x"] = name
     transaction.commit()
@@ -321,8 +321,8 @@ def test_a_new_file_is_decoded(tmp_path):
     assert (tmp_path / "a b" / "c d.fs").exists()
 
 
-def test_a_file_of_before_is_found(tmp_path):
-    """A URL was not decoded; where there is a file of either name, it says neither."""
+def test_a_file_that_a_previous_version_made_is_found(tmp_path):
+    """Previous versions did not decode URLs; if files of both names exist, the URL is refused."""
     root = dbopen(tmp_path / "a%20b.fs")
     root["x"] = 1
     transaction.commit()

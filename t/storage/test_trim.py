@@ -1,4 +1,4 @@
-"""Trim: room of old revisions comes back in place, and nobody reads zeros for it."""
+"""Trim: room of old revisions comes back in place, and no reader gets zeros for them."""
 
 import errno
 import os
@@ -46,7 +46,7 @@ def path(tmp_path):
 
 
 def write(path, seeds=(1, 2, 3), fmt="ZBlk0"):
-    """Write an array some times; return the tids of these."""
+    """Write an array once with each seed; return the tids of these commits."""
     root = dbopen(path)
     tids = []
     for seed in seeds:
@@ -74,7 +74,7 @@ def at(db, tid):
 
 
 def check(db, tid, seed):
-    """Check what the array has in a past state; None: it says that it was trimmed."""
+    """Check the array in a past state; a seed of None: a read says that it was trimmed."""
     with at(db, tid) as A:
         if seed is None:
             with pytest.raises(BlockLoadError, match="was trimmed") as e:
@@ -126,7 +126,7 @@ def p_after(tid):
     return (int.from_bytes(tid, "big") + 1).to_bytes(8, "big")
 
 
-def test_so_many_revisions_are_kept(path):
+def test_as_many_revisions_as_asked_for_are_kept(path):
     tids = write(path, (1, 2, 3, 4))
     with opened(path) as db:
         assert db.storage.trim(keep=2).revisions == 2 * N
@@ -146,7 +146,7 @@ def test_what_nothing_refers_to_is_trimmed(path):
         assert db.storage.trim().revisions == N
 
 
-def test_what_is_referred_to_again_is_not(path):
+def test_what_is_referred_to_again_is_not_trimmed(path):
     """A pack as of a time at which nothing referred to it would drop it."""
     write(path, (1,))
     with opened(path) as db:
@@ -159,7 +159,7 @@ def test_what_is_referred_to_again_is_not(path):
         assert (present(db) == 1).all()
 
 
-def test_what_an_undo_brought_back_is_not(path):
+def test_what_an_undo_brought_back_is_not_trimmed(path):
     write(path, (1, 2))
     with opened(path) as db:
         db.undo(db.undoInfo(0, 1)[0]["id"])
@@ -194,7 +194,7 @@ def test_views_of_open_connections_do_not_read_zeros(path, fmt):
         with db.transaction() as conn:
             conn.root()["A"][:] = 3
         found = db.storage.trim()
-        assert found.revisions == 0  # what is between may be seen, too: states from there on
+        assert found.revisions == 0  # all states from that of the view on are kept
         assert (mapped == 1).all()
         assert (cold == 1).all()
         tm.begin()
@@ -205,7 +205,7 @@ def test_views_of_open_connections_do_not_read_zeros(path, fmt):
 
 
 def test_views_of_other_processes_do_not_read_zeros(path):
-    """Storages of one process count as those of several do: their locks are of open files."""
+    """Two storages in one process are like two processes: a lock belongs to an open file."""
     (tid,) = write(path, (1,))
     with opened(path) as db:
         reader = dbopen(path, read_only=True)
@@ -334,7 +334,7 @@ def test_only_a_writer_trims(path):
         storage.trim()
 
 
-def test_stock_storage_opens_iterates_and_packs_it(path):
+def test_stock_storage_opens_iterates_and_packs_a_trimmed_file(path):
     write(path)
     with opened(path) as db:
         db.storage.trim()

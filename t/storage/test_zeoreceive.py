@@ -14,7 +14,7 @@ from wendelin.lib.storage.zeoreceive import Receiver, decoder
 
 
 class Protocol:
-    """What takes messages, as a Protocol of ZEO and what is below it do."""
+    """Takes messages, as a Protocol of ZEO and the protocol below it do."""
 
     def __init__(self, version=b"Z5"):
         self.protocol_version = version
@@ -34,7 +34,7 @@ class Protocol:
 
 
 def feed(receiver, stream, pieces):
-    """Give a stream of bytes as a transport does, at most so much at a time."""
+    """Give a stream of bytes as a transport does; pieces has the most at a time [bytes]."""
     at = 0
     for most in pieces:
         buffer = receiver.get_buffer(-1)
@@ -91,7 +91,7 @@ def test_memory_grows_with_what_arrives_and_not_with_what_is_announced():
             assert n
             receiver.buffer_updated(n)
             arrived += n
-            # what is there, and, while it moves, the old place of it
+            # the bytes that are there and, while they move, their old place
             assert tracemalloc.get_traced_memory()[1] <= 3 * arrived + (5 << 20)
             tracemalloc.reset_peak()
         assert not protocol.messages
@@ -108,7 +108,7 @@ def test_a_message_that_the_buffer_grows_for_is_whole():
     assert protocol.messages == [message, b"small", message[:5_000_000], message]
 
 
-def test_what_is_not_understood_ends_nothing():
+def test_a_message_that_fails_does_not_end_the_stream():
     protocol = Protocol()
     feed(Receiver(protocol), b"".join(struct.pack(">I", 4) + m for m in (b"fail", b"next")), [])
     assert protocol.messages == [b"fail", b"next"]
@@ -123,7 +123,7 @@ def test_after_the_end_nothing_is_given():
 
 @pytest.mark.parametrize("version", [None, b"Z5"])
 def test_after_the_end_nothing_is_received(version):
-    """Neither is there memory for a large message, nor is it told again that it failed."""
+    """No memory is taken for a large message, and no other failure is told."""
     protocol = Protocol(version)
     receiver = Receiver(protocol)
     stream = struct.pack(">I", 5) + b"close" + struct.pack(">I", 1 << 30) + bytes(200_000)
@@ -132,8 +132,8 @@ def test_after_the_end_nothing_is_received(version):
     assert len(receiver.get_buffer(-1)) == 64 << 10
 
 
-def test_what_is_no_zeo_server_is_not_waited_for():
-    """Nor is there memory for a message as large as its first bytes say."""
+def test_a_server_of_another_kind_is_not_waited_for():
+    """No memory is taken for a message as large as its first bytes say."""
     protocol = Protocol(None)
     protocol.client, failed = protocol, []
     protocol.register_failed = lambda of, why: failed.append((of, why))
@@ -154,8 +154,8 @@ def test_large_messages_are_decoded_as_zeo_does(size, last):
     assert decode(memoryview(bytearray(encoder(b"Z5")(*message)))) == message
 
 
-def test_what_zeo_does_not_allow_it_is_asked_about():
-    """It says why."""
+def test_zeo_decodes_what_it_does_not_allow():
+    """Its own decoder says why."""
     import pickle
 
     evil = pickle.dumps((1, 0, ".reply", print), 3)
