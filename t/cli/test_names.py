@@ -261,7 +261,7 @@ def test_html_does_nothing(testdb):
         html = array._repr_html_()
         assert "safe\\u202etxt" in html
         assert does_nothing(html)
-        assert does_nothing(repr(A))
+        assert does_nothing(repr(array))
 
 
 def test_json_of_all_characters(capsys):

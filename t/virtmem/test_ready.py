@@ -483,7 +483,7 @@ def test_save_and_tofile(root, tmp_path, order, dtype, set_page_memory):
     transaction.commit()
     S[:] = a
     transaction.commit()
-    set_page_memory(1 << 15)
+    set_page_memory(max(2 * a.nbytes, 1 << 15))  # of which a part is an eighth
     seen = []
     S.save(tmp_path / "s", progress=lambda done, total: seen.append((done, total)))
     assert seen[-1] == (a.nbytes, a.nbytes)

@@ -32,6 +32,7 @@ from wendelin.bigfile.virtmem.pins import pin, ready
 from wendelin.bigfile.virtmem.stats import stats_of
 from wendelin.bigfile.zodb.prefetch import prefetch
 from wendelin.lib.calc import mul
+from wendelin.lib.shown import shown
 from wendelin.lib.utils import inttuple, renamed
 
 __all__ = ["BigArray"]
@@ -189,7 +190,7 @@ class BigArray(Saving, NDArrayLike):
 
     def __repr__(self) -> str:
         return (
-            f"{type(self).__name__}(shape={self._shape}, dtype={self._dtype}, "
+            f"{shown(type(self).__name__)}(shape={self._shape}, dtype={self._dtype}, "
             f"order={self._order!r})"
         )
 
