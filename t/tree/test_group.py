@@ -72,7 +72,7 @@ def test_with_on_a_group_below_does_not_close(g):
 def test_a_group_is_a_mapping(g):
     for path in "b/x", "a", "b/c/d/e":
         g[path] = DATA
-    assert list(g) == ["b", "a"]  # the root's are in the order in which they came
+    assert list(g) == ["b", "a"]  # names of the root are in the order of creation
     assert bool(g.create_group("empty"))
     assert (len(g), len(g["b"])) == (3, 2)
     assert "b/c/d/e" in g
@@ -203,7 +203,7 @@ def test_a_group_may_be_linked_and_a_circle_ends(g):
     transaction.commit()
     assert g["also/up/b/x"] is g["a/b/x"]
     assert len(list(g.walk())) == 5
-    assert str(g.tree()).count("x") == 2  # as much as is needed, and no more
+    assert str(g.tree()).count("x") == 2  # under a/b and under also: circles are not followed
     assert len(g.log(1)[0].changes)
 
 
@@ -239,7 +239,7 @@ def test_databases_of_dbopen_are_groups(testdb):
         g["own"].attrs["a"] = 1
         g["own/z"] = DATA
     root = testdb.open()
-    assert list(root) == ["x", "map", "tree", "own", "list", "n"]  # attributes of it: none
+    assert list(root) == ["x", "map", "tree", "own", "list", "n"]  # and no attributes
     assert type(root["own"]) is Old
     assert np.array_equal(root["own"]["z"], DATA)
 
@@ -250,8 +250,8 @@ def test_what_is_not_a_group(value):
         wendelin.Group(value)
 
 
-def test_stock_zodb_reads_it(tmp_path):
-    """Without wendelin: all but arrays, whose classes it has to have."""
+def test_stock_zodb_reads_a_tree(tmp_path):
+    """ZODB without wendelin reads all but arrays: it needs their classes."""
     path = str(tmp_path / "x.fs")
     with wendelin.open(path) as g:
         g.create_group("other", attrs={"n": 5, "unit": "mV", "cal": np.arange(3.0)})
@@ -403,7 +403,7 @@ def test_attributes_of_arrays_and_groups(testdb):
                 obj.attrs["n"]
             with pytest.raises(KeyError):
                 del obj.attrs["n"]
-        g["A"].attrs["list"].append(5)  # a copy
+        g["A"].attrs["list"].append(5)  # changes a copy
         g["A"].attrs["array"][0] = 5
         assert g["A"].attrs["list"] == VALUES["list"]
         assert same(g["A"].attrs["array"], VALUES["array"])
@@ -426,7 +426,7 @@ def test_attributes_that_are_refused(g):
     with pytest.raises(ValueError, match="nested more than 32 deep"):
         attrs["x"] = endless
     assert len(attrs) == 0
-    assert g["A"]._attrs is None  # nothing is made for nothing
+    assert g["A"]._attrs is None  # without attributes there is no object for them
 
 
 def test_attributes_take_part_in_transactions(g):

@@ -1,4 +1,4 @@
-"""Moments of a tree of arrays: past states, the log, undo, tags, and packs that keep them."""
+"""Moments of a tree of arrays: past states, the log, undo, tags, and packs that keep tags."""
 
 import time
 from datetime import UTC, date, datetime, timedelta
@@ -24,7 +24,7 @@ from wendelin.tree.history import last_transactions
 from wendelin.tree.moments import moment, tid_time
 
 BLK = 4096
-GONE = (ValueError, KeyError, BlockLoadError)  # what a pack has dropped
+GONE = (ValueError, KeyError, BlockLoadError)  # errors of what a pack has dropped
 
 
 IS_NEO = storages.kind() is storages.NeoDatabase
@@ -33,7 +33,7 @@ undoes = pytest.mark.skipif(IS_NEO, reason="the gateway refuses it: see test_no_
 
 @pytest.mark.skipif(not IS_NEO, reason="it undoes")
 def test_no_undo_on_neo(g):
-    """Some undos end the storage nodes of NEO 1.12."""
+    """Some undos make the storage nodes of NEO 1.12 end."""
     history(g)
     with pytest.raises(ValueError, match=r"has no undo\. Read the earlier state"):
         g.undo(g.log(1)[0].tid)
@@ -115,8 +115,8 @@ def test_what_is_not_a_moment(at, error):
 
 
 @given(st.integers(0, 1_700_000_000_000_000))
-def test_a_time_is_after_what_was_before(us):
-    """What has the time in its tid is seen; what is a microsecond later is not."""
+def test_a_moment_is_after_transactions_until_its_time(us):
+    """A transaction with the time in its tid is seen; one a few microseconds later is not."""
     at = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=us)
     tid = moment(at)
 
@@ -130,7 +130,7 @@ def test_a_time_is_after_what_was_before(us):
 # ---- the past ----
 
 
-def test_the_past_by_anything(testdb):
+def test_the_past_by_tid_tag_and_time(testdb):
     with wendelin.open(testdb.url) as g:
         tids = history(g)
         g.tag("third", tids[2])
@@ -197,7 +197,7 @@ def test_log(g, fmt):
     assert entries[4].user.endswith("me")
     assert entries == sorted(entries, key=lambda e: e.tid, reverse=True)
     assert all(abs(e.time.timestamp() - time.time()) < 3600 for e in entries[:5])
-    # the array is not there any more: it is looked for where it was
+    # the array is not there any more: the log looks for it where it was
     assert changes(entries[4]) == {
         "": (["names"], []),
         "run": (["created"], []),
@@ -255,7 +255,7 @@ def blocks_of(r, row):
     st.sampled_from(["u1", "V3", "i8"]),
 )
 def test_log_has_the_rows_that_changed(tmp_path_factory, works, dtype):
-    """Each row that changed is in a range, and each range is of blocks that have such a row."""
+    """Each changed row is in a range. Ranges have only rows of blocks with a changed row."""
     path = tmp_path_factory.mktemp("log") / "x.fs"
     dtype = np.dtype(dtype)
     with wendelin.open(path) as g:
@@ -277,7 +277,7 @@ def test_log_has_the_rows_that_changed(tmp_path_factory, works, dtype):
 
 
 def test_log_of_any_storage_is_that_of_a_file(path):
-    """What reads heads, against the iterator of the storage."""
+    """The reader of record heads gives the same as the iterator of the storage."""
     with wendelin.open(path) as g:
         history(g)
         g.undo(last(g))
@@ -386,7 +386,7 @@ def test_a_pack_keeps_what_is_tagged(g, caplog):
     for i in 2, 3, 4:
         with g.at(tids[i]) as past:
             assert (past["x"][:] == i).all()
-    if not storages.kind().has_server:  # its client has what it has seen
+    if not storages.kind().has_server:  # its client caches what it has seen
         with pytest.raises(GONE), g.at(tids[0]) as past:
             past["x"].read()
     caplog.clear()
@@ -403,7 +403,7 @@ def test_a_pack_keeps_what_is_tagged(g, caplog):
             past["x"].read()
 
 
-def test_tags_that_are_none(root):
+def test_objects_that_are_not_tags_are_refused(root):
     storage = root._p_jar.db().storage
     assert tags_of(storage) == {}
     try:
@@ -414,7 +414,7 @@ def test_tags_that_are_none(root):
                 tags_of(storage)
             assert wendelin.Group(root).log(1)
     finally:
-        del root["~tags"]  # a NEO cluster is that of other tests, too
+        del root["~tags"]  # other tests use the same NEO cluster
         transaction.commit()
 
 

@@ -25,7 +25,7 @@ NAMES = st.sampled_from(["a", "b", "c", "~a", "a b", "ü"])
 
 
 class Node:
-    """A group or an array of the model; `id` says which, also in copies of the model."""
+    """A group or an array of the model; it has the same `id` in copies of the model."""
 
     count = 0
 
@@ -63,7 +63,7 @@ def merged(base, mine, theirs):
 
 
 class User:
-    """A client: its database, what that should have, and what it did since it began."""
+    """A client, the model of what it sees, and whether it has changed something since it began."""
 
     def __init__(self, root):
         self.client = Client(root)
@@ -118,7 +118,7 @@ class Model(RuleBasedStateMachine):
     # ---- what a client does ----
 
     def pick(self, user, at, arrays):
-        """Return (path, node) of something in the tree, by a number; or None."""
+        """Return (path, node) of the array or group that a number picks, or None without any."""
         found = []
         todo = [("", 0, ())]
         while todo:
@@ -276,7 +276,7 @@ class Model(RuleBasedStateMachine):
         try:
             user.client.tm.commit()
         except TransientError:
-            assert user.base is not self.committed  # nobody else has changed anything
+            assert user.base is not self.committed  # the other client has changed something
             user.client.tm.abort()
         else:
             if user.done:

@@ -1,4 +1,4 @@
-"""transact(): what everyone writes around a commit that may have a conflict."""
+"""transact(): it commits the work of a function, and tries again after a conflict."""
 
 import threading
 
@@ -20,7 +20,7 @@ def no_pauses(monkeypatch):
     monkeypatch.setattr(retry.time, "sleep", lambda s: None)
 
 
-def test_it_commits_and_returns(root):
+def test_transact_commits_and_returns(root):
     def work():
         root["n"] = root.get("n", 0) + 1
         return "done"
@@ -82,7 +82,7 @@ def test_other_errors_are_not_tried_again(root):
     assert "n" not in root
 
 
-def test_changes_of_before_are_refused(root):
+def test_changes_before_transact_are_refused(root):
     root["n"] = 1
     with pytest.raises(ValueError, match="changes that are not committed"):
         wendelin.transact(lambda: None)

@@ -1,4 +1,4 @@
-"""xarray: datasets from groups and into them, next to xarray's own in memory."""
+"""xarray: datasets that are saved to groups and opened again, against those in memory."""
 
 import pickle
 import subprocess
@@ -72,19 +72,19 @@ def test_round_trip_and_append(url, testdb):
     xr.testing.assert_identical(opened(url).load(), dataset(range(1, 9)))
     with wendelin.open(testdb.url) as g:
         saved = [entry for entry in g.log() if entry.changes and entry.tid > before]
-        assert len(saved) in (2, 3)  # each save is one; the first one of all makes the root
+        assert len(saved) in (2, 3)  # each save is one; the first of a database makes the root, too
         A = g["run/7/temp"]
         assert dict(A.attrs) == {
             "unit": "K",
             "gain": [1, 2],
-            "coordinates": "height lag run",  # as CF has it
+            "coordinates": "height lag run",  # as in the CF conventions
             DIMENSIONS: ["time", "city"],
         }
         assert g["run/7/time"].dtype == "M8[ns]"
         xr.testing.assert_identical(opened(g["run/7"]), dataset(range(1, 9)))
 
 
-def test_it_is_lazy_and_shows_one_moment(address):
+def test_a_dataset_is_lazy_and_shows_one_moment(address):
     dataset().wendelin.save(address)
     before = opened(address)
     url, _, path = address.partition("#")
@@ -98,13 +98,13 @@ def test_it_is_lazy_and_shows_one_moment(address):
     assert float(view) == 4
     values = before.temp.sel(city="bc").values
     assert not values.flags.writeable
-    assert not values.flags.owndata  # of the database
+    assert not values.flags.owndata  # memory of the database
     changed = opened(address).load().copy(deep=True)
     changed.temp[0] = 5
     assert float(changed.temp.sum()) == 10
 
 
-def test_it_goes_to_another_process_as_a_reference(address, tmp_path):
+def test_a_dataset_goes_to_another_process_as_a_reference(address, tmp_path):
     dataset().wendelin.save(address)
     text = pickle.dumps(opened(address))
     big = xr.Dataset({"x": ("t", np.zeros(1 << 20))})
@@ -119,7 +119,7 @@ def test_it_goes_to_another_process_as_a_reference(address, tmp_path):
 
 
 def test_only_what_is_touched_is_loaded(tmp_path):
-    """A variable larger than all memory, of which some rows are there."""
+    """The variable is larger than all memory, and few of its rows are stored."""
     with wendelin.open(tmp_path / "x.fs") as g:
         A = g.create_array("x", (1 << 40, 4), "f8", attrs={DIMENSIONS: ["t", "c"]})
         A[5] = 1
@@ -137,7 +137,7 @@ def test_dask(address):
     url, _, path = address.partition("#")
     with wendelin.open(url) as g:
         g[path]["temp"][:] = 0
-    # the same text, another state: they are not the same to Dask
+    # the same address, another state: Dask must not take them for the same
     after = opened(address, chunks={"time": 2})
     assert float((before.temp - after.temp).sum().compute()) == 18
     assert after.temp.data[:1].compute().flags.owndata
@@ -154,7 +154,7 @@ def test_chunks_are_whole_blocks(tmp_path):
 
 
 def test_groups_that_others_made(tmp_path):
-    """Without names of dimensions, lengths tell them apart; other objects are left out."""
+    """Dimensions without names are told apart by their lengths; other objects are left out."""
     with wendelin.open(tmp_path / "x.fs") as g:
         g["a"], g["b"] = np.zeros((3, 4)), np.ones((4, 3, 3))
         g.create_group("c")
@@ -163,11 +163,11 @@ def test_groups_that_others_made(tmp_path):
     assert ds.a.dims == ("phony_dim_0", "phony_dim_1")
     assert ds.b.dims == ("phony_dim_1", "phony_dim_0", "phony_dim_0_2")
     assert dict(opened(f"{tmp_path}/x.fs#c")) == {}
-    assert xr.open_dataset(f"{tmp_path}/x.fs").sizes == ds.sizes  # by the name
+    assert xr.open_dataset(f"{tmp_path}/x.fs").sizes == ds.sizes  # finds the engine by the name
 
 
 def test_netcdf_that_was_imported(tmp_path):
-    """As an import leaves it: coded values, attributes of one element, what netCDF writes."""
+    """As an import writes it: coded values, attributes of one element and those of netCDF."""
     with wendelin.open(tmp_path / "x.fs") as g:
         for name, data, attrs in (
             ("time", np.arange(3), {"units": "hours since 2026-01-01", "NAME": "time"}),
@@ -193,7 +193,7 @@ def test_netcdf_that_was_imported(tmp_path):
 
 
 def test_files_that_were_imported(call, tmp_path, monkeypatch):
-    """`wendelin import` keeps dimensions and coding: what xarray reads of a file, it reads here."""
+    """`wendelin import` keeps dimensions and coding: xarray reads the same as from the file."""
     pytest.importorskip("netCDF4", reason="netCDF4 is not installed: tox -e docs")
     monkeypatch.chdir(tmp_path)
     ds = dataset().drop_vars(("total", "lag")).assign_attrs(limits=5)
@@ -266,7 +266,7 @@ def test_a_group_takes_part_in_its_transaction(tmp_path):
     assert isinstance(g, Group)
 
 
-def test_texts_and_calendars(tmp_path):
+def test_texts_as_objects_and_as_bytes(tmp_path):
     to = f"{tmp_path}/x.fs"
     ds = xr.Dataset(
         {"o": ("x", np.array(["a", "bcd"], object)), "b": ("x", np.array([b"a", b""], "S1"))},

@@ -1,4 +1,4 @@
-"""What tests of a ZarrGroup have: one that is committed, and another client of its database."""
+"""Fixtures of tests of a ZarrGroup: a committed group, and another client of its database."""
 
 import pytest
 import transaction

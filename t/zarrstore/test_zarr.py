@@ -51,7 +51,7 @@ def test_commit_and_abort(testdb, root, g, kind):
 
 
 def test_group_that_is_new(testdb, root):
-    # before any commit it belongs to no Connection
+    # before a commit the group does not belong to a Connection
     root["n"] = g = ZarrGroup()
     group = zarr.open_group(g.store())
     group.create_array("a", data=DATA, chunks=(10, 10))
@@ -236,7 +236,7 @@ def test_a_range_of_a_shard_loads_its_parts_only(root, g, monkeypatch):
     assert np.array_equal(a[500:600, 200:400], data[500:600, 200:400])
     parts = {value._p_oid for value in value.values}
     asked = parts.intersection(read)
-    assert 1 <= len(asked) <= 3, asked  # the index, at its end, and a chunk that is in one or two
+    assert 1 <= len(asked) <= 3, asked  # the index at the end; a chunk in one or two parts
     assert np.array_equal(a[:], data)
 
 
@@ -507,7 +507,7 @@ def test_pack(root, g):
         transaction.commit()
     before = a[:]
     g._p_jar.db().pack()
-    assert np.array_equal(a[:], before)  # of the file that was
+    assert np.array_equal(a[:], before)  # of the previous file
     transaction.begin()
     assert (a[:] == 2).all()
     assert (s[:] == 2).all()

@@ -1,4 +1,4 @@
-"""Dask arrays into arrays of a ZarrGroup, by threads and by other processes."""
+"""Dask arrays are stored in a ZarrGroup by threads and by other processes."""
 
 import numpy as np
 import pytest

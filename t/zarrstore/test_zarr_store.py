@@ -1,4 +1,4 @@
-"""zarr's own tests of a store, over the database; values get there, and are read, as objects."""
+"""zarr's own tests of a store; set() and get() write and read values without the store."""
 
 import asyncio
 import functools
@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.database, pytest.mark.formats]
 
 
 def in_loops(cls):
-    """Let coroutines of a class of tests run in event loops, one each."""
+    """Let each coroutine of a test class run in an event loop of its own."""
     for name, test in inspect.getmembers(cls, inspect.iscoroutinefunction):
         if name.startswith("test_"):
             setattr(cls, name, _in_loop(test))
@@ -39,7 +39,7 @@ class TestZODBStore(StoreTests[ZODBStore, cpu.Buffer]):
     @pytest.fixture
     def store_kwargs(self, root):
         self.root = root
-        self.tm = root._p_jar.transaction_manager  # zarr calls in its own thread, too
+        self.tm = root._p_jar.transaction_manager  # zarr also calls from its own thread
         root["g"] = ZarrGroup()
         transaction.commit()
         return {"group": root["g"]}
@@ -53,7 +53,7 @@ class TestZODBStore(StoreTests[ZODBStore, cpu.Buffer]):
         return self.store_cls(**store_kwargs)
 
     async def set(self, store, key, value):
-        """Store a value with another Connection, and see it."""
+        """Store a value with another Connection, and let the store see it."""
         self.tm.commit()
         client = Client(self.root)
         client["g"].table[key] = ZarrValue(value.to_bytes())

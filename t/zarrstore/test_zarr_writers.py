@@ -1,4 +1,4 @@
-"""Several writers of a ZarrGroup: threads, two clients, one that is killed."""
+"""Several writers of a ZarrGroup: threads, two clients, a writer that is killed."""
 
 import subprocess
 import sys
@@ -78,7 +78,7 @@ def test_threads_join_a_transaction_once(root, g):
 @pytest.mark.parametrize("chunk", [8, 1])  # 5 and 40 chunks a row: zarr begins 10 at a time
 @pytest.mark.parametrize("phase", ["commit", "after"])
 def test_writing_in_a_commit_is_refused(root, g, phase, chunk):
-    # zarr's threads would wait for the one that commits, which waits for zarr
+    # zarr's threads would wait for the thread that commits, which waits for zarr
     a = zarr.create_array(g.store(), name="a", shape=DATA.shape, chunks=(60, chunk), dtype="i4")
     a[:] = DATA
     transaction.commit()
@@ -98,13 +98,13 @@ def test_writing_in_a_commit_is_refused(root, g, phase, chunk):
     transaction.commit()
     assert len(errors) == 1
     assert "too late" in errors[0]
-    a[59, 0] = 0  # what zarr still does for the refused call comes before it
+    a[59, 0] = 0  # work of zarr for the refused call ends before it
     assert np.array_equal(a[:59], DATA[:59])
 
 
 @pytest.mark.parametrize("other_thread", [False, True])
 def test_writing_after_a_commit_that_failed(root, g, other_thread):
-    # with a thread that aborts for another, tasks of a refused call may still write
+    # if another thread aborts, tasks of the refused call may still write
     chunks = DATA.shape if other_thread else (10, 8)
     a = zarr.create_array(g.store(), name="a", shape=DATA.shape, chunks=chunks, dtype="i4")
     a[:] = DATA
@@ -142,7 +142,7 @@ def test_writers_while_another_thread_commits(root, g):
     thread = threading.Thread(target=write)
     thread.start()
     while thread.is_alive():
-        # of an idle manager, two threads that ask for its transaction may get two
+        # an idle manager may give two threads two transactions
         if not g.live_table().is_of_database():
             transaction.commit()
     thread.join()
@@ -173,7 +173,7 @@ def test_isolation(root, g, client):
 
 
 def test_two_writers(root, g, client):
-    # the same chunk: the second one is told
+    # the same chunk: the second writer gets a conflict
     a = make(g)
     transaction.commit()
     client.tm.begin()
@@ -185,7 +185,7 @@ def test_two_writers(root, g, client):
         client.tm.commit()
     client.tm.abort()
     assert (b[0] == 1).all()
-    # others, and new ones
+    # other chunks, and new ones
     c = zarr.create_array(g.store(), name="n", shape=(1000,), chunks=(1,), dtype="i4")
     transaction.commit()
     client.tm.begin()
@@ -222,7 +222,7 @@ def test_resized_by_another_client(root, g, client):
     b.resize((20, 40))
     b[:] = 7
     client.tm.commit()
-    assert np.array_equal(a[:], DATA)  # of its moment
+    assert np.array_equal(a[:], DATA)  # the state of its transaction
     transaction.begin()
     with pytest.raises(StaleArrayError, match=r"'a'.*Open it again"):
         a[:]
@@ -240,7 +240,7 @@ def test_resized_in_an_aborted_transaction(g):
     a.resize((70, 40))
     a[60:] = 1
     transaction.abort()
-    assert a.shape == (70, 40)  # zarr knows nothing of it
+    assert a.shape == (70, 40)  # zarr does not learn of the abort
     with pytest.raises(StaleArrayError):
         a[:]
     assert np.array_equal(opened(g)[:], DATA)
@@ -263,7 +263,7 @@ def test_writer_of_an_array_that_is_resized_or_deleted(root, g, client):
 
 
 def test_resized_or_deleted_while_another_client_added_chunks(root, g, client):
-    # they would be seen again, when the array grows, or another one is made
+    # otherwise the chunks would be seen again when the array grows or is made anew
     for n, act in enumerate([lambda a, group: a.resize((10, 40)), delete]):
         name = f"a{n}"
         zarr.create_array(g.store(), name=name, shape=DATA.shape, chunks=(10, 8), dtype="i4")
@@ -330,7 +330,7 @@ def test_a_killed_writer_leaves_whole_transactions(testdb):
         assert child.stdout.readline() == "begin\n"
         for _ in range(wait):
             told = int(child.stdout.readline())
-        time.sleep(0.003)  # anywhere in the next one
+        time.sleep(0.003)  # somewhere in the next transaction
         child.kill()
         rest = child.communicate()[0].split()
         told = int(rest[-1]) if rest else told

@@ -1,4 +1,4 @@
-"""The default format: what appends, a bulk load and scattered changes store, in bytes."""
+"""How many bytes the default format stores for appends, a bulk load and scattered changes."""
 
 import os
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ BLK = 1 << 20  # [bytes]
 
 @contextmanager
 def client(root):
-    """Give another client: its Connection, and its transaction manager."""
+    """Yield the Connection and the transaction manager of another client."""
     txn = TransactionManager()
     conn = root._p_jar.db().open(txn)
     try:
@@ -59,7 +59,7 @@ def random(n, seed=1):
 
 
 def stored(root, change):
-    """Return how much a commit of change() adds to the file [bytes]."""
+    """Call change() and commit; return how much the file grows [bytes]."""
     storage = root._p_jar.db().storage
     before = storage.getSize()
     change()
@@ -75,7 +75,7 @@ def kinds(A):
     ("step", "most"), [(64 << 10, 3), (8 << 10, 4), (8000, 4), (40_000, 3), (300 << 10, 3)]
 )
 @pytest.mark.slow
-def test_appends_store_at_most_so_many_bytes_a_byte(root, step, most):
+def test_appends_store_at_most_a_few_bytes_for_each_byte(root, step, most):
     A = new(root)
     storage = root._p_jar.db().storage
     before = storage.getSize()
@@ -86,7 +86,7 @@ def test_appends_store_at_most_so_many_bytes_a_byte(root, step, most):
         n = len(data[: i + step])
         if n >= BLK:
             assert storage.getSize() - before <= most * n
-    assert kinds(A) == ["ZBlk0", "ZBlk0", "ZBlk1"]  # what is full is read as ever
+    assert kinds(A) == ["ZBlk0", "ZBlk0", "ZBlk1"]  # full blocks are stored whole
     assert np.array_equal(A[:], data)
 
 
@@ -136,8 +136,8 @@ def test_many_small_changes_do_not_leave_a_block_in_many_pieces(root):
     assert np.array_equal(A[:], data)
 
 
-def test_changes_of_different_blocks_are_no_conflict_of_one_block_are(root):
-    """Also where they change the format, as the first of each block does, far from each other."""
+def test_changes_of_one_block_conflict_and_those_of_different_blocks_do_not(root):
+    """The first change of a block changes its format, too. The blocks are far from each other."""
     blksize = 64 << 10
     A = new(root, 200 * blksize, blksize)
     A[:] = random(A.size)
@@ -244,7 +244,7 @@ def test_any_changes_are_read_back_here_and_by_earlier_versions(tmp_path_factory
 
 
 def test_chunks_of_any_size_and_place_are_read_and_changed(root):
-    """As a writer may have made them: large, not at multiples, over cells."""
+    """Other writers may make chunks that are large, at odd offsets, or across borders of cells."""
     A = new(root, 2 * BLK)
     data = np.zeros(2 * BLK, "u1")
     A.zfile.blktab[0] = zblk = ZBlk1()

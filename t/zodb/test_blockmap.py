@@ -1,4 +1,4 @@
-"""Block number -> object, and the way back, against dicts; and how little is looked at."""
+"""BlockMap and PartMap against dicts; and how few entries of them a lookup visits."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -6,8 +6,8 @@ from ZODB.utils import p64
 
 from wendelin.bigfile.zodb.blockmap import BlockMap, PartMap
 
-# few, so that they are met again; neighbours; far ones, which need a wide index; few objects, so
-# that some blocks are one
+# blocks: few, so that they occur again; neighbours; far ones, which need a wide index
+# objects: some of few, so that several blocks have the same one
 blks = st.integers(0, 200) | st.integers(0, 40).map(lambda i: i << 40)
 oids = st.integers(0, 30).map(p64) | st.integers(0, (1 << 64) - 1).map(p64)
 steps = st.one_of(
@@ -19,7 +19,7 @@ steps = st.one_of(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(steps, max_size=200), blks, blks, st.dictionaries(blks, oids), st.sets(oids))
-def test_as_a_dict(steps, start, stop, now, some):
+def test_a_block_map_is_like_a_dict(steps, start, stop, now, some):
     known, model = BlockMap(), {}
     for what, blk, *oid in steps:
         if what == "set":
@@ -53,7 +53,7 @@ def test_as_a_dict(steps, start, stop, now, some):
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(blks, st.frozensets(oids, max_size=9)), max_size=60), st.sets(oids))
-def test_parts_as_a_dict(steps, some):
+def test_a_part_map_is_like_a_dict(steps, some):
     parts, model = PartMap(), {}
     for blk, of in steps:
         parts.put(blk, of)
@@ -77,5 +77,5 @@ def test_only_what_is_asked_for_is_looked_at():
     now = {blk: p64(blk + 10) for blk in range(5001, 5061, 2)}
     assert known.differing(5000, 5061, now) == []
     assert known.knows(99_000, 1 << 62)
-    # 30 blocks of a bucket, and the chunks of 64 that they are in
+    # 30 blocks, as in a bucket, and the chunks of 64 blocks that have them
     assert known.visits < 40

@@ -1,4 +1,4 @@
-"""The block table as it is read: what a lookup asks a database for, and how often."""
+"""Reads of the block table: which nodes a lookup asks the database for, and how often."""
 
 import pytest
 import transaction
@@ -9,12 +9,12 @@ from ZODB.utils import load_current
 
 from wendelin.bigfile.zodb.blocktable import BlockTable, stored_blocks
 
-N = 120_000  # blocks: with nodes between the root and the buckets
-EVERY = 3  # all others are holes
+N = 120_000  # blocks: so many that there are nodes between the root and the buckets
+EVERY = 3  # one block of three is stored, the others are holes
 
 
 class Table:
-    """A table in a database, and what it was asked for."""
+    """A block table in a database, and the nodes that its reader asked for."""
 
     def __init__(self, conn):
         conn.root()["table"] = tree = LOBTree()
@@ -54,10 +54,10 @@ def test_nodes_of_a_range_are_asked_for_together(table, start, stop):
     assert list(found) == sorted(found)
     nodes, calls = table.nodes(), len(table.asked)
     assert len(nodes) == len(set(nodes)), "a node was asked for twice"
-    # the smallest buckets have half of the most that fit, 30; and there are two ends
+    # a bucket has at least 30 blocks, half of what fits; and the range has two ends
     assert len(nodes) <= (stop - start) / EVERY / 25 + 8
     assert calls <= 4 + len(nodes) / 16
-    # what is known is not asked for
+    # known nodes are not asked for again
     assert table.table.between(table.root, start, stop) == found
     for blk in list(found)[:: len(found) // 9 or 1]:
         assert table.table.lookup(table.root, blk) == table.block
@@ -81,7 +81,7 @@ def test_only_nodes_that_changed_are_asked_for_again(table):
     assert not table.table.changed({table.block})
 
 
-def test_all_blocks_or_as_many_as_some_nodes_have(table):
+def test_stored_blocks_are_all_or_those_of_a_limited_number_of_nodes(table):
     found, is_all = stored_blocks(table.root, table.load_all, 2000)
     assert (sorted(found), is_all) == (list(range(0, N, EVERY)), True)
     table.asked.clear()

@@ -1,4 +1,4 @@
-"""What changes of other clients, and touches of other threads, do to pages at a boundary."""
+"""Pages at a boundary: effects of changes of other clients, and of touches of other threads."""
 
 import threading
 
@@ -25,7 +25,7 @@ def A(root):
 # ---- several Connections ----
 
 
-def test_others_see_it_at_their_next_transaction(root, A, other):
+def test_others_see_a_change_at_their_next_transaction(root, A, other):
     a, b = A[:], other.root["A"][:]
     assert b.sum() == 0
     a[3 * BLK] = 1  # a hole becomes a block
@@ -87,11 +87,11 @@ def test_conflicts(root, A, other):
 
 
 @pytest.mark.parametrize("change", [False, True])
-def test_what_was_zeros_past_the_end_is_asked_for_after_the_commit(root, A, other, change):
+def test_a_hole_past_the_previous_end_is_looked_up_again_after_the_commit(root, A, other, change):
     A.resize((30 * BLK,))
     a = A[:]
     assert a[25 * BLK] == 0
-    if change:  # dirty, and nothing to store
+    if change:  # the page is dirty, and there is nothing to store
         a[25 * BLK] = 0
     transaction.commit()
     assert a[25 * BLK] == 0
@@ -103,7 +103,7 @@ def test_what_was_zeros_past_the_end_is_asked_for_after_the_commit(root, A, othe
 
 
 def test_a_block_that_was_stored_here_and_goes_away_there(root, A, other):
-    A.append(np.ones(BLK, "u1"))  # nothing was ever looked up
+    A.append(np.ones(BLK, "u1"))  # no block was ever looked up
     a = A[20 * BLK :]
     transaction.commit()
     other.tm.begin()
@@ -116,8 +116,8 @@ def test_a_block_that_was_stored_here_and_goes_away_there(root, A, other):
 
 @pytest.mark.parametrize("where", ["is_current", "_moved", "_stale", "_drop"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
-def test_a_boundary_that_is_interrupted_keeps_nothing_of_before(root, A, other, where, error):
-    """ZODB tells us once what has changed."""
+def test_an_interrupted_boundary_keeps_nothing_of_the_previous_state(root, A, other, where, error):
+    """ZODB says only once which objects have changed."""
     root["n"] = 1
     transaction.commit()
     other.tm.begin()
@@ -157,7 +157,7 @@ def test_what_was_committed_stays_if_the_boundary_is_interrupted(root, A, other,
 
 
 def test_a_boundary_that_is_interrupted_while_an_array_reads_its_state(root, A, other, monkeypatch):
-    """That is in the middle of ZODB's list of what has changed."""
+    """The interrupt comes in the middle of ZODB's list of changed objects."""
     for i in range(20):
         root[i] = PersistentMapping(n=1)
     transaction.commit()
@@ -182,13 +182,13 @@ def test_a_boundary_that_is_interrupted_while_an_array_reads_its_state(root, A, 
         assert [other.root[i]["n"] for i in range(20)] == [2] * 20
         assert other.root["A"][:].sum() == 5
         other.tm.begin()
-    other.root["A"][3] = 2  # it is of one handle with the view
+    other.root["A"][3] = 2  # the array has the same handle as the view
     assert b[3] == 2
     other.tm.commit()
 
 
 def test_a_boundary_that_is_interrupted_twice(root, A, other):
-    """All others are told nevertheless."""
+    """All other objects learn of the changes nevertheless."""
     root["B"] = B = ZBigArray((20 * BLK,), "u1", blksize=BLK)
     root["n"] = 1
     transaction.commit()
@@ -207,7 +207,7 @@ def test_a_boundary_that_is_interrupted_twice(root, A, other):
 
 
 def interrupt(obj, name, error):
-    """Let a method raise, once."""
+    """Let a method raise at its next call, and only then."""
 
     def interrupted(*args, **kw):
         delattr(obj, name)
@@ -250,11 +250,11 @@ def test_a_past_state_is_readable_and_not_writable(root, A):
     old.close()
 
 
-# ---- other threads touch pages while changes of others are sorted out ----
+# ---- other threads touch pages while a boundary processes changes of other clients ----
 
 
 class TouchingMap(BlockMap):
-    """What runs something when blocks are looked for in it: as other threads might then."""
+    """A map that calls run() when it looks for blocks: another thread might touch a page then."""
 
     run = staticmethod(lambda: None)
 
@@ -268,7 +268,7 @@ class TouchingMap(BlockMap):
 
 
 class Touching(bytes):
-    """An oid that does so when it is looked for in a dict."""
+    """An oid that calls run() when a dict looks for it."""
 
     run = staticmethod(lambda: None)
 
@@ -279,7 +279,7 @@ class Touching(bytes):
 
 @pytest.fixture
 def long(root):
-    """Return a committed array of 2200 blocks of ones, but for one hole."""
+    """Return a committed array of 2200 blocks: one is a hole, the others are ones."""
     root["L"] = A = ZBigArray((2200 * BLK,), "u1", blksize=BLK)
     transaction.commit()
     a = A[:]
@@ -328,8 +328,8 @@ def in_thread(function):
     return thread
 
 
-def test_a_touch_that_asked_the_table_of_before(on_touch, long, other, reader):
-    """It is answered when changes of others are sorted out already."""
+def test_a_touch_that_asked_the_previous_table(on_touch, long, other, reader):
+    """The table answers after the boundary has processed the changes of other clients."""
     A = reader.root["L"]
     a, file = A[:], A._fileh().file
     a[1990 * BLK]
@@ -363,8 +363,8 @@ def test_a_touch_that_asked_the_table_of_before(on_touch, long, other, reader):
 @pytest.mark.skipif(
     storages.kind() is not storages.FileStorageDatabase, reason="there only holes are looked for"
 )
-def test_a_look_ahead_that_asked_the_table_of_before(on_touch, long, other, reader):
-    """What it says is not what pages that were loaded meanwhile are made of."""
+def test_a_look_ahead_that_asked_the_previous_table(on_touch, long, other, reader):
+    """Its answer is not valid for pages that were loaded meanwhile."""
     A = reader.root["L"]
     a, file = A[:], A._fileh().file
     for blk in 0, 4, 12, 28, 60, 124, 252, 508:
@@ -392,14 +392,14 @@ def test_a_look_ahead_that_asked_the_table_of_before(on_touch, long, other, read
 
 
 def look_ahead(A):
-    """Do what a thread does that has loaded one of the first 20 blocks."""
+    """Look ahead, as a thread does after it has loaded one of the first 20 blocks."""
     handle = A._fileh()
     before = epoch(handle)
     set_located(handle, handle.file.mapahead(0, 20), before)
 
 
-def test_a_look_ahead_while_a_commit_becomes_clean_pages(root, A):
-    """It must not find holes where blocks were stored just now."""
+def test_a_look_ahead_while_a_commit_makes_pages_clean(root, A):
+    """The look-ahead must not find holes where the commit has just stored blocks."""
     a, file = A[:], A._fileh().file
     assert a[::BLK].sum() == 0
     committed = file.adopt_stored_blocks
@@ -420,9 +420,9 @@ def test_a_look_ahead_while_a_commit_becomes_clean_pages(root, A):
 @pytest.mark.skipif(
     storages.kind() is storages.NeoDatabase, reason="NEO refuses undo: see test_no_undo_on_neo"
 )
-def test_a_look_ahead_that_knows_before_we_do(root):
-    """What pages in memory are made of is not what it finds, after blocks became holes again."""
-    size = 16 * 4096  # so that they are mapped
+def test_a_look_ahead_that_sees_the_new_state_during_the_boundary(root):
+    """Blocks became holes again: the look-ahead finds that before their pages are dropped."""
+    size = 16 * 4096  # so that blocks are mapped
     root["M"] = M = ZBigArray((20 * size,), "u1", blksize=size)
     transaction.commit()
     a, file = M[:], M._fileh().file

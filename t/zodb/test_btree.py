@@ -1,7 +1,7 @@
-"""BTrees as real BTrees write them, read from records: what BTrees can write is not damaged.
+"""Trees that BTrees has written, read from their records: none of them is taken for damaged.
 
-Trees grow and shrink as a seed says: 30, or as many as WENDELIN_CORE_TEST_TREES says, from
-WENDELIN_CORE_TEST_SEED on.
+Trees grow and shrink as a seed says. There are 30, or as many as WENDELIN_CORE_TEST_TREES says. The
+first seed is WENDELIN_CORE_TEST_SEED.
 """
 
 import os
@@ -49,14 +49,14 @@ CLASSES = [LOBTree, LOBTree, IOBTree, LOBTreePy, IOBTreePy]
 
 @pytest.fixture
 def small_nodes(monkeypatch):
-    """Have nodes of four children."""
+    """Let nodes have at most four children."""
     for cls in CLASSES:
         monkeypatch.setattr(cls, "max_leaf_size", 4)
         monkeypatch.setattr(cls, "max_internal_size", 4)
 
 
 class Tree:
-    """A BTree that two clients change, and the records that it is made of."""
+    """A BTree that two clients change, and a third one reads from its records."""
 
     def __init__(self, cls, keys):
         self.kind = cls.__name__[:2]
@@ -116,7 +116,7 @@ class Tree:
         return [bytes(self.conns[2]._normal_storage.load(oid)[0]) for oid in oids]
 
     def check(self, rng, seen):
-        """Read the tree in all ways, beside BTrees itself."""
+        """Read the tree in all ways, and compare with what BTrees itself reads."""
         conn = self.conns[2]
         conn.transaction_manager.begin()
         conn.cacheMinimize()
@@ -183,8 +183,8 @@ def test_trees_that_grow_and_shrink(small_nodes):
 
 
 def leave_one_new_bucket(tree, value, unit=1):
-    """Let a tree of 12 keys have 30, and an inner node with one bucket that is new."""
-    # changes the root before its last bucket, so it is stored before that
+    """Give a tree of 12 keys 30 keys, and an inner node whose only bucket is new."""
+    # this changes the root before its last bucket: so the root is stored first
     delete(tree, [0, unit])
     tree.update([(key * unit, value) for key in range(12, 40)])
     node = tree
@@ -197,7 +197,7 @@ def leave_one_new_bucket(tree, value, unit=1):
 
 @pytest.mark.parametrize("cls", [LOBTree, LOBTreePy])
 def test_a_new_bucket_alone_in_an_inner_node(small_nodes, cls):
-    """BTrees stores it in the node, and once more for the chain of the buckets."""
+    """BTrees stores the bucket in the node, and once more for the chain of the buckets."""
     tree = Tree(cls, 100)
     try:
         tree.root["tree"].update([(key, tree.root["value"]) for key in range(12)])
@@ -237,7 +237,7 @@ def test_a_shrink_of_a_table_with_a_new_bucket_alone_in_an_inner_node(small_node
 
 
 def test_a_change_of_chunks_with_a_new_bucket_alone_in_an_inner_node(small_nodes, root):
-    """BTrees' own code is not to go along their chain: they are written anew."""
+    """BTrees' own code must not follow the chain of the buckets: they are written anew."""
     root["A"] = A = ZBigArray((40 * CHUNK,), "u1", blksize=40 * CHUNK, zblk_fmt="ZBlk1")
     transaction.commit()
     A[: 12 * CHUNK : CHUNK] = 1
@@ -266,7 +266,7 @@ def test_a_change_of_chunks_with_a_new_bucket_alone_in_an_inner_node(small_nodes
 
 
 @pytest.mark.parametrize("left", [1, 10, 40, 0])
-def test_a_block_table_that_deletes_leave_one_bucket_of(testdb, root, left):
+def test_a_block_table_with_one_bucket_left_after_deletes(testdb, root, left):
     root["A"] = A = ZBigArray((300 * BLK,), "u1", blksize=BLK)
     transaction.commit()
     A[::BLK] = np.arange(300) % 251 + 1
@@ -288,7 +288,7 @@ def test_a_block_table_that_deletes_leave_one_bucket_of(testdb, root, left):
     assert (A[::BLK] == 7).all()
 
 
-def test_a_chunk_table_that_deletes_leave_one_bucket_of(root):
+def test_a_chunk_table_with_one_bucket_left_after_deletes(root):
     root["A"] = A = ZBigArray((200 * CHUNK,), "u1", blksize=200 * CHUNK, zblk_fmt="ZBlk1")
     transaction.commit()
     A[::CHUNK] = 1
@@ -305,7 +305,7 @@ def test_a_chunk_table_that_deletes_leave_one_bucket_of(root):
 
 
 def put_in_first_bucket(tree, key, value):
-    """Put a key where no lookup of BTrees would find it."""
+    """Put a key into the first bucket, where a lookup of BTrees would not find it."""
     node = tree
     while isinstance(node, type(tree)):
         node = node.__getstate__()[0][0]
@@ -314,7 +314,7 @@ def put_in_first_bucket(tree, key, value):
 
 @pytest.mark.parametrize("cls", [OOBTree, OOBTreePy, LOBTree, OLBTree, LLBTree])
 def test_other_readers_go_down_like_btrees_itself(cls, monkeypatch):
-    """The command line reads any tree, and Zarr its keys; neither trusts a damaged one."""
+    """The command line reads any tree, and Zarr reads its keys; both refuse a damaged tree."""
     monkeypatch.setattr(cls, "max_leaf_size", 4)
     monkeypatch.setattr(cls, "max_internal_size", 4)
     db = DB(DemoStorage())
@@ -346,7 +346,7 @@ def test_other_readers_go_down_like_btrees_itself(cls, monkeypatch):
     stored = Database(conn).get(Ref(tree._p_oid, ""))
     assert stored_lookup(stored, "050" if text else 50) == []
     assert node_oids(stored)[0] == tree._p_oid
-    # 25 buckets at least, and the nodes above
+    # at least 25 buckets, and the nodes above them
     assert len(set(node_oids(stored))) == len(node_oids(stored)) > 25
     put_in_first_bucket(tree, "190x" if text else 190, value)
     transaction.commit()

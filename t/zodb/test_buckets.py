@@ -1,4 +1,4 @@
-"""Buckets that are read without unpickling: the same as with it, or left to it."""
+"""Buckets read without unpickling: the result is the same, or they are left to unpickling."""
 
 import pytest
 from BTrees.LOBTree import LOBTree, LOBucket
@@ -17,7 +17,7 @@ LO = b"BTrees.LOBTree\nLOBucket\n"
 
 
 class Jar:
-    """The Connection of objects that have oids."""
+    """A Connection of objects that have oids already."""
 
     database_name = ""
     xrefs = True
@@ -59,7 +59,7 @@ CLASSES = st.sampled_from([ZBlk0, ZBlk1, PersistentMapping])
 
 @given(keys=KEYS, data=st.data())
 @settings(max_examples=60)
-def test_it_is_what_unpickling_reads(keys, data):
+def test_a_bucket_is_what_unpickling_reads(keys, data):
     keys.sort()
     classes = data.draw(st.lists(CLASSES, min_size=len(keys), max_size=len(keys)))
     oids = [p64(i + 7) for i in range(len(keys))]
@@ -75,7 +75,7 @@ def test_it_is_what_unpickling_reads(keys, data):
 @given(data=st.data())
 @settings(max_examples=150)
 def test_damaged_bytes(data):
-    """What is accepted means the same when it is unpickled."""
+    """Bytes that read_bucket() accepts mean the same when they are unpickled."""
     written = bytearray(record([1, 300, 70_000, 1 << 40], [ZBlk0] * 4, map(p64, range(4)), p64(9)))
     for _ in range(data.draw(st.integers(1, 2))):
         at = data.draw(st.integers(0, len(written) - 1))

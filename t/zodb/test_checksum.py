@@ -1,4 +1,4 @@
-"""Checksums of blocks: a bit that flips is noticed, wherever the record goes, and wherever from."""
+"""Checksums of blocks: a flipped bit is noticed, in every storage and after every copy."""
 
 import os
 import random
@@ -46,13 +46,13 @@ def made(payload, pad=None):
 
 @pytest.fixture
 def small(path):
-    """Return the URL of `path` that lets small blocks be aligned."""
+    """Return the URL of `path` with an option that aligns small blocks, too."""
     return f"file://{path}{SMALL}"
 
 
 @pytest.fixture(autouse=True)
 def ends():
-    """Let no transaction be left to the next test."""
+    """Abort what a test has not committed."""
     yield
     transaction.abort()
 
@@ -60,7 +60,7 @@ def ends():
 # ---- the record ----
 
 
-def test_what_it_is():
+def test_a_record_has_the_digest_of_its_payload():
     record = made(b"some bytes")
     digest = xxhash.xxh3_64_digest(b"some bytes")
     assert b"B\x0e\0\0\0wcXXH3" + digest + b"0B\x0a\0\0\0some bytes." in record
@@ -70,7 +70,7 @@ def test_what_it_is():
 
 @pytest.mark.parametrize("at", [0, 1, 4070, 4075, 4076, 4077, 4080, 4095])
 @pytest.mark.parametrize("size", [0, 10, BLK, 2 * BLK])
-def test_it_stays_where_records_are_aligned_and_not(at, size):
+def test_a_checksum_stays_in_records_that_are_aligned_and_in_others(at, size):
     payload = memoryview(bytes(range(256)) * 32)[:size]
     record = made(payload)
     for data in record, BytesRecord(HEAD, payload):
@@ -84,7 +84,7 @@ def test_it_stays_where_records_are_aligned_and_not(at, size):
 
 
 @pytest.mark.parametrize("pad", [b"", b"B\2\0\0\0\0\0000", b"B\x0f\0\0\0" + bytes(15) + b"0"])
-def test_records_without_one_are_valid(pad):
+def test_records_without_a_checksum_are_valid(pad):
     record = made(b"some bytes", pad)
     assert find_payload(record).digest is None
     assert bytes_state(record) == b"some bytes"
@@ -111,7 +111,7 @@ def test_each_bit_that_flips_is_noticed_or_does_not_matter():
 
 
 @pytest.mark.database
-def test_blocks_have_one_in_every_storage(root):
+def test_blocks_have_a_checksum_in_every_storage(root):
     A = fill(root)
     conn = root._p_jar
     for zblk in A.zfile.blktab.values():
@@ -121,7 +121,7 @@ def test_blocks_have_one_in_every_storage(root):
 
 
 @pytest.mark.database
-def test_after_a_savepoint_too(root):
+def test_blocks_have_a_checksum_after_a_savepoint_too(root):
     A = fill(root)
     A[: 3 * BLK] = 5
     transaction.savepoint()
@@ -138,7 +138,7 @@ def test_after_a_savepoint_too(root):
 
 
 def digests(storage):
-    """Return the digests of all blocks of all revisions, each of which matches."""
+    """Check all blocks of all revisions, and return their digests."""
     found = []
     for txn in storage.iterator():
         for r in txn:
@@ -149,7 +149,7 @@ def digests(storage):
     return found
 
 
-def test_stock_zodb_reads_it(path, small):
+def test_stock_zodb_reads_records_with_a_checksum(path, small):
     root = dbopen(small)
     fill(root)
     dbclose(root)
@@ -161,7 +161,7 @@ def test_stock_zodb_reads_it(path, small):
 
 
 @pytest.mark.parametrize("kind", [AlignedFileStorage, StockFileStorage])
-def test_copies_keep_it(path, tmp_path, small, kind):
+def test_copies_keep_checksums(path, tmp_path, small, kind):
     root = dbopen(small)
     A = fill(root)
     A[:BLK] = 1
@@ -180,7 +180,7 @@ def test_copies_keep_it(path, tmp_path, small, kind):
     dbclose(root)
 
 
-def test_undo_and_pack_keep_it(path, small):
+def test_undo_and_pack_keep_checksums(path, small):
     root = dbopen(small)
     A = fill(root)
     A[:BLK] = 1
@@ -202,7 +202,7 @@ def test_undo_and_pack_keep_it(path, small):
     dbclose(root)
 
 
-def test_over_a_demo_storage(path, small):
+def test_checksums_over_a_demo_storage(path, small):
     root = dbopen(small)
     fill(root)
     oid = root["A"].zfile.blktab[3]._p_oid
@@ -223,7 +223,7 @@ def test_over_a_demo_storage(path, small):
 
 
 def check_refused(A, damaged, blks=range(20)):
-    """Check that just the damaged blocks are refused, by name; in any order."""
+    """Check that only the damaged blocks are refused, by name; read them in a random order."""
     for blk in random.Random(4).sample(list(blks), len(blks)):
         part = slice(blk * BLK, (blk + 1) * BLK - 100)
         if blk in damaged:
@@ -246,7 +246,7 @@ def check_refused(A, damaged, blks=range(20)):
 @pytest.mark.parametrize("options", ["?align=0", "?align=1", "?read_only=1"])
 @pytest.mark.parametrize("compares", [True, False])
 def test_what_is_copied_is_compared(path, options, compares, monkeypatch):
-    """Blocks too small to be aligned: by the pager; and by Python, where it cannot."""
+    """The pager compares blocks that are too small to be aligned; if it cannot, Python does."""
     assert checksum.AVAILABLE
     monkeypatch.setattr(blockfile, "AVAILABLE", compares)
     root = dbopen(path)
@@ -259,7 +259,7 @@ def test_what_is_copied_is_compared(path, options, compares, monkeypatch):
 
 
 def test_what_is_loaded_ahead_is_compared(path):
-    """By threads of the pager, which nobody tells of a failure: the reader is told."""
+    """Threads of the pager load ahead. The reader gets their failure when it reads the block."""
     root = dbopen(path)
     fill(root, 200)
     dbclose(root)
@@ -275,7 +275,7 @@ def test_what_is_loaded_ahead_is_compared(path):
             pass
     transaction.abort()
     assert a[151 * BLK] == VALUES[151 % 20 * BLK]
-    # and after it was given back
+    # and after its memory was given back
     ram_reclaim()
     with pytest.raises(BlockLoadError, match="block 150 of"):
         A.read()
@@ -301,14 +301,14 @@ def test_what_a_storage_gives_is_compared(root, testdb):
     testdb.close(root)
     root = testdb.open()
     check_refused(root["A"], {7: (oid, tid)})
-    # an earlier state is read
+    # the earlier state can be read
     past = root._p_jar.db().open(at=serial)
     assert np.array_equal(past.root()["A"][:-100], VALUES[:-100])
     past.close()
 
 
-def test_a_past_connection_is_told(path):
-    """And what is in memory already can be changed, which heals it for those of now."""
+def test_a_past_connection_refuses_a_damaged_block(path):
+    """A block that is in memory already can be changed: then its newest record is good."""
     root = dbopen(path)
     A = fill(root)
     assert A[5 * BLK] == VALUES[5 * BLK]
@@ -329,7 +329,7 @@ def test_a_past_connection_is_told(path):
 
 
 def test_a_mapped_block_that_is_changed_is_compared(path, small):
-    """Else it would get a new checksum, of what it has not been."""
+    """Otherwise the commit would compute a new checksum of the damaged bytes."""
     root = dbopen(small)
     fill(root)
     dbclose(root)
@@ -349,8 +349,8 @@ def test_a_mapped_block_that_is_changed_is_compared(path, small):
     dbclose(root)
 
 
-def test_a_commit_does_not_compute_it_of_what_does_not_match(path, small, monkeypatch):
-    """Where the pager does not compare what it copies, the commit does."""
+def test_a_commit_does_not_compute_a_checksum_of_damaged_bytes(path, small, monkeypatch):
+    """The pager does not compare here what it copies; the commit does."""
     monkeypatch.setattr(blockfile, "AVAILABLE", False)
     root = dbopen(small)
     fill(root)
@@ -361,7 +361,7 @@ def test_a_commit_does_not_compute_it_of_what_does_not_match(path, small, monkey
     with pytest.raises(BlockLoadError, match=rf"block 2 of .* cannot be changed: .*{tid.hex()}"):
         transaction.commit()
     transaction.abort()
-    # it is a hole, and filled anew
+    # the block becomes a hole, and is filled anew
     del root["A"].zfile.blktab[2]
     transaction.commit()
     assert not root["A"][2 * BLK : 3 * BLK].any()
@@ -372,7 +372,7 @@ def test_a_commit_does_not_compute_it_of_what_does_not_match(path, small, monkey
     assert oid not in payloads(path)
 
 
-def test_verify_of_what_is_mapped(path, small, monkeypatch):
+def test_wendelin_core_verify_compares_mapped_blocks(path, small, monkeypatch):
     root = dbopen(small)
     fill(root)
     dbclose(root)
@@ -381,16 +381,16 @@ def test_verify_of_what_is_mapped(path, small, monkeypatch):
     root = dbopen(small)
     A = root["A"]
     check_refused(A, damaged)
-    # what is good is mapped, and was read once
+    # good blocks are mapped, and each was read once
     (file,) = A._fileh().file.mapped_from
-    assert len(file.matched) == 16  # 19 that can be mapped, without 3
+    assert len(file.matched) == 16  # 19 can be mapped, and 3 of them are damaged
     reads = []
     preadv = os.preadv
     monkeypatch.setattr(os, "preadv", lambda fd, *a: reads.append(fd) or preadv(fd, *a))
     A._fileh().invalidate_page(1)
     assert A[BLK] == VALUES[BLK]
     assert file.fd not in reads
-    # what is written now, too
+    # blocks that are written now are compared, too
     A[BLK] += 1
     A[5 * BLK : 6 * BLK] = 0
     transaction.commit()
@@ -403,7 +403,7 @@ def test_verify_of_what_is_mapped(path, small, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["py310-2.0a4-1", "3.0-ZBlk0", "3.0-auto", "py37-0.13-1"])
-def test_old_databases_have_none(name, tmp_path, monkeypatch):
+def test_old_databases_have_no_checksums_and_are_read(name, tmp_path, monkeypatch):
     monkeypatch.setenv("WENDELIN_CORE_VERIFY", "1")
     root = dbopen(shutil.copy(DATA / f"{name}.fs", tmp_path))
     with np.load(DATA / f"{name}.npz") as expected:
@@ -412,7 +412,7 @@ def test_old_databases_have_none(name, tmp_path, monkeypatch):
     dbclose(root)
 
 
-def test_the_variable_is_0_or_1(path, monkeypatch):
+def test_wendelin_core_verify_is_0_or_1(path, monkeypatch):
     monkeypatch.setenv("WENDELIN_CORE_VERIFY", "yes")
     root = dbopen(path)
     root["A"] = ZBigArray((10,), "u1")
@@ -426,7 +426,7 @@ def test_the_variable_is_0_or_1(path, monkeypatch):
 
 
 def test_a_file_whose_blocks_have_digests(tmp_path):
-    """Of any BigFile; without mismatch() the message is the pager's."""
+    """Any BigFile can give digests. Without mismatch() the message is the pager's."""
     path = tmp_path / "f"
     data = VALUES[: 3 * BLK].tobytes()
     path.write_bytes(b"x" * BLK + data)
@@ -457,7 +457,7 @@ def test_a_file_whose_blocks_have_digests(tmp_path):
 
 
 def test_a_thread_that_has_no_gil_compares():
-    """As those of OpenMP, whose caller holds it: here a thread of C that copies into an array."""
+    """A thread of C touches an array while its caller holds the GIL, as with OpenMP."""
     check_child(
         """
         import ctypes, tempfile

@@ -1,4 +1,4 @@
-"""Checksums of blocks: packs, wendelin copy, export and verify compare them."""
+"""Checksums of blocks: packs compare them, and so do wendelin copy, export and verify."""
 
 import os
 import time
@@ -16,20 +16,20 @@ from wendelin.lib.zodb import dbclose, dbopen
 
 @pytest.fixture
 def small(path):
-    """Return the URL of `path` that lets small blocks be aligned."""
+    """Return the URL of `path` with an option that aligns small blocks, too."""
     return f"file://{path}{SMALL}"
 
 
 @pytest.fixture(autouse=True)
 def ends():
-    """Let no transaction be left to the next test."""
+    """Abort what a test has not committed."""
     yield
     transaction.abort()
 
 
 @pytest.mark.parametrize("later", [False, True])
 def test_a_pack_refuses_what_does_not_match(path, small, later):
-    """Before the pack time, and after it."""
+    """The damaged record is older than the pack time, or newer."""
     root = dbopen(small)
     root["x"] = 1
     transaction.commit()
@@ -87,7 +87,7 @@ def test_an_array_that_does_not_match_is_not_exported(call, path, tmp_path, smal
     assert tid.hex() in done.stderr
 
 
-def test_verify_says_how_many_have_one(call, path):
+def test_verify_says_how_many_blocks_have_a_checksum(call, path):
     root = dbopen(path)
     fill(root)
     root["old"] = A = ZBigArray((2 * BLK,), "u1", blksize=BLK, zblk_fmt="ZBlk1")
@@ -107,7 +107,7 @@ def test_verify_says_how_many_have_one(call, path):
 
 @pytest.mark.parametrize("server", [False, True])
 @pytest.mark.slow
-def test_of_1000_blocks_with_a_bit_flipped_1000_are_found(call, tmp_path, small, server):
+def test_verify_finds_a_flipped_bit_in_each_of_1000_blocks(call, tmp_path, small, server):
     path = tmp_path / "x.fs"
     if server:
         zeo = ZeoServer(tmp_path, 1)

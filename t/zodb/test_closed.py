@@ -1,4 +1,4 @@
-"""Arrays of a database that was closed meanwhile, as in a notebook: what is said of it."""
+"""Arrays of a database that was closed meanwhile, as in a notebook: what messages say."""
 
 import gc
 import os
@@ -21,7 +21,7 @@ from wendelin.lib.zodb import dbclose, dbopen, zstor_2zurl
 
 @pytest.fixture
 def url(tmp_path):
-    """Return a file with an array of two blocks."""
+    """Return the URL of a file with an array of two blocks."""
     root = dbopen(tmp_path / "a.fs")
     root["A"] = A = ZBigArray((2048,), "i4", blksize=4096)
     transaction.commit()
@@ -34,8 +34,8 @@ def url(tmp_path):
 
 @pytest.fixture(params=[dbclose, lambda root: root._p_jar.db().close()], ids=["dbclose", "DB"])
 def closed(url, request):
-    """Return an array of a database that is closed, and a view of it: its first block is loaded."""
-    root = dbopen(url + "?align=false")  # a file that can be mapped is, around what is touched
+    """Return an array of a closed database, and a view of it with the first block loaded."""
+    root = dbopen(url + "?align=false")  # otherwise a touch maps the blocks around it
     A = root["A"]
     view = A[...]
     assert view[5] == 5
@@ -43,13 +43,13 @@ def closed(url, request):
     return A, view
 
 
-def test_it_says_closed(closed):
+def test_the_repr_says_closed(closed):
     A, _ = closed
     assert repr(A) == "<closed ZBigArray(shape=(2048,), dtype=int32, order='C')>"
     assert A._repr_html_() is None
 
 
-def test_a_ghost_says_closed(url):
+def test_the_repr_of_a_ghost_says_closed(url):
     root = dbopen(url)
     A = root["A"]
     A._p_deactivate()
@@ -57,11 +57,11 @@ def test_a_ghost_says_closed(url):
     assert repr(A) == "<closed ZBigArray 0x01>"
 
 
-def test_what_is_not_closed_any_more(url):
+def test_the_repr_after_the_connection_is_opened_again(url):
     db = dbopen(url)._p_jar.db()
     conn = db.open()
     A = conn.root()["A"]
-    A.shape  # loads it
+    A.shape  # loads its state
     conn.close()
     assert "closed" in repr(A)
     assert db.open() is conn
@@ -99,8 +99,8 @@ def test_what_is_in_memory_can_be_seen_and_what_is_not_says_why(closed):
     assert isinstance(e.value.__cause__, ConnectionStateError)
 
 
-def test_it_is_called_by_its_path_in_few_words(url):
-    """As a program's user sees it."""
+def test_a_traceback_names_the_path_in_few_lines(url):
+    """The user of a program sees a short traceback that names the path of the database."""
     program = """
     import sys
     from wendelin.lib.zodb import dbclose, dbopen
@@ -109,7 +109,7 @@ def test_it_is_called_by_its_path_in_few_words(url):
     dbclose(root)
     view.sum()
     """
-    done = run_child(program, url, WENDELIN_CORE_READY="0")  # what is mapped can be read on
+    done = run_child(program, url, WENDELIN_CORE_READY="0")  # mapped blocks could still be read
     path = url.removeprefix("file://")
     assert done.returncode == 1
     assert f"in {path!r}> cannot be loaded" in done.stderr
@@ -119,7 +119,7 @@ def test_it_is_called_by_its_path_in_few_words(url):
     assert len(done.stderr.splitlines()) < 32, done.stderr
 
 
-def test_a_write_says_so_too(closed):
+def test_a_write_says_closed_too(closed):
     _, view = closed
     with pytest.raises(DoomedError, match="is closed: open the database again"):
         view[5] = 7
@@ -128,8 +128,8 @@ def test_a_write_says_so_too(closed):
 
 
 @pytest.mark.parametrize("options", ["", "?align=false"])
-def test_nothing_is_kept_of_it(url, options):
-    """Neither descriptors nor page memory, whatever the program still has, but for views."""
+def test_no_resources_of_a_closed_database_are_kept(url, options):
+    """Descriptors and page memory are freed, also if the program still has the array."""
     gc.collect()
     ram_reclaim()
     path = url.removeprefix("file://")
@@ -153,8 +153,8 @@ def test_nothing_is_kept_of_it(url, options):
     assert "closed" in repr(A)
 
 
-def test_another_connection_of_it(url):
-    """db.close() closes those that are open, and those that were."""
+def test_another_connection_of_a_closed_database(url):
+    """db.close() closes open Connections, and those that were closed before."""
     root = dbopen(url + "?align=false")
     db = root._p_jar.db()
     conn = db.open(transaction.TransactionManager())
@@ -173,7 +173,7 @@ def test_another_connection_of_it(url):
         ("sqlite://localhost/?data_dir=/a", "sqlite://localhost/"),
     ],
 )
-def test_names_of_others(url, name):
+def test_names_of_other_storages(url, name):
     class Storage:
         pass
 
@@ -181,10 +181,10 @@ def test_names_of_others(url, name):
     assert dburl.shown_name(Storage()) == "Storage"
 
 
-def test_who_writes_later_opens_it(url):
+def test_a_later_writer_opens_the_database_again(url):
     root = dbopen(url)
     share(root._p_jar.db())
-    db = root._p_jar.db()  # it lives
+    db = root._p_jar.db()  # the DB object is kept alive
     dbclose(root)
     with zconn_now(url) as conn:
         assert conn.db() is not db

@@ -1,7 +1,7 @@
-"""Pages agree with the objects of their Connection: whatever others commit, and whatever fails.
+"""Pages agree with the objects of their Connection, also after commits of others and failures.
 
-Each test was seen failing when the protection that it is for was taken out. Races of open, load and
-invalidate are in test_race.py. What becomes of memory, sizes and states is in test_states.py.
+Each test was seen failing without the protection that it tests. Threads that race are in
+test_race.py. States of other versions and parallel appends are in test_states.py.
 """
 
 import gc
@@ -30,13 +30,13 @@ def explicit(root, A):
 
 @pytest.fixture
 def elsewhere():
-    """Return a function that runs another in another thread, always the same one."""
+    """Return a function that runs a given function in another thread, always the same thread."""
     with ThreadPoolExecutor(1) as pool:
         yield lambda act, *args: pool.submit(act, *args).result()
 
 
 def drops(A):
-    """Return a list that pages which an array's handle drops from now on come to."""
+    """Return a list that gets each page that the handle of an array drops from now on."""
     handle, result = A._fileh(), []
     invalidate_page = handle.invalidate_page
     handle.invalidate_page = lambda blk: (result.append(blk), invalidate_page(blk))
@@ -44,7 +44,7 @@ def drops(A):
 
 
 def pending():
-    """Have what was raised asynchronously raised: where a function is entered."""
+    """Let Python raise a pending asynchronous exception, as it does when a function is entered."""
 
 
 # ---- Connections and their managers ----
@@ -63,14 +63,14 @@ def test_a_connection_reopened_elsewhere_has_nothing_to_do_with_its_old_manager(
         b[BLK] = 2
 
     elsewhere(reopen)
-    client.tm.commit()  # data of another client, if it were to commit it
+    client.tm.commit()  # must not commit the change, which belongs to another client now
     assert np.array_equal(in_database(A), changed((0, 1)))
     client.tm.begin()
-    client.tm.abort()  # or to abort it
+    client.tm.abort()  # must not abort it either
     assert b[BLK] == 2
     elsewhere(tm.commit)
     assert np.array_equal(in_database(A), changed((0, 1), (BLK, 2)))
-    # nor does the old one say what is seen
+    # nor does the old manager decide which state is seen
     transaction.begin()
     A[2 * BLK] = 3
     transaction.commit()
@@ -85,7 +85,7 @@ def test_a_connection_reopened_elsewhere_has_nothing_to_do_with_its_old_manager(
     elsewhere(client.conn.close)
 
 
-def test_a_change_while_the_connection_is_closed_is_nobodys(root, A):
+def test_a_change_while_the_connection_is_closed_is_refused(root, A):
     client = Client(root)
     b = client["A"][:]
     client.close()
@@ -126,7 +126,7 @@ def test_the_block_table_changes_its_shape(root, fmt):
     b = client["A"][:]
     a = A[:]
     now = np.zeros(n, "u1")
-    # one bucket in the root, then many, of which some go, and come again
+    # one bucket in the root; then many buckets, of which some go and come again
     for value, start, stop in [(1, 0, 20), (2, 20, 140), (3, 100, n), (0, 70, n), (4, 65, 130)]:
         assert np.array_equal(b[::blksize], now)
         if value:
@@ -142,7 +142,7 @@ def test_the_block_table_changes_its_shape(root, fmt):
     client.close()
 
 
-def test_objects_went_from_the_cache(A, other):
+def test_objects_that_have_left_the_cache(A, other):
     b = other["A"][:]
     assert np.array_equal(b, FIRST)
     other.conn.cacheMinimize()
@@ -152,7 +152,7 @@ def test_objects_went_from_the_cache(A, other):
     other.conn.cacheMinimize()
     other.tm.begin()
     assert np.array_equal(b, changed((0, 1), (-1, 1)))
-    # the same of what this client has stored itself
+    # the same with blocks that this client has stored itself
     b[1] = 2
     other.tm.commit()
     other.conn.cacheMinimize()
@@ -165,7 +165,7 @@ def test_objects_went_from_the_cache(A, other):
 
 
 def change_chunk(root, blk, start, data):
-    """Change a chunk as the existing system does: that object, and no other."""
+    """Change a chunk as the existing system does: only the object of the chunk."""
     with TransactionManager() as txn:
         conn = root._p_jar.db().open(txn._manager)
         chunk = conn.root()["A"].zfile.blktab[blk].chunktab[start]
@@ -179,7 +179,7 @@ def test_a_chunk_changes_and_its_block_object_does_not(root, commits):
     A = fill(root, "ZBlk1")
     client = Client(root)
     b = client["A"][:]
-    for i in range(commits):  # by whom, and how much of it, its parts were stored before
+    for i in range(commits):  # this client may have stored a part of the block before
         b[i] = 0
         client.tm.commit()
     assert b[2 * 4096] == FIRST[2 * 4096]
@@ -194,7 +194,7 @@ def test_a_chunk_changes_and_its_block_object_does_not(root, commits):
 
 
 def test_a_block_object_changes_with_its_chunk(root):
-    """So that programs that look only at block objects, like wendelin.core 2, learn of it."""
+    """Programs that look only at block objects, like wendelin.core 2, learn of the change."""
     A = fill(root, "ZBlk1")
     A[BLK + 5] = 0
     transaction.commit()
@@ -217,7 +217,7 @@ def test_an_append_drops_nothing_else(A, other):
     assert set(dropped) <= {N, N + 1, N + 2}  # known as holes, at most
 
 
-def test_invalidated_twice(A, other):
+def test_objects_that_are_invalidated_twice(A, other):
     B = other["A"]
     b, handle = B[:], B._fileh()
     assert np.array_equal(b, FIRST)
@@ -262,7 +262,7 @@ def test_a_conflict_invalidates_again(A, other):
 
 
 def test_pages_alone_make_a_transaction(A):
-    """Also those that a hook changes, just before the commit."""
+    """So do pages that a hook changes just before the commit."""
     a = A[:]
     a[0] = 1
     transaction.get().addBeforeCommitHook(lambda: a.__setitem__(1, 2))
@@ -358,7 +358,7 @@ def test_every_way_to_a_new_state(A, other, how):
     assert np.array_equal(b, FIRST)
     if how == "commit of a change":
         b[-BLK - 1] = 1
-        with suppress(ConflictError):  # with "auto": a block was replaced, and one came
+        with suppress(ConflictError):  # with "auto": one block was replaced, and another was added
             other.tm.commit()
         other.tm.abort()
     elif how == "sync":
@@ -411,13 +411,13 @@ def test_a_doomed_transaction(A, when):
 
 
 def test_between_the_end_of_a_commit_and_the_next_transaction(A, explicit):
-    """A view shows what it showed: that state with its changes, and no commits of others."""
+    """A view still shows its state with its own changes, and no commits of others."""
     B, tm = explicit["A"], explicit.tm
     b = B[:]
     assert np.array_equal(b, FIRST)
     b[0] = b[-1] = 1
     tm.commit()
-    A[BLK] = 9  # from here on begins a state without b's commit, and with its own
+    A[BLK] = 9  # begins in a state without b's commit; the next one has it
     transaction.abort()
     A[2 * BLK] = A[1] = 2
     transaction.commit()

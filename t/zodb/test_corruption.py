@@ -1,8 +1,8 @@
 """Damaged databases: an exception or right bytes; never a crash, a hang, or wrong bytes in silence.
 
-Those that a seed damages (corruption_trials.py) are tried in processes of their own: 100, or as
-many as WENDELIN_CORE_TEST_DAMAGED says, from WENDELIN_CORE_TEST_SEED on. Those that are refused by
-name are here, against every storage.
+A seed says how corruption_trials.py damages a database. Processes of their own try 100 of these
+databases, or as many as WENDELIN_CORE_TEST_DAMAGED says. The first seed is WENDELIN_CORE_TEST_SEED.
+Damages that are refused by name are in this module, tried with every storage.
 """
 
 import codecs
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.once
 
 DAMAGED = int(os.environ.get("WENDELIN_CORE_TEST_DAMAGED", "100"))
 SEED = int(os.environ.get("WENDELIN_CORE_TEST_SEED", "0"))
-A_TEST = 100  # databases of a test: a test has a time limit, however many there are
+A_TEST = 100  # databases that one test tries: each test has a time limit
 A_CHILD = 25  # databases that a process tries
 LIMIT = 300  # for a process [s]
 
@@ -69,7 +69,7 @@ def test_damaged_databases(tmp_path, first_seed):
                 running.append((first, stop, start(tmp_path, first, stop)))
             first, stop, child = running.pop(0)
             out, _ = child.communicate(timeout=LIMIT)
-            # it says the seed that it was at
+            # the child prints the seed that it was at
             assert child.returncode == 0, f"exit code {child.returncode}\n{out[-8000:]}"
             seen += json.loads(out.splitlines()[-1])
     finally:
@@ -77,7 +77,7 @@ def test_damaged_databases(tmp_path, first_seed):
             child.kill()
             child.wait()
     print(f"of {damaged} damaged databases:", dict(seen))
-    # it is a test of damages that do something, and do not all keep the database from being opened
+    # damages must have an effect, and many databases must open nevertheless
     assert seen["opened"] > damaged // 2
     assert seen["refused"] > damaged // 5
     assert seen["committed"] > damaged // 2
@@ -94,7 +94,7 @@ def client(root):
 
 
 class Records:
-    """Replaces records, as another client would."""
+    """Loads and replaces records, as another client would."""
 
     def __init__(self, root):
         self.conn = Client(root).conn
@@ -129,7 +129,7 @@ def records(root):
 
 
 def oid_of(A, *path):
-    """Return the oid of: the file; its "table"; a block; its "chunks"; a chunk."""
+    """Return the oid at a path: of the file; its "table"; a block; its "chunks"; a chunk."""
     obj = A.zfile
     for step in path:
         if step == "table":
@@ -146,7 +146,7 @@ def put_block(state, cls=ZBlk0):
 
 
 def put_table(change):
-    """Replace the flat bucket of the block table."""
+    """Return a function that changes the flat bucket of the block table."""
 
     def act(A, records):
         oid = oid_of(A, "table")
@@ -157,7 +157,7 @@ def put_table(change):
 
 
 def put_chunks(change):
-    """Replace what the chunk table of block 1 has: {offset: oid of a chunk}."""
+    """Return a function that changes the flat bucket of the chunk table of block 1."""
 
     def act(A, records):
         if type(A.zfile.blktab[1]) is not ZBlk1:
@@ -170,7 +170,7 @@ def put_chunks(change):
 
 
 def put_chunk_table(cls):
-    """Let block 1 refer to its chunk table as to an object of another class."""
+    """Return a function that gives block 1 a reference of another class to its chunk table."""
 
     def act(A, records):
         block = A.zfile.blktab[1]
@@ -256,7 +256,7 @@ DAMAGES = {
 
 
 def pending():
-    """Have what was raised asynchronously raised: where a function is entered."""
+    """Let Python raise a pending asynchronous exception, as it does when a function is entered."""
 
 
 @pytest.mark.parametrize("what", DAMAGES)
@@ -278,7 +278,7 @@ def test_refused_by_name(root, client, records, fmt, what, where):
     error = e.value
     assert isinstance(error.file.zfile, ZBigFile)
     assert error.file.zfile._p_oid == B.zfile._p_oid
-    assert error.blk in (0, 1)  # of a table that is damaged, the first that was looked for
+    assert error.blk in (0, 1)  # if the table is damaged: the first block that was looked for
     assert error.tid == zconn_at(client.conn)
     assert error.tid.hex() in str(error)
     assert isinstance(error.__cause__, RecordError | ValueError | POSKeyError)
@@ -286,7 +286,7 @@ def test_refused_by_name(root, client, records, fmt, what, where):
         with pytest.raises(DoomedError):
             client.tm.commit()
     client.tm.abort()
-    # what was repaired reads right
+    # after a repair the values are right
     for oid, data in intact.items():
         records.put(oid, data)
     if "chunk" not in what:
@@ -325,7 +325,7 @@ def buckets(records, L):
 
 
 def test_a_bucket_in_the_place_of_another_is_refused(client, records, large):
-    """Its blocks would be holes."""
+    """Otherwise its blocks would be holes."""
     first, second, *_ = buckets(records, large)
     data = records.load(first)[0]
     records.put(second, data)
@@ -336,13 +336,13 @@ def test_a_bucket_in_the_place_of_another_is_refused(client, records, large):
     assert client["L"].read(0) == 1
 
 
-def test_nodes_of_two_states_are_no_damage(records, large):
-    """A thread may look while the Connection moves to another state."""
+def test_nodes_of_two_states_are_not_taken_for_damage(records, large):
+    """A thread may look up blocks while the Connection moves to another state."""
     first, second, *_ = buckets(records, large)
     root, before = large.zfile.blktab._p_oid, {}
     table = BlockTable(lambda oids: [before.get(oid) or records.load(oid)[0] for oid in oids])
     flat, _after = records.get(second)[1]
-    # as it was when its bucket had other keys
+    # the root as it was when the bucket had other keys
     cls, ((one, key, two, *rest), bucket) = records.get(root)
     before[root] = encode(cls, ((one, key + 5, two, *rest), bucket))
     assert table.lookup(root, 0) == records.get(first)[1][0][1].oid
@@ -351,7 +351,7 @@ def test_nodes_of_two_states_are_no_damage(records, large):
     assert table.between(root, key, key + 3).keys() == {key, key + 1, key + 2}
 
 
-def test_parts_of_two_states_are_no_damage(root, client, records):
+def test_parts_of_two_states_are_not_taken_for_damage(root, client, records):
     A = fill(root, "ZBlk1")
     oid = oid_of(A, "table", 1, "chunks")
     now, before = records.load(oid)[0], records.get(oid)
@@ -395,7 +395,7 @@ def test_a_shrink_over_a_chain_that_is_damaged_is_refused(client, records, large
 
 
 def test_a_shrink_where_the_bucket_before_is_followed_by_something_else(client, records, large):
-    """BTrees changes it, too, if all of its next one is deleted."""
+    """BTrees changes this bucket, too, if all keys of the next one are deleted."""
     oids = buckets(records, large)
     first = records.get(oids[1])[1][0][0]
     flat, _ = records.get(oids[0])[1]
@@ -407,7 +407,7 @@ def test_a_shrink_where_the_bucket_before_is_followed_by_something_else(client, 
 
 
 def test_a_chain_that_ends_early_hides_no_blocks(client, records, large):
-    """BTrees writes such, after it has put a new bucket into its tree: see btree.walk()."""
+    """BTrees writes such a chain after it has put a new bucket into its tree: see btree.walk()."""
     oids = buckets(records, large)
     flat, _ = records.get(oids[2])[1]
     records.put_state(oids[2], (flat,))
@@ -443,7 +443,7 @@ def test_arrays_of_wrong_types_are_refused_by_name(root, client, records, name, 
 
 
 def test_an_array_whose_elements_are_arrays_opens_as_it_is(root, client):
-    # it could be made once, where it is an array of more axes now
+    # earlier versions could make it; today the array would have more axes
     root["A"] = A = ZBigArray((8,), "f4", blksize=4096)
     A._init((8,), "(2,)f4", "C")
     transaction.commit()
@@ -465,7 +465,7 @@ def test_files_of_wrong_types_are_refused_by_name(root, client, records, state):
 
 
 @pytest.mark.parametrize("blksize", [0, -4096, 4097, 1 << 70])
-def test_block_sizes_that_are_none_are_refused_by_name(root, client, records, blksize):
+def test_block_sizes_that_cannot_be_are_refused_by_name(root, client, records, blksize):
     A = fill(root, "ZBlk0")
     records.put_state(A.zfile._p_oid, (blksize, records.get(A.zfile._p_oid)[1][1]))
     client.tm.begin()
@@ -474,7 +474,7 @@ def test_block_sizes_that_are_none_are_refused_by_name(root, client, records, bl
 
 
 class Calls:
-    """Is pickled as a call."""
+    """An object that is pickled as a call."""
 
     def __init__(self, *call):
         self.call = call

@@ -1,6 +1,6 @@
-"""kill -9: a database opens, and has exactly the transactions that were committed.
+"""After kill -9 a database opens, and has exactly the transactions that were committed.
 
-Workers (crash.py) are killed at random moments, and so are servers, in about 20 rounds, or as many
+Workers (crash.py) and servers are killed at random moments. There are about 20 rounds, or as many
 as WENDELIN_CORE_TEST_KILLS says.
 """
 
@@ -78,7 +78,7 @@ def test_a_client_is_killed(workers, server, tmp_path, pack):
 @pytest.mark.only("zeo")
 @pytest.mark.formats
 def test_a_server_is_killed(server, tmp_path):
-    """Its client goes on when it is there again."""
+    """Its client goes on when the server is there again."""
     notes, log = tmp_path / "notes", tmp_path / "worker.log"
     url = f"{server.url}?wait_timeout=60"
     expected = crash.Expected()
@@ -138,7 +138,7 @@ def test_a_view_is_writeable_while_the_server_is_away(server):
 @pytest.mark.only("zeo")
 @pytest.mark.formats
 def test_oids_are_new_after_a_server_was_killed(server):
-    """It gives those again that it has given; one transaction may need both."""
+    """The server gives the same oids again. The client skips them: a transaction may need both."""
     root = dbopen(f"{server.url}?wait_timeout=60")
     storage = root._p_jar.db().storage
     first = [storage.new_oid() for _ in range(150)]

@@ -1,4 +1,4 @@
-"""Databases of all versions open, and read as they were written; names of the interface import.
+"""Databases of all versions open, and have the values that were written; public names import.
 
 WENDELIN_CORE_TEST_DATA names a folder with more databases, in the form of t/data.
 """
@@ -17,7 +17,7 @@ from wendelin.lib.zodb import dbclose, dbopen
 FOLDERS = [DATA, *map(Path, filter(None, [os.environ.get("WENDELIN_CORE_TEST_DATA")]))]
 FILES = [path for folder in FOLDERS for path in sorted(folder.glob("*.fs"))]
 
-#: module -> names that programs use, and that stay
+#: module -> names that programs use: they must stay
 INTERFACE = {
     "wendelin": ("open", "transact"),
     "wendelin.bigarray": ("ArrayRef", "BigArray"),
@@ -55,7 +55,7 @@ def test_there_are_databases():
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.name}")
 @pytest.mark.parametrize("read_only", [False, True])
-def test_it_opens_and_reads(path, tmp_path, read_only):
+def test_a_database_opens_and_has_its_values(path, tmp_path, read_only):
     copy = shutil.copy(path, tmp_path)
     root = dbopen(copy, read_only=read_only)
     try:

@@ -27,7 +27,7 @@ def A(root):
 
 
 def blocks(A):
-    """Return {block: bytes} as the database has them, past the code under test."""
+    """Return {block: bytes} of the database, read without the code under test."""
     storage = A._p_jar.db().storage
 
     def state(obj):
@@ -37,7 +37,7 @@ def blocks(A):
 
     result = {}
     for blk, zblk in A.zfile.blktab.items():
-        if isinstance(zblk, ZBlk1):  # a chunk is as large as the block
+        if isinstance(zblk, ZBlk1):  # its only chunk is as large as the block
             result[blk] = b"".join(state(chunk) for chunk in zblk.chunktab.values())
         else:
             result[blk] = state(zblk)
@@ -67,7 +67,7 @@ def test_commit_saves_and_abort_discards_in_all_views(root, A):
     assert blocks(A) == {6: b"\2"}
 
 
-def test_a_later_process_sees_it(testdb):
+def test_an_array_is_read_after_the_database_is_opened_again(testdb):
     root = testdb.open()
     root["A"] = A = ZBigArray((3, 1000), ">f8", "F")
     transaction.commit()
@@ -140,7 +140,7 @@ def test_a_commit_that_fails_leaves_nothing_behind(root, A, phase):
     assert A.shape == (20 * BLK,)
     assert "x" not in root
     assert storage.getSize() == size
-    # and the next one works
+    # and the next commit works
     a[5 * BLK] = 8
     transaction.commit()
     ram_reclaim()
@@ -219,7 +219,7 @@ def test_trailing_zeros_are_cut(root, A):
     assert A[:].sum() == 5 * BLK + 5
 
 
-def test_it_is_never_a_ghost_and_keeps_its_pages(root, A):
+def test_an_array_is_never_a_ghost_and_keeps_its_pages(root, A):
     a = A[:]
     a[0] = 1
     root._p_jar.cacheMinimize()
@@ -271,7 +271,7 @@ def test_close_refuses_to_lose_changes(testdb):
 @pytest.mark.parametrize("align", [True, False])
 def test_views_outlive_the_connection(tmp_path, align):
     root = dbopen(f"file://{tmp_path}/x.fs?align={align}")
-    n = MANY - 1  # blocks: the first to be touched does not have the others loaded
+    n = MANY - 1  # blocks: so few that a touch of the first one does not load the others
     root["A"] = A = ZBigArray((n * BLK,), "u1", blksize=BLK)
     transaction.commit()
     A[:] = 1
@@ -282,7 +282,7 @@ def test_views_outlive_the_connection(tmp_path, align):
     dbclose(root)
     assert a[0] == 1  # in memory
     if align:
-        assert np.sum(a) == len(a)  # its file is open, and where its blocks are, is known
+        assert np.sum(a) == len(a)  # its file is open, and the places of its blocks are known
     else:
         with pytest.raises(BlockLoadError):
             np.sum(a)
@@ -306,7 +306,7 @@ def add_and_delete(root, value):
 
 @pytest.fixture
 def read_root(root):
-    """Return a root after a first read: a storage opens its file once more for holds."""
+    """Return a root after a first read, for which the storage opens its file once more (holds)."""
     add_and_delete(root, 1)
     return root
 
@@ -350,7 +350,7 @@ def test_blksize_is_checked():
 
 
 def test_a_commit_after_a_savepoint_stores_the_bytes(root, A0):
-    """The Connection writes into a temporary storage then, which takes pickles only."""
+    """After a savepoint the Connection writes to a temporary storage, which takes only pickles."""
     A = A0
     root["x"] = 1
     transaction.savepoint()
@@ -378,12 +378,12 @@ def test_a_block_that_does_not_come_to_its_storage_stops_the_commit(root, A0):
     assert not A[:].any()
 
 
-def test_what_is_read_ahead_leaves_ghosts_alone(root, A):
-    """A thread of its own does it, when there may be no handle any more."""
+def test_reading_ahead_leaves_ghosts_alone(root, A):
+    """A thread of its own reads ahead; there may be no handle any more."""
     A[0] = 1
     transaction.commit()
     zfile, file = A.zfile, A._fileh().file
-    for _ in range(2):  # first the array with the handle, then the file
+    for _ in range(2):  # the first round drops the array with the handle, the second one the file
         root._p_jar.cacheMinimize()
         gc.collect()
     assert zfile._p_changed is None
@@ -392,7 +392,7 @@ def test_what_is_read_ahead_leaves_ghosts_alone(root, A):
 
 
 def test_a_touch_while_the_file_reads_its_state_anew(root, monkeypatch):
-    """Of another thread: it does without the state."""
+    """Another thread touches a page: it does not need the state of the file."""
     root["A"] = A = ZBigArray((9 * BLK,), "u1", blksize=BLK)
     transaction.commit()
     A[::BLK] = np.arange(9)

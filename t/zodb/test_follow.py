@@ -1,4 +1,4 @@
-"""A reader that follows a writer: right after any change, and at the cost of what changed."""
+"""A reader that follows a writer has right values after any change, and visits only changes."""
 
 import os
 
@@ -31,7 +31,7 @@ steps = st.one_of(
 
 
 class Clients:
-    """A writer, a reader, and what the array has."""
+    """A writer, a reader, and a model of the array."""
 
     def __init__(self, path, fmt):
         self.root = dbopen(path)
@@ -83,7 +83,7 @@ class Clients:
         return np.concatenate([self.model, more])[:n]
 
     def check_known(self):
-        """What the reader knows is what a table says that nobody has read before."""
+        """Check what the reader knows of blocks against a table that is read afresh."""
         file = self.B._fileh().file
         fresh = BlockTable(file.records.load_all)
         root = file.blktab._p_oid
@@ -101,7 +101,7 @@ class Clients:
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(first=st.integers(0, MOST), steps=st.lists(steps, max_size=20))
-def test_as_an_array(tmp_path_factory, fmt, first, steps):
+def test_a_reader_sees_what_a_plain_array_has(tmp_path_factory, fmt, first, steps):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LOBTree, "max_leaf_size", 4)
         patch.setattr(LOBTree, "max_internal_size", 4)
@@ -156,7 +156,7 @@ def test_a_boundary_visits_what_changed(known, root, other, what, monkeypatch):
     other.tm.begin()
     assert len(dropped) <= 2, "pages that did not change were dropped"
     assert len(set(loaded)) <= 8, "nodes of the table that did not change were read"
-    # A bucket has 60 blocks, a chunk 64. The last bucket is for all the holes behind it as well.
+    # A bucket has 60 blocks, a chunk 64. The last bucket also covers all holes behind it.
     assert file.made_of.visits - visits < 100 + 2_700 / 64
     del handle.invalidate_page
     assert (

@@ -1,4 +1,4 @@
-"""Every format of blocks does what arrays want of one."""
+"""Every block format does what arrays need of it."""
 
 import pytest
 from support.conformance import FormatTests
@@ -17,7 +17,7 @@ class TestZBlk1(FormatTests):
 
 
 class TestAuto(FormatTests):
-    """Small changes are chunks, and others are whole blocks."""
+    """Small changes are stored as chunks, others as whole blocks."""
 
     @pytest.fixture
     def fmt(self):

@@ -1,4 +1,4 @@
-"""Blocks as databases have them: of the existing system, of early ones, and what is none."""
+"""Blocks in databases of the existing system and of early ones, and objects that are not blocks."""
 
 import io
 import pickle
@@ -50,7 +50,7 @@ def test_records_are_as_the_existing_system_has_them(root):
     assert record(A.zfile.blktab) == ("BTrees.LOBTree", "LOBTree")
     assert record(A.zfile.blktab[1]) == ("wendelin.bigfile.file_zodb", "ZBlk0")
     attributes, slots = A.__getstate__()
-    assert attributes.pop("_zblk_fmt") == "ZBlk0"  # ours, where it is given
+    assert attributes.pop("_zblk_fmt") == "ZBlk0"  # ours, if the format is given
     assert attributes == {
         "_dtype": np.dtype("u1"),
         "_shape": (20 * BLK,),
@@ -76,7 +76,7 @@ def test_databases_are_read_and_changed(name, fmt, tmp_path, monkeypatch):
             assert a.dtype == expected[n].dtype
             assert a.tobytes("A") == expected[n].tobytes("A")
             assert np.array_equal(a, expected[n])
-            # and can be changed
+            # and they can be changed
             flat = a.reshape(-1, order=root[n]._order)
             flat[0] = flat[-1]
     transaction.commit()
@@ -135,7 +135,7 @@ def test_early_databases_are_read(name, align, tmp_path):
     dbclose(root)
     assert Path(path).read_bytes() == before
 
-    # to see what refers to what ZODB would unpickle blocks, and fail at those of Python 2
+    # to find references ZODB would unpickle blocks, and fail at those of Python 2
     root = dbopen(f"file://{path}?align={align}&pack_gc=0")
     view = np.asarray(root["zbigf"].fileh_open().mmap(0, 6)).reshape(6, blksize)
     view[3, 7] = view[1, 7] = view[0, 7] = 1
@@ -151,7 +151,7 @@ def test_early_databases_are_read(name, align, tmp_path):
 
 
 def index_of_python2(path):
-    """Return the index that ZODB on Python 2 saves of a file: keys and buckets are str."""
+    """Return the index of a file as ZODB on Python 2 saves it: keys and buckets are str."""
 
     def text(data):
         size = len(data)
@@ -169,7 +169,7 @@ def index_of_python2(path):
 def test_the_first_commit_to_a_database_of_python2_says_so(align, tmp_path, caplog):
     path = Path(shutil.copy(DATA / "zblk-py2_pickle2.fs", tmp_path))
     copy = tmp_path / "copy.fs"
-    copy.write_bytes(b"FS30" + path.read_bytes()[4:])  # to be read by FileStorage here
+    copy.write_bytes(b"FS30" + path.read_bytes()[4:])  # so that FileStorage can read it here
     Path(f"{path}.index").write_bytes(index_of_python2(str(copy)))
     root = dbopen(f"file://{path}?align={align}")
     root["zbigf"].fileh_open()
@@ -185,7 +185,7 @@ def test_the_first_commit_to_a_database_of_python2_says_so(align, tmp_path, capl
         if phase == "vote":
             storage.tpc_vote(txn)
         storage.tpc_abort(txn)
-        assert path.read_bytes()[:4] == b"FS21"  # what was not committed changes nothing
+        assert path.read_bytes()[:4] == b"FS21"  # without a commit the file stays
     assert "Python 2" not in caplog.text
     for i in range(2):
         root["x"] = i
@@ -198,7 +198,7 @@ def test_the_first_commit_to_a_database_of_python2_says_so(align, tmp_path, capl
     dbclose(root)
 
 
-def test_a_format_that_is_not_there_is_refused_by_name(root, A, monkeypatch):
+def test_an_unknown_format_is_refused_by_name(root, A, monkeypatch):
     monkeypatch.setenv("WENDELIN_CORE_ZBLK_FMT", "ZBlk9")
     A[0] = 1
     with pytest.raises(ValueError, match=r"'ZBlk9'.*ZBlk0"):
@@ -220,7 +220,7 @@ def test_a_foreign_object_in_the_block_table_is_refused_by_name(root, A):
 
 
 class Foreign(Persistent):
-    """Not a block, though its state is bytes, as many as a block has."""
+    """An object that is not a block, though its state is bytes of the size of a block."""
 
     __module__ = "t_foreign"
 
@@ -265,7 +265,7 @@ def test_states_of_bytes_as_pickle_writes_them(protocol, cls, size):
 
 @pytest.mark.parametrize("name", [("a.module", "Class"), (b"a.module", b"Class")])
 def test_references_by_servers_that_have_not_got_the_class(name):
-    """They resolve conflicts of block tables, and write what classes are called."""
+    """Such servers resolve conflicts of block tables: they write the names of the classes."""
     file = io.BytesIO()
     pickler = Pickler(file, 3)
     oid = b"\0" * 7 + b"\5"

@@ -37,7 +37,7 @@ VALUES = st.recursive(
 
 
 def real(value):
-    """Return what a value stands for, of those that VALUES has."""
+    """Return the value of VALUES that a result of the reader stands for."""
     if isinstance(value, Pairs):
         return {real(k): real(v) for k, v in value.pairs}
     if isinstance(value, Object):
@@ -93,7 +93,7 @@ def test_what_is_refused(name):
 
 
 def test_numbers_in_a_pickle_take_no_memory():
-    """In little memory: the unpickler in C makes as many places as the last one needs."""
+    """The unpickler in C would make as many places as a number says: here memory is limited."""
     check_child("""
         import resource
         from support.hostile import PICKLES
@@ -117,8 +117,8 @@ def test_numbers_in_a_pickle_take_no_memory():
 
 
 def test_keys_that_collide():
-    """A dict of them takes the square of their number."""
-    step = (1 << 61) - 1  # of which the hash is 0, as of its multiples
+    """A dict of these keys would take time that grows with the square of their number."""
+    step = (1 << 61) - 1  # its hash is 0, and so are the hashes of its multiples
     keys = b"".join(pickle.dumps(i * step, 2)[2:-1] + b"N" for i in range(1 << 16))
     found = Reader(b"}(" + keys + b"u.").load()
     assert len(found.pairs) == 1 << 16
@@ -134,8 +134,8 @@ def test_errors_are_short():
         assert len(shown(what)) < 200
 
 
-def test_what_a_node_of_a_table_is_read_by(monkeypatch):
-    """The unpickler in C: it is what is fast."""
+def test_a_node_of_a_table_is_read_by_the_unpickler_in_c(monkeypatch):
+    """The unpickler in C reads it, which is fast; Reader does not."""
     import transaction
     from BTrees.LOBTree import LOBTree
     from persistent.mapping import PersistentMapping

@@ -34,7 +34,7 @@ formats = st.sampled_from(["ZBlk0", "ZBlk1", "auto"])
 
 
 class Version:
-    """What the array is, or was: n bytes, and zeros after them."""
+    """A version of the array: n bytes, and zeros after them."""
 
     def __init__(self, n=0, data=None):
         self.n = n
@@ -51,7 +51,7 @@ class Version:
 
 @dataclass
 class Client:
-    """A Connection with its own transactions, and what the model says that it sees."""
+    """A Connection with its own transactions, and the version of the model that it sees."""
 
     tm: transaction.TransactionManager
     conn: object
@@ -95,13 +95,13 @@ class Isolation(RuleBasedStateMachine):
         transaction.commit()
         self.versions = [Version(n, np.full(MOST, 7, "u1"))]
         self.tids = [self.db.lastTransaction()]
-        self.packed = 0  # version before which there is nothing
+        self.packed = 0  # the oldest version that packs have left
         for _ in range(CLIENTS):
             tm = transaction.TransactionManager()
             self.clients.append(Client(tm, self.db.open(tm), 0, self.versions[0].copy()))
 
     def boundary(self, client):
-        """A client sees what was committed last."""
+        """Let the model of a client have the version that was committed last."""
         client.base = len(self.versions) - 1
         client.now = self.versions[-1].copy()
         client.shrank = False
@@ -142,7 +142,7 @@ class Isolation(RuleBasedStateMachine):
 
     @rule(c=clients, fmt=formats)
     def change_format(self, c, fmt):
-        """Of what this client writes from now on; the array is not changed itself."""
+        """Change the format of blocks that the client writes from now on, but not the array."""
         self.clients[c].A._fileh().file.zblk_fmt = fmt
 
     # ---- transactions ----
@@ -217,7 +217,7 @@ class Isolation(RuleBasedStateMachine):
 
     @rule()
     def pack(self):
-        for client in self.clients:  # what others still see goes away
+        for client in self.clients:  # a pack removes what clients still see
             client.tm.begin()
             self.boundary(client)
         self.db.pack()

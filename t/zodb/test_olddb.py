@@ -1,6 +1,6 @@
-"""A database of an earlier version, with attributes, subclasses and references: it works as it is.
+"""A database of an earlier version, with attributes, subclasses and references, works as it is.
 
-Also what we write there is read by that version: by stand-ins for it, see olddb.py.
+That version also reads what we write there. Stand-ins for it are in olddb.py.
 """
 
 import json
@@ -88,7 +88,7 @@ def check_refs(root):
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
-def test_it_is_read_changed_and_read_by_that_version(path):
+def test_an_old_database_is_read_changed_and_read_by_that_version(path):
     before = shown(path)
     root = dbopen(path)
     check_all(root)
@@ -105,7 +105,7 @@ def test_it_is_read_changed_and_read_by_that_version(path):
     root = dbopen(path)
     check_all(root)
     check_refs(root)
-    # and changed
+    # and then changed
     root["A"].unit = "V"
     root["A"][0] = -1
     root["channel"].gain = 2.0
@@ -183,7 +183,7 @@ def test_a_reference_keeps_what_is_not_ours_and_what_is_damaged(path):
 
 
 def test_a_reference_of_the_first_3_0():
-    """Its state had the names of the attributes."""
+    """The keys of its state were the names of its attributes."""
     a = np.arange(10)
     ref = object.__new__(ArrayRef)
     ref.__setstate__(

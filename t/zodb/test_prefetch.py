@@ -9,7 +9,7 @@ BLK = 2 << 20
 
 
 class Table:
-    """What knows which blocks are stored: those below `end`."""
+    """A table of stored blocks: those below `end`."""
 
     def __init__(self, end=1 << 40):
         self.found, self.end = set(), end
@@ -20,7 +20,7 @@ class Table:
 
 
 class Handle:
-    """What loads blocks; those of `broken` cannot be loaded."""
+    """A handle that loads blocks, except those of `broken`."""
 
     def __init__(self, broken=()):
         self.loaded, self.broken = [], broken
@@ -38,7 +38,7 @@ def handle():
 
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
-    """Let the jobs of the pool run when they are submitted."""
+    """Let jobs of the pool run at once, in the thread that submits them."""
     monkeypatch.setattr(prefetch, "submit", lambda work, *args: work(*args))
 
 
@@ -72,7 +72,7 @@ def test_a_sequential_reader_loads_a_few_blocks_itself(remote, start, issued, ha
     assert len(itself) <= 4 + 300 // max(1, most // 2)
 
 
-def test_others_get_nothing_ahead(issued, handle):
+def test_other_readers_get_nothing_ahead(issued, handle):
     table = Table()
     ahead = prefetch.ReadAhead(BLK, True, table.find)
     for blk in 7, 3, 9, 2, 40, 38:
@@ -90,7 +90,7 @@ def test_blocks_larger_than_the_window(handle):
     assert max(handle.loaded) <= 20
 
 
-def test_where_blocks_are_is_looked_up_a_window_before(handle):
+def test_places_of_blocks_are_looked_up_a_window_ahead(handle):
     table = Table()
     ahead = prefetch.ReadAhead(BLK, True, table.find)
     for blk in range(300):
@@ -130,12 +130,12 @@ def test_a_block_that_fails_ends_the_loads_behind_it():
     ("n", "touched", "ahead"),
     [
         (prefetch.MANY, 0, True),
-        (prefetch.MANY - 1, 0, False),  # few are read for themselves
+        (prefetch.MANY - 1, 0, False),  # a few blocks are read one by one
         (100, 1, False),  # random access
         (100, 50, False),
     ],
 )
-def test_who_begins_with_the_first_of_many_is_a_sequential_reader(first, n, touched, ahead, handle):
+def test_a_reader_from_the_first_of_many_blocks_is_sequential(first, n, touched, ahead, handle):
     table, issued = Table(), handle.loaded
     reader = prefetch.ReadAhead(BLK, True, table.find)
     reader.expect(first, n)
@@ -145,7 +145,7 @@ def test_who_begins_with_the_first_of_many_is_a_sequential_reader(first, n, touc
         assert min(issued) == first + 1
         assert max(issued) <= first + (32 << 20) // BLK
         issued.clear()
-        reader.loading(handle, 1000)  # a reader of another place is none because of it
+        reader.loading(handle, 1000)  # that does not make a reader elsewhere sequential
         assert not issued
-        reader.loading(handle, first)  # nor does a reader that comes back
+        reader.loading(handle, first)  # nor one that comes back
         assert not issued

@@ -1,7 +1,7 @@
 """Threads, each with a Connection, move amounts between two arrays: the sum never changes.
 
-WENDELIN_CORE_TEST_SECONDS says for how long, all formats together; and at least until each thread
-has looked, and one has moved something.
+WENDELIN_CORE_TEST_SECONDS says for how long, for all formats together. A test goes on at least
+until each thread has looked and one thread has moved something.
 """
 
 import os
@@ -24,7 +24,7 @@ START = 1000
 
 
 class Mover:
-    """Moves amounts, and looks whether all is there, in transactions of its own."""
+    """A thread that moves amounts, and checks their sum, in transactions of its own."""
 
     def __init__(self, db, seed, stop):
         self.db, self.stop = db, stop
@@ -44,7 +44,7 @@ class Mover:
                 self.look(views)
                 if self.rng.random() < 0.5:
                     self.move(tm, views)
-                if self.rng.random() < 0.02:  # another thread's Connection, perhaps
+                if self.rng.random() < 0.02:  # perhaps it gets another thread's Connection
                     tm.abort()
                     conn.close()
                     conn = self.db.open(tm)

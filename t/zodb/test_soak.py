@@ -1,4 +1,4 @@
-"""A little of the soak test: see soak.py; WENDELIN_CORE_TEST_SECONDS of it, or 4 seconds."""
+"""A short soak test (soak.py): 4 seconds, or as many as WENDELIN_CORE_TEST_SECONDS says."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""What arrays keep and forget: memory, sizes, states of other versions, and kinds of storage."""
+"""Arrays: states of other versions, new ones, parallel appends, storages that are only read."""
 
 import numpy as np
 import pytest
@@ -14,9 +14,6 @@ from ZODB.POSException import (
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.file_zodb import ZBigFile
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
-
-# ---- memory ----
-
 
 # ---- arrays ----
 
@@ -49,7 +46,7 @@ def test_states_of_other_versions(root, testdb, monkeypatch, less, more):
     assert type(A.zfile.blktab[0]).__name__ == ("ZBlk1" if less else "ZBlk0")
 
 
-def test_before_it_belongs_to_a_connection(root, fmt):
+def test_an_array_before_it_belongs_to_a_connection(root, fmt):
     A = ZBigArray((N * BLK,), "u1", blksize=BLK, zblk_fmt=fmt)
     touches = [
         lambda: A[:],
@@ -77,7 +74,7 @@ def test_before_it_belongs_to_a_connection(root, fmt):
 
 
 def test_two_appends_in_parallel(A, other):
-    """Each many blocks: both split the one bucket of the table."""
+    """Each client appends many blocks: both split the only bucket of the table."""
     B = other["A"]
     many = 40 * BLK
     tried = 0
@@ -97,8 +94,8 @@ def test_two_appends_in_parallel(A, other):
 
 
 @pytest.mark.parametrize("many", [1, 50])
-def test_two_fill_holes_in_parallel(root, A, other, many):
-    """No conflict of the arrays: BTrees resolve it, or raise, and then a retry does."""
+def test_two_clients_fill_holes_in_parallel(root, A, other, many):
+    """The arrays do not conflict. The table may: BTrees resolves that, or a retry does."""
     A.resize((N + 2 * many) * BLK)
     transaction.commit()
     other.tm.begin()

@@ -1,4 +1,4 @@
-"""Databases of strangers: commands run nothing that is in them, and come to an end."""
+"""Databases of strangers: commands run no code that is named in them, and come to an end."""
 
 import json
 import os
@@ -36,7 +36,7 @@ from wendelin.lib.zodb import dbclose, dbopen
 
 pytestmark = [pytest.mark.slow, pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs")]
 
-#: runs commands in this process, as the program does; each argument is a command
+#: runs commands in one process, as the program does; stdin has a list of commands
 PROGRAM = """
     import contextlib, io, json, os, resource, sys
     sys.path.insert(0, sys.argv[1])  # where canary_module is
@@ -61,7 +61,10 @@ PROGRAM = """
 
 
 def run(folder, *commands, timeout=100):
-    """Run commands in a child; return those of which something was run that a record names."""
+    """Run commands in a child; return the lines that it prints.
+
+    "RAN" and a command: it ran something that a record names. "well" and a command: it succeeded.
+    """
     (folder / "canary_module.py").write_text(f"open({str(folder / 'canary')!r}, 'w')")
     done = subprocess.run(
         [sys.executable, "-P", "-c", textwrap.dedent(PROGRAM), str(folder)],
@@ -101,7 +104,7 @@ def test_nothing_is_run(call, tmp_path):
     ]
     lines = run(tmp_path, *every, ("ls", f"{path}#good"), ("copy", path, tmp_path / "copy.fs"))
     assert ran(lines) == []
-    assert lines == ["well ls", "well copy"]  # the last two: the others have something to tell
+    assert lines == ["well ls", "well copy"]  # the last two: the others report faults
     told = call("verify", "--json", path, code=1).json
     assert "good" not in {bad["path"] for bad in told["bad"]}
     assert "table-reduce" in {bad["path"] for bad in told["bad"]}
@@ -135,7 +138,7 @@ def test_nothing_is_run_out_of_a_server(tmp_path):
     (tmp_path / "server").mkdir()
     server = ZeoServer(str(tmp_path / "server"), 1)
     with_file = hostile.write(tmp_path / "x.fs", tmp_path / "canary", "reduce", noted=False)
-    # these the server itself would load: the index, and what is noted with a transaction
+    # the server itself would load these: the index, and what is noted with a transaction
     os.unlink(tmp_path / "x.fs.index")
     shutil.move(tmp_path / "x.fs", tmp_path / "server" / "1.fs")
     server.start()
@@ -150,7 +153,7 @@ def test_nothing_is_run_out_of_a_server(tmp_path):
 
 
 def test_an_index_of_a_stranger(call, tmp_path):
-    """It is not used, and the file is read, also when it is opened to write."""
+    """The index is not used. The file is read, also when it is opened for writing."""
     path = tmp_path / "x.fs"
     with database(path) as root:
         root["A"] = filled((4,))
@@ -178,7 +181,7 @@ def test_an_index_of_a_stranger(call, tmp_path):
 
 
 def endless(writer):
-    """Yield (name, piece) of what does not end, or is much larger than it looks."""
+    """Yield (name, piece) of structures that do not end, or are much larger than they look."""
     put, new = writer.put, writer.new
 
     def with_table(state, of=hostile.TABLE, oid=None):
@@ -242,7 +245,7 @@ def put_mapping(writer, state):
 
 
 def test_shapes_that_do_not_end(call, tmp_path):
-    """Each command comes to an end, in bounded memory; what is good beside it is found."""
+    """Each command comes to an end, in bounded memory, and ls finds the good array beside them."""
     path = tmp_path / "x.fs"
     writer = Writer(path)
     names = []
@@ -269,7 +272,7 @@ def test_shapes_that_do_not_end(call, tmp_path):
 
 
 def test_records_that_are_shared(call, tmp_path):
-    """A small file of which much more would be read than it has: many arrays of one table."""
+    """Many arrays share one table: commands would read much more than the small file has."""
     path = tmp_path / "x.fs"
     writer = Writer(path)
     block = writer.put(record(hostile.BLOCK0, plain(bytes(4096))))
@@ -282,14 +285,14 @@ def test_records_that_are_shared(call, tmp_path):
         assert "share records that" in call(command, path, code=1).stderr
 
 
-def test_a_record_before_itself(tmp_path):
-    """Where the earlier revision of an object is said to be is where it is itself."""
+def test_a_record_that_is_its_own_previous_revision(tmp_path):
+    """A record says that its previous revision is where it is itself."""
     path = tmp_path / "x.fs"
     writer = Writer(path)
     writer.close()
     data = bytearray(path.read_bytes())
     at = data.index(z64, 4 + 23)  # of the root's record
-    data[at + 8 : at + 16] = b"\xff" * 8  # its transaction: after all that anybody sees
+    data[at + 8 : at + 16] = b"\xff" * 8  # its transaction: later than any state that is read
     data[at + 16 : at + 24] = p64(at)
     path.write_bytes(data)
     os.unlink(f"{path}.index")
@@ -309,7 +312,7 @@ class Sub(ZBigArray):
 
 
 class Opaque(Thing):
-    """An object whose state its class only knows."""
+    """An object with a state that only its class can read."""
 
     def __getstate__(self):
         return ["opaque", self.__dict__]
@@ -348,7 +351,7 @@ def test_classes_that_are_not_loaded(tmp_path):
 
 
 def test_what_is_read_is_what_was_written(call, tmp_path):
-    """cat, export and copy read without a Connection: what one gives."""
+    """export and copy read without a Connection, and give the same as a Connection."""
     rng = np.random.default_rng(1)
     with database(tmp_path / "x.fs") as root:
         for fmt in "ZBlk0", "ZBlk1", "auto":
@@ -370,7 +373,7 @@ def test_what_is_read_is_what_was_written(call, tmp_path):
 
 
 def test_commands_load_no_objects(tmp_path):
-    """No module of a class in a database is imported: not even one that is there."""
+    """No module of a class in a database is imported, even if there is such a module."""
     path = tmp_path / "x.fs"
     writer = Writer(path)
     writer.name("x", ref(writer.put(record("this s", b"}")), "this s"))

@@ -22,7 +22,7 @@ N = 8  # blocks
 
 @pytest.fixture
 def A(root):
-    """Return a committed array of N blocks: each has its number, and begins with 100 more."""
+    """Return a committed array of N blocks, each full of its number; its first byte is 100 more."""
     root["A"] = A = ZBigArray((N * BLK,), "u1", blksize=BLK)
     transaction.commit()
     A[:] = np.repeat(np.arange(N), BLK)
@@ -32,7 +32,7 @@ def A(root):
 
 
 def of(A):
-    """Return what the first byte of each block is."""
+    """Return the first byte of each block."""
     return A[::BLK].tolist()
 
 
@@ -53,7 +53,7 @@ def test_rollback_takes_back_what_came_after(A):
     second.rollback()
     assert of(A) == [2, 2, 2, *FIRST[3:]]
     a[4 * BLK] = 4
-    second.rollback()  # as often as one likes
+    second.rollback()  # once more
     assert of(A) == [2, 2, 2, *FIRST[3:]]
     first.rollback()
     assert of(A) == [1, *FIRST[1:]]
@@ -196,7 +196,7 @@ def test_another_manager_fails(root, A, phase, key):
 
 @pytest.mark.parametrize("key", ["", "~"])
 def test_another_manager_fails_to_finish(root, A, key, testdb):
-    """Then ZODB may have committed, or not: pages show which."""
+    """ZODB may have committed by then, or not: pages show which."""
 
     def fail():
         raise OSError("too late")
@@ -285,7 +285,7 @@ def test_a_commit_may_not_change_what_it_commits(root, A):
 
 
 def test_a_writer_waits_for_after_commit_hooks(root, A):
-    """Until they are done, the manager has the transaction that has ended."""
+    """Until the hooks are done, the manager keeps the transaction that has ended."""
     a = A[:]
     started = threading.Event()
     threads = []
@@ -304,13 +304,13 @@ def test_a_writer_waits_for_after_commit_hooks(root, A):
     transaction.commit()
     threads[0][0].join(10)
     assert threads[0][1] == [None]
-    assert (a[0], a[BLK]) == (1, 2)  # the hooks' end aborts what they, and nobody else, changed
+    assert (a[0], a[BLK]) == (1, 2)  # the end of the hooks aborts only their own changes
     transaction.commit()
     assert of(A) == [1, 2, *FIRST[2:]]
 
 
 def test_changes_at_the_edge_of_commits_are_never_lost(A):
-    """A thread changes, while another commits: each change is in a commit, or still to be."""
+    """One thread changes pages, and another commits: each change is committed or still pending."""
     stop = threading.Event()
     counts = np.zeros(N, int)
     a = A[:]
@@ -341,7 +341,7 @@ def test_changes_at_the_edge_of_commits_are_never_lost(A):
 
 
 def test_explicit_transactions(root, A):
-    """Between the end of one and the beginning of the next a view shows what it showed."""
+    """Between two transactions a view shows what it showed at the end of the first."""
     tm = transaction.TransactionManager(explicit=True)
     conn = root._p_jar.db().open(tm)
     tm.begin()
@@ -398,7 +398,7 @@ def test_attempts_and_run_retry(root, A):
 
 
 def test_a_connection_of_the_pool_in_another_thread(root, A):
-    """It comes with other objects' lives, and another thread's manager."""
+    """The Connection keeps its cached objects, and gets the manager of the other thread."""
     db = root._p_jar.db()
     tm = transaction.TransactionManager()
     conn = db.open(tm)
@@ -418,7 +418,7 @@ def test_a_connection_of_the_pool_in_another_thread(root, A):
         seen = of(a)[:2], view[BLK]
         a[2 * BLK] = 3
         view[3 * BLK] = 4
-        tm.commit()  # has nothing to do with it any more
+        tm.commit()  # the old manager has nothing to do with it any more
         tm.abort()
         transaction.commit()
         again.close()
@@ -432,7 +432,7 @@ def test_a_connection_of_the_pool_in_another_thread(root, A):
 
 
 def test_two_connections_in_one_thread(root, A):
-    """Both have the one transaction of the thread; one of them may change, as ZODB wants it."""
+    """Both are in the transaction of the thread. ZODB demands that only one of them changes."""
     conn = root._p_jar.db().open()
     b = conn.root()["A"]
     view = b[:]
@@ -449,7 +449,7 @@ def test_two_connections_in_one_thread(root, A):
 
 
 def test_several_handles_on_one_file(root, A):
-    """Each has pages of its own; what one commits, the other shows."""
+    """Each handle has pages of its own, and shows what the other one commits."""
     one, two = A.zfile.fileh_open(), A.zfile.fileh_open()
     a, b = (memoryview(h.mmap(0, N)) for h in (one, two))
     assert a[0] == b[0] == 100
@@ -465,7 +465,7 @@ def test_several_handles_on_one_file(root, A):
 
 
 def test_arrays_that_share_a_file(root, A):
-    """What one commits, the other shows: blocks, holes, and the end of it."""
+    """The second array shows what the first one commits: blocks, holes, and the end of the file."""
     root["B"] = B = ZBigArray((4 * N * BLK,), "u1", blksize=BLK)
     B.zfile = A.zfile
     transaction.commit()
@@ -545,7 +545,7 @@ def test_read_only(tmp_path):
 
 
 def test_what_runs_in_a_commit_cannot_write(path):
-    """It would wait for itself, or be a part of the next transaction, or of none."""
+    """Such a write would wait for itself, or belong to the next transaction, or to none."""
     check_child(
         """
         import asyncio, itertools, sys, threading, transaction
@@ -591,7 +591,7 @@ def test_what_runs_in_a_commit_cannot_write(path):
 
 
 def test_a_thread_that_a_hook_waits_for_gives_up(A):
-    """Of several, none writes: the next transaction would have a part of their work."""
+    """No such thread writes: otherwise the next transaction would have a part of their work."""
     a = A[:]
     watch_of(A._p_jar).patience = 0.2
     threads = []

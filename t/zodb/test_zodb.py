@@ -1,4 +1,4 @@
-"""lib/zodb.py: databases by path and URL, objects that are never ghosts, what is seen."""
+"""lib/zodb.py: databases by path and URL, objects that are never ghosts, states that are seen."""
 
 import os
 import threading
@@ -88,7 +88,7 @@ def test_a_path_may_have_a_colon(tmp_path, monkeypatch):
 
 
 def test_a_relative_path_stays_what_it_was(tmp_path, monkeypatch):
-    """The index is saved at close: next to the database, wherever the process is then."""
+    """The index is saved at close, next to the database, also if the process is elsewhere then."""
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path)
     root = dbopen("a.fs")
@@ -129,7 +129,7 @@ def test_missing_folder(tmp_path):
 
 
 @pytest.mark.usefixtures("no_leaks")
-def test_a_folder_is_no_database(tmp_path):
+def test_a_folder_is_not_a_database(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(IsADirectoryError):
         dbopen(tmp_path / "folder")
@@ -150,7 +150,7 @@ def test_opened_read_only(testdb, tmp_path):
     root = testdb.open()
     root["x"] = 1
     transaction.commit()
-    again = dbopen(testdb.url, read_only=True)  # a file is free for that
+    again = dbopen(testdb.url, read_only=True)  # a file that is in use can be read
     assert again["x"] == 1
     again["x"] = 2
     with pytest.raises(ReadOnlyError):
@@ -175,7 +175,7 @@ def test_close_refuses_to_lose_changes(testdb):
 def test_close_again_does_nothing(testdb):
     root = testdb.open()
     dbclose(root)
-    dbclose(root)  # and the fixture does, once more
+    dbclose(root)  # and the fixture closes it once more
 
 
 @pytest.mark.usefixtures("no_leaks")
@@ -192,7 +192,7 @@ def test_database_in_use(tmp_path):
 
 
 @pytest.mark.parametrize("begin", [b"\x93NUMPY", b"FS99", b"x"])
-def test_what_is_no_database_is_left_as_it_is(begin, tmp_path):
+def test_a_file_that_is_not_a_database_is_left_as_it_is(begin, tmp_path):
     path = tmp_path / "x.npy"
     path.write_bytes(begin)
     with pytest.raises(FileStorageFormatError, match=r"x\.npy' is not a database: it begins"):
@@ -202,7 +202,7 @@ def test_what_is_no_database_is_left_as_it_is(begin, tmp_path):
 
 
 @pytest.mark.parametrize("begin", [b"", b"FS30", b"FS", b"\0" * 4])
-def test_what_was_begun_is_a_database(begin, tmp_path):
+def test_a_file_that_was_begun_is_a_database(begin, tmp_path):
     path = tmp_path / "x.fs"
     path.write_bytes(begin)
     dbclose(dbopen(path))
@@ -235,8 +235,8 @@ def test_neo_without_a_client_of_neo(scheme):
     assert f"{scheme}://name@127.0.0.1:1" in str(e.value)
 
 
-def test_a_storage_that_is_never_there_is_waited_for_in_vain():
-    """As a client of NEO waits for a master of another protocol."""
+def test_a_storage_that_does_not_answer_is_a_timeout():
+    """A client of NEO waits this way for a master of another protocol."""
     go, closed = threading.Event(), threading.Event()
 
     class Storage:
@@ -250,7 +250,7 @@ def test_a_storage_that_is_never_there_is_waited_for_in_vain():
     with pytest.raises(TimeoutError, match=r"neo://name@master did not answer within 0.1 s"):
         storlimits.opened_within(0.1, factory, "neo://name@master")
     go.set()
-    assert closed.wait(30)  # it came too late
+    assert closed.wait(30)  # the storage came too late
     with pytest.raises(ZeroDivisionError):
         storlimits.opened_within(30, lambda: 1 // 0, "neo://name@master")
     assert isinstance(storlimits.opened_within(30, Storage, "neo://name@master"), Storage)
@@ -269,14 +269,14 @@ def test_keywords_of_0_x(tmp_path):
 
 
 class Live(LivePersistent):
-    """One with state that is kept in the database, and state that is not."""
+    """A live object with state that is kept in the database, and state that is not."""
 
     def __init__(self, x: int) -> None:
         self.x = x
 
 
 class LiveHandle(LivePersistent):
-    """One whose __setstate__ is its own, as those of files and arrays are."""
+    """A live object with a __setstate__ of its own, as files and arrays have."""
 
     def __init__(self, x: int) -> None:
         self.__setstate__(x)
@@ -300,7 +300,7 @@ def live(testdb, request):
         assert obj._v_handle is handle
 
 
-def test_live_is_no_ghost_under_pressure(live):
+def test_live_is_not_a_ghost_under_pressure(live):
     conn = live._p_jar
     live._p_deactivate()
     conn.cacheMinimize()
@@ -361,7 +361,7 @@ def test_live_ghost_is_loaded_at_first_use(testdb):
 
 
 class Failing(LivePersistent):
-    """One whose state may fail to load."""
+    """A live object whose state may fail to load."""
 
     failing = False
 
@@ -375,7 +375,7 @@ class Failing(LivePersistent):
 
 
 def test_live_that_cannot_be_read_does_not_stop_the_boundary(testdb, monkeypatch):
-    """Objects after it in the list of changed ones must be invalidated, too.
+    """Objects after it in the list of changed objects must be invalidated, too.
 
     The user of the object gets the error, and may try again.
     """
@@ -411,7 +411,7 @@ def nodes_of(conn) -> list[Persistent]:
 
 @pytest.fixture(params=[0, 1, 40, 5000])
 def tree(testdb, request):
-    """Return a tree in a database, of 0, 1, 2 and 3 levels of nodes, wholly loaded."""
+    """Return a tree in a database, wholly loaded: it has 0, 1, 2 or 3 levels of nodes."""
     root = testdb.open()
     root["tree"] = tree = LOBTree()
     for i in range(request.param):
@@ -446,7 +446,7 @@ def test_deactivate_btree_makes_ghosts_of_values(testdb):
             deactivate_btree(tree)
             assert {node._p_state for node in nodes_of(root._p_jar)} == {-1}
             assert [value._p_state for value in values] == [1] + [-1] * (n - 1)
-            assert live._p_state == 0  # it lives
+            assert live._p_state == 0  # a live object is never a ghost
             assert list(tree.values()) == [*values, live, plain]
             transaction.commit()
             root._p_jar.cacheMinimize()
@@ -521,7 +521,7 @@ def test_zconn_stat(testdb):
     assert (stat.tid, stat.size) == (tid, len(data))
     past = conn.db().open(TransactionManager(), at=first)
     (stat,) = zconn_stat(past, [a._p_oid])
-    # for storages that are not files, it is the newest one
+    # storages that are not files give the newest revision
     assert stat.tid in (first, tid)
     if "file://" in testdb.url:
         assert stat.tid == first
