@@ -1,5 +1,6 @@
-"""What tests have: a database of the kind that runs, an array in it, another client of that; and
-a check that nothing leaks.
+"""Fixtures of all tests: a database, an array in it, another client, and a check for leaks.
+
+WENDELIN_CORE_TEST_DB says which kind of database a run has.
 """
 
 import gc
@@ -37,17 +38,18 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """Keep what was imported and collected out of the many gc.collect() of tests."""
+    """Freeze all that was imported and collected, so that gc.collect() in tests is fast."""
     gc.collect()
     gc.freeze()
 
 
 def pytest_collection_modifyitems(config, items):
-    """Leave out, with other kinds of database, what has run with a file and would do the same.
+    """Leave out tests that only repeat what a run with a file has shown.
 
-    What opens no database of the kind that runs; and, in the environments of a format, what does
-    not depend on that; WENDELIN_CORE_TEST_ALL keeps these. What is only for other kinds is left out
-    everywhere.
+    With a kind of database other than "fs", these are tests that open no database of that kind. If
+    WENDELIN_CORE_ZBLK_FMT names a format, they are also tests that choose their format, and tests
+    that are the same with any format. WENDELIN_CORE_TEST_ALL keeps all of these. Tests that are
+    marked for other kinds only are always left out.
     """
     kind = os.environ.get("WENDELIN_CORE_TEST_DB", "fs")
     keep, leave = [], []
@@ -75,7 +77,7 @@ def _not_again(items, leave):
 
 
 class TestDatabase:
-    """A database, and the roots that a test opened of it."""
+    """A database, and its roots that a test has opened."""
 
     __test__ = False
 
@@ -91,7 +93,7 @@ class TestDatabase:
         return root
 
     def close(self, root):
-        """Close what open() opened."""
+        """Close a root that open() has returned."""
         self.roots.remove(root)
         dbclose(root)
 
@@ -128,7 +130,7 @@ def A(root, fmt):
 
 @pytest.fixture
 def other(root, A):
-    """Return another client of the array, which has begun after it was committed."""
+    """Return another client, whose transaction has begun after the array was committed."""
     client = Client(root)
     yield client
     client.close()
@@ -136,13 +138,13 @@ def other(root, A):
 
 @pytest.fixture
 def on_touch(monkeypatch):
-    """Have views that are not ready, also of a local file: the way of whatever cannot be mapped."""
+    """Have blocks shown only when they are touched, also of a local file."""
     monkeypatch.setenv("WENDELIN_CORE_READY", "0")
 
 
 @pytest.fixture
 def set_page_memory():
-    """Return ram_set_limit(), for the rest of a test."""
+    """Return ram_set_limit(); after the test, the limit is as it was."""
     limit, _, _ = ram_stat()
     yield ram_set_limit
     ram_set_limit(limit)
@@ -150,25 +152,25 @@ def set_page_memory():
 
 @pytest.fixture
 def path(tmp_path):
-    """Return where a Data.fs may be made."""
+    """Return the path of a Data.fs that does not exist yet."""
     return str(tmp_path / "x.fs")
 
 
 @pytest.fixture
 def call(capsys):
-    """Return what calls the program's main(), in this process."""
+    """Return a Caller, which calls the program's main() in this process."""
     return Caller(capsys)
 
 
 def resources():
-    """Return (descriptors, threads) of this process; pools have as many threads as were needed."""
+    """Return how many (descriptors, threads) this process has; our pools do not count."""
     threads = sum(not t.name.startswith("wendelin.core-") for t in threading.enumerate())
     return len(os.listdir("/proc/self/fd")), threads
 
 
 @pytest.fixture
 def no_leaks():
-    """Compare descriptors and threads before and after; pages are given back for it."""
+    """Check that a test leaves no descriptor and no thread; pages are given back first."""
     gc.collect()
     before = resources()
     yield
@@ -178,5 +180,5 @@ def no_leaks():
         after = resources()
         if all(a <= b for a, b in zip(after, before, strict=True)):
             break
-        time.sleep(0.1)  # threads that read ahead let go of it a little later
+        time.sleep(0.1)  # threads that read ahead release objects a little later
     assert all(a <= b for a, b in zip(after, before, strict=True)), (before, after)

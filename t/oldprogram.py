@@ -1,13 +1,13 @@
-"""A program for wendelin.core 0.x, with classes of its own; also for the stand-ins of olddb.py.
+"""A program for wendelin.core 0.x with classes of its own; it also runs with olddb.py's stand-ins.
 
-It lies here, and not in support/, because pickles in t/data name its classes as they are called.
+This module is not in support/, because pickles in t/data name its classes with `oldprogram`.
 """
 
 from wendelin.bigarray.array_zodb import ZBigArray
 
 
 class Channel(ZBigArray):
-    """One with attributes."""
+    """An array with attributes."""
 
     gain = 1.0
 
@@ -16,7 +16,7 @@ class Channel(ZBigArray):
 
 
 class Slotted(ZBigArray):
-    """One with slots."""
+    """An array with slots."""
 
     __slots__ = ("__secret", "_v_cache", "unit")
 
@@ -28,7 +28,7 @@ class Slotted(ZBigArray):
 
 
 class Versioned(ZBigArray):
-    """One whose state is its own."""
+    """An array that makes its state itself."""
 
     history = ()
 

@@ -2,10 +2,9 @@
 
     python t/bench/appends.py [--steps 8000,65536] [--size 4] [--folder DIR] [--svg FILE]
 
-Each append is committed; of h5py flushed, and of zarr written through. Chunks of zarr and h5py are
-as long as one append, which is the best that they can have, and no chunk is compressed. Prints
-bytes of file for a byte appended, and the median time of an append; with --svg, a picture of sizes
-by appends.
+We commit each append; h5py flushes it, and zarr writes it through. Chunks of zarr and h5py are as
+long as one append, which is best for them, and are not compressed. It prints the bytes of file for
+each appended byte, and the median time of an append. --svg draws a picture of sizes by appends.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def h5py(path: Path, step: int) -> Append:
 
 
 def size_of(folder: Path) -> int:
-    """Return how much the files of a folder have [bytes]."""
+    """Return the size of all files of a folder [bytes]."""
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
 
 

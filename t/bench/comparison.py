@@ -1,11 +1,11 @@
-"""The works next to numpy.memmap and others; and the processes in which all works run.
+"""The works that compare us with numpy.memmap and others; the processes in which all works run.
 
     python t/bench/comparison.py make|run|hold|sum WORK SIDE FOLDER SIZE [PROCS]
 
-`run` prints what was measured as JSON, `make` writes the data that the work reads, `hold` is a
-process of the work `readers`, `sum` one that reads what a work has written. SIZE is in MiB; PROCS
-is the cgroup.procs of a cgroup to enter. Seconds are wall clock, without imports and without
-opening.
+`run` prints what was measured, as JSON. `make` writes the data that the work reads. `hold` is a
+process of the work `readers`; `sum` is a process that reads what a work has written. SIZE is in
+MiB; PROCS is the cgroup.procs of a cgroup to enter. Seconds are wall clock, without imports and
+without opening.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Works that compare the formats of our blocks: what a database grows by, and what it costs."""
+"""Works that compare the formats of our blocks: growth of a database, and time."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +26,7 @@ def _rows(what: str) -> tuple[Row, ...]:
 def _measured(
     store: Store, writes: Iterable[Callable[[], None]], written: int, more: float = 0
 ) -> Iterable[float]:
-    """Write to what is open, and close it; have it read. Return a value for each of _rows().
+    """Write to an open store, close it, and have it read; return a value for each of _rows().
 
     Parameters
     ----------
@@ -34,9 +34,9 @@ def _measured(
     writes : iterable of functions
         Each ends in a commit. The iterator's own time does not count.
     written : int
-        How much that is [bytes].
+        How much they write [bytes].
     more : float
-        What the sum of the array is then, beyond that of steps().
+        How much larger the sum of the array is then than that of steps().
     """
     before = store.stored()
     times = []

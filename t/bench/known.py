@@ -2,11 +2,11 @@
 
     python t/bench/known.py [--counts 1000,10000,...] [--svg FILE]
 
-A reader follows a writer. It knows so many blocks of an array: half of them have 8 bytes each, the
-others are holes. The writer changes one of them, or appends one, and the reader begins its next
-transaction: that is what is measured, as the median of many, in CPU time of the thread and by the
-clock. Memory is what the process has more (RSS) after it learnt where all of the blocks are, for
-each of them. Each count is a fresh process, in a temporary folder.
+A reader follows a writer, and knows a number of blocks of an array. Half of these have 8 bytes
+each; the others are holes. The writer changes one block, or appends one. Then the reader begins its
+next transaction: this begin() is measured, as the median of many, in CPU time of the thread and by
+the clock. Memory is how much the process (RSS) grows for each block while it learns where all of
+them are. Each count is a fresh process, in a temporary folder.
 """
 
 import argparse
@@ -35,7 +35,7 @@ def rss():
 
 
 def fill(A, n):
-    """Store a short block in the place of every second one of n blocks."""
+    """Store a short block as every second one of n blocks."""
     from wendelin.bigfile.file_zodb import ZBlk0
 
     for start in range(0, n, BATCH):

@@ -1,4 +1,4 @@
-"""What works ask of the machine: the page cache, memory cgroups, and what it is."""
+"""What works need of the machine: the page cache, memory cgroups, and a description of it."""
 
 import ctypes
 import mmap
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-sys.path.append(str(Path(__file__).parents[1]))  # what tests have
+sys.path.append(str(Path(__file__).parents[1]))  # `support` is there
 
 from support import cgroup
 
@@ -32,12 +32,12 @@ def evict(files: Iterable[Path]) -> None:
     """Take files out of the page cache, where the file system lets us."""
     for path in files:
         with open(path, "rb") as file:
-            os.fsync(file.fileno())  # what is dirty stays
+            os.fsync(file.fileno())  # dirty pages would stay
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def warm(files: Iterable[Path]) -> None:
-    """Bring files into the page cache by read(2), however they came there before."""
+    """Bring files into the page cache by read(2), after they were taken out of it."""
     files = list(files)
     evict(files)
     buffer = bytearray(1 << 20)
@@ -69,7 +69,7 @@ def make_cold(files: Iterable[Path]) -> None:
     Raises
     ------
     Skip
-        They do not go.
+        The file system keeps them there.
     """
     files = list(files)
     evict(files)
@@ -82,7 +82,7 @@ def make_cold(files: Iterable[Path]) -> None:
 
 
 def pss(pid: int) -> int:
-    """Return the memory of a process [bytes]; of what n share, it has an n-th."""
+    """Return the memory of a process [bytes]; what n processes share counts an n-th."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return int(re.findall(r"^Pss: +(\d+) kB", text, re.M)[0]) << 10
 

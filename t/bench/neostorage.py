@@ -1,4 +1,4 @@
-"""neostorage of NEO 1.12 (Python 2.7) behind a proxy: it listens elsewhere than it says.
+"""neostorage of NEO 1.12 (Python 2.7) behind a proxy: it does not listen where it says.
 
 python2.7 neostorage.py PORT ARGUMENTS...   # of neostorage; -b is where the proxy is
 """

@@ -3,12 +3,12 @@
     python t/bench/network.py [--size MIB] [--runs N] [--only zeo,neo,nodes] [--json FILE]
         [--svg FILE] [--into PAGE]
 
-The loop is what a program does without us: one request, and then the next, of a ClientStorage as
-ZEO has it. Both are measured in one fresh process after the other, in turns, and their ratio is
-that of pairs. The same loop on the connection of ours is measured as well: it is faster, as large
-objects are received and decoded otherwise (zeoreceive). `nodes` reads from
-NEO clusters of one, two and three storage nodes, each behind a proxy that limits its bandwidth.
-Servers are started for it, on this machine.
+The loop is what a program does without us: one request after the other, to ZEO's own ClientStorage.
+Each of several fresh processes measures both, and they take turns in going first; the ratio is the
+median of those of the processes. The same loop on our connection is measured as well. It is faster,
+as large objects are received and decoded in another way (zeoreceive). `nodes` reads from NEO
+clusters of one, two and three storage nodes, each node behind a proxy that limits its bandwidth.
+Servers are started for this, on this machine.
 """
 
 import argparse
@@ -76,7 +76,7 @@ def objects(array):
 
 
 def loop(storage, oids, part):
-    """Load every part-th object, one after the other: it takes long. Return MiB/s."""
+    """Load every part-th object, as all take too long, one after the other; return MiB/s."""
     start = perf_counter()
     size = sum(len(storage.loadBefore(oid, maxtid)[0]) for oid in oids[::part])
     return size / MIB / (perf_counter() - start)
@@ -106,7 +106,7 @@ def store_loop(storage, block):
 
 
 def commit(root):
-    """Commit an array that is written; return MiB/s, of the commit alone."""
+    """Write an array, and commit it; return MiB/s, of the commit alone."""
     root["new"] = array = ZBigArray((COMMIT * MIB // 8,), np.int64)
     transaction.commit()
     array[:] = random(1, COMMIT * MIB)
@@ -116,7 +116,7 @@ def commit(root):
 
 
 def plain(client, port, work, part, oids, block):
-    """Return MiB/s of a loop with a ClientStorage, or what is one."""
+    """Return MiB/s of a loop; `client` is ClientStorage, or a class like it."""
     storage = client((HOST, port))
     try:
         return store_loop(storage, block) if work == "commit" else loop(storage, oids, part)
@@ -125,7 +125,7 @@ def plain(client, port, work, part, oids, block):
 
 
 def child(url, work, part, ours_first):
-    """Print MiB/s: of the loop, ours, and of the loop on a connection of ours."""
+    """Print MiB/s of the loop, of ours, and of the loop on a connection of ours."""
     root = dbopen(url)
     oids = [] if work == "commit" else objects(root[work])
     block = root["block"]._p_oid
@@ -199,7 +199,7 @@ def zeo(folder):
 
 @contextmanager
 def neo(folder, storages=2, replicas=1, ports=(), proxies=None):
-    """Give a gateway before a NEO cluster; its nodes at ports, behind proxies."""
+    """Give a gateway before a NEO cluster, whose nodes are at ports, behind proxies."""
     cluster = NeoCluster(folder, storages, replicas, proxies)
     for process, port in zip(cluster.storages, ports, strict=bool(ports)):
         # `python neostorage.py PORT ARGUMENTS...` for `neostorage ARGUMENTS...`

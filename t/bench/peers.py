@@ -1,6 +1,6 @@
 """Other libraries for arrays on disk, in chunks as large as our blocks, not compressed.
 
-They are columns of the table where they are installed.
+Each library that is installed is a column of the table.
 """
 
 import os
@@ -36,10 +36,10 @@ class ChunkedStore(Store):
         self.flush()
 
     def flush(self) -> None:
-        """What is assigned is on disk, or the library cannot bring it there."""
+        """Do nothing: what is assigned is on disk, or the library cannot bring it there."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing, as nothing is open."""
 
 
 class H5py(ChunkedStore):
@@ -113,7 +113,7 @@ PEERS: dict[str, type[ChunkedStore]] = {"h5py": H5py, "zarr": Zarr, "tensorstore
 
 
 def installed(name: str) -> bool:
-    """Say whether a library is there; the others always are."""
+    """Say whether a side can run: a library if it is installed, any other side always."""
     if name not in PEERS:
         return True
     try:

@@ -3,12 +3,12 @@
     python t/bench/pointers.py [--size 1220] [--runs 3] [--folder DIR]
 
 An array of f4, `--size` MiB, is created, written, opened ("load"), and its rows of 1 MiB are taken
-one after the other, twice ("iterate", "iterate again"); the total is of opening and the first
-iteration. "Load again" is a second time in one process: of ours, by another Connection of the
-database that is open. Each program opens its own file: numpy.save, h5py, MmapArray of bigarray
-where it is installed, and ZBigArray. "Touch" reads all numbers then, which the README's benchmark
-does not. Each figure is the median of fresh processes, which take turns; beside it is the ratio to
-bigarray. The goal is at most 1.2 in each row but the write, which is atomic here.
+one after the other, twice ("iterate", "iterate again"). The total is that of opening and the first
+iteration. "Load again" opens it once more in one process; ours does so by another Connection of the
+open database. Each program has a file of its own: numpy.save, h5py, MmapArray of bigarray where it
+is installed, and ZBigArray. "Touch" then reads all numbers, which the README's benchmark does not.
+Each figure is the median of fresh processes, which take turns; beside it is the ratio to bigarray.
+The goal is at most 1.2 in each row but the write, which is atomic in ours.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
 
 100,000 pieces of 10 to 1,000 numbers (i4) are written, read in the order of writing, and read at
 random. Each figure is the median of fresh processes, which take turns. h5py has a variable-length
-dataset; bigarray, where it is installed, an array that is written with PointerArrayWriter. CPU
-seconds are beside the wall time.
+dataset. bigarray, where it is installed, has an array that PointerArrayWriter writes. CPU seconds
+are beside the wall time.
 """
 
 from __future__ import annotations

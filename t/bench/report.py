@@ -1,4 +1,4 @@
-"""What was measured, as Markdown tables, a picture, and in a page of the docs."""
+"""What was measured, as Markdown tables, as a picture, and in a page of the docs."""
 
 import statistics
 from dataclasses import asdict, dataclass, field
@@ -12,7 +12,7 @@ from workload import PEER_TABLE, TABLES, WORKS, Row, Table
 
 @dataclass
 class Report:
-    """The values of a run: those of a side are in the order of the runs, so pairs are."""
+    """All values; those of each side are in the order of the runs, so that they form pairs."""
 
     title: str
     machine: str
@@ -30,9 +30,9 @@ class Report:
         return [(name, row) for name in self.works for row in WORKS[name].rows]
 
     def ratios(self, row: Row) -> list[float]:
-        """Return how fast we are, as a part of the peer, for each pair: more is better.
+        """Return our speed as a part of the peer's, for each pair: more is better.
 
-        Empty where it says nothing: the peer's is 0.
+        The list is empty if a value of the peer is 0, as a ratio says nothing then.
         """
         sides = self.values[row.figure]
         pairs = list(zip(sides["wendelin"], sides[row.peer], strict=True))
@@ -48,14 +48,14 @@ class Report:
     # ---- tables ----
 
     def tables(self) -> list[Table]:
-        """Return those that works are in."""
+        """Return the tables that have works of this report."""
         return [table for table in TABLES if self._rows_of(table)]
 
     def _rows_of(self, table: Table) -> list[tuple[str, Row]]:
         return [(name, row) for name, row in self.rows() if WORKS[name].table is table]
 
     def _lines(self, table: Table) -> list[list[str]]:
-        """Return the head of a table and its rows; medians."""
+        """Return the head of a table, and its rows, with medians."""
         if table.columns:
             return [["work", *table.columns]] + [
                 [row.figure, *(self._median(row, side) for side in table.columns)]
@@ -84,7 +84,7 @@ class Report:
         return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
     def markdown(self, table: Table) -> str:
-        """Return a table, under what was run and where."""
+        """Return a table, below a text that says what was run, and where."""
         head, *lines = self._lines(table)
         rule = ["---", *["---:"] * (len(head) - 1)]
         text = "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
@@ -106,7 +106,7 @@ class Report:
     # ---- picture ----
 
     def draw(self, path: Path) -> None:
-        """Draw the ratios: a bar a row, a point a pair, a line what the issue asks for."""
+        """Draw the ratios: a bar for a row, a point for a pair, a line for what the issue asks."""
         import matplotlib
 
         matplotlib.use("svg")

@@ -2,8 +2,8 @@
 
     python t/bench/run.py [--size MIB] [--runs N] [--only WORK,...] [--json FILE] [--svg FILE]
 
-Prints medians over fresh processes, ours and those of others in turn, and the median of the
-ratios of such pairs: on noisy machines it is the ratio that says something.
+It prints medians over fresh processes. Ours and those of others take turns, and form pairs; the
+median of the ratios of pairs is printed, too. On a noisy machine, the ratio says more.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class Bench:
         return [side for side in WORKS[name].sides if installed(side)]
 
     def check_cgroups(self) -> None:
-        """Skip what needs them if there are none, before its data is made."""
+        """Skip works that need a cgroup, if none can be made, before their data is made."""
         try:
             with memory_cgroup(limit(self.size * MIB)):
                 pass
@@ -62,7 +62,7 @@ class Bench:
                     self.report.skipped[name] = str(e)
 
     def made(self) -> dict[Path, tuple[str, str]]:
-        """Return the data that works read, and for each one work and side that do."""
+        """Return {path of data that works read: (one of these works, its side)}."""
         return {
             WORKS[name].store(side, self.folder, self.size * MIB).path: (name, side)
             for name in self.report.works
@@ -82,7 +82,7 @@ class Bench:
                 bar.update()
             for run in range(runs):
                 for name in self.report.works:
-                    # nobody always runs after the same other
+                    # so that no side always runs after the same other side
                     for side in self.sides(name)[:: -1 if run % 2 else 1]:
                         bar.set_postfix_str(f"{name} {side}")
                         if name not in self.report.skipped:

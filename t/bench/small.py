@@ -3,8 +3,8 @@
     python t/bench/small.py [--counts 100,250,500]
 
 Each array has 100 numbers. The first element of each is written, and all are committed. Times are
-CPU time of the process an array; memory is what memory files have allocated, before the commit.
-Each count is a fresh process, in a temporary folder.
+CPU time of the process for each array. Memory is what memory files have allocated before the
+commit. Each count is a fresh process, in a temporary folder.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def measure(n):
     fds = list(Path("/proc/self/fd").iterdir())
     allocated = 0
     for fd in fds:
-        with suppress(FileNotFoundError):  # that of the list itself
+        with suppress(FileNotFoundError):  # the descriptor by which they were listed
             allocated += fd.stat().st_blocks * 512 if "memfd" in str(fd.readlink()) else 0
     before = time.process_time()
     transaction.commit()

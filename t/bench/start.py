@@ -2,10 +2,10 @@
 
     python t/bench/start.py [--runs N]
 
-All is CPU time of fresh processes, in a temporary folder, as medians. The import is what
-wendelin.bigarray.array_zodb takes after NumPy and ZODB; theirs are beside it. The first view is
-that of a process which has just opened a database, and of an array that is in memory; the next one
-is beside it. Views are measured by the clock.
+Figures are medians of fresh processes, in a temporary folder: CPU time, and for views wall time.
+The import of ours is what wendelin.bigarray.array_zodb takes after NumPy and ZODB; their imports
+are beside it. The first view is that of a process which has just opened a database; its array is
+loaded already. The view of a second array is beside it.
 """
 
 import argparse

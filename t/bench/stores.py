@@ -104,7 +104,7 @@ class MappedStore(Store):
 
     @abstractmethod
     def map_block(self, blk: int) -> np.ndarray:
-        """Return a block of what is open, in a mapping of its own, which has no page yet."""
+        """Return a block of the open array, in a mapping of its own, which has no page yet."""
 
 
 class Wendelin(MappedStore):
@@ -154,14 +154,14 @@ class Wendelin(MappedStore):
 
 
 class ZBlk1(Wendelin):
-    """The same, its blocks in chunks."""
+    """The same, with blocks in chunks."""
 
     suffix = ".zblk1.fs"
     zblk_fmt = "ZBlk1"
 
 
 class Auto(Wendelin):
-    """The same, the format of each block chosen by how it is changed."""
+    """The same; how a block is changed decides on its format."""
 
     suffix = ".auto.fs"
     zblk_fmt = "auto"
@@ -187,7 +187,7 @@ class Activate(Old):
         self.array = self.root["A"]
 
     def sum(self) -> float:
-        """Load the blocks, one at a time; that they are not even summed is in their favour."""
+        """Load the blocks, one at a time. They are not even summed, which is in their favour."""
         for zblk in self.array.zfile.blktab.values():
             zblk._p_activate()
             zblk._p_deactivate()
@@ -198,7 +198,7 @@ class Memmap(MappedStore):
     """A plain file: written by write(2) and fsync(2), mapped by numpy.memmap."""
 
     suffix = ".raw"
-    fd = -1  # of what create() has made
+    fd = -1  # of the file that create() has made
 
     def create(self) -> None:
         self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)

@@ -38,12 +38,12 @@ def limit(size: int) -> int:
     return max(size // 2, 128 * MIB)
 
 
-#: what there is -> its size [bytes] for --size [bytes]
+#: data that a work has -> its size [bytes] for --size [bytes]
 DATA: dict[str, Callable[[int], int]] = {
     "data": lambda size: size,
     "blocks": lambda size: CHANGES * BLKSIZE,
     "large": lambda size: 4 * limit(size),
-    # is made in the work
+    # these are made in the work
     "new": lambda size: size,
     "new quarter": lambda size: max(size // 4, BLKSIZE),
     "new stream": lambda size: max(size // 32, BLKSIZE),
@@ -52,7 +52,7 @@ DATA: dict[str, Callable[[int], int]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table: a figure; next to that of a peer, if the table has peers."""
+    """A row of a table: a figure, beside that of a peer if the table has peers."""
 
     figure: str  # ends in its unit; of GB/s more is better, of all others less
     at_least: str = ""  # what issue 3 asks for: a ratio, or in its own words
@@ -76,7 +76,7 @@ class Work:
 
     @property
     def makes_data(self) -> bool:
-        """Whether it finds nothing, and makes what it needs itself."""
+        """Whether the work finds no data, and makes what it needs itself."""
         return self.data.startswith("new")
 
     def store(self, side: str, folder: Path, size: int) -> Store:
@@ -121,7 +121,7 @@ def timed_sum(store: Store) -> tuple[float, float]:
 
 
 def check_sum(store: Store, total: float, more: float = 0) -> None:
-    """Check that a sum is that of what steps() yields, and a little more.
+    """Check that a sum is that of what steps() yields, plus `more`.
 
     Raises
     ------

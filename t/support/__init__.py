@@ -1,15 +1,15 @@
-"""What tests, benchmarks and checks by hand have in common.
+"""Modules that tests, benchmarks and checks by hand have in common.
 
-Programs of it run as `python t/support NAME ARGUMENTS`; `python t/support` says which there are.
-It may use the package that is tested, but nothing of a test.
+Its programs run as `python t/support NAME ARGUMENTS`; `python t/support` lists them. It may import
+the package that is tested, but no test.
 """
 
 from pathlib import Path
 
 SUPPORT = Path(__file__).parent
-#: of all tests: what a child process has in PYTHONPATH, so that it can import `support`
+#: folder of all tests; a child process has it in PYTHONPATH, to import `support`
 TESTS = SUPPORT.parent
-#: databases that are kept
+#: folder of databases that are kept
 DATA = TESTS / "data"
-#: of the checkout
+#: folder of the checkout
 ROOT = TESTS.parent

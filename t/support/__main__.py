@@ -9,7 +9,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def programs():
-    """Return what each program says of itself, by its name."""
+    """Return {name of a program: the first line of its docstring}."""
     found = {}
     for path in sorted(HERE.glob("*.py")):
         text = path.read_text()
@@ -28,7 +28,7 @@ def main():
         print("\n".join(f"{name:20} {about}" for name, about in known.items()))
         return
     del sys.argv[1]
-    sys.path[0] = str(HERE.parent)  # `support` is there, and modules of it do not hide others
+    sys.path[0] = str(HERE.parent)  # to import `support`, whose modules must not hide others
     runpy.run_module(f"support.{name.replace('-', '_')}", run_name="__main__", alter_sys=True)
 
 

@@ -1,8 +1,8 @@
 """Builds the pager for aarch64, and runs its decoding of faults there: python t/support aarch64
 
-With a cross compiler and qemu-user; where they are not there, it says so. What is decoded - was a
-fault a read or a write? - is C in pagefault.pyx: it is taken from there, and asked about contexts
-that are made here, and about faults that happen.
+It needs a cross compiler and qemu-user; without them, it prints what to install. The decoding says
+whether a fault was a read or a write. It is C code, and taken from pagefault.pyx. It is tried with
+contexts that are made here, and with faults that happen.
 """
 
 import os
@@ -110,7 +110,7 @@ def decoding() -> str:
 
 
 def build(folder: Path) -> None:
-    """Build all compiled modules, with this Python's headers: they fit all 64-bit Linuxes."""
+    """Build all compiled modules with this Python's headers, which fit all 64-bit Linuxes."""
     shutil.copytree(ROOT / "bigfile", folder / "bigfile")
     shutil.copytree(ROOT / "lib", folder / "lib")
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
@@ -132,7 +132,7 @@ def build(folder: Path) -> None:
 
 
 def decode(folder: Path, emulator: str) -> None:
-    """Run the decoding."""
+    """Compile the decoding and its checks, and run them in an emulator."""
     (folder / "decode.c").write_text(MAIN % {"decoding": decoding()})
     flags = ["-O2", "-Wall", "-Wno-unused-variable", "-static"]
     program = folder / "decode"

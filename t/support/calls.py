@@ -1,8 +1,8 @@
-"""Calls of other libraries that are given a view: for the matrix of t/support/matrix.py.
+"""Calls that give a view to other libraries, for the matrix of t/support/matrix.py.
 
-Each is a function of a view `a` of float64 and a folder, and returns what came out on the other
-side, as bytes; or, in INTO, one that fills a view from the folder's file `in`. What is imported in
-a function is optional: a library that is missing leaves its rows out.
+Each call is a function of a view `a` of float64 and a folder `d`. In OUT, it returns what arrived
+on the other side: bytes, or an array. In INTO, it fills the view from the file `in` of the folder.
+A library that a function imports is optional: if it is missing, its cells say so.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from typing import Any
 
 import numpy as np
 
-#: library: call -> function(a, folder) -> bytes that arrived
+#: "library: call" -> function(a, folder), which returns what arrived
 OUT: dict[str, Callable[[Any, Path], Any]] = {}
-#: library: call -> function(a, folder), which fills a from folder/in
+#: "library: call" -> function(a, folder), which fills a from folder/in
 INTO: dict[str, Callable[[Any, Path], None]] = {}
-#: rows that look at a part of the view only, as they are slow
+#: how many numbers of a view slow calls take
 SMALL = 1 << 14
 
 

@@ -1,4 +1,4 @@
-"""More calls that are given a view, of libraries of arrays, tables, pictures; see calls.py."""
+"""More calls that give a view to libraries of arrays, tables and pictures; see calls.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory cgroups, for what has to get by with little."""
+"""Memory cgroups, for processes that have to run with little memory."""
 
 import uuid
 from collections.abc import Iterator
@@ -38,7 +38,7 @@ def memory_cgroup(limit: int) -> Iterator[Path]:
         except OSError:
             continue
         try:
-            with open(group / name, "r+") as file:  # not made: the folder may not be a cgroup
+            with open(group / name, "r+") as file:  # not "w": the folder may not be a cgroup
                 file.write(str(limit))
         except OSError:
             group.rmdir()

@@ -1,4 +1,4 @@
-"""Arrays whose blocks have checksums, and bits of them that flip in a Data.fs."""
+"""Arrays whose blocks have checksums, and flips of bits of these blocks in a Data.fs."""
 
 import random
 from pathlib import Path
@@ -26,7 +26,7 @@ def fill(root, n=20, fmt="ZBlk0"):
 
 
 def payloads(path):
-    """Return {oid: (offset, size, tid)} of the last bytes of blocks in a Data.fs."""
+    """Return {oid: (offset, size, tid)} of the newest payload of each ZBlk0 in a Data.fs."""
     storage = StockFileStorage(str(path), read_only=True)
     found = {}
     raw = Path(path).read_bytes()
@@ -51,7 +51,7 @@ def flip(path, offset, bit=0):
 
 
 def damage(path, blks):
-    """Flip a bit in blocks of the array; return {blk: (oid, tid)}."""
+    """Flip a bit in each of some blocks of the array; return {blk: (oid, tid)}."""
     root = dbopen(f"file://{path}?read_only=1")
     oids = {blk: root["A"].zfile.blktab[blk]._p_oid for blk in blks}
     dbclose(root)

@@ -1,4 +1,4 @@
-"""Programs in a child process with a time limit: for what can crash, hang, or take memory."""
+"""Python code in a child process, for tests that can crash, hang, or take much memory."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import textwrap
 
 from support import TESTS
 
-#: for tests of what must end by itself
+#: for code that must end by itself [s]
 TIMEOUT = 60
 
 

@@ -25,7 +25,7 @@ class Done(NamedTuple):
 
 
 def wendelin(*args, cwd=None, code=0, **env):
-    """Run the program; it ends with a code, and what it says of errors is a line each."""
+    """Run the program, and check that it ends with this code, and without a traceback."""
     done = subprocess.run(
         [PROGRAM, *map(str, args)],
         cwd=cwd,
@@ -46,7 +46,7 @@ def checked(done, code):
 
 
 class Caller:
-    """Calls main(), in this process: what the program is, but faster."""
+    """Calls main() in this process: it does the same as the program, but faster."""
 
     def __init__(self, capsys):
         self._capsys = capsys
@@ -61,9 +61,9 @@ class Caller:
 
 
 def ended_at(number, args, reached, cwd=None, seconds=100):
-    """Run the program, and send it a signal as soon as reached() says so."""
+    """Run the program, and send it a signal as soon as reached() is true; return how it ended."""
     process = subprocess.Popen(
-        # what runs in the background has SIGINT ignored, and hands that on
+        # a process in the background ignores SIGINT, and its children inherit that
         ["env", "--default-signal=INT", PROGRAM, *map(str, args)],
         cwd=cwd,
         stdout=subprocess.PIPE,
@@ -79,5 +79,5 @@ def ended_at(number, args, reached, cwd=None, seconds=100):
 
 
 def killed_at(args, reached, cwd=None):
-    """Run the program, and kill it as soon as reached() says so; say whether it was in time."""
+    """Run the program, and kill it as soon as reached() is true; say whether it was in time."""
     return ended_at(signal.SIGKILL, args, reached, cwd).returncode == -signal.SIGKILL

@@ -1,4 +1,4 @@
-"""Databases that tests of the program have: with arrays in all kinds of places."""
+"""Databases for tests of the program `wendelin`, with arrays in all kinds of places."""
 
 import contextlib
 import warnings
@@ -18,7 +18,7 @@ from wendelin.lib.zodb import dbclose, dbopen
 
 BLK = 64 * 1024  # [bytes]
 
-#: where stock() puts arrays, as `wendelin ls` tells it
+#: where stock() puts arrays, as `wendelin ls` prints them
 PATHS = [
     "A",
     "file",
@@ -32,7 +32,7 @@ PATHS = [
 
 @contextlib.contextmanager
 def database(url):
-    """Open a database; yield its root. What is not committed is not kept."""
+    """Open a database, and yield its root; at the end, abort and close."""
     root = dbopen(url)
     try:
         with warnings.catch_warnings(action="ignore", category=PlainContainerWarning):
@@ -43,7 +43,7 @@ def database(url):
 
 
 def filled(shape, dtype="f8", order="C", fmt="ZBlk0", blksize=BLK):
-    """Return an array that is in no database yet, to be filled there."""
+    """Return a new array, which is not in a database yet."""
     return ZBigArray(shape, dtype, order, blksize=blksize, zblk_fmt=fmt)
 
 

@@ -1,4 +1,4 @@
-"""What tests of transactions have: an array, other clients, and what the database has."""
+"""For tests of transactions: an array, other clients, and what the database has stored."""
 
 from contextlib import suppress
 
@@ -12,14 +12,14 @@ from wendelin.bigarray.array_zodb import ZBigArray
 
 BLK = 4 * 4096  # [bytes]; four chunks
 N = 6  # blocks of the array that tests have
-HOLES = 2  # blocks at its end that are not there
+HOLES = 2  # blocks at its end that are holes
 
 FIRST = (np.arange(N * BLK) % 251 + 5).astype("u1")
 FIRST[-HOLES * BLK :] = 0
 
 
 def fill(root, fmt):
-    """Return a committed array of N blocks, the last of them holes."""
+    """Return a committed array of N blocks, of which the last HOLES are holes."""
     root["A"] = A = ZBigArray((N * BLK,), "u1", blksize=BLK, zblk_fmt=fmt)
     transaction.commit()
     A[: -HOLES * BLK] = FIRST[: -HOLES * BLK]
@@ -55,7 +55,7 @@ class Client:
 
 
 class Manager:
-    """A data manager that does something in one phase of the commit; its key says when in that."""
+    """A data manager that calls act() in one phase of a commit; managers act in order of `key`."""
 
     def __init__(self, phase, act, key="~", tm=transaction.manager):
         self.phase, self.act, self.key, self.transaction_manager = phase, act, key, tm
@@ -70,7 +70,7 @@ class Manager:
 
 
 def in_database(A):
-    """Return the bytes of an array as the database has them now; read as objects."""
+    """Return the bytes of an array as the database has them now, read from objects, not a view."""
     conn = A._p_jar.db().open(TransactionManager())
     conn.cacheMinimize()
     B = conn.get(A._p_oid)
@@ -90,7 +90,7 @@ def in_database(A):
 
 
 def changed(*changes, of=FIRST):
-    """Return an array with some bytes changed: (index, byte)."""
+    """Return a copy of an array in which bytes are changed, each by (index, byte)."""
     result = of.copy()
     for i, byte in changes:
         result[i] = byte
@@ -98,10 +98,10 @@ def changed(*changes, of=FIRST):
 
 
 def stored(storage):
-    """Return the classes of what the last transaction stored."""
+    """Return the sorted names of the classes of all records that the last transaction stored."""
     tid = storage.lastTransaction()
     transactions = storage.iterator(tid, tid)
     classes = sorted(get_pickle_metadata(record.data)[1] for record in next(transactions))
-    if hasattr(transactions, "close"):  # that of a file
+    if hasattr(transactions, "close"):  # FileStorage's iterator
         transactions.close()
     return classes

@@ -1,6 +1,7 @@
 """Measures what ordered=True costs a commit: python t/support commit_cost FOLDER [ROUNDS]
 
-Prints a table in Markdown of medians, by the size of a transaction. Both kinds take turns.
+Prints rows of a Markdown table: the size of a transaction, and medians without ordered=True and
+with it [ms]. Both take turns.
 """
 
 import os
@@ -13,12 +14,12 @@ from support.fsbytes import commit
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 
 SIZES = [(1 << 10, 40), (64 << 10, 40), (1 << 20, 30), (4 << 20, 20), (16 << 20, 10), (64 << 20, 5)]
-RECORD = 2 << 20  # at most [bytes]
+RECORD = 2 << 20  # size of a record, at most [bytes]
 
 
 def times(folder, size, commits, ordered):
     """Return how long each commit of a new file takes [s]."""
-    # two syncs only if they are asked for
+    # order_from is so large that only `ordered` makes a second sync
     storage = AlignedFileStorage(f"{folder}/x.fs", ordered=ordered, order_from=1 << 62)
     data = os.urandom(min(size, RECORD))
     result = []

@@ -1,4 +1,4 @@
-"""What each backend must do: a class for each contract. A backend is a subclass that adds fixtures.
+"""What each backend must do: a class of tests for each contract. A backend adds fixtures to it.
 
 BigFileTests    a file in blocks, as the pager uses it
 StorageTests    a storage of ZODB, as arrays use it
@@ -167,7 +167,7 @@ class FormatTests:
         A[:] = changed((ZBLK, 0))
         transaction.commit()
         blocks = [name for name in stored(storage) if name.startswith("ZBlk")]
-        # of auto, a block that was whole gives its place to one of chunks
+        # with auto, a block of chunks takes the place of a whole block
         assert blocks == (["ZBlk0", "ZBlk1"] if fmt == "auto" else [fmt])
         A[:] = changed((ZBLK, 0), (ZBLK + 1, 0))
         transaction.commit()
@@ -181,7 +181,7 @@ class FormatTests:
         root["A"] = A = ZBigArray((size,), "u1", blksize=blksize, zblk_fmt=fmt)
         transaction.commit()
         a = A[:]
-        for value in (1, 2):  # new blocks, and such as were there
+        for value in (1, 2):  # first new blocks, then blocks that exist
             a[:] = value
             gc.collect()
             tracemalloc.start()

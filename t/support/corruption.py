@@ -1,7 +1,8 @@
-"""Damages of databases, in ways that a random generator says; and small databases to be damaged.
+"""Damages databases, in ways that a random generator chooses, and makes small ones to be damaged.
 
-Of a file: bits, lengths and pieces. Of records: well-formed ones, with wrong contents. It knows the
-formats of FileStorage and of records; what comes of a damage is for others: corruption_trials.py.
+In a file, it changes bits, lengths and pieces. Or it stores records that are well-formed, but have
+wrong contents. It knows the formats of FileStorage and of records. corruption_trials.py knows what
+a damage may lead to.
 """
 
 import random
@@ -57,7 +58,7 @@ def write_base(path: Path, fmt: str, align: bool) -> None:
 
 
 def make_bases(folder: Path) -> None:
-    """Make databases to be damaged, once."""
+    """Make the databases of which damaged copies are made."""
     folder.mkdir(exist_ok=True)
     for fmt in "ZBlk0", "ZBlk1", "auto":
         write_base(folder / f"new-{fmt}.fs", fmt, True)
@@ -69,7 +70,7 @@ def make_bases(folder: Path) -> None:
 
 
 class Base:
-    """A database that copies are made of, and what it has."""
+    """A database of which damaged copies are made, and what it has."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -92,7 +93,7 @@ class Base:
         return {"mixed": range(9), "i4": range(2)}
 
     def _spots(self) -> list[tuple[int, int]]:
-        """Return [start, stop) of the structure of the file: headers, and ends of records."""
+        """Return [start, stop) of what is structure in the file: headers, beginnings, ends."""
         spots = [(0, 4)]
         pos = 4
         while pos < len(self.raw):
@@ -113,25 +114,25 @@ class Base:
         return spots
 
     def copy(self, path: Path, raw: bytes, index: bool) -> None:
-        """Write what the file is to be, beside its index, or none."""
+        """Write a copy whose bytes are `raw`, with an index beside it or without one."""
         path.write_bytes(self.raw)
         for suffix in ".index", ".lock", ".tmp", ".old", ".tr0":
             Path(f"{path}{suffix}").unlink(missing_ok=True)
         if index and self.index is not None:
             saved = fsIndex.load(f"{self.path}.index")
             tid = self.raw[self.transactions[-1][0] :][:8]
-            with open(path, "rb") as file:  # it is the index of this file, not of the one it is of
+            with open(path, "rb") as file:  # an index of this file, not of the base
                 save_index(
                     f"{path}.index", file.fileno(), snapshot_of(saved["index"]), saved["pos"], tid
                 )
-        path.write_bytes(raw)  # the same file, damaged
+        path.write_bytes(raw)  # into the same inode, which the index is for
 
 
 # ---- damages of the file ----
 
 
 def _spot(base: Base, rng: random.Random) -> int:
-    """Return where to damage: mostly in the structure."""
+    """Return an offset to damage, mostly in the structure."""
     if rng.random() < 0.15:
         return rng.randrange(len(base.raw))
     return rng.randrange(*rng.choice(base.spots))
@@ -151,7 +152,7 @@ def flip(base: Base, rng: random.Random) -> bytes:
 
 
 def overwrite(base: Base, rng: random.Random) -> bytes:
-    """Write anything over a piece: zeros, as disks do, noise, or another piece."""
+    """Write over a piece: zeros, as disks do, bytes of 255, noise, or another piece."""
     start, stop = _range(base, rng)
     n = stop - start
     other = _spot(base, rng)
@@ -160,7 +161,7 @@ def overwrite(base: Base, rng: random.Random) -> bytes:
 
 
 def cut_end(base: Base, rng: random.Random) -> bytes:
-    """Cut the file."""
+    """Cut the end of the file."""
     return base.raw[: max(4, _spot(base, rng))]
 
 
@@ -178,7 +179,7 @@ def insert(base: Base, rng: random.Random) -> bytes:
 
 
 def swap(base: Base, rng: random.Random) -> bytes:
-    """Have two pieces in the place of each other: headers, or what records begin or end with."""
+    """Exchange two pieces of structure: headers, beginnings or ends of records."""
     (a, b), (c, d) = sorted(rng.sample(base.spots, 2))
     b, c = min(b, c), max(b, c)
     raw = base.raw
@@ -186,7 +187,7 @@ def swap(base: Base, rng: random.Random) -> bytes:
 
 
 def length(base: Base, rng: random.Random) -> bytes:
-    """Change a number of a header, or of a pickle, a little or much."""
+    """Change a number of a header, or of a pickle, by a little or by much."""
     at = rng.choice(base.spots)[0] + rng.choice([0, 8, 16, 24, 34, 17, 19, 21, 42])
     n = int.from_bytes(base.raw[at : at + 8], "big")
     n = rng.choice([n + 1, n - 1, n + 8, 2 * n, n // 2, 0, rng.getrandbits(64), n ^ (1 << 63)])
@@ -202,7 +203,7 @@ IN_FILE = (flip, flip, overwrite, cut_end, cut_out, insert, swap, length)
 
 
 def _junk(rng: random.Random, old: object, oids: list[bytes]) -> object:
-    """Return what may be in the place of anything."""
+    """Return a wrong value for the place of an old one."""
     if type(old) is int and rng.random() < 0.7:
         near = [old + 1, old - 1, 2 * old, -old, old // 2, old + BLK, 0]
         return rng.choice([*near, 2**31, 2**63, 2**64 + 1, -1])
@@ -219,7 +220,7 @@ def _junk(rng: random.Random, old: object, oids: list[bytes]) -> object:
 
 
 def _change(rng: random.Random, state: object, oids: list[bytes]) -> object:
-    """Return a state with something in it that is wrong."""
+    """Return a state in which something is wrong."""
     inside = (list if isinstance(state, list) else tuple) if type(state) in (tuple, list) else None
     if inside and state and rng.random() < 0.9:
         items = list(state)
@@ -248,11 +249,11 @@ def _change(rng: random.Random, state: object, oids: list[bytes]) -> object:
 
 
 def in_records(base: Base, rng: random.Random, path: Path) -> None:
-    """Store, with a plain FileStorage, records that are wrong."""
+    """Store wrong records, with a plain FileStorage."""
     base.copy(path, b"FS30" + base.raw[4:], True)
     fs = FileStorage(str(path))
     oids = [oid for oid, _ in fs._index.items()]
-    # few are structure, many are blocks or chunks
+    # most objects are blocks or chunks: of the large ones, only some are taken
     small = [oid for oid in oids if len(fs.load(oid)[0]) < 3000 or rng.random() < 0.2]
     txn = TransactionMetaData()
     fs.tpc_begin(txn)

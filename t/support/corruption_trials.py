@@ -2,14 +2,18 @@
 
     python t/support corruption-trials FOLDER START STOP
 
-For each seed a copy of a small database (FOLDER/bases) is damaged (corruption.py), then opened,
-read, changed and committed. What is read must be an exception, or what was there before, or what
-plain ZODB reads as well (plain_zodb.py, in a process of its own): bytes of a payload can be damaged
-so that nobody can know. If the end of the file was damaged, as a power failure could have done, it
-must be what was there before that end; the end must be kept beside, and without a transaction that
-is as it was.
+For each seed, a copy of a small database (FOLDER/bases) is damaged (corruption.py), then opened,
+read, changed and committed. Each read must give one of these:
 
-A process tries many seeds, and says which one it is at: so a crash or a hang is known by its seed.
+- an exception;
+- what was there before the damage;
+- what plain ZODB reads, too (plain_zodb.py, in a process of its own): a payload can be damaged so
+  that nobody can notice it;
+- if the end of the file was cut, as after a power failure: what plain ZODB reads without that end.
+
+An end that is cut must be kept beside the file, and must not have a transaction that is intact.
+
+A process tries many seeds, and first prints each one. So the seed of a crash, or a hang, is known.
 """
 
 import faulthandler
@@ -66,7 +70,7 @@ def _handle(root, name):
 
 
 def blocks(root, name, blks, touch: bool) -> Snapshot:
-    """Return blocks of an array; touched in a view, or read precisely."""
+    """Return digests of blocks of an array; they are touched in a view, or loaded before that."""
     handle = tried(_handle, root, name)
     if isinstance(handle, Exception):
         return dict.fromkeys(((name, blk) for blk in blks), handle)
@@ -81,7 +85,7 @@ def blocks(root, name, blks, touch: bool) -> Snapshot:
 
 
 def _pending():
-    """Have what was raised asynchronously raised: where a function is entered."""
+    """Let an asynchronous exception be raised: Python does that where a function is entered."""
 
 
 def _touched(handle, blk):
@@ -127,7 +131,7 @@ def _same(a, b):
 
 
 def check(mine: Snapshot, *others: Snapshot) -> None:
-    """Raise Defect if something that was read is neither an exception, nor what others have."""
+    """Raise Defect if a value that was read is neither an exception, nor what another one has."""
     for what, found in mine.items():
         if isinstance(found, Exception):
             continue
@@ -137,7 +141,10 @@ def check(mine: Snapshot, *others: Snapshot) -> None:
 
 
 def change(path, places: Places, rng: random.Random, align: bool, before: Snapshot) -> bool:
-    """Change a damaged database and commit; what was not changed is as before, or an exception."""
+    """Change a damaged database and commit; say whether that worked.
+
+    After it, all that could be read before must be as before, or as it was changed.
+    """
     root = tried(_open, path, align)
     if isinstance(root, Exception):
         return False
@@ -161,7 +168,7 @@ def change(path, places: Places, rng: random.Random, align: bool, before: Snapsh
         transaction.abort()
         dbclose(root)
     after = ours(path, places, False, align)
-    # what came instead of damaged objects is right, too
+    # where an exception was before, everything is right
     for what, was in expected.items():
         if not isinstance(was, Exception) and not _same(after.get(what), was):
             how = "after a commit" if done else "after a commit that failed"
@@ -173,13 +180,13 @@ def change(path, places: Places, rng: random.Random, align: bool, before: Snapsh
 
 
 def plain_snapshot(path, places: Places) -> Snapshot | None:
-    """Return what plain ZODB reads; None: its BTrees ended the process, which is one apart."""
+    """Return what plain ZODB reads, in a fork; None if its BTrees have ended the fork."""
     reads, writes = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             found = plain_zodb.snapshot(path, places).items()
-            # of exceptions, it matters that they are; not all can be pickled
+            # not all exceptions can be pickled, and it only matters that there is one
             told = {k: Exception(repr(x)) if isinstance(x, Exception) else x for k, x in found}
             with open(writes, "wb") as file:
                 pickle.dump(told, file)
@@ -217,7 +224,7 @@ class Damaged:
         return self.was[base.path]
 
     def _without_end(self, base: Base, raw: bytes, end: bytes) -> Snapshot:
-        """Return what plain ZODB reads of a file of which the end was cut, rightly."""
+        """Check that an end was cut rightly; return what plain ZODB reads of the rest."""
         cut = len(raw) - len(end)
         if self.path.read_bytes() + end != raw:
             raise Defect(f"what was cut at {cut} is not what is kept")
@@ -256,7 +263,7 @@ class Damaged:
             except Defect:
                 if not index.exists():
                     raise
-                # The index that plain ZODB believes, ours may not: then all of the file is read.
+                # Plain ZODB may believe an index that ours does not: then ours reads all the file.
                 base.copy(self.plain, raw, False)
                 check(mine, was, plain_snapshot(self.plain, base.places) or {})
         seen["opened"] += "open" not in mine
@@ -271,7 +278,7 @@ class Damaged:
 
 def main() -> None:
     folder, start, stop = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    if "ASAN_OPTIONS" not in os.environ:  # it wants terabytes
+    if "ASAN_OPTIONS" not in os.environ:  # ASan needs terabytes
         resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
     logging.getLogger().addHandler(logging.NullHandler())
     tries, seen, defects = Damaged(folder), Counter(), 0

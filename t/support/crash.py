@@ -1,12 +1,12 @@
-"""Commits until it is killed: what kill -9 leaves in a database is what was committed.
+"""Commits until it is killed, to see that kill -9 leaves in a database just what was committed.
 
-A worker changes arrays, of each format one, and an object that counts, in transactions that a
-number says; of each commit that has returned it makes a note. The test that killed it then opens
-the database, and compares it with a model of so many transactions, or of one more: that was
-committed, and there was no time to make a note.
+A worker has an array of each format, and a counter. The number of a transaction says what it
+changes. When a commit has returned, the worker notes the number. A test kills the worker, opens the
+database, and compares it with a model. The model has done all transactions that are noted, or one
+more: that one was committed, and the worker had no time to note it.
 
 Workers are forked from a process that has imported everything, so that rounds are short:
-python t/support crash serve. Or one is started by itself: python t/support crash work URL NOTES
+python t/support crash serve. Or a worker is started alone: python t/support crash work URL NOTES
 """
 
 import json
@@ -35,16 +35,16 @@ from wendelin.lib.zodb import dbclose, dbopen
 FORMATS = ("ZBlk0", "ZBlk1", "auto")
 BLK = 16384
 LARGEST = 10 * BLK
-#: what dbopen() imports late: a worker would be killed while it does
+#: modules that dbopen() imports late; else many workers would be killed during these imports
 LATE = ("zodburi.resolvers", "ZEO.ClientStorage", "wendelin.lib.storage.zeoclient")
-SECONDS = 60  # until the first commit of a worker
+SECONDS = 60  # until the first commit of a worker [s]
 
 
 # ---- the model ----
 
 
 class Model:
-    """What an array is to be."""
+    """What an array must be, in an ndarray."""
 
     def __init__(self) -> None:
         self.a = np.zeros(3 * BLK, "u1")
@@ -87,19 +87,19 @@ def change(arrays, n: int) -> None:
 
 
 class Expected:
-    """What a database has after n transactions; n does not go back."""
+    """What a database must have after n transactions; n only grows."""
 
     def __init__(self) -> None:
         self.n = 0
         self.arrays = {fmt: Model() for fmt in FORMATS}
 
     def check(self, root, committed: int) -> int:
-        """Compare, after so many commits that have returned; return how many there are.
+        """Compare a database after `committed` commits have returned; return how many it has.
 
         Raises
         ------
         AssertionError
-            Something is lost, or is there that must not be.
+            Something is lost, or something is there that must not be.
         """
         n = root.get("n", 0)
         assert committed <= n <= committed + 1, f"{n} of {committed} transactions are there"
@@ -132,13 +132,13 @@ def commit_next(root) -> int:
 
 def pack_for_ever(db) -> None:
     while True:
-        # by another pack, as of a worker before this one; or the server has gone
+        # another pack runs, as of the previous worker; or the server has gone
         with suppress(POSError, ClientDisconnected):
             db.pack()
 
 
 def work(url: str, notes: str, pack: bool = False) -> None:
-    """Commit for ever. A server that goes is waited for."""
+    """Commit for ever. If a server goes, wait until it is back."""
     root = dbopen(url)
     if pack:
         threading.Thread(target=pack_for_ever, args=(root._p_jar.db(),), daemon=True).start()
@@ -166,12 +166,12 @@ def last_note(notes) -> int:
 
 
 def has_ended(pid: int) -> bool:
-    """Say whether a child has ended; it can still be waited for."""
+    """Say whether a child has ended, and leave it to be waited for."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def serve() -> None:
-    """Fork a worker a line, kill it, and say how it ended."""
+    """Fork a worker for each line of stdin, kill it, and print its exit code."""
     for name in LATE:
         import_module(name)
     for line in sys.stdin:
@@ -211,7 +211,7 @@ class Workers:
             )
 
     def run(self, seconds: float, after_commit: bool, *args) -> None:
-        """Let a worker work, and kill it so many seconds after its start, or its first commit."""
+        """Let a worker work; kill it some seconds after its start, or after its first commit."""
         self.popen.stdin.write(json.dumps([seconds, after_commit, args]) + "\n")
         self.popen.stdin.flush()
         ended = self.popen.stdout.readline().strip()
@@ -224,11 +224,12 @@ class Workers:
 
 
 def rounds(workers, url: str, notes, seeds, pack: bool = False) -> tuple[int, int]:
-    """Kill a worker a seed, and check after each; return (transactions, those without a note)."""
+    """Kill a worker for each seed, and check then; return (transactions, those without a note)."""
     expected = Expected()
     more = 0
     for i, seed in enumerate(seeds):
-        # While it opens the database, if not later; and in some commit, however slow the machine is
+        # Every second kill comes after a first commit, however slow the machine is. The others may
+        # come while the worker opens the database.
         after_commit = i % 2 == 1
         seconds = random.Random(seed).uniform(0, 0.15 if after_commit else 0.3)
         workers.run(seconds, after_commit, url, str(notes), pack)

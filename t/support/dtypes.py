@@ -1,4 +1,4 @@
-"""Dtypes and arrays of all kinds, for property tests of files: strategies of hypothesis."""
+"""Strategies of hypothesis for dtypes and arrays of all kinds, for property tests of files."""
 
 import numpy as np
 from hypothesis import strategies as st
@@ -9,7 +9,7 @@ NAMES = ["a", "b", "x y", "Δt", "名", "c.d"]
 
 
 def scalars(times=True, text=True, opaque=True, long=True):
-    """Return dtypes without fields, of both byte orders."""
+    """Return a strategy for dtypes without fields, of both byte orders."""
     codes = ["i1", "u1", "?", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8", "c8", "c16"]
     found = [st.builds(lambda o, c: np.dtype(o + c), ORDERS, st.sampled_from(codes))]
     if long:
@@ -62,7 +62,7 @@ def structures(draw, of, inner=True):
 
 
 def dtypes(**kinds):
-    """Return dtypes that arrays may have."""
+    """Return a strategy for dtypes that arrays may have."""
     of = scalars(**kinds)
     return st.one_of(of, structures(of))
 
@@ -93,7 +93,7 @@ def fill(rng, values):
 
 @st.composite
 def arrays(draw, of=None, shapes=SHAPES):
-    """Draw an array, in either order."""
+    """Draw an array, in C or Fortran order."""
     shape, dtype = draw(shapes), draw(dtypes() if of is None else of)
     values = np.zeros(shape, dtype, draw(st.sampled_from("CF")))
     fill(np.random.default_rng(draw(st.integers(0, 1 << 32))), values)
@@ -101,9 +101,9 @@ def arrays(draw, of=None, shapes=SHAPES):
 
 
 def leaves(values):
-    """Yield all elements of an array, of each field on its own, as bytes in the dtype's order.
+    """Yield (path of a field, its elements) for each field of an array, as bytes in native order.
 
-    What lies between fields is not of them; nor are bytes of a long double that no number has.
+    Gaps between fields are left out. Long doubles are given as text, as they have unused bytes.
     """
     if values.dtype.names is not None:
         for name in values.dtype.names:
@@ -119,5 +119,5 @@ def leaves(values):
 
 
 def same(a, b):
-    """Say whether arrays have the same elements, by fields of the same names; all bits of them."""
+    """Say whether two arrays have the same elements, bit by bit, in fields of the same names."""
     return a.shape == b.shape and list(leaves(a)) == list(leaves(b))

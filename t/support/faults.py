@@ -1,10 +1,10 @@
-"""The same faults for us, numpy.memmap, h5py and zarr.
+"""Tries the same faults with wendelin.core, numpy.memmap, h5py and zarr.
 
     python t/support faults FAULT SIDE FOLDER TRIES
 
-An array of blocks is written in generations, each block filled with the number of the generation;
-then a fault comes. What is found after it, is said in a word, for each try: a JSON of counts is
-printed. Tries are forked from this process, so that a crash or a hang of one is an outcome, too.
+An array of blocks is written in generations: each block is filled with the generation's number.
+Then a fault comes. What is found after it is the outcome, in a word or a few. Counts of outcomes
+are printed as JSON. Each try is a fork of this process, so that a crash or a hang is an outcome.
 """
 
 import json
@@ -32,7 +32,7 @@ SECONDS = 20  # for a try
 
 
 class Side:
-    """An array in a file, or a folder of them."""
+    """An array that a library has in a file, or in a folder of files."""
 
     name: str
 
@@ -40,27 +40,27 @@ class Side:
         """Make the array, generation 1, and close it."""
 
     def writer(self, path: Path) -> Callable[[int], None]:
-        """Return what writes a generation, and has it on disk when it returns."""
+        """Return a function that writes a generation, and returns when it is on disk."""
         raise NotImplementedError
 
     def reader(self, path: Path) -> Any:
-        """Return what is indexed as an array, open."""
+        """Open the array; return an object that is indexed like one."""
         raise NotImplementedError
 
     def structure(self, path: Path) -> list[tuple[Path, int, int]]:
-        """Return [start, stop) of files that are not numbers of the array."""
+        """Return (file, start, stop) of all bytes that are not numbers of the array."""
         raise NotImplementedError
 
     def cut(self, path: Path) -> None:
-        """Cut what holds the last blocks."""
+        """Cut the file, or the files, that have the last blocks."""
         os.truncate(path, path.stat().st_size // 2)
 
 
-FILL = re.compile(rb"\0{64,}")  # is taken for no structure, but room that is left
+FILL = re.compile(rb"\0{64,}")  # taken for unused room, not for structure
 
 
 def outside(path: Path, ranges: list[tuple[int, int]]) -> list[tuple[Path, int, int]]:
-    """Return the bytes of a file that are outside of some ranges, and not fill."""
+    """Return (file, start, stop) of bytes that are neither in the ranges nor unused room."""
     fill = [match.span() for match in FILL.finditer(path.read_bytes())]
     result, at = [], 0
     for start, stop in [*sorted(ranges + fill), (path.stat().st_size,) * 2]:
@@ -122,7 +122,7 @@ class Ours(Side):
 
 
 class Memmap(Side):
-    """With the header of a .npy file: without it there is no structure."""
+    """A .npy file: its header is the only structure."""
 
     name = "numpy.memmap"
 
@@ -162,7 +162,7 @@ class H5py(Side):
         file = h5py.File(path, "r+")
 
         def write(n):
-            # other chunks, as an append does: so that structure changes, too
+            # also write other chunks, as an append does, so that structure changes
             if "B" in file:
                 del file["B"]
             file.create_dataset("B", chunks=(1,), data=np.full(n % 50 + 1, n))
@@ -227,9 +227,9 @@ SIDES: dict[str, Side] = {side.name: side for side in (Ours(), Memmap(), H5py(),
 
 
 def look(side: Side, path: Path, least: int = 1, newest: int = 1) -> str:
-    """Return what is there, in a word.
+    """Read the array; return the outcome.
 
-    Of generations, at least `least` was said to be on disk, and at most `newest` was begun.
+    Generation `least` was said to be on disk, and none after `newest` was begun.
     """
     try:
         data = np.array(side.reader(path)[:])
@@ -254,7 +254,7 @@ def judge(data, least=1, newest=1):
 
 
 def flipped(side: Side, folder: Path, rng: random.Random) -> str:
-    """One bit of what is not numbers is flipped; then it is read."""
+    """One bit of structure is flipped; then the array is read."""
     path = folder / "copy"
     source = folder / "made"
     copy = shutil.copytree if source.is_dir() else shutil.copy
@@ -269,7 +269,7 @@ def flipped(side: Side, folder: Path, rng: random.Random) -> str:
 
 
 def killed(side: Side, folder: Path, rng: random.Random) -> str:
-    """A process that writes generations is killed; then it is read."""
+    """A process that writes generations is killed; then the array is read."""
     path, notes = folder / "copy", folder / "notes"
     side.create(path)
     pid = os.fork()
@@ -293,7 +293,7 @@ def killed(side: Side, folder: Path, rng: random.Random) -> str:
 
 
 def full(side: Side, folder: Path, rng: random.Random) -> str:
-    """The disk gets full while a generation is written that needs more room; then it is read."""
+    """The disk gets full while a larger generation is written; then the array is read."""
     side.create(folder / "copy")
     with open(folder / "filler", "wb", buffering=0) as filler, suppress(OSError):
         while True:
@@ -313,8 +313,8 @@ def full(side: Side, folder: Path, rng: random.Random) -> str:
 
 
 def grow(side: Side, path: Path) -> None:
-    """Write generation 2, in twice as many blocks, where that can be; else where holes are."""
-    if side.name == "numpy.memmap":  # a sparse file, of which the second half is not there
+    """Write generation 2 so that the library needs more room for it."""
+    if side.name == "numpy.memmap":  # the second half of the file becomes a hole
         os.truncate(path, path.stat().st_size * 2)
         a = np.memmap(path, "u1", "r+")
         a[len(a) // 2 :] = 2
@@ -342,7 +342,7 @@ def grow(side: Side, path: Path) -> None:
 
 
 def cut(side: Side, folder: Path, rng: random.Random) -> str:
-    """Another program cuts the file while a reader has it open; then it is read."""
+    """Another program cuts the file while a reader has it open; then the reader reads it."""
     path = folder / "copy"
     side.create(path)
     try:

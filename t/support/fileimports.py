@@ -1,8 +1,8 @@
-"""Imports every file that other libraries ship as test data, next to the libraries' own reading.
+"""Imports every file that other libraries ship as test data, and compares it with their reading.
 
-Each file is imported as a whole, or refused by one line; each array is compared with what h5py,
-scipy, netCDF4 or NumPy reads. The libraries' wheels have the files: scipy, tables, h5py, xarray.
-Those of zarr, pandas, pyarrow and anndata have none: for these, the libraries write files here.
+Each file is imported as a whole, or refused with one line. Each array is compared with what h5py,
+scipy, netCDF4 or NumPy reads. The wheels of scipy, tables, h5py and xarray have such files. Those
+of zarr, pandas and anndata have none, so these libraries write files here.
 """
 
 import importlib.util
@@ -38,7 +38,7 @@ def shipped():
 
 
 def written(folder):
-    """Write files by libraries that ship none; return (library, path) of them."""
+    """Have libraries that ship no files write some; return (library, path) of these."""
     found = []
     with suppress(ImportError):
         import zarr

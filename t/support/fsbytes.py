@@ -1,4 +1,4 @@
-"""Objects in Data.fs whose state is bytes, as that of blocks is; and where those bytes lie."""
+"""Objects in a Data.fs whose state is bytes, like that of blocks, and where these bytes lie."""
 
 import os
 
@@ -26,17 +26,17 @@ class Bytes(Persistent):
 
 
 def data_of(seed, pages=16):
-    """Return whole pages of bytes, that end with the seed."""
+    """Return whole pages of bytes that end with the seed."""
     return os.urandom(16) * (pages * ALIGNMENT // 16 - 1) + f"{seed:16}".encode()
 
 
 def current(storage):
-    """Return the tid before which all lies that is committed."""
+    """Return a tid that comes after all that is committed."""
     return p64(u64(storage.lastTransaction()) + 1)
 
 
 def located(storage, obj, before=None):
-    """Return the bytes where locate() says they are, or None."""
+    """Return an object's bytes, read where locate() says; None if it finds none, or not aligned."""
     (found,) = storage.locate([obj._p_oid], before or current(storage))
     if found is None or found.offset % ALIGNMENT != 0:
         return None

@@ -1,6 +1,6 @@
 """Writes databases that are kept in t/data: python t/support golden NAME FOLDER
 
-Run it for a new release, or a new format; what is there is never written again.
+A developer runs it for a new release, or a new format. It never writes a file that exists.
 """
 
 import argparse
@@ -23,7 +23,7 @@ DTYPES = {
 
 
 def write(path: Path, fmt: str) -> dict[str, np.ndarray]:
-    """Write a database in a format; return what its arrays are."""
+    """Write a database in a format; return the values of its arrays."""
     root = dbopen(path)
     rng = np.random.default_rng(3)
     result = {}

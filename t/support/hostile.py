@@ -1,5 +1,6 @@
-"""Databases of strangers: records that call what they name, wherever a pickle can be, and records
-of shapes that do not end. Written byte by byte, past ZODB.
+"""Hostile databases: pickles that call functions, in every place where a pickle can be.
+
+There are also pickles that must be refused. All pickles are written byte by byte, not by ZODB.
 """
 
 import pickle
@@ -32,7 +33,7 @@ def text(value):
 
 
 def plain(value):
-    """Return a piece of a value."""
+    """Return a piece that is a plain value."""
     return pickle.dumps(value, 2)[2:-1]
 
 
@@ -50,13 +51,13 @@ def ref(oid, name):
 
 
 def record(name, state):
-    """Return a record; of a class by "module name", or by a piece of a pickle."""
+    """Return a record. Its class is given as "module name", or as a piece."""
     head = cls(name) if isinstance(name, str) else name
     return b"\x80\x03" + head + b".\x80\x03" + state + b"."
 
 
 def calls(canary):
-    """Return pieces that make a file when they are loaded, by name."""
+    """Return {name: piece}; each piece makes the file `canary` when it is loaded."""
     command = text(f"touch {canary}")
     source = text(f"open({str(canary)!r}, 'w')")
     return {
@@ -87,7 +88,7 @@ class Writer:
     ----------
     path : path
     extension : bytes
-        A pickle of what programs note with the transaction.
+        Of the transaction: a pickle of what programs note with it.
     """
 
     def __init__(self, path, extension=b""):
@@ -109,11 +110,11 @@ class Writer:
         return oid
 
     def name(self, name, piece):
-        """Give a piece a key of the root."""
+        """Put a piece into the root, under a name."""
         self._root += [text(name), piece]
 
     def close(self, root=None):
-        """Write the root, and be complete."""
+        """Write the root, and finish the transaction."""
         state = dict_of(text("data"), dict_of(*self._root))
         self.put(root or record(MAPPING, state), z64)
         self._storage.tpc_vote(self._txn)
@@ -143,7 +144,7 @@ class Writer:
 
 
 def places(writer, piece):
-    """Yield (name, piece of a reference to what has it), for all places of a pickle."""
+    """Yield (name, reference to an object that has the piece) for each place where it can be."""
     put = writer.put
 
     def array(file, **attributes):
@@ -198,15 +199,15 @@ def places(writer, piece):
 
 
 def write(path, canary, only=None, noted=True):
-    """Write a database that calls everywhere; return its names.
+    """Write a database with each call in each place; return their names in the root.
 
     Parameters
     ----------
     path, canary : path
     only : str, optional
-        Of calls().
+        The only one of calls() that is written.
     noted : bool
-        What is noted with the transaction calls, too.
+        The transaction's extension calls, too.
     """
     found = calls(canary)
     writer = Writer(path, b"\x80\x03" + found["reduce"] + b"." if noted else b"")

@@ -1,7 +1,7 @@
-"""The worst habits of our English, in pages, comments, docstrings and messages.
+"""Finds the worst habits of our English, in pages, comments, docstrings and messages.
 
-Prints file, line and rule of each, and ends with 1 if there is one. A rule is a regular expression
-for the bad habit. It reads whole paragraphs, so that a line end hides nothing.
+It prints file, line and rule of each, and ends with 1 if there is one. A rule is a regular
+expression for a bad habit. Whole paragraphs are searched, so that a line end hides nothing.
 """
 
 import io

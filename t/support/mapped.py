@@ -1,4 +1,4 @@
-"""Arrays in Data.fs whose blocks can be mapped, and what is mapped of them."""
+"""Arrays in a Data.fs whose blocks can be mapped, and how much of them is mapped."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def random_values():
 
 
 def make(path, values, storage=None, **kw):
-    """Write an array, and return the opened root."""
+    """Write an array; return the root, open."""
     root = DB(storage(path)).open().root() if storage else dbopen(path)
     root["A"] = ZBigArray(values.shape, values.dtype, **kw)
     transaction.commit()
@@ -35,5 +35,5 @@ def maps(path):
 
 
 def clean_and_dirty():
-    """Return how many bytes of memory clean pages have, and changed ones."""
+    """Return the memory of clean pages, and that of changed pages [bytes]."""
     return ram_stat()[1:]

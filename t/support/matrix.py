@@ -7,8 +7,8 @@
     a cell    "works"; "says": an exception that names A.load(); anything else is a fault: wrong or
               missing bytes, another exception, a crash, a hang
 
-A column runs in a child process, row after row; where that dies or hangs, the next one goes on
-behind that row. --markdown prints the table of docs/howto/system-calls.md.
+A column runs in a child process, row after row. If the child dies or hangs, a new one goes on after
+that row. --markdown prints the table of docs/howto/system-calls.md.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from support.calls import INTO, OUT, SMALL
 
 N = 1 << 18  # numbers of a view: 2 MiB, which is more than a pipe or a socket takes at once
 BLKSIZE = 1 << 16  # [bytes]
-DATA = 1 << 20  # where there is data in B, behind a hole [numbers]
+DATA = 1 << 20  # where the data of B begins, after a hole [numbers]
 ROW_SECONDS = 120
 
 #: name -> what the table says
@@ -150,7 +150,7 @@ def into(url: str) -> Iterator[Any]:
 
 
 def _same(came: Any, expected: Any) -> bool:
-    """Say whether what arrived is what the view shows, or its beginning, or sorted."""
+    """Say whether what arrived is what the view shows: as it is, sorted, or its beginning."""
     data = came if isinstance(came, bytes) else np.asarray(came).tobytes()
     whole = expected.tobytes()
     some = len(data) == SMALL * 8 and whole.startswith(data)
@@ -235,7 +235,7 @@ def main() -> None:
 
 @contextmanager
 def database(column: str, folder: Path) -> Iterator[str]:
-    """Give the URL of a database for a column."""
+    """Make a database for a column; yield its URL."""
     if column != "zeo":
         url = f"{folder}/test.fs"
         make(url)
@@ -254,7 +254,7 @@ def database(column: str, folder: Path) -> Iterator[str]:
 
 
 def cells(column: str) -> dict[str, str]:
-    """Return the cells of a column, of a database of its own."""
+    """Return the cells of a column, which gets a database of its own."""
     folder = Path(tempfile.mkdtemp(prefix="matrix-"))
     try:
         with database(column, folder) as url:

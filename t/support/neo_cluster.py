@@ -29,7 +29,7 @@ def say(line):
 
 
 def load(folder):
-    """Return what start has written."""
+    """Return what start() has written."""
     path = folder / "cluster.json"
     if not path.exists():
         sys.exit(f"neo-cluster: nothing runs in {folder}: neo-cluster start --folder {folder}")
@@ -37,7 +37,7 @@ def load(folder):
 
 
 def runs(state, name):
-    """Say whether a process runs, and not another one with its number."""
+    """Say whether a process runs; another process that now has its pid does not count."""
     with suppress(OSError):
         of = Path(f"/proc/{state['pids'][name]}/cmdline").read_bytes().decode().split("\0")
         return state["commands"][name][-1] in of
@@ -69,7 +69,7 @@ def start(args):
 
 
 def note(state, name, process, folder):
-    """Write down what runs."""
+    """Write to cluster.json that a process runs."""
     state["pids"][name] = process.pid
     state["commands"][name] = process.command
     state["logs"][name] = str(process.log)
@@ -77,7 +77,7 @@ def note(state, name, process, folder):
 
 
 def storage_of(args):
-    """Return the state, and the name of the storage node that was meant."""
+    """Return the state, and the name of the storage node that the command is for."""
     state = load(args.folder)
     name = f"storage {args.number}"
     if name not in state["pids"]:

@@ -1,7 +1,7 @@
-"""NEO clusters for tests: masters, storage nodes and an admin, and the gateway before them.
+"""NEO clusters for tests: masters, storage nodes and an admin, and the gateway in front.
 
-It knows how NEO 1.12 is started; what it is used for, storages.py and neo_cluster.py say. As a
-program, it installs NEO's environment.
+This module knows how NEO 1.12 is started; storages.py and neo_cluster.py use it. As a program, it
+installs NEO's environment.
 """
 
 import os
@@ -18,7 +18,7 @@ NAME = "test"
 
 
 def missing():
-    """Return why there can be no NEO here, and what to install; None: there can be."""
+    """Return why NEO cannot run here, and what to install; None if it can."""
     if (folder() / "complete").exists():
         return None
     try:
@@ -37,13 +37,13 @@ class NeoCluster:
     Parameters
     ----------
     folder : Path
-        Of databases and logs.
+        Where databases and logs are.
     storages : int
         How many storage nodes.
     replicas : int
         Copies of each partition, besides the first.
     storage_ports : list of int or None
-        Where storage nodes are; None: on free ports.
+        Ports of the storage nodes; None: free ones.
     """
 
     PARTITIONS = 12

@@ -1,8 +1,9 @@
 """Databases as wendelin.core 0.13 writes and reads them: python t/support olddb (write|show) PATH
 
-By plain ZODB, and stand-ins for the classes of 0.13 which have their states, by docs/formats.md.
-What `write` writes is kept in t/data, as 0.13-attributes.fs. `show` prints, as JSON, what such a
-program finds in a database. It is run in a process that has nothing of ours.
+It uses plain ZODB, and stand-ins for the classes of 0.13. These have the same states, which are
+described in docs/formats.md. The database that `write` makes is kept as t/data/0.13-attributes.fs.
+`show` prints, as JSON, what a program with 0.13 finds in a database. It runs in a process that has
+nothing of ours.
 """
 
 import json
@@ -25,7 +26,7 @@ BLK = 4096
 
 
 class BigArray:
-    """What makes a __dict__ for the attributes of a ZBigArray, besides its slot."""
+    """A base without slots, which gives a ZBigArray a __dict__ for attributes, besides its slot."""
 
 
 class ZBigArray(BigArray, Persistent):
@@ -79,7 +80,7 @@ class ZBlk0(Persistent):
 
 
 class ArrayRef:
-    """One of a view of a root that lies in one piece."""
+    """A reference to a view of a root array, whose bytes lie in one piece."""
 
     def __init__(self, root, offset, shape, strides, dtype, atype=np.ndarray):
         ends = [(n - 1) * stride for n, stride in zip(shape, strides, strict=True)]
@@ -97,7 +98,7 @@ class ArrayRef:
 
 
 def install():
-    """Have the stand-ins where 0.13 has its classes."""
+    """Put the stand-ins where 0.13 has its classes."""
     places = {
         "wendelin": (),
         "wendelin.bigarray": (BigArray, ArrayRef),
@@ -127,7 +128,7 @@ def write(path):
     A.unit, A.tags, A.notes = "mV", ["raw", {"rate": 250.0}], root["notes"]
     early = root["early"] = ZBigArray((2000,), ">i4")
     early.unit = "count"
-    del early._order  # as the first versions had it
+    del early._order  # arrays of the first versions had none
     channel = root["channel"] = oldprogram.Channel((100, 6), "<f8", "F")
     channel.gain = 0.5
     slotted = root["slotted"] = oldprogram.Slotted((9,), "u1")

@@ -1,23 +1,23 @@
-"""Pages of the documentation: their code blocks, as a program that a reader would run; their links.
+"""Pages of the documentation: their code blocks run as a reader would run them; their links.
 
-Blocks of a page run in order, in one process and one folder; where the text says that a new
-process begins ("in a new process"), one does. By language:
+Blocks of a page run in order, in one process and one folder. Where the text says "in a new
+process", a new process begins. By language:
 
 | ```python     | runs |
-| ```pycon      | is compared, as doctest does |
-| ```sh         | runs in a shell, where the process is then; PATH has this Python's programs |
-| ```console    | so do its commands, one by one ("$ command"); what they print is compared |
+| ```pycon      | runs, and what it shows is compared, as doctest does |
+| ```sh         | runs in a shell, in the folder of the process; PATH has this Python's programs |
+| ```console    | its commands ("$ command") run so, one by one; what they print is compared |
 | ```text       | is shown, as a picture or the output of something |
 
-A block of no language is refused, as it may be code.
-A block after "In `NAME`:" is a file, and does not run; one that is zeo.conf is read as a ZEO server
-would. Comments in front of a block, or a page:
+A block of no language is refused, as it may be code. A block after "In `NAME`:" is a file, and does
+not run; a zeo.conf is read, as a ZEO server reads it. Comments before a block, or in a page:
 
 - `<!-- not run: why -->`: the next block is not run.
-- `<!-- command: name -->`: nor this one; CI runs it, or a person.
-- `<!-- runs with NAME -->`: what follows, to the end of the section, is run apart, and where
-  that package, or program, is installed; before all sections: to the end of the page.
-- `<!-- runs with a server -->`: so is this, with a database on one; `url` is its URL, in sh $url.
+- `<!-- command: name -->`: the next block is not run here; CI runs it, or a person does.
+- `<!-- runs with NAME -->`: what follows, to the end of the section, runs apart, and only if that
+  package or program is installed. Before the first section, it is all to the end of the page.
+- `<!-- runs with a server -->`: the same, with a database on a server: `url` is its URL, in sh
+  $url.
 """
 
 import os
@@ -33,7 +33,7 @@ from support import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-#: each library's code runs apart: t/docs/test_coming_from.py
+#: pages where the code of each library runs apart: t/docs/test_coming_from.py
 BY_LIBRARY = {"docs/coming-from.md"}
 
 _FENCE = re.compile(r"^( *)```(\S*)\n(.*?)^\1```$", re.M | re.S)
@@ -91,7 +91,7 @@ class PageError(Exception):
 
 @dataclass(frozen=True)
 class Block:
-    """A code block; `before` is the text between it and the one before, `line` where it begins."""
+    """A code block; `before` is the text after the previous block, `line` is where it begins."""
 
     language: str
     code: str
@@ -112,14 +112,14 @@ class Part:
 
 
 def name_of(page):
-    """Return how a page is called in tests."""
+    """Return the name of a page in tests."""
     return str(page.relative_to(ROOT))
 
 
 def parts():
-    """Return what there is to run: of each page what runs anywhere, and parts that need something.
+    """Return the parts of all pages: of each page, parts that need something, and all the rest.
 
-    Their lines are as in the page.
+    The lines of a part have the numbers that they have in the page.
     """
     result = []
     for page in PAGES:
@@ -138,7 +138,7 @@ def parts():
 
 
 def blocks(text):
-    """Return the code blocks of a text; directives of the site are none."""
+    """Return the code blocks of a text, without directives of the site."""
     result, last = [], 0
     for match in _FENCE.finditer(text):
         indent, language, code = match.groups()
@@ -150,12 +150,12 @@ def blocks(text):
 
 
 def programs(part):
-    """Return the Python programs that a part is; each runs in a process of its own.
+    """Return the Python programs that run a part; each has a process of its own.
 
     Raises
     ------
     PageError
-        A block would neither run nor say why it does not.
+        A block has a language that does not run, and no comment that says why.
     """
     result, program = [], ""
     for block in blocks(part.text):

@@ -1,7 +1,7 @@
 """What a database has, read by plain ZODB: the reference that ours is compared with.
 
-FileStorage, BTrees and pickles as ZODB and zodbpickle have them, and none of our readers. What
-docs/formats.md says of blocks is said here again, in a few lines.
+It uses FileStorage, BTrees and pickles as ZODB and zodbpickle have them, and none of our readers.
+What docs/formats.md says of blocks is written here again, in a few lines.
 """
 
 import io
@@ -35,7 +35,7 @@ class Wrong(Exception):  # noqa: N818  # what is read, not what we do
 
 
 class Broken:
-    """In place of a class that is not there."""
+    """Stands for a class that cannot be imported."""
 
 
 # ---- records ----
@@ -79,7 +79,7 @@ def encode(cls: object, state: object) -> bytes:
 
 
 class Storage:
-    """A FileStorage, and what its records say."""
+    """A FileStorage, and its records, decoded."""
 
     def __init__(self, path) -> None:
         with open(path, "r+b") as file:
@@ -106,7 +106,7 @@ class Storage:
     def state(self, ref, cls):
         """Return the state of an object that must be of a class.
 
-        As a Connection has it: the class is that of the reference, if it says one.
+        As in a Connection, the class is that of the reference, if the reference has one.
         """
         if type(ref) is not Ref:
             raise Wrong(f"{ref!r} in the place of a {cls.__name__}")
@@ -159,7 +159,7 @@ class Storage:
         elif cls is ZBlk1:
             chunks = self.tree(state, IOBTree, IOBucket)
             if isinstance(chunks, IOBTree):
-                chunks._check()  # of an empty bucket BTrees end the process
+                chunks._check()  # at an empty bucket, BTrees end the process
             for start, chunk in chunks.items():
                 piece = as_bytes(self.state(chunk, ZData))
                 if start < len(data):
@@ -189,7 +189,7 @@ Places = dict[str, range]
 
 
 def digest(data) -> bytes:
-    """Return what tells blocks from others, whatever their zeros at the end."""
+    """Return a digest of a block, whatever its number of zeros at the end."""
     return blake2b(bytes(data).rstrip(b"\0"), digest_size=8).digest()
 
 

@@ -1,4 +1,4 @@
-"""Power failures: a workload is recorded, the power fails at a point, and what is left is opened.
+"""Tries power failures: a workload is recorded, the power fails, and what is left is opened.
 
     python t/support powerfail [--states N] [--jobs N] [--seed N] [--into PAGE] [--keep FOLDER]
     python t/support powerfail state RECORDING NUMBER FOLDER
@@ -6,9 +6,10 @@
 powerfail_program.py is the workload, powerfail_record.c records it, powerfail_disk.py says what a
 disk may have then, and powerfail_check.py opens that, by ours and by stock FileStorage.
 
-A state is known by a recording and its number: that says the point, the model and which parts are
-there. One process tries many, and says the number it is at, so that a crash or a hang is of a known
-state. The second form makes the folder of one again, of a recording that was kept.
+A state is known by its recording and its number. The number says the point, the model, and which
+parts are there. One process tries many states, and prints the number of each, so that the state of
+a crash or a hang is known. The second form makes the folder of a state again, from a recording that
+was kept.
 """
 
 import argparse
@@ -45,7 +46,7 @@ STATES = 2000  # of a recording
 
 @dataclass
 class Side:
-    """A workload, and what opens what is left of it."""
+    """A workload, and the readers that open what is left of it."""
 
     name: str
     writer: str
@@ -76,7 +77,7 @@ def build_recorder(folder: Path) -> Path:
 
 
 def recorded(library: Path, folder: Path, code: list[str]) -> None:
-    """Run Python with what it does to files in folder/db recorded, in folder/log."""
+    """Run Python, and record in folder/log what it does to files in folder/db."""
     (folder / "db").mkdir(parents=True)
     env = {
         "LD_PRELOAD": str(library),
@@ -101,7 +102,7 @@ class Recording:
     Raises
     ------
     Unrecorded
-        Files are not what the record makes of them.
+        Files have contents that do not follow from the record.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -128,13 +129,13 @@ class Recording:
                 raise Unrecorded(f"event {i}: something unknown has changed {', '.join(names)}")
 
     def before(self, point: int) -> tuple[list[str], list[int]]:
-        """Return tids of commits that had returned at an event, and numbers of packs begun."""
+        """Return (tids of commits that had returned, numbers of packs that had begun)."""
         marks = [mark for i, mark in self.marks.items() if i < point]
         returned = [mark["returned"] for mark in marks if "returned" in mark]
         return returned, [mark["pack"] for mark in marks if "pack" in mark]
 
     def without(self, *kinds: str) -> "Recording":
-        """Return what it would be if these were not done, such as syncs."""
+        """Return the recording as if events of some kinds, such as syncs, had not been done."""
         other = object.__new__(Recording)
         other.__dict__.update(self.__dict__)
         other.events = [
@@ -163,7 +164,7 @@ def failure(recording: Recording, number: int) -> Failure:
     kinds = list(recording.kinds)
     if model.startswith("torn"):
         kinds = [kind for kind in kinds if kind.startswith("write")]
-    # what is done seldom, such as renames, is tried as often as what is done all the time
+    # rare events, such as renames, are tried as often as frequent ones
     if rng.random() < 0.5:
         events = recording.kinds[rng.choice(kinds)]
     else:
@@ -177,9 +178,9 @@ def failure(recording: Recording, number: int) -> Failure:
 def try_states(folder: Path, numbers: range, readers: list[str], without=()) -> Counter:
     """Try states of a recording; return how often (model, reader) had which outcome.
 
-    What is wrong is printed, with the number of the state. Kinds of events that are to be tried
-    without are as if they had not been done. States that are the same, with the same expected of
-    them, are opened once; how many are different is counted under "different".
+    Each wrong outcome is printed, with the number of its state. Events of the kinds in `without`
+    are as if they had not been done. Equal states, of which the same is expected, are opened once;
+    the number of different ones is counted under "different".
     """
     recording = Recording(folder).without(*without)
     states = sorted((failure(recording, n) for n in numbers), key=lambda s: s.point)
@@ -209,7 +210,8 @@ def fingerprint(files: State) -> tuple:
 def try_state(recording, files: State, s: Failure, reader: str, scratch: str) -> tuple[str, str]:
     """Open a state with a reader; return the outcome, and what is wrong.
 
-    An index is believed for the inode it was saved for: files are taken for those of the record.
+    An index is believed only for the inode for which it was saved. So files get the inode numbers
+    of the record.
     """
     print(f"state {s.number}, {reader}", file=sys.stderr)
     signal.alarm(SECONDS)
@@ -258,7 +260,7 @@ def try_in_child(folder: Path, numbers: range, readers, without=()) -> Tried:
     Raises
     ------
     RuntimeError
-        It crashed or hung. Says at which state.
+        The process crashed or hung; the message says at which state.
     """
     args = [folder, numbers.start, numbers.stop, "+".join(readers), "+".join(without)]
     with tempfile.TemporaryFile("w+") as log:
@@ -289,8 +291,8 @@ def lines_of(tried: Tried) -> Iterator[str]:
 def run(states: int, jobs: int, seed: int, folder: Path) -> dict[str, Tried]:
     """Try so many states of all sides; return what came of them, by side.
 
-    Recordings that are in the folder, and were tried, are taken as they are: so a long run can be
-    stopped, and goes on.
+    The results of recordings that are in the folder, and were tried, are taken from there. So a
+    long run can be stopped, and later goes on.
     """
     library = build_recorder(folder)
     tasks = []
@@ -371,7 +373,7 @@ def tries(folder: str, start: str, stop: str, readers: str, without: str) -> Non
     """Be the child of try_in_child()."""
     logging.disable()
     faulthandler.enable()
-    faulthandler.register(signal.SIGALRM, chain=True)  # and ends
+    faulthandler.register(signal.SIGALRM, chain=True)  # then the alarm ends the process
     numbers = range(int(start), int(stop))
     found = try_states(Path(folder), numbers, readers.split("+"), without.split("+"))
     say(found=[[*key, n] for key, n in found.items()])

@@ -1,7 +1,7 @@
-"""A database after a power failure, held against what had been committed; for powerfail.py.
+"""Compares a database after a power failure with what had been committed; for powerfail.py.
 
-It opens what powerfail_disk.py has made, as any program would, and knows from the notes of
-powerfail_program.py what must be there.
+It opens what powerfail_disk.py has made, as any program would. From the notes of
+powerfail_program.py it knows what must be there.
 """
 
 import zlib
@@ -17,14 +17,14 @@ from ZODB.utils import p64, z64
 
 from support.powerfail_program import FORMATS, TRIM, WRITERS, Expected, digest
 
-#: what reads -> the storage, and its options
+#: reader -> (the storage: a key of WRITERS, its options)
 READERS = {
     "ours": ("aligned", {}),
     "ours, read-only": ("aligned", {"read_only": True}),
     "stock": ("stock", {}),
 }
 
-#: what comes of a state
+#: outcome of a state -> what it means
 OUTCOMES = {
     "right": "all transactions are there that had returned, and at most the next one, whole; "
     "nothing else is seen; another transaction is committed, and is there after the next opening, "
@@ -45,7 +45,7 @@ class Wrong(Exception):  # noqa: N818  # in the storage
 
 
 class Check:
-    """A database after a power failure, held against what had been committed.
+    """A database after a power failure, compared with what had been committed.
 
     Parameters
     ----------
@@ -59,8 +59,8 @@ class Check:
     packs : int
         How many packs had begun.
     views : bool
-        Look at arrays as their views show them, too. It takes most of the time, and is of records
-        that are looked at anyway.
+        Look at arrays as their views show them, too. This takes most of the time, and their records
+        are looked at anyway.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class Check:
             self.views(storage, self.returned[-1])
 
     def last(self, storage, tid: str) -> None:
-        """Check which transaction the storage says to be the last one."""
+        """Check that the storage says that this is the last transaction."""
         said = storage.lastTransaction().hex()
         if said != (tid or z64.hex()):
             raise Wrong(
@@ -158,7 +158,7 @@ class Check:
         due = self.returned[-1] if self.returned else ""
         found: dict[str, dict[str, int | None]] = {}
         if not due and not len(storage):
-            return ""  # stock FileStorage has not written how its file begins, and cannot iterate
+            return ""  # stock FileStorage has not written its file's header, and cannot iterate
         try:
             with closing(storage.iterator()) as transactions:
                 for txn in transactions:
@@ -234,7 +234,7 @@ class Check:
             raise self.wrong(last, "a view is not as it was")
 
     def commit(self, storage) -> None:
-        """Commit a transaction, and expect it from now on, and the last one."""
+        """Commit a transaction; from now on, expect those that are there, and then this one."""
         last = storage.lastTransaction().hex()
         arrays = dict(self.expected.arrays.get(last, {}))
         try:

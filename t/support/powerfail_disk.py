@@ -1,6 +1,6 @@
 """What a disk may have after a power failure: states of a folder, from a log of what was done.
 
-It reads logs of powerfail_record.c. It knows files, names and syncs; not what is in the files.
+It reads logs of powerfail_record.c. It knows files, names and syncs, but not what is in the files.
 
 Models
 ------
@@ -16,7 +16,7 @@ are possible: see MODELS. A sync that has not returned promises nothing.
 - What a truncation has cut may come back in the unit where it cut, and nowhere else. In that unit,
   zeros may be there before the size is.
 
-No disk is simulated that loses, or damages, what was synced.
+A disk that loses, or damages, what was synced is not simulated.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def read_log(path: Path) -> list[Event]:
     Raises
     ------
     Unrecorded
-        The program did what the recorder does not know.
+        The program did something that the recorder does not know.
     """
     log = path.read_bytes()
     events, pos = [], 0
@@ -141,7 +141,7 @@ def _resize(content: bytearray, size: int) -> None:
 
 
 def mixed(file: File, until: dict[int, int], default: int, at: int, unit: int) -> bytes:
-    """Return a file of which units are as they were at different times.
+    """Return the bytes of a file whose units are as they were at different times.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def mixed(file: File, until: dict[int, int], default: int, at: int, unit: int) -
     default : int
         For all other units.
     at : int
-        The size is that after so many operations.
+        The size is that after this many operations.
     """
     content = bytearray(file.synced)
     sizes = file.sizes()
@@ -159,7 +159,7 @@ def mixed(file: File, until: dict[int, int], default: int, at: int, unit: int) -
         if op.kind == "size":
             for n in range(op.a // unit, -(-sizes[i] // unit)):
                 start, stop = max(n * unit, op.a), min((n + 1) * unit, sizes[i])
-                # whole units that were cut are zeros in a file of which the size is known to be so
+                # a unit that was cut as a whole is zeros, if the size is one after that cut
                 gone = i < at and n * unit >= op.a
                 if start < stop and (gone or until.get(n, default) > i):
                     content[start:stop] = bytes(stop - start)
@@ -188,7 +188,7 @@ def _units(file: File, unit: int) -> list[int]:
 
 def _any_order(file: File, unit: int, rng: random.Random) -> bytes:
     n = len(file.ops)
-    newest = rng.choice([0.1, 0.5, 0.9, 0.98])  # how likely a unit is as it was last
+    newest = rng.choice([0.1, 0.5, 0.9, 0.98])  # how likely a unit is the newest one
     until = {u: n if rng.random() < newest else rng.randint(0, n) for u in _units(file, unit)}
     at = n if rng.random() < newest else rng.randint(0, n)
     return mixed(file, until, n, at, unit)
@@ -198,7 +198,7 @@ def _size_after_data(file: File, rng: random.Random) -> bytes:
     n = len(file.ops)
     sizes = file.sizes()
     at = rng.choice([n, rng.randint(0, n)])
-    grown = min(sizes[: at + 1])  # what is behind that must have arrived
+    grown = min(sizes[: at + 1])  # what is after it must have arrived
     until = {}
     for u in _units(file, PAGE):
         least = at if (u + 1) * PAGE > grown else 0
@@ -212,7 +212,7 @@ def _size_before_data(file: File, rng: random.Random) -> bytes:
 
 
 def content(file: File, model: str, rng: random.Random) -> bytes:
-    """Return what a model may have of a file."""
+    """Return bytes that a file may have by a model."""
     if file.ops:
         if model == "size after data":
             return _size_after_data(file, rng)
@@ -230,7 +230,7 @@ def content(file: File, model: str, rng: random.Random) -> bytes:
 
 @dataclass
 class _Change:
-    """Of names: `name` is that of the file, or of None; and `gone` is none any more."""
+    """A change of names: `name` becomes that of the file, or of a folder; `gone` is removed."""
 
     name: str
     file: File | None
@@ -249,7 +249,7 @@ class _Change:
 
 
 class _Names:
-    """Names of files, and of folders (whose file is None), as a sync has left them, and since."""
+    """Names of files, and of folders (file None): those at the last sync, and changes since."""
 
     def __init__(self) -> None:
         self.synced: dict[str, File | None] = {}
@@ -284,7 +284,7 @@ State = dict[str, Found | None]
 
 
 def write_state(state: State, folder: Path) -> dict[int, int]:
-    """Make a folder as a disk has it; return inode number -> that which was recorded."""
+    """Make a folder as a disk has it; return {inode number: the number that was recorded}."""
     folder.mkdir()
     made: dict[int, Path] = {}
     inodes = {}
@@ -313,11 +313,11 @@ class Disk:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.names: dict[str, File | None] = {}
-        self._files: dict[int, File] = {}  # by inode; that of a removed file is given again
+        self._files: dict[int, File] = {}  # by inode; a removed file's number is used again
         self._by_any, self._by_folder = _Names(), _Names()
 
     def do(self, event: Event) -> None:
-        """Go on by an event.
+        """Do the next event.
 
         Raises
         ------
@@ -378,7 +378,7 @@ class Disk:
         Parameters
         ----------
         event
-            What is being done at that moment.
+            What is being done when the power fails.
         """
         names = self.names
         if model == "names by any sync":
@@ -425,7 +425,7 @@ def _torn(file: File, event: Event, unit: int, rng: random.Random) -> bytes:
 
 
 def sweep(folder: str, events: list[Event], points: list[int]) -> Iterator[tuple[int, Disk]]:
-    """Yield (point, the disk before that event) for points in order."""
+    """Yield (point, the disk before that event) for sorted points."""
     disk, done = Disk(folder), 0
     for point in points:
         for event in events[done:point]:

@@ -1,4 +1,4 @@
-"""What a program puts into a record of powerfail_record.c, under which it runs."""
+"""Marks that a program puts into the record of powerfail_record.c, under which it runs."""
 
 import ctypes
 import json
@@ -13,7 +13,7 @@ def mark(**what) -> None:
 
 
 def mark_files(folder: Path) -> None:
-    """Put into the record what is in the folder, while nothing is done there."""
+    """Put the checksums of all files of a folder into the record, while nothing changes there."""
     there = {
         str(p.relative_to(folder)): zlib.crc32(p.read_bytes()) if p.is_file() else None
         for p in folder.rglob("*")

@@ -1,13 +1,13 @@
-"""A program that does with a database all that programs do: what a power failure meets.
+"""Does with a database all that programs do: the workload that a power failure meets.
 
     LD_PRELOAD=… python t/support powerfail_program WRITER BLOBS FOLDER NOTES SEED
 
-It creates FOLDER/Data.fs, and commits, aborts, undoes and packs; a follower reads beside it. It
-marks in the record (powerfail_record.c) when a commit has returned. NOTES, a JSON file, has what
-must be found after that: Expected.
+It creates FOLDER/Data.fs, and commits, aborts, undoes and packs; a follower reads beside it. When a
+commit has returned, it puts a mark into the record (powerfail_record.c). It writes what must be
+found after that to NOTES, a JSON file: Expected.
 
-After each step the arrays are compared with a model, in the writer and in the follower: so what it
-expects is not only what the storage says.
+After each step, the arrays of the writer and of the follower are compared with a model. So what is
+expected is not only what the storage says.
 """
 
 import json
@@ -43,9 +43,9 @@ from wendelin.lib.storage.trimmed import HEAD
 
 BLK = 8192
 FORMATS = ("ZBlk0", "ZBlk1")
-TRIM = "trim"  # before the oids, of a pack that is a trim
+TRIM = "trim"  # before the oids of a pack, if it is a trim
 LARGEST = 8 * BLK
-ORDERED = 1 << 16  # small databases have what large ones have
+ORDERED = 1 << 16  # so that small databases do what large ones do
 
 
 def aligned(path: str, **options):
@@ -64,12 +64,12 @@ def stock(path: str, **options):
     return FileStorage(path, **options)
 
 
-#: what writes
+#: name of a writer -> function that opens its storage
 WRITERS = {"aligned": aligned, "ordered": ordered, "copied": copied, "stock": stock}
 
 
 def digest(data: bytes | None) -> int | None:
-    """Return what tells records apart, whatever their pads."""
+    """Return a digest of a record, whatever its pad."""
     return None if data is None else zlib.crc32(without_pad(data))
 
 
@@ -77,22 +77,22 @@ def digest(data: bytes | None) -> int | None:
 class Expected:
     """What a workload has committed. Tids and oids are in hexadecimal, as JSON has no bytes."""
 
-    #: tid -> oid -> digest of the record, or None for an object of which the creation was undone
+    #: tid -> oid -> digest of the record, or None for an object whose creation was undone
     records: dict[str, dict[str, int | None]] = field(default_factory=dict)
     #: tid -> name of an array -> checksum of its bytes
     arrays: dict[str, dict[str, int]] = field(default_factory=dict)
     #: tid -> oid -> checksum of its blob
     blobs: dict[str, dict[str, int]] = field(default_factory=dict)
-    #: of each pack (the last tid that is not after its time, the oids that it has removed)
+    #: for each pack: (the last tid that is not after its time, the oids that it has removed)
     packs: list[tuple[str, list[str]]] = field(default_factory=list)
 
 
 class Abort(Exception):  # noqa: N818  # it is wanted
-    """What a transaction is aborted by."""
+    """The exception that aborts a transaction."""
 
 
 class Refusing:
-    """A data manager that lets no transaction through, after everything else has voted."""
+    """A data manager that refuses every transaction, after all others have voted."""
 
     transaction_manager = None
 
@@ -139,7 +139,7 @@ class Work:
         """Note what a transaction has stored."""
         expected, key = self.expected, tid.hex()
         with closing(self.db.storage.iterator(tid, tid)) as transactions:
-            txn = next(transactions)  # to the end, it would close itself
+            txn = next(transactions)  # an iterator that is read to its end closes itself
             expected.records[key] = {r.oid.hex(): digest(r.data) for r in txn}
         expected.arrays[key] = {f: zlib.crc32(a.tobytes()) for f, a in self.models.items()}
         expected.blobs[key] = (
@@ -273,7 +273,7 @@ class Work:
 
     def step_abort_voted(self) -> None:
         def vote():
-            # it is voted for, and not committed: a follower sees nothing of it
+            # it has been voted for, but is not committed: a follower sees nothing of it
             before, self.models = self.models, models
             seen = self.root
             if self.follower is not None:
@@ -290,7 +290,7 @@ class Work:
         self.aborted(refuse)
 
     def step_abort_stored(self) -> None:
-        """Abort what was stored, and not voted for."""
+        """Abort a transaction that has stored, but not voted."""
         storage = self.db.storage
         txn = TransactionMetaData()
         storage.tpc_begin(txn)
@@ -299,7 +299,7 @@ class Work:
         storage.tpc_abort(txn)
 
     def step_undo(self) -> None:
-        """Undo what changed the first byte."""
+        """Undo a transaction that changed the first byte of each array."""
         models = {fmt: a.copy() for fmt, a in self.models.items()}
         for fmt in FORMATS:
             self.root[fmt][:1] = self.models[fmt][:1] = self.rng.randrange(256)
@@ -322,9 +322,9 @@ class Work:
         tid = p64(int(max(self.expected.records), 16) + 1)
         again = tid + data[-size:]  # the last transaction, as another one
         rests = [again[:16] + b"c" + again[17:], again[: self.rng.randrange(1, size)]]
-        if self.make is not stock:  # it reads nothing after these
+        if self.make is not stock:  # stock reads nothing after these
             rests.append(bytes(self.rng.randrange(1, 9000)))
-            rests.append(tid + p64(1 << 62) + b"c" + self.rng.randbytes(5000))  # before a vote
+            rests.append(tid + p64(1 << 62) + b"c" + self.rng.randbytes(5000))  # as before a vote
         rest = self.rng.choice(rests)
         with open(self.path, "ab") as file:
             file.write(rest)
@@ -344,7 +344,7 @@ class Work:
         self.commit()
 
     def pack(self, at: float, beside=None) -> None:
-        """Pack; meanwhile, do something else again and again, and once more when it is done."""
+        """Pack; meanwhile, call `beside` again and again, and once more when the pack is done."""
         last = max(
             tid for tid in self.expected.records if TimeStamp(bytes.fromhex(tid)).timeTime() <= at
         )
@@ -361,11 +361,11 @@ class Work:
                         beside()
                 packed.result()
             beside()
-        # it removes what nobody refers to; of what is referred to, check() looks at it
+        # it removes what nothing refers to; check() looks at what is referred to
         self.expected.packs[-1] = (last, sorted(before - self.oids()))
 
     def oids(self) -> set[str]:
-        """Return the objects that there are."""
+        """Return the oids of all objects that can be loaded."""
         oids = {oid for records in self.expected.records.values() for oid in records}
         found = set()
         for oid in oids:
@@ -386,7 +386,7 @@ class Work:
             self.expected.packs.append((max(self.expected.records), [TRIM]))
             fstrim.SMALLEST = 4096  # [bytes]; blocks are small here
             trim()
-            # what nothing refers to
+            # these are objects that nothing refers to
             last, _ = self.expected.packs[-1]
             gone = sorted(oid for oid in self.oids() if self.is_packed_away(oid))
             self.expected.packs[-1] = (last, [TRIM, *gone])
@@ -411,7 +411,7 @@ class Work:
         self.pack(at, self.step_piece)
 
 
-#: how often each is done
+#: step -> how often it is done
 STEPS = {
     "change": 8,
     "byte": 3,
@@ -435,8 +435,8 @@ STEPS = {
 
 
 def main(writer: str, blobs: str, folder: str, notes: str, seed: str) -> None:
-    """Do all steps, in an order of the seed."""
-    logging.disable()  # of what is found behind the last transaction
+    """Do all steps, in an order that the seed says."""
+    logging.disable()  # no warnings of what is found after the last transaction
     rng = random.Random(int(seed))
     steps = [name for name, n in STEPS.items() for _ in range(n) if name != "blob" or blobs]
     rng.shuffle(steps)

@@ -90,7 +90,7 @@ def used_in(tree, ours=(), adapted=()):
             names = [name for alias in node.names for name in alias.name.split(".")]
             yield from ((node.lineno, name) for name in names if is_private(name))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            name = node.value  # of getattr(), for one
+            name = node.value  # as of getattr()
             yield from [(node.lineno, name)] if name in set(adapted) - here else []
 
 
@@ -112,9 +112,9 @@ def _is_foreign(cls):
 
 
 def inherited_by(module):
-    """Yield (line, name) of private names of base classes that classes of a module use, or replace.
+    """Yield (line, name) of inherited private names that classes of a module use, or replace.
 
-    Base classes of other packages, that is.
+    Only names of base classes of other packages count.
     """
     for node in tree_of(module).body:
         cls = getattr(module, node.name, None) if isinstance(node, ast.ClassDef) else None
@@ -130,7 +130,7 @@ def inherited_by(module):
 
 
 def exists(where, name):
-    """Say whether a class, or a module, has a private name, by what it is called."""
+    """Say whether a class, or a module, has a private name; `where` is its dotted name."""
     module, _, cls = where.rpartition(".")
     # a class first: ZODB.FileStorage.FileStorage is a module, too
     owner = getattr(importlib.import_module(module), cls, None) if module else None
@@ -146,7 +146,7 @@ def exists(where, name):
 
 @cache
 def _assigned(cls):
-    """Return the attributes that methods of a class give to their object, or to another one."""
+    """Return the names of all attributes that methods of a class assign."""
     try:
         tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(cls)))
     except (OSError, TypeError):

@@ -1,7 +1,8 @@
-"""Servers, the network before them, and clients: what tests of servers that fail have.
+"""Servers, a network in front of them, and clients, for tests of servers that fail.
 
-A ZEO server, or NEO behind its gateway, as the environment says. It may know what servers and
-storages do, and nothing of the pager. Whatever could hang runs in a thread with a limit (within()).
+WENDELIN_CORE_TEST_DB says whether it is a ZEO server, or NEO behind its gateway. This module may
+know what servers and storages do, but nothing of the pager. A call that could hang runs in a thread
+with a limit: within().
 """
 
 import faulthandler
@@ -26,14 +27,14 @@ from wendelin.lib.zodb import dbstoropen
 
 # a gateway of Python 2.7 may take a while, on a loaded machine
 WAIT = 3 if os.environ.get("WENDELIN_CORE_TEST_DB") == "neo" else 1  # wait_timeout of clients [s]
-LONG = 20  # of those that are to see the server come back [s]
+LONG = 20  # wait_timeout of clients that are to see the server come back [s]
 LIMIT = 5 * WAIT + 5  # for one read, or one step of a transaction, on a loaded machine [s]
 
 # ---- limits ----
 
 
 def within(seconds, act, *args):
-    """Return what a call returns, or raise what it raises; it fails if that takes longer."""
+    """Return what a call returns, or raise what it raises; fail if that takes too long."""
     outcome = {}
 
     def run():
@@ -55,7 +56,7 @@ def within(seconds, act, *args):
 
 @contextmanager
 def meanwhile(act, *args):
-    """Run a call in another thread; it must end, without an exception, within the block's limit."""
+    """Run a call in another thread during a block; it must end in time, without an exception."""
     errors = []
 
     def run():
@@ -87,7 +88,7 @@ class Zeo:
         self.server.start()
 
     def forget(self):
-        """Let it not know what the last transactions changed; run while the client is away."""
+        """Have it forget what the last transactions changed, while the client is away."""
 
     def stop(self):
         self.server.stop()
@@ -131,7 +132,7 @@ class Opened:
         return self.root["A"]
 
     def close(self):
-        """Close it, also where nobody answers."""
+        """Close it, also if no server answers."""
         with suppress(ClientDisconnected):
             self.tm.abort()
         self.root._p_jar.close()
@@ -163,7 +164,7 @@ class World:
         return self._open(self.proxy.port, **kw)
 
     def near(self):
-        """Return a client that no proxy troubles."""
+        """Return a client that is connected without the proxy."""
         return self._open(self.servers.port, wait=LONG)
 
     def _open(self, port, **kw):
@@ -172,7 +173,7 @@ class World:
         return client
 
     def in_database(self):
-        """Return what the database has, as nobody's cache knows it."""
+        """Return what the database has, read by a new client: not from a cache."""
         client = self.near()
         data = in_database(client.A)
         self.clients.remove(client)
@@ -193,7 +194,7 @@ class World:
 
 
 def ends():
-    """Return (sockets, threads) of this process, without the threads that load ahead."""
+    """Return how many (sockets, threads) this process has; threads of our pools do not count."""
     gc.collect()
     links = []
     for fd in os.listdir("/proc/self/fd"):
@@ -204,7 +205,7 @@ def ends():
 
 
 def read(view):
-    """Return a copy of what a view shows; the exception comes from here."""
+    """Return a copy of what a view shows; an asynchronous exception is raised in here."""
     copy = view.copy()
     for _ in range(1000):
         pass
@@ -212,7 +213,7 @@ def read(view):
 
 
 def gone(world):
-    """Ways in which servers are not there: what makes it so, and what ends it."""
+    """Return {way in which a server is away: (what begins it, what ends it)}."""
     return {
         "killed": (world.kill, world.servers.start),
         "hangs": (

@@ -1,10 +1,10 @@
-"""Proxy: a network between a client and a server, slow or broken as a test wants it.
+"""A network between a client and a server, as slow or broken as a test wants it.
 
-It stands before a port of this machine, and passes on bytes in a thread of its own: later, slower,
-not at all, or until there were so many. It knows TCP, and nothing of what the bytes mean.
+A Proxy stands in front of a port of this machine, and passes on bytes in a thread of its own:
+later, slower, not at all, or only some of them. It knows TCP, but not what the bytes mean.
 
-Each direction of a connection is a _Line: chunks wait in it until they are due, so that latency
-takes nothing from the throughput. What is in it is limited, and then its source is not read.
+Each direction of a connection is a _Line. Chunks wait in it until they are due, so that latency
+does not reduce the throughput. When a line is full, its source is not read.
 """
 
 import asyncio
@@ -19,14 +19,14 @@ TO_SERVER, TO_CLIENT = "to server", "to client"
 
 
 class Proxy:
-    """A port of its own before another; the network between them is good at first.
+    """A port in front of another one; the network between them is good at first.
 
     Parameters
     ----------
     to_port : int
         Where the server listens.
     latency : float
-        Of each way [s]; for what comes from now on, as is the next.
+        Of each way [s]. A test may change it, or the bandwidth, for chunks that come later.
     bandwidth : float or None
         Of each direction, of all connections together [bytes/s]; None: as fast as it can.
 
@@ -41,7 +41,7 @@ class Proxy:
     def __init__(self, to_port, latency=0, bandwidth=None):
         self.to_port, self.latency, self.bandwidth = to_port, latency, bandwidth
         self.passed = {TO_SERVER: 0, TO_CLIENT: 0}
-        self.free_at = {TO_SERVER: 0.0, TO_CLIENT: 0.0}  # when the bandwidth is, for what is next
+        self.free_at = {TO_SERVER: 0.0, TO_CLIENT: 0.0}  # when the bandwidth is free again
         self.port = 0
         self.stalled = False
         self._alarms = {}  # direction -> (passed, call)
@@ -54,30 +54,30 @@ class Proxy:
         self.mend()
 
     def cut(self):
-        """Cut all connections, and refuse others."""
+        """Cut all connections, and refuse new ones."""
         self._in_loop(self._cut)
 
     def stall(self):
-        """Pass on nothing, and tell nobody: the ends still wait, until mend()."""
+        """Pass on nothing, and close nothing: both ends wait, until mend()."""
         self._in_loop(self._stall)
 
     def forget(self):
-        """Never pass on anything on the connections that there are, and tell nobody."""
+        """Never again pass on anything on the connections that are open, and close none."""
         self._in_loop(self._forget)
 
     def mend(self):
-        """Be a network again: at the same port, with what connections are left."""
+        """Be a network again: at the same port, with the connections that are left."""
         self._in_loop(self._mend)
 
     def after(self, n, direction, call=None):
         """Have something called, in the thread of the proxy, when n more bytes have passed.
 
-        What follows them is passed on after it, if it did not cut(), as it does by default.
+        By default, that is cut(). After any other call, the bytes that follow are passed on.
         """
         self._alarms[direction] = (self.passed[direction] + n, call or self.cut)
 
     def close(self):
-        """Cut all connections, and be gone."""
+        """Cut all connections, and end the thread."""
         if self._loop.is_closed():
             return
         self.cut()
@@ -104,7 +104,7 @@ class Proxy:
             coroutine = act()
             if coroutine is not None:
                 await coroutine
-            await asyncio.sleep(0)  # what was closed is told so
+            await asyncio.sleep(0)  # closed transports call connection_lost()
 
         asyncio.run_coroutine_threadsafe(run(), self._loop).result(30)
 
@@ -130,13 +130,13 @@ class Proxy:
 
     async def _listen(self):
         sock = socket.create_server((HOST, self.port), backlog=1000)
-        # what the network has not passed on, the client is to keep
+        # the client is to keep what the network has not passed on
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 << 10)
         self.port = sock.getsockname()[1]
         self._server = await self._loop.create_server(lambda: _ClientEnd(self), sock=sock)
 
     def pass_on(self, direction, data, write):
-        """Write data, or as much of it as comes before a call; return what is left."""
+        """Write data, or the part of it that comes before a call; return what is left."""
         at, call = self._alarms.get(direction, (None, None))
         left = b""
         if at is not None:
@@ -205,7 +205,7 @@ class _Line:
         self._read_or_not()
 
     def drop(self):
-        """Lose what is on its way, and what comes."""
+        """Lose what is on its way, and all that comes later."""
         self.chunks.clear()
         self.size = 0
         self.proxy._lines.discard(self)
@@ -251,7 +251,7 @@ class _End(asyncio.Protocol):
         self.peer.line.flush()
 
     def connection_lost(self, exc):
-        self.line.put(None)  # after what it has sent before
+        self.line.put(None)  # after all that it has sent
 
 
 class _ClientEnd(_End):

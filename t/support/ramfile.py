@@ -1,10 +1,10 @@
-"""A BigFile whose blocks are in a dict, for tests of what is above and below it."""
+"""A BigFile whose blocks are in a dict, for tests of the layers above and below it."""
 
 from wendelin.bigfile import BigFile
 
 
 class RAMFile(BigFile):
-    """Blocks are bytes in `blocks`; what was asked is in `loads` and `stores`, in order."""
+    """Blocks are bytes in `blocks`; `loads` and `stores` have what was asked for, in order."""
 
     def __init__(self, blksize=4096):
         super().__init__(blksize)

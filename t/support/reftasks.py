@@ -1,4 +1,4 @@
-"""What tests of references let other processes do."""
+"""Tasks that tests of references give to other processes."""
 
 import os
 
@@ -13,7 +13,7 @@ def total(ref):
 
 
 def opened(ref):
-    """Return (pid, databases, connections) that are open for references."""
+    """Return (pid, number of databases, of connections) that are open for references."""
     ref.deref()
     all_of_them = list(shared._databases.values())
     return os.getpid(), len(all_of_them), sum(len(opened._conns) for opened in all_of_them)

@@ -1,9 +1,9 @@
-"""Runs every fault that is tried, and puts the table into docs/reliability.md.
+"""Runs every fault that is tried, and puts the tables into docs/reliability.md.
 
     python t/support reliability [--kills N] [--damaged N] [--power N] [--tries N] [--into PAGE]
 
-Those of tests are run as tests; beside them, where they can be put through the same, stand
-numpy.memmap, h5py and zarr (faults.py), those of them that are installed.
+Faults of wendelin.core are run as tests. Some faults are tried with numpy.memmap, h5py and zarr
+as well (faults.py), with those of them that are installed.
 """
 
 import argparse
@@ -199,7 +199,7 @@ def sides() -> list[str]:
 
 
 def outcomes(fault: str, side: str, tries: int, folder: Path) -> dict[str, int]:
-    """Return how often what came of a fault."""
+    """Return {outcome of a fault: how often}."""
     folder.mkdir()
     with ExitStack() as stack:
         if fault == "full":
@@ -252,7 +252,7 @@ def into(page: Path, name: str, lines: list[str]) -> None:
 
 
 def main() -> None:
-    """Run all, print the tables, and put them where it was asked for."""
+    """Run all, print the tables, and put them into the page of --into."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200, help="rounds of kill -9, each kind")
     parser.add_argument("--damaged", type=int, default=1000, help="databases to damage")

@@ -26,7 +26,7 @@ def neo(uri):
 
 
 def install(folder):
-    """Write what a package that registers the resolver has; return the folder, for PYTHONPATH."""
+    """Write the metadata of a package that registers the resolver; return a PYTHONPATH for it."""
     info = Path(folder) / "resolvers-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: resolvers\nVersion: 1\n")

@@ -2,7 +2,7 @@
 
     python t/support screenshot [FILE]
 
-Wants chromium (`apt-get install chromium`). Nothing runs it but a person, when _repr_html_ changes.
+It needs chromium (`apt-get install chromium`). Only a person runs it, when _repr_html_ changes.
 """
 
 import shutil

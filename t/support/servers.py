@@ -1,6 +1,6 @@
 """Servers for tests: processes of their own, on free ports of 127.0.0.1, stopped by their pid.
 
-It knows ZEO; NEO is in neocluster.py, and processes and ports in wendelin/neogateway/process.py.
+ZEO is here, NEO in neocluster.py, and processes and ports in wendelin/neogateway/process.py.
 """
 
 import sys
@@ -22,7 +22,7 @@ class ZeoServer(Process):
     options : str
         More lines of the section <zeo>.
     section : str
-        What the storages are, with {n} and {path}.
+        Of a storage in the configuration, with {n} and {path}.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class ZeoServer(Process):
         self.port = None
 
     def start(self):
-        """Start it: where it was before, or, the first time, where a port is free."""
+        """Start it at its previous port; the first time, at a port that is free."""
         for _ in range(5):
             port = self.port or free_port()
             (self.folder / "zeo.conf").write_text(

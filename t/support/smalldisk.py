@@ -1,4 +1,4 @@
-"""A small file system, for what has to get by with a disk that is full."""
+"""A small file system, for tests of a disk that is full."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ class NoDisk(Exception):  # noqa: N818  # it is not an error
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[Path]:
-    """Mount a tmpfs of so many bytes at a folder, which is made.
+    """Make a folder, mount a tmpfs there, and yield it; size is in bytes.
 
     Raises
     ------

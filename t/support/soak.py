@@ -1,11 +1,11 @@
-"""Works for a long time, with little memory, in several threads and clients, against a model:
+"""Works for a long time, with little memory, in several threads and clients, against a model.
 
     python t/support soak [--seconds N] [--threads N] [--clients N]
 
-Each thread has an array of its own, and an ndarray that says what it is to be; and all change one
-array that they share, of which the sum stays. WENDELIN_CORE_TEST_DB says against which storage, as
-for tests; those with a server have several processes. At the end it prints what was done, what the
-pager did, and what was not given back: that must be nothing.
+Each thread has an array of its own, and an ndarray as its model. All threads also change one shared
+array, whose sum stays the same. WENDELIN_CORE_TEST_DB says which storage is used, as for tests;
+with a server, there are several processes. At the end it prints what was done, what the pager did,
+and what was not given back: that must be nothing, or as little as TOLERATED.
 """
 
 import argparse
@@ -44,7 +44,7 @@ SHARED = 64 * BLK // 8  # elements of the shared one
 RAM = "4M"  # WENDELIN_CORE_RAM: less than what one thread works on
 PACK_EVERY = 10  # [s]
 WARM = 2  # before the first count: caches, pools and arenas are made once [s]
-# some for arenas, and stacks
+# some mappings and memory are for arenas and stacks
 TOLERATED = {"fds": 0, "threads": 0, "mappings": 60, "resident MiB": 60, "pages": 0, "handles": 0}
 
 
@@ -141,7 +141,7 @@ class Thread(threading.Thread):
         self.open()
         while True:
             self.own = own = Own(self)
-            with suppress(ConflictError):  # of the root, with other threads
+            with suppress(ConflictError):  # other threads change the root, too
                 own.commit()
                 break
             self.tm.abort()
@@ -192,14 +192,14 @@ class Thread(threading.Thread):
 
 
 def used() -> dict[str, float]:
-    """Return what this process has."""
+    """Return the resources that this process has."""
     gc.collect()
     ram_reclaim()
     status = Path("/proc/self/status").read_text()
     sizes = [int(status.split(f"{name}:")[1].split()[0]) for name in ("RssAnon", "RssShmem")]
     return {
         "fds": len(os.listdir("/proc/self/fd")),
-        # but the pools, which are there for the next one
+        # without the pools, which stay for their next work
         "threads": sum("wendelin.core-" not in t.name for t in threading.enumerate()),
         "mappings": Path("/proc/self/maps").read_text().count("\n"),
         "resident MiB": round(sum(sizes) / 1024, 1),
@@ -211,7 +211,7 @@ def are_tolerated(leaks: dict[str, float]) -> bool:
 
 
 class Pager:
-    """What the pager did, for handles that come and go: looked at often, so about."""
+    """What the pager did for handles that come and go; looked at often, so it is about right."""
 
     NAMES = ("faults", "loads", "reclaims", "failures", "waits")
 
@@ -227,7 +227,7 @@ class Pager:
 
 
 def watch(db, until: float, seen: Counter, pager: Pager, packs: bool) -> None:
-    """Look at the pager until then; pack at times."""
+    """Look at the pager until a time; pack now and then."""
     next_pack = time.monotonic() + PACK_EVERY
     while time.monotonic() < until:
         time.sleep(0.1)
@@ -244,7 +244,7 @@ def session(url: str, seconds: float, threads: int, seen: Counter, pager: Pager)
     Raises
     ------
     SystemExit
-        Something was wrong: it says what.
+        Something was wrong; the message says what.
     """
     root = dbopen(url)
     db, until = root._p_jar.db(), time.monotonic() + seconds
@@ -266,7 +266,7 @@ def process(url: str, seconds: float, threads: int) -> None:
     session(url, WARM, threads, Counter(), Pager())
     before, seen, pager = used(), Counter(), Pager()
     session(url, seconds, threads, seen, pager)
-    for _ in range(20):  # threads of pools may end something yet, or be in the collector
+    for _ in range(20):  # threads of pools may still end something, or collect garbage
         after = used()
         leaks = {name: round(after[name] - before[name], 1) for name in before}
         left = stats()

@@ -2,11 +2,11 @@
 
 from ZODB import POSException
 
-#: before, it was what the class itself raised
+#: before 6.4, it was the exception of the class itself
 StateLoadError = getattr(POSException, "StateLoadError", Exception)
 
 
 def reason(error):
-    """Return what the class itself has raised, of an error that was caught."""
+    """Return the text of what the class itself has raised, for an error that pytest caught."""
     has_class = hasattr(POSException, "StateLoadError")
     return str(error.value.__cause__ if has_class else error.value)

@@ -1,7 +1,8 @@
-"""Databases for tests: one class a kind of storage, all with the same few methods.
+"""Databases for tests: one class for each kind of storage, all with the same few methods.
 
-WENDELIN_CORE_TEST_DB says which kind: fs, fscopy, zeo or neo; a kind adds a class here and nothing
-elsewhere. Servers are started for the first test that needs them, and stopped after the last one.
+WENDELIN_CORE_TEST_DB says which kind: fs, fscopy, zeo or neo. A new kind needs a class here, and
+nothing elsewhere. Servers are started for the first test that needs them, and stopped after the
+last one.
 """
 
 import atexit
@@ -21,7 +22,7 @@ from wendelin.lib.zodb import dbclose, dbopen
 
 
 class Database(Protocol):
-    """A database of its own for one test, with whatever has to run for it."""
+    """A database of its own for one test, with all that has to run for it."""
 
     url: str  # for dbopen(), by any number of clients
     has_server: bool
@@ -37,12 +38,12 @@ class Database(Protocol):
         """Return what the header of a test run says."""
 
 
-#: of URLs: blocks are mapped, small as they are in tests
+#: end of a URL: blocks are mapped, although they are small in tests
 SMALL = f"?align_from={ALIGNMENT}"
 
 
 class FileStorageDatabase:
-    """A file, out of which blocks are mapped, small as they are here. One client at a time."""
+    """A file whose blocks are mapped, although they are small here. One client at a time."""
 
     options = SMALL
     has_server = False
@@ -51,7 +52,7 @@ class FileStorageDatabase:
         self.url = f"file://{folder}/test.fs{self.options}"
 
     def stop(self) -> None:
-        """Nothing runs."""
+        """Do nothing, as nothing runs."""
 
     @classmethod
     def describe(cls) -> str:
@@ -83,7 +84,7 @@ class ZeoDatabase:
         self.url = f"{cls.server.url}?storage={cls.used}"
 
     def stop(self) -> None:
-        """The server goes on, for other tests."""
+        """Let the server go on, for other tests."""
 
     @classmethod
     def stop_server(cls) -> None:
@@ -100,7 +101,7 @@ class ZeoDatabase:
 
 
 class NeoDatabase:
-    """A NEO cluster behind a gateway, one for all tests: each finds an empty root."""
+    """A NEO cluster behind a gateway, one for all tests; each test finds an empty root."""
 
     has_server = True
     STORAGES, REPLICAS = 2, 1
@@ -119,7 +120,7 @@ class NeoDatabase:
         dbclose(root)
 
     def stop(self) -> None:
-        """The cluster goes on, for other tests."""
+        """Let the cluster go on, for other tests."""
 
     @classmethod
     def start_servers(cls) -> None:

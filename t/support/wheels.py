@@ -5,7 +5,7 @@ an environment of its own, and auditwheel names the oldest glibc that it runs wi
 then installed in a new environment in which no compiler is in PATH, and saves and reads an array.
 
 With Debian's cross compiler (apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross) there are
-wheels for aarch64, too. These are built and looked at, and not run.
+wheels for aarch64, too. These are built and checked, but not run.
 """
 
 import os
@@ -101,7 +101,7 @@ def compiled_for(machine):
 
 
 def build(python, source, machine, folder):
-    """Return a wheel, of whatever glibc is here."""
+    """Build a wheel for the glibc of this machine; return it."""
     env = os.environ | compiled_for(machine)
     if machine != "x86_64":
         asked = "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))"

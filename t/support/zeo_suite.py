@@ -1,7 +1,7 @@
-"""Run ZEO's own tests of its client on ZEOClient: all of them by tox -m full, a class by a test.
+"""Runs ZEO's own tests of its client on ZEOClient: tox -m full runs all of them, a test one class.
 
-In a process of its own: it puts the class in ZEO's place. `python t/support zeo-suite CLASS ...`
-runs classes of ZEO.tests.testZEO and testConnection.
+It needs a process of its own, as it puts ZEOClient in the place of ZEO's class.
+`python t/support zeo-suite CLASS ...` runs classes of ZEO.tests.testZEO and testConnection.
 """
 
 import os
@@ -14,7 +14,7 @@ from wendelin.lib.storage import zeoclient
 
 
 class Client(zeoclient.ZEOClient):
-    """ZEOClient, with the arguments that a ClientStorage takes, and without a begin() that asks."""
+    """ZEOClient with the arguments of a ClientStorage; its begin() does not ask the server."""
 
     def __init__(self, addr, storage="1", cache_size=20 << 20, **options):
         wait_timeout = options.pop("wait_timeout", None) or 30

@@ -1,6 +1,6 @@
-"""Run ZODB's own tests of FileStorage on AlignedFileStorage; run by test_filestorage.
+"""Runs ZODB's own tests of FileStorage on AlignedFileStorage, for test_filestorage.
 
-In a process of its own: it puts the class in ZODB's place.
+It needs a process of its own, as it puts AlignedFileStorage in the place of ZODB's class.
 """
 
 import os
@@ -11,7 +11,7 @@ import ZODB.FileStorage
 
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 
-# root may write what is read-only: it fails with FileStorage as well
+# root may write what is read-only: these tests fail with FileStorage, too
 NOT_FOR_ROOT = ["blob_transaction.txt"]
 
 
