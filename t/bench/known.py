@@ -78,8 +78,8 @@ def measure(n):
     handle = A._fileh()
     before = rss()
     for start in range(0, n, 1024):
-        before = epoch(handle)
-        set_located(handle, handle.file.mapahead(start, min(start + 1024, n)), before)
+        now = epoch(handle)
+        set_located(handle, handle.file.mapahead(start, min(start + 1024, n)), now)
     memory = rss() - before
     pages = [view[i * BLKSIZE] for i in range(0, 2 * TURNS, 2)]
     assert all(pages)
