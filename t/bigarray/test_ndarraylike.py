@@ -312,7 +312,7 @@ def test_in_means_what_it_does_for_ndarrays(A, value):
     ("dtype", "values"),
     [
         ("f4", [0.1, np.float64(0.1), np.float32(0.1), np.nan, "0.1"]),
-        ("M8[D]", [np.datetime64("1970-01-02"), np.datetime64("NaT"), 1]),
+        ("M8[D]", [np.datetime64("1970-01-02"), np.datetime64("NaT", "D"), "1970-01-03"]),
         ("S3", [b"ab", "ab", b""]),
         ([("n", "i4"), ("x", "f8")], [np.array((1, 0.5), [("n", "i4"), ("x", "f8")])[()]]),
     ],
