@@ -1,5 +1,8 @@
 """Events of a Connection for which ZODB has no hook, seen in its calls of its storage.
 
+It also knows which code the end of a transaction runs, by a context variable: such code, and the
+tasks that it leaves behind, cannot change anything.
+
 This module knows Connections and storages. Its Followers act on the events.
 
 Locking: `_ended` and `_joining` are leaves. Followers are called in the thread of the transaction.

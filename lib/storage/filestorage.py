@@ -82,15 +82,13 @@ class AlignedFileStorage(StorageFile):
     align : bool
         False: be a FileStorage; locate() finds nothing.
     align_from : int
-        Smaller byte strings are not aligned [bytes], and arrays whose blocks are smaller are
-        copied, not mapped. A page (4096) at least: that saves copies of small blocks, and costs
-        half a page for each on average.
+        Smaller byte strings are not aligned [bytes], and smaller blocks are copied, not mapped. A
+        page (4096) at least: it saves copies, and costs half a page for each block on average.
     ordered : bool
-        True: the records of each transaction are on disk before its status says that it is
-        committed. So a power failure in the middle of a commit never leaves a part of it. This
-        costs a second sync for each commit. False: only for transactions of `order_from` and more.
+        True: the records of each transaction are on disk before its status says committed, by a
+        second sync: no power failure leaves a part of a commit. False: from `order_from` on.
     order_from : int
-        From this size of a transaction on, a second sync has no measurable cost: 16 MiB [bytes].
+        A second sync of a transaction of this size costs nothing measurable: 16 MiB [bytes].
     **options
         Of FileStorage. With read_only, another process may have the file open to write: each
         transaction sees all earlier commits, as with a server.

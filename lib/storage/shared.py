@@ -52,6 +52,7 @@ __all__ = ["share", "zconn_is_shared", "zconn_now", "zconn_past"]
 
 log = logging.getLogger(__name__)
 
+_keep = 60.0  # of the last request, see _seconds_kept(); protected by: _lock
 MOST = 8  # unused Connections of a database that are kept
 CLOSER = "wendelin.core-closer"
 
@@ -255,8 +256,9 @@ def _opened(url: str, writes: bool) -> Iterator[_Opened]:
 
 
 def _find(url: str, writes: bool) -> _Opened:
-    global _closer
+    global _closer, _keep
     with _lock:
+        _keep = _seconds_kept()
         opened = _databases.get((url, writes))
         if opened is None:
             opened = _databases[url, writes] = _Opened(url, writes)
@@ -266,20 +268,24 @@ def _find(url: str, writes: bool) -> _Opened:
         return opened
 
 
-def _keep() -> float:
+def _seconds_kept() -> float:
     """Return WENDELIN_CORE_KEEP: how long an unused database stays open after a request [s]."""
+    value = os.environ.get("WENDELIN_CORE_KEEP", "60")
     try:
-        return max(0.01, float(os.environ.get("WENDELIN_CORE_KEEP", "60")))
+        seconds = float(value)
     except ValueError:
-        return 60.0
+        seconds = -1
+    if not 0 <= seconds <= 1e9:
+        raise ValueError(f"WENDELIN_CORE_KEEP is {value!r}: it must be seconds, from 0 to 1e9")
+    return seconds
 
 
 def _close_unused() -> None:
     """Close databases that are not used any more, until none is open."""
     global _closer
     while True:
-        keep = _keep()
-        time.sleep(min(5, keep / 2))
+        keep = _keep
+        time.sleep(min(5, max(0.01, keep / 2)))
         for key, opened in list(_databases.items()):
             if not opened.lock.acquire(blocking=False):
                 continue  # it is used at this moment

@@ -303,6 +303,14 @@ def test_what_is_not_used_is_closed_after_a_while(testdb, monkeypatch):
     assert shared._databases == {}
 
 
+@pytest.mark.parametrize("value", ["soon", "-1", "nan"])
+def test_a_wrong_time_to_keep_a_database_is_named(root, A, monkeypatch, value):
+    sent_before = pickle.dumps(A)
+    monkeypatch.setenv("WENDELIN_CORE_KEEP", value)
+    with pytest.raises(ValueError, match=f"WENDELIN_CORE_KEEP is '{value}': it must be seconds"):
+        pickle.loads(sent_before)
+
+
 def test_threads(root, A):
     refs = []
     for i in range(4):
