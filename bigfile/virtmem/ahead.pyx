@@ -17,9 +17,9 @@ not.
 from libc.stdint cimport uint64_t
 
 from wendelin.bigfile.virtmem.loading cimport page_load
-from wendelin.bigfile.virtmem.mapping cimport FILE, NONE, ZERO, Area, area_kind, area_show
+from wendelin.bigfile.virtmem.mapping cimport FILE, NONE, NOWHERE, ZERO, Area, area_kind, area_show
 from wendelin.bigfile.virtmem.page cimport (AHEAD, LOCATED, LOADED, MEMFD, ZEROS, FileH, Page,
-                                            fileh_release, pager_generation)
+                                            fileh_release, page_shown_from, pager_generation)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_limit
 from wendelin.bigfile.virtmem.readahead cimport AHEAD_PAGES, Ahead, readahead_set_op
@@ -100,10 +100,10 @@ cdef size_t show_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
         elif page.backing == ZEROS:
             while k < hi and can_show(area, k, &page) and page.backing == ZEROS:
                 k += 1
-            if area_show(area, j, k - j, ZERO, -1, 0) != 0:
+            if area_show(area, j, k - j, ZERO, NOWHERE) != 0:
                 break
         else:
-            if area_show(area, j, 1, FILE, page.source.fd, page.source.offset) != 0:
+            if area_show(area, j, 1, FILE, page_shown_from(page)) != 0:
                 break
             files -= 1
         j = k

@@ -1,7 +1,7 @@
 """Buffers for loadblk and storeblk: one block of memory, as Python sees it.
 
 This module knows page memory, and mmap. It does not know states of pages: the caller must make sure
-that a page is in memory.
+that a page is in memory, and stays there.
 """
 
 cimport cython
@@ -10,7 +10,9 @@ from libc.stdint cimport uint64_t
 from wendelin.bigfile.virtmem.kernel cimport (MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED,
                                               MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
                                               PROT_READ, PROT_WRITE, madvise, mmap, munmap)
-from wendelin.bigfile.virtmem.page cimport FileH
+from wendelin.bigfile.virtmem.page cimport FileH, Page, page_memory
+from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
+from wendelin.bigfile.virtmem.ram cimport Place, pager_lock, pager_unlock
 
 from wendelin.bigfile.virtmem.errors import PageMemoryError
 
@@ -58,8 +60,12 @@ cdef object page_buffer(FileH *fileh, uint64_t blk):
     """Return a read-only buffer over a page in page memory."""
     cdef PageBuffer buf = PageBuffer.__new__(PageBuffer)
     # All of it is going to be read, mostly by one write(2): this avoids page faults meanwhile.
-    cdef void *addr = mmap(NULL, fileh.blksize, PROT_READ, MAP_SHARED | MAP_POPULATE, fileh.memfd,
-                           blk * fileh.blksize)
+    cdef void *addr
+    cdef Place memory
+    pager_lock()
+    memory = page_memory(<Page *>pagemap_get(&fileh.pages, blk))
+    pager_unlock()
+    addr = mmap(NULL, fileh.blksize, PROT_READ, MAP_SHARED | MAP_POPULATE, memory.fd, memory.offset)
     if addr == MAP_FAILED:
         raise PageMemoryError(f"no mapping for block {blk} to be stored from")
     madvise(addr, fileh.blksize, MADV_DONTFORK)

@@ -25,11 +25,12 @@ from wendelin.bigfile.virtmem.page cimport (AHEAD, BROKEN_FILE, CIRCULAR_LOAD, F
                                             NOTHING, NO_FAILURE, NO_MEMORY, TOUCH_IN_LOAD, ZEROS,
                                             Backing, Failed, Failure, FileH, Page, Purpose, Source,
                                             fileh_release, op_fail, op_load, op_wait, page_become,
-                                            page_drop, page_forget, page_new, page_show)
+                                            page_drop, page_forget, page_memory, page_new,
+                                            page_show)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
-from wendelin.bigfile.virtmem.ram cimport (pager_cond, pager_lock, pager_unlock, ram_alloc,
-                                           ram_copy, ram_free, ram_reserve, ram_unreserve,
-                                           ram_write)
+from wendelin.bigfile.virtmem.ram cimport (Place, pager_cond, pager_lock, pager_unlock,
+                                           ram_alloc, ram_copy, ram_free, ram_reserve,
+                                           ram_unreserve, ram_write)
 from wendelin.bigfile.virtmem.deadlock cimport (wait_for_load, wait_over, waits_circular,
                                                 waits_loaded)
 
@@ -39,20 +40,20 @@ cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) no
     op_load calls it, without the pager lock and the GIL, for the page that it loads: the memory
     stays reserved until that page is LOADED. The data may be in another array.
     """
-    cdef long offset = blk * fileh.blksize
+    cdef Place memory
     cdef int err, _attempt
-    err = reserve(fileh)
+    err = reserve(fileh, blk, &memory)
     if err != 0:
         return err
     # The kernel does not call us for pages that are not shown: it returns EFAULT. A touch shows
     # them, and most likely they still are at the second try.
     for _attempt in range(8):
-        err = ram_write(fileh.memfd, data, size, offset)
+        err = ram_write(memory, data, size)
         if err != EFAULT:
             break
         touch_bytes(data, size)
     if err == 0 and size < fileh.blksize:
-        err = ram_alloc(fileh.memfd, offset + size, fileh.blksize - size)
+        err = ram_alloc(memory, size, fileh.blksize)
     if err != 0:
         release(fileh, blk)
     return err
@@ -60,31 +61,37 @@ cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) no
 
 cdef int page_copy(FileH *fileh, uint64_t blk, const Source *source) noexcept nogil:
     """As page_fill, with the bytes of a file; EBADMSG: they do not match their digest."""
-    cdef long offset = blk * fileh.blksize
-    cdef int err = reserve(fileh)
+    cdef Place memory
+    cdef int err = reserve(fileh, blk, &memory)
     if err != 0:
         return err
-    err = ram_copy(fileh.memfd, offset, source.size, source.fd, source.offset)
+    err = ram_copy(memory, source.size, source.fd, source.offset)
     if err == 0 and source.checked:
-        err = checksum_compare(fileh.memfd, offset, source.size, source.digest)
+        err = checksum_compare(memory.fd, memory.offset, source.size, source.digest)
     if err == 0 and source.size < fileh.blksize:
-        err = ram_alloc(fileh.memfd, offset + source.size, fileh.blksize - source.size)
+        err = ram_alloc(memory, source.size, fileh.blksize)
     if err != 0:
         release(fileh, blk)
     return err
 
 
-cdef int reserve(FileH *fileh) noexcept nogil:
+cdef int reserve(FileH *fileh, uint64_t blk, Place *memory) noexcept nogil:
+    """Reserve memory for the page that this thread loads, and say where it is. 0 or errno."""
     cdef int err
     pager_lock()
     err = ram_reserve(fileh.blksize)
+    memory[0] = page_memory(<Page *>pagemap_get(&fileh.pages, blk))
     pager_unlock()
     return err
 
 
 cdef void release(FileH *fileh, uint64_t blk) noexcept nogil:
     """Undo page_fill."""
-    ram_free(fileh.memfd, blk * fileh.blksize, fileh.blksize)
+    cdef Place memory
+    pager_lock()
+    memory = page_memory(<Page *>pagemap_get(&fileh.pages, blk))
+    pager_unlock()
+    ram_free(memory, fileh.blksize)
     pager_lock()
     ram_unreserve(fileh.blksize)
     pager_unlock()

@@ -2,10 +2,12 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 
+from wendelin.bigfile.virtmem.ram cimport Place
+
 cdef enum Kind:             # the mapping of one page of an area
-    NONE                    # the memfd, PROT_NONE: a touch faults
-    RO                      # the memfd, read-only
-    RW                      # the memfd, read-write
+    NONE                    # PROT_NONE: a touch faults
+    RO                      # page memory, read-only
+    RW                      # page memory, read-write
     ZERO                    # anonymous and read-only: the kernel's zero page
     FILE                    # a range of a file, read-only and private
     SINK                    # scrap for writes of a doomed transaction; never stored
@@ -21,7 +23,8 @@ cdef struct Area:
     Area *prev              # neighbours in the handle's list; not for this module
     Area *next
     # protected by: the pager lock
-    # [pglen] of Kind, with flags: SHOWN, it was not NONE since a reset; STAYS, it must stay shown
+    # [pglen] of Kind, with flags: SHOWN, it was not NONE since a reset; STAYS, it must stay shown;
+    # ELSEWHERE, it is RO or RW, but not of the memfd at the page's own offset
     uint8_t *kinds
     uint64_t stays          # pages that have STAYS
     uint64_t maps           # kernel mappings it consists of, estimated from above
@@ -36,8 +39,7 @@ cdef Area *area_map(int memfd, uint64_t pgoffset, uint64_t pglen, size_t blksize
 cdef void area_unmap(Area *area) noexcept nogil
 cdef Area *area_lookup(const char *addr) noexcept nogil
 cdef Kind area_kind(Area *area, uint64_t page) noexcept nogil
-cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, int fd, long offset) \
-    noexcept nogil
+cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, Place at) noexcept nogil
 cdef bint area_was_shown(Area *area, uint64_t page) noexcept nogil
 cdef void area_set_stays(Area *area, uint64_t page, bint stays) noexcept nogil
 cdef bint areas_may_stay() noexcept nogil
@@ -49,4 +51,5 @@ cdef void areas_after_fork() noexcept nogil
 cdef Area *area_inherited(const char *addr) noexcept nogil
 cdef bint area_show_inherited(Area *area, const char *addr) noexcept nogil
 
+cdef Place NOWHERE
 cdef uint64_t areas_maps, areas_shown_bytes

@@ -3,7 +3,8 @@
 An Area is one mapping of a handle's memfd, cut by the kernel into as many mappings as
 neighbouring pages differ. Page by page it shows one Kind:
 
-    NONE, RO, RW    the memfd at the page's own offset: changed by mprotect
+    NONE, RO, RW    the memfd at the page's own offset: changed by mprotect. RO and RW can be
+                    ELSEWHERE, where the caller says: changed by mmap
     ZERO            a hole, or a page whose load failed: it takes no memory
     FILE            the block's bytes where they lie in a file: the kernel's page cache
     SINK            one block of memory for writes of a doomed transaction
@@ -36,12 +37,13 @@ from wendelin.bigfile.virtmem.kernel cimport (MADV_DONTFORK, MADV_DONTNEED, MADV
                                               MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
                                               MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, madvise,
                                               mmap, mprotect, munmap)
-from wendelin.bigfile.virtmem.ram cimport ram_limit, ram_open
+from wendelin.bigfile.virtmem.ram cimport Place, ram_limit, ram_open
 
 cdef enum:
     HUGE = 1 << 21          # [bytes] of the kernel's huge page
     SHOWN = 0x80            # flags beside a Kind
     STAYS = 0x40
+    ELSEWHERE = 0x20
     INHERITED_SHOWN = 64    # blocks; more than these stay shown
     SPARE = 16              # mappings in reserve, see reset_all()
     SPARE_SIZE = 1 << 16    # of each [bytes]: a multiple of the OS page
@@ -219,7 +221,7 @@ cdef void area_unmap(Area *area) noexcept nogil:
 
 cdef Kind area_kind(Area *area, uint64_t page) noexcept nogil:
     """Return the Kind of a page [0, pglen) of an area."""
-    return <Kind>(area.kinds[page] & ~<int>(SHOWN | STAYS))
+    return <Kind>(area.kinds[page] & ~<int>(SHOWN | STAYS | ELSEWHERE))
 
 
 cdef bint area_was_shown(Area *area, uint64_t page) noexcept nogil:
@@ -252,8 +254,9 @@ cdef bint areas_have_room() noexcept nogil:
 cdef inline bint edge(Area *area, uint64_t page) noexcept nogil:
     """Say whether the kernel has a boundary between page - 1 and page (estimated from above)."""
     cdef Kind a = area_kind(area, page - 1), b = area_kind(area, page)
-    # neighbouring FILE and SINK pages may, but need not, be one mapping
-    return a != b or a == FILE or a == SINK
+    # neighbouring FILE, SINK and ELSEWHERE pages may, but need not, be one mapping
+    return (a != b or a == FILE or a == SINK
+            or (area.kinds[page - 1] | area.kinds[page]) & ELSEWHERE != 0)
 
 
 cdef uint64_t edges(Area *area, uint64_t page, uint64_t n) noexcept nogil:
@@ -264,8 +267,31 @@ cdef uint64_t edges(Area *area, uint64_t page, uint64_t n) noexcept nogil:
     return count
 
 
-cdef bint is_memfd(Kind kind) noexcept nogil:
-    return kind == NONE or kind == RO or kind == RW
+cdef bint in_memory(Kind kind) noexcept nogil:
+    return kind == RO or kind == RW
+
+
+cdef bint is_mapped(Area *area, uint64_t page) noexcept nogil:
+    """Say whether page memory is mapped, so that a change of protection may be all that is needed.
+
+    A NONE page has its own range of it. One that is ELSEWHERE shows the place where it is now, as
+    it is hidden before its memory is freed.
+    """
+    cdef Kind kind = area_kind(area, page)
+    return kind == NONE or in_memory(kind)
+
+
+cdef Place own_memory(const Area *area, uint64_t page) noexcept nogil:
+    """Return the place that a page has if it is not ELSEWHERE."""
+    cdef Place place
+    place.fd = area.memfd
+    place.offset = (area.pgoffset + page) * area.blksize
+    return place
+
+
+cdef bint is_own(const Area *area, uint64_t page, Place at) noexcept nogil:
+    cdef Place own = own_memory(area, page)
+    return at.fd == own.fd and at.offset == own.offset
 
 
 cdef int prot_of(Kind kind) noexcept nogil:
@@ -274,29 +300,22 @@ cdef int prot_of(Kind kind) noexcept nogil:
     return PROT_READ | PROT_WRITE if kind == RW or kind == SINK else PROT_READ
 
 
-cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, int fd, long offset) \
-        noexcept nogil:
+cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, Place at) noexcept nogil:
     """Put a mapping of a kind over a range of the area. 0 or errno."""
     cdef int flags = MAP_FIXED | MAP_NORESERVE
-    if kind == ZERO:
-        flags |= MAP_PRIVATE | MAP_ANONYMOUS
-        fd = -1
-        offset = 0
-    elif kind == FILE:
+    if kind == FILE:
         flags |= MAP_PRIVATE
-    elif kind == SINK and sink_fd < 0:      # there was no descriptor: it takes more memory
+    elif kind == ZERO or kind == SINK and sink_fd < 0:  # no descriptor: it takes more memory
         flags |= MAP_PRIVATE | MAP_ANONYMOUS
-        fd = -1
-        offset = 0
+        at = NOWHERE
     else:
         flags |= MAP_SHARED
         if kind == SINK:
-            fd = sink_fd
-            offset = 0
-        else:
-            fd = area.memfd
-            offset = area.pgoffset * area.blksize + (<char *>addr - area.start)
-    if mmap(addr, size, prot_of(kind), flags, fd, offset) == MAP_FAILED:
+            at.fd = sink_fd
+            at.offset = 0
+        elif kind == NONE:
+            at = own_memory(area, (<char *>addr - area.start) // area.blksize)
+    if mmap(addr, size, prot_of(kind), flags, at.fd, at.offset) == MAP_FAILED:
         return errno
     # A fresh mapping has none of the old one's advice. Private ones get this at the fork.
     if flags & MAP_SHARED:
@@ -306,24 +325,28 @@ cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, int fd, long 
     return 0
 
 
-cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, int fd, long offset) \
-        noexcept nogil:
-    """Show pages [page, page + n) of the area as kind; fd and offset are for FILE. 0 or errno."""
+cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, Place at) noexcept nogil:
+    """Show pages [page, page + n) of the area as kind. 0 or errno.
+
+    at: where the bytes are, for FILE, RO and RW, and then n is 1; others ignore it.
+    """
     global areas_maps, areas_shown_bytes, sink_fd
     cdef int err
     cdef uint64_t i, before, shown = 0
+    cdef bint elsewhere = in_memory(kind) and not is_own(area, page, at)
     if kind != NONE:
         keep_budgets()
         if kind == SINK and sink_fd < 0:
             sink_fd = ram_open()
-    if n == 1 and area_kind(area, page) == kind and kind != FILE:
+    if n == 1 and area_kind(area, page) == kind and kind != FILE \
+            and elsewhere == (area.kinds[page] & ELSEWHERE != 0):
         return 0
-    err = show_fixed(area, page, n, kind, fd, offset)
+    err = show_fixed(area, page, n, kind, at, elsewhere)
     if err == ENOMEM and give_back(False):
-        err = show_fixed(area, page, n, kind, fd, offset)
+        err = show_fixed(area, page, n, kind, at, elsewhere)
     if err == ENOMEM:
         reset_all()
-        err = show_fixed(area, page, n, kind, fd, offset)
+        err = show_fixed(area, page, n, kind, at, elsewhere)
         spare_map()
     if err != 0:
         return err
@@ -335,7 +358,7 @@ cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, int fd, lon
             area.kinds[i] = area.kinds[i] & SHOWN
         else:
             shown += not area.kinds[i] & SHOWN
-            area.kinds[i] = kind | SHOWN | (area.kinds[i] & STAYS)
+            area.kinds[i] = kind | SHOWN | (area.kinds[i] & STAYS) | (ELSEWHERE if elsewhere else 0)
     area.maps += edges(area, page, n) - before
     areas_maps += edges(area, page, n) - before
     area.shown += shown
@@ -343,14 +366,15 @@ cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, int fd, lon
     return 0
 
 
-cdef int show_fixed(Area *area, uint64_t page, uint64_t n, Kind kind, int fd, long offset) \
+cdef int show_fixed(Area *area, uint64_t page, uint64_t n, Kind kind, Place at, bint elsewhere) \
         noexcept nogil:
     cdef void *addr = area.start + page * area.blksize
-    if n == 1 and is_memfd(area_kind(area, page)) and is_memfd(kind):
+    if n == 1 and is_mapped(area, page) and (in_memory(kind) or kind == NONE) \
+            and elsewhere == (area.kinds[page] & ELSEWHERE != 0):
         if mprotect(addr, area.blksize, prot_of(kind)) != 0:
             return errno
         return 0
-    return map_fixed(area, addr, n * area.blksize, kind, fd, offset)
+    return map_fixed(area, addr, n * area.blksize, kind, at)
 
 
 cdef int area_reset(Area *area) noexcept nogil:
@@ -384,7 +408,7 @@ cdef int reset_range(Area *area, uint64_t page, uint64_t n) noexcept nogil:
     global areas_maps, areas_shown_bytes, areas_stay
     cdef uint64_t i, before, shown = 0
     cdef int err = map_fixed(area, area.start + page * area.blksize, n * area.blksize,
-                             NONE, -1, 0)
+                             NONE, NOWHERE)
     if err != 0:
         return err
     if n == area.pglen:
@@ -527,5 +551,7 @@ def max_map_count() -> int:
         return 65530
 
 
+NOWHERE.fd = -1
+NOWHERE.offset = 0
 # The other half is for the program: malloc, libraries, thread stacks.
 maps_budget = max_map_count() // 2

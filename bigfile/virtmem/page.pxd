@@ -5,7 +5,7 @@ from libc.stdint cimport uint64_t
 from wendelin.bigfile.virtmem.kernel cimport pthread_t
 from wendelin.bigfile.virtmem.mapping cimport Area, Kind
 from wendelin.bigfile.virtmem.pagemap cimport PageMap
-from wendelin.bigfile.virtmem.ram cimport Resident
+from wendelin.bigfile.virtmem.ram cimport Place, Resident
 
 cdef enum State:
     LOCATED
@@ -131,6 +131,8 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil
 cdef void page_set_stored(Page *page, bint stored) noexcept nogil
 cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil
 cdef void page_protect(Page *page, Kind most) noexcept nogil
+cdef Place page_memory(const Page *page) noexcept nogil
+cdef Place page_shown_from(const Page *page) noexcept nogil
 cdef Kind page_kind(const Page *page) noexcept nogil
 cdef void page_show(Page *page, bint stays) noexcept nogil
 cdef void page_drop(Page *page) noexcept nogil

@@ -80,11 +80,11 @@ from libc.stdint cimport UINT64_MAX, uint64_t
 from libc.stdlib cimport abort, calloc, free
 
 from wendelin.bigfile.virtmem.kernel cimport close, pthread_self, write as write_fd
-from wendelin.bigfile.virtmem.mapping cimport (FILE, NONE, RO, RW, ZERO, Area, Kind, area_kind,
-                                               area_reset, area_set_stays, area_show,
+from wendelin.bigfile.virtmem.mapping cimport (FILE, NONE, NOWHERE, RO, RW, ZERO, Area, Kind,
+                                               area_kind, area_reset, area_set_stays, area_show,
                                                area_was_shown)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_del, pagemap_free, pagemap_next, pagemap_set
-from wendelin.bigfile.virtmem.ram cimport (OFF, Resident, pager_lock, pager_unlock, ram_add,
+from wendelin.bigfile.virtmem.ram cimport (OFF, Place, Resident, pager_lock, pager_unlock, ram_add,
                                            ram_forget_dirty, ram_free, ram_make_clean,
                                            ram_make_dirty, ram_open, ram_pin, ram_remove,
                                            ram_set_ops, ram_unreserve)
@@ -218,6 +218,29 @@ cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil:
     return page
 
 
+cdef Place page_memory(const Page *page) noexcept nogil:
+    """Return where the bytes of a page are, or will be, in page memory.
+
+    Only here it is known. It is so from the time that the page's memory is reserved until it is
+    freed. The thread that loads the page, and one that has frozen the handle for a DIRTY page, may
+    use it without the pager lock.
+    """
+    cdef Place place
+    place.fd = page.fileh.memfd
+    place.offset = page.blk * page.fileh.blksize
+    return place
+
+
+cdef Place page_shown_from(const Page *page) noexcept nogil:
+    """Return what an area maps to show a LOADED or DIRTY page; see page_kind()."""
+    cdef Place place
+    if page.backing == MEMFD:
+        return page_memory(page)
+    place.fd = page.source.fd
+    place.offset = page.source.offset
+    return place
+
+
 cdef Kind page_kind(const Page *page) noexcept nogil:
     """Return the most that an area may show of a LOADED or DIRTY page."""
     if page.state == DIRTY:
@@ -235,7 +258,7 @@ cdef void page_protect(Page *page, Kind most) noexcept nogil:
         if i < area.pglen:
             kind = area_kind(area, i)
             if kind == RW or most == NONE and kind != NONE:
-                if area_show(area, i, 1, most, -1, 0) != 0 and area_reset(area) != 0:
+                if area_show(area, i, 1, most, page_shown_from(page)) != 0 and area_reset(area) != 0:
                     fatal(b"wendelin.core: the kernel refuses to unmap a page\n")
         area = area.next
 
@@ -252,8 +275,8 @@ cdef void page_show(Page *page, bint stays) noexcept nogil:
     while area != NULL:
         i = page.blk - area.pgoffset        # wraps to a large number when blk is below
         if i < area.pglen and (stays or area_was_shown(area, i)):
-            if area_show(area, i, 1, kind, page.source.fd, page.source.offset) != 0:
-                if area_show(area, i, 1, NONE, -1, 0) != 0 and area_reset(area) != 0:
+            if area_show(area, i, 1, kind, page_shown_from(page)) != 0:
+                if area_show(area, i, 1, NONE, NOWHERE) != 0 and area_reset(area) != 0:
                     fatal(b"wendelin.core: the kernel refuses to unmap a page\n")
             elif stays:
                 area_set_stays(area, i, True)
@@ -286,7 +309,7 @@ cdef void page_free_memory(Page *page) noexcept nogil:
         page_become(page, LOADED, MEMFD)
     if page.backing == MEMFD:
         ram_remove(&page.res)
-        ram_free(fileh.memfd, page.blk * fileh.blksize, fileh.blksize)
+        ram_free(page_memory(page), fileh.blksize)
         page_set_backing(page, NOTHING)
 
 

@@ -15,6 +15,10 @@ cdef struct Resident:       # embedded in a page as its first field
     Queue queue
     size_t size             # [bytes]
 
+cdef struct Place:          # where the bytes of a page are, in a file
+    int fd
+    long offset             # [bytes]
+
 # The one lock of the pager; see "Locking" in page.pyx.
 cdef pthread_mutex_t pager_mutex
 cdef pthread_cond_t pager_cond
@@ -36,10 +40,10 @@ cdef size_t ram_loading     # [bytes] reserved by pages that are being loaded
 cdef void ram_set_ops(void (*cool)(Resident *) noexcept nogil,
                       void (*evict)(Resident *) noexcept nogil) noexcept nogil
 cdef int ram_open() noexcept nogil
-cdef int ram_alloc(int memfd, long offset, size_t size) noexcept nogil
-cdef int ram_write(int memfd, const char *data, size_t size, long offset) noexcept nogil
-cdef int ram_copy(int memfd, long offset, size_t size, int fd, long start) noexcept nogil
-cdef void ram_free(int memfd, long offset, size_t size) noexcept nogil
+cdef int ram_alloc(Place memory, size_t start, size_t stop) noexcept nogil
+cdef int ram_write(Place memory, const char *data, size_t size) noexcept nogil
+cdef int ram_copy(Place memory, size_t size, int fd, long start) noexcept nogil
+cdef void ram_free(Place memory, size_t size) noexcept nogil
 
 cdef int ram_reserve(size_t size) noexcept nogil
 cdef void ram_unreserve(size_t size) noexcept nogil

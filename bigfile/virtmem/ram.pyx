@@ -88,19 +88,20 @@ cdef int ram_open() noexcept nogil:
     return high
 
 
-cdef int ram_alloc(int memfd, long offset, size_t size) noexcept nogil:
-    """Allocate memory for a range; it keeps its bytes, or reads as zeros. 0 or errno."""
-    while fallocate(memfd, FALLOC_FL_KEEP_SIZE, offset, size) != 0:
+cdef int ram_alloc(Place memory, size_t start, size_t stop) noexcept nogil:
+    """Allocate bytes [start, stop) of a page; they stay, or read as zeros. 0 or errno."""
+    while fallocate(memory.fd, FALLOC_FL_KEEP_SIZE, memory.offset + start, stop - start) != 0:
         if errno != EINTR:
             return errno
     return 0
 
 
-cdef int ram_write(int memfd, const char *data, size_t size, long offset) noexcept nogil:
-    """Write all the data at an offset. 0 or errno."""
+cdef int ram_write(Place memory, const char *data, size_t size) noexcept nogil:
+    """Write the first bytes of a page. 0 or errno."""
     cdef ssize_t n
+    cdef long offset = memory.offset
     while size != 0:
-        n = pwrite(memfd, data, size, offset)
+        n = pwrite(memory.fd, data, size, offset)
         if n < 0:
             if errno == EINTR:
                 continue
@@ -111,14 +112,15 @@ cdef int ram_write(int memfd, const char *data, size_t size, long offset) noexce
     return 0
 
 
-cdef int ram_copy(int memfd, long offset, size_t size, int fd, long start) noexcept nogil:
-    """Copy bytes [start, start + size) of a file to an offset. 0 or errno.
+cdef int ram_copy(Place memory, size_t size, int fd, long start) noexcept nogil:
+    """Copy bytes [start, start + size) of a file to the first ones of a page. 0 or errno.
 
     It uses a pipe, through which the kernel passes pages of its cache. So there is one copy, and,
     unlike with a mapping of the file, other processors have no page tables to flush.
     """
     cdef int[2] ends
     cdef ssize_t n = 0, done
+    cdef long offset = memory.offset
     cdef int err = 0
     if pipe2(ends, O_CLOEXEC) != 0:
         return errno
@@ -130,7 +132,7 @@ cdef int ram_copy(int memfd, long offset, size_t size, int fd, long start) noexc
         elif n < 0 and errno != EINTR:
             err = errno
         while n > 0 and err == 0:
-            done = splice(ends[0], NULL, memfd, &offset, n, 0)
+            done = splice(ends[0], NULL, memory.fd, &offset, n, 0)
             if done > 0:
                 n -= done
                 size -= done
@@ -141,9 +143,10 @@ cdef int ram_copy(int memfd, long offset, size_t size, int fd, long start) noexc
     return err
 
 
-cdef void ram_free(int memfd, long offset, size_t size) noexcept nogil:
-    """Give the memory of a range back; it reads as zeros from now on."""
-    while fallocate(memfd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size) != 0:
+cdef void ram_free(Place memory, size_t size) noexcept nogil:
+    """Give the memory of a page back; it reads as zeros from now on."""
+    while fallocate(memory.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, memory.offset,
+                    size) != 0:
         if errno != EINTR:
             return
 

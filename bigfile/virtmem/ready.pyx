@@ -23,12 +23,12 @@ from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from wendelin.bigfile.virtmem.kernel cimport (CLOCK_MONOTONIC, EDEADLK, clock_gettime, pthread_self,
                                               timespec)
 from wendelin.bigfile.virtmem.loading cimport page_bring_in, page_load
-from wendelin.bigfile.virtmem.mapping cimport (NONE, ZERO, Area, area_kind, area_set_stays,
+from wendelin.bigfile.virtmem.mapping cimport (NONE, NOWHERE, ZERO, Area, area_kind, area_set_stays,
                                                area_show, area_was_shown, areas_have_room,
                                                areas_may_stay)
 from wendelin.bigfile.virtmem.page cimport (AHEAD, DIRTY, LOADED, LOADING, LOCATED, MEMFD,
                                             NO_FAILURE, ZEROS, FileH, Page, op_wait, page_become,
-                                            page_kind, page_set_stored, page_show)
+                                            page_kind, page_set_stored, page_show, page_shown_from)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
 from wendelin.bigfile.virtmem.ram cimport (COLD, pager_lock, pager_unlock, ram_may_dirty,
                                            ram_may_pin, ram_pin, ram_unpin)
@@ -77,13 +77,13 @@ cdef uint64_t area_ready(Area *area, uint64_t i, uint64_t end, bint skip, int64_
         elif page.state == LOADED and page.backing == ZEROS:
             while j < end and area_kind(area, j) == NONE and is_hole(fileh, area.pgoffset + j):
                 j += 1
-            if area_show(area, i, j - i, ZERO, -1, 0) != 0:
+            if area_show(area, i, j - i, ZERO, NOWHERE) != 0:
                 j = end
         elif is_short(page):
             if page_load(fileh, area.pgoffset + i, AHEAD).why == NO_FAILURE:
                 continue
         elif (page.state == LOADED and page.res.queue != COLD) or page.state == DIRTY:
-            err = area_show(area, i, 1, page_kind(page), page.source.fd, page.source.offset)
+            err = area_show(area, i, 1, page_kind(page), page_shown_from(page))
             if err != 0:
                 j = end
         i = j

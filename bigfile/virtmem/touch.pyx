@@ -23,17 +23,17 @@ from wendelin.bigfile.virtmem.kernel cimport (MADV_POPULATE_READ, MADV_POPULATE_
                                               pthread_atfork, pthread_cond_init, pthread_self)
 from wendelin.bigfile.virtmem.loading cimport (fail, may_load, own_load, page_bring_in, page_load,
                                                wait_loaded)
-from wendelin.bigfile.virtmem.mapping cimport (FILE, RO, RW, SINK, ZERO, Area, Kind, area_inherited,
-                                               area_kind, area_lookup, area_set_stays, area_show,
-                                               area_show_inherited, areas_after_fork,
-                                               areas_before_fork)
+from wendelin.bigfile.virtmem.mapping cimport (FILE, NOWHERE, RO, RW, SINK, ZERO, Area, Kind,
+                                               area_inherited, area_kind, area_lookup,
+                                               area_set_stays, area_show, area_show_inherited,
+                                               areas_after_fork, areas_before_fork)
 from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, CHANGE_REFUSED, DIRTY, DIRTY_LIMIT,
                                             EXITING, FOR_TOUCH, FORKED, LOAD_FAILED, LOADED,
                                             LOADING, MEMFD, NO_FAILURE, NO_MAPPING, NO_MEMORY,
                                             WRITE_IN_WRITEOUT, Failure, FileH, Page, fatal,
                                             fileh_doom, fileh_release, op_first_change, op_fail,
                                             op_wait, page_after_fork, page_become, page_kind,
-                                            page_set_stored, pager_exiting)
+                                            page_set_stored, page_shown_from, pager_exiting)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
 from wendelin.bigfile.virtmem.ram cimport (OFF, pager_cond, pager_lock, pager_unlock,
                                            ram_after_fork, ram_may_dirty, ram_touch)
@@ -62,7 +62,7 @@ cdef void show_scrap(const char *addr, bint write, Failure why) noexcept nogil:
     fileh_doom(<FileH *>area.fileh, area.pgoffset + i, why)
     scraps += 1
     area.scrap = True
-    if area_show(area, i, 1, SINK if write else ZERO, -1, 0) != 0:
+    if area_show(area, i, 1, SINK if write else ZERO, NOWHERE) != 0:
         fatal(b"wendelin.core: no memory left to report a failure with\n")
     area_set_stays(area, i, False)
 
@@ -233,7 +233,7 @@ cdef Step touch_show(Touch *touch) noexcept nogil:
         touch.n_ahead = load_ahead(area, touch.i, touch.ahead)
     else:
         touch.n_ahead = show_ahead(area, touch.i, touch.ahead)
-    err = area_show(area, touch.i, 1, kind, page.source.fd, page.source.offset)
+    err = area_show(area, touch.i, 1, kind, page_shown_from(page))
     return SHOWN if err == 0 else refuse(touch, NO_MAPPING, err)
 
 
