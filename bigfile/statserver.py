@@ -119,8 +119,8 @@ def ask_stats(pid: int) -> dict[str, Any]:
             )
         data = bytearray()
         try:
-            while part := sock.recv(1 << 16):
-                data += part
+            while received := sock.recv(1 << 16):
+                data += received
                 if len(data) > _MOST:
                     raise ConnectionAbortedError(f"process {pid} tells too much")
         except TimeoutError:

@@ -35,10 +35,10 @@ def memory_limit(root: str = "/") -> int:
             mounts, name = ["sys/fs/cgroup/memory"], "memory.limit_in_bytes"
         else:
             continue
-        parts = [p for p in path.split("/") if p not in ("", "..")]
+        folders = [p for p in path.split("/") if p not in ("", "..")]
         for mount in mounts:
-            for n in range(len(parts) + 1):
-                text = _read(base.joinpath(mount, *parts[:n], name)).strip()
+            for n in range(len(folders) + 1):
+                text = _read(base.joinpath(mount, *folders[:n], name)).strip()
                 if text.isdigit():
                     limits.append(int(text))
     return min(limits)

@@ -16,12 +16,12 @@ __all__ = [
     "begins",
     "changed_objects",
     "has_joined",
+    "inner_of",
     "instance_of",
     "instances_of",
     "invalidate_all",
     "join",
     "main_instance",
-    "parts_of",
     "saved_of",
     "seen_before",
     "set_instance",
@@ -130,7 +130,7 @@ def begins(instance: Any) -> bool:
     return hasattr(instance, "_start")
 
 
-def parts_of(instance: Any) -> list[Any]:
-    """Return what an instance of a storage, or what keeps savepoints, consists of."""
+def inner_of(instance: Any) -> list[Any]:
+    """Return the storages that an instance, or what keeps savepoints, asks."""
     has = getattr(instance, "__dict__", {})
     return [has[name] for name in ("_base", "_storage") if has.get(name) is not None]

@@ -348,11 +348,11 @@ def _check_begin(path: str) -> None:
 
 def _resolve_zeo(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
     """Resolve zeo://HOST:PORT?..., or zeo:///SOCKET?..."""
-    parts = urlsplit(url)
-    options, arguments = _options(url, parts.query, _ZEO_OPTIONS)
+    split = urlsplit(url)
+    options, arguments = _options(url, split.query, _ZEO_OPTIONS)
     if read_only:
         options["read_only"] = True
-    address = _zeo_address(url, parts)
+    address = _zeo_address(url, split)
     tls = {name: options.pop(name) for name in ("ca", "cert", "key") if name in options}
     hostname = options.pop("server_hostname", None)
     if tls or hostname:
@@ -371,7 +371,7 @@ def _resolve_zeo(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
 
     same = [
         (name, os.path.abspath(value) if name in _ZEO_PATHS else value)
-        for name, value in parse_qsl(parts.query, keep_blank_values=True)
+        for name, value in parse_qsl(split.query, keep_blank_values=True)
         if name in _ZEO_OPTIONS and name not in _ZEO_OWN
     ]
     where = url.partition("?")[0].partition("#")[0]
@@ -379,21 +379,21 @@ def _resolve_zeo(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
     return _remembered(make, f"{where}?{query}" if query else where), arguments
 
 
-def _zeo_address(url: str, parts: SplitResult) -> str | tuple[str, int]:
-    if not parts.netloc:
-        if parts.path in ("", "/"):
+def _zeo_address(url: str, split: SplitResult) -> str | tuple[str, int]:
+    if not split.netloc:
+        if split.path in ("", "/"):
             raise ValueError(f"{url!r} names no server: zeo://HOST:PORT, or zeo:///PATH/OF/SOCKET")
-        return os.path.normpath(_decoded(url, parts.path))
+        return os.path.normpath(_decoded(url, split.path))
     try:
-        port = parts.port
+        port = split.port
     except ValueError as e:
         raise ValueError(f"{url!r} is not a valid URL: {e}") from e
-    if parts.path not in ("", "/"):
+    if split.path not in ("", "/"):
         raise ValueError(
-            f"{url!r} is not a valid URL: {parts.path!r} follows the address; to name a storage, "
-            f"write ?storage={parts.path[1:]}"
+            f"{url!r} is not a valid URL: {split.path!r} follows the address; to name a storage, "
+            f"write ?storage={split.path[1:]}"
         )
-    return parts.hostname or "", _ZEO_PORT if port is None else port
+    return split.hostname or "", _ZEO_PORT if port is None else port
 
 
 def _tls(ca: str | None = None, cert: str | None = None, key: str | None = None) -> ssl.SSLContext:
@@ -442,13 +442,13 @@ def _resolve_demo(url: str, read_only: bool) -> tuple[Factory, dict[str, Any]]:
     _, arguments = _options(url, rest[1:], {})
     _, usual = _options(url, "", {})
     factories = []
-    for part in both:
+    for inner in both:
         # a storage in memory begins empty, so it is opened to write; read_only is applied below
-        factory, others = resolve(part, read_only and not part.startswith("memory:"))
+        factory, others = resolve(inner, read_only and not inner.startswith("memory:"))
         if others and others != usual:
             raise ValueError(
                 f"{url!r} is not a valid URL: options of the database must be at its end, after "
-                f"'#', not in {part}"
+                f"'#', not in {inner}"
             )
         factories.append(factory)
 

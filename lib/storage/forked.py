@@ -34,9 +34,9 @@ from ZODB.FileStorage import FileStorage
 from wendelin.lib.adapters import filestorage
 from wendelin.lib.adapters.connection import (
     has_joined,
+    inner_of,
     instances_of,
     main_instance,
-    parts_of,
     set_instance,
 )
 from wendelin.lib.adapters.transactions import leave, resources_of
@@ -94,7 +94,7 @@ _QUIET = ("afterCompletion", "poll_invalidations", "release", "sync")
 _REFUSED_BY_DB = ("close", "open", "pack", "transaction", "undo", "undoMultiple")
 
 #: attributes in which a storage keeps others
-_PARTS = ("asked", "base", "changes")
+_INNER = ("asked", "base", "changes")
 
 _storages: WeakSet[Any] = WeakSet()
 _databases: WeakSet[DB] = WeakSet()
@@ -193,14 +193,14 @@ def _inherit_connection(conn: Any, name: str, seen: set[int]) -> None:
 
 
 def _inherit_storage(storage: Any, seen: set[int]) -> None:
-    """Make a storage, and its parts, refuse calls."""
+    """Make a storage, and those inside of it, refuse calls."""
     if id(storage) in seen:
         return
     seen.add(id(storage))
     has = getattr(storage, "__dict__", {})
-    for part in (*parts_of(storage), *(has[name] for name in _PARTS if name in has)):
-        if part is not None:
-            _inherit_storage(part, seen)
+    for inner in (*inner_of(storage), *(has[name] for name in _INNER if name in has)):
+        if inner is not None:
+            _inherit_storage(inner, seen)
     name = _name(storage)
     for call in (*_REFUSED, *_QUIET):
         if hasattr(storage, call):

@@ -151,8 +151,8 @@ def _unpickled(data: bytes, pos: int) -> fsIndex | None:
         load = Reader(data, python2="bytes").load
         if load() != pos:
             return None
-        while (part := load()) is not None:
-            prefix, bucket = part
+        while (entry := load()) is not None:
+            prefix, bucket = entry
             buckets_of(index)[prefix] = fsBucket().fromString(bucket)
     except (InertError, ValueError, TypeError):
         return None

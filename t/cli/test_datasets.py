@@ -306,7 +306,7 @@ def test_hdf5_that_is_elsewhere(call, url, here):
     assert "more than 16 levels" in call("import", "x.h5:circle", f"{url}#x", code=1).stderr
     assert "more than 16 links" in call("import", "x.h5:round", f"{url}#x", code=1).stderr
     assert "more than 16 links" in call("import", "x.h5:link0/inside", f"{url}#x", code=1).stderr
-    assert "more than 10,000 parts" in call("import", "x.h5:power0", f"{url}#x", code=1).stderr
+    assert "more than 10,000 sources" in call("import", "x.h5:power0", f"{url}#x", code=1).stderr
     assert "has no array 'nowhere'" in call("import", "x.h5:nowhere", f"{url}#x", code=1).stderr
     error = call("import", "--as", "array", "x.h5", f"{url}#x", code=1).stderr
     assert "name one of them" in error

@@ -22,7 +22,7 @@ from wendelin.bigarray.array_zodb import ZBigArray  # noqa: E402
 from wendelin.lib.storage.record import ChecksumError  # noqa: E402
 from wendelin.lib.zodb import dbclose, dbopen, zconn_at  # noqa: E402
 from wendelin.zarr import ZarrGroup, ZarrParts, ZarrValue  # noqa: E402
-from wendelin.zarr.writing import PART  # noqa: E402
+from wendelin.zarr.writing import PART_SIZE  # noqa: E402
 
 pytestmark = [pytest.mark.database, pytest.mark.formats]
 
@@ -227,7 +227,7 @@ def test_a_range_of_a_shard_loads_its_parts_only(root, g, monkeypatch):
     transaction.commit()
     value = g.table["a/c/0/0"]
     assert isinstance(value, ZarrParts)
-    assert len(value.values) == -(-value.size // PART) == 8
+    assert len(value.values) == -(-value.size // PART_SIZE) == 8
     read = []
     table = g.live_table()
     monkeypatch.setattr(table.values, "read", spied(table.values.read, read))

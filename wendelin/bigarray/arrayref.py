@@ -397,9 +397,9 @@ def _no_objects(dtype: np.dtype[Any], start: int, stop: int) -> bool:
         base = dtype.subdtype[0]
         first = start - start % base.itemsize
         return _no_objects(base, start - first, stop - first)
-    parts = [
+    fields = [
         (field, max(0, start - at), min(field.itemsize, stop - at))
         for field, at in _fields(dtype)
         if start < at + field.itemsize and at < stop
     ]
-    return dtype.fields is not None and all(_no_objects(*part) for part in parts)
+    return dtype.fields is not None and all(_no_objects(*field) for field in fields)

@@ -105,10 +105,10 @@ class _Source:
         return result
 
 
-def in_memory(part: NDArray[Any]) -> NDArray[Any]:
+def in_memory(chunk: NDArray[Any]) -> NDArray[Any]:
     """Return a chunk in memory of its own: Dask sends it by system calls, which need that."""
     limit_memory()
-    return part if part.base is None else np.array(part)
+    return chunk if chunk.base is None else np.array(chunk)
 
 
 def _blocks(A: BigArray) -> tuple[int, ...]:
@@ -120,20 +120,20 @@ def _blocks(A: BigArray) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _pieces(A: BigArray, idx: Slices, part: NDArray[Any]) -> Iterator[tuple[Slices, Slices]]:
-    """Yield (where in a part of an array, where in the array) in pieces along the major axis."""
-    if part.size == 0:
+def _pieces(A: BigArray, idx: Slices, chunk: NDArray[Any]) -> Iterator[tuple[Slices, Slices]]:
+    """Yield (where in a chunk of an array, where in the array) in pieces along the major axis."""
+    if chunk.size == 0:
         return
     if not idx:
         yield (), ()
         return
     axis = A._major
     rows = range(*idx[axis].indices(A.shape[axis]))
-    step = max(1, PIECE // (part.nbytes // len(rows)))
+    step = max(1, PIECE // (chunk.nbytes // len(rows)))
     for i in range(0, len(rows), step):
         some = rows[i : i + step]
         stop = some.stop if some.stop >= 0 else None
-        to, of = [slice(None)] * part.ndim, list(idx)
+        to, of = [slice(None)] * chunk.ndim, list(idx)
         to[axis], of[axis] = slice(i, i + step), slice(some.start, stop, some.step)
         yield tuple(to), tuple(of)
 
@@ -262,7 +262,7 @@ def batches(
 def _store(
     url: str, oid: bytes, places: list[Slices], blocks: list[Any], batch: int = BATCH
 ) -> None:
-    """Store chunks, in a transaction for each part of the array that is changed at a time."""
+    """Store chunks, in a transaction for each box of the array that is changed at a time."""
     limit_memory()
     with zconn_now(url) as conn:
         # from the first chunk to the last
@@ -272,8 +272,8 @@ def _store(
         )
         # changes stay in memory until they are committed, and other tasks need memory, too
         size = min(batch, ram_stat()[0] // 8)
-        for part in in_transaction(conn, lambda: list(_parts(conn.get(oid), box, size))):
-            common = [_common(place, part) for place in places]
+        for small in in_transaction(conn, lambda: list(_boxes(conn.get(oid), box, size))):
+            common = [_common(place, small) for place in places]
             some = [
                 (to, of, block)
                 for (to, of), block in zip(common, blocks, strict=True)
@@ -283,8 +283,8 @@ def _store(
                 in_transaction(conn, partial(_assign, conn, oid, some))
 
 
-def _parts(A: BigArray, box: Slices, size: int) -> Iterator[Slices]:
-    """Yield parts of a part of an array, each of `size` bytes from its first to its last."""
+def _boxes(A: BigArray, box: Slices, size: int) -> Iterator[Slices]:
+    """Yield smaller boxes of a box of an array, each of `size` bytes from its first to its last."""
     start, stop = A._span([(s.start, s.stop) for s in box])
     lengths = [s.stop - s.start for s in box]
     if stop - start <= size or max(lengths, default=1) == 1:
@@ -293,12 +293,12 @@ def _parts(A: BigArray, box: Slices, size: int) -> Iterator[Slices]:
     axis = max(range(len(box)), key=lambda i: (lengths[i] > 1, A._stridev[i]))
     middle = box[axis].start + lengths[axis] // 2
     for half in slice(box[axis].start, middle), slice(middle, box[axis].stop):
-        yield from _parts(A, (*box[:axis], half, *box[axis + 1 :]), size)
+        yield from _boxes(A, (*box[:axis], half, *box[axis + 1 :]), size)
 
 
-def _common(place: Slices, part: Slices) -> tuple[Slices, Slices]:
-    """Return the intersection of a chunk and a part: (index of the array, index of the chunk)."""
-    both = list(zip(place, part, strict=True))
+def _common(place: Slices, box: Slices) -> tuple[Slices, Slices]:
+    """Return the intersection of a chunk and a box: (index of the array, index of the chunk)."""
+    both = list(zip(place, box, strict=True))
     to = tuple(slice(max(s.start, t.start), min(s.stop, t.stop)) for s, t in both)
     of = tuple(slice(s.start - t.start, s.stop - t.start) for s, t in zip(to, place, strict=True))
     return to, of

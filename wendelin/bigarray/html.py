@@ -119,20 +119,20 @@ def _picture(array: Overview) -> str:
     depth = max(side[1:-1], default=0.0) / 3
     across = array.order == "C" and len(shape) > 1  # blocks are bands of rows
     x, y = 5.0, 5.0 + depth
-    parts = []
+    shapes = []
     if depth:
         top = [(x, y), (x + depth, y - depth), (x + width + depth, y - depth), (x + width, y)]
         right = [top[3], top[2], (x + width + depth, y - depth + height), (x + width, y + height)]
         for face in top, right:
             points = " ".join(f"{px:.1f},{py:.1f}" for px, py in face)
-            parts.append(f'<polygon points="{points}" fill="#e5c299" stroke="#555"/>')
+            shapes.append(f'<polygon points="{points}" fill="#e5c299" stroke="#555"/>')
     length = height if across else width
     for start, stop, what in _bands(array):
         at, end = (length * i / array.blocks for i in (start, stop))
         fx, fy, fw, fh = (x, y + at, width, end - at) if across else (x + at, y, end - at, height)
         blocks = f"block {start}" if stop == start + 1 else f"blocks {start} to {stop - 1}"
         title = f"{blocks}: {what}" if what else blocks
-        parts.append(
+        shapes.append(
             f'<rect x="{fx:.1f}" y="{fy:.1f}" width="{fw:.1f}" height="{fh:.1f}" '
             f'fill="{_FILLS[what]}"><title>{_escape(title)}</title></rect>'
         )
@@ -140,21 +140,21 @@ def _picture(array: Overview) -> str:
         for i in range(1, array.blocks):
             at = length * i * array.blksize / array.nbytes
             ends = (x, y + at, x + width, y + at) if across else (x + at, y, x + at, y + height)
-            parts.append(_line(*ends))
-    parts.append(
+            shapes.append(_line(*ends))
+    shapes.append(
         f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
         f'fill="none" stroke="#555"/>'
     )
-    parts.append(_text(x + width / 2, y + height + 14, str(shape[-1]), "middle"))
+    shapes.append(_text(x + width / 2, y + height + 14, str(shape[-1]), "middle"))
     if len(shape) > 1:
-        parts.append(_text(x + width + depth + 5, y - depth + height / 2, str(shape[0]), "start"))
+        shapes.append(_text(x + width + depth + 5, y - depth + height / 2, str(shape[0]), "start"))
     if depth:
         middle = " × ".join(map(str, shape[1:-1]))
-        parts.append(_text(x + width + depth + 5, y - depth + 4, middle, "start"))
+        shapes.append(_text(x + width + depth + 5, y - depth + 4, middle, "start"))
     w, h = x + width + depth + 75, y + height + 20
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" role="img" width="{w:.0f}" height="{h:.0f}" '
-        f'font-size="11" font-family="sans-serif">{"".join(parts)}</svg>'
+        f'font-size="11" font-family="sans-serif">{"".join(shapes)}</svg>'
     )
 
 

@@ -106,11 +106,11 @@ def _move(
             if up:
                 _zero(A, target + dims[1] * others[1], target + others[0])
             continue
-        part = (j - i, *dims[1:])
-        values = _elements(A, at, part, strides).copy()
+        shape = (j - i, *dims[1:])
+        values = _elements(A, at, shape, strides).copy()
         if up:
             _zero(A, target, target + (j - i) * others[0])
-        _elements(A, target, part, others)[...] = values
+        _elements(A, target, shape, others)[...] = values
 
 
 def _ranges(n: int, step: int, backwards: bool) -> Iterator[tuple[int, int]]:

@@ -135,14 +135,14 @@ class NDArrayLike:
         # a number stays as it is: NumPy compares it as one of the array's dtype
         value = value if np.ndim(value) == 0 else np.asarray(value)
         operands = [self._all_of_it(), *([value] if np.ndim(value) else [])]
-        parts = np.nditer(
+        buffers = np.nditer(
             operands,
             ["external_loop", "buffered", "zerosize_ok"],
             [["readonly"]] * len(operands),
             buffersize=_TOGETHER,
         )
-        for part in parts:
-            these, to = part if len(operands) > 1 else (part, value)
+        for buffer in buffers:
+            these, to = buffer if len(operands) > 1 else (buffer, value)
             if np.any(these == to):
                 return True
         return False

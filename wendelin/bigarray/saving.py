@@ -1,4 +1,4 @@
-"""An array of any size written to a file, in parts, in bounded memory.
+"""An array of any size written to a file, in batches, in bounded memory.
 
 This module knows an array by its shape, dtype and order, and by load().
 """
@@ -24,7 +24,7 @@ File = str | os.PathLike[str] | IO[bytes]
 #: (bytes that are written, all bytes) -> None
 Progress = Callable[[int, int], object]
 
-_PART = 16 << 20  # at most in memory at a time; or a row, if that is more [bytes]
+_BATCH = 16 << 20  # at most in memory at a time; or a row, if that is more [bytes]
 
 
 def _opened(file: File, suffix: str = "") -> AbstractContextManager[IO[bytes]]:
@@ -67,7 +67,7 @@ class Saving:
         *,
         progress: Progress | None = None,
     ) -> None:
-        """Write all elements to a file as ndarray.tofile() does, in C order, in parts.
+        """Write all elements to a file as ndarray.tofile() does, in C order, in batches.
 
         Parameters
         ----------
@@ -76,7 +76,7 @@ class Saving:
         sep, format : str
             See ndarray.tofile(): text, if sep is not empty.
         progress : callable, optional
-            Called as progress(bytes written, all bytes) after each part.
+            Called as progress(bytes written, all bytes) after each batch.
 
         Raises
         ------
@@ -90,7 +90,7 @@ class Saving:
             self._write(f, 0, progress)
 
     def save(self, file: File, *, progress: Progress | None = None) -> None:
-        """Write a .npy file as numpy.save() does, in parts; see tofile().
+        """Write a .npy file as numpy.save() does, in batches; see tofile().
 
         The file has the array's order, also Fortran order.
         """
@@ -110,21 +110,21 @@ class Saving:
     def _write(self, f: IO[bytes], axis: int, progress: Progress | None) -> None:
         """Write all elements: in C order, or, if `axis` is the last one, in Fortran order."""
         done = 0
-        for idx in self._parts(axis):
-            with self.load(idx) as part:
-                data = np.ascontiguousarray(part if axis == 0 else part.T)
+        for idx in self._batches(axis):
+            with self.load(idx) as batch:
+                data = np.ascontiguousarray(batch if axis == 0 else batch.T)
                 _write_all(f, data.reshape(-1).view(np.uint8).data)
             done += data.nbytes
             if progress is not None:
                 progress(done, self.nbytes)
 
-    def _parts(self, axis: int) -> Iterator[Any]:
-        """Yield indices of parts along an axis: of _PART bytes, or an eighth of page memory."""
+    def _batches(self, axis: int) -> Iterator[Any]:
+        """Yield indices of batches along an axis: of _BATCH bytes, or an eighth of page memory."""
         if self.nbytes and not self.ndim:
             yield ...
         elif self.nbytes:
             n = self.shape[axis]
-            step = max(1, min(_PART, ram_stat()[0] // 8) * n // self.nbytes)
+            step = max(1, min(_BATCH, ram_stat()[0] // 8) * n // self.nbytes)
             for i in range(0, n, step):
                 rows = slice(i, min(i + step, n))
                 yield rows if axis == 0 else (..., rows)
@@ -132,7 +132,7 @@ class Saving:
     def __array_function__(
         self, func: Callable[..., Any], types: object, args: Any, kwargs: Any
     ) -> Any:
-        """Let numpy.save() work in parts; give all other functions the view of all."""
+        """Let numpy.save() work in batches; give all other functions the view of all."""
         if func is np.save:
             return _save(*args, **kwargs)
         return func(*_views(args), **_views(kwargs))

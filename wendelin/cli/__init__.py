@@ -14,6 +14,6 @@ Organization
     output      tables, sizes, times, JSON; progress
     files       arrays in files: sources that are read, sinks that are written
     transfer    an array filled from a source, in bounded transactions, resumable
-    part        a file that is not complete yet
+    unfinished  a file that an export has not completed yet
     ls, info, importing, exporting, show, verify, copying      commands
 """

@@ -65,11 +65,11 @@ def parse_index(text: str) -> Index:
 def _parse_item(text: str) -> int | slice | EllipsisType:
     if text == "...":
         return ...
-    parts = [part.strip() for part in text.split(":")]
-    if len(parts) > 3 or (len(parts) == 1 and not text):
+    bounds = [bound.strip() for bound in text.split(":")]
+    if len(bounds) > 3 or (len(bounds) == 1 and not text):
         raise ValueError(f"{text!r} is not an index: it must be like 5, 2:10, ::-1 or ...")
     try:
-        numbers = [int(part) if part else None for part in parts]
+        numbers = [int(bound) if bound else None for bound in bounds]
     except ValueError as e:
         raise ValueError(f"{text!r} is not an index: it must be like 5, 2:10, ::-1 or ...") from e
     if len(numbers) == 1 and numbers[0] is not None:

@@ -1,4 +1,4 @@
-"""Arrays in databases, as sources and destinations that work in parts: see files.base."""
+"""Arrays in databases, as sources and destinations that work range by range: see files.base."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ class ArraySource(Source):
     array : StoredArray
     identity : dict
         What identifies the array; the time of its last change is added.
-    part : (Layout, int), optional
-        Only a part of the array, whose elements follow each other: the layout of these, and which
+    run : (Layout, int), optional
+        Only a run of elements of the array, which follow each other: the layout of these, and which
         element of the array is the first one.
     """
 
@@ -73,9 +73,9 @@ class ArraySource(Source):
         self,
         array: StoredArray,
         identity: dict[str, Any],
-        part: tuple[Layout, int] | None = None,
+        run: tuple[Layout, int] | None = None,
     ) -> None:
-        self.layout, self._first = part or (layout_of(array), 0)
+        self.layout, self._first = run or (layout_of(array), 0)
         self._array = array
         self._bytes = flat_bytes(array)
         array._fileh().file.verify = True  # what is copied to somewhere else is as it was stored

@@ -66,7 +66,7 @@ def _value(value: Any, deep: int = 0) -> Any:
     if isinstance(value, Object) and value.cls in _ARRAYS:
         return _array(value)
     if isinstance(value, Object) and value.cls in _COMPLEX:
-        if len(value.args) != 2 or not all(isinstance(part, float) for part in value.args):
+        if len(value.args) != 2 or not all(isinstance(each, float) for each in value.args):
             _refuse(value)
         return complex(*value.args)
     return scalar_of(value) if isinstance(value, Object) else _refuse(value)

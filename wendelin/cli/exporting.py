@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
 from typing import Any, TypeGuard
 
 import click
@@ -21,7 +20,7 @@ from wendelin.cli.arguments import (
 from wendelin.cli.arrays import ArraySource, PieceSource
 from wendelin.cli.attributes import attrs_of
 from wendelin.cli.database import opened
-from wendelin.cli.errors import Failure, explain
+from wendelin.cli.errors import Failure
 from wendelin.cli.exporttargets import is_several, targets
 from wendelin.cli.files import (
     WITH_MEMBERS,
@@ -47,15 +46,15 @@ from wendelin.cli.output import (
     size_text,
     warn,
 )
-from wendelin.cli.part import Part
 from wendelin.cli.plainfiles import export_matrix, export_plain
 from wendelin.cli.raggeds import export_pieces
 from wendelin.cli.slices import Selection, dataset_slice, slice_of
 from wendelin.cli.stored import Database, Stored, StoredArray, class_of, is_mapping
 from wendelin.cli.storedragged import StoredPiece, StoredRagged
 from wendelin.cli.storedzarr import StoredZarr
-from wendelin.cli.transfer import parts
+from wendelin.cli.transfer import element_ranges
 from wendelin.cli.tree import find, find_array
+from wendelin.cli.unfinished import UnfinishedFile
 from wendelin.cli.wholeexport import WholeExport, export_whole
 from wendelin.cli.zarrgroups import export_folder
 from wendelin.lib.zodb import zconn_at
@@ -108,12 +107,12 @@ def _is_alike(sink: Sink, layout: Layout) -> TypeGuard[FlatSink]:
     return isinstance(sink, FlatSink) and sink.has_bytes_of(layout)
 
 
-def write(source: Source, sink: Sink, part: Part, step: int, tell: Advance) -> None:
+def write(source: Source, sink: Sink, unfinished: UnfinishedFile, step: int, tell: Advance) -> None:
     """Write an array, from where it is on, to its end."""
-    itemsize, done = source.layout.dtype.itemsize, part.done
+    itemsize, done = source.layout.dtype.itemsize, unfinished.done
     together = sink.together * itemsize
     step = max(together, step // together * together)
-    for start, stop in parts(source, done, step, sink.sparse):
+    for start, stop in element_ranges(source, done, step, sink.sparse):
         start = start // sink.together * sink.together
         if start >= stop:
             pass
@@ -122,7 +121,7 @@ def write(source: Source, sink: Sink, part: Part, step: int, tell: Advance) -> N
         else:
             sink.write(start, source.read(start, stop))
         if sink.resumable:
-            part.save(stop, sink.sync())
+            unfinished.save(stop, sink.sync())
         tell((stop - done) * itemsize)
         done = stop
     sink.finish()
@@ -217,9 +216,9 @@ def _export_one(
     what = named(given, name)
     check_options(what, options, new=True)
     check_target(what, force)
-    part = Part(what.path)
-    before = part.done
-    with opened(address.url, at=part.tid or at or state) as database:
+    unfinished = UnfinishedFile(what.path)
+    before = unfinished.done
+    with opened(address.url, at=unfinished.tid or at or state) as database:
         found = find(database, address)
         _check_slice(found, address)
         of_array = isinstance(found, StoredArray | StoredPiece)
@@ -234,18 +233,18 @@ def _export_one(
                 f"as plain files with a .yaml"
             )
         if isinstance(found, StoredZarr) and what.kind == "zarr" and address.index is None:
-            _export_group(found, address, what, at, part, step, as_json)
+            _export_group(found, address, what, at, unfinished, step, as_json)
             return
         if isinstance(found, StoredRagged):
-            _export_ragged(found, address, what, part, as_json)
+            _export_ragged(found, address, what, unfinished, as_json)
             return
         if isinstance(found, Stored) and is_mapping(found):
-            _export_whole(database, found, address, given, at, part, step, as_json)
+            _export_whole(database, found, address, given, at, unfinished, step, as_json)
             return
         source, oid = _source(database, address, found, "C" if what.kind in _OF_ROWS else None)
         check_size(source, what)
         tid = zconn_at(database.conn)
-        part.begin(
+        unfinished.begin(
             {
                 "url": address.url,
                 "path": list(address.path),
@@ -259,8 +258,8 @@ def _export_one(
             },
             tid,
         )
-        _export(source, what, part, options, step, address.path[-1])
-    part.finish()
+        _export(source, what, unfinished, options, step, address.path[-1])
+    unfinished.finish()
     layout = source.layout
     itemsize = layout.dtype.itemsize
     if as_json:
@@ -302,8 +301,8 @@ def _source(
         if index is None:
             return source, found.oid
         selection = _selection(address, source.layout.shape)
-        part = dataset_slice(array_of(found, str(address)), selection, source)
-        return selection.with_attrs(part, source), found.oid
+        selected = dataset_slice(array_of(found, str(address)), selection, source)
+        return selection.with_attrs(selected, source), found.oid
     if isinstance(found, StoredPiece):
         array, first = found.segment.data, found.piece.start
         source = PieceSource(found, {})
@@ -316,8 +315,8 @@ def _source(
     if index is None and (order is None or source.layout.order == order):
         return source, oid
     selection = _selection(address, source.layout.shape)
-    part = slice_of(array, selection.moved(first) if first else selection, order)
-    return selection.with_attrs(part, source), oid
+    selected = slice_of(array, selection.moved(first) if first else selection, order)
+    return selection.with_attrs(selected, source), oid
 
 
 def _selection(address: Address, shape: tuple[int, ...]) -> Selection:
@@ -334,31 +333,22 @@ def _selection(address: Address, shape: tuple[int, ...]) -> Selection:
         raise Failure(f"{address} of shape {shape} has no such part: {e}") from e
 
 
-def _export(source: Source, what: File, part: Part, options: Options, step: int, name: str) -> None:
-    itemsize, before = source.layout.dtype.itemsize, part.done
-    sink: Sink | None = None
-    try:
+def _export(
+    source: Source, what: File, unfinished: UnfinishedFile, options: Options, step: int, name: str
+) -> None:
+    itemsize, before = source.layout.dtype.itemsize, unfinished.done
+    with unfinished.kept(source.layout.size, "elements", "array") as failed:
         sink = open_sink(
-            what, part.path, source.layout, options, resume=bool(before), attrs=source.attrs
+            what, unfinished.path, source.layout, options, resume=bool(before), attrs=source.attrs
         )
+        failed.callback(sink.close)
         if before:
-            sink.resume(part.position)
+            sink.resume(unfinished.position)
         elif left := [*source.left_out, *(sink.set_attrs(source.attrs) if source.attrs else ())]:
             warn("export", f"left out, attributes that {what.path} cannot have: {', '.join(left)}")
         total = source.layout.size * itemsize
         with progress(f"export {name}", total, in_bytes=True, done=before * itemsize) as tell:
-            write(source, sink, part, step, tell)
-    except (Exception, KeyboardInterrupt) as e:
-        if sink is not None:
-            with suppress(Exception):
-                sink.close()
-        if not part.done:
-            part.remove()
-            raise
-        raise Failure(
-            f"{explain(e)}: {part.path} has {part.done} of {source.layout.size} elements; the same "
-            f"command goes on with the same state of the array; it begins again if that is removed"
-        ) from e
+            write(source, sink, unfinished, step, tell)
 
 
 def _export_plainly(
@@ -386,7 +376,7 @@ def _export_whole(
     address: Address,
     file: File,
     at: bytes | str | None,
-    part: Part,
+    unfinished: UnfinishedFile,
     step: int,
     as_json: bool,
 ) -> None:
@@ -394,9 +384,9 @@ def _export_whole(
     if file.kind not in ("hdf5", "zarr"):
         raise Failure(f"{address} is a group: it is exported as .h5, .nc or .zarr")
     whole = WholeExport(database, address, found, file)
-    before = part.done
+    before = unfinished.done
     tid = zconn_at(database.conn)
-    part.begin(
+    unfinished.begin(
         {
             "url": address.url,
             "path": list(address.path),
@@ -408,8 +398,8 @@ def _export_whole(
         tid,
     )
     name = address.path[-1] if address.path else address.url
-    export_whole(whole, file, part, step, name)
-    part.finish()
+    export_whole(whole, file, unfinished, step, name)
+    unfinished.finish()
     count = len(whole.layouts)
     if as_json:
         print_json(
@@ -429,7 +419,7 @@ def _export_whole(
 
 
 def _export_ragged(
-    ragged: StoredRagged, address: Address, what: File, part: Part, as_json: bool
+    ragged: StoredRagged, address: Address, what: File, unfinished: UnfinishedFile, as_json: bool
 ) -> None:
     """Write the pieces of a ZRagged into a .npz file, an array each, with their keys as names."""
     if what.kind != "npz" or what.member not in (
@@ -441,13 +431,13 @@ def _export_ragged(
             f"one piece in any form, as {address}/KEY"
         )
     tid = zconn_at(ragged.database.conn)
-    part.begin({"url": address.url, "path": list(address.path), "kind": "ragged"}, tid)
+    unfinished.begin({"url": address.url, "path": list(address.path), "kind": "ragged"}, tid)
     try:
-        pieces, size = export_pieces(ragged, part.path)
+        pieces, size = export_pieces(ragged, unfinished.path)
     except (Exception, KeyboardInterrupt):
-        part.remove()
+        unfinished.remove()
         raise
-    part.finish()
+    unfinished.finish()
     if as_json:
         print_json({"file": what.path, "pieces": pieces, "bytes": size, "at": shown_tid(tid)})
     else:
@@ -459,7 +449,7 @@ def _export_group(
     address: Address,
     what: File,
     at: bytes | str | None,
-    part: Part,
+    unfinished: UnfinishedFile,
     step: int,
     as_json: bool,
 ) -> None:
@@ -469,9 +459,9 @@ def _export_group(
         raise Failure(f"{address} is in a ZarrGroup: it is exported as a Zarr folder, as in x.zarr")
     if not reader.values:
         raise Failure(f"{address} has nothing in it")
-    before = part.done
+    before = unfinished.done
     tid = zconn_at(group.stored.database.conn)
-    part.begin(
+    unfinished.begin(
         {
             "url": address.url,
             "path": list(address.path),
@@ -482,18 +472,12 @@ def _export_group(
         tid,
     )
     total = sum(reader.sizes().values())
-    try:
-        with progress(f"export {address.path[-1]}", total, in_bytes=True) as tell:
-            export_folder(reader, part, step, tell)
-    except (Exception, KeyboardInterrupt) as e:
-        if not part.done:
-            part.remove()
-            raise
-        raise Failure(
-            f"{explain(e)}: {part.path} has {part.done} of {len(reader.values)} values; the same "
-            f"command goes on with the group as it was then, and begins anew if that is removed"
-        ) from e
-    part.finish()
+    with (
+        unfinished.kept(len(reader.values), "values", "group"),
+        progress(f"export {address.path[-1]}", total, in_bytes=True) as tell,
+    ):
+        export_folder(reader, unfinished, step, tell)
+    unfinished.finish()
     if as_json:
         print_json(
             {

@@ -251,7 +251,7 @@ def _facts(
 ) -> list[tuple[str, str]]:
     shape, dtype, order = layout_texts(layout_of(array))
     size = blocks.sizes.total()
-    part = f", {size * 100 / array.nbytes:.3g}% of its size" if array.nbytes else ""
+    share = f", {size * 100 / array.nbytes:.3g}% of its size" if array.nbytes else ""
     facts = [
         ("path", str(address)),
         ("class", array.cls),
@@ -263,7 +263,7 @@ def _facts(
         ("blksize", size_text(array.zfile.blksize)),
         ("format", f"{array._zblk_fmt or 'as WENDELIN_CORE_ZBLK_FMT says'}, for what is written"),
         ("blocks", f"{blocks.stored} stored, of {blocks.total}"),
-        ("stored", f"{size_text(size)}{part}"),
+        ("stored", f"{size_text(size)}{share}"),
         ("changed", f"{tid_time(blocks.tid):%Y-%m-%d %H:%M:%S.%f %z} (tid {blocks.tid.hex()})"),
     ]
     if blocks.past_end:

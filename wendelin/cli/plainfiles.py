@@ -19,12 +19,12 @@ from wendelin.cli.arrays import ArraySource
 from wendelin.cli.errors import Failure, explain
 from wendelin.cli.files import File
 from wendelin.cli.files.base import Layout, Source
-from wendelin.cli.files.daf import check_dtype, daf_files, daf_matrix, part_of, read_yaml
+from wendelin.cli.files.daf import check_dtype, daf_files, daf_matrix, read_yaml, unfinished_path
 from wendelin.cli.files.flat import FlatSink
 from wendelin.cli.matrices import StoredMatrix
 from wendelin.cli.output import Advance
 from wendelin.cli.stored import class_of
-from wendelin.cli.transfer import Place, parts
+from wendelin.cli.transfer import Place, element_ranges
 from wendelin.sparse import ZSparse
 from wendelin.sparse.files import save
 from wendelin.sparse.sources import Rows, compressed, rows_of
@@ -71,7 +71,9 @@ def export_matrix(
     with daf_files(file.path, force) as facts:
         for name, array in matrix.arrays.items():
             source = ArraySource(array, {})
-            facts[f"{name}_dtype"] = _write_plain(source, part_of(file.path, name), step, tell)
+            facts[f"{name}_dtype"] = _write_plain(
+                source, unfinished_path(file.path, name), step, tell
+            )
         facts["shape"] = str(list(matrix.shape))
         facts["nnz"] = str(matrix.nnz)
 
@@ -90,7 +92,7 @@ def export_plain(source: Source, file: File, force: bool, step: int, tell: Advan
             f"the array has {len(shape)} axes: such files have one or two; .npy has any number"
         )
     with daf_files(file.path, force) as facts:
-        facts["dtype"] = _write_plain(source, part_of(file.path, "array"), step, tell)
+        facts["dtype"] = _write_plain(source, unfinished_path(file.path, "array"), step, tell)
         facts["shape"] = str(list(shape))
 
 
@@ -101,7 +103,7 @@ def _write_plain(source: Source, path: str, step: int, tell: Advance) -> str:
     itemsize = dtype.itemsize
     try:
         done = 0
-        for start, stop in parts(source, 0, step):
+        for start, stop in element_ranges(source, 0, step):
             if start >= stop:
                 pass
             elif isinstance(source, ArraySource) and sink.has_bytes_of(source.layout):
@@ -173,5 +175,5 @@ def _opened(file: File, stack: ExitStack) -> tuple[Rows, Any]:
         return stack.enter_context(rows_of(file.path)), np.dtype(np.int64)
     shape, arrays = daf_matrix(file.path)
     rows = compressed(shape, arrays["data"], arrays["indices"], arrays["indptr"], file.path)
-    small = all(arrays[part].dtype.itemsize <= 4 for part in ("indices", "indptr"))
+    small = all(arrays[name].dtype.itemsize <= 4 for name in ("indices", "indptr"))
     return rows, np.dtype(np.int32 if small and max(shape) < 1 << 31 else np.int64)

@@ -1,7 +1,7 @@
-"""Slices of arrays, as sources: the elements that a basic index selects, in parts.
+"""Slices of arrays, as sources: the elements that a basic index selects, range by range.
 
 On each axis, an index selects a range of rows. If these lie in the array one after another, as in
-A[10:20], the source is a part of the array's bytes. Others are read in parts: blocks in which
+A[10:20], the source is a range of the array's bytes. Others are read in boxes: blocks in which
 nothing is selected are not read.
 
 This module knows arrays of a database, and those of zarr by their shape, dtype and indices.
@@ -94,7 +94,7 @@ class Selection:
         """Return the layout of the result."""
         return Layout(self.shape, plain(dtype), order if len(self.shape) > 1 else "C")
 
-    def with_attrs(self, part: Source, of: Source) -> Source:
+    def with_attrs(self, selected: Source, of: Source) -> Source:
         """Give the result the attributes of the array, with the names of the axes that it has."""
         attrs = dict(of.attrs)
         names = attrs.get(DIMS)
@@ -102,8 +102,8 @@ class Selection:
             attrs[DIMS] = [names[axis] for axis in self.axes]
             if not self.axes:
                 del attrs[DIMS]
-        part.attrs, part.left_out = attrs, of.left_out
-        return part
+        selected.attrs, selected.left_out = attrs, of.left_out
+        return selected
 
 
 def _first_of(ranges: Ranges, shape: Sequence[int]) -> int | None:
@@ -207,7 +207,7 @@ class _SliceSource(Source):
         result = np.empty(stop - start, self.layout.dtype)
         at = 0
         for slab in slabs(tuple(map(_count, self._ranges)), start, stop):
-            ranges = [r[part] for r, part in zip(self._ranges, slab.where, strict=True)]
+            ranges = [r[within] for r, within in zip(self._ranges, slab.where, strict=True)]
             values = self._get(ranges[:: self._turn])
             n = mul(slab.shape)
             result[at : at + n].reshape(slab.shape)[...] = values.T if self._turn < 0 else values

@@ -56,11 +56,11 @@ __all__ = [
     "is_sequence",
     "is_subclass",
     "items",
+    "items_by_record",
     "lookup",
     "may_hold",
     "name_of",
     "node_oids",
-    "parts",
 ]
 
 Pair = tuple[Any, Any]
@@ -323,11 +323,11 @@ def _own(value: Any) -> Iterator[tuple[str, Any]]:
     if not isinstance(value, Stored | Object):
         return
     for state in _states(value):
-        parts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
-        if not all(part is None or isinstance(part, Pairs) for part in parts):
+        dicts = state if isinstance(state, tuple) and len(state) == 2 else (state,)
+        if not all(each is None or isinstance(each, Pairs) for each in dicts):
             continue
-        for part in filter(None, parts):
-            yield from ((k, v) for k, v in part.pairs if type(k) is str)
+        for each in filter(None, dicts):
+            yield from ((k, v) for k, v in each.pairs if type(k) is str)
 
 
 def _container(value: Any) -> Any:
@@ -355,12 +355,12 @@ def attributes(value: Any) -> list[tuple[str, Any]]:
 
 
 def items(value: Any) -> Iterator[Pair]:
-    """Yield (key, value) of the contents of an object, without its attributes; see parts()."""
-    for pairs in parts(value):
+    """Yield (key, value) of the contents of an object, without its attributes."""
+    for pairs in items_by_record(value):
         yield from pairs
 
 
-def parts(value: Any) -> Iterator[list[Pair]]:
+def items_by_record(value: Any) -> Iterator[list[Pair]]:
     """Yield (key, value) of the contents of an object, without its attributes, record by record.
 
     Raises
@@ -371,7 +371,7 @@ def parts(value: Any) -> Iterator[list[Pair]]:
         What the storage raised.
     """
     if isinstance(value, Stored) and _kind(value.cls).keys:
-        yield from _tree_parts(value)
+        yield from _tree_items(value)
         return
     container = _container(value)
     if container is not None:
@@ -445,18 +445,18 @@ def has_references(value: Stored) -> bool:
     todo = [value.state]
     seen: set[int] = set()
     while todo:
-        part = todo.pop()
-        if isinstance(part, Ref):
+        found = todo.pop()
+        if isinstance(found, Ref):
             return True
-        if id(part) in seen:
+        if id(found) in seen:
             continue
-        seen.add(id(part))
-        if isinstance(part, list | tuple):
-            todo += part
-        if isinstance(part, Pairs | Object):
-            todo += (x for pair in part.pairs for x in pair)
-        if isinstance(part, Object):
-            todo += (*part.args, *part.states, *part.items)
+        seen.add(id(found))
+        if isinstance(found, list | tuple):
+            todo += found
+        if isinstance(found, Pairs | Object):
+            todo += (x for pair in found.pairs for x in pair)
+        if isinstance(found, Object):
+            todo += (*found.args, *found.states, *found.items)
     return False
 
 
@@ -527,20 +527,20 @@ def node_oids(value: Stored) -> list[bytes]:
     return [oid for oid, _ in walk(value.oid, _get(value))]
 
 
-def _tree_parts(tree: Stored) -> Iterator[list[Pair]]:
+def _tree_items(tree: Stored) -> Iterator[list[Pair]]:
     for _, node in walk(tree.oid, _get(tree)):
         if node.leaf:
             yield node.pairs
 
 
 def _tree_bucket(tree: Stored, key: Any) -> Iterator[Pair]:
-    """Yield the parts of a tree that may have a key."""
+    """Yield the items of a tree that may have a key."""
     try:
         yield from descend(tree.oid, _get(tree), key).pairs
         return
     except (TypeError, ValueError):  # keys of another type, which have no order with it
         pass
-    yield from (pair for pairs in _tree_parts(tree) for pair in pairs)
+    yield from (pair for pairs in _tree_items(tree) for pair in pairs)
 
 
 # ---- names ----

@@ -164,8 +164,8 @@ class StoredZarr:
             some = items[i : i + _TOGETHER]
             found = records.stat([ref.oid for _, ref in some])
             for (key, ref), (tid, size) in zip(some, found, strict=True):
-                parts = [part.oid for part in self._values.parts_of(ref)]
-                yield key, size + sum(stat.size for stat in records.stat(parts)), tid
+                oids = [part.oid for part in self._values.parts_of(ref)]
+                yield key, size + sum(stat.size for stat in records.stat(oids)), tid
 
     def described(self) -> dict[str, tuple[Any, ...]]:
         """Return shape, dtype, chunks and codecs of the arrays, by their paths."""
@@ -385,13 +385,13 @@ class _Check:
         return _has_checksum(record)
 
     def _parts(self, record: bytes) -> bool:
-        size, part, refs = Values.parts_in(state_of(record))
+        size, part_size, refs = Values.parts_in(state_of(record))
         checked = True
         for i, ref in enumerate(refs):
             piece = self._records.load(ref.oid)
             if class_of(piece) != _VALUES[0]:
                 raise RecordError(f"part {i} is a {class_of(piece)}, not a value")
-            expected = min(part, size - i * part)
+            expected = min(part_size, size - i * part_size)
             if (n := len(bytes_state(piece))) != expected:
                 raise RecordError(f"part {i} has {n} bytes, not {expected}")
             checked = checked and _has_checksum(piece)

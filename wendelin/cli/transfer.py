@@ -34,7 +34,7 @@ from wendelin.cli.output import Advance
 from wendelin.cli.stored import Database, Stored, class_of
 from wendelin.cli.tree import PROGRESS, SUFFIX, find
 
-__all__ = ["STEP", "Place", "Target", "fill", "parts"]
+__all__ = ["STEP", "Place", "Target", "element_ranges", "fill"]
 
 STEP = 32 << 20  # of a transaction, by default [bytes]
 
@@ -45,7 +45,9 @@ _CHECKED = 1 << 20  # at the end of what is done, compared before an import goes
 _LASTING = (Failure, TypeError, ValueError, zipfile.BadZipFile, zlib.error)
 
 
-def parts(source: Source, start: int, step: int, sparse: bool = True) -> Iterator[tuple[int, int]]:
+def element_ranges(
+    source: Source, start: int, step: int, sparse: bool = True
+) -> Iterator[tuple[int, int]]:
     """Yield ranges of elements, ascending, that are to be read together.
 
     Parameters
@@ -309,7 +311,7 @@ def fill(target: Target, source: Source, step: int, tell: Advance) -> None:
     flat: BigArray | None = None
     done = target.done
     try:
-        for start, stop in parts(source, done, step):
+        for start, stop in element_ranges(source, done, step):
             data = as_bytes(source.read(start, stop)) if start < stop else None
             target.begin()  # not before: now the source could be read
             if data is not None:

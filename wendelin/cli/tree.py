@@ -34,10 +34,10 @@ from wendelin.cli.stored import (
     is_read,
     is_sequence,
     items,
+    items_by_record,
     lookup,
     may_hold,
     name_of,
-    parts,
 )
 from wendelin.cli.storedragged import StoredPiece, StoredRagged, ragged_of
 from wendelin.cli.storedzarr import StoredZarr, zarr_of
@@ -366,20 +366,20 @@ def _children(node: _Node, seen: set[bytes]) -> Iterator[_Node]:
     if at.depth > _DEEP:
         raise RecordError(f"a path of more than {_DEEP} names")
     holds = False
-    for pairs in _parts(node.obj):
+    for pairs in _pairs_by_record(node.obj):
         for key, value in pairs:
             if isinstance(value, Ref):
                 yield from _new(key, value, at, seen)
             holds = holds or may_hold(value)
     if holds:
-        # again, so that objects directly in it are found there; a BTree goes part by part, so
+        # again, so that objects directly in it are found there; a BTree goes record by record, so
         # that memory holds containers of one record at a time
-        for pairs in _parts(node.obj):
+        for pairs in _pairs_by_record(node.obj):
             yield from _inside(pairs, at, seen)
 
 
-def _parts(obj: Any) -> Iterator[list[tuple[Any, Any]]]:
-    yield from parts(obj)
+def _pairs_by_record(obj: Any) -> Iterator[list[tuple[Any, Any]]]:
+    yield from items_by_record(obj)
     yield _attributes(obj)
 
 
@@ -402,7 +402,7 @@ def _inside(pairs: list[tuple[Any, Any]], at: _Node, seen: set[bytes]) -> Iterat
         inside[id(container)] = container
         if node.depth > _DEEP:
             raise RecordError(f"a path of more than {_DEEP} names")
-        for some in _parts(container):
+        for some in _pairs_by_record(container):
             for key, value in some:
                 if isinstance(value, Ref):
                     yield from _new(key, value, node, seen)

@@ -7,22 +7,21 @@ A Zarr folder goes on where it was interrupted, array by array; an HDF5 file beg
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from wendelin.cli.address import Address, Path, join
 from wendelin.cli.arrays import ArraySource, layout_of
 from wendelin.cli.attributes import attrs_of
-from wendelin.cli.errors import Failure, explain
+from wendelin.cli.errors import Failure
 from wendelin.cli.files import File
 from wendelin.cli.files.base import Layout
 from wendelin.cli.files.names import METADATA, name_in_group
 from wendelin.cli.files.treesinks import Hdf5Tree, TreeSink, ZarrTree
 from wendelin.cli.output import Advance, progress, warn
-from wendelin.cli.part import Part
 from wendelin.cli.stored import Database, Stored, StoredArray, class_of, is_mapping, items, name_of
-from wendelin.cli.transfer import parts
+from wendelin.cli.transfer import element_ranges
+from wendelin.cli.unfinished import UnfinishedFile
 from wendelin.tree.containers import is_hidden
 
 __all__ = ["WholeExport", "export_whole"]
@@ -114,9 +113,9 @@ class WholeExport:
                     below.append((path, obj))
             todo += reversed(below)
 
-    def write(self, sink: TreeSink, part: Part, step: int, tell: Advance) -> None:
+    def write(self, sink: TreeSink, unfinished: UnfinishedFile, step: int, tell: Advance) -> None:
         """Write what is not written yet."""
-        done = part.done
+        done = unfinished.done
         left: set[Path] = set()
         for number, node in enumerate(self.nodes):
             if number < done:
@@ -136,7 +135,7 @@ class WholeExport:
                 left.add(node.path)
                 self.left_out.append(("/".join(node.path), str(e)))
             if sink.resumable:
-                part.save(number + 1, 0)
+                unfinished.save(number + 1, 0)
         sink.finish()
 
     def _write_same(self, sink: TreeSink, node: _Node, left: set[Path]) -> None:
@@ -154,7 +153,7 @@ class WholeExport:
         itemsize = source.layout.dtype.itemsize
         together = to.together * itemsize
         each, done = max(together, step // together * together), 0
-        for start, stop in parts(source, 0, each, to.sparse):
+        for start, stop in element_ranges(source, 0, each, to.sparse):
             start = start // to.together * to.together
             if start < stop:
                 to.write(start, source.read(start, stop))
@@ -166,35 +165,26 @@ class WholeExport:
             self.left_out.append(("/".join(node.path) or "/", f"attributes {', '.join(names)}"))
 
 
-def export_whole(whole: WholeExport, file: File, part: Part, step: int, name: str) -> None:
-    """Write a group into a file; the part of it was begun.
+def export_whole(
+    whole: WholeExport, file: File, unfinished: UnfinishedFile, step: int, name: str
+) -> None:
+    """Write a group into a file; the unfinished file was begun.
 
     Raises
     ------
     Failure
         It was interrupted; the message says how much is done.
     """
-    sink: TreeSink | None = None
-    try:
+    sink: TreeSink
+    with unfinished.kept(len(whole.nodes), "arrays and groups", "group") as failed:
         if file.kind == "zarr":
-            sink = ZarrTree(part.path, whole.layouts)
+            sink = ZarrTree(unfinished.path, whole.layouts)
         else:
-            sink = Hdf5Tree(part.path, file.path.lower().endswith((".nc", ".nc4")))
-        nodes = whole.nodes[: part.done]
+            sink = Hdf5Tree(unfinished.path, file.path.lower().endswith((".nc", ".nc4")))
+        failed.callback(sink.close)
+        nodes = whole.nodes[: unfinished.done]
         done = sum(n.layout.size * n.layout.dtype.itemsize for n in nodes if n.layout is not None)
         with progress(f"export {name}", whole.nbytes, in_bytes=True, done=done) as tell:
-            whole.write(sink, part, step, tell)
-    except (Exception, KeyboardInterrupt) as e:
-        if sink is not None:
-            with suppress(Exception):
-                sink.close()
-        if not part.done:
-            part.remove()
-            raise
-        raise Failure(
-            f"{explain(e)}: {part.path} has {part.done} of {len(whole.nodes)} arrays and groups; "
-            f"the same command goes on with the group as it was then, and begins anew if that is "
-            f"removed"
-        ) from e
+            whole.write(sink, unfinished, step, tell)
     for where, why in whole.left_out:
         warn("export", f"left out, {where}: {why}")

@@ -13,8 +13,8 @@ from typing import Any
 from wendelin.cli.building import Contents, steps
 from wendelin.cli.errors import Failure
 from wendelin.cli.output import Advance
-from wendelin.cli.part import Part
 from wendelin.cli.storedzarr import StoredZarr
+from wendelin.cli.unfinished import UnfinishedFile
 from wendelin.lib.storage.fssync import sync_folder
 from wendelin.lib.utils import override
 from wendelin.zarr import ZarrGroup
@@ -108,7 +108,7 @@ class FolderContents(Contents):
         obj.live_table().change({key: self._folder.read(key) for key in self._keys[start:stop]})
 
 
-def export_folder(reader: StoredZarr, part: Part, step: int, tell: Advance) -> None:
+def export_folder(reader: StoredZarr, unfinished: UnfinishedFile, step: int, tell: Advance) -> None:
     """Write the values of a group to the files of a folder; go on if it was interrupted.
 
     Raises
@@ -125,12 +125,12 @@ def export_folder(reader: StoredZarr, part: Part, step: int, tell: Advance) -> N
         above = ["/".join(names[:n]) for n in range(1, len(names))]
         if not files.isdisjoint(above):
             raise Failure(f"key {key!r} is in another key: a file cannot be in a file")
-    os.makedirs(part.path, exist_ok=True)
-    for start, stop in steps(list(sizes.values()), part.done, step):
+    os.makedirs(unfinished.path, exist_ok=True)
+    for start, stop in steps(list(sizes.values()), unfinished.done, step):
         some = keys[start:stop]
         folders = set()
         for key in some:
-            path = os.path.join(part.path, key)
+            path = os.path.join(unfinished.path, key)
             folder = os.path.dirname(path)
             os.makedirs(folder, exist_ok=True)
             folders.add(folder)
@@ -140,5 +140,5 @@ def export_folder(reader: StoredZarr, part: Part, step: int, tell: Advance) -> N
                 os.fsync(file.fileno())
         for folder in folders:
             sync_folder(folder)
-        part.save(stop, 0)
+        unfinished.save(stop, 0)
         tell(sum(sizes[key] for key in some))

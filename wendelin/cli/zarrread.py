@@ -139,7 +139,7 @@ def array_of(group: StoredZarr, name: str) -> Any:
 
 
 def source_of(group: StoredZarr, name: str) -> DatasetSource:
-    """Return an array, to be copied in parts. See array_of()."""
+    """Return an array, to be copied range by range. See array_of()."""
     found = array_of(group, name)
     chunk = found.shards or found.chunks
     return DatasetSource(found, chunk, {"file": name}, attributes=from_zarr(found.attrs))

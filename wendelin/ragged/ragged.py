@@ -276,14 +276,14 @@ class ZRagged(LivePersistent):
             ends = list(accumulate((s.used for s in segments), initial=0))
             start, stop, step = rows.indices(ends[-1])
             low, high = (start, stop) if step > 0 else (stop + 1, start + 1)
-            parts = [
+            views = [
                 s.view(max(low - a, 0), min(high, b) - a)
                 for s, (a, b) in zip(segments, pairwise(ends), strict=True)
                 if a < high and b > low
             ]
         if low >= high:
             return np.empty((0, *self.row), self.dtype)
-        found = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        found = views[0] if len(views) == 1 else np.concatenate(views)
         return found[::step]
 
     # ---- the index ----
@@ -341,11 +341,11 @@ class ZRagged(LivePersistent):
             No URL names the database: see zstor_2zurl().
         """
         conn = self._p_jar
-        parts = [self, self._segments]
+        objects = [self, self._segments]
         for segment in self._segments.values():
-            parts += [segment, segment.data]
+            objects += [segment, segment.data]
         if conn is None or not all(
-            part._p_serial != z64 and zobj_is_committed(part) for part in parts
+            obj._p_serial != z64 and zobj_is_committed(obj) for obj in objects
         ):
             raise PicklingError(
                 f"{self!r} has changes that are not committed, and is pickled as a reference to "

@@ -52,23 +52,23 @@ def save(matrix: Matrix, path: str) -> None:
     writer = writers.get(os.path.splitext(path)[1].lower())
     if writer is None:
         raise ValueError(f"{path!r} has none of the suffixes of sparse matrices: .npz, .h5ad")
-    part = f"{path}.part~"
+    unfinished = f"{path}.part~"
     try:
-        writer(matrix, part)
-        with open(part, "rb") as file:
+        writer(matrix, unfinished)
+        with open(unfinished, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(part, path)
+        os.replace(unfinished, path)
     except BaseException:
         with suppress(FileNotFoundError):
-            os.unlink(part)
+            os.unlink(unfinished)
         raise
 
 
 def _npz(matrix: Matrix, path: str) -> None:
     with open(path, "wb") as file:
         sparse, nnz = scipy_sparse(), matrix.nnz
-        parts = (matrix.data[:nnz], matrix.indices[:nnz], matrix.indptr[:])
-        found = sparse.csr_array(parts, shape=matrix.shape, copy=False)
+        arrays = (matrix.data[:nnz], matrix.indices[:nnz], matrix.indptr[:])
+        found = sparse.csr_array(arrays, shape=matrix.shape, copy=False)
         sparse.save_npz(file, found, compressed=False)
 
 
@@ -98,10 +98,10 @@ def _h5ad(matrix: Matrix, path: str) -> None:
             index.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
 
 
-def _written(group: Any, name: str, size: int, dtype: Any, part: Callable[..., Any]) -> Any:
-    """Return a new 1-d dataset, written part by part."""
+def _written(group: Any, name: str, size: int, dtype: Any, batch: Callable[..., Any]) -> Any:
+    """Return a new 1-d dataset, written batch by batch."""
     dataset = group.create_dataset(name, (size,), dtype)
     for start in range(0, size, _STEP):
         stop = min(size, start + _STEP)
-        dataset[start:stop] = np.array(part(start, stop), None if dtype.kind == "O" else dtype)
+        dataset[start:stop] = np.array(batch(start, stop), None if dtype.kind == "O" else dtype)
     return dataset

@@ -1,7 +1,7 @@
-"""Rows of sparse matrices, in parts that fit into memory: of SciPy, .npz, .h5ad and HDF5 groups.
+"""Rows of sparse matrices, in batches that fit into memory: of SciPy, .npz, .h5ad and HDF5 groups.
 
-A part is a csr_array whose rows are sorted and have no column twice. What is not in memory is read
-part by part, and is not trusted: columns and row ends are checked before they are used.
+A batch is a csr_array whose rows are sorted and have no column twice. What is not in memory is read
+batch by batch, and is not trusted: columns and row ends are checked before they are used.
 
 It knows formats of others, and no database. SciPy and h5py are imported where they are needed.
 """
@@ -51,7 +51,7 @@ class Rows(NamedTuple):
     shape: tuple[int, int]
     dtype: np.dtype[Any]
     nnz: int
-    parts: Callable[[int], Iterator[Any]]  # [bytes] at a time -> csr_array, row after row
+    batches: Callable[[int], Iterator[Any]]  # [bytes] at a time -> csr_array, row after row
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def compressed(shape: Any, data: Any, indices: Any, indptr: Any, name: str) -> R
             f"and {indices.shape[0]} columns"
         )
 
-    def parts(step: int) -> Iterator[Any]:
+    def batches(step: int) -> Iterator[Any]:
         each = max(1, step // (data.dtype.itemsize + indices.dtype.itemsize))
         for start in range(0, rows, each):
             ends = np.asarray(indptr[start : min(rows, start + each) + 1]).astype(np.int64)
@@ -131,20 +131,20 @@ def compressed(shape: Any, data: Any, indices: Any, indptr: Any, name: str) -> R
                         f"{name}: rows {start + at} to {start + stop} have columns from "
                         f"{found.min()} to {found.max()}, and there are {columns}"
                     )
-                yield _part(np.array(data[low:high]), found, ends[at : stop + 1] - low, columns)
+                yield _batch(np.array(data[low:high]), found, ends[at : stop + 1] - low, columns)
                 at = stop
 
-    return Rows((rows, columns), np.dtype(data.dtype), nnz, parts)
+    return Rows((rows, columns), np.dtype(data.dtype), nnz, batches)
 
 
-def _part(data: NDArray[Any], indices: NDArray[Any], indptr: NDArray[Any], columns: int) -> Any:
+def _batch(data: NDArray[Any], indices: NDArray[Any], indptr: NDArray[Any], columns: int) -> Any:
     """Return a csr_array, sorted and without duplicates."""
     if not data.dtype.isnative:
         data = data.astype(data.dtype.newbyteorder("="))
     shape = (len(indptr) - 1, columns)
-    part = scipy_sparse().csr_array((data, indices, indptr), shape=shape)
-    part.sum_duplicates()
-    return part
+    batch = scipy_sparse().csr_array((data, indices, indptr), shape=shape)
+    batch.sum_duplicates()
+    return batch
 
 
 def _text(value: Any) -> str:

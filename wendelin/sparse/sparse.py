@@ -238,16 +238,16 @@ class ZSparse(LivePersistent):
         """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"rows [{start}, {stop}) are not in a matrix of {len(self)} rows")
-        data, indices, indptr = self._parts(start, stop)
+        data, indices, indptr = self._csr(start, stop)
         return self._of(scipy_sparse().csr_array, data, indices, indptr, len(indptr) - 1)
 
     @property
     def T(self) -> csc_array:
         """The transposed matrix, a csc_array over the same views."""
-        data, indices, indptr = self._parts(0, len(self))
+        data, indices, indptr = self._csr(0, len(self))
         return self._of(scipy_sparse().csc_array, data, indices, indptr, len(indptr) - 1)
 
-    def _parts(self, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    def _csr(self, start: int, stop: int) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
         """Return data, indices and indptr of rows, as views where they can be."""
         self._check_live()
         indptr = self.indptr[start : stop + 1]
@@ -317,15 +317,15 @@ class ZSparse(LivePersistent):
             self.indptr.resize((row + source.shape[0] + 1,))
             for array in self.data, self.indices:
                 array.resize((at + source.nnz,))
-            for part in source.parts(step):
-                n, end = part.shape[0], at + len(part.data)
-                self.data[at:end] = part.data
-                self.indices[at:end] = part.indices
-                self.indptr[row + 1 : row + n + 1] = part.indptr[1:] + at
+            for batch in source.batches(step):
+                n, end = batch.shape[0], at + len(batch.data)
+                self.data[at:end] = batch.data
+                self.indices[at:end] = batch.indices
+                self.indptr[row + 1 : row + n + 1] = batch.indptr[1:] + at
                 row, at = row + n, end
                 if self._p_serial == z64:
                     self._v_first_oid = self._p_oid
-                after(row - rows, part.data.nbytes + part.indices.nbytes)
+                after(row - rows, batch.data.nbytes + batch.indices.nbytes)
         except BaseException:
             row, at = rows, used
             raise
@@ -396,7 +396,7 @@ class ZSparse(LivePersistent):
         conn = self._p_jar
         arrays = (self.data, self.indices, self.indptr)
         if conn is None or not (
-            all(part._p_serial != z64 and zobj_is_committed(part) for part in (self, *arrays))
+            all(obj._p_serial != z64 and zobj_is_committed(obj) for obj in (self, *arrays))
             and all(array.zfile.is_of_database() for array in arrays)
         ):
             raise PicklingError(

@@ -38,7 +38,7 @@ from wendelin.tree.moments import tid_time
 
 __all__ = ["Change", "Entry", "Place", "last_transactions", "log", "resolve", "undo"]
 
-#: parts of an array or a group that may change, in this order
+#: what of an array or a group that may change, in this order
 _WHAT = ["", "created", "changed", "names", "tags", "attributes", "rows"]
 _ROWS = 4  # ranges of rows that are shown
 _CHUNKS = ("ZData", "IOBTree", "IOBucket")  # of a ZBlk1, which is stored with them
@@ -55,11 +55,11 @@ class Change:
     rows: list[tuple[int, int]] = field(default_factory=list)
 
     def __str__(self) -> str:
-        parts = [what for what in self.what if what != "rows"]
+        changes = [what for what in self.what if what != "rows"]
         if self.rows:
             ranges = ", ".join(f"{lo}:{hi}" for lo, hi in self.rows[:_ROWS])
-            parts.append(f"rows {ranges}{', …' if self.rows[_ROWS:] else ''}")
-        return f"{shown(self.path) or '/'}: {', '.join(parts)}"
+            changes.append(f"rows {ranges}{', …' if self.rows[_ROWS:] else ''}")
+        return f"{shown(self.path) or '/'}: {', '.join(changes)}"
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Entry:
     def __str__(self) -> str:
         when = f"{self.time:%Y-%m-%d %H:%M:%S}"
         head = [self.tid.hex(), when, self.user, self.note]
-        lines = ["  ".join(shown(part) for part in head if part)]
+        lines = ["  ".join(shown(text) for text in head if text)]
         lines += [f"    {change}" for change in self.changes]
         if self.others:
             lines.append(f"    {self.others} other object{'s' * (self.others != 1)}")

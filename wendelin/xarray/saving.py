@@ -67,7 +67,7 @@ def save(
     Parameters
     ----------
     ds : xarray.Dataset
-        Lazy variables and Dask arrays are computed in parts of 32 MiB, or of a row of chunks.
+        Lazy variables and Dask arrays are computed in batches of 32 MiB, or of a row of chunks.
     to : str, path or Group
         URL#path: the database is opened, and made if it is a file that does not exist; the change
         is committed. Or a group of an open database: the change belongs to its transaction.
@@ -121,7 +121,7 @@ def _save(ds: xarray.Dataset, group: Group, append_dim: str | None, replace: boo
         if name in group:
             del group[name]
         A = group.create_array(name, v.shape, v.dtype, attrs=_attrs(v))
-        for idx, values in _parts(v):
+        for idx, values in _batches(v):
             A[idx] = values
         left[name] = A
     dimensions_of({name: A for name, A in left.items() if DIMENSIONS in A.attrs})
@@ -187,8 +187,8 @@ def _texts(name: str, v: xarray.Variable) -> xarray.Variable:
     return xarray.Variable(v.dims, values.astype(f"U{max(1, values.dtype.itemsize // 4)}"), v.attrs)
 
 
-def _parts(v: xarray.Variable) -> Iterator[tuple[Any, NDArray[Any]]]:
-    """Yield (index, values) of parts of a variable, along its first dimension."""
+def _batches(v: xarray.Variable) -> Iterator[tuple[Any, NDArray[Any]]]:
+    """Yield (index, values) of batches of a variable, along its first dimension."""
     if v.ndim == 0 or v.size == 0:
         if v.size:
             yield ..., v.values
@@ -234,7 +234,7 @@ def _append(
         old = A.shape[axis]
         shape = (*A.shape[:axis], old + v.shape[axis], *A.shape[axis + 1 :])
         A.resize(shape, keep=True)
-        for idx, values in _parts(v):
+        for idx, values in _batches(v):
             at = [slice(0, None)] * A.ndim
             at[axis] = slice(old, None)
             first = at[0].start + idx.start

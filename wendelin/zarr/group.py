@@ -40,7 +40,7 @@ _MODULE = "wendelin.zarr"  # where databases have the classes
 
 
 class ZarrValue(Persistent):  # type: ignore[misc]  # persistent has no type hints
-    """Bytes of a value, or of a part of one."""
+    """Bytes of a value, or of a part of a ZarrParts."""
 
     __module__ = _MODULE
 
@@ -72,21 +72,21 @@ class ZarrParts(Persistent):  # type: ignore[misc]  # persistent has no type hin
     ----------
     size : int
         Of all of it [bytes].
-    part : int
+    part_size : int
         Of each part, but the last [bytes].
     values : tuple of ZarrValue
     """
 
     __module__ = _MODULE
 
-    def __init__(self, size: int, part: int, values: tuple[ZarrValue, ...]) -> None:
-        self.size, self.part, self.values = size, part, values
+    def __init__(self, size: int, part_size: int, values: tuple[ZarrValue, ...]) -> None:
+        self.size, self.part_size, self.values = size, part_size, values
 
     def __getstate__(self) -> tuple[int, int, tuple[ZarrValue, ...]]:
-        return self.size, self.part, self.values
+        return self.size, self.part_size, self.values
 
     def __setstate__(self, state: Any) -> None:
-        self.size, self.part, self.values = state
+        self.size, self.part_size, self.values = state
 
 
 class ZarrGroup(LivePersistent):

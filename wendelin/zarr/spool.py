@@ -17,7 +17,7 @@ from wendelin.bigfile.virtmem.handle import ram_stat
 
 __all__ = ["Spool"]
 
-PART = 8  # of the memory for pages, values that wait may take this part
+SHARE = 8  # values that wait may take an eighth of the memory for pages
 
 
 class Spool:
@@ -42,7 +42,7 @@ class Spool:
             if _is_bytes(data):  # nobody changes them
                 return data
             limit, _, _ = ram_stat()
-            if self._in_memory + len(data) <= limit // PART or not data:
+            if self._in_memory + len(data) <= limit // SHARE or not data:
                 self._in_memory += len(data)
                 return memoryview(bytes(data))
             return self._write(data)

@@ -61,7 +61,7 @@ from wendelin.zarr.writing import TreeWriter
 
 __all__ = ["Request", "ZarrTable"]
 
-#: key, and which part of its value; None: all of it
+#: key, and which range of its value's bytes; None: all of it
 Request = tuple[str, slice | None]
 
 
@@ -158,16 +158,16 @@ class ZarrTable:
     # ---- reading ----
 
     def read_now(self, request: Request) -> Data | None:
-        """Return a value, or the wanted part of it, if nobody has to be waited for; None: no key.
+        """Return a value, or the wanted range of it, if nobody has to be waited for; None: no key.
 
         Raises
         ------
         WouldWaitError
             It would take long: read() does it.
         """
-        key, part = request
+        key, byte_range = request
         if key in self._changes:
-            return _part(self._changes.get(key), part)
+            return _cut(self._changes.get(key), byte_range)
         root = self._root
         if root is None:
             return None
@@ -179,12 +179,12 @@ class ZarrTable:
         except NotKeptError:
             raise WouldWaitError from None
         try:
-            return None if ref is None else self.values.read_now(ref, part)
+            return None if ref is None else self.values.read_now(ref, byte_range)
         except ChecksumError as e:
             raise self._mismatch([key]) from e
 
     def read(self, requests: Sequence[Request]) -> list[Data | None]:
-        """Return values, or the wanted parts of them; None: no such key.
+        """Return values, or the wanted ranges of them; None: no such key.
 
         Raises
         ------
@@ -200,9 +200,9 @@ class ZarrTable:
     def _read(self, requests: Sequence[Request]) -> list[Data | None]:
         found: dict[int, Data | None] = {}
         stored: list[int] = []
-        for i, (key, part) in enumerate(requests):
+        for i, (key, byte_range) in enumerate(requests):
             if key in self._changes:
-                found[i] = _part(self._changes.get(key), part)
+                found[i] = _cut(self._changes.get(key), byte_range)
             else:
                 stored.append(i)
         refs = self.find([requests[i][0] for i in stored])
@@ -454,5 +454,5 @@ class ZarrTable:
         """Do nothing: values that were read stay."""
 
 
-def _part(value: memoryview | None, part: slice | None) -> memoryview | None:
-    return value if value is None or part is None else value[part]
+def _cut(value: memoryview | None, byte_range: slice | None) -> memoryview | None:
+    return value if value is None or byte_range is None else value[byte_range]

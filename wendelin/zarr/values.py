@@ -89,25 +89,25 @@ class Values:
 
     # ---- reading ----
 
-    def read_now(self, ref: Ref, part: slice | None) -> Data:
-        """Return a value, or a part of it, if nobody has to be waited for.
+    def read_now(self, ref: Ref, byte_range: slice | None) -> Data:
+        """Return a value, or a range of its bytes, if nobody has to be waited for.
 
         Raises
         ------
         WouldWaitError
             It would take long.
         """
-        if ref.cls == _PARTS and part is not None and ref.oid in self._parts:
-            return self._in_parts(ref, part, wait=False)
+        if ref.cls == _PARTS and byte_range is not None and ref.oid in self._parts:
+            return self._in_parts(ref, byte_range, wait=False)
         if ref.cls != _VALUE:
             raise WouldWaitError
         place = self._place(ref.oid, False)
-        if place is None or (part is None and place.size >= LARGE and not place.matches()):
+        if place is None or (byte_range is None and place.size >= LARGE and not place.matches()):
             raise WouldWaitError
-        return self._out_of(place, part, place.file.nowait)
+        return self._out_of(place, byte_range, place.file.nowait)
 
     def read(self, wanted: Sequence[tuple[Ref, slice | None]]) -> list[Data]:
-        """Return values, or parts of them; what has to be asked for is asked for together.
+        """Return values, or ranges of their bytes; what has to be asked for is asked for together.
 
         Raises
         ------
@@ -118,22 +118,22 @@ class Values:
         """
         found: list[Data | None] = [None] * len(wanted)
         load: list[int] = []
-        for i, (ref, part) in enumerate(wanted):
+        for i, (ref, byte_range) in enumerate(wanted):
             place = self.place(ref)
             if place is not None:
-                found[i] = self._out_of(place, part, 0)
+                found[i] = self._out_of(place, byte_range, 0)
             elif ref.cls == _PARTS:
-                found[i] = self._in_parts(ref, part, wait=True)
+                found[i] = self._in_parts(ref, byte_range, wait=True)
             else:
                 load.append(i)
         records = zconn_load_all(self._conn(), [wanted[i][0].oid for i in load]) if load else []
         for i, record in zip(load, records, strict=True):
-            ref, part = wanted[i]
+            ref, byte_range = wanted[i]
             if class_of(record) == _PARTS:
-                found[i] = self._in_parts(Ref(ref.oid, _PARTS), part, wait=True)
+                found[i] = self._in_parts(Ref(ref.oid, _PARTS), byte_range, wait=True)
             else:
                 data = bytes_state(record)
-                found[i] = data if part is None else data[part]
+                found[i] = data if byte_range is None else data[byte_range]
         return [data for data in found if data is not None]
 
     def size(self, ref: Ref) -> int:
@@ -145,9 +145,9 @@ class Values:
             return self._table(ref)[0]
         return len(self.read([(ref, None)])[0])
 
-    def _out_of(self, place: Located, part: slice | None, flags: int) -> Data:
-        if part is not None:
-            start, stop, _ = part.indices(place.size)
+    def _out_of(self, place: Located, byte_range: slice | None, flags: int) -> Data:
+        if byte_range is not None:
+            start, stop, _ = byte_range.indices(place.size)
             return _pread(place, start, max(0, stop - start), flags)
         if place.size >= LARGE:
             if not place.matches():
@@ -181,23 +181,23 @@ class Values:
             It is not one.
         """
         try:
-            size, part, refs = state
-            bad = part <= 0 or size < 0 or len(refs) != -(-size // part)
+            size, part_size, refs = state
+            bad = part_size <= 0 or size < 0 or len(refs) != -(-size // part_size)
             bad = bad or not all(isinstance(r, Ref) for r in refs)
         except (TypeError, ValueError):
             bad = True
         if bad:
             raise RecordError(f"a damaged ZarrParts: {state!r:.100}")
-        return size, part, list(refs)
+        return size, part_size, list(refs)
 
-    def _in_parts(self, ref: Ref, wanted: slice | None, *, wait: bool) -> Data:
-        size, part, refs = self._table(ref)
-        start, stop, _ = (wanted or slice(None)).indices(size)
+    def _in_parts(self, ref: Ref, byte_range: slice | None, *, wait: bool) -> Data:
+        size, part_size, refs = self._table(ref)
+        start, stop, _ = (byte_range or slice(None)).indices(size)
         if stop <= start:
             return b""
-        first, last = start // part, (stop - 1) // part
+        first, last = start // part_size, (stop - 1) // part_size
         if first == last:
-            one = slice(start - first * part, stop - first * part)
+            one = slice(start - first * part_size, stop - first * part_size)
             if not wait:
                 return self.read_now(refs[first], one)
             return self.read([(refs[first], one)])[0]
@@ -208,15 +208,15 @@ class Values:
             some = range(begin, min(begin + TOGETHER, last + 1))
             pieces = self.read([(refs[i], None) for i in some])
             for i, piece in zip(some, pieces, strict=True):
-                if len(piece) != min(part, size - i * part):
+                if len(piece) != min(part_size, size - i * part_size):
                     raise RecordError(f"a damaged ZarrParts: part {i} has {len(piece)} bytes")
-                low, high = max(start, i * part), min(stop, (i + 1) * part)
-                data[low - start : high - start] = piece[low - i * part : high - i * part]
+                low, high = max(start, i * part_size), min(stop, (i + 1) * part_size)
+                data[low - start : high - start] = piece[low - i * part_size : high - i * part_size]
         return memoryview(data).toreadonly()
 
 
 def _pread(place: Located, start: int, size: int, flags: int) -> Data:
-    """Read a part of what lies in a file.
+    """Read a range of what lies in a file.
 
     Raises
     ------

@@ -20,9 +20,9 @@ from wendelin.zarr.group import ZarrGroup, ZarrParts, ZarrValue
 from wendelin.zarr.layout import ARRAY, folder_of, is_metadata, is_sharded, layouts, nodes_above
 from wendelin.zarr.values import Values
 
-__all__ = ["LONGEST", "PART", "TreeWriter"]
+__all__ = ["LONGEST", "PART_SIZE", "TreeWriter"]
 
-PART = 1 << 20  # of a shard [bytes]
+PART_SIZE = 1 << 20  # of a shard [bytes]
 LONGEST = 1 << 30  # of a value that is one object [bytes]
 
 
@@ -116,18 +116,18 @@ class TreeWriter:
         old = self._group.table.get(key)
         ref = self._ref(old)
         if cut or len(data) > LONGEST:
-            self._group.table[key] = self._in_parts(data, ref, old, PART if cut else LONGEST)
+            self._group.table[key] = self._in_parts(data, ref, old, PART_SIZE if cut else LONGEST)
         elif ref is None or not self._has(ref, data):
             self._group.table[key] = self._add(ZarrValue(data))
 
-    def _in_parts(self, data: memoryview, ref: Ref | None, old: Any, part: int) -> ZarrParts:
+    def _in_parts(self, data: memoryview, ref: Ref | None, old: Any, part_size: int) -> ZarrParts:
         """Return a value in parts; those that are as they were are not stored again."""
         before = self._values.parts_of(ref) if ref is not None else []
-        same: tuple[ZarrValue, ...] = old.values if before and old.part == part else ()
+        same: tuple[ZarrValue, ...] = old.values if before and old.part_size == part_size else ()
         values = []
-        changed = len(before) != -(-len(data) // part) or not same
-        for i, start in enumerate(range(0, len(data), part)):
-            piece = data[start : start + part]
+        changed = len(before) != -(-len(data) // part_size) or not same
+        for i, start in enumerate(range(0, len(data), part_size)):
+            piece = data[start : start + part_size]
             if i < len(same) and self._has(before[i], piece):
                 values.append(same[i])
             else:
@@ -135,7 +135,7 @@ class TreeWriter:
                 changed = True
         if not changed and old.size == len(data):
             return old  # type: ignore[no-any-return]
-        return self._add(ZarrParts(len(data), part, tuple(values)))  # type: ignore[no-any-return]
+        return self._add(ZarrParts(len(data), part_size, tuple(values)))  # type: ignore[no-any-return]
 
     def _ref(self, value: Any) -> Ref | None:
         """Return what readers know a value by; None: it is not in the database."""

@@ -1,7 +1,7 @@
-"""Sources and sinks: arrays in files, read and written in parts that fit into memory.
+"""Sources and sinks: arrays in files, read and written in ranges that fit into memory.
 
-An array is its elements in their order in memory, C or F, and a part is a range [start, stop) of
-them. If a file has axes and no such order, slabs() says which parts of axes these are.
+An array is its elements in their order in memory, C or F, and a range is [start, stop) of
+them. If a file has axes and no such order, slabs() says which boxes these are.
 """
 
 from __future__ import annotations
@@ -155,7 +155,7 @@ class Sink(ABC):
 
 
 class Slab(NamedTuple):
-    """A part of axes, whose elements follow each other in C order."""
+    """A box: ranges along the axes, whose elements follow each other in C order."""
 
     where: tuple[slice, ...]
     shape: Shape

@@ -31,9 +31,9 @@ class _Column:
     Parameters
     ----------
     lengths : list of int
-        Rows of each part of the file.
+        Rows of each batch: a row group of Parquet, a record batch of Arrow.
     load : (int) -> pyarrow array
-        Reads the column in a part.
+        Reads the column in a batch.
     dtype : data-type
     """
 
@@ -46,8 +46,8 @@ class _Column:
         self.dtype = dtype
         self._cached: tuple[int, NDArray[Any]] | None = None
 
-    def part(self, i: int) -> NDArray[Any]:
-        """Return the values in a part."""
+    def batch(self, i: int) -> NDArray[Any]:
+        """Return the values in a batch."""
         if self._cached is None or self._cached[0] != i:
             self._cached = None
             self._cached = i, self._load(i).to_numpy(zero_copy_only=False)
@@ -60,7 +60,7 @@ class _Column:
             i = bisect_right(self._stops, start)
             end = min(stop, self._stops[i])
             first = self._stops[i - 1] if i else 0
-            found.append(self.part(i)[start - first : end - first])
+            found.append(self.batch(i)[start - first : end - first])
             start = end
         return np.concatenate(found) if found else np.empty(0, self.dtype)
 
@@ -94,13 +94,13 @@ def column_contents(path: str, kind: str, identity: dict[str, Any]) -> Contents:
     except (pa.ArrowException, OSError, ValueError) as e:
         raise Failure(f"{path} is not a readable {kind} file: {explain(e)}") from e
 
-    def load(column: int, part: int) -> Any:
+    def load(column: int, batch: int) -> Any:
         if kind == "parquet":
             # a column of structures has a number for each field: these are left out, not read
-            table = file.read_row_group(part, columns=[schema.names[column]])
+            table = file.read_row_group(batch, columns=[schema.names[column]])
             found = table.column(0).combine_chunks()
         else:
-            found = file.get_batch(part).column(column)
+            found = file.get_batch(batch).column(column)
         return found.dictionary_decode() if pa.types.is_dictionary(found.type) else found
 
     members = [Member(())]
@@ -128,7 +128,7 @@ def _member(
     if not (text or number or takes_missing) or types.is_time(kind):
         return Member((field.name,), why=f"values of type {kind}")
     if not takes_missing:
-        missing = sum(load(part).null_count for part in range(len(lengths)))
+        missing = sum(load(batch).null_count for batch in range(len(lengths)))
         if missing:
             why = f"{missing} missing values, which {kind} does not have"
             return Member((field.name,), why=why)

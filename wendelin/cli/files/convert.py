@@ -64,15 +64,15 @@ def _mapped(dtype: np.dtype[Any], titles: bool = True, pack: bool = False) -> np
     if dtype.names is None:
         return np.dtype(dtype.str) if dtype.metadata else dtype
     fields = [dtype.fields[name] for name in dtype.names]  # type: ignore[index]
-    parts: Any = {
+    spec: Any = {
         "names": list(dtype.names),
         "formats": [_mapped(field[0], titles, pack) for field in fields],
     }
     if not pack:
-        parts.update(offsets=[field[1] for field in fields], itemsize=dtype.itemsize)
+        spec.update(offsets=[field[1] for field in fields], itemsize=dtype.itemsize)
     if titles:
-        parts["titles"] = [(*field, None)[2] for field in fields]
-    mapped: np.dtype[Any] = np.dtype(parts)
+        spec["titles"] = [(*field, None)[2] for field in fields]
+    mapped: np.dtype[Any] = np.dtype(spec)
     return mapped
 
 

@@ -104,7 +104,7 @@ def read_yaml(path: str) -> Described:
             return Described(shape, {"array": _dtype(found["dtype"], path)}, None)
         if len(shape) != 2 or type(found["nnz"]) is not int or found["nnz"] < 0:
             raise ValueError(f"shape {shape}, nnz {found['nnz']!r}")
-        dtypes = {part: _dtype(found[f"{part}_dtype"], path) for part in _MATRIX}
+        dtypes = {name: _dtype(found[f"{name}_dtype"], path) for name in _MATRIX}
         return Described(shape, dtypes, found["nnz"])
     except (KeyError, TypeError, ValueError, IndexError) as e:
         raise Failure(
@@ -146,14 +146,14 @@ def daf_matrix(path: str) -> tuple[tuple[int, int], dict[str, Any]]:
         raise Failure(f"{path} describes an array: import it without --as sparse")
     sizes = {"data": what.nnz, "indices": what.nnz, "indptr": what.shape[0] + 1}
     arrays: dict[str, Any] = {}
-    for part, dtype in what.dtypes.items():
-        name, size = f"{_name(path)}.{part}", sizes[part]
+    for array, dtype in what.dtypes.items():
+        name, size = f"{_name(path)}.{array}", sizes[array]
         if os.path.getsize(name) != size * dtype.itemsize:
             raise Failure(
                 f"{name} has {os.path.getsize(name)} bytes, and {path} says "
                 f"{size * dtype.itemsize}: {size} of {dtype}"
             )
-        arrays[part] = np.memmap(name, dtype, "r", shape=(size,)) if size else np.empty(0, dtype)
+        arrays[array] = np.memmap(name, dtype, "r", shape=(size,)) if size else np.empty(0, dtype)
     return (what.shape[0], what.shape[1]), arrays
 
 
@@ -170,8 +170,8 @@ def daf_files(path: str, force: bool) -> Iterator[dict[str, str]]:
     Yields
     ------
     dict
-        To be filled: what NAME.yaml says, key -> text. Files are written to `part_of(path, part)`
-        meanwhile; those that were get their names.
+        To be filled: what NAME.yaml says, key -> text. Meanwhile, files are written to
+        `unfinished_path(path, name)`; those that were get their names.
 
     Raises
     ------
@@ -183,10 +183,10 @@ def daf_files(path: str, force: bool) -> Iterator[dict[str, str]]:
     if there and not force:
         raise Failure(f"{there[0]} exists already: --force replaces it, and others of that name")
     facts: dict[str, str] = {"version": "[1, 0]"}
-    parts = [part_of(path, suffix[1:]) for suffix in (*SUFFIXES, ".yaml")]
+    unfinished = [unfinished_path(path, suffix[1:]) for suffix in (*SUFFIXES, ".yaml")]
     try:
         yield facts
-        with open(parts[-1], "w", encoding="utf-8") as file:
+        with open(unfinished[-1], "w", encoding="utf-8") as file:
             file.write("".join(f"{key}: {value}\n" for key, value in facts.items()))
             file.flush()
             os.fsync(file.fileno())
@@ -194,20 +194,20 @@ def daf_files(path: str, force: bool) -> Iterator[dict[str, str]]:
         with suppress(FileNotFoundError):
             os.unlink(path)
         sync_folder(folder)
-        for suffix, part in zip((*SUFFIXES, ".yaml"), parts, strict=True):
-            if os.path.lexists(part):
-                os.replace(part, name + suffix)
+        for suffix, new in zip((*SUFFIXES, ".yaml"), unfinished, strict=True):
+            if os.path.lexists(new):
+                os.replace(new, name + suffix)
             else:
                 with suppress(FileNotFoundError):
                     os.unlink(name + suffix)
         sync_folder(folder)
     except BaseException:
-        for part in parts:
+        for new in unfinished:
             with suppress(FileNotFoundError):
-                os.unlink(part)
+                os.unlink(new)
         raise
 
 
-def part_of(path: str, part: str) -> str:
+def unfinished_path(path: str, name: str) -> str:
     """Return where a file is written until all are complete."""
-    return f"{_name(path)}.{part}.part~"
+    return f"{_name(path)}.{name}.part~"

@@ -106,14 +106,14 @@ class DatasetSource(Source):
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
         if not self._together:
-            return self._part(start, stop)
+            return self._elements(start, stop)
         result = np.empty(stop - start, self.layout.dtype)
         for n in range(start // self._together, -(-stop // self._together)):
             first = n * self._together
             rows = self._rows(n)
-            part = rows[max(0, start - first) : stop - first]
+            wanted = rows[max(0, start - first) : stop - first]
             at = max(start, first) - start
-            result[at : at + len(part)] = part
+            result[at : at + len(wanted)] = wanted
         return result
 
     def _rows(self, n: int) -> NDArray[Any]:
@@ -122,10 +122,10 @@ class DatasetSource(Source):
             first = n * self._together
             self._cached = None
             stop = min(first + self._together, self.layout.size)
-            self._cached = n, self._part(first, stop)
+            self._cached = n, self._elements(first, stop)
         return self._cached[1]
 
-    def _part(self, start: int, stop: int) -> NDArray[Any]:
+    def _elements(self, start: int, stop: int) -> NDArray[Any]:
         """Return elements [start, stop) of the layout's dtype, as the library reads them."""
         result = np.empty(stop - start, self.layout.dtype)
         at = 0
@@ -210,11 +210,11 @@ class DatasetSink(Sink):
         at = 0
         for slab in slabs(tuple(reversed(shape)) if fortran else shape, start, start + len(values)):
             size = mul(slab.shape)
-            part = values[at : at + size].reshape(slab.shape)
+            block = values[at : at + size].reshape(slab.shape)
             if fortran:
-                self._dataset[tuple(reversed(slab.where))] = part.T
+                self._dataset[tuple(reversed(slab.where))] = block.T
             else:
-                self._dataset[slab.where] = part
+                self._dataset[slab.where] = block
             at += size
 
     def _shown(self, values: NDArray[Any]) -> NDArray[Any]:

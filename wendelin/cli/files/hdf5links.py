@@ -1,8 +1,8 @@
 """Links and references in HDF5 files: which of them stay in the file.
 
-An HDF5 file may refer to bytes in other files, of any path: by external storage, by parts of
-virtual datasets, by external links. None of these is followed unless the user says so. Otherwise a
-stranger's file could bring bytes of any of the user's files into an array.
+An HDF5 file may refer to bytes in other files, of any path: by external storage, by the
+sources of virtual datasets, by external links. None of these is followed unless the user says so.
+Otherwise a stranger's file could bring bytes of any of the user's files into an array.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Inside"]
 
 _LINKS = 16  # all links on the way to a dataset: the limit of HDF5 itself
 _DEEP = 16  # levels of virtual datasets
-_PARTS = 10_000  # parts of all virtual datasets of virtual datasets
+_SOURCES = 10_000  # of all virtual datasets of virtual datasets
 
 
 class Inside:
@@ -32,7 +32,7 @@ class Inside:
     def __init__(self, h5py: Any, file: Any, path: str) -> None:
         self._h5py, self._file, self._path = h5py, file, path
         self._links = 0  # followed, on the way to what is looked for
-        self._parts = 0  # of virtual datasets that others are made of
+        self._sources = 0  # of virtual datasets that others are made of
 
     def find(self, name: str) -> Any:
         """Return the object of a name; None if there is none.
@@ -48,13 +48,13 @@ class Inside:
     def _find(self, name: str, start: Any = None) -> Any:
         h5py = self._h5py
         at = self._file if start is None or name.startswith("/") else start
-        for part in name.split("/"):
-            if part in ("", "."):
+        for step in name.split("/"):
+            if step in ("", "."):
                 continue
             if not isinstance(at, h5py.Group):
                 return None
             try:
-                link = at.get(part, getlink=True)
+                link = at.get(step, getlink=True)
             except (TypeError, ValueError) as e:  # of a kind that h5py does not know
                 raise self._refuse(name, f"is behind a link of an unknown kind: {e}") from e
             if link is None:
@@ -62,7 +62,7 @@ class Inside:
             if isinstance(link, h5py.ExternalLink):
                 raise self._refuse(name, f"is behind a link to another file, {link.filename!r}")
             if isinstance(link, h5py.HardLink):
-                at = at[part]
+                at = at[step]
             elif self._links == _LINKS:
                 raise Failure(f"{self._path}:{name} is behind more than {_LINKS} links")
             else:
@@ -92,16 +92,16 @@ class Inside:
             file, name = how.get_virtual_filename(i), how.get_virtual_dsetname(i)
             if file != "." or "%" in name:  # which stands for numbers
                 raise self._refuse(dataset.name, f"is made of datasets of other files, {file!r}")
-            # HDF5 opens a dataset again wherever it is a part: their number may be exponential
-            self._parts += depth > 0
-            if self._parts > _PARTS:
+            # HDF5 opens a dataset again wherever it is a source: their number may be exponential
+            self._sources += depth > 0
+            if self._sources > _SOURCES:
                 raise Failure(
                     f"{self._path}:{dataset.name}: a virtual dataset of others, with "
-                    f"more than {_PARTS:,} parts"
+                    f"more than {_SOURCES:,} sources"
                 )
-            part = self.find(name)
-            if isinstance(part, self._h5py.Dataset):
-                self.check(part, depth + 1)
+            source = self.find(name)
+            if isinstance(source, self._h5py.Dataset):
+                self.check(source, depth + 1)
 
     def _refuse(self, name: str, what: str) -> Failure:
         return Failure(

@@ -51,17 +51,17 @@ def check_name(kind: str, name: str) -> str:
         It is not a valid name.
     """
     name = name.strip("/")
-    parts = name.split("/")
+    names = name.split("/")
     why = ""
-    if any(part in ("", ".", "..") for part in parts):
+    if any(each in ("", ".", "..") for each in names):
         why = "between slashes there must be names, not empty, not . and not .."
     elif re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", name):
         why = "it has characters that are not allowed in names"
     elif kind != "hdf5" and "\\" in name:
         why = "it has a backslash, which separates names on other systems"
-    elif kind != "hdf5" and any(len(part.encode()) > _MOST for part in parts):
+    elif kind != "hdf5" and any(len(each.encode()) > _MOST for each in names):
         why = f"a name in it has more than {_MOST} bytes"
-    elif kind == "zarr" and any(part in METADATA for part in parts):
+    elif kind == "zarr" and any(each in METADATA for each in names):
         why = "Zarr has files of its own with that name"
     if why:
         raise click.UsageError(f"{name!r} is not a name of an array in a {kind} file: {why}")

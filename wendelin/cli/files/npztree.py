@@ -29,7 +29,7 @@ def npz_contents(path: str, identity: dict[str, Any]) -> Contents:
     members = [Member(())]
     for file in files:
         name = file.removesuffix(".npy")
-        at = tuple(part for part in name.split("/") if part)
+        at = tuple(each for each in name.split("/") if each)
         if not file.endswith(".npy") or not at:
             members.append(Member(at or (file,), why="another file, not an array"))
             continue

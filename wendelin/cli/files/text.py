@@ -87,7 +87,7 @@ def _long_complex(text: str) -> Any:
     if match is None or not any(match.groups()):
         raise ValueError(f"could not convert string {text!r} to complex256")
     result = np.zeros((), np.clongdouble)
-    result.real, result.imag = (np.longdouble(part or 0) for part in match.groups())
+    result.real, result.imag = (np.longdouble(digits or 0) for digits in match.groups())
     return result[()]
 
 
@@ -338,26 +338,26 @@ class CsvSource(Source):
     def _numbered(self) -> Iterator[tuple[int, str]]:
         """Yield the same, with the number of the line in the file where each begins."""
         self._file.seek(0)
-        parts: list[str] = []
+        lines: list[str] = []
         quotes = size = first = 0
         for number, line in enumerate(self._file, 1):
-            first = first if parts else number
+            first = first if lines else number
             if self._comment is not None and self._comment in line:
                 line = self._without_comment(line, quotes % 2 == 1)
-                if not parts and not line.strip():
+                if not lines and not line.strip():
                     continue
-            parts.append(line)
+            lines.append(line)
             size += len(line)
             quotes += line.count('"')
             if quotes % 2 == 0:
-                whole = "".join(parts)
-                parts = []
+                whole = "".join(lines)
+                lines = []
                 size = 0
                 if whole.strip("\r\n"):
                     yield first, whole
             elif size > _LONGEST:
                 break
-        if parts:
+        if lines:
             raise Failure(f"{self._path} has a quote in line {first} that is not closed")
 
     def _without_comment(self, line: str, quoted: bool) -> str:

@@ -11,15 +11,16 @@ import json
 import os
 import re
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
-from wendelin.cli.errors import Failure
+from wendelin.cli.errors import Failure, explain
 
-__all__ = ["Part"]
+__all__ = ["UnfinishedFile"]
 
 
-class Part:
+class UnfinishedFile:
     """A file that is not complete yet, and how much of it is done.
 
     Parameters
@@ -79,7 +80,7 @@ class Part:
         Raises
         ------
         Failure
-            The part that is there is of another export.
+            The unfinished file that is there is of another export.
         """
         if self.state is not None and self.state["source"] != source:
             before = self.state["source"]
@@ -112,6 +113,43 @@ class Part:
             os.fsync(file.fileno())
         os.replace(new, self._state_path)
 
+    @contextmanager
+    def kept(self, size: int, elements: str, of: str) -> Iterator[ExitStack]:
+        """If the export fails, keep what the same command goes on with, or else remove the file.
+
+        Parameters
+        ----------
+        size : int
+            How many elements there will be.
+        elements : str
+            What save() counts, in the plural.
+        of : str
+            What is exported.
+
+        Yields
+        ------
+        ExitStack
+            What is to be closed first, if the export fails.
+
+        Raises
+        ------
+        Failure
+            The export failed; the message says how much is done.
+        """
+        failed = ExitStack()
+        try:
+            yield failed
+        except (Exception, KeyboardInterrupt) as e:
+            with suppress(Exception):
+                failed.close()
+            if not self.done:
+                self.remove()
+                raise
+            raise Failure(
+                f"{explain(e)}: {self.path} has {self.done} of {size} {elements}; the same command "
+                f"goes on with the same state of the {of}; it begins again if that is removed"
+            ) from e
+
     def finish(self) -> None:
         """Give the file its name."""
         assert self.state is not None
@@ -134,7 +172,7 @@ class Part:
             os.close(folder)
 
     def remove(self) -> None:
-        """Remove the part."""
+        """Remove it, and the notes."""
         _remove(self.path)
         _remove(self._state_path)
 
