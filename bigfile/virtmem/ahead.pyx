@@ -17,7 +17,8 @@ not.
 from libc.stdint cimport uint64_t
 
 from wendelin.bigfile.virtmem.loading cimport page_load
-from wendelin.bigfile.virtmem.mapping cimport FILE, NONE, NOWHERE, ZERO, Area, area_kind, area_show
+from wendelin.bigfile.virtmem.mapping cimport (FILE, NONE, NOWHERE, ZERO, Area, area_bytes,
+                                               area_kind, area_show)
 from wendelin.bigfile.virtmem.page cimport (AHEAD, LOCATED, LOADED, MEMFD, ZEROS, FileH, Page,
                                             fileh_release, page_shown_from, pager_generation)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
@@ -116,7 +117,7 @@ cdef size_t show_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
         if n < AHEAD_PAGES and area_kind(area, j) == FILE:
             ahead[n].fileh = NULL
             ahead[n].addr = area.start + j * area.blksize
-            ahead[n].size = area.blksize
+            ahead[n].size = area_bytes(area, j, 1)
             n += 1
     return n
 

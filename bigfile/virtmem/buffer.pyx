@@ -1,16 +1,16 @@
 """Buffers for loadblk and storeblk: one block of memory, as Python sees it.
 
-This module knows page memory, and mmap. It does not know states of pages: the caller must make sure
-that a page is in memory, and stays there.
+This module knows page memory, and mmap. It does not change states of pages: the caller must make
+sure that a page is in memory, and stays there.
 """
 
 cimport cython
 from libc.stdint cimport uint64_t
 
-from wendelin.bigfile.virtmem.kernel cimport (MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED,
+from wendelin.bigfile.virtmem.kernel cimport (MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED,
                                               MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
                                               PROT_READ, PROT_WRITE, madvise, mmap, munmap)
-from wendelin.bigfile.virtmem.page cimport FileH, Page, page_memory
+from wendelin.bigfile.virtmem.page cimport FileH, Page, fileh_unref, page_memory
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
 from wendelin.bigfile.virtmem.ram cimport Place, pager_lock, pager_unlock
 
@@ -27,11 +27,13 @@ cdef class PageBuffer:
 
     It owns its mapping. A traceback or a logger may keep it: then it keeps memory of its own
     (loading), or a read-only mapping of the page (storing), but never a page that was given to
-    another block.
+    another block: for this it holds the handle.
     """
     cdef void *addr
     cdef Py_ssize_t size
+    cdef Py_ssize_t used        # [bytes]; what follows is zeros
     cdef bint readonly
+    cdef FileH *fileh           # owned: one reference; NULL: none
 
     def __cinit__(self):
         self.addr = NULL
@@ -39,6 +41,9 @@ cdef class PageBuffer:
     def __dealloc__(self):
         if self.addr != NULL:
             munmap(self.addr, self.size)
+        if self.fileh != NULL:
+            with nogil:
+                fileh_unref(self.fileh)
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, self.addr, self.size, self.readonly, flags)
@@ -52,24 +57,45 @@ cdef object scratch_buffer(size_t size):
     if addr == MAP_FAILED:
         raise PageMemoryError(f"no memory for a block of {size} bytes to be loaded into")
     buf.addr = addr
-    buf.size = size
+    buf.size = buf.used = size
     return buf
+
+
+def used_of(memoryview view not None):
+    """Return how many bytes of a block, which a file is given, may be other than zeros."""
+    buf = view.obj
+    return min((<PageBuffer>buf).used if isinstance(buf, PageBuffer) else len(view), len(view))
 
 
 cdef object page_buffer(FileH *fileh, uint64_t blk):
     """Return a read-only buffer over a page in page memory."""
     cdef PageBuffer buf = PageBuffer.__new__(PageBuffer)
-    # All of it is going to be read, mostly by one write(2): this avoids page faults meanwhile.
-    cdef void *addr
+    cdef void *addr = NULL
+    cdef size_t used
     cdef Place memory
+    cdef int flags = MAP_SHARED | MAP_POPULATE
+    cdef Page *page
     pager_lock()
-    memory = page_memory(<Page *>pagemap_get(&fileh.pages, blk))
+    page = <Page *>pagemap_get(&fileh.pages, blk)
+    used = page.res.size
+    memory = page_memory(page)
+    fileh.refs += 1
     pager_unlock()
-    addr = mmap(NULL, fileh.blksize, PROT_READ, MAP_SHARED | MAP_POPULATE, memory.fd, memory.offset)
+    buf.fileh = fileh
+    if used != fileh.blksize:       # what has no page memory must not get it by being read
+        addr = mmap(NULL, fileh.blksize, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                    -1, 0)
+        flags |= MAP_FIXED
+    # All of it is going to be read, mostly by one write(2): this avoids page faults meanwhile.
+    if addr != MAP_FAILED:
+        buf.addr = addr
+        buf.size = fileh.blksize
+        addr = mmap(addr, used, PROT_READ, flags, memory.fd, memory.offset)
     if addr == MAP_FAILED:
         raise PageMemoryError(f"no mapping for block {blk} to be stored from")
-    madvise(addr, fileh.blksize, MADV_DONTFORK)
+    madvise(addr, used, MADV_DONTFORK)
     buf.addr = addr
     buf.size = fileh.blksize
+    buf.used = used
     buf.readonly = True
     return buf

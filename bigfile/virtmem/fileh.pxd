@@ -5,7 +5,7 @@ from libc.stdint cimport uint64_t
 from wendelin.bigfile.virtmem.mapping cimport Area
 from wendelin.bigfile.virtmem.page cimport FileH, Located
 
-cdef Area *fileh_map(FileH *fileh, uint64_t pgoffset, uint64_t pglen) noexcept nogil
+cdef Area *fileh_map(FileH *fileh, uint64_t pgoffset, uint64_t pglen, size_t nbytes) noexcept nogil
 cdef void fileh_unmap(Area *area) noexcept nogil
 cdef void fileh_freeze(FileH *fileh) noexcept nogil
 cdef void fileh_thaw(FileH *fileh) noexcept nogil

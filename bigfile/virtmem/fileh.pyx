@@ -12,25 +12,33 @@ how a page is loaded or touched, and runs no Python.
 Locking: see page.pyx. All here take the pager lock, and are called without it.
 """
 
-from libc.errno cimport EAGAIN, ENOMEM
+from libc.errno cimport EAGAIN, ENOMEM, errno
 from libc.stdint cimport UINT64_MAX, uint64_t
 
-from wendelin.bigfile.virtmem.kernel cimport EDEADLK, pthread_cond_broadcast, pthread_self
+from wendelin.bigfile.virtmem.kernel cimport (EDEADLK, pthread_cond_broadcast, pthread_self,
+                                              set_errno)
 from wendelin.bigfile.virtmem.mapping cimport RO, Area, area_map, area_unmap
 from wendelin.bigfile.virtmem.page cimport (DIRTY, LOCATED, LOADED, LOADING, MEMFD, NOTHING, ZEROS,
                                             FileH, Located, Page, fileh_release, op_wait,
                                             page_become, page_drop, page_free_memory, page_new,
                                             page_protect, page_set_stored)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get, pagemap_next
-from wendelin.bigfile.virtmem.ram cimport pager_cond, pager_lock, pager_unlock
+from wendelin.bigfile.virtmem.ram cimport memory_reach, pager_cond, pager_lock, pager_unlock
 
 # ---- areas ----
 
-cdef Area *fileh_map(FileH *fileh, uint64_t pgoffset, uint64_t pglen) noexcept nogil:
-    """Return a new area over pages [pgoffset, pgoffset + pglen); NULL with errno."""
-    cdef Area *area
+cdef Area *fileh_map(FileH *fileh, uint64_t pgoffset, uint64_t pglen, size_t nbytes) noexcept nogil:
+    """Return a new area over the first nbytes of pages [pgoffset, pgoffset + pglen).
+
+    It ends in the last of these pages. NULL with errno.
+    """
+    cdef Area *area = NULL
+    cdef int err
     pager_lock()
-    area = area_map(fileh.memfd, pgoffset, pglen, fileh.blksize)
+    err = memory_reach(&fileh.memory, pgoffset + pglen - 1)
+    if err == 0:
+        area = area_map(&fileh.memory, pgoffset, pglen, nbytes)
+        err = errno
     if area != NULL:
         area.fileh = fileh
         area.next = fileh.areas
@@ -39,6 +47,7 @@ cdef Area *fileh_map(FileH *fileh, uint64_t pgoffset, uint64_t pglen) noexcept n
         fileh.areas = area
         fileh.refs += 1
     pager_unlock()
+    set_errno(err)
     return area
 
 

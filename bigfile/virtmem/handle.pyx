@@ -25,7 +25,7 @@ from operator import index
 
 cimport cython
 from cpython.object cimport PyObject
-from libc.errno cimport EAGAIN, EFBIG, errno
+from libc.errno cimport EAGAIN, EFBIG, EMFILE, ENFILE, errno
 from libc.stdint cimport INT64_MAX, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport strcpy, strerror
@@ -146,13 +146,16 @@ cdef class BigFileH:
         """Block size [bytes]."""
         return self.fileh.blksize
 
-    def mmap(self, pgoffset, pglen):
+    def mmap(self, pgoffset, pglen, nbytes=None):
         """Map pages [pgoffset, pgoffset + pglen) and return a VMA. Loads nothing.
+
+        nbytes: map only the first so many bytes of these, which end in the last page. Then a page
+        takes memory for what is mapped.
 
         Raises
         ------
         ValueError
-            An offset is negative, or a length not positive.
+            An offset is negative, or a length not positive; nbytes do not end in the last page.
         OverflowError
             The range ends past the last byte a file can have, 2**63.
         MemoryError
@@ -160,7 +163,7 @@ cdef class BigFileH:
         """
         self.check()
         self.fallback_thread = threading.get_ident()
-        return VMA(self, *check_range(self, pgoffset, pglen))
+        return VMA(self, pgoffset, pglen, nbytes)
 
     def load(self, pgoffset, pglen):
         """Load pages [pgoffset, pgoffset + pglen) that are not in memory yet.
@@ -396,8 +399,8 @@ def counts(BigFileH fileh not None):
     """Return the fields of HandleStats in stats.py after blksize."""
     cdef Counts *c = &fileh.fileh.counts
     cdef size_t size = fileh.fileh.blksize
-    return (c.faults, c.loads, c.mapped * size, c.resident * size, fileh.fileh.ndirty * size,
-            c.reclaims, c.failures, c.waits)
+    return (c.faults, c.loads, c.mapped * size, c.resident, c.dirty, c.reclaims, c.failures,
+            c.waits)
 
 
 @cython.no_gc_clear
@@ -414,15 +417,25 @@ cdef class VMA:
         Free for the program.
     """
 
-    def __cinit__(self, BigFileH fileh not None, pgoffset, pglen):
+    def __cinit__(self, BigFileH fileh not None, pgoffset, pglen, nbytes=None):
         cdef uint64_t c_pgoffset, c_pglen
+        cdef size_t size
         pgoffset, pglen = check_range(fileh, pgoffset, pglen)
         c_pgoffset = pgoffset
         c_pglen = pglen
+        size = pglen * fileh.blksize
+        if nbytes is not None:
+            if not 0 <= size - nbytes < fileh.blksize:
+                raise ValueError(f"nbytes is {nbytes}, which do not end in the last of {pglen} "
+                                 f"pages of {fileh.blksize} bytes")
+            size = nbytes
         self.fileh = fileh
         with nogil:
-            self.area = fileh_map(fileh.fileh, c_pgoffset, c_pglen)
+            self.area = fileh_map(fileh.fileh, c_pgoffset, c_pglen, size)
         if self.area == NULL:
+            if errno in (EMFILE, ENFILE):
+                raise OSError(errno, f"no page memory for {describe(fileh.file)}: "
+                                     f"{strerror(errno).decode()}")
             raise MemoryError(
                 f"{pglen * fileh.blksize} bytes of {describe(fileh.file)} do not fit into the "
                 f"address space ({strerror(errno).decode()}): work in smaller parts, A[i:j]")

@@ -25,12 +25,12 @@ from wendelin.bigfile.virtmem.page cimport (AHEAD, BROKEN_FILE, CIRCULAR_LOAD, F
                                             NOTHING, NO_FAILURE, NO_MEMORY, TOUCH_IN_LOAD, ZEROS,
                                             Backing, Failed, Failure, FileH, Page, Purpose, Source,
                                             fileh_release, op_fail, op_load, op_wait, page_become,
-                                            page_drop, page_forget, page_memory, page_new,
-                                            page_show)
+                                            page_drop, page_forget, page_memory, page_needs,
+                                            page_new, page_show)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
-from wendelin.bigfile.virtmem.ram cimport (Place, pager_cond, pager_lock, pager_unlock,
-                                           ram_alloc, ram_copy, ram_free, ram_reserve,
-                                           ram_unreserve, ram_write)
+from wendelin.bigfile.virtmem.ram cimport (Place, memory_reach, pager_cond, pager_lock,
+                                           pager_unlock, ram_alloc, ram_copy, ram_free,
+                                           ram_reserve, ram_unreserve, ram_write)
 from wendelin.bigfile.virtmem.deadlock cimport (wait_for_load, wait_over, waits_circular,
                                                 waits_loaded)
 
@@ -41,8 +41,9 @@ cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) no
     stays reserved until that page is LOADED. The data may be in another array.
     """
     cdef Place memory
+    cdef size_t needs = 0
     cdef int err, _attempt
-    err = reserve(fileh, blk, &memory)
+    err = reserve(fileh, blk, size, &memory, &needs)
     if err != 0:
         return err
     # The kernel does not call us for pages that are not shown: it returns EFAULT. A touch shows
@@ -52,8 +53,8 @@ cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) no
         if err != EFAULT:
             break
         touch_bytes(data, size)
-    if err == 0 and size < fileh.blksize:
-        err = ram_alloc(memory, size, fileh.blksize)
+    if err == 0 and size < needs:
+        err = ram_alloc(memory, size, needs)
     if err != 0:
         release(fileh, blk)
     return err
@@ -62,38 +63,47 @@ cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) no
 cdef int page_copy(FileH *fileh, uint64_t blk, const Source *source) noexcept nogil:
     """As page_fill, with the bytes of a file; EBADMSG: they do not match their digest."""
     cdef Place memory
-    cdef int err = reserve(fileh, blk, &memory)
+    cdef size_t needs = 0
+    cdef int err = reserve(fileh, blk, source.size, &memory, &needs)
     if err != 0:
         return err
     err = ram_copy(memory, source.size, source.fd, source.offset)
     if err == 0 and source.checked:
         err = checksum_compare(memory.fd, memory.offset, source.size, source.digest)
-    if err == 0 and source.size < fileh.blksize:
-        err = ram_alloc(memory, source.size, fileh.blksize)
+    if err == 0 and source.size < needs:
+        err = ram_alloc(memory, source.size, needs)
     if err != 0:
         release(fileh, blk)
     return err
 
 
-cdef int reserve(FileH *fileh, uint64_t blk, Place *memory) noexcept nogil:
-    """Reserve memory for the page that this thread loads, and say where it is. 0 or errno."""
+cdef int reserve(FileH *fileh, uint64_t blk, size_t size, Place *memory, size_t *needs) \
+        noexcept nogil:
+    """Reserve memory for a LOADING page, of which the file has size bytes. 0 or errno."""
+    cdef Page *page
     cdef int err
     pager_lock()
-    err = ram_reserve(fileh.blksize)
-    memory[0] = page_memory(<Page *>pagemap_get(&fileh.pages, blk))
+    page = <Page *>pagemap_get(&fileh.pages, blk)
+    needs[0] = page.res.size = page_needs(page, size)
+    err = memory_reach(&fileh.memory, blk)
+    if err == 0:
+        err = ram_reserve(page.res.size)
+    memory[0] = page_memory(page)
     pager_unlock()
     return err
 
 
 cdef void release(FileH *fileh, uint64_t blk) noexcept nogil:
     """Undo page_fill."""
+    cdef Page *page
     cdef Place memory
     pager_lock()
-    memory = page_memory(<Page *>pagemap_get(&fileh.pages, blk))
+    page = <Page *>pagemap_get(&fileh.pages, blk)
+    memory = page_memory(page)
     pager_unlock()
-    ram_free(memory, fileh.blksize)
+    ram_free(memory, page.res.size)     # it is LOADING, by this thread
     pager_lock()
-    ram_unreserve(fileh.blksize)
+    ram_unreserve(page.res.size)
     pager_unlock()
 
 

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 
-from wendelin.bigfile.virtmem.ram cimport Place
+from wendelin.bigfile.virtmem.ram cimport Memory, Place
 
 cdef enum Kind:             # the mapping of one page of an area
     NONE                    # PROT_NONE: a touch faults
@@ -13,18 +13,18 @@ cdef enum Kind:             # the mapping of one page of an area
     SINK                    # scrap for writes of a doomed transaction; never stored
 
 cdef struct Area:
-    char *start             # address range [start, stop)
+    char *start             # address range [start, stop): not all of its last page, perhaps
     char *stop
     uint64_t pgoffset       # first page of the file that it shows
     uint64_t pglen          # [pages]
     size_t blksize          # [bytes]
-    int memfd               # of the handle; borrowed
+    const Memory *memory    # of the handle; borrowed
     void *fileh             # the FileH; not for this module
     Area *prev              # neighbours in the handle's list; not for this module
     Area *next
     # protected by: the pager lock
     # [pglen] of Kind, with flags: SHOWN, it was not NONE since a reset; STAYS, it must stay shown;
-    # ELSEWHERE, it is RO or RW, but not of the memfd at the page's own offset
+    # ELSEWHERE, it is RO or RW, but not of the page's own place
     uint8_t *kinds
     uint64_t stays          # pages that have STAYS
     uint64_t maps           # kernel mappings it consists of, estimated from above
@@ -35,7 +35,12 @@ cdef struct Area:
     uint64_t streak         # how often in a row that was right; for ahead and touch
     bint scrap              # some pages are SINK, or ZERO instead of a failed load
 
-cdef Area *area_map(int memfd, uint64_t pgoffset, uint64_t pglen, size_t blksize) noexcept nogil
+cdef inline size_t area_bytes(const Area *area, uint64_t page, uint64_t n) noexcept nogil:
+    """Return how many bytes of pages [page, page + n) an area shows."""
+    return min(n * area.blksize, <size_t>(area.stop - area.start) - page * area.blksize)
+
+cdef Area *area_map(const Memory *memory, uint64_t pgoffset, uint64_t pglen, size_t nbytes) \
+    noexcept nogil
 cdef void area_unmap(Area *area) noexcept nogil
 cdef Area *area_lookup(const char *addr) noexcept nogil
 cdef Kind area_kind(Area *area, uint64_t page) noexcept nogil

@@ -1,9 +1,9 @@
 """Areas: ranges of address space that show pages of a file, and what each page shows now.
 
-An Area is one mapping of a handle's memfd, cut by the kernel into as many mappings as
+An Area is one mapping of a handle's page memory, cut by the kernel into as many mappings as
 neighbouring pages differ. Page by page it shows one Kind:
 
-    NONE, RO, RW    the memfd at the page's own offset: changed by mprotect. RO and RW can be
+    NONE, RO, RW    page memory, at the page's own place: changed by mprotect. RO and RW can be
                     ELSEWHERE, where the caller says: changed by mmap
     ZERO            a hole, or a page whose load failed: it takes no memory
     FILE            the block's bytes where they lie in a file: the kernel's page cache
@@ -37,7 +37,8 @@ from wendelin.bigfile.virtmem.kernel cimport (MADV_DONTFORK, MADV_DONTNEED, MADV
                                               MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
                                               MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, madvise,
                                               mmap, mprotect, munmap)
-from wendelin.bigfile.virtmem.ram cimport Place, ram_limit, ram_open
+from wendelin.bigfile.virtmem.ram cimport (Memory, Place, memory_at, ram_limit, ram_open,
+                                           whole_os_pages)
 
 cdef enum:
     HUGE = 1 << 21          # [bytes] of the kernel's huge page
@@ -128,73 +129,107 @@ cdef bint area_show_inherited(Area *area, const char *addr) noexcept nogil:
     """Show zeros at the address of an inherited block; False: other memory is there."""
     global n_inherited_shown
     cdef void *at = <void *>(addr - (addr - area.start) % area.blksize)
-    if mmap(at, area.blksize, PROT_READ | PROT_WRITE,
+    cdef size_t size = area_bytes(area, (addr - area.start) // area.blksize, 1)
+    if mmap(at, size, PROT_READ | PROT_WRITE,
             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE,
             -1, 0) == MAP_FAILED:
         return False
     if n_inherited_shown < INHERITED_SHOWN:
         inherited_shown[n_inherited_shown].addr = at
-        inherited_shown[n_inherited_shown].size = area.blksize
+        inherited_shown[n_inherited_shown].size = size
         n_inherited_shown += 1
     return True
 
 
 # ---- one area ----
 
-cdef void *map_aligned(size_t size, int memfd, long offset) noexcept nogil:
-    """Map a range of the memfd, PROT_NONE, so that the kernel can use huge pages for holes.
+cdef void *map_aligned(size_t size, const Memory *memory, uint64_t page) noexcept nogil:
+    """Map the memory of pages from `page` on, so that the kernel can use huge pages for holes.
 
     For that, address and file offset must be equal modulo HUGE, if the range is not too small.
     """
     cdef int flags = MAP_SHARED | MAP_NORESERVE
     cdef size_t slack = HUGE if size >= <size_t>HUGE else 0
     cdef size_t skip
-    cdef char *addr = <char *>mmap(NULL, size + slack, PROT_NONE, flags, memfd, offset)
-    if addr == <char *>MAP_FAILED or slack == 0:
+    cdef Place place = memory_at(memory, page)
+    cdef char *addr
+    if slack == 0:
+        addr = <char *>mmap(NULL, size, PROT_NONE, flags, place.fd, place.offset)
+        # it may end in another file; and a small range that does not has one mapping, at once
+        if addr != <char *>MAP_FAILED and is_split(memory, page, size):
+            return map_memory(addr, size, PROT_NONE, memory, page)
         return addr
-    skip = <size_t>(offset - <long>addr) % <size_t>HUGE
-    if skip == 0:
-        munmap(addr + size, slack)
+    # The range without its memory, at first: that of the whole window may end past 2**63.
+    addr = <char *>mmap(NULL, size + slack, PROT_NONE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    if addr == <char *>MAP_FAILED:
         return addr
+    skip = <size_t>(place.offset - <long>addr) % <size_t>HUGE
     munmap(addr + skip + size, slack - skip)
-    munmap(addr, skip)
-    addr += skip
-    if mmap(addr, size, PROT_NONE, flags | MAP_FIXED, memfd, offset) == MAP_FAILED:
+    if skip != 0:
+        munmap(addr, skip)
+    return map_memory(addr + skip, size, PROT_NONE, memory, page)
+
+
+cdef bint is_split(const Memory *memory, uint64_t page, size_t size) noexcept nogil:
+    return page < memory.pages and size > (memory.pages - page) * memory.blksize
+
+
+cdef void *map_memory(char *addr, size_t size, int prot, const Memory *memory, uint64_t page) \
+        noexcept nogil:
+    """Put the memory of pages from `page` on over a range; if that fails, unmap it."""
+    if put_memory(addr, size, prot, memory, page) != 0:
         munmap(addr, size)
         return MAP_FAILED
     return addr
 
 
-cdef Area *area_map(int memfd, uint64_t pgoffset, uint64_t pglen, size_t blksize) noexcept nogil:
-    """Map pages [pgoffset, pgoffset + pglen), all NONE. NULL with errno if there is no space.
+cdef int put_memory(char *addr, size_t size, int prot, const Memory *memory, uint64_t page) \
+        noexcept nogil:
+    """Put the memory of pages from `page` on over a range. 0 or errno."""
+    cdef Place place = memory_at(memory, page)
+    cdef size_t n = size
+    if is_split(memory, page, size):
+        n = (memory.pages - page) * memory.blksize
+    if mmap(addr, n, prot, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, place.fd,
+            place.offset) == MAP_FAILED:
+        return errno
+    return 0 if n == size else put_memory(addr + n, size - n, prot, memory, memory.pages)
 
-    The caller has checked that the byte range fits into a file offset.
+
+cdef Area *area_map(const Memory *memory, uint64_t pgoffset, uint64_t pglen, size_t nbytes) \
+        noexcept nogil:
+    """Map the first nbytes of pages [pgoffset, pgoffset + pglen), all NONE. NULL with errno.
+
+    The caller has checked that the range fits into a file offset, and ends in the last page, and
+    called memory_reach() for this one.
     """
     cdef Area *area = <Area *>calloc(1, sizeof(Area))
     cdef void *addr
     if area == NULL:
         return NULL
+    nbytes = whole_os_pages(nbytes)
     addr = mmap(NULL, pglen, PROT_READ | PROT_WRITE,
                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
     if addr == MAP_FAILED:
         free(area)
         return NULL
     area.kinds = <uint8_t *>addr
-    addr = map_aligned(pglen * blksize, memfd, pgoffset * blksize)
+    addr = map_aligned(nbytes, memory, pgoffset)
     if addr == MAP_FAILED:
         munmap(area.kinds, pglen)
         free(area)
         return NULL
     area.start = <char *>addr
-    area.stop = area.start + pglen * blksize
+    area.stop = area.start + nbytes
     area.pgoffset = pgoffset
     area.pglen = pglen
-    area.blksize = blksize
-    area.memfd = memfd
+    area.blksize = memory.blksize
+    area.memory = memory
     area.maps = 1
-    madvise(addr, pglen * blksize, MADV_DONTFORK)
+    madvise(addr, nbytes, MADV_DONTFORK)
     if table_add(&live, area) != 0:
-        munmap(addr, pglen * blksize)
+        munmap(addr, nbytes)
         munmap(area.kinds, pglen)
         free(area)
         return NULL
@@ -209,7 +244,7 @@ cdef void area_unmap(Area *area) noexcept nogil:
     global areas_maps, areas_shown_bytes, areas_stay
     if table_remove(&live, area):
         areas_maps -= area.maps
-        areas_shown_bytes -= area.shown * area.blksize
+        areas_shown_bytes -= area.shown * page_bytes(area)
         areas_stay -= area.stays
         munmap(area.start, area.stop - area.start)
     else:
@@ -267,6 +302,11 @@ cdef uint64_t edges(Area *area, uint64_t page, uint64_t n) noexcept nogil:
     return count
 
 
+cdef size_t page_bytes(const Area *area) noexcept nogil:
+    """Return how much address space a page of an area takes, that of the last one at most."""
+    return area_bytes(area, 0, 1)
+
+
 cdef bint in_memory(Kind kind) noexcept nogil:
     return kind == RO or kind == RW
 
@@ -281,16 +321,9 @@ cdef bint is_mapped(Area *area, uint64_t page) noexcept nogil:
     return kind == NONE or in_memory(kind)
 
 
-cdef Place own_memory(const Area *area, uint64_t page) noexcept nogil:
-    """Return the place that a page has if it is not ELSEWHERE."""
-    cdef Place place
-    place.fd = area.memfd
-    place.offset = (area.pgoffset + page) * area.blksize
-    return place
-
-
 cdef bint is_own(const Area *area, uint64_t page, Place at) noexcept nogil:
-    cdef Place own = own_memory(area, page)
+    """Say whether a place is the one that a page has if it is not ELSEWHERE."""
+    cdef Place own = memory_at(area.memory, area.pgoffset + page)
     return at.fd == own.fd and at.offset == own.offset
 
 
@@ -302,7 +335,13 @@ cdef int prot_of(Kind kind) noexcept nogil:
 
 cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, Place at) noexcept nogil:
     """Put a mapping of a kind over a range of the area. 0 or errno."""
-    cdef int flags = MAP_FIXED | MAP_NORESERVE
+    cdef int flags = MAP_FIXED | MAP_NORESERVE, err
+    if kind == NONE:
+        err = put_memory(<char *>addr, size, PROT_NONE, area.memory,
+                         area.pgoffset + <uint64_t>(<char *>addr - area.start) // area.blksize)
+        if err == 0:
+            madvise(addr, size, MADV_DONTFORK)      # a fresh mapping has no advice
+        return err
     if kind == FILE:
         flags |= MAP_PRIVATE
     elif kind == ZERO or kind == SINK and sink_fd < 0:  # no descriptor: it takes more memory
@@ -313,11 +352,9 @@ cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, Place at) noe
         if kind == SINK:
             at.fd = sink_fd
             at.offset = 0
-        elif kind == NONE:
-            at = own_memory(area, (<char *>addr - area.start) // area.blksize)
     if mmap(addr, size, prot_of(kind), flags, at.fd, at.offset) == MAP_FAILED:
         return errno
-    # A fresh mapping has none of the old one's advice. Private ones get this at the fork.
+    # Private mappings get this at the fork.
     if flags & MAP_SHARED:
         madvise(addr, size, MADV_DONTFORK)
     if kind == ZERO:
@@ -362,19 +399,20 @@ cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, Place at) n
     area.maps += edges(area, page, n) - before
     areas_maps += edges(area, page, n) - before
     area.shown += shown
-    areas_shown_bytes += shown * area.blksize
+    areas_shown_bytes += shown * page_bytes(area)
     return 0
 
 
 cdef int show_fixed(Area *area, uint64_t page, uint64_t n, Kind kind, Place at, bint elsewhere) \
         noexcept nogil:
     cdef void *addr = area.start + page * area.blksize
+    cdef size_t size = area_bytes(area, page, n)
     if n == 1 and is_mapped(area, page) and (in_memory(kind) or kind == NONE) \
             and elsewhere == (area.kinds[page] & ELSEWHERE != 0):
-        if mprotect(addr, area.blksize, prot_of(kind)) != 0:
+        if mprotect(addr, size, prot_of(kind)) != 0:
             return errno
         return 0
-    return map_fixed(area, addr, n * area.blksize, kind, at)
+    return map_fixed(area, addr, size, kind, at)
 
 
 cdef int area_reset(Area *area) noexcept nogil:
@@ -407,7 +445,7 @@ cdef int reset_range(Area *area, uint64_t page, uint64_t n) noexcept nogil:
     """Show pages [page, page + n) as NONE, in one mapping without page tables. 0 or errno."""
     global areas_maps, areas_shown_bytes, areas_stay
     cdef uint64_t i, before, shown = 0
-    cdef int err = map_fixed(area, area.start + page * area.blksize, n * area.blksize,
+    cdef int err = map_fixed(area, area.start + page * area.blksize, area_bytes(area, page, n),
                              NONE, NOWHERE)
     if err != 0:
         return err
@@ -427,7 +465,7 @@ cdef int reset_range(Area *area, uint64_t page, uint64_t n) noexcept nogil:
     area.maps -= before
     areas_maps -= before
     area.shown -= shown
-    areas_shown_bytes -= shown * area.blksize
+    areas_shown_bytes -= shown * page_bytes(area)
     return 0
 
 
@@ -442,7 +480,7 @@ cdef bint give_back(bint by_shown) noexcept nogil:
     for i in range(live.used):
         area = live.areas[i]
         # pages with STAYS do not count
-        cost = ((area.shown - area.stays) * area.blksize if by_shown else
+        cost = ((area.shown - area.stays) * page_bytes(area) if by_shown else
                 area.maps - min(area.maps, 1 + 2 * area.stays))
         if cost > most:
             worst = area

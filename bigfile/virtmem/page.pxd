@@ -5,7 +5,7 @@ from libc.stdint cimport uint64_t
 from wendelin.bigfile.virtmem.kernel cimport pthread_t
 from wendelin.bigfile.virtmem.mapping cimport Area, Kind
 from wendelin.bigfile.virtmem.pagemap cimport PageMap
-from wendelin.bigfile.virtmem.ram cimport Place, Resident
+from wendelin.bigfile.virtmem.ram cimport Memory, Place, Resident
 
 cdef enum State:
     LOCATED
@@ -81,13 +81,14 @@ cdef struct Page:
 
 cdef struct Counts:         # of a handle, since it was opened; see stats.py
     uint64_t faults, loads, reclaims, failures, waits
-    uint64_t resident       # pages in page memory, now
+    uint64_t resident       # page memory, now [bytes]
+    uint64_t dirty          # of it, of changed pages [bytes]
     uint64_t mapped         # pages shown from a file, now
 
 cdef struct FileH:
     char[96] name           # of its file, for messages
     size_t blksize          # [bytes]
-    int memfd               # page memory: page p at p*blksize
+    Memory memory           # where its pages have their memory
     int generation          # of the process that made it: see pager_generation
     # protected by: the GIL
     void *pyfileh           # its BigFileH, borrowed; NULL when that is gone
@@ -131,9 +132,11 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil
 cdef void page_set_stored(Page *page, bint stored) noexcept nogil
 cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil
 cdef void page_protect(Page *page, Kind most) noexcept nogil
-cdef Place page_memory(const Page *page) noexcept nogil
 cdef Place page_shown_from(const Page *page) noexcept nogil
 cdef Kind page_kind(const Page *page) noexcept nogil
+cdef Place page_memory(const Page *page) noexcept nogil
+cdef size_t page_needs(const Page *page, size_t size) noexcept nogil
+cdef int page_reach(Page *page, Area *area, uint64_t i) noexcept nogil
 cdef void page_show(Page *page, bint stays) noexcept nogil
 cdef void page_drop(Page *page) noexcept nogil
 cdef void page_free_memory(Page *page) noexcept nogil

@@ -2,7 +2,7 @@
 
 Organization
 ------------
-A FileH is one opened file: page memory (a memfd), a map of the pages that are not EMPTY, and
+A FileH is one opened file: where its page memory is, a map of the pages that are not EMPTY, and
 the areas that show them. A Page is one block of the file. Python's classes over it are in
 handle; trampoline loads a block: page_set_ops(). This module runs no Python.
 
@@ -41,7 +41,10 @@ After a commit, pages in memory also lie in the file: fileh_set_located() takes 
 LOADED of MEMFD -> LOADED of FILERANGE.
 
 The first write to a page of ZEROS or FILERANGE goes LOADED -> LOADING (its bytes are brought
-into the memfd) -> LOADED -> DIRTY. page_become() is the one place where a state is assigned.
+into page memory) -> LOADED -> DIRTY. page_become() is the one place where a state is assigned.
+
+A page has memory for those bytes of its block that its file has, or an area shows (page_needs),
+in whole OS pages. It gets more before an area shows more (page_reach).
 
 An area may always show less of a page than it could (NONE instead of RO or RW, RO instead of RW):
 the next touch corrects it. It never shows more.
@@ -79,15 +82,16 @@ failure, for lack of memory or stack.
 from libc.stdint cimport UINT64_MAX, uint64_t
 from libc.stdlib cimport abort, calloc, free
 
-from wendelin.bigfile.virtmem.kernel cimport close, pthread_self, write as write_fd
+from wendelin.bigfile.virtmem.kernel cimport pthread_self, set_errno, write as write_fd
 from wendelin.bigfile.virtmem.mapping cimport (FILE, NONE, NOWHERE, RO, RW, ZERO, Area, Kind,
-                                               area_kind, area_reset, area_set_stays, area_show,
-                                               area_was_shown)
+                                               area_bytes, area_kind, area_reset, area_set_stays,
+                                               area_show, area_was_shown)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_del, pagemap_free, pagemap_next, pagemap_set
-from wendelin.bigfile.virtmem.ram cimport (OFF, Place, Resident, pager_lock, pager_unlock, ram_add,
-                                           ram_forget_dirty, ram_free, ram_make_clean,
-                                           ram_make_dirty, ram_open, ram_pin, ram_remove,
-                                           ram_set_ops, ram_unreserve)
+from wendelin.bigfile.virtmem.ram cimport (OFF, Place, Resident, memory_at, memory_close,
+                                           memory_open, pager_lock, pager_unlock, ram_add,
+                                           ram_forget_dirty, ram_free, ram_grow, ram_make_clean,
+                                           ram_make_dirty, ram_pin, ram_remove, ram_set_ops,
+                                           ram_unreserve, whole_os_pages)
 from wendelin.bigfile.virtmem.trace cimport trace_page
 
 cdef void page_set_ops(void (*load)(FileH *, uint64_t, Source *, Purpose, Failed *) noexcept nogil,
@@ -148,6 +152,7 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil:
     if page.state == DIRTY:
         list_take(&fileh.dirty, page)
         fileh.ndirty -= 1
+        fileh.counts.dirty -= page.res.size
         page_set_stored(page, False)
         ram_make_clean(&page.res)
         if page.pins != 0:
@@ -157,8 +162,9 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil:
         ram_make_dirty(&page.res)
         list_put(&fileh.dirty, page)
         fileh.ndirty += 1
+        fileh.counts.dirty += page.res.size
     elif state == LOADED and backing == MEMFD:
-        ram_unreserve(fileh.blksize)
+        ram_unreserve(page.res.size)
         ram_add(&page.res)
         if page.pins != 0:
             ram_pin(&page.res)
@@ -186,7 +192,7 @@ cdef void list_take(Page **first, Page *page) noexcept nogil:
 
 cdef void page_set_backing(Page *page, Backing backing) noexcept nogil:
     cdef Counts *counts = &page.fileh.counts
-    counts.resident += (backing == MEMFD) - <int>(page.backing == MEMFD)
+    counts.resident += ((backing == MEMFD) - <int>(page.backing == MEMFD)) * page.res.size
     counts.mapped += (backing == FILERANGE) - <int>(page.backing == FILERANGE)
     page.backing = backing
 
@@ -203,7 +209,6 @@ cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil:
     if page == NULL:
         return NULL
     page.res.queue = OFF
-    page.res.size = fileh.blksize
     page.fileh = fileh
     page.blk = blk
     page.source.fd = -1
@@ -225,10 +230,7 @@ cdef Place page_memory(const Page *page) noexcept nogil:
     freed. The thread that loads the page, and one that has frozen the handle for a DIRTY page, may
     use it without the pager lock.
     """
-    cdef Place place
-    place.fd = page.fileh.memfd
-    place.offset = page.blk * page.fileh.blksize
-    return place
+    return memory_at(&page.fileh.memory, page.blk)
 
 
 cdef Place page_shown_from(const Page *page) noexcept nogil:
@@ -263,6 +265,34 @@ cdef void page_protect(Page *page, Kind most) noexcept nogil:
         area = area.next
 
 
+cdef size_t page_needs(const Page *page, size_t size) noexcept nogil:
+    """Return how much memory a page gets, of which the file has size bytes [bytes]."""
+    cdef Area *area = page.fileh.areas
+    cdef uint64_t i
+    while area != NULL:
+        i = page.blk - area.pgoffset        # wraps to a large number when blk is below
+        if i < area.pglen:
+            size = max(size, area_bytes(area, i, 1))
+        area = area.next
+    return whole_os_pages(max(size, <size_t>1))
+
+
+cdef int page_reach(Page *page, Area *area, uint64_t i) noexcept nogil:
+    """Give a page that is in page memory all that an area is going to show of it. 0 or errno.
+
+    EDQUOT: dirty pages would pass the limit.
+    """
+    cdef size_t before = page.res.size, size = area_bytes(area, i, 1)
+    cdef int err
+    if page.backing != MEMFD or size <= before:
+        return 0
+    err = ram_grow(&page.res, page_memory(page), size)
+    page.fileh.counts.resident += page.res.size - before
+    if page.state == DIRTY:
+        page.fileh.counts.dirty += page.res.size - before
+    return err
+
+
 cdef void page_show(Page *page, bint stays) noexcept nogil:
     """Let all areas that show something of a LOADED or DIRTY page, or showed it before it was
     dropped, show it as it is now. Where the kernel gives no mapping, the next touch does it.
@@ -275,7 +305,8 @@ cdef void page_show(Page *page, bint stays) noexcept nogil:
     while area != NULL:
         i = page.blk - area.pgoffset        # wraps to a large number when blk is below
         if i < area.pglen and (stays or area_was_shown(area, i)):
-            if area_show(area, i, 1, kind, page_shown_from(page)) != 0:
+            if page_reach(page, area, i) != 0 \
+                    or area_show(area, i, 1, kind, page_shown_from(page)) != 0:
                 if area_show(area, i, 1, NONE, NOWHERE) != 0 and area_reset(area) != 0:
                     fatal(b"wendelin.core: the kernel refuses to unmap a page\n")
             elif stays:
@@ -303,13 +334,12 @@ cdef void page_drop(Page *page) noexcept nogil:
 
 cdef void page_free_memory(Page *page) noexcept nogil:
     """LOADED or DIRTY: free its memory. The caller changes its state right after."""
-    cdef FileH *fileh = page.fileh
     page_protect(page, NONE)
     if page.state == DIRTY:
         page_become(page, LOADED, MEMFD)
     if page.backing == MEMFD:
         ram_remove(&page.res)
-        ram_free(page_memory(page), fileh.blksize)
+        ram_free(page_memory(page), page.res.size)
         page_set_backing(page, NOTHING)
 
 
@@ -356,11 +386,15 @@ cdef void fileh_undoom(FileH *fileh) noexcept nogil:
 cdef FileH *fileh_new(size_t blksize) noexcept nogil:
     """Return a new handle with one reference; NULL with errno."""
     cdef FileH *fileh = <FileH *>calloc(1, sizeof(FileH))
+    cdef int err
     if fileh == NULL:
         return NULL
-    fileh.memfd = ram_open()
-    if fileh.memfd < 0:
+    pager_lock()
+    err = memory_open(&fileh.memory, blksize)
+    pager_unlock()
+    if err != 0:
         free(fileh)
+        set_errno(err)
         return NULL
     fileh.blksize = blksize
     fileh.zero_from = UINT64_MAX
@@ -379,6 +413,7 @@ cdef void fileh_unref(FileH *fileh) noexcept nogil:
 cdef void fileh_release(FileH *fileh) noexcept nogil:
     cdef size_t cursor = 0
     cdef Page *page
+    cdef bint inherited = fileh.generation != pager_generation, used = False
     fileh.refs -= 1
     if fileh.refs != 0:
         return
@@ -386,14 +421,15 @@ cdef void fileh_release(FileH *fileh) noexcept nogil:
         page = <Page *>pagemap_next(&fileh.pages, &cursor)
         if page == NULL:
             break
-        if fileh.generation == pager_generation:
+        if not inherited:
+            used |= page.backing == MEMFD
             if page.state == DIRTY:
                 ram_forget_dirty(&page.res)
             elif page.backing == MEMFD:
                 ram_remove(&page.res)
         free(page)
     pagemap_free(&fileh.pages)
-    close(fileh.memfd)
+    memory_close(&fileh.memory, used, inherited)
     free(fileh)
 
 

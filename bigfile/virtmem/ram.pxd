@@ -1,5 +1,7 @@
 """See ram.pyx."""
 
+from libc.stdint cimport uint64_t
+
 from wendelin.bigfile.virtmem.kernel cimport (pthread_cond_t, pthread_mutex_lock, pthread_mutex_t,
                                               pthread_mutex_unlock)
 
@@ -13,11 +15,34 @@ cdef struct Resident:       # embedded in a page as its first field
     Resident *prev
     Resident *next
     Queue queue
-    size_t size             # [bytes]
+    size_t size             # [bytes] of page memory that it has, or is getting
+
+cdef struct Memory:         # where the pages of a handle have their memory
+    size_t blksize          # [bytes]
+    uint64_t pages          # those below this one: in the window, at base + page*blksize of fd
+    int fd                  # a memory file of the process; -1: no window
+    long base               # where the window begins [bytes]
+    int own                 # the others: at page*blksize of this file; -1: none needed one yet
 
 cdef struct Place:          # where the bytes of a page are, in a file
     int fd
     long offset             # [bytes]
+
+cdef size_t os_page         # [bytes]
+
+cdef inline size_t whole_os_pages(size_t size) noexcept nogil:
+    return (size + os_page - 1) // os_page * os_page
+
+cdef inline Place memory_at(const Memory *memory, uint64_t page) noexcept nogil:
+    """Return where a page has its memory."""
+    cdef Place place
+    if page < memory.pages:
+        place.fd = memory.fd
+        place.offset = memory.base + <long>(page * memory.blksize)
+    else:
+        place.fd = memory.own
+        place.offset = page * memory.blksize
+    return place
 
 # The one lock of the pager; see "Locking" in page.pyx.
 cdef pthread_mutex_t pager_mutex
@@ -40,10 +65,13 @@ cdef size_t ram_loading     # [bytes] reserved by pages that are being loaded
 cdef void ram_set_ops(void (*cool)(Resident *) noexcept nogil,
                       void (*evict)(Resident *) noexcept nogil) noexcept nogil
 cdef int ram_open() noexcept nogil
+cdef int memory_open(Memory *memory, size_t blksize) noexcept nogil
+cdef int memory_reach(Memory *memory, uint64_t page) noexcept nogil
+cdef void memory_close(Memory *memory, bint used, bint inherited) noexcept nogil
 cdef int ram_alloc(Place memory, size_t start, size_t stop) noexcept nogil
 cdef int ram_write(Place memory, const char *data, size_t size) noexcept nogil
 cdef int ram_copy(Place memory, size_t size, int fd, long start) noexcept nogil
-cdef void ram_free(Place memory, size_t size) noexcept nogil
+cdef int ram_free(Place memory, size_t size) noexcept nogil
 
 cdef int ram_reserve(size_t size) noexcept nogil
 cdef void ram_unreserve(size_t size) noexcept nogil
@@ -57,5 +85,6 @@ cdef bint ram_may_dirty(size_t size) noexcept nogil
 cdef void ram_make_dirty(Resident *res) noexcept nogil
 cdef void ram_make_clean(Resident *res) noexcept nogil
 cdef void ram_forget_dirty(Resident *res) noexcept nogil
+cdef int ram_grow(Resident *res, Place memory, size_t size) noexcept nogil
 cdef size_t ram_reclaim_all() noexcept nogil
 cdef void ram_after_fork() noexcept nogil

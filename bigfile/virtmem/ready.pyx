@@ -26,9 +26,10 @@ from wendelin.bigfile.virtmem.loading cimport page_bring_in, page_load
 from wendelin.bigfile.virtmem.mapping cimport (NONE, NOWHERE, ZERO, Area, area_kind, area_set_stays,
                                                area_show, area_was_shown, areas_have_room,
                                                areas_may_stay)
-from wendelin.bigfile.virtmem.page cimport (AHEAD, DIRTY, LOADED, LOADING, LOCATED, MEMFD,
-                                            NO_FAILURE, ZEROS, FileH, Page, op_wait, page_become,
-                                            page_kind, page_set_stored, page_show, page_shown_from)
+from wendelin.bigfile.virtmem.page cimport (AHEAD, DIRTY, FILERANGE, LOADED, LOADING, LOCATED,
+                                            MEMFD, NO_FAILURE, ZEROS, FileH, Page, op_wait,
+                                            page_become, page_kind, page_needs, page_reach,
+                                            page_set_stored, page_show, page_shown_from)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
 from wendelin.bigfile.virtmem.ram cimport (COLD, pager_lock, pager_unlock, ram_may_dirty,
                                            ram_may_pin, ram_pin, ram_unpin)
@@ -83,7 +84,9 @@ cdef uint64_t area_ready(Area *area, uint64_t i, uint64_t end, bint skip, int64_
             if page_load(fileh, area.pgoffset + i, AHEAD).why == NO_FAILURE:
                 continue
         elif (page.state == LOADED and page.res.queue != COLD) or page.state == DIRTY:
-            err = area_show(area, i, 1, page_kind(page), page_shown_from(page))
+            err = page_reach(page, area, i)
+            if err == 0:
+                err = area_show(area, i, 1, page_kind(page), page_shown_from(page))
             if err != 0:
                 j = end
         i = j
@@ -158,6 +161,7 @@ cdef int fileh_pin(FileH *fileh, uint64_t blk, bint write) noexcept nogil:
     EDEADLK: this thread writes out. Others: the page has no memory, or its file cannot be read.
     """
     cdef Page *page
+    cdef size_t size
     cdef int err = 0
     pager_lock()
     while err == 0:
@@ -174,14 +178,17 @@ cdef int fileh_pin(FileH *fileh, uint64_t blk, bint write) noexcept nogil:
         elif write and fileh.wants_first_change and not fileh.first_change_told:
             err = EAGAIN
         elif write and page.state == LOADED:
-            if not ram_may_dirty(fileh.blksize):
+            size = page.source.size if page.backing == FILERANGE else 0
+            if page.backing == MEMFD:
+                size = page.res.size
+            if not ram_may_dirty(page_needs(page, size)):
                 err = ENOMEM
             elif page.backing != MEMFD:
                 err = page_bring_in(page)
             else:
                 page_become(page, DIRTY, MEMFD)
         elif page.state == LOADED and page.backing == MEMFD and page.pins == 0 \
-                and not ram_may_pin(fileh.blksize):
+                and not ram_may_pin(page.res.size):
             err = ENOMEM
         else:
             if write:

@@ -15,7 +15,7 @@ Python only by page_set_ops().
 Locking: see page.pyx. page_touch() and page_broken() are called without the pager lock.
 """
 
-from libc.errno cimport EIO, ENOMEM, ENOSPC
+from libc.errno cimport EDQUOT, EIO, ENOMEM, ENOSPC
 from libc.stdint cimport uint64_t
 
 from wendelin.bigfile.virtmem.ahead cimport load_ahead, show_ahead, written_ahead
@@ -24,16 +24,17 @@ from wendelin.bigfile.virtmem.kernel cimport (MADV_POPULATE_READ, MADV_POPULATE_
 from wendelin.bigfile.virtmem.loading cimport (fail, may_load, own_load, page_bring_in, page_load,
                                                wait_loaded)
 from wendelin.bigfile.virtmem.mapping cimport (FILE, NOWHERE, RO, RW, SINK, ZERO, Area, Kind,
-                                               area_inherited, area_kind, area_lookup,
+                                               area_bytes, area_inherited, area_kind, area_lookup,
                                                area_set_stays, area_show, area_show_inherited,
                                                areas_after_fork, areas_before_fork)
 from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, CHANGE_REFUSED, DIRTY, DIRTY_LIMIT,
-                                            EXITING, FOR_TOUCH, FORKED, LOAD_FAILED, LOADED,
+                                            EXITING, FILERANGE, FOR_TOUCH, FORKED, LOAD_FAILED, LOADED,
                                             LOADING, MEMFD, NO_FAILURE, NO_MAPPING, NO_MEMORY,
                                             WRITE_IN_WRITEOUT, Failure, FileH, Page, fatal,
                                             fileh_doom, fileh_release, op_first_change, op_fail,
                                             op_wait, page_after_fork, page_become, page_kind,
-                                            page_set_stored, page_shown_from, pager_exiting)
+                                            page_needs, page_reach, page_set_stored,
+                                            page_shown_from, pager_exiting)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
 from wendelin.bigfile.virtmem.ram cimport (OFF, pager_cond, pager_lock, pager_unlock,
                                            ram_after_fork, ram_may_dirty, ram_touch)
@@ -174,6 +175,7 @@ cdef Step touch_change(Touch *touch) noexcept nogil:
     """Make the page DIRTY, to be written."""
     cdef FileH *fileh = touch.fileh
     cdef Page *page = touch.page
+    cdef size_t size
     cdef int err
     if fileh.frozen != 0 and fileh.writer == pthread_self():
         return refuse(touch, WRITE_IN_WRITEOUT, 0)
@@ -185,7 +187,8 @@ cdef Step touch_change(Touch *touch) noexcept nogil:
         op_wait()
         return AGAIN
     if page.state == LOADED:
-        if not ram_may_dirty(fileh.blksize):
+        size = page.source.size if page.backing == FILERANGE else 0
+        if not ram_may_dirty(page.res.size if page.backing == MEMFD else page_needs(page, size)):
             return refuse(touch, DIRTY_LIMIT, 0)
         if page.backing != MEMFD:
             err = page_bring_in(page)
@@ -224,11 +227,13 @@ cdef Step touch_show(Touch *touch) noexcept nogil:
     cdef Area *area = touch.area
     cdef Page *page = touch.page
     cdef Kind kind = page_kind(page)
-    cdef int err
+    cdef int err = page_reach(page, area, touch.i)
+    if err != 0:
+        return refuse(touch, DIRTY_LIMIT if err == EDQUOT else NO_MEMORY, err)
     if page.state == DIRTY:
         if written_ahead(area, touch.i) and kind == RW:
             touch.fill = area.start + touch.i * area.blksize
-            touch.fill_size = area.blksize
+            touch.fill_size = area_bytes(area, touch.i, 1)
     elif kind == RO:
         touch.n_ahead = load_ahead(area, touch.i, touch.ahead)
     else:
@@ -267,7 +272,8 @@ cdef bint page_broken(const char *addr, bint write) noexcept nogil:
             show_scrap(addr, write, BROKEN_FILE)
         else:
             # It was, and is not any more: go on. But not round and round, if this has no memory.
-            ours = madvise(area.start + i * area.blksize, area.blksize, MADV_POPULATE_READ) == 0
+            ours = madvise(area.start + i * area.blksize, area_bytes(area, i, 1),
+                           MADV_POPULATE_READ) == 0
     pager_unlock()
     return ours
 

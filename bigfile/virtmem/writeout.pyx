@@ -22,6 +22,8 @@ from wendelin.bigfile.virtmem.page cimport DIRTY, Page
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock
 
+from wendelin.bigfile.virtmem.buffer import used_of
+
 
 def writeout_begin(BigFileH fileh not None):
     """Write-protect all pages until writeout_end(): threads that write wait until then.
@@ -71,14 +73,15 @@ def transaction_ended(BigFileH fileh not None):
 def save_changes(BigFileH fileh not None, save):
     """Call save(blk, buffer) for blocks that changed since they were last stored or saved.
 
-    They stay changed. An exception of save() is raised; that block and those that follow are
+    A buffer may be shorter than the block: zeros follow. They stay changed. An exception of save() is raised; that block and those that follow are
     not saved.
     """
     cdef uint64_t blk
     writeout_begin(fileh)
     try:
         for blk in fileh.list_dirty(False):
-            save(blk, memoryview(buffer_of(fileh.fileh, blk)))
+            view = memoryview(buffer_of(fileh.fileh, blk))
+            save(blk, view[:used_of(view)])
             fileh_set_stored(fileh.fileh, blk)
     finally:
         writeout_end(fileh)

@@ -54,6 +54,7 @@ from wendelin.bigfile.virtmem.abilities import (
     Truncates,
 )
 from wendelin.bigfile.virtmem.backend import HOLE, BigFile
+from wendelin.bigfile.virtmem.buffer import used_of
 from wendelin.bigfile.virtmem.checksum import AVAILABLE
 from wendelin.bigfile.virtmem.errors import BlockLoadError
 from wendelin.bigfile.virtmem.located import epoch as epoch_of
@@ -415,7 +416,8 @@ class ZFile(
                 f"block {blk} of {self!r} was changed through two of its handles", zblk
             )
         name = format_name(self.zblk_fmt)
-        change = Change(self._stored(blk, zblk), buf, cell_of(name, self.blksize))
+        cell = cell_of(name, self.blksize)
+        change = Change(self._stored(blk, zblk), buf, cell, used_of(buf))
         self._not_asked.add(blk)
         if not change:
             self.made_of[blk] = None if zblk is None else zblk._p_oid

@@ -52,12 +52,17 @@ class Change:
         The block [blksize bytes].
     cell : int
         Chunks end at its multiples, and are no longer [CHUNKs].
+    used : int, optional
+        How much of the block is looked at: what follows is zeros, as is known [bytes].
     """
 
-    def __init__(self, old: Block | None, new: memoryview, cell: int = 1) -> None:
+    def __init__(
+        self, old: Block | None, new: memoryview, cell: int = 1, used: int | None = None
+    ) -> None:
         self.old = old
         self.cell = cell
         self._new = new
+        self._used = new if used is None else new[:used]
         data = memoryview(old.data if old is not None else b"")[: len(new)]
         self._old = np.frombuffer(trimmed(data), np.uint8)
 
@@ -65,12 +70,15 @@ class Change:
         """Say whether anything changed."""
         new = np.frombuffer(self._new, np.uint8)
         n = len(self._old)
-        return len(trimmed(self._new[n:])) != 0 or not np.array_equal(new[:n], self._old)
+        return len(trimmed(self._used[n:])) != 0 or not np.array_equal(new[:n], self._old)
 
     @cached_property
     def used(self) -> NDArray[np.bool_]:
         """Chunks, of CHUNK bytes each, that are not all zeros now."""
-        return np.asarray(self._words(self._new).any(axis=1))
+        n = -(-len(self._used) // CHUNK)
+        result = np.zeros(len(self._new) // CHUNK, np.bool_)
+        result[:n] = self._words(self._new[: n * CHUNK]).any(axis=1)
+        return result
 
     @cached_property
     def changed(self) -> NDArray[np.bool_]:

@@ -43,6 +43,7 @@ import numpy as np
 from BTrees.IOBTree import IOBTree, IOBTreePy
 from persistent import Persistent
 
+from wendelin.bigfile.virtmem.buffer import used_of
 from wendelin.bigfile.zodb.btree import read_items
 from wendelin.bigfile.zodb.change import CELLS, CHUNK, Block, Change, trimmed
 from wendelin.bigfile.zodb.interfaces import PageSource, RecordSource
@@ -95,7 +96,7 @@ def _state(buf: memoryview) -> memoryview:
     A few zeros, such as the last number's high bytes, stay: a block that is stored whole can be
     mapped from the file.
     """
-    cut = trimmed(buf)
+    cut = trimmed(buf[: used_of(buf)])
     return buf if 0 < len(buf) - len(cut) < len(buf) // 512 else cut
 
 

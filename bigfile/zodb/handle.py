@@ -290,7 +290,7 @@ class ZBigFileH(HandleOfFile, Follower):
         """
         check_failures(self)
         if self._saved is None:
-            self._saved = SavedPages(self.blksize)
+            self._saved = SavedPages()
         writeout_begin(self)
         try:
             save_changes(self, self._saved.save)
@@ -305,7 +305,8 @@ class ZBigFileH(HandleOfFile, Follower):
         self.dirty_discard()
         if to.truncated_at is not None:
             self.truncate(to.truncated_at)
-        for blk, offset in to.pages.items():
+        for blk, (offset, size) in to.pages.items():
             self.load(blk, 1)
-            self._saved.read(offset, memoryview(self.mmap(blk, 1)))  # type: ignore[arg-type]
+            page = memoryview(self.mmap(blk, 1, size))  # type: ignore[arg-type]
+            self._saved.read(offset, page)
         check_failures(self)

@@ -22,33 +22,32 @@ class SavedPages:
     Without a buffer, and without a position in the file: a child of a fork would share them.
     """
 
-    def __init__(self, blksize: int) -> None:
+    def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(  # noqa: SIM115
             prefix="wendelin.core-savepoint-", buffering=0
         )
-        self._blksize = blksize
         self._end = 0
-        #: blk -> offset of the last copy [bytes]
-        self.where: dict[int, int] = {}
+        #: blk -> (offset, size) of the last copy [bytes]; in the block, zeros follow
+        self.where: dict[int, tuple[int, int]] = {}
 
     def save(self, blk: int, buf: memoryview) -> None:
-        """Save a page.
+        """Save a page, except zeros at its end.
 
         Raises
         ------
         OSError
             There is no space.
         """
-        at = self._end
+        at, size = self._end, len(buf)
         while buf:
             n = os.pwrite(self._file.fileno(), buf, at)
             buf, at = buf[n:], at + n
-        self.where[blk] = self._end
-        self._end += self._blksize
+        self.where[blk] = self._end, size
+        self._end = at
 
     def read(self, offset: int, buf: memoryview) -> None:
-        """Fill buf with a page."""
-        start, stop = 0, self._blksize
+        """Fill buf with the copy at an offset."""
+        start, stop = 0, len(buf)
         while start < stop:
             # not preadv(): the kernel would write to the page, and the pager cannot help it
             piece = os.pread(self._file.fileno(), stop - start, offset + start)
@@ -74,7 +73,7 @@ class Savepoint:
     """Changes of a handle at one moment (transaction.interfaces.IDataManagerSavepoint)."""
 
     handle: Handle
-    pages: dict[int, int]  # changed blk -> offset in SavedPages
+    pages: dict[int, tuple[int, int]]  # changed blk -> where SavedPages have it
     truncated_at: int | None  # zeros from this block on
 
     def rollback(self) -> None:

@@ -270,16 +270,16 @@ class BigArray(Saving, NDArrayLike):
         ref = getattr(self, "_v_vma", None)
         vma: VMA | None = ref() if ref is not None else None
         if vma is not None and vma.fileh is fileh:
-            have, m = vma.filerange()
-            if have <= first and first + n <= have + m:
+            have, _ = vma.filerange()
+            if have * fileh.blksize <= start and stop <= have * fileh.blksize + len(vma):
                 return vma, start - have * fileh.blksize
         # All of the array, if there is address space: then views share one mapping, and NumPy
         # sees where they overlap.
         try:
-            vma = self._mmap(*self._pages(0, max(stop, self.nbytes)))
+            vma = self._mmap(0, max(stop, self.nbytes))
         except (MemoryError, OverflowError):
             try:
-                vma = self._mmap(first, n)
+                vma = self._mmap(first * fileh.blksize, stop)
             except (MemoryError, OverflowError) as e:
                 raise MemoryError(
                     f"{stop - start} bytes of {self!r} do not fit into the address space: work in "
@@ -290,8 +290,9 @@ class BigArray(Saving, NDArrayLike):
     def _expect(self, first: int, n: int) -> None:
         """Called when a view of these pages is taken; for subclasses."""
 
-    def _mmap(self, first: int, n: int) -> VMA:
-        vma = self._fileh().mmap(first, n)
+    def _mmap(self, start: int, stop: int) -> VMA:
+        first, n = self._pages(start, stop)
+        vma = self._fileh().mmap(first, n, stop - start)
         vma.pyuser = self
         self._v_vma = weakref.ref(vma)
         return vma
