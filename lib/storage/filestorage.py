@@ -33,8 +33,8 @@ from typing import Any
 
 from zc.lockfile import LockError
 from ZODB.blob import FilesystemHelper
-from ZODB.FileStorage import FileStorage, packed_version
-from ZODB.FileStorage.FileStorage import CorruptedTransactionError, FileStorageFormatError
+from ZODB.FileStorage import FileStorage
+from ZODB.FileStorage.FileStorage import CorruptedTransactionError
 from ZODB.FileStorage.format import DATA_HDR_LEN, CorruptedDataError, TxnHeader
 from ZODB.fsIndex import fsIndex
 from ZODB.POSException import StorageTransactionError
@@ -57,6 +57,7 @@ from wendelin.lib.storage.fsholds import Hold, Holds
 from wendelin.lib.storage.fsindex import load_index, positions, save_index, snapshot_of
 from wendelin.lib.storage.fslock import FileLock
 from wendelin.lib.storage.fslog import Entry, last_transactions
+from wendelin.lib.storage.fsmagic import check_magic, is_of_python2, set_of_python3
 from wendelin.lib.storage.fspack import Packer, data_find, pack
 from wendelin.lib.storage.fsrecord import HeadReader, Located, OpenFile, Stat, stat
 from wendelin.lib.storage.fsscan import FIRST, LARGE, Scanned, cut_end, scan
@@ -69,8 +70,6 @@ from wendelin.lib.utils import override
 __all__ = ["AlignedFileStorage"]
 
 log = logging.getLogger(__name__)
-
-_PYTHON2 = b"FS21"  # the beginning of files of Python 2: the format is the same
 
 
 class AlignedFileStorage(StorageFile):
@@ -143,7 +142,7 @@ class AlignedFileStorage(StorageFile):
         self.used_index = int(self._index_end.pos != FIRST)
         with suppress(ValueError):  # there is no object
             self.newest_oid = self.index.maxKey()
-        self._python2 = os.pread(self.file.fileno(), len(_PYTHON2), 0) == _PYTHON2
+        self._python2 = is_of_python2(self.file.fileno())
         if self.isReadOnly() and self._stop is None:
             self.follower = FileFollower(self, self._again)
         if not self.used_index:
@@ -174,8 +173,8 @@ class AlignedFileStorage(StorageFile):
         if self.file_lock is not None:
             self.file_lock.take(self.path)
         fd = file.fileno()
-        self._check_magic(fd)
-        size = _size(fd)
+        check_magic(file, self.path, read_only=self.isReadOnly())
+        size = os.fstat(fd).st_size
         begin = Scanned(FIRST, z64)
         index = fsIndex()
         saved = load_index(f"{self.path}.index", fd)
@@ -200,20 +199,6 @@ class AlignedFileStorage(StorageFile):
         self._opens = begin, end
         self.file = io.BytesIO()
         return index, end.pos, end.tid
-
-    def _check_magic(self, fd: int) -> None:
-        if not self.isReadOnly():
-            self.file.flush()
-        magic = os.pread(fd, FIRST, 0)
-        if magic in (packed_version, _PYTHON2):
-            return
-        if magic.strip(b"\0") and not packed_version.startswith(magic):
-            raise FileStorageFormatError(self.path)
-        if _size(fd) > FIRST:
-            raise FileStorageFormatError(self.path)
-        if not self.isReadOnly():  # a new file, or one whose program was killed
-            os.pwrite(fd, packed_version, 0)
-            os.fsync(fd)
 
     def write_index(self) -> None:
         """Save the index, for a quick start. Without it, only time is lost."""
@@ -285,15 +270,8 @@ class AlignedFileStorage(StorageFile):
     @override
     def before_finish(self) -> None:
         if self._python2 and self.next_end:  # it will have records that Python 2 cannot read
-            self.file.seek(0)
-            self.file.write(packed_version)
-            self.file.flush()
+            set_of_python3(self.file, self.path)
             self._python2 = False
-            log.warning(
-                "%s was written by Python 2, and this is the first commit of Python 3: from now on "
-                "Python 2 cannot open it",
-                self.path,
-            )
 
     # ---- where records are ----
 
@@ -595,7 +573,3 @@ class AlignedFileStorage(StorageFile):
         """The file has other bytes where it had some: the saved index is believed by them."""
         self._index_end = None
         self.write_index()
-
-
-def _size(fd: int) -> int:
-    return os.fstat(fd).st_size

@@ -8,12 +8,11 @@ import transaction
 from support.child import check_child
 from support.clients import Manager
 from transaction.interfaces import DoomedTransaction, NoTransaction, TransactionError
-from ZODB.POSException import ConflictError, ReadOnlyError
+from ZODB.POSException import ConflictError
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError, DoomedError, ram_reclaim
 from wendelin.bigfile.virtmem.located import invalidate_loading
-from wendelin.lib.zodb import dbclose, dbopen
 from wendelin.lib.zodb_boundary import watch_of
 
 BLK = 4096
@@ -337,6 +336,81 @@ def test_changes_at_the_edge_of_commits_are_never_lost(A):
     assert of(A) == (counts % 2).tolist()
 
 
+def test_what_runs_in_a_commit_cannot_write(path):
+    """Such a write would wait for itself, or belong to the next transaction, or to none."""
+    check_child(
+        """
+        import asyncio, itertools, sys, threading, transaction
+        from support.clients import Manager
+        from wendelin.bigarray.array_zodb import ZBigArray
+        from wendelin.bigfile import DoomedError
+        from wendelin.lib.zodb import dbopen
+        root = dbopen(sys.argv[1])
+        loop = asyncio.new_event_loop()
+        threading.Thread(target=loop.run_forever, daemon=True).start()
+        def write():
+            a[4096] = 2
+            for _ in range(100): pass
+        async def write_soon(): write()
+        def in_loop(): asyncio.run_coroutine_threadsafe(write_soon(), loop).result()
+        phases = "tpc_vote", "tpc_finish", "after"
+        for phase, by, changed in itertools.product(phases, (write, in_loop), (False, True)):
+            root["A"] = A = ZBigArray((8 * 4096,), "u1", blksize=4096)
+            transaction.commit()
+            a = A[:]
+            errors = []
+            def act(*args):
+                try: by()
+                except DoomedError as e: errors.append(str(e))
+            if changed: a[0] = 1
+            root["n"] = 1
+            if phase == "after": transaction.get().addAfterCommitHook(act)
+            else: transaction.get().join(Manager(phase, act))
+            try: transaction.commit()
+            except DoomedError: assert phase == "tpc_vote" and changed
+            transaction.abort()
+            at = phase, by, changed, errors
+            assert len(errors) == 1, at
+            assert "too late" in errors[0] or "thread that is storing" in errors[0], at
+            assert a[4096] == 0 and not A._fileh().isdirty(), at
+            a[4096] = 3
+            transaction.commit()
+            assert a[4096] == 3, at
+        loop.call_soon_threadsafe(loop.stop)
+        """,
+        path,
+    )
+
+
+def test_a_thread_that_a_hook_waits_for_gives_up(A):
+    """No such thread writes: otherwise the next transaction would have a part of their work."""
+    a = A[:]
+    watch_of(A._p_jar).patience = 0.2
+    threads = []
+
+    def hook(committed):
+        def write(i):
+            a[i * BLK] = 2
+            for _ in range(100):
+                pass
+
+        threads.extend(in_thread(lambda i=i: write(i)) for i in (1, 2))
+        for thread, _ in threads:
+            thread.join(20)
+            assert not thread.is_alive()
+
+    transaction.get().addAfterCommitHook(hook)
+    a[0] = 1
+    transaction.commit()
+    for _, result in threads:
+        assert "nothing was heard of it" in str(result[0])
+    assert all(isinstance(result[0], DoomedError) for _, result in threads)
+    assert of(A) == [1, *FIRST[1:]]
+    a[BLK] = 3
+    transaction.commit()
+    assert of(A)[:3] == [1, 3, FIRST[2]]
+
+
 # ---- boundaries ----
 
 
@@ -491,129 +565,3 @@ def test_sync(root, A):
     assert a[0] == 100
     root._p_jar.sync()
     assert a[0] == 9
-
-
-# ---- storages ----
-
-
-def test_demo_storage_over_a_file(tmp_path):
-    from ZODB.DB import DB
-    from ZODB.DemoStorage import DemoStorage
-
-    from wendelin.lib.zodb import dbstoropen
-
-    root = dbopen(tmp_path / "base.fs")
-    root["A"] = A = ZBigArray((N * BLK,), "u1", blksize=BLK)
-    transaction.commit()
-    A[:] = 1
-    transaction.commit()
-    dbclose(root)
-    db = DB(DemoStorage(base=dbstoropen(f"file://{tmp_path}/base.fs?read_only=1")))
-    A = db.open().root()["A"]
-    assert A[:].sum() == N * BLK
-    A[0] = 2
-    transaction.commit()
-    A.append([3])
-    transaction.commit()
-    assert A[:].sum() == N * BLK + 4
-    transaction.abort()
-    db.close()
-    root = dbopen(tmp_path / "base.fs")
-    assert root["A"][:].sum() == N * BLK
-    dbclose(root)
-
-
-def test_read_only(tmp_path):
-    root = dbopen(tmp_path / "x.fs")
-    root["A"] = A = ZBigArray((N * BLK,), "u1", blksize=BLK)
-    transaction.commit()
-    A[:] = 1
-    transaction.commit()
-    dbclose(root)
-    root = dbopen(f"file://{tmp_path}/x.fs?read_only=1")
-    a = root["A"][:]
-    assert a.sum() == N * BLK
-    for change in lambda: a.fill(5), lambda: root["A"].append([1]), lambda: root["A"].resize(3):
-        with pytest.raises(ValueError, match="read-only"):
-            change()
-    root["x"] = 1
-    with pytest.raises(ReadOnlyError):
-        transaction.commit()
-    transaction.abort()
-    assert a.sum() == N * BLK
-    dbclose(root)
-
-
-def test_what_runs_in_a_commit_cannot_write(path):
-    """Such a write would wait for itself, or belong to the next transaction, or to none."""
-    check_child(
-        """
-        import asyncio, itertools, sys, threading, transaction
-        from support.clients import Manager
-        from wendelin.bigarray.array_zodb import ZBigArray
-        from wendelin.bigfile import DoomedError
-        from wendelin.lib.zodb import dbopen
-        root = dbopen(sys.argv[1])
-        loop = asyncio.new_event_loop()
-        threading.Thread(target=loop.run_forever, daemon=True).start()
-        def write():
-            a[4096] = 2
-            for _ in range(100): pass
-        async def write_soon(): write()
-        def in_loop(): asyncio.run_coroutine_threadsafe(write_soon(), loop).result()
-        phases = "tpc_vote", "tpc_finish", "after"
-        for phase, by, changed in itertools.product(phases, (write, in_loop), (False, True)):
-            root["A"] = A = ZBigArray((8 * 4096,), "u1", blksize=4096)
-            transaction.commit()
-            a = A[:]
-            errors = []
-            def act(*args):
-                try: by()
-                except DoomedError as e: errors.append(str(e))
-            if changed: a[0] = 1
-            root["n"] = 1
-            if phase == "after": transaction.get().addAfterCommitHook(act)
-            else: transaction.get().join(Manager(phase, act))
-            try: transaction.commit()
-            except DoomedError: assert phase == "tpc_vote" and changed
-            transaction.abort()
-            at = phase, by, changed, errors
-            assert len(errors) == 1, at
-            assert "too late" in errors[0] or "thread that is storing" in errors[0], at
-            assert a[4096] == 0 and not A._fileh().isdirty(), at
-            a[4096] = 3
-            transaction.commit()
-            assert a[4096] == 3, at
-        loop.call_soon_threadsafe(loop.stop)
-        """,
-        path,
-    )
-
-
-def test_a_thread_that_a_hook_waits_for_gives_up(A):
-    """No such thread writes: otherwise the next transaction would have a part of their work."""
-    a = A[:]
-    watch_of(A._p_jar).patience = 0.2
-    threads = []
-
-    def hook(committed):
-        def write(i):
-            a[i * BLK] = 2
-            for _ in range(100):
-                pass
-
-        threads.extend(in_thread(lambda i=i: write(i)) for i in (1, 2))
-        for thread, _ in threads:
-            thread.join(20)
-            assert not thread.is_alive()
-
-    transaction.get().addAfterCommitHook(hook)
-    a[0] = 1
-    transaction.commit()
-    for _, result in threads:
-        assert "nothing was heard of it" in str(result[0])
-    assert all(isinstance(result[0], DoomedError) for _, result in threads)
-    assert of(A) == [1, *FIRST[1:]]
-    a[BLK] = 3
-    transaction.commit()
-    assert of(A)[:3] == [1, 3, FIRST[2]]
