@@ -48,10 +48,11 @@ def test_missing_values_of_structures(call, path, file):
 
 
 def test_an_error_names_the_line_of_the_file(call, path, file):
-    done = call("import", "--columns", "price", file, f"{path}#x", code=1)
+    done = call("import", "--columns", "price", "--dtype", "f8", file, f"{path}#x", code=1)
     assert "x.csv, line 4: " in done.stderr
     assert "--missing" in done.stderr
-    done = call("import", "--columns", "n", "--missing", "x", file, f"{path}#x", code=1)
+    args = ("--columns", "n", "--missing", "x", "--dtype", "f8")
+    done = call("import", *args, file, f"{path}#x", code=1)
     assert "'x' is not a value of float64" in done.stderr
     assert (
         "--missing is not for"
@@ -73,14 +74,14 @@ day;when;name;n;big;price;ok;gap;zip
 
 def test_guessed_columns(call, path, tmp_path):
     (tmp_path / "g.csv").write_text(GUESSED)
-    args = ("--dtype", "guess", "--decimal", ",", "--comment", "#", tmp_path / "g.csv", f"{path}#g")
+    args = ("--decimal", ",", "--comment", "#", tmp_path / "g.csv", f"{path}#g")
     dtypes = ["M8[D]", "M8[ms]", "U12", "i8", "u8", "f8", "?", "f8", "U20"]
     names = ["day", "when", "name", "n", "big", "price", "ok", "gap", "zip"]
     told = "guessed: " + ", ".join(
         f"{name} {np.dtype(dtype)}" for name, dtype in zip(names, dtypes, strict=True)
     )
     assert told in call("import", "--dry-run", *args).stdout.replace("\n", " ")
-    assert told in call("import", *args).stdout
+    assert f"wendelin import: {told[:80]}" in call("import", *args).stderr
     with wendelin.open(path, "r") as g:
         found = g["g"][:]
     assert found.dtype == list(zip(names, dtypes, strict=True))
@@ -117,7 +118,7 @@ def test_guessed_columns(call, path, tmp_path):
 def test_guesses(call, path, tmp_path, text, options, dtype, expected):
     (tmp_path / "x.csv").write_text(text)
     fails = isinstance(dtype, str) and " " in dtype
-    args = ("--dtype", "guess", *options, tmp_path / "x.csv", f"{path}#x")
+    args = (*options, tmp_path / "x.csv", f"{path}#x")
     done = call("import", *args, code=int(fails))
     if fails:
         assert dtype in done.stderr
@@ -139,6 +140,10 @@ def test_a_column_is_the_kind_of_all_its_cells():
         ((["-1"], ["9223372036854775808"]), "U19"),
         ((["true"], ["1"]), "U4"),
         ((["1\x1f2"],), "U3"),
+        ((["007"],), "U3"),
+        ((["1.5"], ["00"]), "U3"),
+        ((["1", "-01", "2.5"],), "U3"),
+        ((["01.5", "0", "-0", "00.5", "01e2"],), "f8"),
     ]:
         column = Column("x")
         for cells in parts:
@@ -147,9 +152,48 @@ def test_a_column_is_the_kind_of_all_its_cells():
 
 
 @pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("a;b\n1;2\n", [], "2 columns with the delimiter ';', and one with ',': say"),
+        ("a;b\n1,5;2,5\n", [], "--delimiter ';', and --decimal , for numbers such as 1,5"),
+        ("a;b\n1,5;2,5\n", [], "and lines of different lengths with ','"),
+        ("a\tb\n1\t2\n", ["--dtype", "f8"], "by --delimiter $'\\t'"),
+        ("# x\na|b|c\n1|2|3\n", ["--comment", "#"], "3 columns with the delimiter '|'"),
+        ("1.5 2\n-3e5 4\n", [], "2 columns with the delimiter ' '"),
+        ("a,b\n1,2\n", ["--decimal", ","], ""),  # the comma cannot be the delimiter
+        ("New York\nSan Diego\n", [], ""),
+        ("a;b\n1;2;3\n", [], ""),
+        ('"a;b"\n"c;d"\n', [], ""),
+        ("a;b,c\nd;e,f\n", [], ""),
+        ("a;b\nc;d\n", ["--delimiter", ","], ""),
+    ],
+)
+def test_a_file_with_another_delimiter(call, path, tmp_path, text, options, message):
+    (tmp_path / "x.csv").write_text(text)
+    args = (*options, tmp_path / "x.csv", f"{path}#x")
+    done = call("import", "--dry-run", *args, code=int(bool(message)))
+    assert message in done.stderr
+
+
+def test_what_is_guessed_is_shown(call, path, tmp_path):
+    (tmp_path / "x.csv").write_text(",".join(f"c{i}" for i in range(10)) + "\n" + "1," * 9 + "x\n")
+    args = (tmp_path / "x.csv", f"{path}#x")
+    shown = ", ".join(f"c{i} int64" for i in range(8))
+    assert call("import", *args).stderr == f"wendelin import: guessed: {shown}, and 2 more\n"
+    assert f"guessed: {shown}, c8 int64, c9 <U1" in call("import", "--dry-run", *args).stdout
+    done = call("import", "--json", "--replace", *args)
+    assert not done.stderr
+    assert done.json["guessed"][8:] == ["c8 int64", "c9 <U1"]
+
+
+@pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--decimal", ","], 1, "x.csv, line 3: there is a '.', and numbers have ','"),
+        (
+            ["--decimal", ",", "--dtype", "f8"],
+            1,
+            "x.csv, line 3: there is a '.', and numbers have ','",
+        ),
         (
             ["--decimal", ",", "--dtype", "[('a','f8'),('b','U3')]"],
             1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from contextlib import closing
-from typing import Any, Literal
+from typing import Any
 
 import click
 import numpy as np
@@ -55,21 +55,8 @@ from wendelin.cli.zarrgroups import Folder, FolderContents
 
 __all__ = ["import_file"]
 
+_SHOWN = 8  # columns of text, in a message
 _MOST = 1 << 47  # the largest array that a process can map [bytes]
-
-
-class _GuessType(click.ParamType):  # type: ignore[type-arg]  # it is generic in new versions only
-    """A dtype, or the word 'guess'."""
-
-    name = DtypeType.name
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> np.dtype[Any] | Literal["guess"]:
-        """Return the dtype, or the word."""
-        if isinstance(value, str) and value == "guess":
-            return "guess"
-        return DtypeType().convert(value, param, ctx)
 
 
 def _one_character(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
@@ -114,7 +101,7 @@ Examples:
   wendelin import --as sparse counts.npz data.fs#counts
   wendelin import --as ragged pieces data.fs#pieces
   wendelin import --columns time,price ticks.csv data.fs#ticks
-  wendelin import --dtype guess --decimal , --comment '#' measured.csv data.fs#measured
+  wendelin import --decimal , --comment '#' measured.csv data.fs#measured
   wendelin import --dtype '>f4' --shape 512,512 image.raw data.fs#image""",
 )
 @click.argument("file", metavar="FILE[:NAME]")
@@ -130,9 +117,8 @@ Examples:
 @click.option("--dry-run", is_flag=True, help="List what would be imported, and do nothing.")
 @click.option(
     "--dtype",
-    type=_GuessType(),
-    help="For raw bytes or a CSV file; guess: by the text of a CSV file, for each column.  "
-    "[default: f8]",
+    type=DtypeType(),
+    help="For raw bytes or a CSV file.  [CSV: of each column, by its cells]",
 )
 @click.option("--shape", type=ShapeType(), help="For raw bytes.  [default: 1-d]")
 @click.option("--order", type=click.Choice(["C", "F"]), help="For raw bytes.  [default: C]")
@@ -177,7 +163,7 @@ def import_file(
     address: Address,
     as_what: str | None,
     dry_run: bool,
-    dtype: np.dtype[Any] | Literal["guess"] | None,
+    dtype: np.dtype[Any] | None,
     shape: tuple[int, ...] | None,
     order: Order | None,
     offset: int | None,
@@ -214,7 +200,7 @@ def import_file(
     options = Options(
         dtype, shape, order, offset, names, delimiter, header, missing, external, comment, decimal
     )
-    what = parse_file(file, raw=isinstance(dtype, np.dtype) or as_what == "ragged")
+    what = parse_file(file, raw=dtype is not None or as_what == "ragged")
     if as_what == "ragged":
         if dry_run or not address.path:
             raise click.UsageError("--as ragged needs a URL#path, and has no --dry-run")
@@ -246,14 +232,18 @@ def import_file(
         with closing(_opened_source(what, options)) as source:
             member = Member((), source.layout, dict(source.attrs), source.left_out)
             list_members(Contents(what.path, [member], {}), address, as_json)
-            if not as_json:
-                _say_guessed(source)
+            if not as_json and source.guessed:
+                say(f"guessed: {', '.join(source.guessed)}")
         return
     with (
         closing(_opened_source(what, options)) as source,
         opened_to_write(address.url) as root,
     ):
         target = Target(root, address, source, replace, blksize, zblk_fmt)
+        if source.guessed and not as_json:  # before the work, which may be long
+            more = len(source.guessed) - _SHOWN
+            told = ", ".join(source.guessed[:_SHOWN])
+            warn("import", f"guessed: {told}{f', and {more} more' if more > 0 else ''}")
         itemsize = source.layout.dtype.itemsize
         before, total = target.done * itemsize, source.layout.size * itemsize
         if source.left_out and not target.resumed:
@@ -276,16 +266,9 @@ def import_file(
         else:
             again = f", from {size_text(before)} on" if target.resumed else ""
             names = source.header or []
-            shown = ", ".join(names[:8]) + (", ..." if names[8:] else "")
+            shown = ", ".join(names[:_SHOWN]) + (", ..." if names[_SHOWN:] else "")
             after = f", after a header: {shown}" if names else ""
             say(f"{address}: {size_text(total)}{after}{again}")
-            _say_guessed(source)
-
-
-def _say_guessed(source: Source) -> None:
-    """Print the dtypes that were guessed of the columns of a file."""
-    if source.guessed:
-        say(f"guessed: {', '.join(source.guessed)}")
 
 
 def _import_matrix(what: File, address: Address, replace: bool, step: int, as_json: bool) -> None:

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import click
 import numpy as np
@@ -65,7 +65,7 @@ class File:
 class Options:
     """What a file does not say about its array."""
 
-    dtype: np.dtype[Any] | Literal["guess"] | None = None  # 'guess': by the text
+    dtype: np.dtype[Any] | None = None
     shape: tuple[int, ...] | None = None
     order: Order | None = None
     offset: int | None = None
@@ -133,7 +133,7 @@ def open_source(file: File, options: Options) -> Source:
         It cannot be read.
     """
     check_options(file, options)
-    if file.kind == "raw" and not isinstance(options.dtype, np.dtype):
+    if file.kind == "raw" and options.dtype is None:
         raise click.UsageError(f"{file.path!r} has raw bytes: they need --dtype, maybe --shape")
     identity = _identity(file)
     if file.kind in ("netcdf", "mat", "parquet", "arrow"):
@@ -151,7 +151,6 @@ def open_source(file: File, options: Options) -> Source:
     if file.kind == "zarr":
         return zarr_source(file.path, file.member, options.external, identity)
     if file.kind == "csv":
-        dtype = np.dtype(float) if options.dtype is None else options.dtype
         delimiter = _delimiter(file, options)
         decimal = options.decimal or "."
         if len({delimiter, decimal, options.comment}) < 3:
@@ -162,14 +161,15 @@ def open_source(file: File, options: Options) -> Source:
             file.path,
             delimiter,
             options.columns,
-            dtype if isinstance(dtype, np.dtype) else None,
+            options.dtype,
             options.header,
             identity,
             options.missing,
             options.comment,
             decimal,
+            options.delimiter is not None,
         )
-    assert isinstance(options.dtype, np.dtype)
+    assert options.dtype is not None
     return raw_source(
         file.path,
         options.dtype,

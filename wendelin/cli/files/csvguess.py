@@ -1,7 +1,8 @@
 """Dtypes of the columns of a CSV file, found in its cells.
 
 A column is of the first of these that all its cells are: bool, int64, uint64, float64,
-datetime64 in the unit of its finest time, text of the longest cell. This module sees cells, and
+datetime64 in the unit of its finest time, text of the longest cell. Integers that begin with a
+zero are text: these are codes, of which a number would lose the zeros. This module sees cells, and
 knows no file.
 """
 
@@ -27,6 +28,7 @@ _MOST_TIMES = 32  # or so many times what they have in the file
 
 _SPACE = "[ \t]*"
 _SEPARATOR = "\x1f"
+_INTEGER = r"(?:0|[1-9]\d*)"  # 007 is a text: a number does not keep its zeros
 
 
 def _all(cell: str) -> re.Pattern[str]:
@@ -38,8 +40,10 @@ def _all(cell: str) -> re.Pattern[str]:
 
 _KINDS = {
     "bool": _all("true|false"),
-    "int": _all(r"[+-]?\d+"),
-    "float": _all(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf(?:inity)?)"),
+    "int": _all(rf"[+-]?{_INTEGER}"),
+    "float": _all(
+        rf"[+-]?(?:{_INTEGER}|(?:\d+\.\d*|\.\d+|\d+(?=e))(?:e[+-]?\d+)?|nan|inf(?:inity)?)"
+    ),
     "time": _all(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d{1,9})?)?)?"),
 }
 

@@ -18,11 +18,11 @@ from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import Layout, Sink, Source
 from wendelin.cli.files.csvfast import FastReader
 from wendelin.cli.files.csvguess import MISSING, Column, guessed_dtype
+from wendelin.cli.files.csvlines import CsvLines, check_delimiter
 from wendelin.lib.utils import override
 
 __all__ = ["CsvSink", "CsvSource", "fields", "leaves", "words"]
 
-_LONGEST = 64 << 20  # row, with quoted fields [characters]
 _GUESSED = 1 << 20  # lines whose cells are looked at together [characters]
 
 
@@ -184,6 +184,8 @@ class CsvSource(Source):
         The character with which comments begin, which end with the line; outside of quotes.
     decimal : str
         The character between the digits of a number.
+    delimiter_given : bool
+        The user gave the delimiter: if not, a file that has another one is refused.
     """
 
     def __init__(
@@ -197,20 +199,24 @@ class CsvSource(Source):
         missing: str | None = None,
         comment: str | None = None,
         decimal: str = ".",
+        delimiter_given: bool = True,
     ) -> None:
-        self._missing, self._comment, self._decimal = missing, comment, decimal
+        self._missing, self._decimal = missing, decimal
         self._path, self._delimiter = path, delimiter
-        self._file = open(path, encoding="utf-8-sig", newline="")  # noqa: SIM115
+        self._lines = CsvLines(path, comment)
         try:
+            if not delimiter_given:
+                check_delimiter(path, self._lines, delimiter, decimal)
             self._begin(columns, header, "bM" if dtype is None else "".join(_kinds(dtype)))
             gaps = None
             if dtype is None:
-                dtype, gaps = self._guess()
+                dtype, gaps, rows = self._guess()
+            else:
+                rows = sum(1 for _ in self._rows())
             self._dtype = dtype
             self._prepare(gaps)
-            rows = sum(1 for _ in self._rows())
         except BaseException as e:
-            self._file.close()
+            self._lines.close()
             if isinstance(e, UnicodeDecodeError):
                 raise Failure(f"{path} is not text in UTF-8: {e}") from e
             raise
@@ -229,7 +235,7 @@ class CsvSource(Source):
 
     def _begin(self, columns: list[str], header: bool | None, kinds: str) -> None:
         """Find out whether the first line has names, and which columns are read."""
-        first = next(self._lines(), "")
+        first = next(iter(self._lines), "")
         try:
             cells = [cell.strip() for cell in next(csv.reader([first], delimiter=self._delimiter))]
         except (StopIteration, csv.Error):
@@ -251,8 +257,8 @@ class CsvSource(Source):
         """Return all cells of lines, as texts."""
         return self._load(lines, np.dtype(object), {}, len(self._columns))
 
-    def _guess(self) -> tuple[np.dtype[Any], list[bool]]:
-        """Return the dtype of the cells, and which columns have missing values."""
+    def _guess(self) -> tuple[np.dtype[Any], list[bool], int]:
+        """Return the dtype of the cells, which columns have missing values, and the rows."""
         names = self.header or [""] * (max(self._columns) + 1)
         columns = [Column(names[i] or str(i), self._decimal) for i in self._columns]
         rows = 0
@@ -276,7 +282,8 @@ class CsvSource(Source):
             f"{column.name} {dtype}" for column, dtype in zip(columns, dtypes, strict=True)
         ]
         named = self.header is not None
-        return guessed_dtype(columns, dtypes, named), [column.missing for column in columns]
+        gaps = [column.missing for column in columns]
+        return guessed_dtype(columns, dtypes, named), gaps, rows
 
     def _prepare(self, gaps: list[bool] | None) -> None:
         """Find out how the cells of each column are read.
@@ -331,47 +338,9 @@ class CsvSource(Source):
         self._fills[number] = value
         self._converters[number] = partial(_or_missing, parse, value)
 
-    def _lines(self) -> Iterator[str]:
-        """Yield non-empty lines from the first one on, including those of quoted fields."""
-        return (line for _, line in self._numbered())
-
-    def _numbered(self) -> Iterator[tuple[int, str]]:
-        """Yield the same, with the number of the line in the file where each begins."""
-        self._file.seek(0)
-        lines: list[str] = []
-        quotes = size = first = 0
-        for number, line in enumerate(self._file, 1):
-            first = first if lines else number
-            if self._comment is not None and self._comment in line:
-                line = self._without_comment(line, quotes % 2 == 1)
-                if not lines and not line.strip():
-                    continue
-            lines.append(line)
-            size += len(line)
-            quotes += line.count('"')
-            if quotes % 2 == 0:
-                whole = "".join(lines)
-                lines = []
-                size = 0
-                if whole.strip("\r\n"):
-                    yield first, whole
-            elif size > _LONGEST:
-                break
-        if lines:
-            raise Failure(f"{self._path} has a quote in line {first} that is not closed")
-
-    def _without_comment(self, line: str, quoted: bool) -> str:
-        """Return a line without its comment, and without the spaces before it."""
-        for i, character in enumerate(line):
-            if character == '"':
-                quoted = not quoted
-            elif character == self._comment and not quoted:
-                return line[:i].rstrip(" ") + "\n"
-        return line
-
     def _rows(self) -> Iterator[str]:
         """Yield lines that are data."""
-        return islice(self._lines(), 0 if self.header is None else 1, None)
+        return islice(self._lines, 0 if self.header is None else 1, None)
 
     def _numbers(self, columns: list[str], names: list[str], n: int) -> list[int]:
         """Return the numbers of columns."""
@@ -452,11 +421,11 @@ class CsvSource(Source):
                 bad, error = i, ValueError(why)
                 break
         skipped = first + bad + (self.header is not None)
-        number, _ = next(islice(self._numbered(), skipped, None))
+        number, _ = next(islice(self._lines.numbered(), skipped, None))
         return Failure(
             f"{self._path}, line {number}: {error}; --columns selects columns, --dtype sets "
-            f"their type (--dtype guess finds it out), and --missing says what is read for a "
-            f"missing value"
+            f"their type (without it, they have the type of their cells), and --missing says what "
+            f"is read for a missing value"
         )
 
     @override
@@ -465,7 +434,7 @@ class CsvSource(Source):
 
     @override
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
 
 
 class CsvSink(Sink):
