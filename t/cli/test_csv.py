@@ -175,6 +175,38 @@ def test_a_file_with_another_delimiter(call, path, tmp_path, text, options, mess
     assert message in done.stderr
 
 
+APPENDED = """# another day
+price;ok;name;day
+2,5;true;"x;y";2026-02-01 # one
+;False; ;2026-02-02
+"""
+
+
+def test_rows_are_appended_as_the_dtype_of_the_array(call, path, tmp_path):
+    """The options are those of an import; fields are found by name, and nothing is guessed."""
+    dtype = [("day", "M8[s]"), ("name", "U3"), ("price", ">f4"), ("ok", "u1")]
+    with wendelin.open(path) as g:
+        g.create_array("x", data=np.array([("2026-01-01", "a", 1, 2)], dtype))
+        g.create_array("day", data=np.zeros(1, "M8[h]"))
+    (tmp_path / "x.csv").write_text(APPENDED.replace("true", "1").replace("False", "0"))
+    args = ("--decimal", ",", "--comment", "#", tmp_path / "x.csv", f"{path}#x")
+    assert "line 4: " in call("append", *args, code=1).stderr  # an empty cell
+    call("append", "--missing", "0", *args)
+    call(
+        "append", "--delimiter", ";", "--columns", "day", "--comment", "#", args[-2], f"{path}#day"
+    )
+    with wendelin.open(path, "r") as g:
+        expected = [("2026-01-01", "a", 1, 2), ("2026-02-01", "x;y", 2.5, 1)]
+        expected.append(("2026-02-02", "0", 0, 0))
+        assert np.array_equal(g["x"][:], np.array(expected, dtype))
+        assert g["day"][1:].astype(str).tolist() == ["2026-02-01T00", "2026-02-02T00"]
+    (tmp_path / "x.csv").write_text("day;ok;name;price\n2026-02-01;1;long;1\n")
+    error = call("append", *args, code=1).stderr
+    assert "line 2: 'long' has 4 characters, and <U3 takes 3" in error
+    with wendelin.open(path, "r") as g:
+        assert len(g["x"]) == 3
+
+
 def test_what_is_guessed_is_shown(call, path, tmp_path):
     (tmp_path / "x.csv").write_text(",".join(f"c{i}" for i in range(10)) + "\n" + "1," * 9 + "x\n")
     args = (tmp_path / "x.csv", f"{path}#x")
@@ -197,7 +229,7 @@ def test_what_is_guessed_is_shown(call, path, tmp_path):
         (
             ["--decimal", ",", "--dtype", "[('a','f8'),('b','U3')]"],
             1,
-            "line 3: could not convert string '1.5'",
+            "x.csv, line 3: there is a '.', and numbers have ','",
         ),
         (["--decimal", ",", "--delimiter", ","], 2, "must be different"),
         (["--comment", "//"], 2, "must be one character"),

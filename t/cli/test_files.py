@@ -179,9 +179,10 @@ CSV = 'time,price,"a, b"\n0,1.5,x\n1,-2e3,y\n\n2,nan,"two\nlines"\n'
         (["--columns", "time", "--dtype", "i2"], np.array([0, 1, 2], "i2")),
         (["--columns", "a, b".replace(", ", "")], "no column 'ab'"),
         (
-            ["--columns", "time,2", "--dtype", "S3"],
-            np.array([["0", "x"], ["1", "y"], ["2", "two"]], "S3"),
+            ["--columns", "time,2", "--dtype", "S10"],
+            np.array([["0", "x"], ["1", "y"], ["2", "two\nlines"]], "S10"),
         ),
+        (["--columns", "2", "--dtype", "S3"], "line 5: 'two\\nlines' has 9 characters, and |S3"),
         (
             ["--columns", "0,2", "--dtype", "[('t','u1'),('s','S9')]"],
             np.array([(0, "x"), (1, "y"), (2, "two\nlines")], [("t", "u1"), ("s", "S9")]),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 import click
@@ -14,14 +15,16 @@ from wendelin.cli.address import Address, join
 from wendelin.cli.arguments import (
     AddressType,
     DtypeType,
-    delimiter_option,
+    csv_options,
     json_option,
     step_option,
 )
 from wendelin.cli.changing import entry_of
 from wendelin.cli.database import opened_to_write
 from wendelin.cli.errors import Failure, explain
-from wendelin.cli.files import Options, open_source, parse_file
+from wendelin.cli.files import File, Options, open_source, parse_file
+from wendelin.cli.files.base import Source
+from wendelin.cli.files.text import leaves
 from wendelin.cli.output import print_json, progress, say
 from wendelin.cli.stored import class_of
 
@@ -33,40 +36,38 @@ __all__ = ["append"]
     epilog="""\b
 Examples:
   wendelin append today.npy data.fs#signal
-  wendelin append --columns time,price today.csv data.fs#ticks""",
+  wendelin append --columns time,price today.csv data.fs#ticks
+  wendelin append --decimal , --missing NaN today.csv data.fs#measured""",
 )
 @click.argument("file", metavar="FILE[:NAME]")
 @click.argument("address", metavar="URL#path", type=AddressType())
 @click.option("--dtype", type=DtypeType(), help="For raw bytes or a CSV file.  [CSV: the array's]")
-@click.option("--columns", help="For a CSV file: names or numbers, as in time,price or 0,3.")
-@delimiter_option
+@csv_options
 @step_option
 @json_option
 def append(
     file: str,
     address: Address,
     dtype: np.dtype[Any] | None,
-    columns: str | None,
-    delimiter: str | None,
+    csv: dict[str, Any],
     step: int,
     as_json: bool,
 ) -> None:
     """Append the rows of a file to an array, along its first axis.
 
     The other axes of the file's array must be those of the array; numbers are converted to its
-    dtype. The command works in transactions of some rows each. If one fails, it says how many rows
-    were appended.
+    dtype. Those of a CSV file are read as it; if its header has the names of all fields in another
+    order, they are taken by name. The command works in transactions of some rows each. If one
+    fails, it says how many rows were appended.
     """
     what = parse_file(file, raw=dtype is not None)
-    names = [name.strip() for name in columns.split(",")] if columns else []
     with opened_to_write(address.url) as root:
         A = entry_of(root, address).value
         if not isinstance(A, ZBigArray):
             raise Failure(f"{address} is a {class_of(A)}, not an array")
         if what.kind == "csv" and dtype is None:
             dtype = A.dtype
-        options = Options(dtype=dtype, columns=names, delimiter=delimiter)
-        with closing(open_source(what, options)) as source:
+        with closing(_opened(what, Options(dtype=dtype, **csv))) as source:
             layout = source.layout
             if A.ndim == 0 or A._order != "C" or layout.order != "C":
                 raise Failure(f"{address} and {file} must have rows, in C order")
@@ -97,3 +98,14 @@ def append(
         print_json({"path": join(address.path), "appended": rows - before, "rows": rows})
     else:
         say(f"{address}: {rows - before} rows appended, {rows} now")
+
+
+def _opened(file: File, options: Options) -> Source:
+    """Open a file; columns of text that have the names of all fields are in their order."""
+    source = open_source(file, options)
+    names = list(dict(leaves(np.empty(0, options.dtype)))) if options.dtype is not None else []
+    header = source.header
+    if not header or options.columns or header == names or sorted(header) != sorted(names):
+        return source
+    source.close()
+    return open_source(file, replace(options, columns=names))

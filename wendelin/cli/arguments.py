@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import os
 import re
+from collections.abc import Callable
+from functools import wraps
 from typing import Any, NoReturn
 from urllib.parse import unquote
 
@@ -28,6 +30,7 @@ __all__ = [
     "SizeType",
     "at_option",
     "blksize_option",
+    "csv_options",
     "delimiter_option",
     "format_option",
     "json_option",
@@ -259,3 +262,60 @@ def _one_character(ctx: click.Context, param: click.Parameter, value: str | None
 delimiter_option = click.option(
     "--delimiter", callback=_one_character, help="Of a CSV file: one character."
 )
+
+_CSV_OPTIONS = (
+    click.option("--columns", help="For a CSV file: names or numbers, as in time,price or 0,3."),
+    click.option(
+        "--header/--no-header",
+        default=None,
+        help="Whether the first line of a CSV file has names.  [default: if it has no number]",
+    ),
+    click.option(
+        "--missing",
+        metavar="VALUE",
+        help="For a CSV file: what is read for an empty cell, NA or null, as in NaN, NaT, -1.",
+    ),
+    click.option(
+        "--comment",
+        metavar="CHARACTER",
+        callback=_one_character,
+        help="For a CSV file: comments begin with it, as #.",
+    ),
+    click.option(
+        "--decimal",
+        metavar="CHARACTER",
+        callback=_one_character,
+        help="For a CSV file: between the digits of a number. With a comma, the delimiter is a "
+        "semicolon, if no other is given.  [default: a point]",
+    ),
+    delimiter_option,
+)
+
+
+def csv_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of a CSV file that is read: the command gets them as a dict, `csv`."""
+
+    @wraps(command)
+    def with_csv(
+        *args: Any,
+        columns: str | None,
+        header: bool | None,
+        missing: str | None,
+        comment: str | None,
+        decimal: str | None,
+        delimiter: str | None,
+        **others: Any,
+    ) -> None:
+        csv = {
+            "columns": [name.strip() for name in columns.split(",")] if columns else [],
+            "header": header,
+            "missing": missing,
+            "comment": comment,
+            "decimal": decimal,
+            "delimiter": delimiter,
+        }
+        command(*args, csv=csv, **others)
+
+    for option in reversed(_CSV_OPTIONS):
+        with_csv = option(with_csv)
+    return with_csv

@@ -17,7 +17,7 @@ from wendelin.cli.arguments import (
     DtypeType,
     ShapeType,
     blksize_option,
-    delimiter_option,
+    csv_options,
     format_option,
     json_option,
     replace_option,
@@ -57,12 +57,6 @@ __all__ = ["import_file"]
 
 _SHOWN = 8  # columns of text, in a message
 _MOST = 1 << 47  # the largest array that a process can map [bytes]
-
-
-def _one_character(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
-    if value is not None and (len(value) != 1 or not value.isascii() or value in '\r\n"'):
-        raise click.BadParameter(f"{value!r} must be one character of ASCII, and not a quote")
-    return value
 
 
 def _opened_source(file: File, options: Options) -> Source:
@@ -123,36 +117,12 @@ Examples:
 @click.option("--shape", type=ShapeType(), help="For raw bytes.  [default: 1-d]")
 @click.option("--order", type=click.Choice(["C", "F"]), help="For raw bytes.  [default: C]")
 @click.option("--offset", type=click.IntRange(0), help="Where raw bytes begin in the file.")
-@click.option("--columns", help="For a CSV file: names or numbers, as in time,price or 0,3.")
-@click.option(
-    "--header/--no-header",
-    default=None,
-    help="Whether the first line of a CSV file has names.  [default: if it has no number]",
-)
-@click.option(
-    "--missing",
-    metavar="VALUE",
-    help="For a CSV file: what is read for an empty cell, NA or null, as in NaN, NaT, -1.",
-)
-@click.option(
-    "--comment",
-    metavar="CHARACTER",
-    callback=_one_character,
-    help="For a CSV file: comments begin with it, as #.",
-)
-@click.option(
-    "--decimal",
-    metavar="CHARACTER",
-    callback=_one_character,
-    help="For a CSV file: between the digits of a number. With a comma, the delimiter is a "
-    "semicolon, if no other is given.  [default: a point]",
-)
+@csv_options
 @click.option(
     "--external",
     is_flag=True,
     help="Follow references of an HDF5 file or a Zarr folder to other files, of any path.",
 )
-@delimiter_option
 @blksize_option
 @format_option
 @replace_option
@@ -167,13 +137,8 @@ def import_file(
     shape: tuple[int, ...] | None,
     order: Order | None,
     offset: int | None,
-    columns: str | None,
-    header: bool | None,
-    missing: str | None,
-    comment: str | None,
-    decimal: str | None,
+    csv: dict[str, Any],
     external: bool,
-    delimiter: str | None,
     blksize: int,
     zblk_fmt: str | None,
     replace: bool,
@@ -196,10 +161,7 @@ def import_file(
     A program opens it as zarr.open_group(root[...].store()). With --as ragged, the file that a
     PointerArrayWriter of bigarray has written becomes a ZRagged, with its keys.
     """
-    names = [name.strip() for name in columns.split(",")] if columns else []
-    options = Options(
-        dtype, shape, order, offset, names, delimiter, header, missing, external, comment, decimal
-    )
+    options = Options(dtype, shape, order, offset, external=external, **csv)
     what = parse_file(file, raw=dtype is not None or as_what == "ragged")
     if as_what == "ragged":
         if dry_run or not address.path:

@@ -104,6 +104,18 @@ def _value(dtype: np.dtype[Any], text: str) -> Any:
     return np.array(text.strip()).astype(dtype)[()]
 
 
+class _CellError(ValueError):
+    """What is wrong with a cell, in words that say it better than NumPy's."""
+
+
+def _whole_text(dtype: np.dtype[Any], text: str) -> Any:
+    """Return a text, if the dtype takes all of it: NumPy would cut it off."""
+    most = dtype.itemsize // (4 if dtype.kind == "U" else 1)
+    if len(text) > most:
+        raise _CellError(f"{text!r} has {len(text)} characters, and {dtype} takes {most}")
+    return text if dtype.kind == "U" else text.encode("latin1")
+
+
 def _with_point(parse: Callable[[str], Any], decimal: str, text: str) -> Any:
     """Return the number of a text with another decimal character than a point."""
     _check_point(text, decimal)
@@ -112,7 +124,7 @@ def _with_point(parse: Callable[[str], Any], decimal: str, text: str) -> Any:
 
 def _check_point(text: str, decimal: str) -> None:
     if "." in text:
-        raise ValueError(f"there is a '.', and numbers have {decimal!r}: see --decimal")
+        raise _CellError(f"there is a '.', and numbers have {decimal!r}: see --decimal")
 
 
 def _or_missing(parse: Callable[[str], Any], missing: Any, text: str) -> Any:
@@ -308,6 +320,10 @@ class CsvSource(Source):
             for number, kind in zip(self._columns, kinds, strict=True)
             if kind in _CONVERTERS
         }
+        if gaps is None:  # else the dtype is as long as the longest text
+            for number, leaf in zip(self._columns, dtypes, strict=True):
+                if leaf.kind in "US":
+                    self._converters[number] = partial(_whole_text, leaf)
         # all characters may be changed, if there is no other than of numbers
         self._swapped = self._decimal != "." and all(kind in "iufc" for kind in kinds)
         if self._decimal != "." and not self._swapped:
@@ -329,7 +345,8 @@ class CsvSource(Source):
 
     def _take_missing(self, number: int, dtype: np.dtype[Any], missing: str) -> None:
         """Read missing values of a column as a given one."""
-        parse: Callable[[str], Any] = self._converters.get(number) or partial(_value, dtype)
+        default = partial(_whole_text if dtype.kind in "US" else _value, dtype)
+        parse: Callable[[str], Any] = self._converters.get(number) or default
         reads = parse.args[0] if isinstance(parse, partial) and parse.func is _with_point else parse
         try:
             value = reads(missing)
@@ -416,8 +433,9 @@ class CsvSource(Source):
             try:
                 parse([line])
             except (ValueError, KeyError) as e:
+                why = str(e.__cause__ if isinstance(e.__cause__, _CellError) else e)
                 # in the words of NumPy, it is row 0
-                why = re.sub(r" at row \d+, column (\d+)", r" in column \1", str(e))
+                why = re.sub(r" at row \d+, column (\d+)", r" in column \1", why)
                 bad, error = i, ValueError(why)
                 break
         skipped = first + bad + (self.header is not None)
