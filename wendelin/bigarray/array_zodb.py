@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, MutableMapping
 from dataclasses import replace
-from pickle import PicklingError
 from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
@@ -30,7 +29,7 @@ from wendelin.bigfile.zodb.inspect import stored_size
 from wendelin.bigfile.zodb.records import Records
 from wendelin.lib.adapters.connection import changed_objects
 from wendelin.lib.storage.record import RecordError
-from wendelin.lib.storage.shared import zconn_past
+from wendelin.lib.storage.references import object_at, reference_to
 from wendelin.lib.utils import renamed
 from wendelin.lib.zodb import (
     LivePersistent,
@@ -55,17 +54,10 @@ def array_at(url: str, oid: bytes, tid: bytes) -> ZBigArray:
 
     Raises
     ------
-    TypeError
-        The object is not an array.
-    ZODB.POSException.POSKeyError
-        There is no such object, or a pack has removed it.
-    ValueError, OSError, ZEO.Exceptions.ClientDisconnected
-        See zconn_past().
+    TypeError, ZODB.POSException.POSKeyError, ValueError, OSError
+        See object_at().
     """
-    with zconn_past(url, tid) as conn:
-        A = conn.get(oid)
-        if not isinstance(A, ZBigArray):
-            raise TypeError(f"object {oid_repr(oid)} of {url} is a {type(A).__name__}, no array")
+    with object_at((url, oid, tid), ZBigArray) as A:
         A._fileh()  # while no other thread loads objects
         return A
 
@@ -217,12 +209,8 @@ class ZBigArray(BigArray, LivePersistent):
         conn = self._p_jar
         if conn is not None:
             zconn_check_database(conn)
-        if not (zobj_is_committed(self) and self.zfile.is_of_database()):
-            raise PicklingError(
-                f"{self!r} has changes that are not committed, and a pickle of it is a reference "
-                f"to the database: commit them first"
-            )
-        return array_at, (zstor_2zurl(conn.db().storage), self._p_oid, zconn_at(conn))
+        committed = zobj_is_committed(self) and self.zfile.is_of_database()
+        return array_at, reference_to(self, committed=committed)
 
     def __copy__(self) -> NoReturn:
         raise TypeError(

@@ -7,39 +7,26 @@ refused, as those of folders are: see files.zarrs.
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncIterator, Iterable
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import AsyncIterator
+from typing import Any
 
 import zarr
-from zarr.abc.store import (
-    ByteRequest,
-    OffsetByteRequest,
-    RangeByteRequest,
-    Store,
-    SuffixByteRequest,
-)
 
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.attributes import from_zarr
 from wendelin.cli.files.datasets import DatasetSource
+from wendelin.cli.files.readonlystore import ReadOnlyStore
 from wendelin.cli.storedzarr import StoredZarr
 from wendelin.lib.utils import override
-
-if TYPE_CHECKING:
-    from zarr.core.buffer import Buffer, BufferPrototype
 
 __all__ = ["array_of", "source_of"]
 
 
-class _Values(Store):
+class _Values(ReadOnlyStore):
     """The values of a group, read-only."""
 
-    supports_writes = False
-    supports_deletes = False
-    supports_listing = True
-
     def __init__(self, group: StoredZarr) -> None:
-        super().__init__(read_only=True)
+        super().__init__()
         self._group = group
 
     def __eq__(self, other: object) -> bool:
@@ -47,36 +34,18 @@ class _Values(Store):
 
     __hash__ = None  # type: ignore[assignment]
 
-    @override
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
-        if key not in self._group.values:
-            return None
-        data = memoryview(self._group.read(key))
-        match byte_range:
-            case RangeByteRequest():
-                data = data[byte_range.start : byte_range.end]
-            case OffsetByteRequest():
-                data = data[byte_range.offset :]
-            case SuffixByteRequest():
-                data = data[max(0, len(data) - byte_range.suffix) :]
-        return prototype.buffer.from_bytes(bytes(data))
+    def __str__(self) -> str:
+        return "a ZarrGroup of a command"
 
     @override
-    async def get_partial_values(
-        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
-    ) -> list[Buffer | None]:
-        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
+    def read(self, key: str, byte_range: slice) -> bytes | None:
+        if key not in self._group.values:
+            return None
+        return bytes(memoryview(self._group.read(key))[byte_range])
 
     @override
     async def exists(self, key: str) -> bool:
         return key in self._group.values
-
-    @override
-    async def list(self) -> AsyncIterator[str]:
-        for key in self._group.values:
-            yield key
 
     @override
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
@@ -92,21 +61,8 @@ class _Values(Store):
             yield name
 
     @override
-    def with_read_only(self, read_only: bool = False) -> _Values:
-        if not read_only:
-            self._refuse()
+    def again(self) -> _Values:
         return _Values(self._group)
-
-    @override
-    async def set(self, key: str, value: Buffer) -> None:
-        self._refuse()
-
-    @override
-    async def delete(self, key: str) -> None:
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        raise ValueError("it is only read")
 
 
 def array_of(group: StoredZarr, name: str) -> Any:

@@ -15,17 +15,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from heapq import merge
 from itertools import accumulate, groupby, pairwise
 from operator import attrgetter
-from pickle import PicklingError
 from typing import Any
 
 import numpy as np
 from BTrees.OOBTree import OOBTree
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from ZODB.POSException import ConnectionStateError
-from ZODB.utils import oid_repr, z64
 
-from wendelin.lib.storage.shared import zconn_is_shared, zconn_past
-from wendelin.lib.zodb import LivePersistent, zconn_at, zobj_is_committed, zstor_2zurl
+from wendelin.lib.storage.references import object_at, reference_to
+from wendelin.lib.storage.shared import zconn_is_shared
+from wendelin.lib.zodb import LivePersistent, zobj_is_committed
 from wendelin.ragged.segment import KINDS, Key, Piece, Segment, check_key
 
 __all__ = ["Writer", "ZRagged", "ragged_at"]
@@ -43,19 +42,10 @@ def ragged_at(url: str, oid: bytes, tid: bytes) -> ZRagged:
 
     Raises
     ------
-    TypeError
-        The object is not a ZRagged.
-    ZODB.POSException.POSKeyError
-        The object is not there; a pack has removed it, say.
-    ValueError, OSError, ZEO.Exceptions.ClientDisconnected
-        See zconn_past().
+    TypeError, ZODB.POSException.POSKeyError, ValueError, OSError
+        See object_at().
     """
-    with zconn_past(url, tid) as conn:
-        R = conn.get(oid)
-        if not isinstance(R, ZRagged):
-            raise TypeError(
-                f"object {oid_repr(oid)} of {url} is a {type(R).__name__}, not a ZRagged"
-            )
+    with object_at((url, oid, tid), ZRagged) as R:
         R.load_index()
         return R
 
@@ -340,18 +330,10 @@ class ZRagged(LivePersistent):
         NotImplementedError
             No URL names the database: see zstor_2zurl().
         """
-        conn = self._p_jar
         objects = [self, self._segments]
         for segment in self._segments.values():
             objects += [segment, segment.data]
-        if conn is None or not all(
-            obj._p_serial != z64 and zobj_is_committed(obj) for obj in objects
-        ):
-            raise PicklingError(
-                f"{self!r} has changes that are not committed, and is pickled as a reference to "
-                f"what the database has: commit them first"
-            )
-        return ragged_at, (zstor_2zurl(conn.db().storage), self._p_oid, zconn_at(conn))
+        return ragged_at, reference_to(self, committed=all(map(zobj_is_committed, objects)))
 
     def __repr__(self) -> str:
         row = f", row={self.row}" if self.row else ""

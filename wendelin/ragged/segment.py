@@ -23,8 +23,7 @@ from numpy.typing import NDArray
 from ZODB.utils import z64
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib.utils import override
-from wendelin.lib.zodb import LivePersistent
+from wendelin.bigarray.holders import ArrayHolder
 
 __all__ = ["KINDS", "Key", "Piece", "Segment", "check_key"]
 
@@ -91,7 +90,7 @@ class _Window:
         return found
 
 
-class Segment(LivePersistent):
+class Segment(ArrayHolder):
     """Pieces of one writer.
 
     Parameters
@@ -103,23 +102,13 @@ class Segment(LivePersistent):
         Size of a block of `data` [bytes].
     """
 
-    _kept = ("_v_live",)
-    _v_live = False
+    _came = "rows were put into a ZRagged"
     _v_window: _Window | None = None
-    _v_first_oid: bytes | None = None  # what it had when rows were put before the first commit
 
     def __init__(self, dtype: np.dtype[Any], row: tuple[int, ...], blksize: int) -> None:
         self.data = ZBigArray((0, *row), dtype, blksize=blksize)
         self.used = self.live = 0
         self.index: dict[type, Any] = {int: LOBTree(), bytes: OOBTree(), str: OOBTree()}
-
-    def __getstate__(self) -> Any:
-        if self._v_first_oid not in (None, self._p_oid):
-            raise ValueError(
-                f"rows were put into a ZRagged before the transaction that added it to a database "
-                f"was aborted, and are lost: make another one, not {self!r} again"
-            )
-        return super().__getstate__()
 
     # ---- the index ----
 
@@ -137,10 +126,6 @@ class Segment(LivePersistent):
         self._v_live = True
         if self.used:
             self.view(0, 1)
-
-    @override
-    def lives(self) -> bool:
-        return self._v_live
 
     def __len__(self) -> int:
         return sum(len(tree) for tree in self.index.values())

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from pickle import PicklingError
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
@@ -25,14 +24,11 @@ from ZODB.utils import oid_repr, z64
 
 from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib.storage.shared import zconn_past
-from wendelin.lib.utils import override
+from wendelin.bigarray.holders import ArrayHolder
+from wendelin.lib.storage.references import object_at, reference_to
 from wendelin.lib.zodb import (
-    LivePersistent,
-    zconn_at,
     zconn_is_open,
     zobj_is_committed,
-    zstor_2zurl,
 )
 from wendelin.sparse.files import save
 from wendelin.sparse.sources import Rows, rows_of, scipy_sparse
@@ -50,19 +46,10 @@ def sparse_at(url: str, oid: bytes, tid: bytes) -> ZSparse:
 
     Raises
     ------
-    TypeError
-        The object is not a ZSparse.
-    ZODB.POSException.POSKeyError
-        The object is not there; a pack has removed it, say.
-    ValueError, OSError, ZEO.Exceptions.ClientDisconnected
-        See zconn_past().
+    TypeError, ZODB.POSException.POSKeyError, ValueError, OSError
+        See object_at().
     """
-    with zconn_past(url, tid) as conn:
-        S = conn.get(oid)
-        if not isinstance(S, ZSparse):
-            raise TypeError(
-                f"object {oid_repr(oid)} of {url} is a {type(S).__name__}, not a ZSparse"
-            )
+    with object_at((url, oid, tid), ZSparse) as S:
         S.keep_alive()
         return S
 
@@ -88,7 +75,7 @@ def check_dtypes(dtype: DTypeLike, index_dtype: DTypeLike) -> tuple[np.dtype[Any
     return data, index
 
 
-class ZSparse(LivePersistent):
+class ZSparse(ArrayHolder):
     """A sparse matrix of compressed rows, persistent: commit saves, abort discards.
 
         root["S"] = S = ZSparse.csr((0, 30_000), "f4")
@@ -106,9 +93,7 @@ class ZSparse(LivePersistent):
         As SciPy has them. `data` and `indices` may be longer than `nnz`.
     """
 
-    _kept = ("_v_live",)
-    _v_live = False
-    _v_first_oid: bytes | None = None  # what it had when rows came before the first commit
+    _came = "rows were appended to a ZSparse"
 
     data: ZBigArray
     indices: ZBigArray
@@ -365,23 +350,11 @@ class ZSparse(LivePersistent):
             if array._p_jar is None:
                 self._p_jar.add(array)
 
-    def __getstate__(self) -> Any:
-        if self._v_first_oid not in (None, self._p_oid):
-            raise ValueError(
-                f"rows were appended to a ZSparse before the transaction that added it to a "
-                f"database was aborted, and are lost: make another one, not {self!r} again"
-            )
-        return super().__getstate__()
-
     def keep_alive(self) -> None:
         """Load the arrays, and stay loaded: for threads that may not load objects."""
         self._v_live = True
         for array in self.data, self.indices, self.indptr:
             array._fileh()
-
-    @override
-    def lives(self) -> bool:
-        return self._v_live
 
     def __reduce__(self) -> tuple[Any, tuple[str, bytes, bytes]]:
         """Be pickled as a reference. A database asks __getstate__() instead.
@@ -393,17 +366,10 @@ class ZSparse(LivePersistent):
         NotImplementedError
             No URL names the database: see zstor_2zurl().
         """
-        conn = self._p_jar
         arrays = (self.data, self.indices, self.indptr)
-        if conn is None or not (
-            all(obj._p_serial != z64 and zobj_is_committed(obj) for obj in (self, *arrays))
-            and all(array.zfile.is_of_database() for array in arrays)
-        ):
-            raise PicklingError(
-                f"{self!r} has changes that are not committed, and is pickled as a reference to "
-                f"what the database has: commit them first"
-            )
-        return sparse_at, (zstor_2zurl(conn.db().storage), self._p_oid, zconn_at(conn))
+        committed = all(map(zobj_is_committed, (self, *arrays)))
+        committed = committed and all(array.zfile.is_of_database() for array in arrays)
+        return sparse_at, reference_to(self, committed=committed)
 
     def __repr__(self) -> str:
         conn = self._p_jar

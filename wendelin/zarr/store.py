@@ -24,13 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from transaction import TransactionManager
-from zarr.abc.store import (
-    ByteRequest,
-    OffsetByteRequest,
-    RangeByteRequest,
-    Store,
-    SuffixByteRequest,
-)
+from zarr.abc.store import ByteRequest, Store
 from zarr.core.buffer import Buffer, default_buffer_prototype
 from ZODB.POSException import POSKeyError
 
@@ -39,6 +33,7 @@ from wendelin.lib.storage.shared import share, zconn_past
 from wendelin.lib.storage.storurl import zstor_2zurl
 from wendelin.lib.utils import override
 from wendelin.lib.zodb import zconn_at, zconn_name
+from wendelin.zarr.byteranges import byte_slice
 from wendelin.zarr.errors import StaleArrayError
 from wendelin.zarr.group import ZarrGroup
 from wendelin.zarr.layout import is_metadata, layouts
@@ -51,7 +46,6 @@ if TYPE_CHECKING:
 __all__ = ["ZODBStore"]
 
 THREADS = 8  # that wait for disks and servers
-_NOTHING = slice(1 << 62, None)
 
 T = TypeVar("T")
 
@@ -297,7 +291,7 @@ class ZODBStore(Store):
     ) -> Buffer | None:
         if not self._is_open:
             await self._open()
-        data = await self._get((key, _slice(byte_range)))
+        data = await self._get((key, byte_slice(byte_range)))
         return _buffer(data, prototype)
 
     @override
@@ -323,7 +317,7 @@ class ZODBStore(Store):
         byte_range: ByteRequest | None = None,
     ) -> Buffer | None:
         """Do what get() does, in this thread."""
-        request = key, _slice(byte_range)
+        request = key, byte_slice(byte_range)
         try:
             data = self._now(request)
         except WouldWaitError:
@@ -448,26 +442,6 @@ def _tell(
         loop.call_soon_threadsafe(act)
     except RuntimeError:  # it is closed
         pass
-
-
-def _slice(request: ByteRequest | None) -> slice | None:
-    """Return which bytes are asked for.
-
-    Raises
-    ------
-    TypeError
-        It is not a request.
-    """
-    match request:
-        case None:
-            return None
-        case RangeByteRequest():
-            return slice(request.start, request.end)
-        case OffsetByteRequest():
-            return slice(request.offset, None)
-        case SuffixByteRequest():
-            return slice(-request.suffix, None) if request.suffix else _NOTHING
-    raise TypeError(f"Unexpected byte_range, got {request}.")
 
 
 def _buffer(data: Data | None, prototype: BufferPrototype | None) -> Buffer | None:

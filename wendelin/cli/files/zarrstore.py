@@ -9,30 +9,20 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, NoReturn
-
-from zarr.abc.store import (
-    ByteRequest,
-    OffsetByteRequest,
-    RangeByteRequest,
-    Store,
-    SuffixByteRequest,
-)
+from typing import IO
 
 from wendelin.cli.errors import Failure
+from wendelin.cli.files.readonlystore import ReadOnlyStore
 from wendelin.lib.utils import override
-
-if TYPE_CHECKING:
-    from zarr.core.buffer import Buffer, BufferPrototype
 
 __all__ = ["FolderStore"]
 
 _NOT_THERE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
-class FolderStore(Store):
+class FolderStore(ReadOnlyStore):
     """The contents of a folder.
 
     Parameters
@@ -41,12 +31,8 @@ class FolderStore(Store):
         Of the folder; it may be a symbolic link itself.
     """
 
-    supports_writes = False
-    supports_deletes = False
-    supports_listing = True
-
     def __init__(self, path: str) -> None:
-        super().__init__(read_only=True)
+        super().__init__()
         self._path = path
 
     def __eq__(self, other: object) -> bool:
@@ -105,24 +91,14 @@ class FolderStore(Store):
     # ---- as zarr asks ----
 
     @override
-    async def get(
-        self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None
-    ) -> Buffer | None:
+    def read(self, key: str, byte_range: slice) -> bytes | None:
         try:
             with self._file(key) as file:
-                size = os.fstat(file.fileno()).st_size
-                start, stop = _range(byte_range, size)
+                start, stop, _ = byte_range.indices(os.fstat(file.fileno()).st_size)
                 file.seek(start)
-                data = file.read(max(0, stop - start))
+                return file.read(max(0, stop - start))
         except _NOT_THERE:
             return None
-        return prototype.buffer.from_bytes(data)
-
-    @override
-    async def get_partial_values(
-        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
-    ) -> list[Buffer | None]:
-        return [await self.get(key, prototype, byte_range) for key, byte_range in key_ranges]
 
     @override
     async def exists(self, key: str) -> bool:
@@ -154,40 +130,9 @@ class FolderStore(Store):
                     yield inner
 
     @override
-    async def list(self) -> AsyncIterator[str]:
-        async for key in self.list_prefix(""):
-            yield key
-
-    @override
-    def with_read_only(self, read_only: bool = False) -> FolderStore:
-        if not read_only:
-            self._refuse_writes()
+    def again(self) -> FolderStore:
         return FolderStore(self._path)
-
-    @override
-    async def set(self, key: str, value: Buffer) -> None:
-        self._refuse_writes()
-
-    @override
-    async def delete(self, key: str) -> None:
-        self._refuse_writes()
-
-    def _refuse_writes(self) -> NoReturn:
-        raise ValueError(f"{self._path} is only read")
 
 
 def _names(key: str) -> list[str]:
     return [name for name in key.split("/") if name not in ("", ".")]
-
-
-def _range(request: ByteRequest | None, size: int) -> tuple[int, int]:
-    """Return [start, stop) of a request, in a value of `size` bytes."""
-    match request:
-        case None:
-            return 0, size
-        case RangeByteRequest():
-            return request.start, min(request.end, size)
-        case OffsetByteRequest():
-            return request.offset, size
-        case SuffixByteRequest():
-            return max(0, size - request.suffix), size
