@@ -43,6 +43,7 @@ cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) no
     cdef Place memory
     cdef size_t needs = 0
     cdef int err, _attempt
+    size = without_zeros(fileh, blk, data, size)
     err = reserve(fileh, blk, size, &memory, &needs)
     if err != 0:
         return err
@@ -58,6 +59,20 @@ cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) no
     if err != 0:
         release(fileh, blk)
     return err
+
+
+cdef size_t without_zeros(FileH *fileh, uint64_t blk, const char *data, size_t size) noexcept nogil:
+    """Return how much of the data a page needs: not the zeros at its end that no area shows."""
+    cdef size_t least
+    pager_lock()
+    least = page_needs(<Page *>pagemap_get(&fileh.pages, blk), 0)
+    pager_unlock()
+    while size > least and data[size - 1] == 0:
+        size -= 1
+        while size > least + sizeof(uint64_t) and (<size_t>data + size) % sizeof(uint64_t) == 0 \
+                and (<const uint64_t *>(data + size))[-1] == 0:
+            size -= sizeof(uint64_t)
+    return size
 
 
 cdef int page_copy(FileH *fileh, uint64_t blk, const Source *source) noexcept nogil:
