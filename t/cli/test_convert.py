@@ -1,6 +1,6 @@
 """Files of all dtypes, byte orders, layouts and chunks: as the library reads them, and back.
 
-WENDELIN_TEST_EXAMPLES says how many arrays are tried of each kind of file.
+WENDELIN_CORE_TEST_EXAMPLES says how many arrays are tried of each kind of file.
 """
 
 import os
@@ -22,7 +22,7 @@ from wendelin.cli.files.convert import as_bytes, packed, plain
 
 pytestmark = pytest.mark.once
 
-EXAMPLES = int(os.environ.get("WENDELIN_TEST_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("WENDELIN_CORE_TEST_EXAMPLES", "25"))
 
 many = settings(
     phases=[Phase.generate, Phase.shrink],

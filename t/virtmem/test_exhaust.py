@@ -26,6 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.only("fs"), pytest.mark.once]
 SETUP = """
 import os, resource, sys
 import numpy as np, transaction
+from support.threads import pending
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BigFileError, BlockLoadError, DoomedError, PageMemoryError
 from wendelin.bigfile import ram_reclaim
@@ -40,9 +41,6 @@ root["n"] = 0
 transaction.commit()
 A[:] = FIRST
 transaction.commit()
-
-def pending():
-    for _ in range(3): pass
 
 def limit(what, soft):
     resource.setrlimit(what, (soft, resource.getrlimit(what)[1]))

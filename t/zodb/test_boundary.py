@@ -8,7 +8,7 @@ import transaction
 from persistent.mapping import PersistentMapping
 from support import storages
 from support.clients import Client, zeros
-from ZODB.POSException import ConflictError
+from support.threads import in_thread
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.virtmem.located import epoch, set_located
@@ -43,47 +43,6 @@ def test_others_see_a_change_at_their_next_transaction(root, A, other):
     other.tm.begin()
     assert b.sum() == 2
     assert other.root["A"].shape == (4 * BLK,)
-
-
-def test_pages_that_did_not_change_stay(root, A, other):
-    A[:] = 1
-    transaction.commit()
-    other.tm.begin()
-    B = other.root["A"]
-    b = B[:]
-    assert b.sum() == 20 * BLK
-    handle = B._fileh()
-    dropped = []
-    drop = handle.invalidate_page
-    handle.invalidate_page = lambda blk: (dropped.append(blk), drop(blk))
-    A.append(np.full(BLK, 2, "u1"))
-    A[7 * BLK] = 5
-    transaction.commit()
-    other.tm.begin()
-    assert B[:].sum() == 22 * BLK + 4
-    assert 7 in dropped
-    assert {7, 20}.issuperset(dropped)  # 20 may have been known as a hole
-
-
-def test_conflicts(root, A, other):
-    a, b = A[:], other.root["A"][:]
-    a[0] = 1
-    b[0] = 2
-    b[9 * BLK] = 2
-    transaction.commit()
-    with pytest.raises(ConflictError):
-        other.tm.commit()
-    other.tm.abort()
-    assert b[0] == 1
-    assert b.sum() == 1
-    for attempt in other.tm.attempts(3):
-        with attempt:
-            b[0] += 5
-            if b[0] == 6 and a[1] == 0:
-                a[0] = a[1] = 2
-                transaction.commit()
-    transaction.begin()
-    assert a[:2].tolist() == [7, 2]
 
 
 @pytest.mark.parametrize("change", [False, True])
@@ -322,12 +281,6 @@ def reader(long, other):
     client.close()
 
 
-def in_thread(function):
-    thread = threading.Thread(target=function)
-    thread.start()
-    return thread
-
-
 def test_a_touch_that_asked_the_previous_table(on_touch, long, other, reader):
     """The table answers after the boundary has processed the changes of other clients."""
     A = reader.root["L"]
@@ -356,7 +309,7 @@ def test_a_touch_that_asked_the_previous_table(on_touch, long, other, reader):
     file.table.changed = touch_before
     reader.tm.begin()
     go.set()
-    threads[0].join()
+    threads[0].finish()
     assert a[2000 * BLK] == 7
 
 
@@ -388,7 +341,7 @@ def test_a_look_ahead_that_asked_the_previous_table(on_touch, long, other, reade
         reader.tm.begin()
         assert a[2000 * BLK] == value
         go.set()
-        thread.join()
+        thread.finish()
 
 
 def look_ahead(A):
@@ -405,7 +358,7 @@ def test_a_look_ahead_while_a_commit_makes_pages_clean(root, A):
     committed = file.adopt_stored_blocks
 
     def slow_committed(handle):
-        in_thread(lambda: look_ahead(A)).join()
+        in_thread(lambda: look_ahead(A)).finish()
         return committed(handle)
 
     a[3 * BLK :] = 7
@@ -439,7 +392,7 @@ def test_a_look_ahead_that_sees_the_new_state_during_the_boundary(root):
 
     def changed_and_a_look(oids):
         moved = changed(oids)
-        in_thread(lambda: look_ahead(M)).join()
+        in_thread(lambda: look_ahead(M)).finish()
         return moved
 
     file.table.changed = changed_and_a_look

@@ -35,6 +35,8 @@ from wendelin.lib.storage.record import (
 )
 from wendelin.lib.zodb import dbclose, dbopen
 
+pytestmark = pytest.mark.usefixtures("ends")
+
 HEAD = b"\x80\x03cwendelin.bigfile.file_zodb\nZBlk0\nq\x01.\x80\x03"
 
 
@@ -42,19 +44,6 @@ def made(payload, pad=None):
     """Return a record of a block."""
     record = BytesRecord(HEAD, memoryview(payload))
     return bytes(record) if pad is None else b"".join(record.pieces(pad))
-
-
-@pytest.fixture
-def small(path):
-    """Return the URL of `path` with an option that aligns small blocks, too."""
-    return f"file://{path}{SMALL}"
-
-
-@pytest.fixture(autouse=True)
-def ends():
-    """Abort what a test has not committed."""
-    yield
-    transaction.abort()
 
 
 # ---- the record ----

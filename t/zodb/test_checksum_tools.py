@@ -8,23 +8,9 @@ import pytest
 import transaction
 from support.checksums import BLK, damage, fill
 from support.servers import ZeoServer
-from support.storages import SMALL
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.lib.zodb import dbclose, dbopen
-
-
-@pytest.fixture
-def small(path):
-    """Return the URL of `path` with an option that aligns small blocks, too."""
-    return f"file://{path}{SMALL}"
-
-
-@pytest.fixture(autouse=True)
-def ends():
-    """Abort what a test has not committed."""
-    yield
-    transaction.abort()
 
 
 @pytest.mark.parametrize("later", [False, True])

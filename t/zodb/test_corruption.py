@@ -21,6 +21,7 @@ from support import TESTS, corruption, corruption_trials
 from support.clients import BLK, FIRST, Client, N, fill
 from support.plain_zodb import Ref, decode, encode
 from support.stateload import StateLoadError, reason
+from support.threads import pending
 from ZODB.Connection import TransactionMetaData
 from ZODB.POSException import POSKeyError
 
@@ -253,10 +254,6 @@ DAMAGES = {
     ),
     "a chunk that is not bytes": (put_chunk(None), "bytes were expected, not NoneType"),
 }
-
-
-def pending():
-    """Let Python raise a pending asynchronous exception, as it does when a function is entered."""
 
 
 @pytest.mark.parametrize("what", DAMAGES)

@@ -1,55 +1,48 @@
 """Databases that are not written: opened read-only, or below a DemoStorage."""
 
+import numpy as np
 import pytest
 import transaction
+from support.clients import BLK, FIRST, N, changed, fill, in_database
 from ZODB.DB import DB
 from ZODB.DemoStorage import DemoStorage
 from ZODB.POSException import ReadOnlyError
 
-from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
 
-SIZE = 8 * 4096
 
-
-@pytest.fixture
-def url(tmp_path):
-    """Return the URL, read-only, of a database with an array of ones."""
+@pytest.mark.parametrize("demo", [False, True])
+def test_a_storage_that_is_only_read(tmp_path, fmt, demo):
     root = dbopen(tmp_path / "x.fs")
-    root["A"] = A = ZBigArray((SIZE,), "u1", blksize=4096)
-    transaction.commit()
-    A[:] = 1
-    transaction.commit()
+    fill(root, fmt)
     dbclose(root)
-    return f"file://{tmp_path}/x.fs?read_only=1"
-
-
-def test_demo_storage_over_a_file(url):
-    db = DB(DemoStorage(base=dbstoropen(url)))
-    A = db.open().root()["A"]
-    assert A[:].sum() == SIZE
-    A[0] = 2
-    transaction.commit()
-    A.append([3])
-    transaction.commit()
-    assert A[:].sum() == SIZE + 4
+    storage = dbstoropen(f"file://{tmp_path}/x.fs?read_only=1")
+    db = DB(DemoStorage(base=storage) if demo else storage)
+    conn = db.open()
+    A = conn.root()["A"]
+    a = A[:]
+    assert np.array_equal(a, FIRST)
+    if demo:
+        a[0] = a[-1] = 1
+        transaction.commit()
+        A.append([2])
+        transaction.commit()
+        expected = np.append(changed((0, 1), (-1, 1)), [2])
+        assert np.array_equal(A[:], expected)
+        assert np.array_equal(in_database(A), expected)
+    else:
+        for change in lambda: a.fill(5), lambda: A.append([2]), lambda: A.resize(3):
+            with pytest.raises(ValueError, match="read-only"):
+                change()
+        transaction.commit()
+        conn.root()["x"] = 1
+        with pytest.raises(ReadOnlyError):
+            transaction.commit()
+        transaction.abort()
+        assert A.shape == (N * BLK,)
+        assert np.array_equal(a, FIRST)
     transaction.abort()
     db.close()
-    root = dbopen(url)
-    assert root["A"][:].sum() == SIZE
-    dbclose(root)
-
-
-def test_read_only(url):
-    root = dbopen(url)
-    a = root["A"][:]
-    assert a.sum() == SIZE
-    for change in lambda: a.fill(5), lambda: root["A"].append([1]), lambda: root["A"].resize(3):
-        with pytest.raises(ValueError, match="read-only"):
-            change()
-    root["x"] = 1
-    with pytest.raises(ReadOnlyError):
-        transaction.commit()
-    transaction.abort()
-    assert a.sum() == SIZE
+    root = dbopen(tmp_path / "x.fs")
+    assert np.array_equal(root["A"][:], FIRST)
     dbclose(root)

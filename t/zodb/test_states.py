@@ -1,21 +1,13 @@
-"""Arrays: states of other versions, new ones, parallel appends, storages that are only read."""
+"""Arrays: states of other versions, new ones, parallel appends."""
 
 import numpy as np
 import pytest
 import transaction
-from support.clients import BLK, FIRST, N, changed, fill, in_database
-from ZODB.DB import DB
-from ZODB.DemoStorage import DemoStorage
-from ZODB.POSException import (
-    ConflictError,
-    ConnectionStateError,
-)
+from support.clients import BLK, FIRST, N, fill, in_database
+from ZODB.POSException import ConflictError, ConnectionStateError
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.file_zodb import ZBigFile
-from wendelin.lib.zodb import dbclose, dbopen, dbstoropen
-
-# ---- arrays ----
 
 
 @pytest.mark.parametrize("less", [[], ["_zblk_fmt"], ["_zblk_fmt", "_order"]])
@@ -118,36 +110,3 @@ def test_two_clients_fill_holes_in_parallel(root, A, other, many):
     expected = np.repeat([1, 2], many)
     for data in (a, b, in_database(A)[N * BLK :]):
         assert np.array_equal(data[::BLK], expected)
-
-
-# ---- storages ----
-
-
-@pytest.mark.parametrize("demo", [False, True])
-def test_a_storage_that_is_only_read(tmp_path, fmt, demo):
-    root = dbopen(tmp_path / "x.fs")
-    fill(root, fmt)
-    dbclose(root)
-    storage = dbstoropen(f"file://{tmp_path}/x.fs?read_only=1")
-    db = DB(DemoStorage(base=storage) if demo else storage)
-    A = db.open().root()["A"]
-    a = A[:]
-    assert np.array_equal(a, FIRST)
-    if demo:
-        a[0] = a[-1] = 1
-        A.append([2])
-        transaction.commit()
-        assert np.array_equal(in_database(A), np.append(changed((0, 1), (-1, 1)), [2]))
-    else:
-        with pytest.raises(ValueError, match="read-only"):
-            a[0] = 1
-        with pytest.raises(ValueError, match="read-only"):
-            A.append([2])
-        transaction.commit()
-        assert A.shape == (N * BLK,)
-        assert np.array_equal(a, FIRST)
-    transaction.abort()
-    db.close()
-    root = dbopen(tmp_path / "x.fs")
-    assert np.array_equal(root["A"][:], FIRST)
-    dbclose(root)
