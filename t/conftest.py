@@ -6,6 +6,7 @@ WENDELIN_CORE_TEST_DB says which kind of database a run has.
 import gc
 import os
 import platform
+import sys
 import threading
 import time
 
@@ -30,6 +31,9 @@ def pytest_report_header(config):
 
 
 def pytest_configure(config):
+    # hundreds of child processes import the same modules: otherwise each compiles them
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     config.addinivalue_line("markers", "database: opens databases of the kind that runs")
     config.addinivalue_line("markers", "once: long, and the same in environments like others")
     config.addinivalue_line("markers", 'slow: not in the quick run, -m "not slow"')
@@ -41,6 +45,15 @@ def pytest_collection_finish():
     """Freeze all that was imported and collected, so that gc.collect() in tests is fast."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """Freeze what stays after each module, too: what its tests have imported, and reports."""
+    yield
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(config, items):

@@ -12,6 +12,7 @@ import os
 import re
 import weakref
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlencode, urlsplit
 
@@ -44,6 +45,15 @@ def _zodburi(url: str) -> tuple[Factory, dict[str, Any]]:
 
     factory, arguments = resolve_uri(url)
     return factory, arguments
+
+
+@lru_cache(32)
+def _db_arguments(query: str) -> dict[str, Any]:
+    """Return the arguments of DB that options of a URL mean: do not change them.
+
+    Options are few, and zodburi reads what every installed package says for each URL.
+    """
+    return _zodburi(f"memory://?{query}")[1]
 
 
 def convert_int(value: str) -> int:
@@ -246,7 +256,7 @@ def _options(
             others.append((name, value))
     try:
         # the rest is for zodburi: arguments of DB
-        arguments = _zodburi(f"memory://?{urlencode(others)}")[1]
+        arguments = _db_arguments(urlencode(others))
     except (KeyError, ValueError) as e:
         raise ValueError(f"{url!r} is not a valid URL: {e} (options: {', '.join(known)})") from e
     return options, dict(arguments)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -26,16 +27,18 @@ GROUP = "wendelin.commands"
 class Commands(click.Group):
     """Commands that are loaded when they are needed."""
 
+    @cached_property
     def _found(self) -> dict[str, EntryPoint]:
+        # each look reads what every installed package says
         return {ep.name: ep for ep in entry_points(group=GROUP)}
 
     @override
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(self._found())
+        return sorted(self._found)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """See click.Group: no command is loaded that can be described without."""
-        found = self._found()
+        found = self._found
         limit = formatter.width - 6 - max(map(len, found), default=0)
         rows = []
         for name in sorted(found):
@@ -57,7 +60,7 @@ class Commands(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as e:
-            alike = get_close_matches(args[0], self._found(), 1)
+            alike = get_close_matches(args[0], self._found, 1)
             if not alike:
                 raise
             text = f"{e.message.rstrip('.')}: did you mean {alike[0]!r}?"
@@ -65,7 +68,7 @@ class Commands(click.Group):
 
     @override
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        found = self._found().get(cmd_name)
+        found = self._found.get(cmd_name)
         command: click.Command | None = None if found is None else found.load()
         return command
 
