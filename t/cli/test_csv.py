@@ -1,5 +1,6 @@
 """wendelin import of CSV files of others: missing values, and the lines that errors name."""
 
+import os
 import sys
 
 import numpy as np
@@ -284,6 +285,84 @@ def test_pyarrow_reads_what_numpy_reads(tmp_path, dtype):
                 source.close()
         assert results[:2] == results[2:], cell
     assert taken >= 4
+
+
+#: dtypes -> cells of others that are likely in a column of them
+CELLS = {
+    "i8": ["7", "-3", " 5", "+5", "007", "9223372036854775807", "1.5", "--1", "1_0"],
+    "u1": ["255", "0", "300", "-1"],
+    "f8": ["1.5", "-2e3", ".5", "7.", "inf", "-NaN", " 3", "1e999", "0x1", "1 2", "1,5,1"],
+    "f4": ["0.1", "1.000000059604644775390626", "16777217", "-0", "5e-324"],
+    "?": ["true", "False", "1", "maybe", " TRUE"],
+    "M8[s]": ["2026-01-01", "2026-01-01 10:00", "2026-01-01T10:00:00.5", "NaT", "today's", " "],
+    "U6": ["x", " y ", '"a;b"', '""', '"a ""b"""', '"two\nlines"', 'a"b"', "µ", "# x", "toolong"],
+    "S4": ["x", '"c"', "µ", "é", "toolong"],
+    "c16": ["1+2j", "3", "(1-1j)"],
+}
+GAPS = ["", "NA", "null", " nan ", "N/A\t"]
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("WENDELIN_CORE_TEST_CSV", "4"))))
+def test_cells_of_any_kind_are_the_same_with_and_without_pyarrow(tmp_path, seed, monkeypatch):
+    """Values bit by bit, errors, and what is guessed; a part of the files has something wrong."""
+    pytest.importorskip("pyarrow")
+    from wendelin.cli.errors import Failure
+    from wendelin.cli.files import csvcells, text
+    from wendelin.cli.files.convert import packed
+
+    rng = np.random.default_rng(seed)
+    path = str(tmp_path / "x.csv")
+    taken = []
+    monkeypatch.setattr(
+        csvcells.CellReader,
+        "read",
+        lambda self, *args, read=csvcells.CellReader.read: (
+            taken.append(read(self, *args)) or taken[-1]
+        ),
+    )
+
+    def result(*args):
+        try:
+            source = text.CsvSource(path, *args)
+        except Failure as e:
+            return str(e)
+        try:
+            layout = source.layout
+            return layout, source.guessed, source.read(0, layout.size).tobytes()
+        except Failure as e:
+            return str(e)
+        finally:
+            source.close()
+
+    for _ in range(25):
+        kinds = rng.choice(list(CELLS), rng.integers(1, 5)).tolist()
+        decimal, comment = (",", "#") if rng.random() < 0.4 else (".", None)
+        odd = rng.random() < 0.5  # some cells that are wrong, or read by NumPy only
+        columns = []
+        for kind in kinds:
+            pool = CELLS[kind] if odd else CELLS[kind][:2]
+            cells = np.array(pool, object)[rng.integers(0, len(pool), ROWS)]
+            if rng.random() < 0.4:
+                cells = np.where(rng.random(ROWS) < 0.2, rng.choice(GAPS), cells)
+            numeric = kind in ("f8", "f4", "c16")
+            columns.append([c.replace(".", decimal) if numeric else c for c in cells.tolist()])
+        lines = [";".join(row) + "\n" for row in zip(*columns, strict=True)]
+        if rng.random() < 0.2:
+            lines[100] = lines[100][:-1] + ";1\n"
+        with open(path, "w") as f:
+            f.writelines(lines)
+        dtype = np.dtype([(str(i), kind) for i, kind in enumerate(kinds)])
+        missing = [None, "0", "NaN", "NaT", "false"][rng.integers(0, 5)]
+        chosen = ["0", str(len(kinds) - 1)] if rng.random() < 0.3 else []
+        guess = rng.random() < 0.5
+        if chosen and not guess:
+            dtype = packed(dtype[["0", str(len(kinds) - 1)]]) if len(kinds) > 1 else dtype
+        args = (";", chosen, None if guess else dtype, False, {}, missing, comment, decimal)
+        with_pyarrow = result(*args)
+        with monkeypatch.context() as m:
+            m.setitem(sys.modules, "pyarrow", None)
+            assert with_pyarrow == result(*args), (kinds, args)
+    assert sum(values is not None for values in taken) > 10  # pyarrow did something
 
 
 def test_without_pyarrow_numpy_reads(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Numbers of a CSV file, read by pyarrow if it is installed.
 
-It reads lines that have plain numbers only, where it reads what NumPy reads. NumPy reads all other
-lines. It also reads those where pyarrow finds anything wrong, and says what is wrong.
+It reads lines that have plain numbers only, where it reads what NumPy reads, all columns at once.
+csvcells reads other lines by their cells.
 """
 
 from __future__ import annotations
@@ -13,15 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wendelin.cli.files.csvcells import values_of
+
 __all__ = ["FastReader"]
 
 _PLAIN = b"0123456789+-.eE\r\n"
 _FEWEST = 64  # lines
-
-
-def _values(column: Any) -> NDArray[Any]:
-    """Return a column of numbers: to_numpy() imports pandas, which takes a second."""
-    return np.from_dlpack(column.combine_chunks())
 
 
 class FastReader:
@@ -121,16 +118,16 @@ class FastReader:
         if table.num_rows != len(lines):
             return None
         shape = len(lines) if self._dtype.names else (len(lines), len(names))
-        result = np.empty(shape, self._dtype)
+        result = np.zeros(shape, self._dtype)  # also bytes between fields
         for i, number in enumerate(self._columns):
             column = table.column(i)
             gaps = None
             if column.null_count:
                 if number not in self._fills:
                     return None
-                gaps = _values(column.is_null().cast(pa.uint8())).view(bool)
+                gaps = values_of(column.is_null().cast(pa.uint8()).combine_chunks()).view(bool)
                 column = column.fill_null(0)
-            values = _values(column)
+            values = values_of(column.combine_chunks())
             into = result[self._dtype.names[i]] if self._dtype.names else result[:, i]
             with np.errstate(over="ignore"):  # as NumPy reads a number that is too large
                 into[:] = values

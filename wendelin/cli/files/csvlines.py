@@ -70,6 +70,8 @@ class CsvLines:
 
     def _without_comment(self, line: str, quoted: bool) -> str:
         """Return a line without its comment, and without the spaces before it."""
+        if not quoted and '"' not in line:
+            return line.partition(self._comment or "")[0].rstrip(" ") + "\n"
         for i, character in enumerate(line):
             if character == '"':
                 quoted = not quoted

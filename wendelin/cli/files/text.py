@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import Layout, Sink, Source
+from wendelin.cli.files.csvcells import CellReader
 from wendelin.cli.files.csvfast import FastReader
 from wendelin.cli.files.csvguess import MISSING, Column, guessed_dtype
 from wendelin.cli.files.csvlines import CsvLines, check_delimiter
@@ -114,6 +115,19 @@ def _whole_text(dtype: np.dtype[Any], text: str) -> Any:
     if len(text) > most:
         raise _CellError(f"{text!r} has {len(text)} characters, and {dtype} takes {most}")
     return text if dtype.kind == "U" else text.encode("latin1")
+
+
+def _whole_time(dtype: np.dtype[Any], text: str) -> Any:
+    """Return the time of a text, if the dtype takes all of it: NumPy would cut it off."""
+    time = np.datetime64(text.strip().removesuffix("Z"))  # all are UTC
+    value = time.astype(dtype)
+    if not np.isnat(time) and value != time:
+        raise _CellError(f"{text!r} is finer than {dtype}")
+    return value
+
+
+#: kinds of which NumPy would read a part of a text -> what reads all of it, or refuses
+_WHOLE = {"U": _whole_text, "S": _whole_text, "M": _whole_time}
 
 
 def _with_point(parse: Callable[[str], Any], decimal: str, text: str) -> Any:
@@ -264,10 +278,15 @@ class CsvSource(Source):
         self._columns = self._numbers(columns, cells if header else [], len(cells))
         # the parser checks that all rows have the same number, unless columns are given
         self._chosen = self._columns if columns else None
+        self._cell_reader = CellReader.of(self._delimiter, len(cells), self._columns)
 
-    def _cells(self, lines: list[str]) -> NDArray[Any]:
-        """Return all cells of lines, as texts."""
-        return self._load(lines, np.dtype(object), {}, len(self._columns))
+    def _cells(self, lines: list[str]) -> list[list[str]]:
+        """Return the cells of each column, as texts."""
+        if self._cell_reader is not None and (split := self._cell_reader.split(lines)) is not None:
+            return [column.to_pylist() for column in split]
+        cells = self._load(lines, np.dtype(object), {}, len(self._columns))
+        columns: list[list[str]] = cells.reshape(len(lines), -1).T.tolist()
+        return columns
 
     def _guess(self) -> tuple[np.dtype[Any], list[bool], int]:
         """Return the dtype of the cells, which columns have missing values, and the rows."""
@@ -277,10 +296,10 @@ class CsvSource(Source):
         left = self._rows()
         while lines := list(_together(left)):
             try:
-                cells = self._cells(lines).reshape(len(lines), -1)
+                cells = self._cells(lines)
             except (ValueError, KeyError) as e:
                 raise self._failure(rows, lines, self._cells, e) from e
-            for column, values in zip(columns, cells.T.tolist(), strict=True):
+            for column, values in zip(columns, cells, strict=True):
                 try:
                     column.take(values)
                 except Failure as e:
@@ -320,10 +339,10 @@ class CsvSource(Source):
             for number, kind in zip(self._columns, kinds, strict=True)
             if kind in _CONVERTERS
         }
-        if gaps is None:  # else the dtype is as long as the longest text
+        if gaps is None:  # else the dtype is that of the longest text, or of the finest time
             for number, leaf in zip(self._columns, dtypes, strict=True):
-                if leaf.kind in "US":
-                    self._converters[number] = partial(_whole_text, leaf)
+                if leaf.kind in _WHOLE:
+                    self._converters[number] = partial(_WHOLE[leaf.kind], leaf)
         # all characters may be changed, if there is no other than of numbers
         self._swapped = self._decimal != "." and all(kind in "iufc" for kind in kinds)
         if self._decimal != "." and not self._swapped:
@@ -345,7 +364,7 @@ class CsvSource(Source):
 
     def _take_missing(self, number: int, dtype: np.dtype[Any], missing: str) -> None:
         """Read missing values of a column as a given one."""
-        default = partial(_whole_text if dtype.kind in "US" else _value, dtype)
+        default = partial(_WHOLE.get(dtype.kind, _value), dtype)
         parse: Callable[[str], Any] = self._converters.get(number) or default
         reads = parse.args[0] if isinstance(parse, partial) and parse.func is _with_point else parse
         try:
@@ -382,7 +401,28 @@ class CsvSource(Source):
             found = self._fast.read(lines)
             if found is not None:
                 return found.reshape(-1)
+        if self._cell_reader is not None:
+            found = self._read_cells(self._cell_reader, lines)
+            if found is not None:
+                return found.reshape(-1)
         return self._load(lines, self._dtype, self._converters, self._width)
+
+    def _read_cells(self, reader: CellReader, lines: list[str]) -> NDArray[Any] | None:
+        """Return what pyarrow splits into cells; None if NumPy is to read the lines."""
+        split = reader.split(lines)
+        if split is None:
+            return None
+        shape = len(lines) if self._dtype.names else (len(lines), self._width)
+        result = np.zeros(shape, self._dtype)  # also bytes between fields
+        into = [leaf for _, leaf in leaves(result)] if self._dtype.names else list(result.T)
+        decimal = "." if self._swapped else self._decimal
+        for number, cells, column in zip(self._columns, split, into, strict=True):
+            parse = self._converters.get(number)
+            values = reader.read(cells, column.dtype, parse, decimal)
+            if values is None:
+                return None
+            column[...] = values
+        return result
 
     def _load(
         self,
