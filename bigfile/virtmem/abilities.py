@@ -6,10 +6,12 @@ defines all of its methods. It may name it as a base, for a type checker.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 __all__ = [
     "ExplainsMismatch",
+    "FilePieces",
     "FileRange",
     "FirstChange",
     "MapsAhead",
@@ -34,6 +36,19 @@ class FileRange(NamedTuple):
     digest: bytes | None = None  # XXH3-64 of these bytes, the highest first; see checksum.AVAILABLE
 
 
+class FilePieces(NamedTuple):
+    """Where a block lies that has its bytes in several pieces of one file.
+
+    It is mapped if there are 16 of them at most, all at multiples of the OS page; otherwise, it is
+    copied without Python.
+    """
+
+    fd: int  # open as long as the handle lives
+    #: start in the block, offset in the file, size [bytes each], digest or None as in FileRange;
+    #: ascending and not overlapping: zeros are between them, and after them
+    pieces: Sequence[tuple[int, int, int, bytes | None]]
+
+
 @runtime_checkable
 class MapsBlocks(Protocol):
     """A file that knows where its blocks are, so that they can be mapped."""
@@ -41,7 +56,7 @@ class MapsBlocks(Protocol):
     def mapblk(self, blk: int) -> Any:
         """Return the FileRange of a block, or a tuple of its items; HOLE: a block of zeros.
 
-        None: the block must be loaded.
+        FilePieces: it lies in several pieces. None: the block must be loaded.
         """
 
 

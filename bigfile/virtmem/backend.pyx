@@ -8,14 +8,20 @@ Locking: none.
 from contextlib import suppress
 from operator import index
 
+from libc.stdlib cimport free, malloc
+
 from wendelin.bigfile.virtmem.kernel cimport _SC_PAGESIZE, sysconf
+from wendelin.bigfile.virtmem.mapping cimport Piece, Pieces
 from wendelin.bigfile.virtmem.page cimport FILERANGE, NOTHING, ZEROS, Source
 
-from wendelin.bigfile.virtmem.abilities import FileRange
+from wendelin.bigfile.virtmem.abilities import FilePieces, FileRange
 from wendelin.bigfile.virtmem.checksum import AVAILABLE
 
 #: What mapblk returns for a block that reads as zeros.
 HOLE = type("Hole", (), {"__repr__": lambda self: "HOLE", "__slots__": ()})()
+
+cdef enum:
+    MOST_MAPPED = 16        # pieces of a block: each is a mapping, and the kernel gives 65530
 
 cdef size_t os_page = sysconf(_SC_PAGESIZE)
 
@@ -23,9 +29,12 @@ cdef int source_from(found, size_t blksize, Source *source) except -1:
     """Return the Source of a result of mapblk."""
     source.fd = -1
     source.checked = False
+    source.pieces = NULL
     if found is HOLE:
         source.backing = ZEROS
         return 0
+    if isinstance(found, FilePieces):
+        return source_of_pieces(found, blksize, source)
     fd, offset, size, digest = found if isinstance(found, FileRange) else file_range(found)
     source.size = blksize if size is None else size
     if digest is not None:
@@ -43,6 +52,46 @@ cdef int source_from(found, size_t blksize, Source *source) except -1:
         raise ValueError(f"mapblk returned (fd {fd}, offset {offset}): the offset must be a "
                          f"multiple of the OS page, {os_page} bytes")
     source.fd = fd
+    return 0
+
+
+cdef int source_of_pieces(found, size_t blksize, Source *source) except -1:
+    """As source_from(), of a FilePieces."""
+    cdef size_t n = len(found.pieces), stop = 0
+    cdef Pieces *pieces
+    cdef Piece *piece
+    cdef bint mapped = 0 < n <= MOST_MAPPED
+    pieces = <Pieces *>malloc(sizeof(Pieces) + n * sizeof(Piece))
+    if pieces == NULL:
+        raise MemoryError
+    try:
+        pieces.n = <int>n
+        for i, (start, offset, size, digest) in enumerate(found.pieces):
+            piece = &pieces.piece[<size_t>i]
+            piece.start = start
+            piece.offset = offset
+            piece.size = size
+            piece.checked = digest is not None
+            if piece.checked:
+                if not AVAILABLE:
+                    raise ValueError(f"mapblk returned {found}: digests cannot be compared here")
+                piece.digest = int.from_bytes(digest, "big")
+            if piece.start < stop or piece.size == 0 or piece.size > blksize - piece.start \
+                    or piece.offset < 0 or piece.start > blksize:
+                raise ValueError(f"mapblk returned {found}: these are not pieces of a block of "
+                                 f"{blksize} bytes")
+            stop = piece.start + piece.size
+            mapped = mapped and (piece.start | piece.size | piece.offset) % os_page == 0
+        if found.fd < 0 or n == 0:
+            raise ValueError(f"mapblk returned {found}: that is not a place")
+        source.fd = found.fd
+    except BaseException:
+        free(pieces)
+        raise
+    source.backing = FILERANGE if mapped else NOTHING
+    source.offset = 0
+    source.size = stop
+    source.pieces = pieces
     return 0
 
 
@@ -83,7 +132,7 @@ cdef class BigFile:
     mapblk(blk), optional
         Return where a block lies in a file, a FileRange or a tuple of its items: (fd, offset) of a
         file that has all of the block, page-aligned and immutable, is mapped. HOLE for a block of
-        zeros. None: loadblk.
+        zeros. FilePieces for one that lies in several pieces. None: loadblk.
     mapahead(start, stop), optional
         Return {block: result of mapblk}, without None, for those blocks in [start, stop) for
         which it is cheap. Touches of them will not call Python.

@@ -16,7 +16,7 @@ cdef int fileh_discard(FileH *fileh) noexcept nogil
 cdef int fileh_invalidate(FileH *fileh, uint64_t blk) noexcept nogil
 cdef void fileh_invalidate_loading(FileH *fileh) noexcept nogil
 cdef uint64_t fileh_epoch(FileH *fileh) noexcept nogil
-cdef int fileh_set_located(FileH *fileh, const Located *located, size_t n, uint64_t epoch) \
+cdef int fileh_set_located(FileH *fileh, Located *located, size_t n, uint64_t epoch) \
     noexcept nogil
 cdef void fileh_first_change_told(FileH *fileh, uint64_t transactions) noexcept nogil
 cdef void fileh_transaction_ended(FileH *fileh) noexcept nogil

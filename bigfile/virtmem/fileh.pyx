@@ -21,7 +21,7 @@ from wendelin.bigfile.virtmem.mapping cimport RO, Area, area_map, area_unmap
 from wendelin.bigfile.virtmem.page cimport (DIRTY, LOCATED, LOADED, LOADING, MEMFD, NOTHING, ZEROS,
                                             FileH, Located, Page, fileh_release, op_wait,
                                             page_become, page_drop, page_free_memory, page_new,
-                                            page_protect, page_set_stored)
+                                            page_protect, page_set_source, page_set_stored)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get, pagemap_next
 from wendelin.bigfile.virtmem.ram cimport memory_reach, pager_cond, pager_lock, pager_unlock
 
@@ -202,11 +202,12 @@ cdef uint64_t fileh_epoch(FileH *fileh) noexcept nogil:
     return epoch
 
 
-cdef int fileh_set_located(FileH *fileh, const Located *located, size_t n, uint64_t epoch) \
+cdef int fileh_set_located(FileH *fileh, Located *located, size_t n, uint64_t epoch) \
         noexcept nogil:
     """Learn where blocks are that were not touched yet, or are in memory, clean. 0 or errno.
 
-    Ignored if a page was invalidated since `epoch`, as the places may not be true any more.
+    Ignored if a page was invalidated since `epoch`, as the places may not be true any more. It takes
+    the pieces of those that it takes.
     """
     cdef Page *page
     cdef size_t i
@@ -227,12 +228,14 @@ cdef int fileh_set_located(FileH *fileh, const Located *located, size_t n, uint6
                 break
         elif page.state == LOADED and page.backing == MEMFD:
             if located[i].source.backing == NOTHING or page.pins != 0:
-                page.source = located[i].source
+                page_set_source(page, &located[i].source)
+                located[i].source.pieces = NULL
                 continue
             page_free_memory(page)
         elif page.state != LOCATED:
             continue
-        page.source = located[i].source
+        page_set_source(page, &located[i].source)
+        located[i].source.pieces = NULL
         page_become(page, LOCATED if page.source.backing == NOTHING else LOADED,
                     page.source.backing)
     pager_unlock()

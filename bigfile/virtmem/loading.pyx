@@ -15,6 +15,7 @@ meanwhile: look up everything again after it.
 
 from libc.errno cimport EFAULT, ENOMEM
 from libc.stdint cimport uint64_t
+from libc.stdlib cimport free
 
 from wendelin.bigfile.virtmem.checksum cimport checksum_compare
 from wendelin.bigfile.virtmem.kernel cimport (_SC_PAGESIZE, pthread_cond_broadcast, pthread_self,
@@ -26,7 +27,8 @@ from wendelin.bigfile.virtmem.page cimport (AHEAD, BROKEN_FILE, CIRCULAR_LOAD, F
                                             Backing, Failed, Failure, FileH, Page, Purpose, Source,
                                             fileh_release, op_fail, op_load, op_wait, page_become,
                                             page_drop, page_forget, page_memory, page_needs,
-                                            page_new, page_show)
+                                            page_new, page_set_source, page_show)
+from wendelin.bigfile.virtmem.mapping cimport Piece
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
 from wendelin.bigfile.virtmem.ram cimport (Place, memory_reach, pager_cond, pager_lock,
                                            pager_unlock, ram_alloc, ram_copy, ram_free,
@@ -82,14 +84,39 @@ cdef int page_copy(FileH *fileh, uint64_t blk, const Source *source) noexcept no
     cdef int err = reserve(fileh, blk, source.size, &memory, &needs)
     if err != 0:
         return err
-    err = ram_copy(memory, source.size, source.fd, source.offset)
-    if err == 0 and source.checked:
-        err = checksum_compare(memory.fd, memory.offset, source.size, source.digest)
-    if err == 0 and source.size < needs:
-        err = ram_alloc(memory, source.size, needs)
+    if source.pieces != NULL:
+        err = copy_pieces(source, memory, needs)
+    else:
+        err = ram_copy(memory, source.size, source.fd, source.offset)
+        if err == 0 and source.checked:
+            err = checksum_compare(memory.fd, memory.offset, source.size, source.digest)
+        if err == 0 and source.size < needs:
+            err = ram_alloc(memory, source.size, needs)
     if err != 0:
         release(fileh, blk)
     return err
+
+
+cdef int copy_pieces(const Source *source, Place memory, size_t needs) noexcept nogil:
+    """Copy the pieces of a block into page memory, and allocate the rest. 0 or errno."""
+    cdef const Piece *piece
+    cdef Place at
+    cdef size_t done = 0
+    cdef int i, err = 0
+    at.fd = memory.fd
+    for i in range(source.pieces.n):
+        piece = &source.pieces.piece[i]
+        at.offset = memory.offset + piece.start
+        if done < piece.start:
+            err = ram_alloc(memory, done, piece.start)
+        if err == 0:
+            err = ram_copy(at, piece.size, source.fd, piece.offset)
+        if err == 0 and piece.checked:
+            err = checksum_compare(at.fd, at.offset, piece.size, piece.digest)
+        if err != 0:
+            return err
+        done = piece.start + piece.size
+    return ram_alloc(memory, done, needs) if done < needs else 0
 
 
 cdef int reserve(FileH *fileh, uint64_t blk, size_t size, Place *memory, size_t *needs) \
@@ -190,6 +217,8 @@ cdef Failed page_load(FileH *fileh, uint64_t blk, Purpose purpose) noexcept nogi
             release(fileh, blk)
             pager_lock()
         stale = page.reload and failed.why != LOAD_FAILED
+        if (stale or failed.why != NO_FAILURE) and source.pieces != page.source.pieces:
+            free(source.pieces)
         if not stale:
             break
         page.source.fd = -1             # that place is not true any more: ask
@@ -251,7 +280,7 @@ cdef void load_end(Page *page, const Source *source, const Failed *failed, Purpo
     cdef FileH *fileh = page.fileh
     cdef uint64_t blk = page.blk
     if failed.why == NO_FAILURE:
-        page.source = source[0]
+        page_set_source(page, source)
         page_become(page, LOADED, source.backing)
         fileh.counts.loads += 1
     elif page.source.fd >= 0:

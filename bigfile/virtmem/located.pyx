@@ -37,7 +37,7 @@ cpdef set_located(BigFileH fileh, found, uint64_t epoch):
         Block number -> result of mapblk; not None.
     epoch : int
     """
-    cdef size_t n = len(found), i = 0
+    cdef size_t n = len(found), i = 0, k
     cdef int err
     cdef Located *located
     fileh.check()
@@ -52,6 +52,8 @@ cpdef set_located(BigFileH fileh, found, uint64_t epoch):
         with nogil:
             err = fileh_set_located(fileh.fileh, located, i, epoch)
     finally:
+        for k in range(i):
+            free(located[k].source.pieces)      # of those that were not taken
         free(located)
     if err != 0:
         raise MemoryError

@@ -12,6 +12,21 @@ cdef enum Kind:             # the mapping of one page of an area
     FILE                    # a range of a file, read-only and private
     SINK                    # scrap for writes of a doomed transaction; never stored
 
+cdef struct Piece:          # a range of a block that is a range of a file
+    size_t start            # in the block [bytes]
+    size_t size             # [bytes]
+    long offset             # in the file [bytes]
+    bint checked            # copied bytes are compared with:
+    uint64_t digest         # XXH3-64 of the range
+
+cdef struct Pieces:         # ascending, not overlapping; zeros are between them, and after them
+    int n
+    Piece[1] piece          # [n]
+
+cdef struct Origin:         # where the bytes are that an area maps
+    Place place
+    const Pieces *pieces    # of that file; NULL: all of them are at that place
+
 cdef struct Area:
     char *start             # address range [start, stop): not all of its last page, perhaps
     char *stop
@@ -24,7 +39,7 @@ cdef struct Area:
     Area *next
     # protected by: the pager lock
     # [pglen] of Kind, with flags: SHOWN, it was not NONE since a reset; STAYS, it must stay shown;
-    # ELSEWHERE, it is RO or RW, but not of the page's own place
+    # ELSEWHERE, it is RO or RW, but not of the page's own place; PIECED, it is a FILE of pieces
     uint8_t *kinds
     uint64_t stays          # pages that have STAYS
     uint64_t maps           # kernel mappings it consists of, estimated from above
@@ -44,7 +59,7 @@ cdef Area *area_map(const Memory *memory, uint64_t pgoffset, uint64_t pglen, siz
 cdef void area_unmap(Area *area) noexcept nogil
 cdef Area *area_lookup(const char *addr) noexcept nogil
 cdef Kind area_kind(Area *area, uint64_t page) noexcept nogil
-cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, Place at) noexcept nogil
+cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, Origin at) noexcept nogil
 cdef bint area_was_shown(Area *area, uint64_t page) noexcept nogil
 cdef void area_set_stays(Area *area, uint64_t page, bint stays) noexcept nogil
 cdef bint areas_may_stay() noexcept nogil
@@ -56,5 +71,5 @@ cdef void areas_after_fork() noexcept nogil
 cdef Area *area_inherited(const char *addr) noexcept nogil
 cdef bint area_show_inherited(Area *area, const char *addr) noexcept nogil
 
-cdef Place NOWHERE
+cdef Origin NOWHERE
 cdef uint64_t areas_maps, areas_shown_bytes

@@ -45,6 +45,8 @@ cdef enum:
     SHOWN = 0x80            # flags beside a Kind
     STAYS = 0x40
     ELSEWHERE = 0x20
+    PIECED = 0x10
+    PIECES = 33             # mappings that a block of pieces takes at most
     INHERITED_SHOWN = 64    # blocks; more than these stay shown
     SPARE = 16              # mappings in reserve, see reset_all()
     SPARE_SIZE = 1 << 16    # of each [bytes]: a multiple of the OS page
@@ -256,7 +258,7 @@ cdef void area_unmap(Area *area) noexcept nogil:
 
 cdef Kind area_kind(Area *area, uint64_t page) noexcept nogil:
     """Return the Kind of a page [0, pglen) of an area."""
-    return <Kind>(area.kinds[page] & ~<int>(SHOWN | STAYS | ELSEWHERE))
+    return <Kind>(area.kinds[page] & ~<int>(SHOWN | STAYS | ELSEWHERE | PIECED))
 
 
 cdef bint area_was_shown(Area *area, uint64_t page) noexcept nogil:
@@ -299,6 +301,9 @@ cdef uint64_t edges(Area *area, uint64_t page, uint64_t n) noexcept nogil:
     cdef uint64_t i, count = 0
     for i in range(max(page, 1), min(page + n + 1, area.pglen)):
         count += edge(area, i)
+    for i in range(page, page + n):
+        if area.kinds[i] & PIECED:
+            count += PIECES - 1
     return count
 
 
@@ -321,10 +326,10 @@ cdef bint is_mapped(Area *area, uint64_t page) noexcept nogil:
     return kind == NONE or in_memory(kind)
 
 
-cdef bint is_own(const Area *area, uint64_t page, Place at) noexcept nogil:
+cdef bint is_own(const Area *area, uint64_t page, Origin at) noexcept nogil:
     """Say whether a place is the one that a page has if it is not ELSEWHERE."""
     cdef Place own = memory_at(area.memory, area.pgoffset + page)
-    return at.fd == own.fd and at.offset == own.offset
+    return at.place.fd == own.fd and at.place.offset == own.offset
 
 
 cdef int prot_of(Kind kind) noexcept nogil:
@@ -333,7 +338,7 @@ cdef int prot_of(Kind kind) noexcept nogil:
     return PROT_READ | PROT_WRITE if kind == RW or kind == SINK else PROT_READ
 
 
-cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, Place at) noexcept nogil:
+cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, Origin at) noexcept nogil:
     """Put a mapping of a kind over a range of the area. 0 or errno."""
     cdef int flags = MAP_FIXED | MAP_NORESERVE, err
     if kind == NONE:
@@ -342,6 +347,8 @@ cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, Place at) noe
         if err == 0:
             madvise(addr, size, MADV_DONTFORK)      # a fresh mapping has no advice
         return err
+    if kind == FILE and at.pieces != NULL:
+        return map_pieces(<char *>addr, size, at)
     if kind == FILE:
         flags |= MAP_PRIVATE
     elif kind == ZERO or kind == SINK and sink_fd < 0:  # no descriptor: it takes more memory
@@ -350,9 +357,9 @@ cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, Place at) noe
     else:
         flags |= MAP_SHARED
         if kind == SINK:
-            at.fd = sink_fd
-            at.offset = 0
-    if mmap(addr, size, prot_of(kind), flags, at.fd, at.offset) == MAP_FAILED:
+            at.place.fd = sink_fd
+            at.place.offset = 0
+    if mmap(addr, size, prot_of(kind), flags, at.place.fd, at.place.offset) == MAP_FAILED:
         return errno
     # Private mappings get this at the fork.
     if flags & MAP_SHARED:
@@ -362,7 +369,29 @@ cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, Place at) noe
     return 0
 
 
-cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, Place at) noexcept nogil:
+cdef int map_pieces(char *addr, size_t size, Origin at) noexcept nogil:
+    """Map the pieces of a block, and zeros between them. 0 or errno, and then any of them."""
+    cdef const Piece *piece = NULL
+    cdef size_t done = 0, start, stop
+    cdef int i, flags = MAP_FIXED | MAP_NORESERVE | MAP_PRIVATE
+    for i in range(at.pieces.n + 1):
+        if i == at.pieces.n:
+            start = stop = size
+        else:
+            piece = &at.pieces.piece[i]
+            start = min(piece.start, size)
+            stop = min(piece.start + piece.size, size)
+        if start > done and mmap(addr + done, start - done, PROT_READ, flags | MAP_ANONYMOUS,
+                                 -1, 0) == MAP_FAILED:
+            return errno
+        if stop > start and mmap(addr + start, stop - start, PROT_READ, flags, at.place.fd,
+                                 piece.offset) == MAP_FAILED:
+            return errno
+        done = stop
+    return 0
+
+
+cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, Origin at) noexcept nogil:
     """Show pages [page, page + n) of the area as kind. 0 or errno.
 
     at: where the bytes are, for FILE, RO and RW, and then n is 1; others ignore it.
@@ -371,6 +400,7 @@ cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, Place at) n
     cdef int err
     cdef uint64_t i, before, shown = 0
     cdef bint elsewhere = in_memory(kind) and not is_own(area, page, at)
+    cdef bint pieced = kind == FILE and at.pieces != NULL
     if kind != NONE:
         keep_budgets()
         if kind == SINK and sink_fd < 0:
@@ -385,8 +415,9 @@ cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, Place at) n
         reset_all()
         err = show_fixed(area, page, n, kind, at, elsewhere)
         spare_map()
-    if err != 0:
+    if err != 0 and (not pieced or reset_range(area, page, 1) == 0):
         return err
+    # With an error, some pieces may be mapped.
     before = edges(area, page, n)
     for i in range(page, page + n):
         if kind == NONE:
@@ -395,15 +426,16 @@ cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, Place at) n
             area.kinds[i] = area.kinds[i] & SHOWN
         else:
             shown += not area.kinds[i] & SHOWN
-            area.kinds[i] = kind | SHOWN | (area.kinds[i] & STAYS) | (ELSEWHERE if elsewhere else 0)
+            area.kinds[i] = (kind | SHOWN | (area.kinds[i] & STAYS) | (ELSEWHERE if elsewhere else 0)
+                             | (PIECED if pieced else 0))
     area.maps += edges(area, page, n) - before
     areas_maps += edges(area, page, n) - before
     area.shown += shown
     areas_shown_bytes += shown * page_bytes(area)
-    return 0
+    return err
 
 
-cdef int show_fixed(Area *area, uint64_t page, uint64_t n, Kind kind, Place at, bint elsewhere) \
+cdef int show_fixed(Area *area, uint64_t page, uint64_t n, Kind kind, Origin at, bint elsewhere) \
         noexcept nogil:
     cdef void *addr = area.start + page * area.blksize
     cdef size_t size = area_bytes(area, page, n)
@@ -589,7 +621,8 @@ def max_map_count() -> int:
         return 65530
 
 
-NOWHERE.fd = -1
-NOWHERE.offset = 0
+NOWHERE.place.fd = -1
+NOWHERE.place.offset = 0
+NOWHERE.pieces = NULL
 # The other half is for the program: malloc, libraries, thread stacks.
 maps_budget = max_map_count() // 2

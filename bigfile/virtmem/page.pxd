@@ -3,7 +3,7 @@
 from libc.stdint cimport uint64_t
 
 from wendelin.bigfile.virtmem.kernel cimport pthread_t
-from wendelin.bigfile.virtmem.mapping cimport Area, Kind
+from wendelin.bigfile.virtmem.mapping cimport Area, Kind, Origin, Pieces
 from wendelin.bigfile.virtmem.pagemap cimport PageMap
 from wendelin.bigfile.virtmem.ram cimport Memory, Place, Resident
 
@@ -52,6 +52,7 @@ cdef struct Source:         # where a block is
     int fd                  # of the file, open for as long as the handle lives; -1: no file
     long offset             # in the file [bytes]
     size_t size             # [bytes] of the block that the file has; zeros are after that
+    Pieces *pieces          # where they are, if not in one piece. Owned, see page_set_source()
     uint64_t load           # of op_load: Page.load
     bint checked            # copied bytes are compared with:
     uint64_t digest         # XXH3-64 of the block's bytes that the file has
@@ -132,9 +133,10 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil
 cdef void page_set_stored(Page *page, bint stored) noexcept nogil
 cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil
 cdef void page_protect(Page *page, Kind most) noexcept nogil
-cdef Place page_shown_from(const Page *page) noexcept nogil
+cdef Origin page_shown_from(const Page *page) noexcept nogil
 cdef Kind page_kind(const Page *page) noexcept nogil
 cdef Place page_memory(const Page *page) noexcept nogil
+cdef void page_set_source(Page *page, const Source *source) noexcept nogil
 cdef size_t page_needs(const Page *page, size_t size) noexcept nogil
 cdef int page_reach(Page *page, Area *area, uint64_t i) noexcept nogil
 cdef void page_show(Page *page, bint stays) noexcept nogil

@@ -84,7 +84,7 @@ from libc.stdlib cimport abort, calloc, free
 
 from wendelin.bigfile.virtmem.kernel cimport pthread_self, set_errno, write as write_fd
 from wendelin.bigfile.virtmem.mapping cimport (FILE, NONE, NOWHERE, RO, RW, ZERO, Area, Kind,
-                                               area_bytes, area_kind, area_reset, area_set_stays,
+                                               Origin, area_bytes, area_kind, area_reset, area_set_stays,
                                                area_show, area_was_shown)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_del, pagemap_free, pagemap_next, pagemap_set
 from wendelin.bigfile.virtmem.ram cimport (OFF, Place, Resident, memory_at, memory_close,
@@ -233,14 +233,29 @@ cdef Place page_memory(const Page *page) noexcept nogil:
     return memory_at(&page.fileh.memory, page.blk)
 
 
-cdef Place page_shown_from(const Page *page) noexcept nogil:
+cdef void page_set_source(Page *page, const Source *source) noexcept nogil:
+    """Set where the block is. The pieces of the source are the page's from now on."""
+    if page.source.pieces != source.pieces:
+        free(page.source.pieces)
+    page.source = source[0]
+
+
+cdef void page_free(Page *page) noexcept nogil:
+    free(page.source.pieces)
+    free(page)
+
+
+cdef Origin page_shown_from(const Page *page) noexcept nogil:
     """Return what an area maps to show a LOADED or DIRTY page; see page_kind()."""
-    cdef Place place
+    cdef Origin origin
+    origin.pieces = NULL
     if page.backing == MEMFD:
-        return page_memory(page)
-    place.fd = page.source.fd
-    place.offset = page.source.offset
-    return place
+        origin.place = page_memory(page)
+    else:
+        origin.place.fd = page.source.fd
+        origin.place.offset = page.source.offset
+        origin.pieces = page.source.pieces
+    return origin
 
 
 cdef Kind page_kind(const Page *page) noexcept nogil:
@@ -351,7 +366,7 @@ cdef void page_forget(Page *page) noexcept nogil:
     if page.state == LOADING:
         list_take(&page.fileh.loading, page)
     pagemap_del(&page.fileh.pages, page.blk)
-    free(page)
+    page_free(page)
 
 
 cdef void page_cool(Resident *res) noexcept nogil:
@@ -427,7 +442,7 @@ cdef void fileh_release(FileH *fileh) noexcept nogil:
                 ram_forget_dirty(&page.res)
             elif page.backing == MEMFD:
                 ram_remove(&page.res)
-        free(page)
+        page_free(page)
     pagemap_free(&fileh.pages)
     memory_close(&fileh.memory, used, inherited)
     free(fileh)

@@ -25,7 +25,9 @@ So they cannot be reclaimed, and loaded again from a state that does not have th
 clean when the previous table is forgotten: until then, a thread that looks ahead would find holes
 in it.
 
-Locking ------- Faults run loadblk in any thread. It reads records through the Connection's storage,
+Locking
+-------
+Faults run loadblk in any thread. It reads records through the Connection's storage,
 which is thread-safe (the state that it reads, `_start`, changes only at boundaries). A load that
 began before a boundary and ends after it is repeated (invalidate_loading). Stores, and follow(),
 run in the thread of the transaction.
@@ -46,6 +48,7 @@ from ZODB.serialize import ObjectWriter
 
 from wendelin.bigfile.virtmem.abilities import (
     ExplainsMismatch,
+    FilePieces,
     FileRange,
     MapsAhead,
     MapsBlocks,
@@ -75,6 +78,7 @@ from wendelin.bigfile.zodb.formats import (
     load_block,
 )
 from wendelin.bigfile.zodb.interfaces import FileInDatabase, HandleOfFile
+from wendelin.bigfile.zodb.pieces import locate_chunks
 from wendelin.bigfile.zodb.prefetch import ReadAhead
 from wendelin.bigfile.zodb.records import Records
 from wendelin.lib.adapters.connection import instance_of
@@ -226,7 +230,11 @@ class ZFile(
     @override
     def mapblk(self, blk: int) -> Any:
         zconn_check_database(self.conn)  # here, so that the error is a short one
-        return self._where({blk: self._remember(blk)}, check=True).get(blk)
+        oid = self._remember(blk)
+        found = self._where({blk: oid}, check=True)
+        if not found and oid is not None:
+            found = self._in_chunks({blk: oid})
+        return found.get(blk)
 
     @override
     def mapahead(self, start: int, stop: int) -> dict[int, Any]:
@@ -248,7 +256,10 @@ class ZFile(
                 if self.made_of.setdefault(blk, oid) != oid:
                     self.made_of[blk] = _UNSURE
         # Nobody has touched these: to wait for the disk, for heads all over the file, is in vain.
-        return self._where(oids, wait=False)
+        where = self._where(oids, wait=False)
+        others = {blk: oid for blk, oid in oids.items() if oid is not None and blk not in where}
+        where.update(self._in_chunks(others, wait=False))
+        return where
 
     def _remember(self, blk: int) -> bytes | None:
         self.made_of[blk] = oid = self.lookup(blk)
@@ -281,6 +292,20 @@ class ZFile(
                 place = self._place(oid, found, check) if plain else None
                 if place is not None:
                     where[blk] = place
+        return where
+
+    def _in_chunks(self, oids: dict[int, bytes], *, wait: bool = True) -> dict[int, FilePieces]:
+        """Return {block: where its chunks lie}, for those blocks that lie so in a local file."""
+        if not oids or not self.is_local or self.verify or not AVAILABLE:
+            return {}
+        found = locate_chunks(oids.values(), self.records, self.blksize, wait=wait)
+        where: dict[int, FilePieces] = {}
+        for blk, oid in oids.items():
+            chunks = found.get(oid)
+            if chunks is not None:
+                self.parts.put(blk, chunks.parts)
+                self.mapped_from.add(chunks.file)
+                where[blk] = chunks.place
         return where
 
     def _place(self, oid: bytes, found: Located, check: bool) -> Any:

@@ -77,6 +77,8 @@ __all__ = [
     "class_name",
     "format_for",
     "format_name",
+    "is_chunk",
+    "is_chunked",
     "is_plain",
     "is_whole",
     "load_block",
@@ -471,10 +473,21 @@ def _format_of(record: memoryview | bytes) -> type[ZBlkBase] | None:
     return FORMATS.get(class_of(record).removeprefix(f"{_MODULE}."))
 
 
+def is_chunked(record: bytes) -> bool:
+    """Say whether a record is that of a block in chunks."""
+    return _format_of(record) is ZBlk1
+
+
 @lru_cache(64)  # there is one head for each writer
 def is_plain(head: bytes) -> bool:
     """Say whether the state of a record is the block's bytes; head is its beginning."""
     return _format_of(head) is ZBlk0
+
+
+@lru_cache(64)
+def is_chunk(head: bytes) -> bool:
+    """Say whether a record is that of a chunk; head is its beginning."""
+    return class_of(head) == ZDATA
 
 
 def is_whole(found: Located, blksize: int) -> bool:

@@ -16,7 +16,7 @@ from wendelin.bigfile.virtmem.handle import BigFileH
 if TYPE_CHECKING:
     from wendelin.bigfile.zodb.formats import ZBlkBase
     from wendelin.bigfile.zodb.prefetch import ReadAhead
-    from wendelin.lib.storage.fsrecord import Located
+    from wendelin.lib.storage.fsrecord import Located, Stat
     from wendelin.lib.zodb_boundary import Watch
 
 __all__ = ["FileInDatabase", "FileOfHandle", "HandleOfFile", "PageSource", "RecordSource"]
@@ -31,8 +31,14 @@ class RecordSource(Protocol):
     def load_all(self, oids: list[bytes]) -> list[bytes]:
         """Return records, in one request."""
 
-    def locate(self, oids: list[bytes]) -> list[Located | None]:
-        """Return where in a file the bytes of objects lie; None for objects that must be loaded."""
+    def locate(self, oids: list[bytes], *, wait: bool = True) -> list[Located | None]:
+        """Return where in a file the bytes of objects lie; None for objects that must be loaded.
+
+        With wait=False, also None for those that would have to wait for the disk.
+        """
+
+    def stat(self, oids: list[bytes]) -> list[Stat]:
+        """Return tids and sizes of records; for one that does not exist, the size is 0."""
 
 
 class PageSource(Protocol):

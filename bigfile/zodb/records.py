@@ -35,11 +35,11 @@ class Records(RecordSource):
         return zconn_load_all(self.conn, oids)
 
     @override
-    def locate(self, oids: list[bytes]) -> list[Located | None]:
-        return zconn_locate(self.conn, oids)
+    def locate(self, oids: list[bytes], *, wait: bool = True) -> list[Located | None]:
+        return zconn_locate(self.conn, oids, wait=wait)
 
+    @override
     def stat(self, oids: list[bytes]) -> list[Stat]:
-        """Return tids and sizes of records; for one that does not exist, the size is 0."""
         return [found or Stat(b"\0" * 8, 0) for found in zconn_stat(self.conn, oids)]
 
     def tid(self, oid: bytes) -> bytes:

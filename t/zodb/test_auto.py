@@ -13,7 +13,9 @@ from transaction import TransactionManager
 from ZODB.POSException import ConflictError
 
 from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigfile import ram_reclaim
 from wendelin.bigfile.file_zodb import ZBlk0, ZBlk1, ZData
+from wendelin.bigfile.virtmem.stats import stats_of
 from wendelin.bigfile.zodb.change import CELLS
 from wendelin.bigfile.zodb.formats import load_block
 from wendelin.bigfile.zodb.records import Records
@@ -290,3 +292,99 @@ def test_the_default_is_auto(root):
     A[0] = 1
     transaction.commit()
     assert kinds(A) == ["ZBlk1"]
+
+
+# ---- full blocks in chunks are mapped ----
+
+NBLK = 8
+
+
+@pytest.fixture
+def changed(path):
+    """A database of an array whose blocks were changed a little, twice; and what it has."""
+    root = dbopen(path)
+    A = new(root)
+    values = random(NBLK * BLK)
+    A.append(values)
+    transaction.commit()
+    for turn in (1, 2):
+        at = np.arange(NBLK) * BLK + turn * (BLK // 3)
+        A[:][at] = values[at] = turn
+        transaction.commit()
+    assert all(isinstance(A.zfile.blktab[blk], ZBlk1) for blk in range(NBLK))
+    dbclose(root)
+    root = dbopen(path)
+    yield root, values
+    transaction.abort()
+    dbclose(root)
+
+
+def copied(A):
+    """Return how many blocks of the array are mapped, and how many have page memory."""
+    counts = stats_of(A._fileh())
+    return counts.mapped // BLK, counts.resident // BLK
+
+
+def test_they_are_mapped(changed):
+    root, values = changed
+    A = root["A"]
+    assert (A[:] == values).all()
+    assert copied(A) == (NBLK, 0)
+    A[5] = values[5] = 77  # only the block that changes is copied
+    assert (A[:] == values).all()
+    assert copied(A) == (NBLK - 1, 1)
+    transaction.abort()
+
+
+def test_a_change_of_another_client_is_seen(changed):
+    root, values = changed
+    A, view = root["A"], root["A"][:]
+    assert (view == values).all()
+    with client(root) as (conn, txn):
+        conn.root()["A"][3 * BLK + 7] = 200
+        txn.commit()
+        assert (view == values).all()
+        transaction.begin()
+        values[3 * BLK + 7] = 200
+        assert (view == values).all()
+        # as an earlier wendelin.core does, which changes a chunk and not the block's object
+        chunk = conn.root()["A"].zfile.blktab[2].chunktab[BLK // 2]
+        start = 2 * BLK + BLK // 2
+        chunk._v_data = bytes([9]) * (BLK // 16)
+        chunk._p_changed = True
+        txn.commit()
+    transaction.begin()
+    values[start : start + BLK // 16] = 9
+    assert (view == values).all()
+    assert copied(A) == (NBLK - 1, 1)  # a chunk without a checksum is loaded
+
+
+def test_a_pack_and_what_was_before(changed, path):
+    root, values = changed
+    A = root["A"]
+    view = A[:]
+    assert (view == values).all()
+    root._p_jar.db().pack()
+    assert (view == values).all()
+    transaction.begin()
+    assert (view == values).all()
+    A[:4] = values[:4] = 1
+    transaction.commit()
+    ram_reclaim()
+    assert (A[:] == values).all()
+
+
+def test_a_damaged_chunk_is_found_by_who_asks(changed, path, monkeypatch):
+    root, values = changed
+    dbclose(root)
+    with open(path, "r+b") as f:
+        data = f.read()
+        at = data.rindex(values[BLK + BLK // 2 :][:1000].tobytes())
+        f.seek(at)
+        f.write(bytes([data[at] ^ 1]))
+    monkeypatch.setenv("WENDELIN_CORE_VERIFY", "1")
+    root = dbopen(path)
+    with pytest.raises(Exception, match="checksum"):
+        root["A"].load(slice(BLK, 2 * BLK))
+    transaction.abort()
+    dbclose(root)
