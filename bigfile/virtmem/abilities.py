@@ -6,6 +6,7 @@ defines all of its methods. It may name it as a base, for a type checker.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -36,17 +37,30 @@ class FileRange(NamedTuple):
     digest: bytes | None = None  # XXH3-64 of these bytes, the highest first; see checksum.AVAILABLE
 
 
+OS_PAGE = os.sysconf("SC_PAGESIZE")  # [bytes]
+
+#: pieces of a block: each is a mapping, of which the kernel gives a process 65530
+MOST_MAPPED = 16
+
+
 class FilePieces(NamedTuple):
     """Where a block lies that has its bytes in several pieces of one file.
 
-    It is mapped if there are 16 of them at most, all at multiples of the OS page; otherwise, it is
-    copied without Python.
+    It is mapped if there are not more than MOST_MAPPED of them, all at multiples of the OS page;
+    otherwise, it is copied without Python.
     """
 
     fd: int  # open as long as the handle lives
     #: start in the block, offset in the file, size [bytes each], digest or None as in FileRange;
     #: ascending and not overlapping: zeros are between them, and after them
     pieces: Sequence[tuple[int, int, int, bytes | None]]
+
+    @property
+    def is_mapped(self) -> bool:
+        """Say whether the block is mapped, and not copied."""
+        return len(self.pieces) <= MOST_MAPPED and all(
+            (start | offset | size) % OS_PAGE == 0 for start, offset, size, _ in self.pieces
+        )
 
 
 @runtime_checkable

@@ -20,9 +20,6 @@ from wendelin.bigfile.virtmem.checksum import AVAILABLE
 #: What mapblk returns for a block that reads as zeros.
 HOLE = type("Hole", (), {"__repr__": lambda self: "HOLE", "__slots__": ()})()
 
-cdef enum:
-    MOST_MAPPED = 16        # pieces of a block: each is a mapping, and the kernel gives 65530
-
 cdef size_t os_page = sysconf(_SC_PAGESIZE)
 
 cdef int source_from(found, size_t blksize, Source *source) except -1:
@@ -60,7 +57,6 @@ cdef int source_of_pieces(found, size_t blksize, Source *source) except -1:
     cdef size_t n = len(found.pieces), stop = 0
     cdef Pieces *pieces
     cdef Piece *piece
-    cdef bint mapped = 0 < n <= MOST_MAPPED
     pieces = <Pieces *>malloc(sizeof(Pieces) + n * sizeof(Piece))
     if pieces == NULL:
         raise MemoryError
@@ -81,14 +77,13 @@ cdef int source_of_pieces(found, size_t blksize, Source *source) except -1:
                 raise ValueError(f"mapblk returned {found}: these are not pieces of a block of "
                                  f"{blksize} bytes")
             stop = piece.start + piece.size
-            mapped = mapped and (piece.start | piece.size | piece.offset) % os_page == 0
         if found.fd < 0 or n == 0:
             raise ValueError(f"mapblk returned {found}: that is not a place")
         source.fd = found.fd
     except BaseException:
         free(pieces)
         raise
-    source.backing = FILERANGE if mapped else NOTHING
+    source.backing = FILERANGE if found.is_mapped else NOTHING
     source.offset = 0
     source.size = stop
     source.pieces = pieces

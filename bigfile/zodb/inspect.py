@@ -39,7 +39,7 @@ class Stored(NamedTuple):
     blk: int
     oid: bytes
     format: str  # 'ZBlk0' or 'ZBlk1'; if it is not a block, the name of its class
-    place: Place
+    place: Place  # of a ZBlk0; of chunks, it depends on each of them, and COPIED is said
     size: int  # of all its records [bytes]
     tid: bytes  # of the last change
 

@@ -50,7 +50,7 @@ KINDS = {
     MAPPED: ("█", "green", "aligned in the file: mapped into memory, not copied"),
     COPIED: ("▓", "cyan", "copied into memory"),
     UNALIGNED: ("░", "yellow", "copied; a pack would align it, to be mapped"),
-    CHUNKS: ("▒", "magenta", "in chunks of 4 KiB: small changes are small"),
+    CHUNKS: ("▒", "magenta", "in chunks: a small change takes little room"),
     OTHER: ("X", "red", "something else: see `wendelin verify`"),
 }
 
