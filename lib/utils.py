@@ -2,11 +2,12 @@
 
 import functools
 import operator
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Set
 from typing import TYPE_CHECKING, Any, ParamSpec, SupportsIndex, TypeVar
 
-__all__ = ["inttuple", "override", "renamed"]
+__all__ = ["inttuple", "override", "renamed", "seconds_of"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -55,6 +56,24 @@ def _int(x: object) -> int | None:
         return None if isinstance(x, bool) else operator.index(x)  # type: ignore[arg-type]
     except TypeError:
         return None
+
+
+def seconds_of(variable: str, default: float) -> float:
+    """Return how many seconds a variable of the environment sets.
+
+    Raises
+    ------
+    ValueError
+        It has another value.
+    """
+    value = os.environ.get(variable, str(default))
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1
+    if not 0 <= seconds <= 1e9:
+        raise ValueError(f"{variable} is {value!r}: it must be seconds, from 0 to 1e9")
+    return seconds
 
 
 def renamed(**names: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:

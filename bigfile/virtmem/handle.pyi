@@ -8,7 +8,6 @@ from wendelin.bigfile.virtmem.backend import BigFile
 WRITEOUT_STORE: Final[int]
 WRITEOUT_MARKSTORED: Final[int]
 
-def seconds_for_a_view() -> float: ...
 @disjoint_base
 class BigFileH:
     def __new__(cls, file: BigFile, *args: Any, **kw: Any) -> BigFileH: ...

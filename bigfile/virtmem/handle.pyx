@@ -18,7 +18,6 @@ writeout, where its blocks are in located, and what is kept accessible in pins.
 Locking: see page.pyx. Work that may take long is done without the GIL.
 """
 
-import os
 import threading
 import weakref
 from operator import index
@@ -52,6 +51,7 @@ from wendelin.bigfile.virtmem.touch cimport scraps_shown
 
 from wendelin.bigfile.virtmem.abilities import FirstChange, MapsAhead, MapsBlocks, Truncates
 from wendelin.bigfile.virtmem.errors import DoomedError
+from wendelin.lib.utils import seconds_of
 
 cdef extern from "Python.h":
     void Py_XDECREF(PyObject *obj) noexcept
@@ -63,18 +63,6 @@ WRITEOUT_MARKSTORED = 2     # dirty_writeout: what was stored is clean
 
 #: All handles of this process: see stats.py.
 handles = weakref.WeakSet()
-
-
-def seconds_for_a_view():
-    """Return WENDELIN_CORE_READY [s]."""
-    value = os.environ.get("WENDELIN_CORE_READY", "0.1")
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1
-    if not 0 <= seconds <= 1e9:
-        raise ValueError(f"WENDELIN_CORE_READY is {value!r}: it must be seconds, from 0 to 1e9")
-    return seconds
 
 
 @cython.no_gc_clear
@@ -124,7 +112,7 @@ cdef class BigFileH:
         strcpy(self.fileh.name, name)
         self.fileh.pyfileh = <void *>self
         self.fileh.wants_first_change = isinstance(self, FirstChange)
-        self.ready_seconds = seconds_for_a_view()
+        self.ready_seconds = seconds_of("WENDELIN_CORE_READY", 0.1)
         self.maps = isinstance(file, MapsBlocks)
         self.maps_ahead = isinstance(file, MapsAhead)
         handles.add(self)

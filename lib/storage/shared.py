@@ -47,12 +47,14 @@ from ZODB.utils import tid_repr
 from wendelin.lib.storage.dburl import read_only, resolve
 from wendelin.lib.storage.forked import of_this_process
 from wendelin.lib.storage.storurl import zstor_2zurl
+from wendelin.lib.utils import seconds_of
 
 __all__ = ["share", "zconn_is_shared", "zconn_now", "zconn_past"]
 
 log = logging.getLogger(__name__)
 
-_keep = 60.0  # of the last request, see _seconds_kept(); protected by: _lock
+_KEEP = 60.0  # how long an unused database stays open after a request [s]
+_keep = _KEEP  # by the environment at the last request; protected by: _lock
 MOST = 8  # unused Connections of a database that are kept
 CLOSER = "wendelin.core-closer"
 
@@ -258,7 +260,7 @@ def _opened(url: str, writes: bool) -> Iterator[_Opened]:
 def _find(url: str, writes: bool) -> _Opened:
     global _closer, _keep
     with _lock:
-        _keep = _seconds_kept()
+        _keep = seconds_of("WENDELIN_CORE_KEEP", _KEEP)
         opened = _databases.get((url, writes))
         if opened is None:
             opened = _databases[url, writes] = _Opened(url, writes)
@@ -266,18 +268,6 @@ def _find(url: str, writes: bool) -> _Opened:
             _closer = threading.Thread(target=_close_unused, daemon=True, name=CLOSER)
             _closer.start()
         return opened
-
-
-def _seconds_kept() -> float:
-    """Return WENDELIN_CORE_KEEP: how long an unused database stays open after a request [s]."""
-    value = os.environ.get("WENDELIN_CORE_KEEP", "60")
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1
-    if not 0 <= seconds <= 1e9:
-        raise ValueError(f"WENDELIN_CORE_KEEP is {value!r}: it must be seconds, from 0 to 1e9")
-    return seconds
 
 
 def _close_unused() -> None:

@@ -246,7 +246,7 @@ def test_a_transaction_with_a_conflict_is_done_again(root, B, caplog):
     for i, place in enumerate(places):
         expected[place] = i + 1
         block = Once(np.full(expected[place].shape, i + 1), barrier)
-        args = (url, B._p_oid, [place], [block])
+        args = (url, B._p_oid, ours.BATCH, [place], [block])
         threads.append(threading.Thread(target=ours._store, args=args))
     for thread in threads:
         thread.start()

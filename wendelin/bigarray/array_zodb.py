@@ -4,6 +4,9 @@ Its format in the database is fixed: see docs/formats.md.
 
 When a program pickles an array to send it to another process, the pickle is a reference: (URL, oid,
 tid). The receiver gets the array in the same state, read-only, without a copy.
+
+This module knows persistent objects, and a ZBigFile by its handle. It does not know how blocks are
+stored.
 """
 
 from __future__ import annotations
@@ -28,8 +31,8 @@ from wendelin.bigfile.zodb.formats import check_format
 from wendelin.bigfile.zodb.inspect import stored_size
 from wendelin.bigfile.zodb.records import Records
 from wendelin.lib.adapters.connection import changed_objects
+from wendelin.lib.references import object_at, reference_to
 from wendelin.lib.storage.record import RecordError
-from wendelin.lib.storage.references import object_at, reference_to
 from wendelin.lib.utils import renamed
 from wendelin.lib.zodb import (
     LivePersistent,

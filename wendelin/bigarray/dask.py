@@ -6,7 +6,8 @@ from the database. to_array() lets workers store chunks, in transactions of thei
     client: A ── from_array ──► [URL, oid, tid] ── tasks ──► worker: opens the database once
             A ◄── to_array ──── [URL, oid] ─────── tasks ──►         reads, or writes
 
-It needs `pip install wendelin.core[dask]`, and no other module imports it.
+It needs `pip install wendelin.core[dask]`. Other modules import it only where Dask is in use:
+wendelin.zarr.dask and wendelin.xarray.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from wendelin.bigfile.virtmem.handle import ram_stat
 from wendelin.lib.storage.shared import share, zconn_now
 
 __all__ = [
-    "all_done",
     "batches",
     "from_array",
     "in_memory",
     "in_transaction",
     "limit_memory",
+    "store_in_batches",
     "to_array",
 ]
 
@@ -213,12 +214,7 @@ def to_array(darr: dask.array.Array, A: ZBigArray, compute: bool = True, batch: 
     _, (url, oid, _) = A.__reduce__()
     _check_writable(A)
     share(A._p_jar.db())
-    tasks = [
-        dask.delayed(_store, pure=False)(url, oid, places, blocks, batch)
-        for places, blocks in batches(darr, A._order, batch)
-    ]
-    done = dask.delayed(all_done)(tasks)
-    return done.compute() if compute else done
+    return store_in_batches(partial(_store, url, oid, batch), darr, A._order, compute, batch)
 
 
 def _check_writable(A: ZBigArray) -> None:
@@ -231,6 +227,33 @@ def _check_writable(A: ZBigArray) -> None:
         )
     if conn.db().storage.isReadOnly():
         raise ReadOnlyError(f"{A!r} cannot be changed: its database was opened read-only")
+
+
+def store_in_batches(
+    store: Callable[[list[Slices], list[Any]], None],
+    darr: dask.array.Array,
+    order: str,
+    compute: bool,
+    batch: int,
+) -> Any:
+    """Have tasks store the chunks of a Dask array: at once, or by a Delayed that is returned.
+
+    Parameters
+    ----------
+    store : (indices, chunks)
+        Stores chunks, on a worker.
+    darr : dask.array.Array
+    order : {"C", "F"}
+        Of the array that they are stored in.
+    compute, batch
+        See to_array().
+    """
+    tasks = [
+        dask.delayed(store, pure=False)(places, blocks)
+        for places, blocks in batches(darr, order, batch)
+    ]
+    done = dask.delayed(_all_done)(tasks)
+    return done.compute() if compute else done
 
 
 def batches(
@@ -259,9 +282,7 @@ def batches(
         yield places, blocks
 
 
-def _store(
-    url: str, oid: bytes, places: list[Slices], blocks: list[Any], batch: int = BATCH
-) -> None:
+def _store(url: str, oid: bytes, batch: int, places: list[Slices], blocks: list[Any]) -> None:
     """Store chunks, in a transaction for each box of the array that is changed at a time."""
     limit_memory()
     with zconn_now(url) as conn:
@@ -329,5 +350,5 @@ def in_transaction(conn: Any, do: Callable[[], T], tries: int = MOST_TRIES) -> T
     return result
 
 
-def all_done(results: list[None]) -> None:
+def _all_done(results: list[None]) -> None:
     """Do nothing: Dask calls this when all tasks are done."""

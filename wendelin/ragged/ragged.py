@@ -22,7 +22,7 @@ from BTrees.OOBTree import OOBTree
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from ZODB.POSException import ConnectionStateError
 
-from wendelin.lib.storage.references import object_at, reference_to
+from wendelin.lib.references import object_at, reference_to
 from wendelin.lib.storage.shared import zconn_is_shared
 from wendelin.lib.zodb import LivePersistent, zobj_is_committed
 from wendelin.ragged.segment import KINDS, Key, Piece, Segment, check_key

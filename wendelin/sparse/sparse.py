@@ -25,7 +25,7 @@ from ZODB.utils import oid_repr, z64
 from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigarray.holders import ArrayHolder
-from wendelin.lib.storage.references import object_at, reference_to
+from wendelin.lib.references import object_at, reference_to
 from wendelin.lib.zodb import (
     zconn_is_open,
     zobj_is_committed,

@@ -13,12 +13,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import dask
 import dask.array
 import numpy as np
 import zarr
 
-from wendelin.bigarray.dask import BATCH, Slices, all_done, batches, in_transaction, limit_memory
+from wendelin.bigarray.dask import BATCH, Slices, in_transaction, limit_memory, store_in_batches
 from wendelin.lib.storage.shared import zconn_now
 from wendelin.zarr.store import ZODBStore
 
@@ -69,12 +68,8 @@ def to_zarr(darr: dask.array.Array, z: Any, compute: bool = True, batch: int = B
     store.check_writable()
     _, (url, oid, *_) = store.__reduce__()
     store.share()
-    tasks = [
-        dask.delayed(_store, pure=False)(url, oid, z.path, z.shape, places, blocks)
-        for places, blocks in batches(darr, "C", batch)
-    ]
-    done = dask.delayed(all_done)(tasks)
-    return done.compute() if compute else done
+    store_chunks = partial(_store, url, oid, z.path, z.shape)
+    return store_in_batches(store_chunks, darr, "C", compute, batch)
 
 
 def _store(

@@ -2,12 +2,14 @@
 
 An array is its elements in their order in memory, C or F, and a range is [start, stop) of
 them. If a file has axes and no such order, slabs() says which boxes these are.
+
+This module knows elements and their order. It knows no kind of file, and no database.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -18,8 +20,9 @@ from wendelin.bigarray.array import Order
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.convert import describe, elements
 from wendelin.lib.calc import mul
+from wendelin.lib.utils import override
 
-__all__ = ["Layout", "Sink", "Slab", "Source", "slabs"]
+__all__ = ["FileSource", "Layout", "Sink", "Slab", "Source", "slabs"]
 
 Shape = tuple[int, ...]
 
@@ -105,6 +108,29 @@ class Source(ABC):
 
     def close(self) -> None:  # noqa: B027  # most have nothing to close
         """Close what is open."""
+
+
+class FileSource(Source):
+    """An array of a file, which is closed with it.
+
+    Parameters
+    ----------
+    identity : dict
+        See Source.
+    close
+        Closes the file.
+    """
+
+    def __init__(self, identity: dict[str, Any], close: Callable[[], None]) -> None:
+        self._identity, self._close = identity, close
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        return self._identity
+
+    @override
+    def close(self) -> None:
+        self._close()
 
 
 class Sink(ABC):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.attributes import Attributes
-from wendelin.cli.files.base import Layout, Sink, Source, slabs
+from wendelin.cli.files.base import FileSource, Layout, Sink, slabs
 from wendelin.cli.files.convert import elements, plain
 from wendelin.lib.calc import mul
 from wendelin.lib.utils import override
@@ -44,7 +44,7 @@ def library(name: str, extra: str) -> ModuleType:
         ) from e
 
 
-class DatasetSource(Source):
+class DatasetSource(FileSource):
     """A dataset, as h5py and zarr have it.
 
     A row of chunks that is not too large is read once, as a whole. Elements that are arrays are
@@ -74,13 +74,12 @@ class DatasetSource(Source):
         stored: list[tuple[int, ...]] | None = None,
         attributes: Attributes = ({}, []),
     ) -> None:
+        super().__init__(identity, close)
         self._dataset = dataset
         self.attrs, self.left_out = attributes
         shape = tuple(map(int, dataset.shape))
         self._axes = len(shape)  # of the dataset
         self.layout = Layout(shape, plain(dataset.dtype), "C").with_axes()
-        self._identity = identity
-        self._close = close
         rows = mul(self.layout.shape[1:])
         together = (chunk[0] if chunk else 1) * rows
         itemsize = self.layout.dtype.itemsize
@@ -139,14 +138,6 @@ class DatasetSource(Source):
             result[at : at + size] = elements(values, self.layout.dtype)
             at += size
         return result
-
-    @override
-    def identity(self) -> dict[str, Any]:
-        return self._identity
-
-    @override
-    def close(self) -> None:
-        self._close()
 
 
 # ---- sinks ----

@@ -2,6 +2,8 @@
 
 Texts of variable length become elements of one length, that of the longest one: a NumPy dtype `U`,
 or `S` if they are not UTF-8. So they are all read once before.
+
+This module knows sources, or what has slices as a dataset has. It knows no kind of file.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wendelin.cli.files.attributes import Attributes
-from wendelin.cli.files.base import Layout, Source, slabs
+from wendelin.cli.files.base import FileSource, Layout, Source, slabs
 from wendelin.lib.calc import mul
 from wendelin.lib.utils import override
 
@@ -68,7 +70,7 @@ def text_layout(dataset: Any) -> Layout:
     return Layout(shape, dtype, "C")
 
 
-class TextSource(Source):
+class TextSource(FileSource):
     """Texts of variable length, as elements of one length.
 
     Parameters
@@ -92,7 +94,8 @@ class TextSource(Source):
         close: Callable[[], None] = lambda: None,
         attributes: Attributes = ({}, []),
     ) -> None:
-        self._dataset, self.layout, self._identity, self._close = dataset, layout, identity, close
+        super().__init__(identity, close)
+        self._dataset, self.layout = dataset, layout
         self.attrs, self.left_out = attributes
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
@@ -102,14 +105,6 @@ class TextSource(Source):
         else:
             values = [v.encode() if isinstance(v, str) else bytes(v) for v in values]
         return np.array(values, self.layout.dtype)
-
-    @override
-    def identity(self) -> dict[str, Any]:
-        return self._identity
-
-    @override
-    def close(self) -> None:
-        self._close()
 
 
 class Viewed(Source):
@@ -147,7 +142,7 @@ class Viewed(Source):
         self._close()
 
 
-class ArrayInMemory(Source):
+class ArrayInMemory(FileSource):
     """An array that a library has read as a whole.
 
     Parameters
@@ -167,16 +162,8 @@ class ArrayInMemory(Source):
         identity: dict[str, Any],
         close: Callable[[], None] = lambda: None,
     ) -> None:
-        self._flat = values.reshape(-1, order=layout.order)
-        self.layout, self._identity, self._close = layout, identity, close
+        super().__init__(identity, close)
+        self._flat, self.layout = values.reshape(-1, order=layout.order), layout
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
         return self._flat[start:stop]
-
-    @override
-    def identity(self) -> dict[str, Any]:
-        return self._identity
-
-    @override
-    def close(self) -> None:
-        self._close()

@@ -1,4 +1,7 @@
-"""Arrays whose elements lie in a file as in memory: .npy, members of .npz, raw bytes."""
+"""Arrays whose elements lie in a file as in memory: .npy, members of .npz, raw bytes.
+
+This module knows these files, but not the database that arrays are copied from, or to.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from numpy.typing import NDArray
 
 from wendelin.bigarray.array import Order
 from wendelin.cli.errors import Failure
-from wendelin.cli.files.base import Layout, Sink, Source
+from wendelin.cli.files.base import FileSource, Layout, Sink
 from wendelin.cli.files.convert import as_bytes, is_described, packed, plain
 from wendelin.lib.storage.fscopy import copy_range
 from wendelin.lib.utils import override
@@ -36,7 +39,7 @@ LARGE = 64 << 20  # a .npy whose elements begin with a block [bytes]
 _HEADER = 1 << 20  # the longest header of a .npy: it has all fields of a structure [bytes]
 
 
-class FlatSource(Source):
+class FlatSource(FileSource):
     """Elements that follow each other in a file.
 
     Parameters
@@ -68,10 +71,10 @@ class FlatSource(Source):
         identity: dict[str, Any],
         sparse: bool = True,
     ) -> None:
+        super().__init__(identity, file.close)
         self._file = file
         self.layout = layout
         self._offset = offset
-        self._identity = identity
         self._sparse = sparse
         if size < layout.size * layout.dtype.itemsize:
             self._fail(size)
@@ -104,14 +107,6 @@ class FlatSource(Source):
         except OSError as e:
             return self.layout.size if e.errno == errno.ENXIO else start
         return min(max(start, (at - self._offset) // itemsize), self.layout.size)
-
-    @override
-    def identity(self) -> dict[str, Any]:
-        return self._identity
-
-    @override
-    def close(self) -> None:
-        self._file.close()
 
 
 def _read_npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

@@ -1,4 +1,8 @@
-"""Arrays as text: columns of CSV files, read and written, and the output of `cat`."""
+"""Arrays as text: columns of CSV files, read and written, and the output of `cat`.
+
+csvguess knows dtypes of cells, and csvfast a quicker reader. This module knows lines and fields,
+but not the database that arrays are copied from, or to.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wendelin.cli.errors import Failure
-from wendelin.cli.files.base import Layout, Sink, Source
+from wendelin.cli.files.base import FileSource, Layout, Sink
 from wendelin.cli.files.csvcells import CellReader
 from wendelin.cli.files.csvfast import FastReader
 from wendelin.cli.files.csvguess import MISSING, Column, guessed_dtype
@@ -185,7 +189,7 @@ def _fitting(dtype: np.dtype[Any], missing: str | None) -> str:
     return "NaT" if dtype.kind == "M" else "NaN"
 
 
-class CsvSource(Source):
+class CsvSource(FileSource):
     """Columns of a CSV file: 1-d if there is one, else an axis for rows and one for columns.
 
     The first line may have names. Empty lines are skipped, and a quoted field may have line ends.
@@ -249,13 +253,13 @@ class CsvSource(Source):
         shape = (rows,) if self._width == 1 else (rows, self._width)
         self.layout = Layout(shape, dtype, "C")
         told = {"missing": missing, "comment": comment, "decimal": decimal.strip(".") or None}
-        self._identity = {
-            **identity,
+        read_as = {
             "columns": self._columns,
             "delimiter": delimiter,
             "header": self.header,
             **{name: value for name, value in told.items() if value is not None},
         }
+        super().__init__({**identity, **read_as}, self._lines.close)
         self._next = 0  # the row behind _left
         self._left = self._rows()
 
@@ -485,14 +489,6 @@ class CsvSource(Source):
             f"their type (without it, they have the type of their cells), and --missing says what "
             f"is read for a missing value"
         )
-
-    @override
-    def identity(self) -> dict[str, Any]:
-        return self._identity
-
-    @override
-    def close(self) -> None:
-        self._lines.close()
 
 
 class CsvSink(Sink):

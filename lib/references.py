@@ -16,8 +16,7 @@ from typing import Any, TypeVar
 from ZODB.utils import oid_repr
 
 from wendelin.lib.storage.shared import zconn_past
-from wendelin.lib.storage.storurl import zstor_2zurl
-from wendelin.lib.zodb import zconn_at
+from wendelin.lib.zodb import zconn_at, zstor_2zurl
 
 __all__ = ["Reference", "object_at", "reference_to"]
 
