@@ -5,6 +5,9 @@ wendelin.ZRagged    arrays of named pieces of different lengths
 wendelin.ZSparse    sparse matrices
 wendelin.bigarray   ndarray-like arrays over files mapped in memory, and in ZODB
 wendelin.bigfile    files mapped in memory: the pager, and file backends
+wendelin.zarr       groups of Zarr in the database
+wendelin.xarray     groups as datasets of xarray
+wendelin.cli        the command line
 wendelin.lib        helpers
 wendelin.demo       programs that show it
 """

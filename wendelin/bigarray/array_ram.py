@@ -2,6 +2,8 @@
 
 Its file has no data, and is never asked to store any: all data is in pages. So views taken before
 an append show the same memory as views taken after it, while numpy.append() copies.
+
+This module knows a file without data. What an array does with it, BigArray knows.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 A plain dict in a database is a part of the object that it is in. So a change of it alone is not
 saved, and an array in it is loaded and stored, as a reference, together with that object.
+
+This module knows states of objects, and which class an array is of, but not what an array has.
 """
 
 from __future__ import annotations

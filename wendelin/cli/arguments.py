@@ -1,4 +1,7 @@
-"""Arguments and options of commands: they are parsed and checked here."""
+"""Arguments and options of commands: they are parsed and checked here.
+
+This module knows texts, and click. It opens no database and no file.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Arrays in databases, as sources and destinations that work range by range: see files.base."""
+"""Arrays in databases, as sources and destinations that work range by range: see files.base.
+
+This module knows arrays that are read as data, and arrays that are filled, but no kind of file.
+"""
 
 from __future__ import annotations
 

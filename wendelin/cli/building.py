@@ -3,6 +3,8 @@
 It works in transactions of limited size, as transfer does for arrays: until the object is complete,
 it is in a small object with its name and `~import`, which says what the source is, and how many
 values are done. The same command goes on from there.
+
+This module knows such objects by what their Contents say. It knows no kind of file.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 Objects are loaded here, so classes that a database names are imported. Commands that only read do
 not: see stored.
+
+This module knows containers, but not what is put into them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Paths in a database that begin with what was typed, for the shell."""
+"""Paths in a database that begin with what was typed, for the shell.
+
+This module knows paths and the shell's completion, but not what an object has.
+"""
 
 from __future__ import annotations
 

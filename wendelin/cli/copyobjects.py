@@ -4,6 +4,8 @@ An array is filled as by an import: see transfer. A group is made under its name
 attributes say there which arrays are complete, and in which state each was copied. So a copy that
 was interrupted goes on with the array that was not complete, and repeats those that have changed.
 The last transaction puts the group in its place.
+
+This module knows what is read as data, and targets. It knows no kind of file.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 A command that only reads can open a file that other programs have open. It makes no file if there
 is none. And it loads no objects: a database may be a stranger's, and none of its code is run.
+
+This module knows URLs, storages and moments, but not what a database has.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Exit codes: 2, the call itself is wrong; 1, the command failed.
 
 With WENDELIN_DEBUG=1, the traceback is before the line: it helps to find a bug of ours.
+
+This module knows exceptions, but not what commands do.
 """
 
 from __future__ import annotations

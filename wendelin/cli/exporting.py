@@ -1,4 +1,8 @@
-"""wendelin export: an array into a file, a slice of one, or a group."""
+"""wendelin export: an array into a file, a slice of one, or a group.
+
+A group, a ZarrGroup, a ZRagged and a sparse matrix are objects of many arrays: each kind has a
+module that writes it, and this one finds out which it is. It knows no kind of file: see files.
+"""
 
 from __future__ import annotations
 

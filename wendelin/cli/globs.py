@@ -1,6 +1,8 @@
 """Paths with * and ?: which objects of a database they mean.
 
 An existing name with such a character means itself.
+
+This module knows paths and names, but not what an object has.
 """
 
 from __future__ import annotations

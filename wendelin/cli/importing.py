@@ -1,4 +1,7 @@
-"""wendelin import: an array out of a file, or all that is in it."""
+"""wendelin import: an array out of a file, or all that is in it.
+
+This module knows sources, contents and targets. It knows no kind of file: see files.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What an import would do, or has left out: as a table, as JSON, as warnings."""
+"""What an import would do, or has left out: as a table, as JSON, as warnings.
+
+This module knows contents and how they are printed. It reads no element.
+"""
 
 from __future__ import annotations
 

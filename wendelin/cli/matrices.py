@@ -1,4 +1,7 @@
-"""Sparse matrices of a database, read as data: a ZSparse is three arrays, shown as one thing."""
+"""Sparse matrices of a database, read as data: a ZSparse is three arrays, shown as one thing.
+
+This module knows the state of a ZSparse, but not SciPy.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """wendelin mount: the arrays of a database as .npy files, for any program.
 
 libfuse calls Operations in threads of its own. Files do not change, so the kernel keeps what it has
-read. libfuse unmounts at SIGINT, SIGTERM and SIGHUP.
-A watcher unmounts if the process is killed: see _unmounted_if_killed().
+read. libfuse unmounts at SIGINT, SIGTERM and SIGHUP. A watcher unmounts if the process is killed:
+see _unmounted_if_killed().
 
 It knows FUSE, by mfusepy: what is shown is in `mounted`.
 """

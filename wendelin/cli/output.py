@@ -1,4 +1,7 @@
-"""What commands print: tables and texts for people, JSON for programs; progress of long work."""
+"""What commands print: tables and texts for people, JSON for programs; progress of long work.
+
+This module knows texts and numbers, but no command.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Such an export, or import, does not go on where it was interrupted: it begins again. A matrix is
 complete, or not there.
+
+This module knows matrices and such files. How an array is read, it does not know.
 """
 
 from __future__ import annotations

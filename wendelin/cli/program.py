@@ -1,4 +1,7 @@
-"""The program `wendelin`: its commands, and how it ends."""
+"""The program `wendelin`: its commands, and how it ends.
+
+This module knows click and exit codes. It imports a command when the command is called.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""A ZRagged in files: pieces as the arrays of a .npz file; pieces out of a file of bigarray."""
+"""A ZRagged in files: pieces as the arrays of a .npz file; pieces out of a file of bigarray.
+
+This module knows pieces that are read as data, and both files.
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 Keys and values are those of the group's table (wendelin.zarr.group). What arrays are in it, the
 metadata documents say: they are read as JSON, so a codec is a name here, and none of them runs.
+
+It knows records and JSON, but not zarr, nor files.
 """
 
 from __future__ import annotations

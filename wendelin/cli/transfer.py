@@ -4,6 +4,8 @@ Until it is complete, the array is in a small object with its name and `~import`
 writes there what the source is, and how much of it is done. So an import that was killed can go on,
 and a reader finds no incomplete array by the name. The last transaction puts the array in its
 place, and removes the object.
+
+This module knows sources, and arrays as destinations. It knows no kind of file.
 """
 
 from __future__ import annotations

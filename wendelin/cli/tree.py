@@ -1,9 +1,11 @@
 """Objects in a database, by path, and all its arrays.
 
 Names are keys of mappings and BTrees, indices of sequences, and attributes of other objects; in a
-ZarrGroup names of its groups and arrays, in a ZRagged keys of its pieces.
-Nothing is loaded: see stored. A database may be larger than memory, so objects are released after a
-look at them, and blocks are not read.
+ZarrGroup names of its groups and arrays, in a ZRagged keys of its pieces. Nothing is loaded: see
+stored. A database may be larger than memory, so objects are released after a look at them, and
+blocks are not read.
+
+This module knows names and references, but not what arrays and values have in them.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 FILE.part.json says that FILE.part is ours, and which state of the database it has. If the export
 can go on after the program was killed, it also says how much is done. It is written first, and
 removed last: a FILE.part without it is of another program, and is left alone.
+
+This module knows names of files, and not what is in a file.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ Until it is complete, everything is in a group of its own, with the name of the 
 `~import`; for the root of a database, that name is `~import` alone. The group notes what the file
 is, and how many members are done. So an import that was killed can go on: a large array in its
 middle, see transfer. The last transaction puts the group, or what is in it, in its place.
+
+This module knows contents and groups. It knows no kind of file.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 The list of them is made first. Objects that are neither groups nor arrays are left out, and named.
 A Zarr folder goes on where it was interrupted, array by array; an HDF5 file begins again.
+
+This module knows objects that are read as data, and sinks for trees. It knows no kind of file.
 """
 
 from __future__ import annotations

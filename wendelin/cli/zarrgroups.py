@@ -2,6 +2,8 @@
 
 An export works in steps of limited size, and goes on where it was interrupted: keys are copied in
 order, and their number is noted. So does an import: see building.
+
+This module knows keys and bytes, but not what they mean to zarr.
 """
 
 from __future__ import annotations

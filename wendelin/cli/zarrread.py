@@ -2,6 +2,8 @@
 
 A store gives zarr the values of one state of the database, from records. Codecs that unpickle are
 refused, as those of folders are: see files.zarrs.
+
+This module knows zarr, and a group by its keys and values.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ moments      a moment of a database: a tid, a time, "3 days ago", a tag
 containers   mappings of ZODB, and what groups keep in them besides
 tags         names for moments
 group        Group: a container, for programs
+filling      data of a program, put into an array
 opening      open(): the root group of a database
 shown        groups as text and HTML
 history      transactions of a database, and what they changed

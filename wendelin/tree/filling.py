@@ -1,4 +1,7 @@
-"""Fills arrays with a program's data: an ndarray, or an object with shape, dtype and slices."""
+"""Fills arrays with a program's data: an ndarray, or an object with shape, dtype and slices.
+
+This module knows shapes and slices, but not groups.
+"""
 
 from __future__ import annotations
 

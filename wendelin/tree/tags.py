@@ -1,4 +1,7 @@
-"""Sets and removes tags of a database: wendelin.lib.storage.tags describes them."""
+"""Sets and removes tags of a database: wendelin.lib.storage.tags describes them.
+
+This module knows names and the transaction that sets them, but not how they are stored.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,19 @@
 
 ZarrGroup needs no zarr: a database that has some can be read, copied and packed without. ZODBStore
 does, and is made with `pip install wendelin.core[zarr]`.
+
+Organization
+------------
+    group       ZarrGroup and its values, as objects of the database
+    layout      what metadata documents say
+    keys        keys -> oids of values, from records
+    values      values, and ranges of their bytes, from records
+    table       ZarrTable: a group as its Connection sees it, in transactions
+    spool       where values wait for the commit
+    writing     changes -> objects
+    store       ZODBStore, as zarr asks; byteranges: which bytes it asks for
+    dask        Dask arrays into arrays of a group
+    errors      StaleArrayError
 """
 
 from __future__ import annotations

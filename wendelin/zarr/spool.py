@@ -1,6 +1,6 @@
 """Where values wait for the commit that stores them: in memory, and if they are many, in a file.
 
-It knows bytes. Locking: the GIL, for the figures; a piece that is in the file is never changed.
+It knows bytes. Locking: `_lock` is a leaf; bytes that are in the file are never changed.
 """
 
 from __future__ import annotations

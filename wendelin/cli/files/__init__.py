@@ -1,6 +1,7 @@
 """Files with arrays in them: FILE, or FILE:NAME; their bytes or suffix say of which kind they are.
 
-This package knows kinds of files; each module has a source and a sink for one.
+This module knows which kinds there are. Most others know one kind: how its arrays are read and
+written, or what a file of several arrays has. No module of this package knows a database.
 """
 
 from __future__ import annotations

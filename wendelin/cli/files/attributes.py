@@ -3,6 +3,8 @@
 HDF5 has numbers, text, times (as h5py writes them), and arrays of these; other values are JSON text
 in it. Zarr has JSON: numbers, text, lists and dicts; a scalar or an array of NumPy becomes a number
 or a list.
+
+This module knows values, and no file.
 """
 
 from __future__ import annotations
