@@ -40,11 +40,10 @@ def test_columns_are_arrays(call, path, tmp_path, monkeypatch, name):
     else:
         parquet.write_table(table(), name, row_group_size=300)
     done = call("import", "--step", "4K", "--blksize", "4K", name, f"{path}#t")
-    assert f"{name}:missing: 1 missing values, which int64 does not have" in done.stderr
     assert f"{name}:list: values of type list" in done.stderr
     with wendelin.open(path, "r") as g:
         t = g["t"]
-        assert set(t) == {"i", "f", "ok", "text", "kind", "when", "day"}
+        assert set(t) == {"i", "f", "ok", "text", "kind", "when", "day", "missing"}
         for column in t:
             want = table()[column].to_numpy()
             assert len(t[column]) == N
@@ -53,6 +52,7 @@ def test_columns_are_arrays(call, path, tmp_path, monkeypatch, name):
                 want = want.astype("U")
             assert np.array_equal(t[column][:], want, equal_nan=equal_nan), column
         assert t["i"].dtype == "i4"
+        assert t["missing"].dtype == "f8"  # of int64
         assert t["when"].dtype == "M8[us]"
         assert t["when"].attrs["timezone"] == "UTC"
         assert t["day"].dtype == "M8[D]"
@@ -183,6 +183,134 @@ def test_what_columns_cannot_have(call, path, tmp_path, values, options, message
         "--columns is not for"
         in call("export", "--columns", "a", f"{path}#x", tmp_path / "x.csv", code=2).stderr
     )
+
+
+def nulls():
+    return pa.table(
+        {
+            "i": pa.array([1, None, 3], pa.int16()),
+            "big": pa.array([(1 << 53) + 1, None, 3]),
+            "ok": pa.array([True, None, False]),
+            "text": pa.array(["a", None, "NaN"]),
+            "raw": pa.array([b"\xff", None, b"a"]),
+            "day": pa.array([None, datetime.date(2026, 1, 2), None]),
+            "none": pa.array([None] * 3, pa.int8()),
+            "full": pa.array([1, 2, 3], pa.uint8()),
+        }
+    )
+
+
+@pytest.mark.parametrize(
+    ("missing", "expected", "left"),
+    [
+        (
+            None,
+            {"i": [1, np.nan, 3], "text": ["a", "", "NaN"], "raw": [b"\xff", b"", b"a"]},
+            {"big": "1 missing values, which int64 does not have", "ok": "--missing says what"},
+        ),
+        (
+            "-1",
+            {"i": [1, -1, 3], "big": [(1 << 53) + 1, -1, 3], "text": ["a", "-1", "NaN"]},
+            {"ok": ""},
+        ),
+        ("2026-01-01", {"i": [1, np.nan, 3]}, {"big": "", "ok": ""}),
+        ("true", {"ok": [True, True, False]}, {"big": ""}),
+    ],
+)
+def test_missing_values(call, path, tmp_path, missing, expected, left):
+    """Nulls are what the user says; else NaN, NaT, '', if the dtype has such or loses nothing."""
+    parquet.write_table(nulls(), tmp_path / "x.parquet", row_group_size=2)
+    options = ["--missing", missing] if missing else []
+    done = call("import", *options, tmp_path / "x.parquet", f"{path}#t")
+    for name, why in left.items():
+        assert any(f":{name}: " in line and why in line for line in done.stderr.splitlines())
+    with wendelin.open(path, "r") as g:
+        t = g["t"]
+        assert set(t) == set(nulls().column_names) - set(left)
+        for name, values in expected.items():
+            assert repr(t[name][:]) == repr(np.array(values, t[name].dtype)), name
+        day = ["2026-01-01" if missing == "2026-01-01" else "NaT", "2026-01-02"]
+        assert t["day"][:2].astype(str).tolist() == day
+        assert t["i"].dtype == ("i2" if missing == "-1" else "f8")
+        assert t["full"].dtype == "u1"
+
+
+@pytest.mark.parametrize("name", [*READ, "x.csv"])
+def test_a_group_of_columns(call, path, tmp_path, name):
+    """Rows of all arrays; attributes of the group and of columns; and back again."""
+    rng = np.random.default_rng(1)
+    columns = {
+        "day": np.arange(N).view("M8[D]"),
+        "n": rng.integers(0, 9, N).astype(">i4"),
+        "name, 2": np.array(["µ", "b"] * (N // 2)),
+        "v": np.asfortranarray(rng.standard_normal((N, 2))),
+    }
+    with wendelin.open(path) as g:
+        t = g.create_group("t")
+        t.attrs.update(unit="mV", n=5, list=[1, {"a": None}], text="5")
+        t["day"] = columns["day"]
+        for other in "n", "name, 2", "v":
+            order = "F" if columns[other].flags.f_contiguous and other == "v" else "C"
+            t.create_array(other, data=columns[other], order=order)
+        t["n"].attrs["c"] = 1j
+        t["n"].attrs["range"] = [0, 9]
+        t.create_group("below")
+        t["one"] = np.array(3)
+    done = call("export", "--step", "4K", f"{path}#t", tmp_path / name)
+    assert "t/below is a " in done.stderr
+    assert "t/one is one value, not a column" in done.stderr
+    assert "n: c" in done.stderr
+    call("import", tmp_path / name, f"{path}#again")
+    with wendelin.open(path, "r") as g:
+        again = g["again"]
+        names = ["day", "n", "name, 2", "v[0]", "v[1]"]
+        for column in names:
+            want = columns["v"][:, int(column[2])] if column[0] == "v" else columns[column]
+            assert np.array_equal(again[column][:], want), column
+        if name == "x.csv":
+            assert list(again.dtype.names) == names
+            return
+        assert list(again) == names
+        assert again.attrs == {"unit": "mV", "n": 5, "list": [1, {"a": None}], "text": "5"}
+        assert again["n"].attrs == {"range": [0, 9]}
+    table = READ[name](tmp_path / name)
+    assert table.schema.field("n").metadata[b"range"] == b"[0, 9]"
+    call("export", "--columns", "n,day", f"{path}#t", tmp_path / f"some-{name}")
+    assert READ[name](tmp_path / f"some-{name}").column_names == ["n", "day"]
+
+
+def test_a_group_that_is_not_a_table(call, path, tmp_path):
+    with wendelin.open(path) as g:
+        g.create_group("t")["a"] = np.arange(3)
+        g["t/b"] = np.arange(4)
+        g.create_group("empty")
+    error = call("export", f"{path}#t", tmp_path / "x.parquet", code=1).stderr
+    assert (
+        "arrays of different lengths, and a table has rows of all of them: a has 3, b has 4"
+        in error
+    )
+    assert "has no columns" in call("export", f"{path}#empty", tmp_path / "x.csv", code=1).stderr
+    assert not list(tmp_path.glob("x.*.part*"))
+
+
+@pytest.mark.parametrize("name", READ)
+def test_metadata_are_attributes(call, path, tmp_path, name):
+    """Those of others are text; of a file with one column, they are those of the array."""
+    attrs = {"unit": "mV", "n": 3, "list": [1, 2.5]}
+    exported(call, path, tmp_path, name, np.arange(3), attrs=attrs)
+    call("import", tmp_path / name, f"{path}#y")
+    field = pa.field("a", pa.int8(), metadata={"unit": "V", "bad": b"\xff"})
+    schema = pa.schema([field], metadata={"n": "3", "pandas": "{}", "wendelin:json": "oh"})
+    table = pa.table({"a": pa.array([1], pa.int8())}, schema=schema)
+    if name == "x.parquet":
+        parquet.write_table(table, tmp_path / name)
+    else:
+        feather.write_feather(table, tmp_path / name)
+    call("import", "--as", "group", tmp_path / name, f"{path}#t")
+    with wendelin.open(path, "r") as g:
+        assert g["y"].attrs == attrs
+        assert g["t"].attrs == {"n": "3"}
+        assert g["t/a"].attrs == {"unit": "V", "bad": b"\xff"}
 
 
 @pytest.mark.parametrize("name", ["x.mat", "x.cdf"])

@@ -56,6 +56,7 @@ from wendelin.cli.slices import Selection, dataset_slice, slice_of
 from wendelin.cli.stored import Database, Stored, StoredArray, class_of, is_mapping
 from wendelin.cli.storedragged import StoredPiece, StoredRagged
 from wendelin.cli.storedzarr import StoredZarr
+from wendelin.cli.tables import TableSource
 from wendelin.cli.transfer import element_ranges
 from wendelin.cli.tree import find, find_array
 from wendelin.cli.unfinished import UnfinishedFile
@@ -185,7 +186,8 @@ def export(
     needs quotes.
 
     A group is written with all groups, arrays and attributes in it, as .h5, .nc or .zarr; without
-    #path, it is all of the database. A ZarrGroup, or a part of one by its path, is written as a
+    #path, it is all of the database. If its arrays have one length, they are columns of .csv,
+    .parquet and .arrow, too. A ZarrGroup, or a part of one by its path, is written as a
     Zarr folder, byte for byte; one of its arrays into any other file, by zarr, which must be
     installed. A ZRagged is written as .npz, with an array for each piece; one piece as an array.
 
@@ -242,7 +244,7 @@ def _export_one(
         if isinstance(found, StoredRagged):
             _export_ragged(found, address, what, unfinished, as_json)
             return
-        if isinstance(found, Stored) and is_mapping(found):
+        if isinstance(found, Stored) and is_mapping(found) and what.kind not in _OF_ROWS:
             _export_whole(database, found, address, given, at, unfinished, step, as_json)
             return
         source, oid = _source(database, address, found, "C" if what.kind in _OF_ROWS else None)
@@ -262,7 +264,7 @@ def _export_one(
             },
             tid,
         )
-        _export(source, what, unfinished, options, step, address.path[-1])
+        _export(source, what, unfinished, options, step, name)
     unfinished.finish()
     layout = source.layout
     itemsize = layout.dtype.itemsize
@@ -272,7 +274,7 @@ def _export_one(
         print_json({**where, **layout_json(layout), **facts})
     else:
         again = f", resumed, as it was at {shown_time(tid)}" if before else ""
-        other = f":{what.member}" if what.member not in (address.path[-1], "") else ""
+        other = f":{what.member}" if what.member not in (name, "") else ""
         say(f"{what.path}{other}: {size_text(layout.size * itemsize)}{again}")
 
 
@@ -297,6 +299,8 @@ def _source(
     """Return an array, or what is read as one, in an order, and the oid of its object."""
     source: Source
     index = address.index
+    if isinstance(found, Stored) and is_mapping(found):
+        return TableSource(database, address, found), found.oid
     if isinstance(found, StoredZarr):
         library("zarr", "zarr")
         from wendelin.cli.zarrread import array_of, source_of  # it needs zarr
@@ -343,12 +347,22 @@ def _export(
     itemsize, before = source.layout.dtype.itemsize, unfinished.done
     with unfinished.kept(source.layout.size, "elements", "array") as failed:
         sink = open_sink(
-            what, unfinished.path, source.layout, options, resume=bool(before), attrs=source.attrs
+            what,
+            unfinished.path,
+            source.layout,
+            options,
+            resume=bool(before),
+            attrs=source.attrs,
+            column_attrs=source.column_attrs,
         )
         failed.callback(sink.close)
         if before:
             sink.resume(unfinished.position)
-        elif left := [*source.left_out, *(sink.set_attrs(source.attrs) if source.attrs else ())]:
+        elif left := [
+            *source.left_out,
+            *sink.set_attrs(source.attrs),
+            *(f"{c}: {n}" for c, a in source.column_attrs.items() for n in a if what.kind == "csv"),
+        ]:
             warn("export", f"left out, attributes that {what.path} cannot have: {', '.join(left)}")
         total = source.layout.size * itemsize
         with progress(f"export {name}", total, in_bytes=True, done=before * itemsize) as tell:
@@ -386,7 +400,10 @@ def _export_whole(
 ) -> None:
     """Write a group with all that is in it."""
     if file.kind not in ("hdf5", "zarr"):
-        raise Failure(f"{address} is a group: it is exported as .h5, .nc or .zarr")
+        raise Failure(
+            f"{address} is a group: it is exported as .h5, .nc or .zarr; its arrays as "
+            f"columns of .parquet, .arrow or .csv"
+        )
     whole = WholeExport(database, address, found, file)
     before = unfinished.done
     tid = zconn_at(database.conn)

@@ -138,7 +138,7 @@ def open_source(file: File, options: Options) -> Source:
         raise click.UsageError(f"{file.path!r} has raw bytes: they need --dtype, maybe --shape")
     identity = _identity(file)
     if file.kind in ("netcdf", "mat", "parquet", "arrow"):
-        return _member_source(file, identity)
+        return _member_source(file, options, identity)
     if file.kind == "npy":
         return npy_source(file.path, identity)
     if file.kind == "h5ad":
@@ -221,25 +221,28 @@ def open_contents(file: File, options: Options) -> Contents:
         )
     if file.kind == "npz":
         return npz_contents(file.path, identity)
-    return _contents(file, identity)
+    return _contents(file, options, identity)
 
 
-def _contents(file: File, identity: dict[str, Any]) -> Contents:
+def _contents(file: File, options: Options, identity: dict[str, Any]) -> Contents:
     """Return the contents of a file that is read by them only."""
     if file.kind == "netcdf":
         return netcdf_contents(file.path, identity)
     if file.kind == "mat":
         return mat_contents(file.path, identity)
-    return column_contents(file.path, file.kind, identity)
+    return column_contents(file.path, file.kind, options.missing, identity)
 
 
-def _member_source(file: File, identity: dict[str, Any]) -> Source:
+def _member_source(file: File, options: Options, identity: dict[str, Any]) -> Source:
     """Return an array of a file that is known by its contents only."""
-    contents = _contents(file, identity)
+    contents = _contents(file, options, identity)
     try:
         member = member_named(contents, file.member)
         assert member.open is not None
         source = member.open()
+        if contents.arrays == [member] and file.kind in ("parquet", "arrow"):
+            # an array that was exported as one column: its attributes are those of the file
+            source.attrs = {**contents.members[0].attrs, **source.attrs}
         return Viewed(source, source.layout, contents.close)
     except BaseException:
         contents.close()
@@ -264,8 +267,8 @@ def check_options(file: File, options: Options, new: bool = False) -> None:
     allowed = {
         "raw": ("dtype", "shape", "order", "offset"),
         "csv": ("delimiter",) if new else _OF_CSV,
-        "parquet": ("columns",) if new else (),
-        "arrow": ("columns",) if new else (),
+        "parquet": ("columns",) if new else ("missing",),
+        "arrow": ("columns",) if new else ("missing",),
         "hdf5": ("external",),
         "zarr": ("external",),
     }.get(file.kind, ())
@@ -309,6 +312,7 @@ def open_sink(
     options: Options,
     resume: bool,
     attrs: Mapping[str, Any] = MappingProxyType({}),
+    column_attrs: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
 ) -> Sink:
     """Return a sink that writes an array to a file.
 
@@ -325,6 +329,8 @@ def open_sink(
         A part is there already, to go on with.
     attrs : mapping
         Attributes that the array has; set_attrs() writes them.
+    column_attrs : mapping
+        Field -> its attributes, for files that have columns.
 
     Raises
     ------
@@ -342,7 +348,9 @@ def open_sink(
     if file.kind == "h5ad":
         raise Failure(f"{file.path} takes a sparse matrix, and this is an array: see .h5")
     if file.kind in ("parquet", "arrow"):
-        return ColumnSink(path, file.kind, layout, file.member, options.columns, attrs)
+        return ColumnSink(
+            path, file.kind, layout, file.member, options.columns, attrs, column_attrs
+        )
     if file.kind != "csv":
         raise Failure(f"{file.path}: {file.kind} files are imported only; see .h5, .nc or .npy")
     return CsvSink(path, layout, _delimiter(file, options))

@@ -74,6 +74,8 @@ class Source(ABC):
     #: attributes, as an array takes them, and the names of those that it cannot take
     attrs: Mapping[str, Any] = MappingProxyType({})
     left_out: Sequence[str] = ()
+    #: of structures that were arrays: attributes of each field
+    column_attrs: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         """Return elements [start, stop), as a 1-d array of the layout's dtype.

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import Layout, Sink
+from wendelin.cli.files.columns import JSON
 from wendelin.cli.files.datasets import library
 from wendelin.cli.files.text import leaves
 from wendelin.lib.utils import override
@@ -85,16 +86,28 @@ def _array(pa: Any, name: str, values: NDArray[Any], kind: Any) -> Any:
 
 def _metadata(attrs: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
     """Return attributes as text, others than texts in JSON; and the names of those that are not."""
-    found, left_out = {}, []
+    found: dict[str, str] = {}
+    left_out = []
+    in_json = []
     for name, value in attrs.items():
         plain = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
         try:
             text = plain if isinstance(plain, str) else json.dumps(plain)
             name.encode(), text.encode()
-            found[name] = text
         except (TypeError, ValueError):
             left_out.append(name)
+            continue
+        found[name] = text
+        if not isinstance(plain, str):
+            in_json.append(name)
+    if in_json:
+        found[JSON] = json.dumps(in_json)
     return found, left_out
+
+
+def _is_of(column: str, field: str) -> bool:
+    """Say whether a column is of a field, or of a part of it."""
+    return column == field or column.startswith((f"{field}[", f"{field}."))
 
 
 class ColumnSink(Sink):
@@ -111,6 +124,8 @@ class ColumnSink(Sink):
         Names of those that are written; empty: all of them.
     attrs : mapping
         Attributes, metadata of the file. One named 'timezone' is that of times.
+    column_attrs : mapping
+        Field -> its attributes, metadata of its columns, and their time zone.
 
     Raises
     ------
@@ -126,6 +141,7 @@ class ColumnSink(Sink):
         name: str,
         columns: list[str],
         attrs: Mapping[str, Any],
+        column_attrs: Mapping[str, Mapping[str, Any]],
     ) -> None:
         pa = self._pa = library("pyarrow", "arrow")
         if len(layout.shape) not in (1, 2) or (layout.order == "F" and len(layout.shape) == 2):
@@ -148,20 +164,22 @@ class ColumnSink(Sink):
                 raise Failure(f"there is no column {column!r}: there are {have}")
         if not self._columns:
             raise Failure(f"a {kind} file has columns, and the array has none")
-        timezone = attrs.get("timezone")
-        types = []
+        metadata, self._left_out = _metadata(attrs)
+        fields = []
         for column in self._columns:
+            of = max((n for n in column_attrs if _is_of(column, n)), key=len, default="")
+            own = column_attrs.get(of, {})
+            timezone = {**attrs, **own}.get("timezone")
             found = _type(pa, empty[column].dtype, timezone if isinstance(timezone, str) else None)
             if found is None:
                 raise Failure(
                     f"a {kind} file has no type for {column}, of dtype {empty[column].dtype}; "
                     f".npy takes any"
                 )
-            types.append(found)
-        metadata, self._left_out = _metadata(attrs)
-        self._schema = pa.schema(
-            list(zip(self._columns, types, strict=True)), metadata=metadata or None
-        )
+            told, left_out = _metadata(own)
+            self._left_out += [f"{column}: {each}" for each in left_out]
+            fields.append(pa.field(column, found, metadata=told or None))
+        self._schema = pa.schema(fields, metadata=metadata or None)
         self._file = open(path, "wb")  # noqa: SIM115
         self._writer: Any = None
         try:

@@ -60,10 +60,11 @@ class CellReader:
         if not delimiter.isascii() or len(set(columns)) != len(columns):
             return None
         try:
-            modules = [import_module(n) for n in ("pyarrow", "pyarrow.csv", "pyarrow.compute")]
+            pa, csv = import_module("pyarrow"), import_module("pyarrow.csv")
+            compute = import_module("pyarrow.compute")
         except ImportError:
             return None
-        return cls(*modules, delimiter, width, columns)
+        return cls(pa, csv, compute, delimiter, width, columns)
 
     def split(self, lines: list[str]) -> list[Any] | None:
         """Return the texts of each column, as an array of pyarrow; None: NumPy is to split."""
