@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from support.child import check_child
+from support.examples import examples
 
 from wendelin.bigarray import ArrayRef
 from wendelin.bigarray.array_ram import RAMArray
@@ -109,7 +110,7 @@ def test_pickled_it_is_copied():
     assert np.array_equal(ref.deref(), view)
 
 
-@settings(max_examples=40, stateful_step_count=30, deadline=None)
+@settings(max_examples=examples(8), stateful_step_count=30, deadline=None)
 class Machine(RuleBasedStateMachine):
     """A RAMArray beside an ndarray that is made anew. Views must show what the ndarray has now."""
 

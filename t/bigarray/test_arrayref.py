@@ -407,7 +407,7 @@ print(given_, refused)
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
 def test_hostile_references():
-    steps = int(os.environ.get("WENDELIN_CORE_TEST_STEPS", "2000")) // 4
+    steps = int(os.environ.get("WENDELIN_CORE_TEST_STEPS", "800")) // 4
     path = os.pathsep.join([str(TESTS), str(Path(__file__).parent)])
     out = check_child(FUZZER, str(steps), timeout=200, PYTHONPATH=path)
     given, refused = map(int, out.split())

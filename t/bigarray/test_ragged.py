@@ -363,7 +363,9 @@ CHECKS = """
 
 
 @pytest.mark.skipif(storages.kind().has_server, reason="the file is local")
-@pytest.mark.parametrize("seconds", [0.1, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "seconds", [0.1, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.5, 1.0))]
+)
 def test_kill(tmp_path, seconds):
     """A process that is killed in the middle leaves whole transactions."""
     url = str(tmp_path / "x.fs")

@@ -5,6 +5,7 @@ import pytest
 import transaction
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from wendelin.bigarray import moving
 from wendelin.bigarray.array_ram import RAMArray
@@ -25,7 +26,7 @@ def resized(a, shape):
     return new
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 @given(SHAPES, st.sampled_from("CF"), st.sampled_from(["u1", "V3", "f8"]), st.integers(1, 200))
 def test_elements_keep_their_indices(shapes, order, dtype, step):
     old, moving._STEP = moving._STEP, step

@@ -371,7 +371,7 @@ def test_kill(tmp_path):
     url = str(tmp_path / "x.fs")
     with start_child(WRITES, url, stdout=-1) as child:
         assert child.stdout.readline() == "begin\n"
-        time.sleep(0.3)
+        time.sleep(0.1)
         child.send_signal(signal.SIGKILL)
     assert int(check_child(CHECKS, url)) >= 0
 

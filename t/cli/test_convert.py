@@ -1,9 +1,5 @@
-"""Files of all dtypes, byte orders, layouts and chunks: as the library reads them, and back.
+"""Files of all dtypes, byte orders, layouts and chunks: as the library reads them, and back."""
 
-WENDELIN_CORE_TEST_EXAMPLES says how many arrays are tried of each kind of file.
-"""
-
-import os
 import tempfile
 import warnings
 from contextlib import closing
@@ -14,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from support import dtypes
+from support.examples import examples
 
 from wendelin.cli.errors import Failure
 from wendelin.cli.files import Options, named, open_sink, open_source, parse_file
@@ -22,11 +19,9 @@ from wendelin.cli.files.convert import as_bytes, packed, plain
 
 pytestmark = pytest.mark.once
 
-EXAMPLES = int(os.environ.get("WENDELIN_CORE_TEST_EXAMPLES", "25"))
-
 many = settings(
     phases=[Phase.generate, Phase.shrink],
-    max_examples=EXAMPLES,
+    max_examples=examples(10),
     deadline=None,
     suppress_health_check=list(HealthCheck),
     database=None,

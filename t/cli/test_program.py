@@ -21,9 +21,9 @@ MIB = 1 << 20
 
 
 def test_demo(call, tmp_path, testdb):
-    done = wendelin("demo", "--worksize", "40M", cwd=tmp_path)
+    done = wendelin("demo", "--worksize", "8M", cwd=tmp_path)
     assert done.stdout.startswith("mean:\t")
-    assert "over 40 MB" in done.stdout
+    assert "over 8 MB" in done.stdout
     assert done.stderr == ""
     told = wendelin("demo", "--json", "--worksize", "1M", testdb.url).json
     assert told["bytes"] == MIB

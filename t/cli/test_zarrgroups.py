@@ -1,5 +1,6 @@
 """wendelin import --as zarr, and export of a ZarrGroup: Zarr folders, byte for byte."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -118,6 +119,23 @@ def test_keys_that_cannot_be_files(url, call):
 
 
 @pytest.mark.only("fs")
+def test_an_import_of_zarr_that_failed_goes_on(url, call, monkeypatch):
+    data = np.random.default_rng(1).random((100, 100))
+    zarr.open_group("x.zarr", mode="w").create_array("a", data=data, chunks=(5, 100))
+    args = "import", "--as", "zarr", "--json", "--step", "16K", "x.zarr", f"{url}#g"
+    commit, calls = transaction.commit, itertools.count()
+    with monkeypatch.context() as m:
+        m.setattr(transaction, "commit", lambda: commit() if next(calls) < 3 else 1 / 0)
+        call(*args, code=1)
+    with database(url) as root:
+        assert list(root) == ["g~import"]
+    assert call(*args).json["resumed_at"] > 0
+    with database(url) as root:
+        assert np.array_equal(zarr.open_group(root["g"].store(), mode="r")["a"][:], data)
+
+
+@pytest.mark.only("fs")
+@pytest.mark.slow
 def test_imports_and_exports_of_zarr_go_on_after_kills(url, call):
     data = np.random.default_rng(1).random((3000, 100))
     zarr.open_group("x.zarr", mode="w").create_array("a", data=data, chunks=(5, 100))

@@ -218,7 +218,7 @@ def test_what_is_past_the_end_is_not_known_ahead(numbered):
 
 def test_mappings_stay_within_the_kernels_limit(tmp_path):
     """More mapped blocks than a process may have mappings: the oldest are given back."""
-    blocks = 70_000
+    blocks = 40_000  # the pager takes half of the mappings that the kernel allows, 65,530
     path = tmp_path / "many"
     with open(path, "wb") as f:
         for i in range(blocks):  # every second page, so that the kernel merges no mappings
@@ -241,10 +241,11 @@ def test_mappings_stay_within_the_kernels_limit(tmp_path):
         a = np.frombuffer(handle.mmap(0, blocks), "u8")[::512]
         count = lambda: open("/proc/self/maps").read().count(path)
         limit = int(open("/proc/sys/vm/max_map_count").read()) // 2
+        assert limit + 1024 < blocks, limit
         assert (a == np.arange(blocks)).all()
         assert limit // 2 < count() <= limit + 1024, count()
         assert (a[::-1] == np.arange(blocks)[::-1]).all()
-        order = np.random.default_rng(1).permutation(blocks)
+        order = np.random.default_rng(1).permutation(blocks)[:10_000]
         assert (a[order] == order).all()
         assert count() <= limit + 1024, count()
         # what was read last is still there, and what was read first is not

@@ -320,7 +320,7 @@ for t in threads: t.join()
 
 def test_the_interpreter_exits_with_views_and_threads():
     out = child("""
-fileh, a = new(1 << 16)
+fileh, a = new(1 << 12)
 started = threading.Event()
 def work():
     while True:

@@ -2,6 +2,7 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 
 from wendelin.bigfile.virtmem.pagemap import selftest
 
@@ -14,7 +15,7 @@ keys = (
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["set", "set", "del", "get"]), keys), max_size=300))
 def test_as_a_dict(operations):
     assert selftest(operations) == len(operations)

@@ -2,6 +2,7 @@
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.examples import examples
 from ZODB.utils import p64
 
 from wendelin.bigfile.zodb.blockmap import BlockMap, PartMap
@@ -17,7 +18,7 @@ steps = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(st.lists(steps, max_size=200), blks, blks, st.dictionaries(blks, oids), st.sets(oids))
 def test_a_block_map_is_like_a_dict(steps, start, stop, now, some):
     known, model = BlockMap(), {}
@@ -51,7 +52,7 @@ def test_a_block_map_is_like_a_dict(steps, start, stop, now, some):
     assert known.blocks_of(some) == set()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(20), deadline=None)
 @given(st.lists(st.tuples(blks, st.frozensets(oids, max_size=9)), max_size=60), st.sets(oids))
 def test_a_part_map_is_like_a_dict(steps, some):
     parts, model = PartMap(), {}

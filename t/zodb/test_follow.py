@@ -8,6 +8,7 @@ import transaction
 from BTrees.LOBTree import LOBTree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.clients import Client
 from transaction import TransactionManager
 
 from wendelin.bigarray.array_zodb import ZBigArray
@@ -113,6 +114,14 @@ def test_a_reader_sees_what_a_plain_array_has(tmp_path_factory, fmt, first, step
             assert np.array_equal(clients.B[:], clients.model)
         finally:
             clients.close()
+
+
+@pytest.fixture
+def other(root):
+    """Return another client: no array that has a format of its own is needed."""
+    client = Client(root)
+    yield client
+    client.close()
 
 
 @pytest.fixture
