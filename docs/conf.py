@@ -26,6 +26,9 @@ copybutton_prompt_is_regexp = True
 copybutton_only_copy_prompt_lines = True
 
 html_theme = "furo"
+html_static_path = ["_static"]
+html_extra_path = ["_extra"]  # 404.html: a server shows it for any missing page, so it stands alone
+html_css_files = ["site.css"]
 html_logo = html_favicon = "logo.svg"
 html_title = f"wendelin.core {release}"
 html_show_sphinx = False
