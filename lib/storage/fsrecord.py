@@ -31,7 +31,10 @@ from wendelin.lib.storage.record import (
 __all__ = ["HeadReader", "Located", "OpenFile", "Stat", "stat"]
 
 _HEAD = 512  # at most, before the pad and the payload [bytes]
-_READ = 1 << 20  # of a payload that is read through, at a time [bytes]
+#: of a payload that is read through, at a time: it is still in the processor's cache [bytes]
+_READ = 256 << 10
+#: memory to read into, that no thread uses: to get it anew takes longer than to read
+_spare: list[memoryview] = []
 
 
 class OpenFile:
@@ -132,14 +135,20 @@ class Located(NamedTuple):
             raise ChecksumError
 
     def _pieces(self, flags: int) -> Iterator[memoryview]:
-        data = memoryview(bytearray(min(self.size, _READ)))
+        try:
+            data = _spare.pop()
+        except IndexError:
+            data = memoryview(bytearray(_READ))
         done = 0
-        while done < self.size:
-            n = os.preadv(self.file.fd, [data[: self.size - done]], self.offset + done, flags)
-            if n == 0:
-                return  # the file was cut
-            yield data[:n]
-            done += n
+        try:
+            while done < self.size:
+                n = os.preadv(self.file.fd, [data[: self.size - done]], self.offset + done, flags)
+                if n == 0:
+                    return  # the file was cut
+                yield data[:n]
+                done += n
+        finally:
+            _spare.append(data)
 
 
 class Stat(NamedTuple):

@@ -19,9 +19,11 @@ from support.zarrarrays import DATA, KINDS, make, opened  # noqa: E402
 from zarr.abc.store import OffsetByteRequest, RangeByteRequest, SuffixByteRequest  # noqa: E402
 
 from wendelin.bigarray.array_zodb import ZBigArray  # noqa: E402
-from wendelin.lib.storage.record import ChecksumError  # noqa: E402
+from wendelin.lib.storage import fsrecord  # noqa: E402
+from wendelin.lib.storage.record import ChecksumError, digest_of  # noqa: E402
 from wendelin.lib.zodb import dbclose, dbopen, zconn_at  # noqa: E402
 from wendelin.zarr import ZarrGroup, ZarrParts, ZarrValue  # noqa: E402
+from wendelin.zarr.spool import AREA, LARGE, Spool  # noqa: E402
 from wendelin.zarr.writing import PART_SIZE  # noqa: E402
 
 pytestmark = [pytest.mark.database, pytest.mark.formats]
@@ -276,6 +278,56 @@ def test_large_values_are_mapped(root, g):
     if getattr(storage, "align", False):
         again = store.get_sync("a/c/0/0").as_numpy_array()
         assert np.shares_memory(value, again)
+
+
+@pytest.mark.only("fs")
+def test_values_that_are_in_memory_are_compared_where_they_are_asked_for(root, g, monkeypatch):
+    data = np.random.default_rng(2).random((400, 200))
+    zarr.create_array(g.store(), name="a", data=data, chunks=(200, 200), compressors=None)
+    transaction.commit()
+    a = opened(g)
+    table = g.live_table()
+    table.keys.find(table._root, ["a/c/0/0", "a/c/1/0"])
+    asked = []
+    monkeypatch.setattr(table.values, "read", spied(table.values.read, asked))
+    assert np.array_equal(a[:], data)
+    assert not asked  # by other threads
+
+
+@pytest.mark.only("fs")
+def test_checksums_are_compared_one_within_another(root, g, monkeypatch):
+    """As by a handler of a signal, which interrupts one and touches an array."""
+    data = np.random.default_rng(2).integers(0, 255, (2, 600_000), "u1")
+    zarr.create_array(g.store(), name="a", data=data, chunks=(1, 600_000), compressors=None)
+    transaction.commit()
+    table = g.live_table()
+    refs = table.keys.find(table._root, ["a/c/0/0", "a/c/1/0"]).values()
+    one, other = map(table.values.place, refs)
+
+    def interrupted(pieces):
+        for i, piece in enumerate(pieces):
+            if i == 0:
+                monkeypatch.undo()
+                other.check()
+            yield piece
+
+    monkeypatch.setattr(fsrecord, "digest_of", lambda pieces: digest_of(interrupted(pieces)))
+    one.check()
+    assert one.matches()
+    assert other.matches()
+
+
+def test_values_that_wait_are_copies():
+    spool = Spool()
+    rng = np.random.default_rng(5)
+    kept = []
+    for size in 0, 10, LARGE - 1, LARGE, LARGE + 7, AREA // 2, AREA // 2 + 1, AREA + 1, LARGE:
+        given = rng.integers(0, 255, size, "u1")
+        kept.append((spool.keep(memoryview(given)), given.copy()))
+        given[:] = 0
+    for found, expected in kept:
+        assert found.readonly or not found
+        assert np.array_equal(np.frombuffer(found, "u1"), expected)
 
 
 @pytest.mark.only("fs", "fscopy")

@@ -32,6 +32,7 @@ from wendelin.lib.zodb import zconn_has_open, zconn_load_all, zconn_locate
 __all__ = ["LARGE", "Data", "Values", "WouldWaitError"]
 
 LARGE = 64 << 10  # what is given out of a mapping [bytes]
+AT_ONCE = 2 << 20  # what is compared with its checksum in the thread of an event loop [bytes]
 TOGETHER = 16  # parts that are asked for at once
 MOST = 1 << 17  # places that are remembered
 
@@ -102,8 +103,16 @@ class Values:
         if ref.cls != _VALUE:
             raise WouldWaitError
         place = self._place(ref.oid, False)
-        if place is None or (byte_range is None and place.size >= LARGE and not place.matches()):
+        if place is None:
             raise WouldWaitError
+        if byte_range is None and place.size >= LARGE and not place.matches():
+            # to go on in another thread takes as long as to compare 1 MiB that is in memory
+            if place.size > AT_ONCE:
+                raise WouldWaitError
+            try:
+                place.check(place.file.nowait)
+            except BlockingIOError:
+                raise WouldWaitError from None
         return self._out_of(place, byte_range, place.file.nowait)
 
     def read(self, wanted: Sequence[tuple[Ref, slice | None]]) -> list[Data]:
