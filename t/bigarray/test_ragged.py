@@ -362,15 +362,12 @@ CHECKS = """
 """
 
 
-@pytest.mark.skipif(storages.kind().has_server, reason="the file is local")
-@pytest.mark.parametrize(
-    "seconds", [0.1, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.5, 1.0))]
-)
-def test_kill(tmp_path, seconds):
+@pytest.mark.only("fs", "zeo")
+@pytest.mark.parametrize("seconds", [0.1, 0.8])
+def test_kill(testdb, seconds):
     """A process that is killed in the middle leaves whole transactions."""
-    url = str(tmp_path / "x.fs")
-    with start_child(WRITES, url, stdout=-1) as child:
+    with start_child(WRITES, testdb.url, stdout=-1) as child:
         assert child.stdout.readline() == "begin\n"
         time.sleep(seconds)
         child.send_signal(signal.SIGKILL)
-    assert int(check_child(CHECKS, url)) >= 0
+    assert int(check_child(CHECKS, testdb.url)) >= 0

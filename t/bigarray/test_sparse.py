@@ -12,7 +12,6 @@ import transaction
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy import sparse
-from support import storages
 from support.child import check_child, start_child
 from support.clients import Client
 from ZODB.POSException import ConflictError, ConnectionStateError
@@ -365,15 +364,14 @@ CHECKS = """
 """
 
 
-@pytest.mark.skipif(storages.kind().has_server, reason="the file is local")
-def test_kill(tmp_path):
+@pytest.mark.only("fs", "zeo")
+def test_kill(testdb):
     """A process that is killed in the middle leaves whole transactions."""
-    url = str(tmp_path / "x.fs")
-    with start_child(WRITES, url, stdout=-1) as child:
+    with start_child(WRITES, testdb.url, stdout=-1) as child:
         assert child.stdout.readline() == "begin\n"
         time.sleep(0.1)
         child.send_signal(signal.SIGKILL)
-    assert int(check_child(CHECKS, url)) >= 0
+    assert int(check_child(CHECKS, testdb.url)) >= 0
 
 
 #: arguments: URL, millions of numbers
