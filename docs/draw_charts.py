@@ -1,4 +1,4 @@
-"""Draws the charts of performance.md and which-array.md from their tables.
+"""Draws the charts of performance.md, which-array.md and neighbours.md from their tables.
 
     python docs/draw_charts.py
 
@@ -61,6 +61,38 @@ CHARTS = {
             "scattered changes: a commit, ms": "scattered changes: a commit",
             "scattered changes: to read it then, us a block": "to read it then",
             "bulk writes: a commit, ms": "bulk writes: a commit",
+        },
+    ),
+    "pointers": (
+        "neighbours.md",
+        "pointers",
+        "1,220 MiB, as bigarray measures it",
+        {
+            "create, ms": "create",
+            "write, ms": "write",
+            "load and iterate, ms": "open it, and take each row",
+            "iterate again, ms": "take each row again",
+            "touch all, ms": "add all numbers",
+        },
+    ),
+    "ragged": (
+        "neighbours.md",
+        "ragged",
+        "100,000 pieces of 10 to 1,000 numbers",
+        {
+            "write, s": "write",
+            "read in order, s": "read in order",
+            "read at random, s": "read at random",
+        },
+    ),
+    "zarrstore": (
+        "neighbours.md",
+        "zarrstore",
+        "Zarr: 5,000 x 5,000 f4",
+        {
+            f"{kind}: {work}, ms": f"{kind}: {work}"
+            for kind in ("raw", "zstd", "sharded")
+            for work in ("write", "read", "columns", "points")
         },
     ),
     "which": (
@@ -128,7 +160,7 @@ def draw(name):
         values = [float(text) for text in texts]
         log = max(values) > 50 * min(values)
         low = min(values) / 3 if log else 0
-        ours = ("wendelin.core", "ZBigArray", "auto")
+        ours = ("wendelin.core", "ZBigArray", "ZRagged", "ZODBStore", "auto")
         colours = [OURS if side in ours else OTHER for side in sides]
         ax.barh(sides, [v - low for v in values], left=low, color=colours, height=0.78)
         if log:
