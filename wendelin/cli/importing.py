@@ -296,6 +296,10 @@ def _import_whole(
         label = f"import {os.path.basename(contents.path.rstrip('/'))}"
         with progress(label, contents.nbytes, in_bytes=True, done=before) as tell:
             whole.run(step, tell)
+        for name, why in whole.damaged.items():
+            for member in contents.members:
+                if member.name == name:
+                    member.why, member.damaged = why, True
     if as_json:
         print_json(
             {
@@ -312,6 +316,12 @@ def _import_whole(
     else:
         again = f", from {size_text(before)} on" if whole.resumed else ""
         say(f"{address}: {shown_counts(contents)}{again}")
+    bad = [m for m in contents.members if m.damaged]
+    if bad:
+        raise Failure(
+            f"{len(bad)} of {len(contents.members)} arrays, groups and links of {contents.path} "
+            f"could not be read, and {'is' if len(bad) == 1 else 'are'} left out"
+        )
 
 
 def _import_pieces(

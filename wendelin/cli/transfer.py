@@ -280,6 +280,8 @@ class Target:
 
     def discard(self) -> None:
         """Remove what was begun, when it cannot be completed."""
+        if self._place.progress is None:
+            return
         self._check_ours()
         self._place.progress = None
         self._commit("given up")

@@ -11,11 +11,12 @@ This module knows contents and groups. It knows no kind of file.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import transaction
 from BTrees.OOBTree import OOBTree
+from numpy.typing import NDArray
 from persistent.mapping import PersistentMapping
 
 from wendelin.bigarray.array_zodb import ZBigArray
@@ -24,18 +25,21 @@ from wendelin.cli.address import Address, Path, join
 from wendelin.cli.arrays import flat_bytes
 from wendelin.cli.changing import group_at
 from wendelin.cli.errors import Failure, explain
+from wendelin.cli.files.base import Source
 from wendelin.cli.files.contents import Contents, Member
 from wendelin.cli.files.convert import as_bytes
-from wendelin.cli.output import Advance
+from wendelin.cli.output import Advance, warn
 from wendelin.cli.stored import class_of
 from wendelin.cli.transfer import Target, fill
 from wendelin.cli.tree import SUFFIX
+from wendelin.lib.utils import override
 from wendelin.tree.containers import is_container, is_hidden, new_container
 from wendelin.tree.group import Group
 
 __all__ = ["Whole", "leave_out_names"]
 
-_NOTES = {"source", "done"}  # keys
+_NOTES = {"source", "done"}  # keys, and maybe
+_DAMAGED = "damaged"  # name -> why, of members that could not be read
 _TOGETHER = 1000  # members that are committed together, at most
 
 
@@ -59,6 +63,54 @@ def leave_out_names(contents: Contents) -> None:
     for member in contents.members:
         if member.same is not None and member.same not in seen:
             member.why = "a link to what is left out"
+
+
+class _Unreadable(Failure):
+    """A member of a file cannot be read; the text says why."""
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    try:
+        yield
+    except Exception as e:
+        raise _Unreadable(explain(e)) from e
+
+
+class _Read(Source):
+    """A member that is read: what goes wrong then is of the file, not of the database.
+
+    Parameters
+    ----------
+    member : Member
+
+    Raises
+    ------
+    _Unreadable
+    """
+
+    def __init__(self, member: Member) -> None:
+        assert member.open is not None
+        with _reading():
+            self._source = member.open()
+        self.layout, self.attrs = self._source.layout, member.attrs
+
+    def _read(self, start: int, stop: int) -> NDArray[Any]:
+        with _reading():
+            return self._source.read(start, stop)
+
+    @override
+    def next_data(self, start: int) -> int:
+        with _reading():
+            return self._source.next_data(start)
+
+    @override
+    def identity(self) -> dict[str, Any]:
+        return self._source.identity()
+
+    @override
+    def close(self) -> None:
+        self._source.close()
 
 
 class Whole:
@@ -108,7 +160,7 @@ class Whole:
         staging = self._parent.obj.get(self._staged)
         if staging is not None:
             notes = staging.get(SUFFIX) if is_container(staging) else None
-            if not isinstance(notes, PersistentMapping) or notes.keys() != _NOTES:
+            if not isinstance(notes, PersistentMapping) or notes.keys() - {_DAMAGED} != _NOTES:
                 raise Failure(
                     f"{self._where(self._path)} is a {class_of(staging)}: the import needs that "
                     f"name. It may be an unfinished import of an array: `wendelin rm` removes it"
@@ -136,6 +188,11 @@ class Whole:
     def done_bytes(self) -> int:
         """What is done [bytes], without the part of an array."""
         return sum(m.nbytes for m in self._kept[: self.done])
+
+    @property
+    def damaged(self) -> dict[str, str]:
+        """Name of each member that could not be read -> why."""
+        return dict(self._notes.get(_DAMAGED, {}))
 
     @property
     def total(self) -> int:
@@ -175,6 +232,8 @@ class Whole:
         tell
             Called with the number of bytes that were added.
 
+        A member that cannot be read is noted, and left out with what was done of it: see damaged.
+
         Raises
         ------
         Failure
@@ -187,14 +246,18 @@ class Whole:
             waiting = 0  # memory of what is not committed yet [bytes]
             first = done = self.done
             for member in self._kept[first:]:
-                if member.is_array and member.nbytes > most:
-                    if done != self.done:
-                        self._commit(done)
+                large = member.is_array and member.nbytes > most
+                if large and done != self.done:
+                    self._commit(done)
                     waiting = 0
-                    self._large(member, step, tell)
-                else:
-                    waiting += self._small(member)
-                    tell(member.nbytes)
+                try:
+                    if large:
+                        self._large(member, step, tell)
+                    else:
+                        waiting += self._small(member)
+                        tell(member.nbytes)
+                except _Unreadable as e:
+                    self._leave_out(member, e)
                 done += 1
                 if waiting >= most or (done - self.done) >= _TOGETHER:
                     self._commit(done)
@@ -216,14 +279,30 @@ class Whole:
                 f"on from there"
             ) from e
 
+    def _leave_out(self, member: Member, error: _Unreadable) -> None:
+        """Note that a member cannot be read; the next commit saves it."""
+        *way, name = member.path
+        container = self._container(tuple(way))
+        container.pop(name + SUFFIX, None)  # what was done of it
+        self._notes[_DAMAGED] = {**self.damaged, member.name: str(error)}
+        warn("import", f"left out, {self._contents.shown(member)}: {error}")
+
     def _small(self, member: Member) -> int:
-        """Put a member into the group; return how much memory it takes [bytes]."""
+        """Put a member into the group; return how much memory it takes [bytes].
+
+        Raises
+        ------
+        _Unreadable
+            Nothing was put there.
+        """
         if not member.path:
             return 0  # the attributes of the file: at the end
         path = "/".join(member.path)
         *way, name = member.path
         container = self._container(tuple(way))
         if member.same is not None:
+            if "/".join(member.same) in self.damaged:
+                raise _Unreadable("a link to what is left out")
             container[name] = self._container(member.same)
         elif member.layout is None:
             if name not in container:
@@ -250,24 +329,23 @@ class Whole:
         assert member.layout is not None
         assert member.open is not None
         shape, dtype, order = member.layout
+        data, first = None, 0
+        if member.nbytes:
+            with closing(_Read(member)) as source:
+                first = source.next_data(0)
+                if first < source.layout.size:
+                    data = source.read(first, source.layout.size)
         A = ZBigArray(shape, dtype, order, self._blksize, self._zblk_fmt)
         container[name] = A
         self._root._p_jar.add(A)
         A.attrs.update(member.attrs)
-        if not A.nbytes:
-            return
-        with closing(member.open()) as source:
-            first = source.next_data(0)
-            if first < source.layout.size:
-                data = source.read(first, source.layout.size)
-                flat_bytes(A)[first * A.itemsize :] = as_bytes(data)
+        if data is not None:
+            flat_bytes(A)[first * A.itemsize :] = as_bytes(data)
 
     def _large(self, member: Member, step: int, tell: Advance) -> None:
         """Import an array in transactions of its own."""
-        assert member.open is not None
         at = self._where((*self._path, *member.path))
-        with closing(member.open()) as source:
-            source.attrs = member.attrs
+        with closing(_Read(member)) as source:
             # an array that is there is complete: it was not counted yet
             there = self._container(member.path[:-1]).get(member.path[-1])
             if there is not None:
@@ -275,7 +353,12 @@ class Whole:
                 return
             target = Target(self._root, at, source, False, self._blksize, self._zblk_fmt)
             tell(target.done * target.array.itemsize)
-            fill(target, source, step, tell)
+            try:
+                fill(target, source, step, tell)
+            except Failure as e:
+                if isinstance(e.__cause__, _Unreadable):
+                    raise e.__cause__ from e
+                raise
 
     # ---- transactions ----
 

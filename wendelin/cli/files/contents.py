@@ -44,6 +44,8 @@ class Member:
     open: Callable[[], Source] | None = None
     #: nothing is lost with it, so no warning names it
     quiet: bool = False
+    #: it is left out because it cannot be read: an import says so by its exit code
+    damaged: bool = False
 
     @property
     def name(self) -> str:

@@ -81,7 +81,7 @@ class DatasetSource(FileSource):
         self._axes = len(shape)  # of the dataset
         self.layout = Layout(shape, plain(dataset.dtype), "C").with_axes()
         rows = mul(self.layout.shape[1:])
-        together = (chunk[0] if chunk else 1) * rows
+        together = chunk[0] * rows if chunk else 0  # without chunks, no byte is read twice
         itemsize = self.layout.dtype.itemsize
         self._together = together if 0 < together * itemsize <= _CACHED else 0
         self._cached: tuple[int, NDArray[Any]] | None = None
@@ -107,12 +107,16 @@ class DatasetSource(FileSource):
         if not self._together:
             return self._elements(start, stop)
         result = np.empty(stop - start, self.layout.dtype)
-        for n in range(start // self._together, -(-stop // self._together)):
-            first = n * self._together
-            rows = self._rows(n)
-            wanted = rows[max(0, start - first) : stop - first]
-            at = max(start, first) - start
-            result[at : at + len(wanted)] = wanted
+        at = start
+        while at < stop:
+            n, behind = divmod(at, self._together)
+            whole = (stop - at) // self._together * self._together
+            if not behind and whole:  # whole rows of chunks: no chunk is read again
+                values = self._elements(at, at + whole)
+            else:
+                values = self._rows(n)[behind : behind + stop - at]
+            result[at - start : at - start + len(values)] = values
+            at += len(values)
         return result
 
     def _rows(self, n: int) -> NDArray[Any]:

@@ -114,10 +114,15 @@ class Datasets:
         while todo:
             at, group = todo.pop()
             seen[_key(h5py, group)] = at
-            attrs, unkept = from_hdf5(h5py, group)
+            try:
+                attrs, unkept = from_hdf5(h5py, group)
+                names = list(group)
+            except (KeyError, OSError, TypeError, ValueError, RuntimeError) as e:
+                yield Member(at, why=f"what is not read: {explain(e)}", damaged=True)
+                continue
             yield Member(at, attrs=attrs, unkept=unkept)
             below = []
-            for name in group:
+            for name in names:
                 path = (*at, name)
                 if self._matlab and not at and name in _OF_MATLAB:
                     yield Member(path, why="contents of cells of MATLAB")
@@ -132,10 +137,11 @@ class Datasets:
                         links.append((path, self.inside.find(f"{group.name}/{name}")))
                         continue
                     obj = group[name]
+                    key = _key(h5py, obj)
                 except (KeyError, OSError, TypeError, ValueError, RuntimeError, Failure) as e:
-                    yield Member(path, why=f"an object that cannot be opened: {explain(e)}")
+                    why = f"an object that cannot be opened: {explain(e)}"
+                    yield Member(path, why=why, damaged=not isinstance(e, Failure))
                     continue
-                key = _key(h5py, obj)
                 if key in seen:
                     links.append((path, obj))
                 elif isinstance(obj, h5py.Group):
@@ -184,7 +190,8 @@ class Datasets:
         except Failure as e:
             return Member(path, why=f"bytes elsewhere: {e}")
         except (OSError, TypeError, ValueError, RuntimeError, OverflowError) as e:
-            return Member(path, why=f"what is not read: {explain(e)}")
+            damaged = isinstance(e, OSError | RuntimeError)
+            return Member(path, why=f"what is not read: {explain(e)}", damaged=damaged)
         attrs, unkept = dict(source.attrs), list(source.left_out)
         layout = source.layout
         if layout.dtype.itemsize == 0:

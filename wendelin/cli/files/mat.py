@@ -52,7 +52,7 @@ def mat_contents(path: str, identity: dict[str, Any]) -> Contents:
         try:
             value = _value(io, path, name)
         except Exception as e:
-            members.append(Member((name,), why=f"what is not read: {explain(e)}"))
+            members.append(Member((name,), why=f"what is not read: {explain(e)}", damaged=True))
             continue
         members += _members(io, path, (name,), value, identity)
     return Contents(path, members, identity)

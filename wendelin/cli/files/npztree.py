@@ -36,7 +36,7 @@ def npz_contents(path: str, identity: dict[str, Any]) -> Contents:
         try:
             source = npz_source(path, name, identity)
         except (Failure, OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as e:
-            members.append(Member(at, why=f"what is not read: {explain(e)}"))
+            members.append(Member(at, why=f"what is not read: {explain(e)}", damaged=True))
             continue
         source.close()
         dtype = source.layout.dtype

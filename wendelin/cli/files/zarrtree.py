@@ -68,7 +68,7 @@ def _members(path: str, start: Path, external: bool) -> Iterator[Member]:
                 with warnings.catch_warnings(action="ignore"):
                     found = zarr.open(store, path=inside, mode="r")
             except Exception as e:  # of a damaged file, or of another version
-                yield Member(at, why=f"metadata that is not read: {explain(e)}")
+                yield Member(at, why=f"metadata that is not read: {explain(e)}", damaged=True)
                 continue
         if isinstance(found, zarr.Array):
             yield _array(at, found, path)
