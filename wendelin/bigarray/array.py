@@ -21,6 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 from wendelin.bigarray.html import Overview, to_html
 from wendelin.bigarray.indexing import BasicIndex, split_index
 from wendelin.bigarray.loaded import Loaded
+from wendelin.bigarray.meaning import elements_of
 from wendelin.bigarray.memory import copy_in_steps, in_file, strides_of
 from wendelin.bigarray.moving import resize_keeping
 from wendelin.bigarray.ndarraylike import NDArrayLike
@@ -54,8 +55,7 @@ def _no_alias(target: NDArray[Any], values: Any) -> Any:
     NumPy compares addresses to see that arrays overlap. But two mappings show the same bytes of a
     file at two addresses, as in A[1:] = A[:-1].
     """
-    if isinstance(values, BigArray):
-        values = np.asarray(values)
+    values = np.asarray(values) if isinstance(values, BigArray) else elements_of(values)
     if not isinstance(values, np.ndarray):
         return values
     to, of = in_file(target), in_file(values)
@@ -566,7 +566,7 @@ class BigArray(Saving, NDArrayLike):
             failure of the copy.
         """
         structures = self._dtype.names is not None and isinstance(values, list | tuple)
-        values = np.asarray(values, self._dtype if structures else None)
+        values = np.asarray(elements_of(values), self._dtype if structures else None)
         if not self._shape:
             raise ValueError("a 0-d array cannot be appended to")
         axis = self._major

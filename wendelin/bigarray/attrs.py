@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from BTrees.OOBTree import OOBTree
 
+from wendelin.bigarray.meaning import elements_of
+
 __all__ = ["MOST", "Attributes", "check_value"]
 
 #: limit of a value; a larger one should be an array [bytes]
@@ -110,6 +112,10 @@ def check_value(value: Any, name: str = "", deep: int = 0) -> Any:
     if deep > _DEEP:
         raise ValueError(f"attribute {name!r}: lists and dicts are nested more than {_DEEP} deep")
     if isinstance(value, np.generic | np.ndarray):
+        try:
+            value = elements_of(value)
+        except TypeError as e:
+            raise TypeError(f"attribute {name!r}: {e}") from e
         return _numpy(value, name, deep)
     for plain in _PLAIN:
         if isinstance(value, plain):

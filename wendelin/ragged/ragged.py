@@ -22,6 +22,7 @@ from BTrees.OOBTree import OOBTree
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from ZODB.POSException import ConnectionStateError
 
+from wendelin.bigarray.meaning import elements_of
 from wendelin.lib.references import object_at, reference_to
 from wendelin.lib.storage.shared import zconn_is_shared
 from wendelin.lib.zodb import LivePersistent, zobj_is_committed
@@ -370,7 +371,7 @@ class Writer:
         """Set the piece of a key: see ZRagged.put()."""
         dtype, row = self.ragged.dtype, self.ragged.row
         # structures are tuples, which asarray() takes for rows
-        found = np.asarray(values, dtype if dtype.names is not None else None)
+        found = np.asarray(elements_of(values), dtype if dtype.names is not None else None)
         if found.ndim != 1 + len(row) or found.shape[1:] != row:
             if found.size == 0 and found.ndim == 1:  # an empty list
                 found = found.reshape(0, *row)

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from wendelin.bigarray.meaning import elements_of
+
 __all__ = ["Rows", "compressed", "is_matrix", "rows_of", "scipy_sparse"]
 
 
@@ -86,7 +88,7 @@ def rows_of(source: Any) -> Iterator[Rows]:
 def _in_memory(source: Any) -> Rows:
     sparse = scipy_sparse()
     if not sparse.issparse(source):
-        source = np.asarray(source)
+        source = np.asarray(elements_of(source))
     if getattr(source, "ndim", 0) != 2 or source.dtype.kind not in "biufc":
         raise TypeError(
             f"rows are a matrix of two axes, and this is {type(source).__name__} of shape "

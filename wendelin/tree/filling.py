@@ -11,8 +11,11 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from wendelin.bigarray import BigArray
+from wendelin.bigarray.meaning import check_elements, elements_of
 
-__all__ = ["fill", "layout_of"]
+__all__ = ["fill", "labels_of", "layout_of"]
+
+DIMENSIONS = "_ARRAY_DIMENSIONS"  # the attribute that xarray reads
 
 STEP = 32 << 20  # read at a time [bytes]
 
@@ -31,8 +34,9 @@ def layout_of(name: str, shape: Any, dtype: DTypeLike | None, data: Any) -> tupl
         if shape is None:
             raise TypeError(f"array {name!r} has neither shape nor data: give one of them")
         return shape, float if dtype is None else dtype, None
+    check_elements(data)
     if not _is_sliced(data):
-        data = np.asarray(data)
+        data = np.asarray(elements_of(data))
     dtype = data.dtype if dtype is None else np.dtype(dtype)
     if shape is None:
         return data.shape, dtype, data
@@ -40,6 +44,13 @@ def layout_of(name: str, shape: Any, dtype: DTypeLike | None, data: Any) -> tupl
     if shape != tuple(data.shape):
         raise ValueError(f"array {name!r}: shape is {shape}, and the data has {data.shape}")
     return shape, dtype, data
+
+
+def labels_of(data: Any) -> dict[str, Any] | None:
+    """Return attributes, and names of dimensions, of an xarray.DataArray; None for other data."""
+    if not all(hasattr(type(data), name) for name in ("dims", "coords", "attrs")):
+        return None
+    return {**data.attrs, DIMENSIONS: [str(name) for name in data.dims]}
 
 
 def _is_sliced(data: Any) -> bool:

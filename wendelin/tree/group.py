@@ -34,7 +34,7 @@ from wendelin.tree.containers import (
     path_names,
     put,
 )
-from wendelin.tree.filling import fill, layout_of
+from wendelin.tree.filling import fill, labels_of, layout_of
 from wendelin.tree.history import Entry, log, undo
 from wendelin.tree.moments import Moment
 from wendelin.tree.opening import moment_of, open_root, past_root
@@ -327,23 +327,25 @@ class Group(MutableMapping[Any, Any]):
             By default that of the data; without data, float.
         data : array_like, optional
             Copied in steps: also an object with a shape, a dtype and slices, such as a dataset of
-            h5py or an array of zarr.
+            h5py or an array of zarr. Only values are copied; of an xarray.DataArray, also its
+            attributes and names of dimensions. Masked values and units are refused.
         order, blksize, zblk_fmt
             See ZBigArray.
         attrs : mapping, optional
-            Attributes.
+            Attributes; instead of those of the data.
 
         Raises
         ------
         ValueError
             The name is in use; the data has another shape.
         TypeError
-            Neither a shape nor data is given; see ZBigArray.
+            Neither a shape nor data is given; values are masked or have a unit; see ZBigArray.
         """
         self._check_free(name)
         container, last, where = self._place(name)
         options = {"order": order, "blksize": blksize, "zblk_fmt": zblk_fmt}
         A = _new_array(container, last, shape, dtype, data, order, options, where)
+        attrs = labels_of(data) if attrs is None else attrs
         if attrs is not None:
             A.attrs.update(attrs)
         return A
@@ -577,5 +579,9 @@ def _new_array(
     A = ZBigArray(shape, dtype, **options)
     put(container, name, A, where)
     if data is not None:
-        fill(A, data)
+        try:
+            fill(A, data)
+        except BaseException:
+            del container[name]  # a part of the data is not under its name
+            raise
     return A
