@@ -2,9 +2,9 @@
 
     python docs/draw_charts.py
 
-Run it after the tables were measured again, by `tox -e bench-peers -- --into docs/performance.md`.
-A test compares the numbers of charts and tables. Charts are for the width of a phone, and have a
-background of their own.
+Run it after the tables were measured again, by `tox -e bench-peers -- --into docs/performance.md`
+or by a program of t/bench with --into. A test compares the numbers of charts and tables. Charts
+are for the width of a phone, and have a background of their own.
 """
 
 import re
@@ -14,10 +14,17 @@ HERE = Path(__file__).parent
 #: columns whose names are too long
 LABELS = {
     "loop on our connection": "loop, our\nconnection",
-    "Zarr in the database [ms]": "Zarr in ZODB",
+    "Zarr in the database": "Zarr in ZODB",
+    "LocalStore, synced": "LocalStore,\nsynced",
 }
+#: columns of a table that are not a side of a comparison
+LEFT_OUT = ("ratio", "target", "CPUs in use")
 OURS, OTHER = "#1565c0", "#b8c1cf"
+BLUES = ("#1565c0", "#f2a541", "#5b6577")
+OTHERS = ("zarr", "h5py", "icechunk")
 WIDTH = 5.2  # [inch]
+#: units of charts whose tables have them in the head
+UNITS = {"which": "ms"}
 
 #: chart -> (page, marker of its table, title, figures and what is said of each)
 CHARTS = {
@@ -63,6 +70,16 @@ CHARTS = {
             "bulk writes: a commit, ms": "bulk writes: a commit",
         },
     ),
+    "which": (
+        "which-array.md",
+        "which",
+        "Time to read a part of 15,000 x 15,000 f4",
+        {
+            f"{part}, {state}": f"a {part}, {state}"
+            for state in ("cold", "warm")
+            for part in ("row", "column", "tile")
+        },
+    ),
     "pointers": (
         "neighbours.md",
         "pointers",
@@ -95,22 +112,54 @@ CHARTS = {
             for work in ("write", "read", "columns", "points")
         },
     ),
-    "which": (
-        "which-array.md",
-        "which",
-        "Time to read a part of 15,000 x 15,000 f4",
-        {
-            f"{part}, {state}": f"a {part}, {state}"
-            for state in ("cold", "warm")
-            for part in ("row", "column", "tile")
-        },
+}
+
+#: picture of curves -> (page, panels: marker of a table, title, columns, unit, log scale of y)
+CURVES = {
+    "known": (
+        "performance.md",
+        [
+            (
+                "known",
+                "begin()",
+                ("after one block changed", "after an append"),
+                "ms of CPU",
+                False,
+            ),
+            ("known", "memory", ("memory a known block",), "bytes", False),
+            ("known", "open the database", ("to open, and touch a block",), "ms of CPU", False),
+        ],
+    ),
+    "small": (
+        "performance.md",
+        [
+            ("small", "small arrays", ("view", "write", "commit"), "ms of CPU an array", False),
+        ],
+    ),
+    "appends": (
+        "performance.md",
+        [
+            (
+                f"appends-{step}",
+                f"file after appends of {step:,} bytes",
+                ("auto", "ZBlk0", "ZBlk1", "zarr", "h5py", "icechunk"),
+                "MiB",
+                True,
+            )
+            for step in (8000, 65536)
+        ],
     ),
 }
 
 
+def text_of(page):
+    """Return the text of a page."""
+    return (HERE / page).read_text()
+
+
 def table(page, marker):
     """Return a table of a page between its markers: figure -> {column: text}."""
-    text = (HERE / page).read_text()
+    text = text_of(page)
     text = text[text.index(f"<!-- {marker}: begin -->") : text.index(f"<!-- {marker}: end -->")]
     first = re.search(r"(?:^\|.*\|\n)+", text, re.M)[0]
     lines = [[cell.strip() for cell in line[1:-1].split("|")] for line in first.splitlines()]
@@ -125,19 +174,50 @@ def table(page, marker):
     return found
 
 
-def bars(rows, figure):
-    """Return (side, value as in the table) of a figure, for the sides that have one."""
-    left_out = ("ratio", "target", "CPUs in use")
-    row = rows[figure].items()
-    return [
-        (LABELS.get(side, side.removesuffix(" [ms]")), text)
-        for side, text in row
-        if side not in left_out and text
+def first_column(page, marker):
+    """Return the name of the first column of a table."""
+    return re.search(rf"<!-- {marker}: begin -->.*?^\| *([^|]*?) *\|", text_of(page), re.M | re.S)[
+        1
     ]
 
 
-def draw(name):
-    """Draw a chart into its file."""
+def bars(rows, figure):
+    """Return (side, value as in the table) of a figure, for the sides that have one."""
+    row = rows[figure].items()
+    return [
+        (LABELS.get(name, name), text)
+        for side, text in row
+        if not side.startswith(LEFT_OUT) and text and text != "0"
+        for name in [side.removesuffix(" [ms]")]
+    ]
+
+
+def lines(page, panel):
+    """Return {curve: [(x, value as in the table)]} of a panel, and what x is."""
+    marker, _, columns, unit, _ = panel
+    rows = table(page, marker)
+    found = {
+        name: [
+            (float(x.replace(",", "")), row[column])
+            for x, row in rows.items()
+            for column in [f"{name} [{unit}]"]
+            if row[column]
+        ]
+        for name in columns
+    }
+    return found, first_column(page, marker)
+
+
+def summary(curves):
+    """Return the figures of curves as a text, which the picture has as its description."""
+    return "; ".join(
+        f"{name}: {', '.join(f'{text} at {x:g}' for x, text in points)}"
+        for name, points in curves.items()
+    )
+
+
+def plotter(name):
+    """Return matplotlib.pyplot, set so that a picture is the same each time it is drawn."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -146,6 +226,21 @@ def draw(name):
     plt.rcParams.update(
         {"svg.fonttype": "none", "svg.hashsalt": name, "font.family": "sans-serif", "font.size": 10}
     )
+    return plt
+
+
+def save(plt, fig, name, **metadata):
+    """Write a picture into its file."""
+    fig.savefig(HERE / f"{name}.svg", metadata={"Date": None, **metadata})
+    # matplotlib ends some lines with spaces
+    text = (HERE / f"{name}.svg").read_text()
+    (HERE / f"{name}.svg").write_text(re.sub(r" +$", "", text, flags=re.M))
+    plt.close(fig)
+
+
+def draw(name):
+    """Draw a chart into its file."""
+    plt = plotter(name)
     page, marker, title, figures = CHARTS[name]
     rows = table(page, marker)
     counts = [len(bars(rows, figure)) for figure in figures]
@@ -160,7 +255,7 @@ def draw(name):
         values = [float(text) for text in texts]
         log = max(values) > 50 * min(values)
         low = min(values) / 3 if log else 0
-        ours = ("wendelin.core", "ZBigArray", "ZRagged", "ZODBStore", "auto")
+        ours = ("wendelin.core", "ZBigArray", "auto", "ZODBStore", "ZRagged")
         colours = [OURS if side in ours else OTHER for side in sides]
         ax.barh(sides, [v - low for v in values], left=low, color=colours, height=0.78)
         if log:
@@ -168,7 +263,7 @@ def draw(name):
         ax.set_xlim(low, max(values) * (6 if log else 1.16))
         for y, (value, text) in enumerate(zip(values, texts, strict=True)):
             ax.annotate(text, (value, y), (3, 0), textcoords="offset points", va="center", size=9)
-        unit = figure.rpartition(", ")[2] if name != "which" else "ms"
+        unit = UNITS.get(name) or figure.rpartition(", ")[2]
         better = "longer" if unit.endswith("/s") else "shorter"
         scale = ", log scale" if log else ""
         ax.set_title(f"{what} [{unit}; {better} is better{scale}]", loc="left", size=9.5)
@@ -179,13 +274,45 @@ def draw(name):
         for side in ("top", "right", "bottom"):
             ax.spines[side].set_visible(False)
     fig.suptitle(title, size=11, weight="bold", x=0.02, ha="left")
-    fig.savefig(HERE / f"{name}.svg", metadata={"Date": None, "Title": title})
-    # matplotlib ends some lines with spaces
-    text = (HERE / f"{name}.svg").read_text()
-    (HERE / f"{name}.svg").write_text(re.sub(r" +$", "", text, flags=re.M))
-    plt.close(fig)
+    save(plt, fig, name, Title=title)
+
+
+def draw_curves(name):
+    """Draw a picture of curves into its file."""
+    plt = plotter(name)
+    page, panels = CURVES[name]
+    fig, axes = plt.subplots(
+        len(panels), figsize=(WIDTH, 2.5 * len(panels)), layout="constrained", squeeze=False
+    )
+    texts = []
+    for ax, panel in zip(axes[:, 0], panels, strict=True):
+        _, title, _, unit, log = panel
+        curves, what = lines(page, panel)
+        texts.append(summary(curves))
+        ours = 0
+        for curve, points in curves.items():
+            style = "--" if curve in OTHERS else "-"
+            ours += curve not in OTHERS
+            colour = {} if curve in OTHERS else {"color": BLUES[ours - 1]}
+            xs, ys = [x for x, _ in points], [float(text) for _, text in points]
+            ax.plot(xs, ys, style, marker="o", ms=4, label=curve, **colour)
+        ax.set_xscale("log")
+        if log:
+            ax.set_yscale("log")
+        ax.set_ylim(bottom=None if log else 0)
+        ax.set_xlabel(what, size=9)
+        ax.set_title(f"{title} [{unit}{', log scale' if log else ''}]", loc="left", size=9.5)
+        ax.tick_params(labelsize=9)
+        ax.grid(color="#e3e7ed", linewidth=0.7)
+        for side in ("top", "right"):
+            ax.spines[side].set_visible(False)
+        if len(curves) > 1:
+            ax.legend(fontsize=8.5, frameon=False)
+    save(plt, fig, name, Title=panels[0][1], Description=" | ".join(texts))
 
 
 if __name__ == "__main__":
     for name in CHARTS:
         draw(name)
+    for name in CURVES:
+        draw_curves(name)

@@ -1,10 +1,13 @@
-"""File size after a stream of appends, in each format of ours, beside zarr and h5py.
+"""File size after a stream of appends, in each format of ours, beside zarr, h5py and icechunk.
 
-    python t/bench/appends.py [--steps 8000,65536] [--size 4] [--folder DIR] [--svg FILE]
+    python t/bench/appends.py [--steps 8000,65536] [--size 4] [--folder DIR]
+                              [--into docs/performance.md]
 
-We commit each append; h5py flushes it, and zarr writes it through. Chunks of zarr and h5py are as
-long as one append, which is best for them, and are not compressed. It prints the bytes of file for
-each appended byte, and the median time of an append. --svg draws a picture of sizes by appends.
+We and icechunk commit each append; h5py flushes it, and zarr writes it through. Chunks of the
+others are as long as one append, which is best for them, and are not compressed. It prints the size
+of the files by what was appended, the median time of an append, and the bytes of file a byte, at
+most, of the second half. icechunk is left out if it is not installed. docs/draw_charts.py draws
+curves from the table.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import tables
 
 Append = Callable[[np.ndarray], None]
 
@@ -62,6 +67,25 @@ def h5py(path: Path, step: int) -> Append:
     return append
 
 
+def icechunk(path: Path, step: int) -> Append:
+    import icechunk
+    import zarr
+
+    repo = icechunk.Repository.create(icechunk.local_filesystem_storage(str(path / "1.ic")))
+    session = repo.writable_session("main")
+    zarr.create_array(
+        session.store, name="A", shape=(0,), chunks=(step,), dtype="u1", compressors=None
+    )
+    session.commit("made")
+
+    def append(values: np.ndarray) -> None:
+        session = repo.writable_session("main")
+        zarr.open_array(session.store, path="A").append(values)
+        session.commit("appended")
+
+    return append
+
+
 def size_of(folder: Path) -> int:
     """Return the size of all files of a folder [bytes]."""
     return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
@@ -72,6 +96,8 @@ def sides(step: int) -> Iterator[tuple[str, Callable[[Path], Append]]]:
         yield fmt, lambda path, fmt=fmt: ours(path, fmt)
     yield "zarr", lambda path: zarr(path, step)
     yield "h5py", lambda path: h5py(path, step)
+    if find_spec("icechunk"):
+        yield "icechunk", lambda path: icechunk(path, step)
 
 
 def run(make: Callable[[Path], Append], folder: Path, step: int, size: int):
@@ -87,43 +113,31 @@ def run(make: Callable[[Path], Append], folder: Path, step: int, size: int):
     return curve, statistics.median(times)
 
 
-def picture(path: str, curves: dict[str, list[tuple[int, int]]]) -> None:
-    """Draw file sizes by appended bytes."""
-    from matplotlib import pyplot
-
-    for name, curve in curves.items():
-        x, y = np.array(curve).T / (1 << 20)
-        pyplot.plot(x, y, label=name)
-    pyplot.xlabel("appended [MiB]")
-    pyplot.ylabel("file [MiB]")
-    pyplot.yscale("log")
-    pyplot.legend()
-    pyplot.savefig(path)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", default="8000,65536", help="bytes an append")
     parser.add_argument("--size", type=int, default=4, help="MiB to append")
     parser.add_argument("--folder")
-    parser.add_argument("--svg")
+    tables.add_option(parser)
     args = parser.parse_args()
-    print("| append | format | bytes of file a byte | at most, from 2 MiB on | ms an append |")
-    print("| ---: | --- | ---: | ---: | ---: |")
-    curves = {}
     for step in map(int, args.steps.split(",")):
+        curves, seconds = {}, {}
         for name, make in sides(step):
             with tempfile.TemporaryDirectory(dir=args.folder) as folder:
-                curve, seconds = run(make, Path(folder), step, args.size << 20)
-            curves[f"{name}, {step} bytes"] = curve
-            most = max((stored / n for n, stored in curve if n >= 2 << 20), default=float("nan"))
-            n, stored = curve[-1]
-            print(
-                f"| {step} | {name} | {stored / n:.2f} | {most:.2f} | {seconds * 1e3:.1f} |",
-                flush=True,
-            )
-    if args.svg:
-        picture(args.svg, curves)
+                curves[name], seconds[name] = run(make, Path(folder), step, args.size << 20)
+        # the appends after which a size is shown: each has about twice the bytes of the previous
+        last = len(next(iter(curves.values())))
+        shown = sorted({last >> i for i in range(6)} - {0})
+        rows = []
+        for n in shown:
+            files = [curve[n - 1][1] / (1 << 20) for curve in curves.values()]
+            rows.append([f"{n * step / (1 << 20):.3g}", *map(tables.shown, files)])
+        print(f"appends of {step:,} bytes: ms an append, median (at most, bytes of file a byte)")
+        for name, curve in curves.items():
+            most = max((stored / n for n, stored in curve if n >= args.size << 19))
+            print(f"  {name}: {seconds[name] * 1e3:.1f} ({most:.2f})")
+        head = ["appended [MiB]", *(f"{name} [MiB]" for name in curves)]
+        tables.publish(args, f"appends-{step}", head, rows)
 
 
 if __name__ == "__main__":

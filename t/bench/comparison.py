@@ -167,8 +167,8 @@ def change(store: Store) -> Iterable[float]:
 def limited(store: Store) -> Iterable[float]:
     """np.sum of four times as much as a memory cgroup allows the process, page cache included.
 
-    2 GiB in 512 MiB if --size is 1024, and never less than 512 MiB in 128 MiB. Page cache cold: the
-    cgroup pays for what it reads, not for what others have read.
+    2 GiB in 512 MiB if `--size` is 1024, and never less than 512 MiB in 128 MiB. Page cache cold:
+    the cgroup pays for what it reads, not for what others have read.
     """
     machine.make_cold(store.files())
     store.open("r")

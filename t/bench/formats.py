@@ -65,7 +65,7 @@ def _appended(store: Store, step: int) -> Iterable[float]:
 def appends(store: Store) -> Iterable[float]:
     """A stream of small appends: 64 KiB each, and a commit, until there are 32 MiB.
 
-    With --size other than 1024, a 32nd of it. A block of 2 MiB takes 32 commits to be full.
+    With `--size` other than 1024, a 32nd of it. A block of 2 MiB takes 32 commits to be full.
     """
     return _appended(store, APPEND)
 
@@ -74,9 +74,9 @@ def appends(store: Store) -> Iterable[float]:
 def scattered(store: Store) -> Iterable[float]:
     """Scattered small changes over a full array: one element in each of 64 random blocks.
 
-    The array has 256 MiB; with --size other than 1024, a quarter of it, and half of its blocks are
-    changed. There are 4 such commits, so a block is changed about twice. 8 bytes are written
-    a change. The array was written in steps of 64 MiB, in the same format; that is not counted.
+    The array has 256 MiB; with `--size` other than 1024, a quarter of it, and half of its blocks
+    are changed. There are 4 such commits, so a block is changed about twice. 8 bytes are written a
+    change. The array was written in steps of 64 MiB, in the same format; that is not counted.
     """
     store.create()
     for values in steps(store.size):
@@ -101,6 +101,6 @@ def scattered(store: Store) -> Iterable[float]:
 def bulk(store: Store) -> Iterable[float]:
     """Bulk writes: 64 MiB are appended a commit, until there are 256 MiB.
 
-    With --size other than 1024, a quarter of it.
+    With `--size` other than 1024, a quarter of it.
     """
     return _appended(store, STEP)

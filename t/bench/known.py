@@ -1,12 +1,14 @@
-"""Measure begin() and memory against the number of blocks that a client knows.
+"""Measure begin(), memory and opening against the number of blocks that a client knows.
 
-    python t/bench/known.py [--counts 1000,10000,...] [--svg FILE]
+    python t/bench/known.py [--counts 1000,10000,...] [--into docs/performance.md]
 
 A reader follows a writer, and knows a number of blocks of an array. Half of these have 8 bytes
 each; the others are holes. The writer changes one block, or appends one. Then the reader begins its
 next transaction: this begin() is measured, as the median of many, in CPU time of the thread and by
 the clock. Memory is how much the process (RSS) grows for each block while it learns where all of
-them are. Each count is a fresh process, in a temporary folder.
+them are. Then a fresh process opens the database, makes a view of the array, and touches one block:
+this is the time to open, without imports. Each count is a fresh process, in a temporary folder.
+docs/draw_charts.py draws curves from the table.
 """
 
 import argparse
@@ -19,11 +21,13 @@ import sys
 import tempfile
 import time
 
+import tables
 import transaction
 
 BLKSIZE = 2 << 20  # bytes
 COUNTS = (1000, 10_000, 100_000, 500_000, 1_000_000)
 TURNS = 31
+OPENINGS = 5
 BATCH = 20_000  # blocks that are stored together
 
 
@@ -102,50 +106,62 @@ def measure(n):
     return result
 
 
-def draw(results, path):
-    """Draw the curves."""
-    import matplotlib
+def opening():
+    """Return what it takes to open the database, and to touch one block [s of CPU, s]."""
+    import wendelin.bigarray.array_zodb  # noqa: F401, imports are not counted
+    from wendelin.lib.zodb import dbclose, dbopen
 
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
+    clocks = time.process_time(), time.perf_counter()
+    root = dbopen("known.fs")
+    view = root["A"][:]
+    assert view[0]
+    took = time.process_time() - clocks[0], time.perf_counter() - clocks[1]
+    del view
+    dbclose(root)
+    return took
 
-    plt.rcParams["svg.fonttype"] = "none"
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    known = [r["known"] for r in results]
-    for what, text in (("change", "one block changed"), ("append", "one block appended")):
-        left.loglog(known, [r[what][0] * 1e3 for r in results], "o-", label=text)
-    left.set(xlabel="known blocks", ylabel="begin(), ms of CPU", ylim=(0.01, 10))
-    left.legend()
-    right.semilogx(known, [r["bytes"] for r in results], "o-", color="C2")
-    right.set(xlabel="known blocks", ylabel="memory, bytes a known block", ylim=(0, 256))
-    right.axhline(64, color="grey", linewidth=0.8, linestyle="--")
-    figure.savefig(path)
+
+def call(folder, *args):
+    """Return what a fresh process of this program prints, from JSON."""
+    command = [sys.executable, os.path.abspath(__file__), *args]
+    out = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE).stdout
+    return json.loads(out)
 
 
 def main():
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--counts", default=",".join(map(str, COUNTS)))
-    parser.add_argument("--svg")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--open", action="store_true", help=argparse.SUPPRESS)
+    tables.add_option(parser)
     args = parser.parse_args()
-    if args.one:
-        print(json.dumps(measure(args.one)))
+    if args.one or args.open:
+        print(json.dumps(opening() if args.open else measure(args.one)))
         return
-    results = []
+    rows = []
     for n in map(int, args.counts.split(",")):
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, os.path.abspath(__file__), "--one", str(n)]
-            out = subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE).stdout
-        results.append(r := json.loads(out))
+            r = call(folder, "--one", str(n))
+            opened = [call(folder, "--open") for _ in range(OPENINGS)]
+        cpu, wall = (statistics.median(clock) for clock in zip(*opened, strict=True))
         print(
             f"{n:9,} known: begin() after a change {r['change'][0] * 1e3:6.2f} ms of CPU "
             f"({r['change'][1] * 1e3:.2f} ms), after an append {r['append'][0] * 1e3:6.2f} "
-            f"({r['append'][1] * 1e3:.2f}); {r['bytes']:.0f} bytes a block; load {r['load']:.1f}",
+            f"({r['append'][1] * 1e3:.2f}); {r['bytes']:.0f} bytes a block; "
+            f"to open {cpu * 1e3:.1f} ms of CPU ({wall * 1e3:.1f}); load {r['load']:.1f}",
             flush=True,
         )
-    if args.svg:
-        draw(results, args.svg)
+        figures = r["change"][0] * 1e3, r["append"][0] * 1e3, r["bytes"], cpu * 1e3
+        rows.append([f"{n:,}", *map(tables.shown, figures)])
+    head = [
+        "known blocks",
+        "after one block changed [ms of CPU]",
+        "after an append [ms of CPU]",
+        "memory a known block [bytes]",
+        "to open, and touch a block [ms of CPU]",
+    ]
+    tables.publish(args, "known", head, rows)
 
 
 if __name__ == "__main__":

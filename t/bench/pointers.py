@@ -1,6 +1,7 @@
 """The benchmark of bigarray's README, with arrays of ours beside it: a row for each step.
 
     python t/bench/pointers.py [--size 1220] [--runs 3] [--folder DIR]
+                              [--into docs/neighbours.md]
 
 An array of f4, `--size` MiB, is created, written, opened ("load"), and its rows of 1 MiB are taken
 one after the other, twice ("iterate", "iterate again"). The total is that of opening and the first
@@ -8,7 +9,8 @@ iteration. "Load again" opens it once more in one process; ours does so by anoth
 open database. Each program has a file of its own: numpy.save, h5py, MmapArray of bigarray where it
 is installed, and ZBigArray. "Touch" then reads all numbers, which the README's benchmark does not.
 Each figure is the median of fresh processes, which take turns; beside it is the ratio to bigarray.
-The goal is at most 1.2 in each row but the write, which is atomic in ours.
+The goal is at most 1.2 in each row but the write, which is atomic in ours. docs/draw_charts.py
+draws a chart from the table.
 """
 
 from __future__ import annotations
@@ -21,8 +23,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-STORES = ["ours", "bigarray", "h5py", "numpy"]
+import tables
+
+#: the name of each in the table
+STORES = {"ours": "ZBigArray", "bigarray": "bigarray", "h5py": "h5py", "numpy": "NumPy"}
 WORKS = ["create", "write", "load", "load again", "iterate", "iterate again", "total", "touch"]
+#: names of works in the table, where they differ
+ROWS = {"total": "load and iterate", "touch": "touch all"}
 
 COMMON = """
 import json, os, sys, time
@@ -117,6 +124,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1220, help="MiB")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", type=Path)
+    tables.add_option(parser)
     options = parser.parse_args()
     results: dict[str, list[dict[str, float]]] = {store: [] for store in STORES}
     for _ in range(options.runs):
@@ -138,15 +146,15 @@ def main() -> None:
         for store, runs in results.items()
         if runs
     }
-    print(f"{options.size} MiB, medians of {options.runs}: ms (ratio to bigarray)")
-    print(f"{'':14}" + "".join(f"{store:>20}" for store in medians))
+    print(f"{options.size} MiB, medians of {options.runs}")
+    rows = []
     for work in WORKS:
-        cells = []
-        for found in medians.values():
-            base = medians.get("bigarray", {}).get(work)
-            ratio = f" ({found[work] / base:.2f})" if base else ""
-            cells.append(f"{found[work] * 1000:.2f}{ratio}".rjust(20))
-        print(f"{work:14}" + "".join(cells))
+        cells = [tables.shown(found[work] * 1e3) for found in medians.values()]
+        base = medians.get("bigarray", {}).get(work)
+        cells.append(f"{medians['ours'][work] / base:.2f}" if base else "")
+        rows.append([f"{ROWS.get(work, work)}, ms", *cells])
+    head = ["", *(STORES[store] for store in medians), "ratio"]
+    tables.publish(options, "pointers", head, rows)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """Time to write and read pieces of different lengths: ZRagged, h5py, bigarray.
 
     python t/bench/ragged.py [--pieces 100000] [--runs 3] [--folder DIR]
+                            [--into docs/neighbours.md]
 
 100,000 pieces of 10 to 1,000 numbers (i4) are written, read in the order of writing, and read at
 random. Each figure is the median of fresh processes, which take turns. h5py has a variable-length
-dataset. bigarray, where it is installed, has an array that PointerArrayWriter writes. CPU seconds
-are beside the wall time.
+dataset. bigarray, where it is installed, has an array that PointerArrayWriter writes. CPU time has
+rows of its own. docs/draw_charts.py draws a chart from the table.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-STORES = ["ours", "h5py", "bigarray"]
-WORKS = ["write", "in order", "at random"]
+import tables
+
+#: the name of each in the table
+STORES = {"ours": "ZRagged", "h5py": "h5py", "bigarray": "bigarray"}
+WORKS = ["write", "read in order", "read at random"]
 
 COMMON = """
 import json, os, sys, time
@@ -99,6 +103,7 @@ def main() -> None:
     parser.add_argument("--pieces", type=int, default=100_000)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", type=Path)
+    tables.add_option(parser)
     options = parser.parse_args()
     results: dict[str, list[list[list[float]]]] = {store: [] for store in STORES}
     for _ in range(options.runs):
@@ -122,15 +127,14 @@ def main() -> None:
                 results[store].append(json.loads(done.stdout.splitlines()[-1]))
             elif not results[store]:
                 print(f"{store}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
-    print(f"{options.pieces} pieces, medians of {options.runs}: wall s (CPU s)")
-    for store, runs in results.items():
-        if runs:
-            cells = [
-                f"{work} {statistics.median(r[i][0] for r in runs):.2f} "
-                f"({statistics.median(r[i][1] for r in runs):.2f})"
-                for i, work in enumerate(WORKS)
-            ]
-            print(f"{store:10}", "   ".join(cells))
+    print(f"{options.pieces} pieces, medians of {options.runs}")
+    found = {store: runs for store, runs in results.items() if runs}
+    rows = []
+    for i, work in enumerate(WORKS):
+        for unit, clock in (("s", 0), ("s of CPU", 1)):
+            cells = (statistics.median(r[i][clock] for r in runs) for runs in found.values())
+            rows.append([f"{work}, {unit}", *map(tables.shown, cells)])
+    tables.publish(options, "ragged", ["", *(STORES[store] for store in found)], rows)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Measure many small arrays: what each costs to view, to write and to commit, and its memory.
 
-    python t/bench/small.py [--counts 100,250,500]
+    python t/bench/small.py [--counts 10,100,1000,10000] [--into docs/performance.md]
 
 Each array has 100 numbers. The first element of each is written, and all are committed. Times are
 CPU time of the process for each array. Memory is what memory files have allocated before the
-commit. Each count is a fresh process, in a temporary folder.
+commit. Each count is a fresh process, in a temporary folder. docs/draw_charts.py draws curves from
+the table.
 """
 
 import argparse
@@ -18,7 +19,9 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 
-COUNTS = (100, 250, 500)
+import tables
+
+COUNTS = (10, 100, 1000, 10_000)
 
 
 def measure(n):
@@ -46,24 +49,26 @@ def measure(n):
     for fd in fds:
         with suppress(FileNotFoundError):  # the descriptor by which they were listed
             allocated += fd.stat().st_blocks * 512 if "memfd" in str(fd.readlink()) else 0
-    before = time.process_time()
+    before = time.process_time(), time.perf_counter()
     transaction.commit()
-    commit = time.process_time() - before
+    commit, wall = time.process_time() - before[0], time.perf_counter() - before[1]
     del views, view
     dbclose(root)
     steps = [b - a for a, b in pairwise(marks)]
-    return {"times": [*steps, commit], "allocated": allocated, "fds": len(fds)}
+    return {"times": [*steps, commit], "allocated": allocated, "fds": len(fds), "wall": wall}
 
 
 def main():
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--counts", default=",".join(map(str, COUNTS)))
+    tables.add_option(parser)
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure(args.one)))
         return
+    rows = []
     for n in map(int, args.counts.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, os.path.abspath(__file__), "--one", str(n)]
@@ -76,6 +81,17 @@ def main():
             f"load {os.getloadavg()[0]:.1f}",
             flush=True,
         )
+        figures = view, write, commit, r["wall"] * 1e3 / n, r["allocated"] / n / 1024
+        rows.append([f"{n:,}", *map(tables.shown, figures)])
+    head = [
+        "arrays",
+        "view [ms of CPU an array]",
+        "write [ms of CPU an array]",
+        "commit [ms of CPU an array]",
+        "commit [ms an array]",
+        "page memory [KiB an array]",
+    ]
+    tables.publish(args, "small", head, rows)
 
 
 if __name__ == "__main__":

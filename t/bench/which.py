@@ -1,6 +1,6 @@
 """Time to read a row, a column and a tile: ZBigArray, memmap, h5py, Zarr, Zarr in it.
 
-    python t/bench/which.py [--side 15000] [--runs 5] [--folder DIR]
+    python t/bench/which.py [--side 15000] [--runs 5] [--folder DIR] [--into docs/which-array.md]
 
 One array of side x side f4, in each of them, in chunks of 500 x 500 where there are chunks: h5py's
 are not compressed, Zarr's are (zstd). Each figure is the median of fresh processes, which take
@@ -20,7 +20,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-STORES = ["memmap", "ours", "h5py", "zarr", "zarr in ours"]
+import tables
+
+#: the name of each in the table
+STORES = {
+    "memmap": "memmap",
+    "ours": "ZBigArray",
+    "h5py": "h5py",
+    "zarr": "Zarr",
+    "zarr in ours": "Zarr in the database",
+}
 PARTS = ["row", "column", "tile"]
 
 COMMON = """
@@ -128,26 +137,20 @@ def call(code: str, *args: object) -> str:
     return done.stdout
 
 
-def shown(seconds: float) -> str:
-    """Return milliseconds, of three digits."""
-    ms = seconds * 1e3
-    return f"{ms:.3g}" if ms < 1000 else f"{round(ms, -1):.0f}"
-
-
 def main() -> None:
     """Measure, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=15000)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder")
+    tables.add_option(parser)
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="which-", dir=options.folder))
     try:
         for store in STORES:
             call(MAKE, store, folder, options.side, "-")
         print(f"{options.side} x {options.side} f4, {options.runs} runs; CPUs: {os.cpu_count()}")
-        print("| | " + " | ".join(f"{store} [ms]" for store in STORES) + " |")
-        print("| --- |" + " ---: |" * len(STORES))
+        rows = []
         for state in "cold", "warm":
             for part in PARTS:
                 times: dict[str, list[float]] = {store: [] for store in STORES}
@@ -156,8 +159,9 @@ def main() -> None:
                         times[store].append(
                             json.loads(call(READ, store, folder, options.side, f"{part} {state}"))
                         )
-                cells = " | ".join(f"{shown(statistics.median(times[s]))}" for s in STORES)
-                print(f"| {part}, {state} | {cells} |", flush=True)
+                medians = (statistics.median(times[s]) * 1e3 for s in STORES)
+                rows.append([f"{part}, {state}", *map(tables.shown, medians)])
+        tables.publish(options, "which", ["", *(f"{name} [ms]" for name in STORES.values())], rows)
     finally:
         shutil.rmtree(folder)
 

@@ -1,12 +1,13 @@
 """How long zarr takes over ZODBStore, LocalStore and icechunk, in one run.
 
     python t/bench/zarrstore.py [--side 5000] [--runs 5] [--folder DIR] [--url zeo://...]
+                               [--into docs/neighbours.md]
 
 An array of side x side f4 is written and committed; all of it, 5 columns one by one, and 60 single
 numbers are read. Each figure is the median of fresh processes, which take turns; the page cache is
 warm. icechunk is left out if it is not installed. LocalStore has no commit, and syncs nothing:
 `local+sync` syncs its files after the write, as a commit does. The last two columns are the
-ratios of wall time and of CPU time.
+ratios of wall time and of CPU time. docs/draw_charts.py draws a chart from the table.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
+
+import tables
 
 KINDS = ["raw", "zstd", "sharded"]
 WORKS = ["write", "read", "columns", "points"]
@@ -113,14 +116,15 @@ def main() -> None:
     parser.add_argument("--folder")
     parser.add_argument("--url", default="", help="of a server, rather than a file")
     parser.add_argument("--kinds", default=",".join(KINDS))
+    tables.add_option(parser)
     options = parser.parse_args()
     stores = ["local", "local+sync", "ours"]
     if find_spec("icechunk"):
         stores.append("icechunk")
     folder = Path(tempfile.mkdtemp(prefix="zarrstore-", dir=options.folder))
     print(f"{options.side} x {options.side} f4, {options.runs} runs; CPUs: {os.cpu_count()}")
-    print("| kind | work | " + " | ".join(f"{s} [ms]" for s in stores) + " | ours / local | CPU |")
-    print("| --- | --- |" + " ---: |" * (len(stores) + 2))
+    names = {"local": "LocalStore", "local+sync": "LocalStore, synced", "ours": "ZODBStore"}
+    rows = []
     try:
         for kind in options.kinds.split(","):
             for work in WORKS:
@@ -142,9 +146,11 @@ def main() -> None:
                     }
                     for i in range(2)
                 )
-                cells = [f"{wall[s] * 1e3:.0f}" if s in wall else "" for s in stores]
+                cells = [tables.shown(wall[s] * 1e3) if s in wall else "" for s in stores]
                 cells += [f"{times['ours'] / times['local']:.2f}" for times in (wall, cpu)]
-                print(f"| {kind} | {work} | {' | '.join(cells)} |", flush=True)
+                rows.append([f"{kind}: {work}, ms", *cells])
+        head = ["", *(names.get(s, s) for s in stores), "ratio", "ratio of CPU time"]
+        tables.publish(options, "zarrstore", head, rows)
     finally:
         shutil.rmtree(folder)
 

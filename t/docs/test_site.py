@@ -36,6 +36,18 @@ def test_charts_have_the_numbers_of_the_tables():
         assert len(values) > 8
 
 
+def test_curves_have_the_numbers_of_the_tables():
+    """A picture of curves has its figures as its description."""
+    charts = program("draw_charts")
+    for name, (page, panels) in charts.CURVES.items():
+        texts = [charts.summary(charts.lines(page, panel)[0]) for panel in panels]
+        assert all(text.count(" at ") > 2 for text in texts)
+        drawn = re.search(
+            r"<dc:description>(.*?)</dc:description>", (ROOT / f"docs/{name}.svg").read_text()
+        )
+        assert drawn[1] == " | ".join(texts), f"{name}.svg: run python docs/draw_charts.py"
+
+
 def test_every_picture_is_in_a_page():
     shown = "".join(page.read_text() for page in pages.PAGES) + (ROOT / "docs/conf.py").read_text()
     for picture in [*(ROOT / "docs").rglob("*.svg"), *(ROOT / "docs").rglob("*.png")]:
