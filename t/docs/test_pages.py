@@ -6,16 +6,39 @@ A page that needs a package which `test` does not install runs in the environmen
 import os
 import re
 import tomllib
+from importlib import import_module
 from itertools import chain
 from pathlib import Path
 
+import click
 import pytest
 from support import pages, storages
 
-from wendelin import bigarray, bigfile
+from wendelin.cli.program import wendelin
 
 pytestmark = [pytest.mark.slow, pytest.mark.once, pytest.mark.formats]
 
+#: whose names are public, and those of their names that a program does not use itself
+PACKAGES = (
+    "wendelin",
+    "wendelin.bigarray",
+    "wendelin.bigfile",
+    "wendelin.ragged",
+    "wendelin.sparse",
+    "wendelin.xarray",
+    "wendelin.zarr",
+    "wendelin.zarr.dask",
+)
+INSIDE = {
+    "__version__",
+    "DIMENSIONS",
+    "DatasetAccessor",
+    "Engine",
+    "ZarrParts",
+    "ZarrValue",
+    "is_matrix",
+}
+FOLDERS = ("bigfile", "lib", "wendelin", "demo")
 #: where tox -e docs has built the site
 SITE = os.environ.get("WENDELIN_CORE_TEST_SITE", "")
 
@@ -113,16 +136,46 @@ def test_all_that_is_public_is_in_the_reference():
             r"^\.\. auto(?:class|data|exception|function):: (\S+?)(?:\(\))?$", reference, re.M
         )
     )
-    for package in bigarray, bigfile:
-        for name in package.__all__:
-            ends = f"{package.__name__}.{name}", f"{package.__name__}.virtmem.stats.{name}"
+    for package in map(import_module, PACKAGES):
+        for name in set(package.__all__) - INSIDE:
+            ends = (
+                f"wendelin.{name}",
+                f"{package.__name__}.{name}",
+                f"{package.__name__}.virtmem.stats.{name}",
+            )
             assert not listed.isdisjoint(ends), ends
-    for name in set(re.findall(r"\bWENDELIN_CORE_(?!TEST)\w+", changes_and_readme())):
-        assert f"``{name}``" in reference
 
 
-def changes_and_readme():
-    return "".join((pages.ROOT / name).read_text() for name in ("CHANGELOG.md", "README.md"))
+def test_all_variables_of_the_environment_are_in_the_reference():
+    reference = (pages.ROOT / "docs/reference.rst").read_text()
+    sources = chain(*((pages.ROOT / folder).rglob("*.py*") for folder in FOLDERS))
+    code = "".join(path.read_text() for path in sources if path.suffix in (".py", ".pyx"))
+    names = set(re.findall(r"[\"'](WENDELIN_\w*[A-Z])[\"']", code))
+    assert len(names) > 5
+    assert {name for name in names if f"``{name}``" not in reference} == set()
+    text = "".join(page.read_text() for page in pages.PAGES)
+    assert set(re.findall(r"\bWENDELIN_(?!CORE_TEST)\w+", text)) - names == set()
+
+
+def test_all_commands_and_options_of_pages_exist():
+    """All commands are in their page, and no page has an option that its command does not have."""
+    context = click.Context(wendelin)
+    commands = {
+        name: wendelin.get_command(context, name) for name in wendelin.list_commands(context)
+    }
+    text = (pages.ROOT / "docs/command-line.md").read_text()
+    assert {name for name in commands if not re.search(rf"[` ]{name}\b", text)} == set()
+    options = {
+        name: {"--help", *chain(*(p.opts + p.secondary_opts for p in command.params))}
+        for name, command in commands.items()
+    }
+    found = 0
+    for page in pages.PAGES:
+        for name, rest in re.findall(r"\bwendelin (\w+)( [^\n|`;()<>]*)", page.read_text()):
+            for option in re.findall(r"(?<= )--[a-z][\w-]*", rest):
+                assert option in options.get(name, ()), (page, name, option)
+                found += 1
+    assert found > 20
 
 
 @pytest.mark.skipif(not SITE, reason="run by tox -e docs")

@@ -68,9 +68,9 @@ class ZRagged(LivePersistent):
 
     Parameters
     ----------
-    dtype : dtype
+    dtype : data-type
     row : tuple of int
-        Shape of a row: a piece of n rows has the shape (n, *row).
+        Shape of a row: a piece of n rows has the shape `(n, *row)`.
     blksize : int
         See ZBigArray.
 
@@ -99,7 +99,7 @@ class ZRagged(LivePersistent):
         Parameters
         ----------
         key : str, bytes or int
-        values : array_like of shape (n, *row)
+        values : array_like of shape `(n, *row)`
             Copied, and converted as by assignment.
 
         Raises
