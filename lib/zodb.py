@@ -483,6 +483,14 @@ def zconn_maps(conn: Any) -> bool:
     return storage is not None and storage.align
 
 
+def zconn_folder(conn: Any) -> str | None:
+    """Return the folder of a Connection's database; None: it is not a file of this machine."""
+    storage = under(instance_of(conn))
+    if not isinstance(storage, FileStorage):
+        return None
+    return os.path.dirname(os.path.abspath(storage.getName()))
+
+
 def zconn_aligns_from(conn: Any) -> int:
     """Return from which size on the storage of a Connection aligns payloads [bytes]."""
     storage = _file_of(conn)

@@ -15,6 +15,7 @@ __all__ = [
     "FilePieces",
     "FileRange",
     "FirstChange",
+    "HasFolder",
     "MapsAhead",
     "MapsBlocks",
     "MayBeRemote",
@@ -92,6 +93,15 @@ class MayBeRemote(Protocol):
     @property
     def is_local(self) -> bool:
         """Say whether blocks can be mapped from a file of this machine."""
+
+
+@runtime_checkable
+class HasFolder(Protocol):
+    """A file that lies in a folder; changes that are larger than memory go there."""
+
+    @property
+    def folder(self) -> str | None:
+        """The folder; None: it is not on this machine, or not known."""
 
 
 @runtime_checkable

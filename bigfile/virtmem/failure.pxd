@@ -5,7 +5,7 @@ from libc.stdint cimport uint64_t
 from wendelin.bigfile.virtmem.page cimport Failure
 
 cdef object load_error(file, uint64_t blk, e)
-cdef object failure(file, blk, Failure why, int err)
+cdef object failure(file, blk, Failure why, int err, folder=*)
 cdef str no_memory(size_t blksize, int err)
 cdef str describe(file)
 cdef int unraisable(exc, str what) except -1

@@ -30,6 +30,7 @@ Locking: the GIL; the pager lock only to reset scrap.
 """
 
 import logging
+import shutil
 import sys
 import threading
 
@@ -44,8 +45,8 @@ from wendelin.bigfile.virtmem.interpreter cimport (PyErr_SetObject, PyErr_WriteU
 from wendelin.bigfile.virtmem.kernel cimport EBADMSG
 from wendelin.bigfile.virtmem.mapping cimport areas_reset_scrap
 from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, CIRCULAR_LOAD, DIRTY_LIMIT, FORKED,
-                                            NO_MAPPING, NO_MEMORY, TOUCH_IN_LOAD, WRITE_IN_WRITEOUT,
-                                            Failure)
+                                            NO_MAPPING, NO_MEMORY, SPOOL_FAILED, TOUCH_IN_LOAD,
+                                            WRITE_IN_WRITEOUT, Failure)
 from wendelin.bigfile.virtmem.ram cimport (pager_lock, pager_unlock, ram_dirty, ram_largest,
                                            ram_limit)
 from wendelin.bigfile.virtmem.touch cimport scraps_shown
@@ -104,8 +105,11 @@ cdef str no_memory(size_t blksize, int err):
     return strerror(err).decode()
 
 
-cdef object failure(file, blk, Failure why, int err):
-    """Return the exception of a touch that cannot be served. blk is None for a whole handle."""
+cdef object failure(file, blk, Failure why, int err, folder=None):
+    """Return the exception of a touch that cannot be served.
+
+    blk: None for a whole handle. folder: of its spool; None: it has none.
+    """
     if why == TOUCH_IN_LOAD:
         return block_load_error(file, blk, "cannot be loaded: its own loader touched it")
     if why == CIRCULAR_LOAD:
@@ -125,8 +129,14 @@ cdef object failure(file, blk, Failure why, int err):
     if why == DIRTY_LIMIT:
         return PageMemoryError(
             f"{what} cannot be changed: {ram_dirty} bytes of uncommitted changes are in memory, "
-            f"and the limit is {ram_limit}. Abort, then commit in smaller steps, or raise "
-            f"WENDELIN_CORE_RAM")
+            f"and the limit is {ram_limit}. Abort, then commit in smaller steps, raise "
+            f"WENDELIN_CORE_RAM, or set WENDELIN_CORE_SPOOL to a folder on a disk")
+    if why == SPOOL_FAILED:
+        return PageMemoryError(
+            f"{what} cannot be changed: uncommitted changes that are larger than {ram_limit} bytes "
+            f"of memory are in files in {folder}, and there is no room for more: "
+            f"{strerror(err).decode()}; {free_in(folder)}. Abort, then make room there, set "
+            f"WENDELIN_CORE_SPOOL to another folder, or commit in smaller steps")
     if why == FORKED:
         return ForkError(f"{what} was mapped before fork(): arrays are not inherited. Open the "
                          f"database again in the child process")
@@ -134,6 +144,14 @@ cdef object failure(file, blk, Failure why, int err):
         return DoomedError(f"{what} was changed by the thread that is storing it")
     kind = "mapping" if why == NO_MAPPING else "memory"
     return PageMemoryError(f"the system has no {kind} for {what}: {strerror(err).decode()}")
+
+
+cdef str free_in(folder):
+    """Say how much room a folder has."""
+    try:
+        return f"{shutil.disk_usage(folder).free} bytes are free"
+    except OSError as e:
+        return f"how much is free is unknown ({e.strerror})"
 
 
 cdef str describe(file):

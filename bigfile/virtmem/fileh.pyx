@@ -140,6 +140,8 @@ cdef void fileh_mark_stored(FileH *fileh) noexcept nogil:
         if page.stored:
             page_protect(page, RO)
             page_become(page, LOADED, MEMFD)
+            if page.slot >= 0 and page.pins == 0:
+                page_drop(page)     # room on the disk is for changes
         page = next
     pager_unlock()
 

@@ -10,6 +10,7 @@ cdef class BigFileH:
     cdef object __weakref__
     cdef FileH *fileh           # owned: one reference; NULL only when half built
     cdef readonly object file   # the BigFile; lives at least as long as this
+    cdef readonly object spool  # folder of its spool; None: it has none
     cdef list failures          # exceptions since the last discard; protected by: the GIL
     cdef list pins              # (pgoffset, pglen) of each pin(); protected by: the GIL
     cdef public bint read_only  # no change is possible, so a failure concerns its thread only

@@ -18,6 +18,7 @@ writeout, where its blocks are in located, and what is kept accessible in pins.
 Locking: see page.pyx. Work that may take long is done without the GIL.
 """
 
+import os
 import threading
 import weakref
 from operator import index
@@ -47,10 +48,13 @@ from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, FORKED, NO_FAILURE, Cou
 from wendelin.bigfile.virtmem.ram cimport (pager_lock, pager_unlock, ram_clean, ram_dirty,
                                            ram_limit, ram_reclaim_all)
 from wendelin.bigfile.virtmem.ready cimport fileh_unpin
+from wendelin.bigfile.virtmem.spool cimport spool_of
 from wendelin.bigfile.virtmem.touch cimport scraps_shown
 
-from wendelin.bigfile.virtmem.abilities import FirstChange, MapsAhead, MapsBlocks, Truncates
+from wendelin.bigfile.virtmem.abilities import (FirstChange, HasFolder, MapsAhead, MapsBlocks,
+                                                 Truncates)
 from wendelin.bigfile.virtmem.errors import DoomedError
+from wendelin.bigfile.virtmem.spool import spool_folder
 from wendelin.lib.utils import seconds_of
 
 cdef extern from "Python.h":
@@ -88,10 +92,14 @@ cdef class BigFileH:
         About the limit of the time in which a view is made ready (pins.ready), and of half of it
         at each boundary: WENDELIN_CORE_READY, or 0.1. With 0, a block is shown when it is touched.
 
+    spool : str or None
+        Folder of the file that has the memory of changes that would pass the limit of page memory:
+        WENDELIN_CORE_SPOOL, or that of the database, or of temporary files. None: there is none.
+
     Raises
     ------
     ValueError
-        WENDELIN_CORE_READY is not a number of seconds.
+        WENDELIN_CORE_READY is not a number of seconds, or WENDELIN_CORE_SPOOL not a folder.
     """
 
     def __cinit__(self, file, *args, **kw):
@@ -103,6 +111,7 @@ cdef class BigFileH:
         self.failures = []
         self.pins = []
         self.fallback_thread = threading.get_ident()
+        self.spool = spool_folder(file.folder if isinstance(file, HasFolder) else None)
         self.fileh = fileh_new((<BigFile>file).blksize)
         if self.fileh == NULL:
             hint = " (page memory is a file to the kernel: see ulimit -f)" if errno == EFBIG else ""
@@ -111,6 +120,8 @@ cdef class BigFileH:
         name = describe(self.file).encode(errors="replace")[:sizeof(self.fileh.name) - 1]
         strcpy(self.fileh.name, name)
         self.fileh.pyfileh = <void *>self
+        if self.spool is not None:
+            self.fileh.spool = spool_of(os.fsencode(self.spool))
         self.fileh.wants_first_change = isinstance(self, FirstChange)
         self.ready_seconds = seconds_of("WENDELIN_CORE_READY", 0.1)
         self.maps = isinstance(file, MapsBlocks)
@@ -388,7 +399,7 @@ def counts(BigFileH fileh not None):
     cdef Counts *c = &fileh.fileh.counts
     cdef size_t size = fileh.fileh.blksize
     return (c.faults, c.loads, c.mapped * size, c.resident, c.dirty, c.reclaims, c.failures,
-            c.waits)
+            c.waits, c.spooled)
 
 
 @cython.no_gc_clear

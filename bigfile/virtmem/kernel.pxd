@@ -29,7 +29,7 @@ cdef extern from "<errno.h>" nogil:
     """
     #define wc_set_errno(e) (errno = (e))
     """
-    int EBADMSG, EDEADLK
+    int EBADMSG, EDEADLK, EOPNOTSUPP
     void set_errno "wc_set_errno"(int err)
 
 cdef extern from "<fcntl.h>" nogil:
@@ -38,8 +38,31 @@ cdef extern from "<fcntl.h>" nogil:
     int FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
     ssize_t splice(int fd_in, long *off_in, int fd_out, long *off_out, size_t len,
                    unsigned int flags)
-    int F_DUPFD_CLOEXEC, F_SETPIPE_SZ, O_CLOEXEC, O_RDONLY
-    int open_ "open" (const char *path, int flags)
+    int F_DUPFD_CLOEXEC, F_SETPIPE_SZ, O_CLOEXEC, O_RDONLY, O_RDWR, O_TMPFILE
+    int open_ "open" (const char *path, int flags, ...)
+
+cdef extern from "<stdlib.h>" nogil:
+    int mkostemp(char *template, int flags)
+
+cdef extern from "<stdio.h>" nogil:
+    int snprintf(char *str, size_t size, const char *format, ...)
+
+cdef extern from "<sys/ioctl.h>" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+
+cdef extern from "<linux/fs.h>" nogil:
+    unsigned long FS_IOC_GETFLAGS, FS_IOC_SETFLAGS
+    int FS_NOCOW_FL
+
+cdef extern from "<sys/vfs.h>" nogil:
+    """
+    #include <linux/magic.h>
+    """
+    ctypedef struct statfs_t "struct statfs":
+        long f_type
+    int statfs_ "statfs" (const char *path, statfs_t *buf)
+    int fstatfs(int fd, statfs_t *buf)
+    long TMPFS_MAGIC, RAMFS_MAGIC, BTRFS_SUPER_MAGIC
 
 cdef extern from "<unistd.h>" nogil:
     int close(int fd)
@@ -48,6 +71,7 @@ cdef extern from "<unistd.h>" nogil:
     int gettid()
     int pipe2(int *ends, int flags)
     int ftruncate(int fd, long length)
+    int unlink(const char *path)
     ssize_t pread(int fd, void *buf, size_t count, long offset)
     ssize_t pwrite(int fd, const void *buf, size_t count, long offset)
     ssize_t write(int fd, const void *buf, size_t count)

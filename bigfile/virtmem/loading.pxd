@@ -8,7 +8,7 @@ cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) no
 cdef bint may_load(const Page *page) noexcept nogil
 cdef bint load_begins(FileH *fileh, uint64_t blk, uint64_t load) noexcept nogil
 cdef Failed page_load(FileH *fileh, uint64_t blk, Purpose purpose) noexcept nogil
-cdef int page_bring_in(Page *page) noexcept nogil
+cdef int page_make_room(Page *page, Failure *why) noexcept nogil
 cdef Failure own_load(const Page *page) noexcept nogil
 cdef void wait_loaded(FileH *fileh, const Page *page) noexcept nogil
 cdef void fail(FileH *fileh, uint64_t blk, Failure why, int err) noexcept nogil

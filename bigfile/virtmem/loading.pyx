@@ -1,7 +1,8 @@
 """Loading: how a page gets its bytes, and its state after a failure.
 
     EMPTY, LOCATED ── page_load ──► LOADING ──► LOADED        first touch, fileh_load, ahead
-    LOADED of ZEROS, FILERANGE ── page_bring_in ──► LOADING ──► LOADED of MEMFD     first write
+    LOADED of ZEROS, FILERANGE ── page_make_room ──► LOADING ──► LOADED of MEMFD    first write
+    LOADED of MEMFD ── page_make_room ──► LOADING ──► LOADED in the spool       first write, no room
 
 The file is asked by op_load, unless the page is LOCATED. page_fill() and page_copy() bring bytes
 into page memory; it stays reserved until the page is LOADED, or release() was called.
@@ -13,26 +14,29 @@ Locking: see page.pyx. A function that "enters and leaves with the pager lock he
 meanwhile: look up everything again after it.
 """
 
-from libc.errno cimport EFAULT, ENOMEM
+from libc.errno cimport EAGAIN, EDQUOT, EFAULT, EFBIG, ENOMEM, ENOSPC
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free
 
 from wendelin.bigfile.virtmem.checksum cimport checksum_compare
-from wendelin.bigfile.virtmem.kernel cimport (_SC_PAGESIZE, pthread_cond_broadcast, pthread_self,
-                                              sysconf, volatile_char)
+from wendelin.bigfile.virtmem.kernel cimport (EOPNOTSUPP, _SC_PAGESIZE, pthread_cond_broadcast,
+                                              pthread_self, sysconf, volatile_char)
 
-from wendelin.bigfile.virtmem.page cimport (AHEAD, BROKEN_FILE, CIRCULAR_LOAD, FOR_CALL,
-                                            FOR_TOUCH, LOCATED, LOADED, LOADING, LOAD_FAILED, MEMFD,
-                                            NOTHING, NO_FAILURE, NO_MEMORY, TOUCH_IN_LOAD, ZEROS,
-                                            Backing, Failed, Failure, FileH, Page, Purpose, Source,
+from wendelin.bigfile.virtmem.page cimport (AHEAD, BROKEN_FILE, CIRCULAR_LOAD, DIRTY_LIMIT,
+                                            FILERANGE, FOR_CALL, FOR_TOUCH, LOADED, LOADING,
+                                            LOAD_FAILED, LOCATED, MEMFD, NOTHING, NO_FAILURE,
+                                            NO_MEMORY, SPOOL_FAILED, TOUCH_IN_LOAD, ZEROS, Backing,
+                                            Failed, Failure, FileH, Page, Purpose, Source,
                                             fileh_release, op_fail, op_load, op_wait, page_become,
                                             page_drop, page_forget, page_memory, page_needs,
-                                            page_new, page_set_source, page_show)
+                                            page_new, page_set_slot, page_set_source, page_show)
 from wendelin.bigfile.virtmem.mapping cimport Piece
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
 from wendelin.bigfile.virtmem.ram cimport (Place, memory_reach, pager_cond, pager_lock,
-                                           pager_unlock, ram_alloc, ram_copy, ram_free,
-                                           ram_reserve, ram_unreserve, ram_write)
+                                           pager_unlock, ram_alloc, ram_copy, ram_counted, ram_free,
+                                           ram_hold, ram_largest, ram_may_dirty, ram_reserve,
+                                           ram_unreserve, ram_write)
+from wendelin.bigfile.virtmem.spool cimport spool_give, spool_take
 from wendelin.bigfile.virtmem.deadlock cimport (wait_for_load, wait_over, waits_circular,
                                                 waits_loaded)
 
@@ -123,15 +127,19 @@ cdef int reserve(FileH *fileh, uint64_t blk, size_t size, Place *memory, size_t 
         noexcept nogil:
     """Reserve memory for a LOADING page, of which the file has size bytes. 0 or errno."""
     cdef Page *page
-    cdef int err
+    cdef int err = 0
     pager_lock()
     page = <Page *>pagemap_get(&fileh.pages, blk)
     needs[0] = page.res.size = page_needs(page, size)
-    err = memory_reach(&fileh.memory, blk)
-    if err == 0:
-        err = ram_reserve(page.res.size)
+    if page.slot < 0:
+        err = memory_reach(&fileh.memory, blk)
+        if err == 0:
+            err = ram_reserve(page.res.size)
     memory[0] = page_memory(page)
     pager_unlock()
+    if page.slot >= 0:
+        # before any byte: what is only written may find no room on the disk later
+        err = ram_alloc(memory[0], 0, needs[0])
     return err
 
 
@@ -145,7 +153,7 @@ cdef void release(FileH *fileh, uint64_t blk) noexcept nogil:
     pager_unlock()
     ram_free(memory, page.res.size)     # it is LOADING, by this thread
     pager_lock()
-    ram_unreserve(page.res.size)
+    ram_unreserve(ram_counted(&page.res))
     pager_unlock()
 
 
@@ -296,39 +304,121 @@ cdef void load_end(Page *page, const Source *source, const Failed *failed, Purpo
         fileh.counts.failures += 1      # op_load, or the caller, reports it
 
 
-cdef int page_bring_in(Page *page) noexcept nogil:
+cdef int page_make_room(Page *page, Failure *why) noexcept nogil:
+    """Let a LOADED page be where it may become DIRTY: in memory, or in the spool.
+
+    0: it is. EAGAIN: the pager lock was released meanwhile: look up everything again. Else errno,
+    and why.
+    """
+    cdef FileH *fileh = page.fileh
+    cdef bint spool = False
+    cdef long slot = -1
+    cdef size_t size
+    cdef int err
+    if page.slot >= 0:
+        return 0
+    size = page.res.size
+    if page.backing != MEMFD:
+        size = page_needs(page, page.source.size if page.backing == FILERANGE else 0)
+    if not ram_may_dirty(size, fileh.spool != NULL):
+        spool = fileh.spool != NULL and size <= ram_largest
+        why[0] = SPOOL_FAILED if spool else DIRTY_LIMIT
+        err = spool_take(fileh.spool, fileh.blksize, &slot) if spool else ENOMEM
+        if err != 0:
+            return err
+    elif page.backing == MEMFD:
+        return 0
+    err = page_move(page, slot) if page.backing == MEMFD else page_bring_in(page, slot)
+    if err == 0:
+        return EAGAIN
+    if not spool:
+        why[0] = NO_MEMORY if err in (ENOMEM, ENOSPC) else BROKEN_FILE
+    elif err not in (ENOSPC, EDQUOT, EFBIG, EOPNOTSUPP):
+        why[0] = BROKEN_FILE
+    return err
+
+
+cdef int page_bring_in(Page *page, long slot) noexcept nogil:
     """LOADED of ZEROS or FILERANGE -> LOADING -> LOADED of MEMFD. 0 or errno.
 
-    Releases the pager lock: the page may be gone after it.
+    slot: of the spool, for the page; -1: into memory. Releases the pager lock: the page may be
+    gone after it.
     """
     cdef FileH *fileh = page.fileh
     cdef uint64_t blk = page.blk
     cdef Backing backing = page.backing
+    cdef bint reload
     cdef int err
     fileh.refs += 1
     page_become(page, LOADING, backing)
     page.loader = pthread_self()
     page.begun = True
+    page_set_slot(page, slot, 0)
     pager_unlock()
     if backing == ZEROS:
         err = page_fill(fileh, blk, NULL, 0)
     else:
         err = page_copy(fileh, blk, &page.source)
     pager_lock()
-    if page.reload:
-        if err == 0:
+    reload = page.reload
+    if reload or err != 0:
+        if slot >= 0:
+            spool_give(fileh.spool, fileh.blksize, slot)
+            page_set_slot(page, -1, 0)
+        elif err == 0:
             pager_unlock()
             release(fileh, blk)
             pager_lock()
         page_become(page, LOADED, backing)
-        page_drop(page)
-        err = 0                     # EMPTY now: the touch starts again
-    elif err != 0:
-        page_become(page, LOADED, backing)
+        if reload:
+            page_drop(page)
+            err = 0                 # EMPTY now: the touch starts again
     else:
         # The bytes are the same, and are always shown: a system call may be reading them.
         page_become(page, LOADED, MEMFD)
         page_show(page, False)
+    load_over(fileh, blk)
+    fileh_release(fileh)
+    return err
+
+
+cdef int page_move(Page *page, long slot) noexcept nogil:
+    """LOADED of MEMFD -> LOADING -> LOADED of MEMFD, from memory to a slot. 0 or errno.
+
+    Releases the pager lock: the page may be gone after it. Areas show the memory meanwhile.
+    """
+    cdef FileH *fileh = page.fileh
+    cdef uint64_t blk = page.blk
+    cdef Place old = page_memory(page)
+    cdef Place new
+    cdef size_t size = page.res.size, needs = page_needs(page, size)
+    cdef bint reload
+    cdef int err
+    fileh.refs += 1
+    ram_hold(&page.res)
+    page_become(page, LOADING, NOTHING)
+    page.loader = pthread_self()
+    page.begun = True
+    page_set_slot(page, slot, needs)
+    new = page_memory(page)
+    pager_unlock()
+    err = ram_alloc(new, 0, needs)
+    if err == 0:
+        err = ram_copy(new, size, old.fd, old.offset)
+    pager_lock()
+    reload = page.reload
+    if reload or err != 0:
+        spool_give(fileh.spool, fileh.blksize, slot)
+        page_set_slot(page, -1, size)
+        page_become(page, LOADED, MEMFD)
+        if reload:
+            page_drop(page)
+            err = 0
+    else:
+        page_become(page, LOADED, MEMFD)
+        page_show(page, False)
+        ram_free(old, size)             # no area shows it any more
+        ram_unreserve(size)
     load_over(fileh, blk)
     fileh_release(fileh)
     return err

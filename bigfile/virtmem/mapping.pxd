@@ -60,6 +60,7 @@ cdef void area_unmap(Area *area) noexcept nogil
 cdef Area *area_lookup(const char *addr) noexcept nogil
 cdef Kind area_kind(Area *area, uint64_t page) noexcept nogil
 cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, Origin at) noexcept nogil
+cdef bint area_is_elsewhere(Area *area, uint64_t page) noexcept nogil
 cdef bint area_was_shown(Area *area, uint64_t page) noexcept nogil
 cdef void area_set_stays(Area *area, uint64_t page, bint stays) noexcept nogil
 cdef bint areas_may_stay() noexcept nogil

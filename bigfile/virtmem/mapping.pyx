@@ -266,6 +266,11 @@ cdef bint area_was_shown(Area *area, uint64_t page) noexcept nogil:
     return area.kinds[page] & SHOWN != 0
 
 
+cdef bint area_is_elsewhere(Area *area, uint64_t page) noexcept nogil:
+    """Say whether a page shows page memory that is not in the memfd."""
+    return area.kinds[page] & ELSEWHERE != 0
+
+
 cdef void area_set_stays(Area *area, uint64_t page, bint stays) noexcept nogil:
     """Set or clear whether a shown page must stay shown, whatever the budgets are."""
     global areas_stay

@@ -5,6 +5,7 @@ from libc.stdint cimport uint64_t
 from wendelin.bigfile.virtmem.kernel cimport pthread_t
 from wendelin.bigfile.virtmem.mapping cimport Area, Kind, Origin, Pieces
 from wendelin.bigfile.virtmem.pagemap cimport PageMap
+from wendelin.bigfile.virtmem.spool cimport Spool
 from wendelin.bigfile.virtmem.ram cimport Memory, Place, Resident
 
 cdef enum State:
@@ -17,12 +18,13 @@ cdef enum Backing:
     NOTHING
     ZEROS
     FILERANGE
-    MEMFD
+    MEMFD                   # page memory: in a memory file, or a slot of the spool
 
 cdef enum Failure:          # why a touch cannot be served, other than by a failed load
     NO_FAILURE
     DIRTY_LIMIT             # dirty pages alone would pass the memory limit
     NO_MEMORY               # the system gave no memory for the page
+    SPOOL_FAILED            # dirty pages would pass the limit, and the spool takes no more
     NO_MAPPING              # the system gave no mapping for the page
     FORKED                  # the handle is the parent's of this process
     TOUCH_IN_LOAD           # the thread that loads a page touched it
@@ -75,6 +77,7 @@ cdef struct Page:
     bint reload             # LOADING: the block has changed meanwhile
     bint ahead              # it is posted to be read ahead
     bint stored             # DIRTY: stored since its last change
+    long slot               # of the spool, where its memory is [bytes]; -1: in the memory file
     unsigned int pins       # number of pins, which keep it shown: see ready.pyx
     Source source           # where it is, or is again after reclaim, if it has an fd
     Page *list_prev         # DIRTY, LOADING: neighbours in the handle's list of these
@@ -84,12 +87,14 @@ cdef struct Counts:         # of a handle, since it was opened; see stats.py
     uint64_t faults, loads, reclaims, failures, waits
     uint64_t resident       # page memory, now [bytes]
     uint64_t dirty          # of it, of changed pages [bytes]
+    uint64_t spooled        # page memory in the spool, now [bytes]
     uint64_t mapped         # pages shown from a file, now
 
 cdef struct FileH:
     char[96] name           # of its file, for messages
     size_t blksize          # [bytes]
     Memory memory           # where its pages have their memory
+    Spool *spool            # where changes have it that would pass the limit; NULL: nowhere
     int generation          # of the process that made it: see pager_generation
     # protected by: the GIL
     void *pyfileh           # its BigFileH, borrowed; NULL when that is gone
@@ -133,6 +138,7 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil
 cdef void page_set_stored(Page *page, bint stored) noexcept nogil
 cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil
 cdef void page_protect(Page *page, Kind most) noexcept nogil
+cdef void page_set_slot(Page *page, long slot, size_t size) noexcept nogil
 cdef Origin page_shown_from(const Page *page) noexcept nogil
 cdef Kind page_kind(const Page *page) noexcept nogil
 cdef Place page_memory(const Page *page) noexcept nogil

@@ -41,7 +41,8 @@ After a commit, pages in memory also lie in the file: fileh_set_located() takes 
 LOADED of MEMFD -> LOADED of FILERANGE.
 
 The first write to a page of ZEROS or FILERANGE goes LOADED -> LOADING (its bytes are brought
-into page memory) -> LOADED -> DIRTY. page_become() is the one place where a state is assigned.
+into page memory) -> LOADED -> DIRTY. If changes would pass the limit of memory, a page of any backing goes this way,
+into the spool. It leaves that as soon as it is stored. page_become() is the one place where a state is assigned.
 
 A page has memory for those bytes of its block that its file has, or an area shows (page_needs),
 in whole OS pages. It gets more before an area shows more (page_reach).
@@ -89,9 +90,10 @@ from wendelin.bigfile.virtmem.mapping cimport (FILE, NONE, NOWHERE, RO, RW, ZERO
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_del, pagemap_free, pagemap_next, pagemap_set
 from wendelin.bigfile.virtmem.ram cimport (OFF, Place, Resident, memory_at, memory_close,
                                            memory_open, pager_lock, pager_unlock, ram_add,
-                                           ram_forget_dirty, ram_free, ram_grow, ram_make_clean,
-                                           ram_make_dirty, ram_pin, ram_remove, ram_set_ops,
-                                           ram_unreserve, whole_os_pages)
+                                           ram_counted, ram_forget_dirty, ram_free, ram_grow,
+                                           ram_make_clean, ram_make_dirty, ram_pin, ram_remove,
+                                           ram_set_ops, ram_unreserve, whole_os_pages)
+from wendelin.bigfile.virtmem.spool cimport spool_count, spool_give
 from wendelin.bigfile.virtmem.trace cimport trace_page
 
 cdef void page_set_ops(void (*load)(FileH *, uint64_t, Source *, Purpose, Failed *) noexcept nogil,
@@ -152,7 +154,7 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil:
     if page.state == DIRTY:
         list_take(&fileh.dirty, page)
         fileh.ndirty -= 1
-        fileh.counts.dirty -= page.res.size
+        fileh.counts.dirty -= ram_counted(&page.res)
         page_set_stored(page, False)
         ram_make_clean(&page.res)
         if page.pins != 0:
@@ -162,9 +164,9 @@ cdef void page_become(Page *page, State state, Backing backing) noexcept nogil:
         ram_make_dirty(&page.res)
         list_put(&fileh.dirty, page)
         fileh.ndirty += 1
-        fileh.counts.dirty += page.res.size
+        fileh.counts.dirty += ram_counted(&page.res)
     elif state == LOADED and backing == MEMFD:
-        ram_unreserve(page.res.size)
+        ram_unreserve(ram_counted(&page.res))
         ram_add(&page.res)
         if page.pins != 0:
             ram_pin(&page.res)
@@ -192,9 +194,18 @@ cdef void list_take(Page **first, Page *page) noexcept nogil:
 
 cdef void page_set_backing(Page *page, Backing backing) noexcept nogil:
     cdef Counts *counts = &page.fileh.counts
-    counts.resident += ((backing == MEMFD) - <int>(page.backing == MEMFD)) * page.res.size
+    page_count(page, ((backing == MEMFD) - <int>(page.backing == MEMFD)) * <long>page.res.size)
     counts.mapped += (backing == FILERANGE) - <int>(page.backing == FILERANGE)
     page.backing = backing
+
+
+cdef void page_count(Page *page, long change) noexcept nogil:
+    """The page memory of a page has changed by so many bytes."""
+    if page.res.spooled:
+        page.fileh.counts.spooled += change
+        spool_count(change)
+    else:
+        page.fileh.counts.resident += change
 
 
 cdef void page_set_stored(Page *page, bint stored) noexcept nogil:
@@ -212,6 +223,7 @@ cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil:
     page.fileh = fileh
     page.blk = blk
     page.source.fd = -1
+    page.slot = -1
     page.state = LOADING
     page.loader = pthread_self()
     if pagemap_set(&fileh.pages, blk, page) != 0:
@@ -230,7 +242,19 @@ cdef Place page_memory(const Page *page) noexcept nogil:
     freed. The thread that loads the page, and one that has frozen the handle for a DIRTY page, may
     use it without the pager lock.
     """
-    return memory_at(&page.fileh.memory, page.blk)
+    cdef Place place
+    if page.slot < 0:
+        return memory_at(&page.fileh.memory, page.blk)
+    place.fd = page.fileh.spool.fd
+    place.offset = page.slot
+    return place
+
+
+cdef void page_set_slot(Page *page, long slot, size_t size) noexcept nogil:
+    """Let a page whose backing is not MEMFD get size bytes of it, in the spool; -1: in memory."""
+    page.slot = slot
+    page.res.spooled = slot >= 0
+    page.res.size = size
 
 
 cdef void page_set_source(Page *page, const Source *source) noexcept nogil:
@@ -302,8 +326,8 @@ cdef int page_reach(Page *page, Area *area, uint64_t i) noexcept nogil:
     if page.backing != MEMFD or size <= before:
         return 0
     err = ram_grow(&page.res, page_memory(page), size)
-    page.fileh.counts.resident += page.res.size - before
-    if page.state == DIRTY:
+    page_count(page, page.res.size - before)
+    if page.state == DIRTY and not page.res.spooled:
         page.fileh.counts.dirty += page.res.size - before
     return err
 
@@ -354,8 +378,12 @@ cdef void page_free_memory(Page *page) noexcept nogil:
         page_become(page, LOADED, MEMFD)
     if page.backing == MEMFD:
         ram_remove(&page.res)
-        ram_free(page_memory(page), page.res.size)
         page_set_backing(page, NOTHING)
+        if page.slot < 0:
+            ram_free(page_memory(page), page.res.size)
+        else:
+            spool_give(page.fileh.spool, page.fileh.blksize, page.slot)
+            page_set_slot(page, -1, 0)
 
 
 cdef void page_forget(Page *page) noexcept nogil:
@@ -442,6 +470,9 @@ cdef void fileh_release(FileH *fileh) noexcept nogil:
                 ram_forget_dirty(&page.res)
             elif page.backing == MEMFD:
                 ram_remove(&page.res)
+            if page.slot >= 0:
+                page_set_backing(page, NOTHING)
+                spool_give(fileh.spool, fileh.blksize, page.slot)
         page_free(page)
     pagemap_free(&fileh.pages)
     memory_close(&fileh.memory, used, inherited)

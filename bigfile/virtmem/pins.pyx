@@ -18,9 +18,10 @@ from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport strerror
 
-from wendelin.bigfile.virtmem.failure cimport describe
+from wendelin.bigfile.virtmem.failure cimport describe, failure
 from wendelin.bigfile.virtmem.fileh cimport fileh_first_change_told, fileh_epoch
 from wendelin.bigfile.virtmem.mapping cimport NONE, Area, area_kind
+from wendelin.bigfile.virtmem.page cimport NO_FAILURE, SPOOL_FAILED, Failure
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_dirty, ram_limit, ram_pinned
 from wendelin.bigfile.virtmem.ready cimport (area_ready, fileh_has, fileh_pin, fileh_show,
                                              fileh_unpin, fileh_was_shown, ready_clock)
@@ -207,6 +208,7 @@ def pin(BigFileH fileh not None, pgoffset, pglen, bint write=False):
         The exception of first_change().
     """
     cdef uint64_t blk, first, end, transactions
+    cdef Failure why = NO_FAILURE
     cdef int err
     fileh.check()
     pgoffset, pglen = check_range(fileh, pgoffset, pglen)
@@ -219,13 +221,15 @@ def pin(BigFileH fileh not None, pgoffset, pglen, bint write=False):
                 fileh.first_change()
                 fileh_first_change_told(fileh.fileh, transactions)
             with nogil:
-                err = fileh_pin(fileh.fileh, blk, write)
+                err = fileh_pin(fileh.fileh, blk, write, &why)
             if err == EAGAIN:
                 fileh.load(blk, 1)
             elif err == 0:
                 blk += 1
             else:
                 fileh.check_deadlock(err, "pin")
+                if why == SPOOL_FAILED:
+                    raise failure(fileh.file, blk, why, err, fileh.spool)
                 raise no_pin(fileh, err, pgoffset, pglen)
     except BaseException:
         with nogil:

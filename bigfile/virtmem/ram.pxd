@@ -16,6 +16,7 @@ cdef struct Resident:       # embedded in a page as its first field
     Resident *next
     Queue queue
     size_t size             # [bytes] of page memory that it has, or is getting
+    bint spooled            # that is in a spool, and does not count here
 
 cdef struct Memory:         # where the pages of a handle have their memory
     size_t blksize          # [bytes]
@@ -27,6 +28,10 @@ cdef struct Memory:         # where the pages of a handle have their memory
 cdef struct Place:          # where the bytes of a page are, in a file
     int fd
     long offset             # [bytes]
+
+cdef inline size_t ram_counted(const Resident *res) noexcept nogil:
+    """Return how much memory a page takes [bytes]."""
+    return 0 if res.spooled else res.size
 
 cdef size_t os_page         # [bytes]
 
@@ -65,6 +70,7 @@ cdef size_t ram_loading     # [bytes] reserved by pages that are being loaded
 cdef void ram_set_ops(void (*cool)(Resident *) noexcept nogil,
                       void (*evict)(Resident *) noexcept nogil) noexcept nogil
 cdef int ram_open() noexcept nogil
+cdef int fd_high(int fd) noexcept nogil
 cdef int memory_open(Memory *memory, size_t blksize) noexcept nogil
 cdef int memory_reach(Memory *memory, uint64_t page) noexcept nogil
 cdef void memory_close(Memory *memory, bint used, bint inherited) noexcept nogil
@@ -74,6 +80,7 @@ cdef int ram_copy(Place memory, size_t size, int fd, long start) noexcept nogil
 cdef int ram_free(Place memory, size_t size) noexcept nogil
 
 cdef int ram_reserve(size_t size) noexcept nogil
+cdef void ram_hold(Resident *res) noexcept nogil
 cdef void ram_unreserve(size_t size) noexcept nogil
 cdef void ram_add(Resident *res) noexcept nogil
 cdef void ram_touch(Resident *res) noexcept nogil
@@ -81,7 +88,7 @@ cdef void ram_remove(Resident *res) noexcept nogil
 cdef bint ram_may_pin(size_t size) noexcept nogil
 cdef void ram_pin(Resident *res) noexcept nogil
 cdef void ram_unpin(Resident *res) noexcept nogil
-cdef bint ram_may_dirty(size_t size) noexcept nogil
+cdef bint ram_may_dirty(size_t size, bint spool) noexcept nogil
 cdef void ram_make_dirty(Resident *res) noexcept nogil
 cdef void ram_make_clean(Resident *res) noexcept nogil
 cdef void ram_forget_dirty(Resident *res) noexcept nogil

@@ -30,6 +30,9 @@ system to do paging in an architecture lacking page-referenced bits", SOSP 1981)
 COLD has a quarter of the clean pages while memory is short, and is empty otherwise. PINNED pages,
 which a program needs in memory, are in a third queue, from which no page is freed.
 
+Dirty pages that would pass the limit are in a spool, if there is one (spool). They count nowhere
+here.
+
 This module knows sizes and queues. It does not know pages: ram_set_ops() gets the functions that
 protect or drop one.
 
@@ -90,12 +93,18 @@ cdef void ram_set_ops(void (*cool)(Resident *) noexcept nogil,
 
 cdef int ram_open() noexcept nogil:
     """Return a new sparse memfd of the largest size, or -1 with errno."""
-    cdef int high, fd = memfd_create(b"wendelin.core", MFD_CLOEXEC)
+    cdef int fd = memfd_create(b"wendelin.core", MFD_CLOEXEC)
     if fd < 0:
         return -1
     if ftruncate(fd, INT64_MAX) != 0:
         close(fd)
         return -1
+    return fd_high(fd)
+
+
+cdef int fd_high(int fd) noexcept nogil:
+    """Move a descriptor to where it is in the way of no program; -1: there is none."""
+    cdef int high
     if fd < FD_FEW:
         return fd
     high = fcntl(fd, F_DUPFD_CLOEXEC, <int>FD_FLOOR)
@@ -242,11 +251,11 @@ cdef void push(Queue queue, Resident *res) noexcept nogil:
     res.prev = ring.head.prev
     res.prev.next = res
     res.next.prev = res
-    ring.bytes += res.size
+    ring.bytes += ram_counted(res)
 
 
 cdef void pull(Resident *res) noexcept nogil:
-    ring_of(res.queue).bytes -= res.size
+    ring_of(res.queue).bytes -= ram_counted(res)
     res.prev.next = res.next
     res.next.prev = res.prev
     res.prev = res.next = NULL
@@ -256,7 +265,7 @@ cdef void pull(Resident *res) noexcept nogil:
 cdef void ram_add(Resident *res) noexcept nogil:
     """A page was loaded: it is clean, hot, and counts."""
     global ram_clean
-    ram_clean += res.size
+    ram_clean += ram_counted(res)
     push(HOT, res)
 
 
@@ -271,9 +280,9 @@ cdef void ram_remove(Resident *res) noexcept nogil:
     """A clean page leaves memory."""
     global ram_clean, ram_pinned
     if res.queue == PINNED:
-        ram_pinned -= res.size
+        ram_pinned -= ram_counted(res)
     pull(res)
-    ram_clean -= res.size
+    ram_clean -= ram_counted(res)
 
 
 cdef bint ram_may_pin(size_t size) noexcept nogil:
@@ -287,7 +296,7 @@ cdef void ram_pin(Resident *res) noexcept nogil:
     if res.queue != PINNED:
         pull(res)
         push(PINNED, res)
-        ram_pinned += res.size
+        ram_pinned += ram_counted(res)
 
 
 cdef void ram_unpin(Resident *res) noexcept nogil:
@@ -296,32 +305,36 @@ cdef void ram_unpin(Resident *res) noexcept nogil:
     if res.queue == PINNED:
         pull(res)
         push(HOT, res)
-        ram_pinned -= res.size
+        ram_pinned -= ram_counted(res)
 
 
-cdef bint ram_may_dirty(size_t size) noexcept nogil:
-    """Say whether one more page may be dirty. The first one may, if it may be in memory at all."""
-    return ram_dirty + size <= ram_limit or (ram_dirty == 0 and size <= ram_largest)
+cdef bint ram_may_dirty(size_t size, bint spool) noexcept nogil:
+    """Say whether one more page may be dirty. The first one may, if it may be in memory at all.
+
+    spool: it may go there instead. Then a quarter of the limit is left to clean pages.
+    """
+    cdef size_t most = ram_limit - ram_limit // 4 if spool else ram_limit
+    return ram_dirty + size <= most or (ram_dirty == 0 and size <= ram_largest)
 
 
 cdef void ram_make_dirty(Resident *res) noexcept nogil:
     """A clean page is about to be written."""
     global ram_dirty
     ram_remove(res)
-    ram_dirty += res.size
+    ram_dirty += ram_counted(res)
 
 
 cdef void ram_make_clean(Resident *res) noexcept nogil:
     """A dirty page was stored."""
     global ram_dirty
-    ram_dirty -= res.size
+    ram_dirty -= ram_counted(res)
     ram_add(res)
 
 
 cdef void ram_forget_dirty(Resident *res) noexcept nogil:
     """A dirty page leaves memory: its changes were discarded."""
     global ram_dirty
-    ram_dirty -= res.size
+    ram_dirty -= ram_counted(res)
 
 
 cdef int ram_grow(Resident *res, Place memory, size_t size) noexcept nogil:
@@ -333,7 +346,12 @@ cdef int ram_grow(Resident *res, Place memory, size_t size) noexcept nogil:
     cdef Queue queue = res.queue
     cdef size_t more = size - res.size
     cdef int err
-    if queue == OFF and not ram_may_dirty(more):
+    if res.spooled:
+        err = ram_alloc(memory, res.size, size)
+        if err == 0:
+            res.size = size
+        return err
+    if queue == OFF and not ram_may_dirty(more, False):
         return EDQUOT
     if queue != OFF:
         ram_remove(res)             # it does not give way to itself
@@ -379,6 +397,13 @@ cdef int ram_reserve(size_t size) noexcept nogil:
             break
     ram_loading += size
     return 0
+
+
+cdef void ram_hold(Resident *res) noexcept nogil:
+    """A clean page is about to be copied elsewhere: it counts as loading."""
+    global ram_loading
+    ram_remove(res)
+    ram_loading += ram_counted(res)
 
 
 cdef void ram_unreserve(size_t size) noexcept nogil:

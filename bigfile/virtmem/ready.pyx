@@ -22,17 +22,17 @@ from libc.stdint cimport INT64_MAX, int64_t, uint64_t
 
 from wendelin.bigfile.virtmem.kernel cimport (CLOCK_MONOTONIC, EDEADLK, clock_gettime, pthread_self,
                                               timespec)
-from wendelin.bigfile.virtmem.loading cimport page_bring_in, page_load
+from wendelin.bigfile.virtmem.loading cimport page_load, page_make_room
 from wendelin.bigfile.virtmem.mapping cimport (NONE, NOWHERE, ZERO, Area, area_kind, area_set_stays,
                                                area_show, area_was_shown, areas_have_room,
                                                areas_may_stay)
-from wendelin.bigfile.virtmem.page cimport (AHEAD, DIRTY, FILERANGE, LOADED, LOADING, LOCATED,
-                                            MEMFD, NO_FAILURE, ZEROS, FileH, Page, op_wait,
-                                            page_become, page_kind, page_needs, page_reach,
-                                            page_set_stored, page_show, page_shown_from)
+from wendelin.bigfile.virtmem.page cimport (AHEAD, DIRTY, LOADED, LOADING, LOCATED, MEMFD,
+                                            NO_FAILURE, ZEROS, Failure, FileH, Page, op_wait,
+                                            page_become, page_kind, page_reach, page_set_stored,
+                                            page_show, page_shown_from)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
-from wendelin.bigfile.virtmem.ram cimport (COLD, pager_lock, pager_unlock, ram_may_dirty,
-                                           ram_may_pin, ram_pin, ram_unpin)
+from wendelin.bigfile.virtmem.ram cimport (COLD, pager_lock, pager_unlock, ram_counted, ram_may_pin,
+                                           ram_pin, ram_unpin)
 
 cdef enum:
     TOGETHER = 64           # pages that are shown before the pager lock is released
@@ -151,17 +151,17 @@ cdef void fileh_show(FileH *fileh, const uint64_t *blks, size_t n, int64_t until
     pager_unlock()
 
 
-cdef int fileh_pin(FileH *fileh, uint64_t blk, bint write) noexcept nogil:
+cdef int fileh_pin(FileH *fileh, uint64_t blk, bint write, Failure *why) noexcept nogil:
     """Show a page that was loaded in all areas, and let it stay so. 0 or errno.
 
     write: make it DIRTY. The caller has first_change_told the change.
     EAGAIN: it is not in memory; load it. Or, for a write, another transaction is to be told.
     ENOMEM: pinned and changed pages would pass the limit of page memory.
     ENOBUFS: pinned pages would take too many of the kernel's mappings.
-    EDEADLK: this thread writes out. Others: the page has no memory, or its file cannot be read.
+    EDEADLK: this thread writes out. Others: the page has no memory, or its file cannot be read; why
+    is SPOOL_FAILED if it is the spool.
     """
     cdef Page *page
-    cdef size_t size
     cdef int err = 0
     pager_lock()
     while err == 0:
@@ -178,17 +178,13 @@ cdef int fileh_pin(FileH *fileh, uint64_t blk, bint write) noexcept nogil:
         elif write and fileh.wants_first_change and not fileh.first_change_told:
             err = EAGAIN
         elif write and page.state == LOADED:
-            size = page.source.size if page.backing == FILERANGE else 0
-            if page.backing == MEMFD:
-                size = page.res.size
-            if not ram_may_dirty(page_needs(page, size)):
-                err = ENOMEM
-            elif page.backing != MEMFD:
-                err = page_bring_in(page)
-            else:
+            err = page_make_room(page, why)
+            if err == 0:
                 page_become(page, DIRTY, MEMFD)
+            elif err == EAGAIN:
+                err = 0
         elif page.state == LOADED and page.backing == MEMFD and page.pins == 0 \
-                and not ram_may_pin(page.res.size):
+                and not ram_may_pin(ram_counted(&page.res)):
             err = ENOMEM
         else:
             if write:

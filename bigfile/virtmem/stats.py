@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from wendelin.bigfile.virtmem.handle import BigFileH, counts, handles, ram_stat
 from wendelin.bigfile.virtmem.mapping import mappings
+from wendelin.bigfile.virtmem.spool import spooled
 
 __all__ = ["HandleStats", "Stats", "stats", "stats_of"]
 
@@ -22,10 +23,11 @@ class HandleStats(NamedTuple):
     loads: int  #: blocks that the file was asked for, or that were copied
     mapped: int  #: blocks now mapped from a file; page cache, not memory of this process
     resident: int  #: blocks now in page memory, including changed ones
-    dirty: int  #: of these, blocks with uncommitted changes
+    dirty: int  #: of it, of blocks with uncommitted changes
     reclaims: int  #: blocks whose memory was given back because memory got short
     failures: int  #: touches and loads that failed
     waits: int  #: waits for another thread that loaded or stored
+    spooled: int  #: blocks with uncommitted changes that are in a file of WENDELIN_CORE_SPOOL
 
 
 class Stats(NamedTuple):
@@ -34,6 +36,7 @@ class Stats(NamedTuple):
     limit: int  #: of page memory, WENDELIN_CORE_RAM
     clean: int  #: page memory that can be given back
     dirty: int  #: page memory of changes
+    spooled: int  #: changes that are in files of WENDELIN_CORE_SPOOL, and not in page memory
     mappings: int  #: mappings of the kernel, about; see vm.max_map_count
     handles: list[HandleStats]  #: all open files
 
@@ -44,7 +47,7 @@ def stats() -> Stats:
     Cheap enough to be called every second. Different connections to one file have different
     handles.
     """
-    return Stats(*ram_stat(), mappings(), sorted(map(stats_of, list(handles))))
+    return Stats(*ram_stat(), spooled(), mappings(), sorted(map(stats_of, list(handles))))
 
 
 def stats_of(handle: BigFileH) -> HandleStats:

@@ -15,29 +15,31 @@ Python only by page_set_ops().
 Locking: see page.pyx. page_touch() and page_broken() are called without the pager lock.
 """
 
-from libc.errno cimport EDQUOT, EIO, ENOMEM, ENOSPC
+from libc.errno cimport EAGAIN, EDQUOT, EIO
 from libc.stdint cimport uint64_t
 
 from wendelin.bigfile.virtmem.ahead cimport load_ahead, show_ahead, written_ahead
 from wendelin.bigfile.virtmem.kernel cimport (MADV_POPULATE_READ, MADV_POPULATE_WRITE, madvise,
                                               pthread_atfork, pthread_cond_init, pthread_self)
-from wendelin.bigfile.virtmem.loading cimport (fail, may_load, own_load, page_bring_in, page_load,
+from wendelin.bigfile.virtmem.loading cimport (fail, may_load, own_load, page_load, page_make_room,
                                                wait_loaded)
 from wendelin.bigfile.virtmem.mapping cimport (FILE, NOWHERE, RO, RW, SINK, ZERO, Area, Kind,
-                                               area_bytes, area_inherited, area_kind, area_lookup,
-                                               area_set_stays, area_show, area_show_inherited,
-                                               areas_after_fork, areas_before_fork)
+                                               area_bytes, area_inherited, area_is_elsewhere,
+                                               area_kind, area_lookup, area_set_stays, area_show,
+                                               area_show_inherited, areas_after_fork,
+                                               areas_before_fork)
 from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, CHANGE_REFUSED, DIRTY, DIRTY_LIMIT,
-                                            EXITING, FILERANGE, FOR_TOUCH, FORKED, LOAD_FAILED, LOADED,
-                                            LOADING, MEMFD, NO_FAILURE, NO_MAPPING, NO_MEMORY,
-                                            WRITE_IN_WRITEOUT, Failure, FileH, Page, fatal,
-                                            fileh_doom, fileh_release, op_first_change, op_fail,
-                                            op_wait, page_after_fork, page_become, page_kind,
-                                            page_needs, page_reach, page_set_stored,
-                                            page_shown_from, pager_exiting)
+                                            EXITING, FORKED, FOR_TOUCH, LOADED, LOADING,
+                                            LOAD_FAILED, MEMFD, NO_FAILURE, NO_MAPPING, NO_MEMORY,
+                                            SPOOL_FAILED, WRITE_IN_WRITEOUT, Failure, FileH, Page,
+                                            fatal, fileh_doom, fileh_release, op_fail,
+                                            op_first_change, op_wait, page_after_fork, page_become,
+                                            page_kind, page_reach, page_set_stored, page_shown_from,
+                                            pager_exiting)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
 from wendelin.bigfile.virtmem.ram cimport (OFF, pager_cond, pager_lock, pager_unlock,
-                                           ram_after_fork, ram_may_dirty, ram_touch)
+                                           ram_after_fork, ram_touch)
+from wendelin.bigfile.virtmem.spool cimport spool_after_fork
 from wendelin.bigfile.virtmem.readahead cimport AHEAD_PAGES, Ahead, readahead_post
 
 cdef extern from *:
@@ -175,7 +177,7 @@ cdef Step touch_change(Touch *touch) noexcept nogil:
     """Make the page DIRTY, to be written."""
     cdef FileH *fileh = touch.fileh
     cdef Page *page = touch.page
-    cdef size_t size
+    cdef Failure why = NO_FAILURE
     cdef int err
     if fileh.frozen != 0 and fileh.writer == pthread_self():
         return refuse(touch, WRITE_IN_WRITEOUT, 0)
@@ -187,14 +189,11 @@ cdef Step touch_change(Touch *touch) noexcept nogil:
         op_wait()
         return AGAIN
     if page.state == LOADED:
-        size = page.source.size if page.backing == FILERANGE else 0
-        if not ram_may_dirty(page.res.size if page.backing == MEMFD else page_needs(page, size)):
-            return refuse(touch, DIRTY_LIMIT, 0)
-        if page.backing != MEMFD:
-            err = page_bring_in(page)
-            if err == 0:
-                return AGAIN
-            return refuse(touch, NO_MEMORY if err in (ENOMEM, ENOSPC) else BROKEN_FILE, err)
+        err = page_make_room(page, &why)
+        if err == EAGAIN:
+            return AGAIN
+        if err != 0:
+            return refuse(touch, why, err)
         page_become(page, DIRTY, MEMFD)
     page_set_stored(page, False)
     return GO_ON
@@ -229,7 +228,8 @@ cdef Step touch_show(Touch *touch) noexcept nogil:
     cdef Kind kind = page_kind(page)
     cdef int err = page_reach(page, area, touch.i)
     if err != 0:
-        return refuse(touch, DIRTY_LIMIT if err == EDQUOT else NO_MEMORY, err)
+        return refuse(touch, SPOOL_FAILED if page.slot >= 0 else
+                      DIRTY_LIMIT if err == EDQUOT else NO_MEMORY, err)
     if page.state == DIRTY:
         if written_ahead(area, touch.i) and kind == RW:
             touch.fill = area.start + touch.i * area.blksize
@@ -266,14 +266,16 @@ cdef bint page_broken(const char *addr, bint write) noexcept nogil:
         ours = False
     else:
         i = (addr - area.start) // area.blksize
-        if area_kind(area, i) == FILE:
+        if area_kind(area, i) != FILE:
+            # It was, and is not any more: go on. But not round and round, if this has no memory,
+            # or if the disk of the spool has failed.
+            ours = madvise(area.start + i * area.blksize, area_bytes(area, i, 1),
+                           MADV_POPULATE_WRITE if write else MADV_POPULATE_READ) == 0
+        if area_kind(area, i) == FILE or not ours and area_is_elsewhere(area, i):
             fileh = <FileH *>area.fileh
             fail(fileh, area.pgoffset + i, BROKEN_FILE, EIO)
             show_scrap(addr, write, BROKEN_FILE)
-        else:
-            # It was, and is not any more: go on. But not round and round, if this has no memory.
-            ours = madvise(area.start + i * area.blksize, area_bytes(area, i, 1),
-                           MADV_POPULATE_READ) == 0
+            ours = True
     pager_unlock()
     return ours
 
@@ -312,6 +314,7 @@ cdef void after_fork_in_child() noexcept nogil:
     page_after_fork()
     areas_after_fork()
     ram_after_fork()
+    spool_after_fork()
     pthread_cond_init(&pager_cond, NULL)    # its waiters stayed in the parent
     pager_unlock()
 

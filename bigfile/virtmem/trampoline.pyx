@@ -297,7 +297,9 @@ cdef void report_with_gil(Call *call, Failure why, int err) noexcept:
         if call.fileh.pyfileh != NULL:
             pyfileh = <BigFileH>call.fileh.pyfileh
             exc = failing_class(pyfileh.fallback_thread)
-            failed(call, failure(pyfileh.file, call.blk, why, err) if exc is None else exc)
+            if exc is None:
+                exc = failure(pyfileh.file, call.blk, why, err, pyfileh.spool)
+            failed(call, exc)
     except BaseException:
         pass
 

@@ -50,6 +50,7 @@ from wendelin.bigfile.virtmem.abilities import (
     ExplainsMismatch,
     FilePieces,
     FileRange,
+    HasFolder,
     MapsAhead,
     MapsBlocks,
     MayBeRemote,
@@ -89,6 +90,7 @@ from wendelin.lib.zodb import (
     zconn_at,
     zconn_changed,
     zconn_check_database,
+    zconn_folder,
     zconn_has_open,
     zconn_is_remote,
     zconn_locate,
@@ -123,7 +125,14 @@ def _verify() -> bool:
 
 
 class ZFile(
-    BigFile, MapsBlocks, MapsAhead, MayBeRemote, Truncates, ExplainsMismatch, SeesTransactions
+    BigFile,
+    MapsBlocks,
+    MapsAhead,
+    MayBeRemote,
+    HasFolder,
+    Truncates,
+    ExplainsMismatch,
+    SeesTransactions,
 ):
     """A ZBigFile as the pager sees it."""
 
@@ -163,6 +172,11 @@ class ZFile(
     @override
     def is_local(self) -> bool:
         return zconn_maps(self.conn)
+
+    @property
+    @override
+    def folder(self) -> str | None:
+        return zconn_folder(self.conn)
 
     @property
     @override

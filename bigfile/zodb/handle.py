@@ -290,7 +290,7 @@ class ZBigFileH(HandleOfFile, Follower):
         """
         check_failures(self)
         if self._saved is None:
-            self._saved = SavedPages()
+            self._saved = SavedPages(self.spool)
         writeout_begin(self)
         try:
             save_changes(self, self._saved.save)

@@ -2,7 +2,8 @@
 
 This module knows numbers and bytes of blocks, and the handle that takes them back, but not ZODB.
 Pages are copied to a temporary file, as Connections copy their objects, so a savepoint takes no
-memory. The thread of the transaction uses it.
+memory. The file is where changes go that are larger than memory. The thread of the transaction uses
+it.
 """
 
 from __future__ import annotations
@@ -22,9 +23,10 @@ class SavedPages:
     Without a buffer, and without a position in the file: a child of a fork would share them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str | None = None) -> None:
+        self._folder = folder or tempfile.gettempdir()
         self._file = tempfile.TemporaryFile(  # noqa: SIM115
-            prefix="wendelin.core-savepoint-", buffering=0
+            prefix="wendelin.core-savepoint-", buffering=0, dir=folder
         )
         self._end = 0
         #: blk -> (offset, size) of the last copy [bytes]; in the block, zeros follow
@@ -40,7 +42,12 @@ class SavedPages:
         """
         at, size = self._end, len(buf)
         while buf:
-            n = os.pwrite(self._file.fileno(), buf, at)
+            try:
+                n = os.pwrite(self._file.fileno(), buf, at)
+            except OSError as e:
+                raise OSError(
+                    e.errno, f"no room for a savepoint of changes in {self._folder}: {e.strerror}"
+                ) from e
             buf, at = buf[n:], at + n
         self.where[blk] = self._end, size
         self._end = at

@@ -91,8 +91,28 @@ def test_more_than_the_limit_is_an_exception():
         print(A[:].sum() >> 20)
         """,
         WENDELIN_CORE_RAM="64M",
+        WENDELIN_CORE_SPOOL="0",
     )
     assert out == "True\n2\n"
+
+
+def test_more_than_the_limit_is_in_a_file():
+    out = check_child(
+        """
+        import numpy as np
+        from wendelin.bigarray.array_ram import RAMArray
+        from wendelin.bigfile import stats
+
+        A = RAMArray((96 << 20,), "u1")
+        A[:] = 1
+        A.append(np.full(32 << 20, 2, "u1"))
+        print(stats().spooled >> 20, np.sum(A[:], dtype="u8") >> 20)
+        A.resize(0)
+        print(stats().spooled)
+        """,
+        WENDELIN_CORE_RAM="64M",
+    )
+    assert out == "80 160\n0\n"
 
 
 def test_pickled_it_is_copied():

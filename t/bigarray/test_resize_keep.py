@@ -66,7 +66,8 @@ def test_in_a_database(root, fmt):
         assert np.array_equal(A, resized(resized(data, (30, 70)), (60, 90)))
 
 
-def test_what_does_not_fit_into_page_memory_is_refused(root):
+def test_what_does_not_fit_into_page_memory_is_refused(root, monkeypatch):
+    monkeypatch.setenv("WENDELIN_CORE_SPOOL", "0")
     root["A"] = A = ZBigArray((1000, 1000), "f8")
     transaction.commit()
     A[:] = 1

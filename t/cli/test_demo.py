@@ -131,7 +131,14 @@ def test_a_full_disk(tmp_path):
 
 
 def test_a_transaction_larger_than_memory(tmp_path):
-    done = demo("--worksize=64", "gen", "x.fs", cwd=tmp_path, WENDELIN_CORE_RAM="8M")
+    done = demo(
+        "--worksize=64",
+        "gen",
+        "x.fs",
+        cwd=tmp_path,
+        WENDELIN_CORE_RAM="8M",
+        WENDELIN_CORE_SPOOL="0",
+    )
     assert done.returncode == 1
     assert "commit in smaller steps" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr

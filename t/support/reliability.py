@@ -130,8 +130,17 @@ ROWS = [
         "virtmem/test_exhaust.py -k mappings",
     ),
     Row(
+        "changes larger than memory, and than the disk for them",
+        "`WENDELIN_CORE_SPOOL` is a small tmpfs; mapped and copied",
+        "{n} cases",
+        "`PageMemoryError` that names the folder, and how much is free there; the transaction is "
+        "aborted; the database is as before",
+        "fs",
+        "virtmem/test_exhaust.py -k disk_of_the_spool",
+    ),
+    Row(
         "no page memory",
-        "WENDELIN_CORE_RAM, a memory cgroup without it, RLIMIT_FSIZE",
+        "WENDELIN_CORE_RAM without a spool, a memory cgroup without it, RLIMIT_FSIZE",
         "{n} cases",
         "`PageMemoryError` that says to commit in smaller steps; the commit is refused",
         "fs",

@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from support import TESTS
 from support.cgroup import NoCgroup, memory_cgroup
 from support.child import check_child
 from support.servers import ZeoServer
@@ -131,7 +132,7 @@ for _ in range(3):
 works_again()
 """,
         f"file://{tmp_path}/test.fs",
-        TMPDIR=str(disk),
+        WENDELIN_CORE_SPOOL=str(disk),
     )
 
 
@@ -344,7 +345,13 @@ works_again()
 
 
 def test_no_page_memory(url):
-    program(TOO_MANY.replace("SIZE", "40 << 20"), url, "ZBlk1", WENDELIN_CORE_RAM="16M")
+    program(
+        TOO_MANY.replace("SIZE", "40 << 20"),
+        url,
+        "ZBlk1",
+        WENDELIN_CORE_RAM="16M",
+        WENDELIN_CORE_SPOOL="0",
+    )
 
 
 def test_no_page_memory_in_a_cgroup(tmp_path):
@@ -355,7 +362,8 @@ def test_no_page_memory_in_a_cgroup(tmp_path):
             enter = f"import os; open({str(procs)!r}, 'w').write(str(os.getpid()))\n"
             done = subprocess.run(
                 [sys.executable, "-P", "-c", enter + code, f"{tmp_path}/test.fs", "ZBlk0"],
-                env={k: v for k, v in os.environ.items() if k != "WENDELIN_CORE_RAM"},
+                env={k: v for k, v in os.environ.items() if k != "WENDELIN_CORE_RAM"}
+                | {"WENDELIN_CORE_SPOOL": "0", "PYTHONPATH": str(TESTS)},
                 capture_output=True,
                 text=True,
                 timeout=120,
@@ -363,6 +371,28 @@ def test_no_page_memory_in_a_cgroup(tmp_path):
             assert done.returncode == 0, done.stderr
     except NoCgroup as e:
         pytest.skip(str(e))
+
+
+def test_disk_of_the_spool_full(url, disk):
+    """Changes are larger than memory, and than the room for those that do not fit."""
+    program(
+        """
+def too_much():
+    for i in range(0, len(A), 1 << 20): A[i : i + (1 << 20)] = 1
+    pending()
+    root["n"] = 1
+for _ in range(3):
+    A.resize(40 << 20)
+    e = expect(too_much, "No space left on device", error=PageMemoryError)
+    assert "bytes are free" in str(e) and "WENDELIN_CORE_SPOOL" in str(e), e
+    expect(transaction.commit, "No space left on device", error=DoomedError)
+    is_as_before()
+works_again()
+""",
+        url,
+        WENDELIN_CORE_RAM="4M",
+        WENDELIN_CORE_SPOOL=str(disk),
+    )
 
 
 def test_page_memory_may_not_grow(tmp_path):

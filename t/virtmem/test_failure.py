@@ -356,7 +356,7 @@ def test_stats():
         (one,) = (h for h in stats().handles if h.file == "<File of test_stats>")
         return one
 
-    assert figures() == ("<File of test_stats>", BLK, 0, 0, 0, 0, 0, 0, 0, 0)
+    assert figures() == ("<File of test_stats>", BLK, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     a = view(fileh)
     with pytest.raises(BlockLoadError):
         a.sum()

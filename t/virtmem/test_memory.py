@@ -36,7 +36,7 @@ def refused(act, kind):
 
 
 def child(code, ram="64M"):
-    check_child(SETUP + code, WENDELIN_CORE_RAM=ram)
+    check_child(SETUP + code, WENDELIN_CORE_RAM=ram, WENDELIN_CORE_SPOOL="0")
 
 
 def test_many_handles_take_few_descriptors_and_little_memory():

@@ -1,4 +1,4 @@
-"""The limit of page memory: each test runs in a child process with a limit of its own."""
+"""The limit of page memory, without a spool: each test runs in a child with a limit of its own."""
 
 import pytest
 from support.cgroup import NoCgroup, memory_cgroup
@@ -26,7 +26,7 @@ def shmem():
 
 
 def child(code, ram="16M"):
-    check_child(SETUP + code, WENDELIN_CORE_RAM=ram)
+    check_child(SETUP + code, WENDELIN_CORE_RAM=ram, WENDELIN_CORE_SPOOL="0")
 
 
 def test_reading_stays_under_the_limit():

@@ -392,6 +392,7 @@ def test_load_of_more_than_page_memory():
             pass
         """,
         WENDELIN_CORE_RAM="64M",
+        WENDELIN_CORE_SPOOL="0",
     )
     first, second = out.splitlines()
     assert "268435456 bytes, cannot be kept accessible: 58720256 bytes of page memory" in first

@@ -44,8 +44,9 @@ class _Nothing(BigFile):
 class RAMArray(BigArray):
     """An array in memory: zeros at first. Parts that were never written take no memory.
 
-    Written parts count as page memory, which WENDELIN_CORE_RAM limits. They stay until the array
-    and all its views are gone, or a resize() drops them.
+    Written parts count as page memory, which WENDELIN_CORE_RAM limits; what does not fit is in a
+    file of WENDELIN_CORE_SPOOL. They stay until the array and all its views are gone, or a resize()
+    drops them.
 
     Pickled, it is copied.
 

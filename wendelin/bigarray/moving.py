@@ -77,11 +77,12 @@ def _strides(A: BigArray, dims: Dims) -> Dims:
 
 def _check_memory(A: BigArray, size: int) -> None:
     limit, _, dirty = ram_stat()
-    if size + dirty > limit // 4 * 3:
+    if A._fileh().spool is None and size + dirty > limit // 4 * 3:
         raise MemoryError(
             f"{A!r}: {size} bytes would be moved in one transaction, but the limit of page memory "
             f"is {limit}. Make a new array of that shape, copy A[i:j] to it with a commit after "
-            f"each step, and replace this one, as by g.move(); or raise WENDELIN_CORE_RAM"
+            f"each step, and replace this one, as by g.move(); raise WENDELIN_CORE_RAM, or set "
+            f"WENDELIN_CORE_SPOOL to a folder on a disk"
         )
 
 

@@ -11,7 +11,7 @@ from wendelin.cli.output import console, print_json, say, size_text, table
 
 __all__ = ["stats"]
 
-_SIZES = ("mapped", "resident", "dirty")  # [bytes]
+_SIZES = ("mapped", "resident", "dirty", "spooled")  # [bytes]
 _COUNTS = ("faults", "loads", "reclaims", "failures", "waits")
 
 
@@ -39,7 +39,8 @@ def stats(pid: int, as_json: bool) -> None:
         return
     say(
         f"page memory: {size_text(found['clean'])} clean, {size_text(found['dirty'])} changed, "
-        f"limit {size_text(found['limit'])}; {found['mappings']} mappings"
+        f"limit {size_text(found['limit'])}; {size_text(found['spooled'])} of changes on disk; "
+        f"{found['mappings']} mappings"
     )
     columns = (*_SIZES, *_COUNTS)
     rows = [

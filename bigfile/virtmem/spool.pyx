@@ -1,0 +1,228 @@
+"""Spools: files on a disk with the memory of changed pages for which there is no room in memory.
+
+A spool is a folder, and a file in it that has no name. So the file is gone with the process,
+whatever ends that. It is made for the first page, and closed after the last one.
+
+A page in a spool has a slot: a range of the file that is mapped shared, as page memory is. The
+kernel writes it to the disk and drops it when memory is short, and reads it again when a thread
+touches it. The caller allocates the range (fallocate) before it is shown, so that a full disk is an
+errno and not a SIGBUS. A slot that was freed is a hole; the next page of that size gets it first.
+
+This module knows files and sizes. It does not know pages.
+
+Locking: all need the pager lock, except spool_of(), which takes it.
+"""
+
+import os
+import tempfile
+
+from libc.errno cimport EINTR, EISDIR, ENOMEM, errno
+from libc.stdlib cimport calloc, free, realloc
+from libc.string cimport strcmp, strdup
+
+from wendelin.bigfile.virtmem.kernel cimport (BTRFS_SUPER_MAGIC, EOPNOTSUPP, FALLOC_FL_KEEP_SIZE,
+                                              FALLOC_FL_PUNCH_HOLE, FS_IOC_GETFLAGS,
+                                              FS_IOC_SETFLAGS, FS_NOCOW_FL, O_CLOEXEC, O_RDWR,
+                                              O_TMPFILE, RAMFS_MAGIC, TMPFS_MAGIC, close, fallocate,
+                                              fstatfs, ftruncate, ioctl, mkostemp, open_, snprintf,
+                                              statfs_t, statfs_, unlink)
+from wendelin.bigfile.virtmem.ram cimport fd_high, pager_lock, pager_unlock
+
+cdef enum:
+    HUGE = 1 << 21          # [bytes]: large slots begin at multiples of this
+
+cdef Spool *spools          # all; protected by: the pager lock
+
+
+cdef Spool *spool_of(const char *folder) noexcept nogil:
+    """Return the spool of a folder, which lives as long as the process. NULL: no memory."""
+    cdef Spool *spool
+    pager_lock()
+    spool = spools
+    while spool != NULL and strcmp(spool.folder, folder) != 0:
+        spool = spool.next
+    if spool == NULL:
+        spool = spool_new(folder)
+    pager_unlock()
+    return spool
+
+
+cdef Spool *spool_new(const char *folder) noexcept nogil:
+    global spools
+    cdef Spool *spool = <Spool *>calloc(1, sizeof(Spool))
+    if spool == NULL:
+        return NULL
+    spool.folder = strdup(folder)
+    if spool.folder == NULL:
+        free(spool)
+        return NULL
+    spool.fd = -1
+    spool.next = spools
+    spools = spool
+    return spool
+
+
+cdef int spool_take(Spool *spool, size_t size, long *offset) noexcept nogil:
+    """Give a page a slot, which is a hole until the caller allocates it. 0 or errno."""
+    cdef Slots *slots = spool.slots
+    cdef long start = spool.end
+    if spool.fd < 0:
+        spool.fd = fd_high(file_open(spool.folder))
+        if spool.fd < 0:
+            return errno
+    while slots != NULL and slots.size != size:
+        slots = slots.next
+    if slots != NULL and slots.n != 0:
+        slots.n -= 1
+        offset[0] = slots.offsets[slots.n]
+    else:
+        if size >= <size_t>HUGE:
+            start = (start + HUGE - 1) // HUGE * HUGE
+        if ftruncate(spool.fd, start + size) != 0:
+            return spool_failed(spool)
+        offset[0] = start
+        spool.end = start + size
+    spool.used += 1
+    return 0
+
+
+cdef int spool_failed(Spool *spool) noexcept nogil:
+    cdef int err = errno
+    if spool.used == 0:
+        close_file(spool)
+    return err
+
+
+cdef void spool_give(Spool *spool, size_t size, long offset) noexcept nogil:
+    """Take a page's slot back, and give its room on the disk back."""
+    spool.used -= 1
+    if spool.used == 0:
+        close_file(spool)
+        return
+    while fallocate(spool.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size) != 0:
+        if errno != EINTR:
+            return              # it may have bytes, and a new page is all zeros
+    keep_slot(spool, size, offset)
+
+
+cdef void keep_slot(Spool *spool, size_t size, long offset) noexcept nogil:
+    """Remember a slot that is free. Without memory for that, it stays a hole."""
+    cdef Slots *slots = spool.slots
+    cdef long *offsets
+    cdef size_t room
+    while slots != NULL and slots.size != size:
+        slots = slots.next
+    if slots == NULL:
+        slots = <Slots *>calloc(1, sizeof(Slots))
+        if slots == NULL:
+            return
+        slots.size = size
+        slots.next = spool.slots
+        spool.slots = slots
+    if slots.n == slots.room:
+        room = max(2 * slots.room, <size_t>64)
+        offsets = <long *>realloc(slots.offsets, room * sizeof(long))
+        if offsets == NULL:
+            return
+        slots.offsets = offsets
+        slots.room = room
+    slots.offsets[slots.n] = offset
+    slots.n += 1
+
+
+cdef int file_open(const char *folder) noexcept nogil:
+    """Return a new file without a name; -1 with errno."""
+    cdef char[4096] name
+    cdef statfs_t fs
+    cdef int flags = 0, length
+    cdef int fd = open_(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0o600)
+    if fd < 0 and errno in (EOPNOTSUPP, EISDIR):
+        length = snprintf(name, sizeof(name), b"%s/.wendelin.core-spool-XXXXXX", folder)
+        if 0 < length < <int>sizeof(name):
+            fd = mkostemp(name, O_CLOEXEC)
+            if fd >= 0:
+                unlink(name)
+    # btrfs would write changed bytes elsewhere, where there may be no room
+    if fd >= 0 and fstatfs(fd, &fs) == 0 and fs.f_type == BTRFS_SUPER_MAGIC \
+            and ioctl(fd, FS_IOC_GETFLAGS, &flags) == 0:
+        flags |= FS_NOCOW_FL
+        ioctl(fd, FS_IOC_SETFLAGS, &flags)
+    return fd
+
+
+cdef void close_file(Spool *spool) noexcept nogil:
+    """Close the file of a spool that has no page."""
+    cdef Slots *slots
+    close(spool.fd)
+    spool.fd = -1
+    spool.end = 0
+    while spool.slots != NULL:
+        slots = spool.slots
+        spool.slots = slots.next
+        free(slots.offsets)
+        free(slots)
+
+
+cdef void spool_count(long change) noexcept nogil:
+    """Pages have more, or less, in spools."""
+    global spool_used
+    spool_used += change
+
+
+cdef void spool_after_fork() noexcept nogil:
+    """In the child of a fork: the files, and the pages in them, are the parent's."""
+    global spool_used
+    cdef Spool *spool = spools
+    spool_used = 0
+    while spool != NULL:
+        spool.used = 0
+        if spool.fd >= 0:
+            close_file(spool)
+        spool = spool.next
+
+
+# ---- which folder ----
+
+def spool_folder(near=None):
+    """Return the folder of the spool of a file; None: it has none.
+
+    It is WENDELIN_CORE_SPOOL. Without that, the folder of the database, or else that of temporary
+    files: the first that can be written to, and is on a disk, as a file in memory would not help.
+
+    Parameters
+    ----------
+    near : str, optional
+        The folder of the database, if that is a local file.
+
+    Raises
+    ------
+    ValueError
+        WENDELIN_CORE_SPOOL is not a folder that can be written to.
+    """
+    given = os.environ.get("WENDELIN_CORE_SPOOL")
+    if given == "0":
+        return None
+    if given is not None:
+        if not is_writable(given):
+            raise ValueError(f"WENDELIN_CORE_SPOOL is {given!r}: it must be a folder in which "
+                             f"files can be made, or 0")
+        return os.path.abspath(given)
+    for folder in (near, tempfile.gettempdir()):
+        if folder is not None and is_writable(folder) and not is_in_memory(folder):
+            return os.path.abspath(folder)
+    return None
+
+
+cdef bint is_writable(folder) except -1:
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
+
+
+cdef bint is_in_memory(folder) except -1:
+    cdef statfs_t fs
+    cdef bytes name = os.fsencode(folder)
+    return statfs_(name, &fs) == 0 and fs.f_type in (TMPFS_MAGIC, RAMFS_MAGIC)
+
+
+def spooled():
+    """Return how much is in all spools of this process [bytes]."""
+    return spool_used
