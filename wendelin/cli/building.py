@@ -18,6 +18,7 @@ import transaction
 from persistent.mapping import PersistentMapping
 
 from wendelin.cli.address import Address
+from wendelin.cli.committing import in_steps, step_done
 from wendelin.cli.errors import Failure, explain
 from wendelin.cli.output import Advance
 from wendelin.cli.stored import class_of
@@ -149,7 +150,7 @@ def build(
     check_there()
     sizes = contents.sizes
     source = contents.identity
-    progress = place.progress
+    progress = place.progress if in_steps() else None
     if progress is not None and progress["source"] != source:
         if not replace:
             raise Failure(f"{address} was begun from another source: --replace begins again")
@@ -162,32 +163,29 @@ def build(
     before: int = sum(sizes[:done])
     try:
         if begins and kind is ZRagged:  # which is written when it is in a database
-            _commit(address, "begun")
+            step_done(repr(address.path[-1]), "begun", make=True)
         for start, stop in steps(sizes, done, step):
             contents.add(progress["array"], start, stop)
             progress["done"] = stop
-            _commit(address, f"{stop} {contents.what}")
+            step_done(repr(address.path[-1]), f"{stop} {contents.what}")
             done = stop
             tell(sum(sizes[start:stop]))
         check_there()
         place.obj = progress["array"]
         place.progress = None
-        _commit(address, "complete")
+        step_done(repr(address.path[-1]), "complete")
     except (Exception, KeyboardInterrupt) as e:
         with suppress(Exception):
             transaction.abort()
         if isinstance(e, Failure):
             raise
+        if not in_steps():
+            raise Failure(f"{explain(e)}: nothing was imported") from e
         raise Failure(
             f"{explain(e)}: {address} has {done} of {len(sizes)} {contents.what}; the same command "
             f"goes on from there"
         ) from e
     return before
-
-
-def _commit(address: Address, note: str) -> None:
-    transaction.get().note(f"wendelin: {address.path[-1]!r} {note}")
-    transaction.commit()
 
 
 def steps(sizes: Sequence[int], start: int, step: int) -> Iterator[tuple[int, int]]:

@@ -27,6 +27,7 @@ from wendelin.cli.arguments import (
     step_option,
 )
 from wendelin.cli.building import build
+from wendelin.cli.committing import all_or_nothing
 from wendelin.cli.database import opened_to_write
 from wendelin.cli.errors import Failure
 from wendelin.cli.files import (
@@ -94,6 +95,7 @@ Examples:
   wendelin import climate.zarr:t2m data.fs#t2m
   wendelin import --dry-run climate.nc data.fs
   wendelin import climate.nc data.fs#climate
+  wendelin import --atomic large.npy data.fs#large
   wendelin import --as zarr climate.zarr data.fs#climate
   wendelin import --as sparse counts.npz data.fs#counts
   wendelin import --as ragged pieces data.fs#pieces
@@ -130,6 +132,11 @@ Examples:
 @format_option
 @replace_option
 @step_option
+@click.option(
+    "--atomic",
+    is_flag=True,
+    help="All in one transaction, however large: an interrupted import leaves nothing.",
+)
 @json_option
 def import_file(
     file: str,
@@ -146,13 +153,15 @@ def import_file(
     zblk_fmt: str | None,
     replace: bool,
     step: int,
+    atomic: bool,
     as_json: bool,
 ) -> None:
     """Make an array from a file: .npy, .npz, .h5, .nc, .mat, .zarr, .csv, or raw bytes.
 
     The bytes of a file say its kind, or its suffix. The array has its dtype, order and bytes. The
     import works in transactions of a few blocks each. If it was interrupted, the same command goes
-    on. Until it is complete, the array is in NAME~import, and NAME does not exist.
+    on. Until it is complete, the array is in NAME~import, and NAME does not exist. With --atomic,
+    all is one transaction: what does not fit into memory is in a file until its end.
 
     A file with several arrays becomes a group with all arrays, groups and attributes; without
     #path, it goes into the root. FILE:NAME is one array or group of the file.
@@ -169,18 +178,18 @@ def import_file(
     if as_what == "ragged":
         if dry_run or not address.path:
             raise click.UsageError("--as ragged needs a URL#path, and has no --dry-run")
-        _import_pieces(file, options, address, blksize, replace, step, as_json)
+        _import_pieces(file, options, address, blksize, replace, step, atomic, as_json)
         return
     if as_what == "zarr":
         if dry_run or not address.path:
             raise click.UsageError("--as zarr needs a URL#path, and has no --dry-run")
-        _import_group(what, address, options, replace, step, as_json)
+        _import_group(what, address, options, replace, step, atomic, as_json)
         return
     if as_what == "sparse" or (as_what is None and address.path and has_matrix(what)):
         if dry_run or not address.path:
             raise click.UsageError("a sparse matrix needs a URL#path, and has no --dry-run")
         check_options(what, options)
-        _import_matrix(what, address, replace, step, as_json)
+        _import_matrix(what, address, replace, step, atomic, as_json)
         return
     if what.kind == "h5ad":
         what = dataclasses.replace(what, kind="hdf5")
@@ -191,7 +200,7 @@ def import_file(
             if dry_run:
                 list_members(contents, address, as_json)
             else:
-                _import_whole(contents, address, replace, blksize, zblk_fmt, step, as_json)
+                _import_whole(contents, address, replace, blksize, zblk_fmt, step, atomic, as_json)
         return
     if dry_run:
         with closing(_opened_source(what, options)) as source:
@@ -204,19 +213,20 @@ def import_file(
         closing(_opened_source(what, options)) as source,
         opened_to_write(address.url) as root,
     ):
-        target = Target(root, address, source, replace, blksize, zblk_fmt)
         if source.guessed and not as_json:  # before the work, which may be long
             more = len(source.guessed) - _SHOWN
             told = ", ".join(source.guessed[:_SHOWN])
             warn("import", f"guessed: {told}{f', and {more} more' if more > 0 else ''}")
         itemsize = source.layout.dtype.itemsize
-        before, total = target.done * itemsize, source.layout.size * itemsize
-        if source.left_out and not target.resumed:
-            warn("import", f"left out, attributes of {what.path}: {', '.join(source.left_out)}")
-        with progress(
-            f"import {os.path.basename(what.path)}", total, in_bytes=True, done=before
-        ) as tell:
-            fill(target, source, step, tell)
+        with all_or_nothing(atomic, address):
+            target = Target(root, address, source, replace, blksize, zblk_fmt)
+            before, total = target.done * itemsize, source.layout.size * itemsize
+            if source.left_out and not target.resumed:
+                warn("import", f"left out, attributes of {what.path}: {', '.join(source.left_out)}")
+            with progress(
+                f"import {os.path.basename(what.path)}", total, in_bytes=True, done=before
+            ) as tell:
+                fill(target, source, step, tell)
         if as_json:
             print_json(
                 {
@@ -236,13 +246,16 @@ def import_file(
             say(f"{address}: {size_text(total)}{after}{again}")
 
 
-def _import_matrix(what: File, address: Address, replace: bool, step: int, as_json: bool) -> None:
+def _import_matrix(
+    what: File, address: Address, replace: bool, step: int, atomic: bool, as_json: bool
+) -> None:
     """Make a ZSparse of a file."""
     with (
         opened_to_write(address.url) as root,
         progress(f"import {os.path.basename(what.path)}", None, in_bytes=True) as tell,
     ):
-        S = import_matrix(root, address, what, replace, step, tell)
+        with all_or_nothing(atomic, address):
+            S = import_matrix(root, address, what, replace, step, tell)
         shape, nnz, size = S.shape, S.nnz, S.nbytes
         dtypes = {"dtype": S.dtype.str, "index_dtype": S.index_dtype.str}
     if as_json:
@@ -279,6 +292,7 @@ def _import_whole(
     blksize: int,
     zblk_fmt: str | None,
     step: int,
+    atomic: bool,
     as_json: bool,
 ) -> None:
     """Import all of a file."""
@@ -288,7 +302,7 @@ def _import_whole(
     if not contents.arrays and any(m.why and not m.quiet for m in contents.members):
         warn_left_out(contents)
         raise Failure(f"{contents.path} has no array that can be imported")
-    with opened_to_write(address.url) as root:
+    with opened_to_write(address.url) as root, all_or_nothing(atomic, address):
         whole = Whole(root, address, contents, replace, blksize, zblk_fmt)
         before = whole.done_bytes
         if not whole.resumed:
@@ -331,6 +345,7 @@ def _import_pieces(
     blksize: int,
     replace: bool,
     step: int,
+    atomic: bool,
     as_json: bool,
 ) -> None:
     """Make a ZRagged of a file of bigarray."""
@@ -342,6 +357,7 @@ def _import_pieces(
         with (
             opened_to_write(address.url) as root,
             progress(f"import {os.path.basename(path)}", total, in_bytes=True) as tell,
+            all_or_nothing(atomic, address),
         ):
             before = build(root, address, PointerContents(file, blksize), replace, step, tell)
     if as_json:
@@ -353,7 +369,13 @@ def _import_pieces(
 
 
 def _import_group(
-    what: File, address: Address, options: Options, replace: bool, step: int, as_json: bool
+    what: File,
+    address: Address,
+    options: Options,
+    replace: bool,
+    step: int,
+    atomic: bool,
+    as_json: bool,
 ) -> None:
     """Make a ZarrGroup of a Zarr folder."""
     if what.kind != "zarr":
@@ -367,6 +389,7 @@ def _import_group(
     with (
         opened_to_write(address.url) as root,
         progress(f"import {os.path.basename(what.path)}", total, in_bytes=True) as tell,
+        all_or_nothing(atomic, address),
     ):
         before = build(root, address, FolderContents(folder), replace, step, tell)
     if as_json:

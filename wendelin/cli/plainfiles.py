@@ -18,6 +18,7 @@ from persistent.mapping import PersistentMapping
 
 from wendelin.cli.address import Address
 from wendelin.cli.arrays import ArraySource
+from wendelin.cli.committing import in_steps, step_done
 from wendelin.cli.errors import Failure, explain
 from wendelin.cli.files import File
 from wendelin.cli.files.base import Layout, Source
@@ -144,30 +145,27 @@ def import_matrix(
             source, index = _opened(file, stack)
             S = ZSparse.csr((0, source.shape[1]), source.dtype.newbyteorder("="), index)
             place.progress = PersistentMapping(source={"kind": "matrix"}, done=0, array=S)
-            _commit(address, "begun")
+            step_done(repr(address.path[-1]), "begun", make=True)
 
             def after(rows: int, size: int) -> None:
-                _commit(address, f"{rows} rows")
+                step_done(repr(address.path[-1]), f"{rows} rows")
                 tell(size)
 
             S.append_in_steps(source, step, after)
             place.obj = S
             place.progress = None
-            _commit(address, "complete")
+            step_done(repr(address.path[-1]), "complete")
         except (Exception, KeyboardInterrupt) as e:
             with suppress(Exception):
                 transaction.abort()
-                place.progress = None
-                _commit(address, "given up")
+                if in_steps():
+                    place.progress = None
+                    step_done(repr(address.path[-1]), "given up")
             if isinstance(e, Failure | OSError):
                 raise
-            raise Failure(f"{explain(e)}: the same command begins again") from e
+            then = "the same command begins again" if in_steps() else "nothing was imported"
+            raise Failure(f"{explain(e)}: {then}") from e
     return S
-
-
-def _commit(address: Address, note: str) -> None:
-    transaction.get().note(f"wendelin: {address.path[-1]!r} {note}")
-    transaction.commit()
 
 
 def _opened(file: File, stack: ExitStack) -> tuple[Rows, Any]:

@@ -29,6 +29,7 @@ from wendelin.bigfile.file_zodb import ZBigFile
 from wendelin.bigfile.virtmem.handle import ram_stat
 from wendelin.cli.address import Address
 from wendelin.cli.arrays import flat_bytes, layout_of
+from wendelin.cli.committing import in_steps, step_done
 from wendelin.cli.errors import Failure, explain
 from wendelin.cli.files.base import Source
 from wendelin.cli.files.convert import as_bytes
@@ -36,7 +37,7 @@ from wendelin.cli.output import Advance
 from wendelin.cli.stored import Database, Stored, class_of
 from wendelin.cli.tree import PROGRESS, SUFFIX, find
 
-__all__ = ["STEP", "Place", "Target", "element_ranges", "fill"]
+__all__ = ["STEP", "Place", "Target", "element_ranges", "fill", "put_elements"]
 
 STEP = 32 << 20  # of a transaction, by default [bytes]
 
@@ -203,7 +204,7 @@ class Target:
         identity = {**_plain(source.identity()), **source.layout.as_dict()}
         progress = self._place.progress
         self.resumed = False
-        if progress is not None and progress["done"]:
+        if progress is not None and progress["done"] and in_steps():
             self.array, self._progress = progress["array"], progress
             differs = self._differs(progress, identity)
             self.resumed = not differs and self._is_of(source)
@@ -262,6 +263,9 @@ class Target:
         """Commit an array of zeros, to be filled."""
         if self._progress._p_jar is None:
             self._place.progress = self._progress
+            if not in_steps():  # its pages can be written from now on
+                for obj in (self._progress, self.array):
+                    self._root._p_jar.add(obj)
             self._commit("begun")
 
     def advance(self, done: int) -> None:
@@ -291,8 +295,16 @@ class Target:
             raise Failure(f"another import of {self.address} has begun meanwhile")
 
     def _commit(self, note: str) -> None:
-        transaction.get().note(f"wendelin: {self.address.path[-1]!r} {note}")
-        transaction.commit()
+        step_done(repr(self.address.path[-1]), note)
+
+
+def put_elements(array: ZBigArray, source: Source, step: int) -> None:
+    """Put all elements of a source into an array of zeros, in parts of about `step` bytes."""
+    flat = flat_bytes(array)
+    for start, stop in element_ranges(source, 0, step):
+        if start < stop:
+            data = as_bytes(source.read(start, stop))
+            flat[start * array.itemsize : stop * array.itemsize] = data
 
 
 def fill(target: Target, source: Source, step: int, tell: Advance) -> None:
@@ -331,6 +343,8 @@ def fill(target: Target, source: Source, step: int, tell: Advance) -> None:
         with suppress(Exception):
             transaction.abort()
             done = target.done
+        if not in_steps():
+            raise Failure(f"{explain(e)}: nothing was imported") from e
         lasting = isinstance(e, _LASTING)
         if lasting and not done:
             with suppress(Exception):

@@ -24,13 +24,14 @@ from wendelin.bigfile.virtmem.handle import ram_stat
 from wendelin.cli.address import Address, Path, join
 from wendelin.cli.arrays import flat_bytes
 from wendelin.cli.changing import group_at
+from wendelin.cli.committing import in_steps, step_done
 from wendelin.cli.errors import Failure, explain
 from wendelin.cli.files.base import Source
 from wendelin.cli.files.contents import Contents, Member
 from wendelin.cli.files.convert import as_bytes
 from wendelin.cli.output import Advance, warn
 from wendelin.cli.stored import class_of
-from wendelin.cli.transfer import Target, fill
+from wendelin.cli.transfer import Target, fill, put_elements
 from wendelin.cli.tree import SUFFIX
 from wendelin.lib.utils import override
 from wendelin.tree.containers import is_container, is_hidden, new_container
@@ -165,8 +166,8 @@ class Whole:
                     f"{self._where(self._path)} is a {class_of(staging)}: the import needs that "
                     f"name. It may be an unfinished import of an array: `wendelin rm` removes it"
                 )
-            self.resumed = notes["source"] == identity
-            if not self.resumed and not replace:
+            self.resumed = notes["source"] == identity and in_steps()
+            if not self.resumed and not replace and in_steps():
                 raise Failure(f"{address} was begun from another source: --replace begins again")
         if not self.resumed:
             staging = new_container()
@@ -269,10 +270,12 @@ class Whole:
             with suppress(Exception):
                 transaction.abort()
                 done = self.done
-            if not done and isinstance(e, Failure):
+            if (not done or not in_steps()) and isinstance(e, Failure):
                 raise
             where = f"{self._contents.path}:{member.name}: " if member and member.path else ""
             text = explain(e)
+            if not in_steps():
+                raise Failure(f"{where}{text}: nothing was imported") from e
             raise Failure(
                 f"{'' if where and where[:-2] in text else where}{text}: {done} of {self.total} "
                 f"arrays and groups are done, in {self._where(self._path)}; the same command goes "
@@ -342,8 +345,26 @@ class Whole:
         if data is not None:
             flat_bytes(A)[first * A.itemsize :] = as_bytes(data)
 
+    def _array_in_steps(self, container: Any, name: str, member: Member, step: int) -> None:
+        """As _array(), with `step` bytes in memory at a time."""
+        assert member.layout is not None
+        container[name] = A = ZBigArray(*member.layout, self._blksize, self._zblk_fmt)
+        self._root._p_jar.add(A)
+        A.attrs.update(member.attrs)
+        try:
+            with closing(_Read(member)) as source:
+                put_elements(A, source, max(step, self._blksize))
+        except _Unreadable:
+            del container[name]
+            raise
+
     def _large(self, member: Member, step: int, tell: Advance) -> None:
-        """Import an array in transactions of its own."""
+        """Import an array in transactions of its own, if each step is one."""
+        if not in_steps():
+            *way, name = member.path
+            self._array_in_steps(self._container(tuple(way)), name, member, step)
+            tell(member.nbytes)
+            return
         at = self._where((*self._path, *member.path))
         with closing(_Read(member)) as source:
             # an array that is there is complete: it was not counted yet
@@ -365,11 +386,10 @@ class Whole:
     def _commit(self, done: int) -> None:
         self._check_ours()
         self._notes["done"] = done
-        self._note(f"{done} of {self.total}")
+        self._step(f"{done} of {self.total}")
 
-    def _note(self, text: str) -> None:
-        transaction.get().note(f"wendelin: {join(self.address.path) or '/'!r} {text}")
-        transaction.commit()
+    def _step(self, text: str) -> None:
+        step_done(join(self.address.path) or repr("/"), text)
 
     def _check_ours(self) -> None:
         staging = self._parent.obj.get(self._staged)
@@ -394,7 +414,7 @@ class Whole:
             if attrs:
                 Group(there, join(self.address.path)).attrs.update(attrs)
         del self._parent.obj[self._staged]
-        self._note("complete")
+        self._step("complete")
 
 
 def _moved(container: OOBTree) -> Iterator[tuple[str, Any]]:
