@@ -488,7 +488,7 @@ def zconn_folder(conn: Any) -> str | None:
     storage = under(instance_of(conn))
     if not isinstance(storage, FileStorage):
         return None
-    return os.path.dirname(os.path.abspath(storage.getName()))
+    return os.path.dirname(os.path.abspath(str(storage.getName())))
 
 
 def zconn_aligns_from(conn: Any) -> int:
