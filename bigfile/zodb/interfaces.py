@@ -85,7 +85,7 @@ class HandleOfFile(BigFileH, ABC):
 
     @abstractmethod
     def page_buffer(self, blk: int) -> memoryview:
-        """See PageSource."""
+        """Return the block [blksize bytes], read-only."""
 
     @abstractmethod
     def show_again(self, blks: Iterable[int]) -> None:

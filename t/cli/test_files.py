@@ -329,7 +329,7 @@ def test_tabs_in_tsv(call, url, tmp_path):
     (tmp_path / "x.tsv").write_text("1\t2\n3\t4\n")
     call("import", tmp_path / "x.tsv", f"{url}#x")
     call("export", f"{url}#x", tmp_path / "y.tsv")
-    assert (tmp_path / "y.tsv").read_text() == "1.0\t2.0\n3.0\t4.0\n"
+    assert (tmp_path / "y.tsv").read_text() == "1\t2\n3\t4\n"
 
 
 def test_holes_are_not_written(call, url, tmp_path):

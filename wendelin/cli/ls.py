@@ -63,7 +63,6 @@ class Row:
     matrix: StoredMatrix | None = None
     zarr: ZarrArray | None = None
     more: dict[str, Any] = field(default_factory=dict)  # for programs
-    counted: bool = False  # in the row of the whole, too
 
     def text(self) -> tuple[str, ...]:
         """Return the texts of the columns."""
@@ -158,12 +157,11 @@ def _zarr_rows(path: Path, group: StoredZarr, tell: Advance) -> list[Row]:
     for array in arrays:
         names = array.path.removeprefix(group.prefix.rstrip("/")).strip("/")
         at = (*path, *filter(None, names.split("/")))
-        rows.append(Row(join(at), "zarr array", counted=True, zarr=array))
+        rows.append(Row(join(at), "zarr array", zarr=array))
     for row, array in zip(rows, [rest, *arrays], strict=True):
         row.blocks, row.size, row.tid = array.values, array.size, max(row.tid, array.tid)
         tell(array.values)
     if len(rows) == 2 and rows[1].path == whole.path:  # it is an array, and not a group
-        rows[1].counted = False
         return rows[1:]
     for row in rows[1:]:
         whole.blocks += row.blocks

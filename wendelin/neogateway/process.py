@@ -5,12 +5,11 @@ It knows processes and ports, but not the work of a server.
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -68,24 +67,20 @@ class Process:
         The program, and its arguments.
     log : Path
         Where its output goes.
-    env : mapping or None
-        Variables that it has besides those of this process.
     """
 
     def __init__(
         self,
         command: Sequence[object],
         log: str | Path,
-        env: Mapping[str, str] | None = None,
     ) -> None:
-        self.command, self.log, self.env = [str(c) for c in command], Path(log), env
+        self.command, self.log = [str(c) for c in command], Path(log)
         self.popen: subprocess.Popen[bytes] | None = None
         self.outlives = False  # it goes on when this process ends
 
     def start(self) -> None:
         """Start it, or start it again."""
         bound = [] if self.outlives else ["setpriv", "--pdeathsig", "TERM"]
-        env = {**os.environ, **(self.env or {})}
         with open(self.log, "ab") as log:
             self.popen = subprocess.Popen(
                 [*bound, *self.command],
@@ -93,7 +88,6 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=env,
             )
 
     @property
