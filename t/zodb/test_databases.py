@@ -19,10 +19,11 @@ FILES = [path for folder in FOLDERS for path in sorted(folder.glob("*.fs"))]
 
 #: module -> names that programs use: they must stay
 INTERFACE = {
-    "wendelin": ("open", "transact"),
+    "wendelin": ("ZRagged", "ZSparse", "open", "transact"),
     "wendelin.bigarray": ("ArrayRef", "BigArray"),
     "wendelin.bigarray.array_ram": ("RAMArray",),
-    "wendelin.bigarray.array_zodb": ("ZBigArray",),
+    "wendelin.bigarray.array_zodb": ("ZBigArray", "array_at"),
+    "wendelin.bigarray.arrayref": ("ArrayRef", "InvalidArrayRef"),
     "wendelin.bigfile": (
         "BigFile",
         "BigFileH",
@@ -33,6 +34,7 @@ INTERFACE = {
     ),
     "wendelin.bigfile.file_file": ("BigFile_File",),
     "wendelin.bigfile.file_zodb": ("ZBigFile", "ZBlk", "ZBlk0", "ZBlk1", "ZData"),
+    "wendelin.demo.demo_zbigarray": ("main",),
     "wendelin.lib.calc": ("mul",),
     "wendelin.lib.mem": ("bzero", "memcpy", "memdelta", "memset"),
     "wendelin.lib.utils": ("inttuple",),
@@ -46,6 +48,45 @@ INTERFACE = {
         "zconn_at",
         "zstor_2zurl",
     ),
+    "wendelin.ragged.ragged": ("ZRagged", "ragged_at"),
+    "wendelin.ragged.segment": ("Segment",),
+    "wendelin.sparse.sparse": ("ZSparse", "sparse_at"),
+    "wendelin.zarr": ("ZarrGroup", "ZarrParts", "ZarrValue"),
+}
+
+#: class -> members that programs use: they must stay
+MEMBERS = {
+    "wendelin.bigarray.BigArray": (
+        "T",
+        "__array__",
+        "append",
+        "data",
+        "dtype",
+        "itemsize",
+        "load",
+        "nbytes",
+        "ndim",
+        "prefetch",
+        "read",
+        "resize",
+        "save",
+        "shape",
+        "size",
+        "strides",
+        "tofile",
+    ),
+    "wendelin.bigarray.ArrayRef": ("deref",),
+    "wendelin.bigarray.array_zodb.ZBigArray": ("attrs",),
+    "wendelin.bigfile.BigFile": ("blksize", "fileh_open"),
+    "wendelin.bigfile.BigFileH": (
+        "dirty_discard",
+        "dirty_writeout",
+        "invalidate_page",
+        "isdirty",
+        "mmap",
+    ),
+    "wendelin.bigfile.VMA": ("addr_start", "addr_stop", "filerange", "pagesize", "pyuser"),
+    "wendelin.lib.storage.filestorage.AlignedFileStorage": ("trim",),
 }
 
 
@@ -80,3 +121,10 @@ def test_a_database_opens_and_has_its_values(path, tmp_path, read_only):
 def test_names_of_the_interface_are_there(module):
     missing = [n for n in INTERFACE[module] if not hasattr(importlib.import_module(module), n)]
     assert not missing
+
+
+@pytest.mark.parametrize("path", MEMBERS)
+def test_members_of_the_interface_are_there(path):
+    module, _, cls = path.rpartition(".")
+    found = getattr(importlib.import_module(module), cls)
+    assert not [name for name in MEMBERS[path] if not hasattr(found, name)]
