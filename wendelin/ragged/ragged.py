@@ -54,6 +54,8 @@ def ragged_at(url: str, oid: bytes, tid: bytes) -> ZRagged:
 class ZRagged(LivePersistent):
     """Arrays of different lengths, by key, persistent: commit saves, abort discards.
 
+    It is made, filled and used so::
+
         root["R"] = R = ZRagged("f4")
         transaction.commit()
         R.put("first", [1, 2, 3])
@@ -62,7 +64,7 @@ class ZRagged(LivePersistent):
     Keys are str, bytes, and integers of 64 bits. keys() and items() go by type, integers first,
     and in a type by key. Pickled for another process, it is a reference to the committed state.
 
-    Several processes write at a time through a writer each, whose changes do not conflict:
+    Several processes write at a time through a writer each, whose changes do not conflict::
 
         R.writer("process 1").put("second", [4, 5])
 

@@ -78,6 +78,8 @@ def check_dtypes(dtype: DTypeLike, index_dtype: DTypeLike) -> tuple[np.dtype[Any
 class ZSparse(ArrayHolder):
     """A sparse matrix of compressed rows, persistent: commit saves, abort discards.
 
+    It is made, filled and used so::
+
         root["S"] = S = ZSparse.csr((0, 30_000), "f4")
         transaction.commit()
         S.append_rows(matrix)           # of scipy.sparse, or a file: see append_rows()

@@ -46,12 +46,21 @@ _CHUNKS = ("ZData", "IOBTree", "IOBucket")  # of a ZBlk1, which is stored with t
 
 @dataclass
 class Change:
-    """The change of an array, a group or another object in a transaction."""
+    """The change of an array, a group or another object in a transaction.
+
+    Attributes
+    ----------
+    path : str
+        From the root.
+    what : list of str
+        'created'; 'changed', of an array's shape, say; 'names' in a group; 'tags'; 'attributes';
+        'rows'.
+    rows : list of (int, int)
+        Ranges [start, stop) along the major axis: of the blocks that were stored.
+    """
 
     path: str
-    #: of _WHAT: 'changed' is an array's shape, say; 'names' are those in a group
     what: list[str] = field(default_factory=list)
-    #: ranges [start, stop) along the major axis: of the blocks that were stored
     rows: list[tuple[int, int]] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -64,14 +73,27 @@ class Change:
 
 @dataclass
 class Entry:
-    """A transaction."""
+    """A transaction of Group.log().
+
+    Attributes
+    ----------
+    tid : bytes
+        Its id, of 8 bytes: what undo(), at() and tag() take.
+    time : datetime
+        In local time, with its zone.
+    user, note : str
+        What the transaction says of itself: `transaction.get().note(text)`.
+    changes : list of Change
+    others : int
+        How many objects it stored besides.
+    """
 
     tid: bytes
     time: datetime
     user: str
     note: str
     changes: list[Change] = field(default_factory=list)
-    others: int = 0  # objects that it stored besides
+    others: int = 0
 
     def __str__(self) -> str:
         when = f"{self.time:%Y-%m-%d %H:%M:%S}"
