@@ -9,7 +9,9 @@ This module knows records and files. The pack knows which record is copied when.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
 from errno import EINVAL, ENOSYS, EOPNOTSUPP, EXDEV
 from typing import Any
 
@@ -19,9 +21,10 @@ from wendelin.lib.storage.fsalign import ALIGNMENT, aligned_at
 from wendelin.lib.storage.fsreach import HEAD, LARGE, payload_of
 from wendelin.lib.storage.record import ChecksumError, check, digest_of, repadded
 
-__all__ = ["Source", "Stretch", "Target", "aligned_data", "copy_range"]
+__all__ = ["Source", "Stretch", "Target", "aligned_data", "copy_range", "share_range"]
 
 _PIECE = 1 << 20  # compared at a time [bytes]
+_FICLONERANGE = 0x4020940D  # linux/fs.h
 
 
 class Stretch:
@@ -178,3 +181,15 @@ def copy_range(source: int, offset: int, target: int, at: int, size: int) -> int
         if e.errno not in (EXDEV, EOPNOTSUPP, ENOSYS, EINVAL):
             raise
     return os.pwrite(target, os.pread(source, min(size, _PIECE), offset), at)
+
+
+def share_range(source: int, offset: int, target: int, at: int, size: int) -> bool:
+    """Let two files share bytes, without reading or copying them; return False if they cannot.
+
+    Both have to be on one file system with reflinks, such as XFS; all numbers are whole blocks.
+    """
+    try:
+        fcntl.ioctl(target, _FICLONERANGE, struct.pack("=qQQQ", source, offset, size, at))
+    except OSError:  # of many kinds; a copy of the bytes says what is wrong, if that fails, too
+        return False
+    return True

@@ -11,6 +11,7 @@ import wendelin
 from wendelin import ZRagged
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.cli.address import parse_index
+from wendelin.cli.files import flat
 from wendelin.cli.stored import StoredArray
 from wendelin.lib.zodb import dbclose, dbopen
 from wendelin.zarr import ZarrGroup
@@ -130,6 +131,7 @@ def test_the_kernel_copies_blocks(url, tmp_path, call, monkeypatch):
         raise AssertionError("it is read")
 
     monkeypatch.setattr(os, "copy_file_range", copy)
+    monkeypatch.setattr(flat, "share_range", lambda *args: False)  # as most file systems
     monkeypatch.setattr(StoredArray, "read", read)
     rows = BLOCK // 8
     for name in "x.npy", "x.raw", "x.yaml":
@@ -213,6 +215,41 @@ def test_a_slice_of_a_damaged_block_is_not_copied(url, tmp_path, call):
         file.seek(at)
         file.write(b"\1\2\3")
     for index in f"{BLOCK // 8 + 5}:{BLOCK // 2}", "::-1":
-        error = call("export", f"{url}#long[{index}]", tmp_path / "x.npy", code=1).stderr
+        error = call("export", "--check", f"{url}#long[{index}]", tmp_path / "x.npy", code=1).stderr
         assert "checksum" in error
     call("export", f"{url}#long[:{BLOCK // 8}]", tmp_path / "x.npy")
+
+
+def test_a_file_system_with_reflinks_shares_blocks(url, tmp_path, call, monkeypatch):
+    """What both files share is not read: neither by Python, nor for its checksum, nor copied."""
+    url = shutil.copy(url, tmp_path)
+    rows = BLOCK // 8
+    with open(url, "r+b") as file:
+        file.seek(file.read().index(LONG[rows:][:8].tobytes()))
+        file.write(b"\1\2\3")
+    shared = []
+
+    def share(source, offset, target, at, size):
+        """Do what the kernel does on XFS: it takes whole blocks only."""
+        assert not (offset | at | size) % 4096
+        shared.append(size)
+        return os.pwrite(target, os.pread(source, size, offset), at) == size
+
+    def copy(*args):
+        raise AssertionError("it is copied")
+
+    monkeypatch.setattr(flat, "share_range", share)
+    with monkeypatch.context() as m:
+        m.setattr(os, "copy_file_range", copy)
+        call("export", f"{url}#long[{rows}:{3 * rows}]", tmp_path / "x.raw")
+    assert sum(shared) == 2 * BLOCK
+    found = np.fromfile(tmp_path / "x.raw", "f8")
+    assert np.array_equal(found[1:], LONG[rows + 1 : 3 * rows])
+    assert found[0] != LONG[rows]  # the damaged bytes
+    shared.clear()
+    args = ("export", "--force", f"{url}#long[{rows}:{3 * rows}]")
+    assert "checksum" in call(*args, "--check", tmp_path / "x.raw", code=1).stderr
+    for index in f"{2 * rows + 1}:{3 * rows}", f"{2 * rows}:{3 * rows - 1}":  # not whole blocks
+        call("export", "--force", f"{url}#long[{index}]", tmp_path / "x.raw")
+    assert not shared
+    assert "checksum" in call(*args, tmp_path / "x.npz", code=1).stderr  # nothing is shared

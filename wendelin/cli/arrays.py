@@ -55,6 +55,8 @@ def place_of(file: Any, blk: int) -> Any:
         return None
     if place is None or place is HOLE:
         return place
+    if not isinstance(place, FileRange):
+        return None  # it lies there in chunks
     whole = place.size in (None, file.blksize) and place.offset % ALIGNMENT == 0
     return place if whole else None
 
@@ -71,6 +73,9 @@ class ArraySource(Source):
         Only a run of elements of the array, which follow each other: the layout of these, and which
         element of the array is the first one.
     """
+
+    #: compare with checksums also what a file shares with the database, see copy_to()
+    check = False
 
     def __init__(
         self,
@@ -102,7 +107,9 @@ class ArraySource(Source):
     def copy_to(self, sink: FlatSink, start: int, stop: int) -> None:
         """Copy elements [start, stop) to a file that has them byte by byte.
 
-        What lies in a file in whole blocks, the kernel copies. It was compared with its checksum.
+        What lies in a file in whole blocks, both files share, if the file system can do this: it is
+        not read then, except if `check` is set. Else the kernel copies it, after it was compared
+        with its checksum.
 
         Raises
         ------
@@ -116,12 +123,29 @@ class ArraySource(Source):
         while begin < end:
             blk = begin // size
             to = min(end, (blk + 1) * size)
+            if not self.check and sink.shares and self._share(sink, blk, begin, to):
+                begin = to
+                continue
             place = place_of(file, blk)
             if isinstance(place, FileRange):
                 sink.copy(begin - first, place.fd, place.offset + begin - blk * size, to - begin)
             elif place is not HOLE:
                 sink.write_bytes(begin - first, self._bytes.read(slice(begin, to)))
             begin = to
+
+    def _share(self, sink: FlatSink, blk: int, begin: int, end: int) -> bool:
+        """Share bytes [begin, end) of a block with a file; return False: they are to be copied."""
+        file = self._array._fileh().file
+        file.verify = False  # it would read the block
+        try:
+            place = place_of(file, blk)
+        finally:
+            file.verify = True
+        if not isinstance(place, FileRange):
+            return False
+        first = self._first * self.layout.dtype.itemsize
+        at = place.offset + begin - blk * self._array.zfile.blksize
+        return sink.share(begin - first, place.fd, at, end - begin)
 
     def next_data(self, start: int) -> int:
         """See Source. Starts must ascend."""

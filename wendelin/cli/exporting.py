@@ -125,7 +125,7 @@ def write(source: Source, sink: Sink, unfinished: UnfinishedFile, step: int, tel
             source.copy_to(sink, start, stop)
         else:
             sink.write(start, source.read(start, stop))
-        if sink.resumable:
+        if sink.resumable and sink.worth_saving:
             unfinished.save(stop, sink.sync())
         tell((stop - done) * itemsize)
         done = stop
@@ -157,6 +157,12 @@ Examples:
 @delimiter_option
 @click.option("--columns", help="For Parquet and Arrow: names of fields, as in time,price.")
 @click.option(
+    "--check",
+    is_flag=True,
+    help="Compare each block with its checksum; without it, not those that a .npy or raw file "
+    "shares with the database, on a file system with reflinks.",
+)
+@click.option(
     "--force",
     is_flag=True,
     help="Replace an existing file: all of FILE, also other arrays in it.",
@@ -169,6 +175,7 @@ def export(
     at: bytes | str | None,
     delimiter: str | None,
     columns: str | None,
+    check: bool,
     force: bool,
     step: int,
     as_json: bool,
@@ -197,13 +204,13 @@ def export(
     names = [name.strip() for name in columns.split(",")] if columns else []
     options = Options(columns=names, delimiter=delimiter)
     if not is_several(address, file):
-        _export_one(address, file, at, None, options, force, step, as_json)
+        _export_one(address, file, at, None, options, check, force, step, as_json)
         return
     with opened(address.url, at=at) as database:
         state = zconn_at(database.conn)  # all files have the same
         found = targets(database, address, file)
     for each, to in found:
-        _export_one(each, to, at, state, options, force, step, as_json)
+        _export_one(each, to, at, state, options, check, force, step, as_json)
 
 
 def _export_one(
@@ -212,6 +219,7 @@ def _export_one(
     at: bytes | str | None,
     state: bytes | None,
     options: Options,
+    check: bool,
     force: bool,
     step: int,
     as_json: bool,
@@ -231,6 +239,8 @@ def _export_one(
         if not before and (is_matrix(found) or (what.kind == "daf" and of_array)):
             tid = zconn_at(database.conn)
             plain = None if is_matrix(found) else _source(database, address, found, "C")[0]
+            if isinstance(plain, ArraySource):
+                plain.check = check
             _export_plainly(plain or found, address, what, force, step, tid if as_json else None)
             return
         if what.kind == "daf" and not of_array:
@@ -249,6 +259,8 @@ def _export_one(
             return
         source, oid = _source(database, address, found, "C" if what.kind in _OF_ROWS else None)
         check_size(source, what)
+        if isinstance(source, ArraySource):
+            source.check = check
         tid = zconn_at(database.conn)
         unfinished.begin(
             {

@@ -140,6 +140,8 @@ class Sink(ABC):
 
     #: what was written and synced stays when the process is killed: another process can go on
     resumable = False
+    #: what was written since the last sync() takes more than a moment to write again
+    worth_saving = True
     #: elements that are not written are zeros
     sparse = False
     #: elements that are best written together

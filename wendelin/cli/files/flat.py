@@ -20,7 +20,8 @@ from wendelin.bigarray.array import Order
 from wendelin.cli.errors import Failure
 from wendelin.cli.files.base import FileSource, Layout, Sink
 from wendelin.cli.files.convert import as_bytes, is_described, packed, plain
-from wendelin.lib.storage.fscopy import copy_range
+from wendelin.lib.storage.fsalign import ALIGNMENT
+from wendelin.lib.storage.fscopy import copy_range, share_range
 from wendelin.lib.utils import override
 
 __all__ = [
@@ -316,12 +317,15 @@ class FlatSink(Sink):
                 raise
         self._offset = self._file.tell()
         self._resumed = False
+        self.shares = True  # until it is found out that the file system cannot
+        self.worth_saving = False
 
     @override
     def resume(self, position: int) -> None:
         self._resumed = True
 
     def _write(self, start: int, values: NDArray[Any]) -> None:
+        self.worth_saving = True
         self._begin()
         self._file.seek(self._offset + start * self.dtype.itemsize)
         self._file.write(as_bytes(values).data)
@@ -338,9 +342,20 @@ class FlatSink(Sink):
 
     def write_bytes(self, at: int, data: NDArray[np.uint8]) -> None:
         """Write bytes from byte `at` of the elements on."""
+        self.worth_saving = True
         self._begin()
         self._file.seek(self._offset + at)
         self._file.write(data.data)
+
+    def share(self, at: int, fd: int, offset: int, size: int) -> bool:
+        """Share bytes of another file, as those at byte `at` of the elements, if it is possible."""
+        to = self._offset + at
+        if not self.shares or (to | offset | size) % ALIGNMENT:
+            return False
+        self._begin()
+        self._file.flush()
+        self.shares = share_range(fd, offset, self._file.fileno(), to, size)
+        return self.shares
 
     def copy(self, at: int, fd: int, offset: int, size: int) -> None:
         """Copy bytes of another file to byte `at` of the elements; by the kernel if it can.
@@ -350,6 +365,7 @@ class FlatSink(Sink):
         OSError
             The other file ends before.
         """
+        self.worth_saving = True
         self._begin()
         self._file.flush()
         done = 0
@@ -364,6 +380,7 @@ class FlatSink(Sink):
     def sync(self) -> int:
         self._file.flush()
         os.fsync(self._file.fileno())
+        self.worth_saving = False
         return 0
 
     @override
