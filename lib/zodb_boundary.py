@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Set
 from contextlib import ExitStack
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -31,25 +31,55 @@ from wendelin.lib.storage.record import BytesRecord
 from wendelin.lib.storage.storthreads import asked_in_turn
 from wendelin.lib.zodb import zconn_before, zconn_forget, zconn_hold, zconn_takes_bytes_records
 
-__all__ = ["Follower", "Watch", "watch_of"]
+__all__ = ["Changes", "Follower", "Watch", "watch_of"]
 
 #: limit of the time that a change waits for another thread, whose commit makes no progress [s]
 PATIENCE = 300.0
 
 
-class Follower(Protocol):
-    """An object that is informed about the events of a Connection."""
+class Changes:
+    """What a boundary brings: the objects that have changed. All Followers share it.
 
-    def follow(self, oids: list[bytes] | None, own: set[bytes]) -> None:
-        """Called at a boundary.
+    Parameters
+    ----------
+    others : collection of bytes, or None
+        Objects that other clients have changed; None: any may have changed.
+    own : set of bytes
+        Objects that this Connection has stored since the last boundary.
+    """
+
+    def __init__(self, others: Iterable[bytes] | None, own: set[bytes]) -> None:
+        self.others = None if others is None else frozenset(others)
+        self.own = own
+        self.all = own.union(self.others or ())
+
+    def among(self, oids: Callable[[], Set[bytes]], count: int) -> Set[bytes]:
+        """Return all that changed; or, if oids() are fewer, those of them that did.
 
         Parameters
         ----------
-        oids : list of bytes or None
-            Objects that other clients changed; None: any may have changed.
-        own : set of bytes
-            Objects that this Connection has stored since the last boundary.
+        oids : () -> set of bytes
+        count : int
+            Their number, about.
         """
+        return oids() & self.all if count < len(self.all) else self.all
+
+
+class Follower(Protocol):
+    """An object that is informed about the events of a Connection.
+
+    There may be thousands, so each looks at its own objects only if more have changed.
+
+    Attributes
+    ----------
+    joined : transaction or None
+        The transaction that it has joined: set by Watch.join(), reset by itself at the end.
+    """
+
+    joined: Any
+
+    def follow(self, changes: Changes) -> None:
+        """Called at a boundary."""
 
     def forget(self) -> None:
         """Called at a boundary that failed: drop everything. Makes no request to the storage."""
@@ -125,6 +155,8 @@ class Watch:
         self._progress = float("-inf")  # when the running commit last was heard of [s]
         self._gave_up = float("-inf")  # when a change was last refused, as a commit did not end [s]
         self._joining = threading.RLock()  # a profiler that raises may leave it held
+        self._unsure = False  # what has joined: it has raised in the middle
+        self._joins_now = False
         self._before_completion: Callable[[Any], None] = conn.beforeCompletion
         self._after_completion: Callable[[Any], None] = conn.afterCompletion
         conn.beforeCompletion = self.before_completion
@@ -293,7 +325,6 @@ class Watch:
     def join(
         self,
         manager: Any,
-        joined: Any,
         what: Callable[[], str],
         seconds: float | None = None,
     ) -> Any:
@@ -301,9 +332,7 @@ class Watch:
 
         Parameters
         ----------
-        manager : data manager
-        joined : transaction or None
-            The transaction that it joined before.
+        manager : Follower and data manager
         what : () -> str
             Returns the name of the changed object, for messages.
         seconds : float, optional
@@ -333,12 +362,19 @@ class Watch:
             txn = conn.transaction_manager.get()
             # its hooks run: what has joined it is aborted after them
             over = txn.status is Status.COMMITTED
-            known = joined is txn or any(resource is manager for resource in resources_of(txn))
-            if known and not over:
-                return txn
-            if not over and txn.status is not Status.COMMITTING:
+            # not by looking for it, among thousands, unless that is the only way to know
+            self._unsure |= self._joins_now
+            known = manager.joined is txn
+            if self._unsure and not known:
+                known = any(resource is manager for resource in resources_of(txn))
+            if not over and not known and txn.status is not Status.COMMITTING:
+                self._joins_now = True
                 join(conn)
                 txn.join(manager)
+                known = True
+            if not over and known:
+                manager.joined = txn
+                self._joins_now = False
                 return txn
         if txn.status is Status.COMMITTING:
             raise _too_late(what())
@@ -385,8 +421,9 @@ class Watch:
         self.before = None if conn is None else zconn_before(conn)
         oids = self._poll()
         own, self._own = self._own, set()
+        changes = Changes(oids, own)
         for follower in list(self.followers):
-            follower.follow(oids, own)
+            follower.follow(changes)
         self._keep()  # what was dropped is not mapped any more
         return oids
 

@@ -21,6 +21,7 @@ __all__ = [
     "MayBeRemote",
     "SeesTransactions",
     "Truncates",
+    "able",
 ]
 
 
@@ -62,6 +63,11 @@ class FilePieces(NamedTuple):
         return len(self.pieces) <= MOST_MAPPED and all(
             (start | offset | size) % OS_PAGE == 0 for start, offset, size, _ in self.pieces
         )
+
+
+def able(obj: object, protocol: type) -> bool:
+    """Return isinstance(obj, protocol), which takes long unless the class names the protocol."""
+    return protocol in type(obj).__mro__ or isinstance(obj, protocol)
 
 
 @runtime_checkable

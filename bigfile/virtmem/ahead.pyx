@@ -19,9 +19,9 @@ from libc.stdint cimport uint64_t
 from wendelin.bigfile.virtmem.loading cimport page_load
 from wendelin.bigfile.virtmem.mapping cimport (FILE, NONE, NOWHERE, ZERO, Area, area_bytes,
                                                area_kind, area_show)
+from wendelin.bigfile.virtmem.opened cimport fileh_release
 from wendelin.bigfile.virtmem.page cimport (AHEAD, LOCATED, LOADED, MEMFD, ZEROS, FileH, Page,
-                                            fileh_release, page_shown_from, pager_generation)
-from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
+                                            page_get, page_peek, page_shown_from, pager_generation)
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_limit
 from wendelin.bigfile.virtmem.readahead cimport AHEAD_PAGES, Ahead, readahead_set_op
 
@@ -61,12 +61,12 @@ cdef void look_end(Looks *looks, bint found) noexcept nogil:
     looks.window = min(2 * window, <uint64_t>MAX_LOOK) if found else 0
 
 
-cdef bint can_show(Area *area, uint64_t i, Page **page) noexcept nogil:
+cdef bint can_show(Area *area, uint64_t i, Page **page, Page *copy) noexcept nogil:
     """Say whether page i of an area is not shown, and could be shown without loading or memory."""
     cdef FileH *fileh = <FileH *>area.fileh
     if area_kind(area, i) != NONE:
         return False
-    page[0] = <Page *>pagemap_get(&fileh.pages, area.pgoffset + i)
+    page[0] = page_peek(fileh, area.pgoffset + i, copy)
     return page[0] != NULL and page[0].state == LOADED and page[0].backing != MEMFD
 
 
@@ -83,6 +83,7 @@ cdef size_t show_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
     i. Return the number of entries in `ahead`.
     """
     cdef Page *page
+    cdef Page copy
     cdef uint64_t j, k, lo, hi, files
     cdef uint64_t most = most_ahead(area)
     cdef size_t n = 0
@@ -95,11 +96,11 @@ cdef size_t show_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
     j = lo
     while j < hi and files != 0:
         k = j + 1
-        if j == i or not can_show(area, j, &page):
+        if j == i or not can_show(area, j, &page, &copy):
             if sequential and j != i and area_kind(area, j) == NONE:
                 break               # the next touch is here, and asks
         elif page.backing == ZEROS:
-            while k < hi and can_show(area, k, &page) and page.backing == ZEROS:
+            while k < hi and can_show(area, k, &page, &copy) and page.backing == ZEROS:
                 k += 1
             if area_show(area, j, k - j, ZERO, NOWHERE) != 0:
                 break
@@ -129,6 +130,7 @@ cdef size_t load_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
     """
     cdef FileH *fileh = <FileH *>area.fileh
     cdef Page *page
+    cdef Page copy
     cdef uint64_t j, most = most_ahead(area)
     cdef size_t n = 0
     area.streak = area.streak + 1 if i == area.expected else 0
@@ -136,8 +138,11 @@ cdef size_t load_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
     if area.streak < 2:
         return 0
     for j in range(i + 1, min(i + 1 + most, area.pglen)):
-        page = <Page *>pagemap_get(&fileh.pages, area.pgoffset + j)
+        page = page_peek(fileh, area.pgoffset + j, &copy)
         if page != NULL and page.state == LOCATED and not page.ahead:
+            page = page_get(fileh, area.pgoffset + j)
+            if page == NULL:
+                break
             page.ahead = True
             fileh.refs += 1
             ahead[n].fileh = fileh
@@ -157,8 +162,9 @@ cdef void page_ahead(void *handle, uint64_t blk, bint load) noexcept nogil:
     """Load a page that load_ahead() has chosen; or, if not load, drop it."""
     cdef FileH *fileh = <FileH *>handle
     cdef Page *page
+    cdef Page copy
     pager_lock()
-    page = <Page *>pagemap_get(&fileh.pages, blk)
+    page = page_peek(fileh, blk, &copy)
     if page != NULL:
         page.ahead = False
         if load and page.state == LOCATED and fileh.generation == pager_generation:

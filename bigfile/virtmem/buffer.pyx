@@ -10,8 +10,8 @@ from libc.stdint cimport uint64_t
 from wendelin.bigfile.virtmem.kernel cimport (MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED,
                                               MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
                                               PROT_READ, PROT_WRITE, madvise, mmap, munmap)
-from wendelin.bigfile.virtmem.page cimport FileH, Page, fileh_unref, page_memory
-from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
+from wendelin.bigfile.virtmem.opened cimport fileh_unref
+from wendelin.bigfile.virtmem.page cimport FileH, Page, page_memory, page_own
 from wendelin.bigfile.virtmem.ram cimport Place, pager_lock, pager_unlock
 
 from wendelin.bigfile.virtmem.errors import PageMemoryError
@@ -76,7 +76,7 @@ cdef object page_buffer(FileH *fileh, uint64_t blk):
     cdef int flags = MAP_SHARED | MAP_POPULATE
     cdef Page *page
     pager_lock()
-    page = <Page *>pagemap_get(&fileh.pages, blk)
+    page = page_own(fileh, blk)
     used = page.res.size
     memory = page_memory(page)
     fileh.refs += 1

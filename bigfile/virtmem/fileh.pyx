@@ -17,13 +17,19 @@ from libc.stdint cimport UINT64_MAX, uint64_t
 
 from wendelin.bigfile.virtmem.kernel cimport (EDEADLK, pthread_cond_broadcast, pthread_self,
                                               set_errno)
-from wendelin.bigfile.virtmem.mapping cimport RO, Area, area_map, area_unmap
+from wendelin.bigfile.virtmem.mapping cimport RO, Area, area_bytes, area_map, area_unmap
+from wendelin.bigfile.virtmem.opened cimport (fileh_drop_all_kept, fileh_drop_kept, fileh_keep,
+                                              fileh_release, fileh_take_area)
 from wendelin.bigfile.virtmem.page cimport (DIRTY, LOCATED, LOADED, LOADING, MEMFD, NOTHING, ZEROS,
-                                            FileH, Located, Page, fileh_release, op_wait,
-                                            page_become, page_drop, page_free_memory, page_new,
-                                            page_protect, page_set_source, page_set_stored)
+                                            FileH, Located, Page, fileh_know, fileh_unknow,
+                                            op_wait, pager_generation, page_become, page_drop,
+                                            page_forget, page_free_memory, page_get, page_new,
+                                            page_own, page_peek, page_protect, page_set_source,
+                                            page_set_stored)
+from wendelin.bigfile.virtmem.known cimport is_known
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get, pagemap_next
-from wendelin.bigfile.virtmem.ram cimport memory_reach, pager_cond, pager_lock, pager_unlock
+from wendelin.bigfile.virtmem.memory cimport memory_reach
+from wendelin.bigfile.virtmem.ram cimport pager_cond, pager_lock, pager_unlock, whole_os_pages
 
 # ---- areas ----
 
@@ -32,14 +38,28 @@ cdef Area *fileh_map(FileH *fileh, uint64_t pgoffset, uint64_t pglen, size_t nby
 
     It ends in the last of these pages. NULL with errno.
     """
-    cdef Area *area = NULL
+    cdef Area *area
     cdef int err
     pager_lock()
+    area = fileh.kept
+    if area != NULL and area.pgoffset == pgoffset and area.pglen == pglen \
+            and area_bytes(area, 0, pglen) == whole_os_pages(nbytes):
+        fileh_keep(fileh, NULL)
+        fileh.views += 1
+        fileh.refs += 1
+        pager_unlock()
+        return area
+    fileh_drop_kept(fileh)
+    area = NULL
     err = memory_reach(&fileh.memory, pgoffset + pglen - 1)
     if err == 0:
         area = area_map(&fileh.memory, pgoffset, pglen, nbytes)
         err = errno
+        if area == NULL and fileh_drop_all_kept():
+            area = area_map(&fileh.memory, pgoffset, pglen, nbytes)
+            err = errno
     if area != NULL:
+        fileh.views += 1
         area.fileh = fileh
         area.next = fileh.areas
         if area.next != NULL:
@@ -52,16 +72,16 @@ cdef Area *fileh_map(FileH *fileh, uint64_t pgoffset, uint64_t pglen, size_t nby
 
 
 cdef void fileh_unmap(Area *area) noexcept nogil:
-    """Unmap an area and give up its reference to the handle."""
+    """No view shows an area any more: unmap or keep it, and give up its reference to the handle."""
     cdef FileH *fileh = <FileH *>area.fileh
     pager_lock()
-    if area.prev != NULL:
-        area.prev.next = area.next
+    fileh.views -= 1
+    if area.keeps and fileh.views == 0 and fileh.refs > 1 and fileh.generation == pager_generation:
+        fileh_drop_kept(fileh)
+        fileh_keep(fileh, area)
     else:
-        fileh.areas = area.next
-    if area.next != NULL:
-        area.next.prev = area.prev
-    area_unmap(area)
+        fileh_take_area(fileh, area)
+        area_unmap(area)
     fileh_release(fileh)
     pager_unlock()
 
@@ -122,7 +142,7 @@ cdef void fileh_set_stored(FileH *fileh, uint64_t blk) noexcept nogil:
     """A dirty page was stored. The handle must be frozen."""
     cdef Page *page
     pager_lock()
-    page = <Page *>pagemap_get(&fileh.pages, blk)
+    page = page_own(fileh, blk)
     if page != NULL and page.state == DIRTY:
         page_set_stored(page, True)
     pager_unlock()
@@ -173,6 +193,9 @@ cdef int fileh_invalidate(FileH *fileh, uint64_t blk) noexcept nogil:
         page = <Page *>pagemap_get(&fileh.pages, blk)
         if page == NULL:
             break
+        if is_known(page):
+            fileh_unknow(fileh, blk)
+            break
         if page.state != DIRTY or fileh.frozen == 0:
             page_drop(page)
             break
@@ -212,6 +235,7 @@ cdef int fileh_set_located(FileH *fileh, Located *located, size_t n, uint64_t ep
     the pieces of those that it takes.
     """
     cdef Page *page
+    cdef Page copy
     cdef size_t i
     cdef uint64_t blk
     cdef int err = 0
@@ -222,9 +246,11 @@ cdef int fileh_set_located(FileH *fileh, Located *located, size_t n, uint64_t ep
         blk = located[i].blk
         if blk >= fileh.zero_from:
             continue
-        page = <Page *>pagemap_get(&fileh.pages, blk)
-        if page == NULL:
-            page = page_new(fileh, blk)
+        page = page_peek(fileh, blk, &copy)
+        if page == NULL or (page == &copy and page.state == LOCATED):
+            if fileh_know(fileh, blk, &located[i].source):
+                continue
+            page = page_get(fileh, blk) if page == &copy else page_new(fileh, blk)
             if page == NULL:
                 err = ENOMEM
                 break
@@ -234,6 +260,10 @@ cdef int fileh_set_located(FileH *fileh, Located *located, size_t n, uint64_t ep
                 located[i].source.pieces = NULL
                 continue
             page_free_memory(page)
+            if located[i].source.pieces == NULL:
+                page_forget(page)
+                fileh_know(fileh, blk, &located[i].source)  # else the file is asked
+                continue
         elif page.state != LOCATED:
             continue
         page_set_source(page, &located[i].source)
@@ -268,23 +298,28 @@ cdef void drop_from(FileH *fileh, uint64_t blk, bint zeros) noexcept nogil:
     """Drop all pages from a block on; or, if `zeros`, those that are only zeros."""
     cdef size_t cursor
     cdef Page *page
-    cdef uint64_t end = blk
+    cdef Page copy
+    cdef uint64_t end = blk, at = 0
     cdef bint again = blk < fileh.end      # an append calls this, and mostly there is no page
     # Dropping changes the map, so a walk may miss pages: repeat it until one drops none.
     while again:
         again = False
         cursor = 0
         while True:
-            page = <Page *>pagemap_next(&fileh.pages, &cursor)
+            page = <Page *>pagemap_next(&fileh.pages, &cursor, &at)
             if page == NULL:
                 break
-            if page.blk < blk:
+            if at < blk:
                 continue
+            page = page_peek(fileh, at, &copy)
             if page.state == LOADING or zeros and page.backing != ZEROS:
-                end = max(end, page.blk + 1)
+                end = max(end, at + 1)
             else:
                 again = True
-            if page.state == LOADING or not zeros or page.backing == ZEROS:
+            if page == &copy:
+                if not zeros or page.backing == ZEROS:
+                    fileh_unknow(fileh, at)
+            elif page.state == LOADING or not zeros or page.backing == ZEROS:
                 page_drop(page)
     fileh.end = min(fileh.end, end)
 

@@ -42,9 +42,9 @@ from wendelin.bigfile.virtmem.fileh cimport (fileh_dirty_blocks, fileh_discard,
 from wendelin.bigfile.virtmem.kernel cimport EDEADLK
 from wendelin.bigfile.virtmem.loading cimport fileh_load
 from wendelin.bigfile.virtmem.mapping cimport Area, areas_reset_scrap
+from wendelin.bigfile.virtmem.opened cimport fileh_drop_kept, fileh_new, fileh_unref
 from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, FORKED, NO_FAILURE, Counts, Failed, FileH,
-                                            fileh_new, fileh_undoom, fileh_unref,
-                                            pager_generation)
+                                            fileh_undoom, pager_generation)
 from wendelin.bigfile.virtmem.ram cimport (pager_lock, pager_unlock, ram_clean, ram_dirty,
                                            ram_limit, ram_reclaim_all)
 from wendelin.bigfile.virtmem.ready cimport fileh_unpin
@@ -52,7 +52,7 @@ from wendelin.bigfile.virtmem.spool cimport spool_of
 from wendelin.bigfile.virtmem.touch cimport scraps_shown
 
 from wendelin.bigfile.virtmem.abilities import (FirstChange, HasFolder, MapsAhead, MapsBlocks,
-                                                 Truncates)
+                                                 Truncates, able)
 from wendelin.bigfile.virtmem.errors import DoomedError
 from wendelin.bigfile.virtmem.spool import spool_folder
 from wendelin.lib.utils import seconds_of
@@ -122,10 +122,10 @@ cdef class BigFileH:
         self.fileh.pyfileh = <void *>self
         if self.spool is not None:
             self.fileh.spool = spool_of(os.fsencode(self.spool))
-        self.fileh.wants_first_change = isinstance(self, FirstChange)
+        self.fileh.wants_first_change = able(self, FirstChange)
         self.ready_seconds = seconds_of("WENDELIN_CORE_READY", 0.1)
-        self.maps = isinstance(file, MapsBlocks)
-        self.maps_ahead = isinstance(file, MapsAhead)
+        self.maps = able(file, MapsBlocks)
+        self.maps_ahead = able(file, MapsAhead)
         handles.add(self)
 
     def __dealloc__(self):
@@ -348,7 +348,7 @@ cdef class BigFileH:
         cdef int err = EAGAIN
         cdef uint64_t blk, transactions
         self.check()
-        if not isinstance(self.file, Truncates):
+        if not able(self.file, Truncates):
             raise NotImplementedError(f"{type(self.file).__name__} does not define "
                                       f"truncate(blk), so it cannot shrink")
         pgoffset, _ = check_range(self, pgoffset, 1)
@@ -384,14 +384,27 @@ cpdef tuple check_range(BigFileH fileh, pgoffset, pglen):
     return pgoffset, pglen
 
 
+def keep(VMA vma not None):
+    """Let the mapping stay a while when the VMA is gone, for the next one of the same pages."""
+    vma.area.keeps = True
+
+
+def drop_kept(BigFileH fileh not None):
+    """Unmap what is kept of a VMA that is gone."""
+    with nogil:
+        pager_lock()
+        fileh_drop_kept(fileh.fileh)
+        pager_unlock()
+
+
 def is_shown(BigFileH fileh not None):
     """Say whether there are VMAs."""
-    return fileh.fileh.areas != NULL
+    return fileh.fileh.views != 0
 
 
 def is_used(BigFileH fileh not None):
     """Say whether the handle is in use: there are VMAs, or changes that are not stored."""
-    return fileh.fileh.areas != NULL or fileh.fileh.ndirty != 0 or fileh.truncated
+    return fileh.fileh.views != 0 or fileh.fileh.ndirty != 0 or fileh.truncated
 
 
 def counts(BigFileH fileh not None):

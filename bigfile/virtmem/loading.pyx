@@ -22,20 +22,20 @@ from wendelin.bigfile.virtmem.checksum cimport checksum_compare
 from wendelin.bigfile.virtmem.kernel cimport (EOPNOTSUPP, _SC_PAGESIZE, pthread_cond_broadcast,
                                               pthread_self, sysconf, volatile_char)
 
+from wendelin.bigfile.virtmem.mapping cimport Piece
+from wendelin.bigfile.virtmem.memory cimport memory_reach
+from wendelin.bigfile.virtmem.opened cimport fileh_release
 from wendelin.bigfile.virtmem.page cimport (AHEAD, BROKEN_FILE, CIRCULAR_LOAD, DIRTY_LIMIT,
                                             FILERANGE, FOR_CALL, FOR_TOUCH, LOADED, LOADING,
                                             LOAD_FAILED, LOCATED, MEMFD, NOTHING, NO_FAILURE,
                                             NO_MEMORY, SPOOL_FAILED, TOUCH_IN_LOAD, ZEROS, Backing,
-                                            Failed, Failure, FileH, Page, Purpose, Source,
-                                            fileh_release, op_fail, op_load, op_wait, page_become,
-                                            page_drop, page_forget, page_memory, page_needs,
-                                            page_new, page_set_slot, page_set_source, page_show)
-from wendelin.bigfile.virtmem.mapping cimport Piece
-from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
-from wendelin.bigfile.virtmem.ram cimport (Place, memory_reach, pager_cond, pager_lock,
-                                           pager_unlock, ram_alloc, ram_copy, ram_counted, ram_free,
-                                           ram_hold, ram_largest, ram_may_dirty, ram_reserve,
-                                           ram_unreserve, ram_write)
+                                            Failed, Failure, FileH, Page, Purpose, Source, op_fail,
+                                            op_load, op_wait, page_become, page_drop, page_forget,
+                                            page_get, page_memory, page_needs, page_new, page_own,
+                                            page_peek, page_set_slot, page_set_source, page_show)
+from wendelin.bigfile.virtmem.ram cimport (Place, pager_cond, pager_lock, pager_unlock, ram_alloc,
+                                           ram_copy, ram_counted, ram_free, ram_hold, ram_largest,
+                                           ram_may_dirty, ram_reserve, ram_unreserve, ram_write)
 from wendelin.bigfile.virtmem.spool cimport spool_give, spool_take
 from wendelin.bigfile.virtmem.deadlock cimport (wait_for_load, wait_over, waits_circular,
                                                 waits_loaded)
@@ -71,7 +71,7 @@ cdef size_t without_zeros(FileH *fileh, uint64_t blk, const char *data, size_t s
     """Return how much of the data a page needs: not the zeros at its end that no area shows."""
     cdef size_t least
     pager_lock()
-    least = page_needs(<Page *>pagemap_get(&fileh.pages, blk), 0)
+    least = page_needs(page_own(fileh, blk), 0)
     pager_unlock()
     while size > least and data[size - 1] == 0:
         size -= 1
@@ -129,7 +129,7 @@ cdef int reserve(FileH *fileh, uint64_t blk, size_t size, Place *memory, size_t 
     cdef Page *page
     cdef int err = 0
     pager_lock()
-    page = <Page *>pagemap_get(&fileh.pages, blk)
+    page = page_own(fileh, blk)
     needs[0] = page.res.size = page_needs(page, size)
     if page.slot < 0:
         err = memory_reach(&fileh.memory, blk)
@@ -148,7 +148,7 @@ cdef void release(FileH *fileh, uint64_t blk) noexcept nogil:
     cdef Page *page
     cdef Place memory
     pager_lock()
-    page = <Page *>pagemap_get(&fileh.pages, blk)
+    page = page_own(fileh, blk)
     memory = page_memory(page)
     pager_unlock()
     ram_free(memory, page.res.size)     # it is LOADING, by this thread
@@ -184,7 +184,7 @@ cdef bint load_begins(FileH *fileh, uint64_t blk, uint64_t load) noexcept nogil:
     cdef Page *page
     cdef bint begins
     pager_lock()
-    page = <Page *>pagemap_get(&fileh.pages, blk)
+    page = page_own(fileh, blk)
     begins = page != NULL and page.state == LOADING and page.load == load
     if begins:
         page.begun = True
@@ -241,7 +241,7 @@ cdef Failed page_load(FileH *fileh, uint64_t blk, Purpose purpose) noexcept nogi
 cdef Page *load_begin(FileH *fileh, uint64_t blk) noexcept nogil:
     """-> LOADING, by this thread. NULL: no memory."""
     global loads
-    cdef Page *page = <Page *>pagemap_get(&fileh.pages, blk)
+    cdef Page *page = page_get(fileh, blk)
     if page == NULL:
         page = page_new(fileh, blk)
         if page == NULL:
@@ -461,13 +461,14 @@ cdef Failed fileh_load(FileH *fileh, uint64_t blk) noexcept nogil:
     on its way to this thread.
     """
     cdef Page *page
+    cdef Page copy
     cdef Failed failed
     failed.why = NO_FAILURE
     failed.err = 0
     failed.exc = NULL
     pager_lock()
     while True:
-        page = <Page *>pagemap_get(&fileh.pages, blk)
+        page = page_peek(fileh, blk, &copy)
         if may_load(page):
             failed = page_load(fileh, blk, FOR_CALL)
             break

@@ -2,7 +2,8 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 
-from wendelin.bigfile.virtmem.ram cimport Memory, Place
+from wendelin.bigfile.virtmem.memory cimport Memory
+from wendelin.bigfile.virtmem.ram cimport Place
 
 cdef enum Kind:             # the mapping of one page of an area
     NONE                    # PROT_NONE: a touch faults
@@ -35,6 +36,7 @@ cdef struct Area:
     size_t blksize          # [bytes]
     const Memory *memory    # of the handle; borrowed
     void *fileh             # the FileH; not for this module
+    bint keeps              # it may be kept when no view shows it; not for this module
     Area *prev              # neighbours in the handle's list; not for this module
     Area *next
     # protected by: the pager lock

@@ -30,15 +30,15 @@ Locking: all functions need the pager lock.
 from libc.errno cimport ENOMEM, errno
 from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport calloc, free, realloc
-from libc.string cimport memmove
+from libc.string cimport memmove, memset
 
 from wendelin.bigfile.virtmem.kernel cimport (MADV_DONTFORK, MADV_DONTNEED, MADV_HUGEPAGE,
                                               MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED,
                                               MAP_FIXED_NOREPLACE, MAP_NORESERVE, MAP_PRIVATE,
                                               MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, madvise,
                                               mmap, mprotect, munmap)
-from wendelin.bigfile.virtmem.ram cimport (Memory, Place, memory_at, ram_limit, ram_open,
-                                           whole_os_pages)
+from wendelin.bigfile.virtmem.memory cimport Memory, memory_at, memory_map, memory_put
+from wendelin.bigfile.virtmem.ram cimport Place, ram_limit, ram_open, whole_os_pages
 
 cdef enum:
     HUGE = 1 << 21          # [bytes] of the kernel's huge page
@@ -48,6 +48,7 @@ cdef enum:
     PIECED = 0x10
     PIECES = 33             # mappings that a block of pieces takes at most
     INHERITED_SHOWN = 64    # blocks; more than these stay shown
+    FEW_KINDS = 4096        # pages of an area
     SPARE = 16              # mappings in reserve, see reset_all()
     SPARE_SIZE = 1 << 16    # of each [bytes]: a multiple of the OS page
 
@@ -145,58 +146,22 @@ cdef bint area_show_inherited(Area *area, const char *addr) noexcept nogil:
 
 # ---- one area ----
 
-cdef void *map_aligned(size_t size, const Memory *memory, uint64_t page) noexcept nogil:
-    """Map the memory of pages from `page` on, so that the kernel can use huge pages for holes.
-
-    For that, address and file offset must be equal modulo HUGE, if the range is not too small.
-    """
-    cdef int flags = MAP_SHARED | MAP_NORESERVE
-    cdef size_t slack = HUGE if size >= <size_t>HUGE else 0
-    cdef size_t skip
-    cdef Place place = memory_at(memory, page)
-    cdef char *addr
-    if slack == 0:
-        addr = <char *>mmap(NULL, size, PROT_NONE, flags, place.fd, place.offset)
-        # it may end in another file; and a small range that does not has one mapping, at once
-        if addr != <char *>MAP_FAILED and is_split(memory, page, size):
-            return map_memory(addr, size, PROT_NONE, memory, page)
-        return addr
-    # The range without its memory, at first: that of the whole window may end past 2**63.
-    addr = <char *>mmap(NULL, size + slack, PROT_NONE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    if addr == <char *>MAP_FAILED:
-        return addr
-    skip = <size_t>(place.offset - <long>addr) % <size_t>HUGE
-    munmap(addr + skip + size, slack - skip)
-    if skip != 0:
-        munmap(addr, skip)
-    return map_memory(addr + skip, size, PROT_NONE, memory, page)
+cdef uint8_t *kinds_alloc(uint64_t pglen) noexcept nogil:
+    """Return the kinds of the pages of an area, all NONE; NULL: no memory."""
+    cdef void *kinds
+    if pglen <= <uint64_t>FEW_KINDS:
+        return <uint8_t *>calloc(pglen, 1)
+    # many pages are never touched: their kinds take no memory
+    kinds = mmap(NULL, pglen, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+    return NULL if kinds == MAP_FAILED else <uint8_t *>kinds
 
 
-cdef bint is_split(const Memory *memory, uint64_t page, size_t size) noexcept nogil:
-    return page < memory.pages and size > (memory.pages - page) * memory.blksize
-
-
-cdef void *map_memory(char *addr, size_t size, int prot, const Memory *memory, uint64_t page) \
-        noexcept nogil:
-    """Put the memory of pages from `page` on over a range; if that fails, unmap it."""
-    if put_memory(addr, size, prot, memory, page) != 0:
-        munmap(addr, size)
-        return MAP_FAILED
-    return addr
-
-
-cdef int put_memory(char *addr, size_t size, int prot, const Memory *memory, uint64_t page) \
-        noexcept nogil:
-    """Put the memory of pages from `page` on over a range. 0 or errno."""
-    cdef Place place = memory_at(memory, page)
-    cdef size_t n = size
-    if is_split(memory, page, size):
-        n = (memory.pages - page) * memory.blksize
-    if mmap(addr, n, prot, MAP_SHARED | MAP_NORESERVE | MAP_FIXED, place.fd,
-            place.offset) == MAP_FAILED:
-        return errno
-    return 0 if n == size else put_memory(addr + n, size - n, prot, memory, memory.pages)
+cdef void kinds_free(uint8_t *kinds, uint64_t pglen) noexcept nogil:
+    if pglen <= <uint64_t>FEW_KINDS:
+        free(kinds)
+    else:
+        munmap(kinds, pglen)
 
 
 cdef Area *area_map(const Memory *memory, uint64_t pgoffset, uint64_t pglen, size_t nbytes) \
@@ -211,15 +176,13 @@ cdef Area *area_map(const Memory *memory, uint64_t pgoffset, uint64_t pglen, siz
     if area == NULL:
         return NULL
     nbytes = whole_os_pages(nbytes)
-    addr = mmap(NULL, pglen, PROT_READ | PROT_WRITE,
-                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-    if addr == MAP_FAILED:
+    area.kinds = kinds_alloc(pglen)
+    if area.kinds == NULL:
         free(area)
         return NULL
-    area.kinds = <uint8_t *>addr
-    addr = map_aligned(nbytes, memory, pgoffset)
+    addr = memory_map(nbytes, memory, pgoffset)
     if addr == MAP_FAILED:
-        munmap(area.kinds, pglen)
+        kinds_free(area.kinds, pglen)
         free(area)
         return NULL
     area.start = <char *>addr
@@ -232,7 +195,7 @@ cdef Area *area_map(const Memory *memory, uint64_t pgoffset, uint64_t pglen, siz
     madvise(addr, nbytes, MADV_DONTFORK)
     if table_add(&live, area) != 0:
         munmap(addr, nbytes)
-        munmap(area.kinds, pglen)
+        kinds_free(area.kinds, pglen)
         free(area)
         return NULL
     global areas_maps
@@ -252,7 +215,7 @@ cdef void area_unmap(Area *area) noexcept nogil:
     else:
         # After a fork: the range was not inherited, and other memory may be mapped there.
         table_remove(&inherited, area)
-    munmap(area.kinds, area.pglen)
+    kinds_free(area.kinds, area.pglen)
     free(area)
 
 
@@ -347,7 +310,7 @@ cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, Origin at) no
     """Put a mapping of a kind over a range of the area. 0 or errno."""
     cdef int flags = MAP_FIXED | MAP_NORESERVE, err
     if kind == NONE:
-        err = put_memory(<char *>addr, size, PROT_NONE, area.memory,
+        err = memory_put(<char *>addr, size, PROT_NONE, area.memory,
                          area.pgoffset + <uint64_t>(<char *>addr - area.start) // area.blksize)
         if err == 0:
             madvise(addr, size, MADV_DONTFORK)      # a fresh mapping has no advice
@@ -369,7 +332,7 @@ cdef int map_fixed(Area *area, void *addr, size_t size, Kind kind, Origin at) no
     # Private mappings get this at the fork.
     if flags & MAP_SHARED:
         madvise(addr, size, MADV_DONTFORK)
-    if kind == ZERO:
+    if kind == ZERO and size >= <size_t>HUGE:
         madvise(addr, size, MADV_HUGEPAGE)      # the huge zero page: one fault instead of 512
     return 0
 
@@ -491,7 +454,10 @@ cdef int reset_range(Area *area, uint64_t page, uint64_t n) noexcept nogil:
         before = area.maps - 1
         areas_stay -= area.stays
         area.stays = 0
-        madvise(area.kinds, area.pglen, MADV_DONTNEED)  # private memory: zeros, that is NONE
+        if n <= <uint64_t>FEW_KINDS:
+            memset(area.kinds, NONE, n)
+        else:
+            madvise(area.kinds, n, MADV_DONTNEED)       # private memory: zeros, that is NONE
     else:
         before = edges(area, page, n)
         for i in range(page, page + n):

@@ -5,8 +5,10 @@ from libc.stdint cimport uint64_t
 from wendelin.bigfile.virtmem.kernel cimport pthread_t
 from wendelin.bigfile.virtmem.mapping cimport Area, Kind, Origin, Pieces
 from wendelin.bigfile.virtmem.pagemap cimport PageMap
+from wendelin.bigfile.virtmem.known cimport Pool
+from wendelin.bigfile.virtmem.memory cimport Memory
+from wendelin.bigfile.virtmem.ram cimport Place, Resident
 from wendelin.bigfile.virtmem.spool cimport Spool
-from wendelin.bigfile.virtmem.ram cimport Memory, Place, Resident
 
 cdef enum State:
     LOCATED
@@ -100,9 +102,12 @@ cdef struct FileH:
     void *pyfileh           # its BigFileH, borrowed; NULL when that is gone
     # protected by: the pager lock
     int refs                # its BigFileH, its areas, the loads in progress
-    PageMap pages
+    PageMap pages           # of a Page, or of a Known, which is one in less space
+    Pool known
     uint64_t end            # no page is at this block, or after it
-    Area *areas
+    Area *areas             # also the kept one
+    Area *kept              # that no view shows: see fileh_unmap
+    uint64_t views          # areas that views show
     Page *dirty
     Page *loading
     size_t ndirty
@@ -135,8 +140,14 @@ cdef void page_set_ops(void (*load)(FileH *, uint64_t, Source *, Purpose, Failed
                        void (*wait)() noexcept nogil) noexcept nogil
 cdef void page_set_exiting() noexcept nogil
 cdef void page_become(Page *page, State state, Backing backing) noexcept nogil
+cdef void page_set_backing(Page *page, Backing backing) noexcept nogil
 cdef void page_set_stored(Page *page, bint stored) noexcept nogil
 cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil
+cdef Page *page_peek(FileH *fileh, uint64_t blk, Page *copy) noexcept nogil
+cdef Page *page_get(FileH *fileh, uint64_t blk) noexcept nogil
+cdef Page *page_own(FileH *fileh, uint64_t blk) noexcept nogil
+cdef bint fileh_know(FileH *fileh, uint64_t blk, const Source *source) noexcept nogil
+cdef void fileh_unknow(FileH *fileh, uint64_t blk) noexcept nogil
 cdef void page_protect(Page *page, Kind most) noexcept nogil
 cdef void page_set_slot(Page *page, long slot, size_t size) noexcept nogil
 cdef Origin page_shown_from(const Page *page) noexcept nogil
@@ -153,7 +164,4 @@ cdef void fileh_doom(FileH *fileh, uint64_t blk, Failure why) noexcept nogil
 cdef void fileh_undoom(FileH *fileh) noexcept nogil
 cdef void fatal(const char *msg) noexcept nogil
 cdef void page_forget(Page *page) noexcept nogil
-
-cdef FileH *fileh_new(size_t blksize) noexcept nogil
-cdef void fileh_unref(FileH *fileh) noexcept nogil
-cdef void fileh_release(FileH *fileh) noexcept nogil
+cdef void page_free(Page *page) noexcept nogil

@@ -33,6 +33,10 @@ States
    DIRTY     changed; backing MEMFD, never given back. `stored` while nothing changed since
              it was stored
 
+A page that is LOCATED, or LOADED of ZEROS or FILERANGE, may have a record instead of a Page: see
+known. page_peek() shows it as a Page for a look, and page_get() makes one of it, before its state
+changes. A page that is given back becomes a record again.
+
 When the file is asked where a block is, it may also say where others are: fileh_set_located() makes
 them LOADED or LOCATED, if nothing has changed meanwhile (`epoch`). From then on a touch of them
 needs no Python, and a touch of one shows others with it (show_ahead), or loads them (load_ahead).
@@ -82,17 +86,20 @@ failure, for lack of memory or stack.
 
 from libc.stdint cimport UINT64_MAX, uint64_t
 from libc.stdlib cimport abort, calloc, free
+from libc.string cimport memset
 
-from wendelin.bigfile.virtmem.kernel cimport pthread_self, set_errno, write as write_fd
+from wendelin.bigfile.virtmem.kernel cimport pthread_self, write as write_fd
 from wendelin.bigfile.virtmem.mapping cimport (FILE, NONE, NOWHERE, RO, RW, ZERO, Area, Kind,
                                                Origin, area_bytes, area_kind, area_reset, area_set_stays,
                                                area_show, area_was_shown)
-from wendelin.bigfile.virtmem.pagemap cimport pagemap_del, pagemap_free, pagemap_next, pagemap_set
-from wendelin.bigfile.virtmem.ram cimport (OFF, Place, Resident, memory_at, memory_close,
-                                           memory_open, pager_lock, pager_unlock, ram_add,
-                                           ram_counted, ram_forget_dirty, ram_free, ram_grow,
-                                           ram_make_clean, ram_make_dirty, ram_pin, ram_remove,
-                                           ram_set_ops, ram_unreserve, whole_os_pages)
+from wendelin.bigfile.virtmem.pagemap cimport pagemap_del, pagemap_get, pagemap_set
+from wendelin.bigfile.virtmem.known cimport (Known, is_known, is_known_hole, known_add, known_at,
+                                             known_del, known_hole)
+from wendelin.bigfile.virtmem.memory cimport memory_at
+from wendelin.bigfile.virtmem.ram cimport (OFF, Place, Resident, pager_lock, pager_unlock, ram_add,
+                                           ram_counted, ram_free, ram_grow, ram_make_clean,
+                                           ram_make_dirty, ram_pin, ram_remove, ram_set_ops,
+                                           ram_unreserve, whole_os_pages)
 from wendelin.bigfile.virtmem.spool cimport spool_count, spool_give
 from wendelin.bigfile.virtmem.trace cimport trace_page
 
@@ -214,6 +221,121 @@ cdef void page_set_stored(Page *page, bint stored) noexcept nogil:
     page.stored = stored
 
 
+# ---- pages as records ----
+
+cdef enum:
+    OFFSET_BITS = 48        # of Known.where; flags are above
+    SIZE_BITS = 41          # of Known.size; the descriptor is above
+
+cdef uint64_t MAPPED = <uint64_t>1 << 48
+cdef uint64_t CHECKED = <uint64_t>1 << 49
+
+
+cdef bint pack(const Source *source, Known *known) noexcept nogil:
+    """Put a Source, not of a hole, into a record. False: its numbers are too large."""
+    if source.pieces != NULL or source.offset >> OFFSET_BITS != 0 or source.size >> SIZE_BITS != 0 \
+            or source.fd < 0 or source.fd >> (64 - SIZE_BITS) != 0:
+        return False
+    known.where = source.offset
+    if source.backing == FILERANGE:
+        known.where |= MAPPED
+    if source.checked:
+        known.where |= CHECKED
+    known.size = source.size | <uint64_t>source.fd << SIZE_BITS
+    known.digest = source.digest
+    return True
+
+
+cdef void unpack(FileH *fileh, uint64_t blk, void *value, Page *page) noexcept nogil:
+    """Fill a page of zero bytes with what a value of the page map says."""
+    cdef Known *known
+    page.res.queue = OFF
+    page.slot = -1
+    page.fileh = fileh
+    page.blk = blk
+    page.state = LOADED
+    page.source.fd = -1
+    page.source.backing = page.backing = ZEROS
+    if is_known_hole(value):
+        return
+    known = known_at(&fileh.known, value)
+    page.backing = FILERANGE if known.where & MAPPED else NOTHING
+    page.state = LOADED if page.backing == FILERANGE else LOCATED
+    page.source.backing = page.backing
+    page.source.offset = known.where & ((<uint64_t>1 << OFFSET_BITS) - 1)
+    page.source.checked = known.where & CHECKED != 0
+    page.source.size = known.size & ((<uint64_t>1 << SIZE_BITS) - 1)
+    page.source.fd = <int>(known.size >> SIZE_BITS)
+    page.source.digest = known.digest
+
+
+cdef Page *page_own(FileH *fileh, uint64_t blk) noexcept nogil:
+    """Return the Page of a block; NULL: it is EMPTY, or has a record only."""
+    cdef void *value = pagemap_get(&fileh.pages, blk)
+    return NULL if is_known(value) else <Page *>value
+
+
+cdef Page *page_peek(FileH *fileh, uint64_t blk, Page *copy) noexcept nogil:
+    """Return the Page of a block, or `copy`, filled from its record; NULL: it is EMPTY.
+
+    What is written to the copy is lost: see page_get().
+    """
+    cdef void *value = pagemap_get(&fileh.pages, blk)
+    if not is_known(value):
+        return <Page *>value
+    memset(copy, 0, sizeof(Page))
+    unpack(fileh, blk, value, copy)
+    return copy
+
+
+cdef Page *page_get(FileH *fileh, uint64_t blk) noexcept nogil:
+    """Return the Page of a block, made of its record; NULL: it is EMPTY, or there is no memory."""
+    cdef void *value = pagemap_get(&fileh.pages, blk)
+    cdef Page *page
+    if not is_known(value):
+        return <Page *>value
+    page = <Page *>calloc(1, sizeof(Page))
+    if page != NULL:
+        unpack(fileh, blk, value, page)
+        known_del(&fileh.known, value)
+        pagemap_set(&fileh.pages, blk, page)    # in place: it needs no memory
+    return page
+
+
+cdef bint fileh_know(FileH *fileh, uint64_t blk, const Source *source) noexcept nogil:
+    """EMPTY, or LOCATED with a record -> LOCATED or LOADED, with a record. False: it cannot have one.
+    """
+    cdef Known known
+    cdef void *value = known_hole()
+    cdef void *before = pagemap_get(&fileh.pages, blk)
+    if source.backing != ZEROS:
+        value = known_add(&fileh.known, &known) if pack(source, &known) else NULL
+    if value == NULL:
+        return False
+    if pagemap_set(&fileh.pages, blk, value) != 0:
+        known_del(&fileh.known, value)
+        return False
+    if before != NULL:
+        known_del(&fileh.known, before)
+    fileh.counts.mapped += source.backing == FILERANGE
+    fileh.end = max(fileh.end, blk + 1)
+    trace_page(fileh.name, blk, b"EMPTY" if before == NULL else b"LOCATED", b"",
+               b"LOCATED" if source.backing == NOTHING else b"LOADED", backing_name(source.backing))
+    return True
+
+
+cdef void fileh_unknow(FileH *fileh, uint64_t blk) noexcept nogil:
+    """-> EMPTY, for a page with a record."""
+    cdef Page copy
+    cdef void *value = pagemap_get(&fileh.pages, blk)
+    page_peek(fileh, blk, &copy)
+    page_protect(&copy, NONE)
+    fileh.counts.mapped -= copy.backing == FILERANGE
+    trace_page(fileh.name, blk, state_name(copy.state), backing_name(copy.backing), b"EMPTY", b"")
+    known_del(&fileh.known, value)
+    pagemap_del(&fileh.pages, blk)
+
+
 cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil:
     """EMPTY -> LOADING. NULL: no memory."""
     cdef Page *page = <Page *>calloc(1, sizeof(Page))
@@ -310,7 +432,7 @@ cdef size_t page_needs(const Page *page, size_t size) noexcept nogil:
     cdef uint64_t i
     while area != NULL:
         i = page.blk - area.pgoffset        # wraps to a large number when blk is below
-        if i < area.pglen:
+        if i < area.pglen and area != page.fileh.kept:
             size = max(size, area_bytes(area, i, 1))
         area = area.next
     return whole_os_pages(max(size, <size_t>1))
@@ -343,7 +465,12 @@ cdef void page_show(Page *page, bint stays) noexcept nogil:
     cdef Kind kind = page_kind(page)
     while area != NULL:
         i = page.blk - area.pgoffset        # wraps to a large number when blk is below
-        if i < area.pglen and (stays or area_was_shown(area, i)):
+        if area == page.fileh.kept:
+            # it would take memory for what no view shows
+            if i < area.pglen and area_kind(area, i) != NONE \
+                    and area_show(area, i, 1, NONE, NOWHERE) != 0 and area_reset(area) != 0:
+                fatal(b"wendelin.core: the kernel refuses to unmap a page\n")
+        elif i < area.pglen and (stays or area_was_shown(area, i)):
             if page_reach(page, area, i) != 0 \
                     or area_show(area, i, 1, kind, page_shown_from(page)) != 0:
                 if area_show(area, i, 1, NONE, NOWHERE) != 0 and area_reset(area) != 0:
@@ -403,12 +530,18 @@ cdef void page_cool(Resident *res) noexcept nogil:
 
 cdef void page_evict(Resident *res) noexcept nogil:
     cdef Page *page = <Page *>res
-    page.fileh.counts.reclaims += 1
+    cdef FileH *fileh = page.fileh
+    cdef uint64_t blk = page.blk
+    cdef Source source = page.source
+    fileh.counts.reclaims += 1
     page_free_memory(page)
-    if page.source.fd >= 0:
+    if source.pieces != NULL:
         page_become(page, LOCATED, NOTHING)
-    else:
-        page_forget(page)
+        return
+    page_forget(page)
+    source.backing = NOTHING
+    if source.fd >= 0:
+        fileh_know(fileh, blk, &source)     # else it is EMPTY, and the file is asked
 
 
 # ---- handles ----
@@ -424,59 +557,6 @@ cdef void fileh_doom(FileH *fileh, uint64_t blk, Failure why) noexcept nogil:
 cdef void fileh_undoom(FileH *fileh) noexcept nogil:
     """The changes are gone, and no scrap is shown. With the pager lock held."""
     fileh.doom = NO_FAILURE
-
-
-cdef FileH *fileh_new(size_t blksize) noexcept nogil:
-    """Return a new handle with one reference; NULL with errno."""
-    cdef FileH *fileh = <FileH *>calloc(1, sizeof(FileH))
-    cdef int err
-    if fileh == NULL:
-        return NULL
-    pager_lock()
-    err = memory_open(&fileh.memory, blksize)
-    pager_unlock()
-    if err != 0:
-        free(fileh)
-        set_errno(err)
-        return NULL
-    fileh.blksize = blksize
-    fileh.zero_from = UINT64_MAX
-    fileh.refs = 1
-    fileh.generation = pager_generation
-    return fileh
-
-
-cdef void fileh_unref(FileH *fileh) noexcept nogil:
-    """Drop one reference; with the last one everything is freed, even changes."""
-    pager_lock()
-    fileh_release(fileh)
-    pager_unlock()
-
-
-cdef void fileh_release(FileH *fileh) noexcept nogil:
-    cdef size_t cursor = 0
-    cdef Page *page
-    cdef bint inherited = fileh.generation != pager_generation, used = False
-    fileh.refs -= 1
-    if fileh.refs != 0:
-        return
-    while True:
-        page = <Page *>pagemap_next(&fileh.pages, &cursor)
-        if page == NULL:
-            break
-        if not inherited:
-            used |= page.backing == MEMFD
-            if page.state == DIRTY:
-                ram_forget_dirty(&page.res)
-            elif page.backing == MEMFD:
-                ram_remove(&page.res)
-            if page.slot >= 0:
-                page_set_backing(page, NOTHING)
-                spool_give(fileh.spool, fileh.blksize, page.slot)
-        page_free(page)
-    pagemap_free(&fileh.pages)
-    memory_close(&fileh.memory, used, inherited)
-    free(fileh)
 
 
 ram_set_ops(page_cool, page_evict)

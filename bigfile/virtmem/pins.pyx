@@ -24,11 +24,11 @@ from wendelin.bigfile.virtmem.mapping cimport NONE, Area, area_kind
 from wendelin.bigfile.virtmem.page cimport NO_FAILURE, SPOOL_FAILED, Failure
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_dirty, ram_limit, ram_pinned
 from wendelin.bigfile.virtmem.ready cimport (area_ready, fileh_has, fileh_pin, fileh_show,
-                                             fileh_unpin, fileh_was_shown, ready_clock)
+                                             fileh_unpin, fileh_hides, ready_clock)
 from wendelin.bigfile.virtmem.handle cimport VMA, BigFileH, check_range
 from wendelin.bigfile.virtmem.located cimport set_located
 
-from wendelin.bigfile.virtmem.abilities import MayBeRemote
+from wendelin.bigfile.virtmem.abilities import MayBeRemote, able
 from wendelin.bigfile.virtmem.errors import PageMemoryError
 from wendelin.bigfile.virtmem.mapping import max_map_count
 
@@ -109,7 +109,7 @@ cdef int show_ready(BigFileH fileh, Area *area, uint64_t i, uint64_t end, int64_
 
 
 cdef bint is_local(file) except -1:
-    return file.is_local if isinstance(file, MayBeRemote) else True
+    return file.is_local if able(file, MayBeRemote) else True
 
 
 cdef bint is_shown(Area *area, uint64_t i, uint64_t end) noexcept:
@@ -153,9 +153,9 @@ def show_again(BigFileH fileh not None, blks):
     cdef uint64_t *some
     cdef size_t n
     cdef int loads = READY_LOADS if fileh.maps and is_local(fileh.file) else 0
-    if fileh.fileh.areas == NULL:
+    if fileh.fileh.views == 0:
         return
-    wanted = [blk for blk in sorted(blks) if fileh_was_shown(fileh.fileh, blk)]
+    wanted = [blk for blk in sorted(blks) if fileh_hides(fileh.fileh, blk)]
     some = <uint64_t *>malloc(LOOK_PAGES * sizeof(uint64_t))
     if some == NULL:
         raise MemoryError
@@ -167,7 +167,8 @@ def show_again(BigFileH fileh not None, blks):
                 if blk < stop:
                     some[n] = blk
                     n += 1
-            look(fileh, wanted[0], some[n - 1] + 1)
+            if not all([fileh_has(fileh.fileh, blk) for blk in wanted[:n]]):
+                look(fileh, wanted[0], some[n - 1] + 1)
             with nogil:
                 fileh_show(fileh.fileh, some, n, until)
             for blk in wanted[:n]:

@@ -18,13 +18,6 @@ cdef struct Resident:       # embedded in a page as its first field
     size_t size             # [bytes] of page memory that it has, or is getting
     bint spooled            # that is in a spool, and does not count here
 
-cdef struct Memory:         # where the pages of a handle have their memory
-    size_t blksize          # [bytes]
-    uint64_t pages          # those below this one: in the window, at base + page*blksize of fd
-    int fd                  # a memory file of the process; -1: no window
-    long base               # where the window begins [bytes]
-    int own                 # the others: at page*blksize of this file; -1: none needed one yet
-
 cdef struct Place:          # where the bytes of a page are, in a file
     int fd
     long offset             # [bytes]
@@ -37,17 +30,6 @@ cdef size_t os_page         # [bytes]
 
 cdef inline size_t whole_os_pages(size_t size) noexcept nogil:
     return (size + os_page - 1) // os_page * os_page
-
-cdef inline Place memory_at(const Memory *memory, uint64_t page) noexcept nogil:
-    """Return where a page has its memory."""
-    cdef Place place
-    if page < memory.pages:
-        place.fd = memory.fd
-        place.offset = memory.base + <long>(page * memory.blksize)
-    else:
-        place.fd = memory.own
-        place.offset = page * memory.blksize
-    return place
 
 # The one lock of the pager; see "Locking" in page.pyx.
 cdef pthread_mutex_t pager_mutex
@@ -71,9 +53,6 @@ cdef void ram_set_ops(void (*cool)(Resident *) noexcept nogil,
                       void (*evict)(Resident *) noexcept nogil) noexcept nogil
 cdef int ram_open() noexcept nogil
 cdef int fd_high(int fd) noexcept nogil
-cdef int memory_open(Memory *memory, size_t blksize) noexcept nogil
-cdef int memory_reach(Memory *memory, uint64_t page) noexcept nogil
-cdef void memory_close(Memory *memory, bint used, bint inherited) noexcept nogil
 cdef int ram_alloc(Place memory, size_t start, size_t stop) noexcept nogil
 cdef int ram_write(Place memory, const char *data, size_t size) noexcept nogil
 cdef int ram_copy(Place memory, size_t size, int fd, long start) noexcept nogil

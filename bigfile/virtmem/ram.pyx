@@ -1,14 +1,6 @@
 """Page memory: where it comes from, how much of it is in use, and which pages are given back first.
 
-Page memory is a few sparse memfds, FILES at most, which the handles of a process share. Each of
-these is cut into windows of 128 TiB, as much as a process can map. A handle has a window, and page
-p lies at base + p*blksize: so all mappings of a handle alias by construction, and a page is freed,
-wherever it is mapped, by punching a hole. The window of a handle that is released is used again,
-after its memory was given back. Pages beyond the window, and all pages of a handle for which there
-was none, are in a memfd of the handle's own. (There are a few files because the kernel lets one
-thread at a time write to a file.)
-
-Memory is allocated by fallocate or pwrite, never by touching a mapping: so exhaustion is an errno
+Page memory is in sparse memfds; memory says at which offsets. It is allocated by fallocate or pwrite, never by touching a mapping: so exhaustion is an errno
 here, not a SIGBUS somewhere else. A page may have less memory than its block has bytes: then it has
 what an area shows of it, and gets more before another area shows more (ram_grow).
 
@@ -41,8 +33,7 @@ lock.
 """
 
 from libc.errno cimport EDQUOT, EINTR, EIO, ENOMEM, errno
-from libc.stdint cimport INT64_MAX, uint32_t, uint64_t
-from libc.stdlib cimport realloc
+from libc.stdint cimport INT64_MAX
 
 from wendelin.bigfile.virtmem.kernel cimport (FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE,
                                               F_DUPFD_CLOEXEC, F_SETPIPE_SZ, MFD_CLOEXEC, O_CLOEXEC,
@@ -60,18 +51,10 @@ cdef enum:
     FD_FLOOR = 1024
     FD_FEW = 64
     PIPE = 1 << 20          # [bytes]: as much as a pipe may have without privileges
-    FILES = 8               # of windows
-    WINDOWS = 1 << 16       # in all of them
-    WINDOW_SHIFT = 47       # a window has 1 << WINDOW_SHIFT bytes
 
 cdef struct Ring:
     Resident head           # next: the oldest; prev: the newest
     size_t bytes            # [bytes] of its pages
-
-cdef int[FILES] files       # of windows; -1: not open
-cdef uint32_t windows       # that were given out, whether they are free now or not
-cdef uint32_t *free_windows
-cdef size_t n_free, most_free
 
 cdef Ring hot, cold, pinned
 cdef void (*op_cool)(Resident *) noexcept nogil
@@ -112,65 +95,6 @@ cdef int fd_high(int fd) noexcept nogil:
         return fd
     close(fd)
     return high
-
-
-cdef int memory_open(Memory *memory, size_t blksize) noexcept nogil:
-    """Give a handle a window, or, if there is none left, a memfd of its own. 0 or errno."""
-    global windows, n_free
-    cdef uint32_t window
-    memory.blksize = blksize
-    memory.pages = 0
-    memory.fd = memory.own = -1
-    if n_free == 0 and windows == <uint32_t>WINDOWS:
-        return memory_reach(memory, 0)
-    window = free_windows[n_free - 1] if n_free != 0 else windows
-    memory.fd = files[window % <uint32_t>FILES]
-    if memory.fd < 0:
-        memory.fd = files[window % <uint32_t>FILES] = ram_open()
-        if memory.fd < 0:
-            return errno
-    if n_free != 0:
-        n_free -= 1
-    else:
-        windows += 1
-    memory.base = <long>(window // <uint32_t>FILES) << <int>WINDOW_SHIFT
-    memory.pages = (<uint64_t>1 << <int>WINDOW_SHIFT) // blksize
-    return 0
-
-
-cdef int memory_reach(Memory *memory, uint64_t page) noexcept nogil:
-    """Make sure that there is a file for the memory of a page. 0 or errno."""
-    if page < memory.pages or memory.own >= 0:
-        return 0
-    memory.own = ram_open()
-    return errno if memory.own < 0 else 0
-
-
-cdef void memory_close(Memory *memory, bint used, bint inherited) noexcept nogil:
-    """Give back all memory of a handle, of which there is some if it is used, and its window.
-
-    inherited: it is the parent's, and stays.
-    """
-    global free_windows, n_free, most_free
-    cdef void *more
-    cdef size_t size = <size_t>1 << <int>WINDOW_SHIFT
-    cdef int i
-    if memory.own >= 0:
-        close(memory.own)
-    if memory.fd < 0 or inherited:
-        return
-    if used and ram_free(memory_at(memory, 0), size) != 0:
-        return                      # it is lost, but no other handle sees its bytes
-    if n_free == most_free:
-        more = realloc(free_windows, max(2 * most_free, <size_t>64) * sizeof(uint32_t))
-        if more == NULL:
-            return
-        free_windows = <uint32_t *>more
-        most_free = max(2 * most_free, <size_t>64)
-    for i in range(FILES):
-        if files[i] == memory.fd:
-            free_windows[n_free] = <uint32_t>(memory.base >> <int>WINDOW_SHIFT) * FILES + <uint32_t>i
-            n_free += 1
 
 
 cdef int ram_alloc(Place memory, size_t start, size_t stop) noexcept nogil:
@@ -451,18 +375,11 @@ cdef size_t ram_reclaim_all() noexcept nogil:
 
 cdef void ram_after_fork() noexcept nogil:
     """In the child of a fork nothing is resident: page memory is the parent's."""
-    global ram_clean, ram_dirty, ram_loading, ram_pinned, windows, n_free
-    cdef int i
+    global ram_clean, ram_dirty, ram_loading, ram_pinned
     ram_clean = ram_dirty = ram_loading = ram_pinned = 0
     ring_init(&hot)
     ring_init(&cold)
     ring_init(&pinned)
-    for i in range(FILES):
-        if files[i] >= 0:
-            close(files[i])         # else the child would keep the parent's memory
-            files[i] = -1
-    windows = 0
-    n_free = 0
 
 
 cdef void ring_init(Ring *ring) noexcept nogil:
@@ -470,16 +387,9 @@ cdef void ring_init(Ring *ring) noexcept nogil:
     ring.bytes = 0
 
 
-cdef void files_init() noexcept nogil:
-    cdef int i
-    for i in range(FILES):
-        files[i] = -1
-
-
 ring_init(&hot)
 ring_init(&cold)
 ring_init(&pinned)
-files_init()
 os_page = sysconf(_SC_PAGESIZE)
 pthread_mutex_init(&pager_mutex, NULL)
 pthread_cond_init(&pager_cond, NULL)

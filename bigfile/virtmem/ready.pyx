@@ -28,9 +28,9 @@ from wendelin.bigfile.virtmem.mapping cimport (NONE, NOWHERE, ZERO, Area, area_k
                                                areas_may_stay)
 from wendelin.bigfile.virtmem.page cimport (AHEAD, DIRTY, LOADED, LOADING, LOCATED, MEMFD,
                                             NO_FAILURE, ZEROS, Failure, FileH, Page, op_wait,
-                                            page_become, page_kind, page_reach, page_set_stored,
-                                            page_show, page_shown_from)
-from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
+                                            page_become, page_get, page_kind, page_own, page_peek,
+                                            page_reach, page_set_stored, page_show,
+                                            page_shown_from)
 from wendelin.bigfile.virtmem.ram cimport (COLD, pager_lock, pager_unlock, ram_counted, ram_may_pin,
                                            ram_pin, ram_unpin)
 
@@ -54,6 +54,7 @@ cdef uint64_t area_ready(Area *area, uint64_t i, uint64_t end, bint skip, int64_
     """
     cdef FileH *fileh = <FileH *>area.fileh
     cdef Page *page
+    cdef Page copy
     cdef uint64_t j
     cdef int n = 0, err
     pager_lock()
@@ -70,7 +71,7 @@ cdef uint64_t area_ready(Area *area, uint64_t i, uint64_t end, bint skip, int64_
             if not areas_have_room():
                 i = end
                 break
-        page = <Page *>pagemap_get(&fileh.pages, area.pgoffset + i)
+        page = page_peek(fileh, area.pgoffset + i, &copy)
         j = i + 1
         if page == NULL or page.state == LOADING:
             if not skip:
@@ -99,38 +100,42 @@ cdef bint is_short(const Page *page) noexcept nogil:
 
 
 cdef bint is_hole(FileH *fileh, uint64_t blk) noexcept nogil:
-    cdef Page *page = <Page *>pagemap_get(&fileh.pages, blk)
+    cdef Page copy
+    cdef Page *page = page_peek(fileh, blk, &copy)
     return page != NULL and page.state == LOADED and page.backing == ZEROS
 
 
 cdef bint fileh_has(FileH *fileh, uint64_t blk) noexcept nogil:
     """Say whether a page is in memory, or its place is known."""
+    cdef Page copy
+    cdef Page *page
     cdef bint has
     pager_lock()
-    page = <Page *>pagemap_get(&fileh.pages, blk)
+    page = page_peek(fileh, blk, &copy)
     has = page != NULL and page.state != LOADING
     pager_unlock()
     return has
 
 
-cdef bint fileh_was_shown(FileH *fileh, uint64_t blk) noexcept nogil:
-    """Say whether an area showed a page before it was dropped."""
+cdef bint fileh_hides(FileH *fileh, uint64_t blk) noexcept nogil:
+    """Say whether an area showed a page before it was dropped, and does not now."""
     cdef Area *area
     cdef uint64_t i
-    cdef bint shown = False
+    cdef bint hides = False
     pager_lock()
     area = fileh.areas
-    while area != NULL and not shown:
+    while area != NULL and not hides:
         i = blk - area.pgoffset
-        shown = i < area.pglen and area_was_shown(area, i)
+        hides = i < area.pglen and area_was_shown(area, i) and area_kind(area, i) == NONE
         area = area.next
     pager_unlock()
-    return shown
+    return hides
 
 
 cdef void fileh_show(FileH *fileh, const uint64_t *blks, size_t n, int64_t until) noexcept nogil:
     """Show pages again that areas showed before they were dropped, if they need no loading."""
     cdef Page *page
+    cdef Page copy
     cdef size_t k
     pager_lock()
     for k in range(n):
@@ -141,10 +146,10 @@ cdef void fileh_show(FileH *fileh, const uint64_t *blks, size_t n, int64_t until
             pager_lock()
         if not areas_have_room():
             break
-        page = <Page *>pagemap_get(&fileh.pages, blks[k])
+        page = page_peek(fileh, blks[k], &copy)
         if page != NULL and is_short(page):
             page_load(fileh, blks[k], AHEAD)
-            page = <Page *>pagemap_get(&fileh.pages, blks[k])
+            page = page_peek(fileh, blks[k], &copy)
         if page != NULL and (page.state == DIRTY or
                              (page.state == LOADED and page.res.queue != COLD)):
             page_show(page, False)
@@ -165,7 +170,7 @@ cdef int fileh_pin(FileH *fileh, uint64_t blk, bint write, Failure *why) noexcep
     cdef int err = 0
     pager_lock()
     while err == 0:
-        page = <Page *>pagemap_get(&fileh.pages, blk)
+        page = page_get(fileh, blk)
         if page == NULL or page.state == LOCATED or page.state == LOADING:
             err = EAGAIN
         elif page.pins == 0 and not areas_may_stay():
@@ -205,7 +210,7 @@ cdef void fileh_unpin(FileH *fileh, uint64_t blk, uint64_t n) noexcept nogil:
     cdef uint64_t i
     pager_lock()
     for blk in range(blk, blk + n):
-        page = <Page *>pagemap_get(&fileh.pages, blk)
+        page = page_own(fileh, blk)
         if page == NULL or page.pins == 0:
             continue
         page.pins -= 1

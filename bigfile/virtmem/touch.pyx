@@ -15,7 +15,7 @@ Python only by page_set_ops().
 Locking: see page.pyx. page_touch() and page_broken() are called without the pager lock.
 """
 
-from libc.errno cimport EAGAIN, EDQUOT, EIO
+from libc.errno cimport EAGAIN, EDQUOT, EIO, ENOMEM
 from libc.stdint cimport uint64_t
 
 from wendelin.bigfile.virtmem.ahead cimport load_ahead, show_ahead, written_ahead
@@ -28,15 +28,16 @@ from wendelin.bigfile.virtmem.mapping cimport (FILE, NOWHERE, RO, RW, SINK, ZERO
                                                area_kind, area_lookup, area_set_stays, area_show,
                                                area_show_inherited, areas_after_fork,
                                                areas_before_fork)
+from wendelin.bigfile.virtmem.memory cimport memory_after_fork
+from wendelin.bigfile.virtmem.opened cimport fileh_release
 from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, CHANGE_REFUSED, DIRTY, DIRTY_LIMIT,
                                             EXITING, FORKED, FOR_TOUCH, LOADED, LOADING,
                                             LOAD_FAILED, MEMFD, NO_FAILURE, NO_MAPPING, NO_MEMORY,
                                             SPOOL_FAILED, WRITE_IN_WRITEOUT, Failure, FileH, Page,
-                                            fatal, fileh_doom, fileh_release, op_fail,
-                                            op_first_change, op_wait, page_after_fork, page_become,
-                                            page_kind, page_reach, page_set_stored, page_shown_from,
-                                            pager_exiting)
-from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
+                                            fatal, fileh_doom, op_fail, op_first_change, op_wait,
+                                            page_after_fork, page_become, page_get, page_kind,
+                                            page_peek, page_reach, page_set_stored,
+                                            page_shown_from, pager_exiting)
 from wendelin.bigfile.virtmem.ram cimport (OFF, pager_cond, pager_lock, pager_unlock,
                                            ram_after_fork, ram_touch)
 from wendelin.bigfile.virtmem.spool cimport spool_after_fork
@@ -88,6 +89,7 @@ cdef struct Touch:
     uint64_t i              # page of the area
     uint64_t blk            # block of the file
     Page *page              # NULL: EMPTY
+    Page copy               # or this, if it has a record only
     # to do when the lock is released at the end
     Ahead[AHEAD_PAGES] ahead
     size_t n_ahead
@@ -143,7 +145,7 @@ cdef bint touch_find(Touch *touch) noexcept nogil:
     touch.counted = True
     touch.i = (touch.addr - area.start) // area.blksize
     touch.blk = area.pgoffset + touch.i
-    touch.page = <Page *>pagemap_get(&touch.fileh.pages, touch.blk)
+    touch.page = page_peek(touch.fileh, touch.blk, &touch.copy)
     return True
 
 
@@ -189,6 +191,10 @@ cdef Step touch_change(Touch *touch) noexcept nogil:
         op_wait()
         return AGAIN
     if page.state == LOADED:
+        if page == &touch.copy:
+            page = touch.page = page_get(fileh, touch.blk)
+            if page == NULL:
+                return refuse(touch, NO_MEMORY, ENOMEM)
         err = page_make_room(page, &why)
         if err == EAGAIN:
             return AGAIN
@@ -314,6 +320,7 @@ cdef void after_fork_in_child() noexcept nogil:
     page_after_fork()
     areas_after_fork()
     ram_after_fork()
+    memory_after_fork()
     spool_after_fork()
     pthread_cond_init(&pager_cond, NULL)    # its waiters stayed in the parent
     pager_unlock()

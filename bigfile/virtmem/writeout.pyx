@@ -18,8 +18,7 @@ from wendelin.bigfile.virtmem.buffer cimport page_buffer as buffer_of
 from wendelin.bigfile.virtmem.fileh cimport (fileh_freeze, fileh_set_stored, fileh_thaw,
                                              fileh_transaction_ended)
 from wendelin.bigfile.virtmem.handle cimport BigFileH
-from wendelin.bigfile.virtmem.page cimport DIRTY, Page
-from wendelin.bigfile.virtmem.pagemap cimport pagemap_get
+from wendelin.bigfile.virtmem.page cimport DIRTY, Page, page_own
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock
 
 from wendelin.bigfile.virtmem.buffer import used_of
@@ -55,7 +54,7 @@ def page_buffer(BigFileH fileh not None, uint64_t blk):
     cdef bint dirty
     fileh.check()
     pager_lock()
-    page = <Page *>pagemap_get(&fileh.fileh.pages, blk)
+    page = page_own(fileh.fileh, blk)
     dirty = page != NULL and page.state == DIRTY
     pager_unlock()
     if not dirty:

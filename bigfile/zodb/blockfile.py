@@ -38,7 +38,7 @@ from __future__ import annotations
 import logging
 import os
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from contextlib import suppress
 from typing import Any
 
@@ -98,6 +98,7 @@ from wendelin.lib.zodb import (
     zconn_name,
     zconn_read_current,
 )
+from wendelin.lib.zodb_boundary import Changes
 
 __all__ = ["ZFile"]
 
@@ -155,6 +156,8 @@ class ZFile(
         self.parts = PartMap()
         # blocks that were changed, and of which the table was not asked before: past the end
         self._not_asked: set[int] = set()
+        #: stored blocks of the running commit that cannot be mapped: pages have less memory
+        self._short: set[int] = set()
         # Files that pages may be mapped from: they stay open as long as the handle lives.
         self.mapped_from: set[OpenFile] = set()
         #: compare mapped blocks with their checksums before, not only copied ones
@@ -346,30 +349,33 @@ class ZFile(
         """Say whether the files that pages are mapped from are still the database's."""
         return all(zconn_has_open(self.conn, file) for file in self.mapped_from)
 
-    def follow(self, oids: list[bytes] | None, own: set[bytes], handle: HandleOfFile) -> None:
+    def follow(self, changes: Changes, handle: HandleOfFile) -> None:
         """Bring the handle's pages to the new state: see zodb_boundary.Follower."""
         packed = not self.is_current()
-        unknown = oids is None or packed
-        changed = own.union(oids or ())
+        unknown = changes.others is None or packed
         # Other threads go on loading, and looking ahead. So the table is first, before any page is
         # clean: a thread that still used the old one loads again, or its result is ignored (epoch).
         if unknown:
             self.table.drop()
-        moved = self.table.changed(changed)
-        if unknown or changed:
+        moved = self.table.changed(changes.all)
+        if unknown or changes.all:
             invalidate_loading(handle)
         unpin_all(handle)
         mine = handle.mark_stored_clean()
         self._ask_at_last()
-        since: Iterable[bytes] | None = oids
-        if oids is None and not packed:
+        since: Set[bytes] | None = changes.others
+        if since is None and not packed:
             since = zconn_changed(self.conn, self._oids(), handle.watch.before)
         if packed or since is None:
             handle.show_again(self._drop_all(handle))
-        elif changed or unknown:
-            stale = self._stale(changed.difference(mine).union(since), moved)
-            self._drop(stale, handle)
-            handle.show_again(stale)
+        elif changes.all or unknown:
+            changed = changes.among(self._oids, len(self.made_of) + len(self.parts))
+            if changes.others is None:
+                changed = changed | since
+            stale = self._stale(changed - (mine - since), moved)
+            if stale:
+                self._drop(stale, handle)
+                handle.show_again(stale)
 
     def _ask_at_last(self) -> None:
         """Look up blocks that were changed unasked: so that the table knows what they depend on."""
@@ -407,9 +413,9 @@ class ZFile(
         """Return the objects that pages in memory are made of."""
         return self.made_of.oids() | self.parts.oids()
 
-    def _stale(self, oids: set[bytes], moved: Changed) -> set[int]:
+    def _stale(self, oids: Set[bytes], moved: Changed) -> set[int]:
         """Return the blocks that depend on objects, or are elsewhere in a table that moved."""
-        stale = self.made_of.blocks_of(oids | {_UNSURE})
+        stale = self.made_of.blocks_of(oids).union(self.made_of.blocks_of({_UNSURE}))
         return stale.union(self.parts.blocks_of(oids), self._moved(moved) if moved else ())
 
     def _drop(self, blks: set[int], handle: HandleOfFile) -> None:
@@ -455,8 +461,8 @@ class ZFile(
                 f"block {blk} of {self!r} was changed through two of its handles", zblk
             )
         name = format_name(self.zblk_fmt)
-        cell = cell_of(name, self.blksize)
-        change = Change(self._stored(blk, zblk), buf, cell, used_of(buf))
+        cell, used = cell_of(name, self.blksize), used_of(buf)
+        change = Change(self._stored(blk, zblk), buf, cell, used)
         self._not_asked.add(blk)
         if not change:
             self.made_of[blk] = None if zblk is None else zblk._p_oid
@@ -477,6 +483,7 @@ class ZFile(
             self.conn.add(zblk)
         handle.watch.records.update(zblk.store_from(handle, blk, change))
         handle.stored[blk] = zblk
+        (self._short.add if used < self.blksize else self._short.discard)(blk)
 
     def _stored(self, blk: int, zblk: ZBlkBase | None) -> Block | None:
         """Return a block as it is in the database; None if it is not there.
@@ -556,7 +563,10 @@ class ZFile(
             self.parts.put(blk, zblk.parts() | before if same else zblk.parts())
             zblk.release()
         handle.stored.clear()
-        set_located(handle, self._where(oids), epoch)
-        handle.show_again(oids)
+        whole = {blk: oid for blk, oid in oids.items() if blk not in self._short}
+        self._short.clear()
+        if whole:
+            set_located(handle, self._where(whole), epoch)
+            handle.show_again(whole)
         mine = {oid for oid in oids.values() if oid is not None}
         return mine.union(*(self.parts.of(blk) for blk in oids))

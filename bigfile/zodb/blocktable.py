@@ -182,7 +182,11 @@ class BlockTable:
         """Forget nodes that changed. True: lookups may have other results now; see moved()."""
         inner, buckets = self._inner, self._buckets
         complete, self._complete = self._complete, True
-        known = [oid for oid in oids if oid in self._parents or oid == self._root]
+        parents = self._parents.copy() if len(self._parents) < len(oids) else self._parents
+        if parents is self._parents:
+            known = [oid for oid in oids if oid in parents or oid == self._root]
+        else:
+            known = [oid for oid in {*parents, self._root} if oid is not None and oid in oids]
         spans = [self._span(oid) for oid in known]
         if known:
             # copy() is atomic under the GIL: lookups in other threads add to these

@@ -68,9 +68,17 @@ class Change:
 
     def __bool__(self) -> bool:
         """Say whether anything changed."""
-        new = np.frombuffer(self._new, np.uint8)
         n = len(self._old)
-        return len(trimmed(self._used[n:])) != 0 or not np.array_equal(new[:n], self._old)
+        if len(trimmed(self._used[n:])):
+            return True
+        if n <= CHUNK:
+            return bytes(self._new[:n]) != self._old.tobytes()
+        return not np.array_equal(np.frombuffer(self._new, np.uint8)[:n], self._old)
+
+    @property
+    def is_small(self) -> bool:
+        """Whether all but the first CHUNK is zeros."""
+        return len(trimmed(self._used)) <= CHUNK
 
     @cached_property
     def used(self) -> NDArray[np.bool_]:
@@ -150,10 +158,14 @@ class Change:
 
 def trimmed(buf: memoryview | bytes) -> memoryview:
     """Return buf without its trailing zero bytes."""
-    data = np.frombuffer(buf, np.uint8)
-    stop = len(data)
-    step = 4096
     # From the end, a little at first: most blocks do not end in zeros.
+    stop, step = len(buf), 4096
+    start = max(0, stop - step)
+    used = len(bytes(buf[start:]).rstrip(b"\0"))
+    if used or start == 0:
+        return memoryview(buf)[: start + used]
+    stop, step = start, 2 * step
+    data = np.frombuffer(buf, np.uint8)
     while stop > 0:
         start = max(0, stop - step)
         nonzero = np.flatnonzero(data[start:stop])

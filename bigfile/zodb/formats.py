@@ -440,6 +440,8 @@ def format_for(name: str, change: Change) -> type[ZBlkBase]:
     """
     if name != "auto":
         return FORMATS[name]
+    if change.is_small and (change.old is None or not change.old.parts):
+        return ZBlk0  # its one chunk would be a second object, and its table a third
     chunks = len(change.used)
     if 2 * np.count_nonzero(change.changed) >= chunks:
         return ZBlk0

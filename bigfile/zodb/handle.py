@@ -54,9 +54,11 @@ from typing import Any
 
 from ZODB.POSException import ReadOnlyHistoryError
 
+from wendelin.bigfile.virtmem.abilities import FirstChange
 from wendelin.bigfile.virtmem.handle import (
     WRITEOUT_MARKSTORED,
     WRITEOUT_STORE,
+    drop_kept,
     is_shown,
     is_used,
 )
@@ -81,14 +83,14 @@ from wendelin.lib.storage.forked import is_inherited
 from wendelin.lib.storage.shared import zconn_is_shared
 from wendelin.lib.utils import override
 from wendelin.lib.zodb import zconn_check_database, zconn_is_open
-from wendelin.lib.zodb_boundary import Follower, watch_of
+from wendelin.lib.zodb_boundary import Changes, Follower, watch_of
 
 __all__ = ["ZBigFileH"]
 
 log = logging.getLogger(__name__)
 
 
-class ZBigFileH(HandleOfFile, Follower):
+class ZBigFileH(HandleOfFile, Follower, FirstChange):
     """Handle of a ZBigFile: takes part in the transactions of its Connection.
 
     It is a data manager (transaction.interfaces.IDataManager).
@@ -101,7 +103,7 @@ class ZBigFileH(HandleOfFile, Follower):
         self.conn = file.conn
         #: block objects that the running commit stores
         self.stored: dict[int, ZBlkBase] = {}
-        self._joined: Any = None
+        self.joined: Any = None
         self._saved: SavedPages | None = None
         self._frozen = False
         self._finished = False
@@ -111,8 +113,8 @@ class ZBigFileH(HandleOfFile, Follower):
 
     @override
     def others(self) -> list[ZBigFileH]:
-        followers = list(self.watch.followers)
-        return [h for h in followers if isinstance(h, ZBigFileH) and h is not self]
+        handles = getattr(self.file.zfile, "_v_handles", None) or ()
+        return [h for h in list(handles) if h is not self and h.conn is self.conn]
 
     @override
     def isused(self) -> bool:
@@ -124,7 +126,7 @@ class ZBigFileH(HandleOfFile, Follower):
 
     def is_of_database(self) -> bool:
         """Say whether pages show the state of its Connection, without changes."""
-        return self._joined is None and not self._finished
+        return self.joined is None and not self._finished
 
     def expect(self, pgoffset: int, pglen: int) -> None:
         """Called when a view of these pages is taken."""
@@ -141,6 +143,7 @@ class ZBigFileH(HandleOfFile, Follower):
 
     # ---- joining ----
 
+    @override
     def first_change(self) -> None:
         """Join the transaction; called by the pager, in any thread.
 
@@ -164,11 +167,8 @@ class ZBigFileH(HandleOfFile, Follower):
 
     def _join(self, seconds: float) -> bool:
         """Join the transaction. False: another thread ends it, or has: join the next one."""
-        # a failed touch may have joined the transaction before a change does
-        txn = self.watch.join(self, self._joined, lambda: repr(self.file), seconds)
-        if txn is None:
+        if self.watch.join(self, lambda: repr(self.file), seconds) is None:
             return False
-        self._joined = txn
         # its end may have begun just now, with this handle or without it
         return not self.watch.ends()
 
@@ -224,7 +224,7 @@ class ZBigFileH(HandleOfFile, Follower):
         self.abort(txn)
 
     def _end(self) -> None:
-        self._joined = None
+        self.joined = None
         self.file.end()
         if self._saved is not None:
             self._saved.close()
@@ -238,14 +238,14 @@ class ZBigFileH(HandleOfFile, Follower):
     # ---- boundaries; see zodb_boundary.Follower ----
 
     @override
-    def follow(self, oids: list[bytes] | None, own: set[bytes]) -> None:
+    def follow(self, changes: Changes) -> None:
         """The Connection reads a new state of the database, which has all commits."""
         # Forget failures of touches without a transaction. But keep one of another thread that came
         # after the end of this transaction had begun: it is for the next one.
         late = self.watch.completes() and not is_doom_told(self)
-        if is_doomed(self) and self._joined is None and not late:
+        if is_doomed(self) and self.joined is None and not late:
             forget_failures(self)
-        self.file.follow(oids, own, self)
+        self.file.follow(changes, self)
 
     @override
     def forget(self) -> None:
@@ -256,6 +256,7 @@ class ZBigFileH(HandleOfFile, Follower):
         """Views go on showing their pages; without views, all is released."""
         self.read_only = True  # there is no transaction to join
         if not self.isused():
+            drop_kept(self)
             self.forget()
 
     @override
@@ -270,11 +271,11 @@ class ZBigFileH(HandleOfFile, Follower):
     @override
     def join_at_last(self, txn: Any) -> None:
         """See Watch.join_at_last(). And a failed touch may have had no memory or stack to join."""
-        late = self._joined is not None and self._joined is not txn
+        late = self.joined is not None and self.joined is not txn
         if not late and is_doomed(self) and not is_doom_told(self):
             late = all(manager is not self for manager in resources_of(txn))
         if late:
-            self._joined = self.watch.join_at_last(self, txn)
+            self.joined = self.watch.join_at_last(self, txn)
 
     # ---- savepoints ----
 

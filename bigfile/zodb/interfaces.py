@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from wendelin.bigfile.zodb.formats import ZBlkBase
     from wendelin.bigfile.zodb.prefetch import ReadAhead
     from wendelin.lib.storage.fsrecord import Located, Stat
-    from wendelin.lib.zodb_boundary import Watch
+    from wendelin.lib.zodb_boundary import Changes, Watch
 
 __all__ = ["FileInDatabase", "FileOfHandle", "HandleOfFile", "PageSource", "RecordSource"]
 
@@ -93,7 +93,7 @@ class HandleOfFile(BigFileH, ABC):
 
     @abstractmethod
     def others(self) -> Iterable[HandleOfFile]:
-        """Return the other handles of its Connection."""
+        """Return the other handles of its file, in its Connection."""
 
     @abstractmethod
     def mark_stored_clean(self) -> set[bytes]:
@@ -110,6 +110,10 @@ class FileOfHandle(Protocol):
         """Its Connection."""
 
     @property
+    def zfile(self) -> Any:
+        """The ZBigFile."""
+
+    @property
     def is_local(self) -> bool:
         """Say whether blocks can be mapped from a file of this machine."""
 
@@ -117,7 +121,7 @@ class FileOfHandle(Protocol):
     def ahead(self) -> ReadAhead:
         """Loads ahead of a reader."""
 
-    def follow(self, oids: list[bytes] | None, own: set[bytes], handle: Any) -> None:
+    def follow(self, changes: Changes, handle: Any) -> None:
         """Bring the handle's pages to the new state: see zodb_boundary.Follower."""
 
     def forget(self, handle: Any) -> None:

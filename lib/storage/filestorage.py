@@ -94,6 +94,7 @@ class AlignedFileStorage(StorageFile):
     """
 
     _opened: weakref.ref[OpenFile] | None = None  # held by mappings of it
+    _kept: OpenFile | None = None  # the same, so that it is not opened for each block
     follower: FileFollower | None = None
     file_lock: FileLock | None = None
     _index_end: Scanned | None = None  # of the saved index
@@ -321,12 +322,13 @@ class AlignedFileStorage(StorageFile):
             if not os.path.sameopenfile(opened.fd, current.fileno()):
                 return None  # the file was moved
             self._opened = weakref.ref(opened)
+        self._kept = opened
         return opened
 
     @override
     def set_index(self, index: Any, changed: Any) -> None:
         super().set_index(index, changed)
-        self._opened = self._index_end = None
+        self._opened = self._kept = self._index_end = None
         if self._holds.is_open:
             self._holds.renew(self.file.fileno())
 
@@ -338,6 +340,7 @@ class AlignedFileStorage(StorageFile):
         self.write_index()  # as long as the file is locked
         with self.state_lock:
             super().close()
+            self._kept = None
             if self.file_lock is not None:
                 self.file_lock.release()
 

@@ -13,6 +13,7 @@ from support.threads import in_thread
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.virtmem.located import epoch, set_located
 from wendelin.bigfile.zodb.blockmap import BlockMap
+from wendelin.lib.zodb_boundary import Changes
 
 BLK = 4096  # block size of most arrays here [bytes]
 
@@ -253,7 +254,7 @@ def test_a_touch_while_the_changed_pages_are_looked_for(long, other, where, monk
     transaction.begin()
     a = long[:]
     file = long._fileh().file
-    file.follow(None, set(), long._fileh())
+    file.follow(Changes(None, set()), long._fileh())
     a[0]
     if where == "pages":
         known, file.made_of = file.made_of, TouchingMap()

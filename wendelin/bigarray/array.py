@@ -26,9 +26,9 @@ from wendelin.bigarray.memory import copy_in_steps, in_file, strides_of
 from wendelin.bigarray.moving import resize_keeping
 from wendelin.bigarray.ndarraylike import NDArrayLike
 from wendelin.bigarray.saving import Saving
-from wendelin.bigfile.virtmem.abilities import Truncates
+from wendelin.bigfile.virtmem.abilities import Truncates, able
 from wendelin.bigfile.virtmem.blocked import warn_of_blocked_threads
-from wendelin.bigfile.virtmem.handle import VMA, BigFileH, check_range, ram_stat
+from wendelin.bigfile.virtmem.handle import VMA, BigFileH, check_range, keep, ram_stat
 from wendelin.bigfile.virtmem.pins import pin, ready
 from wendelin.bigfile.virtmem.stats import stats_of
 from wendelin.bigfile.zodb.prefetch import prefetch
@@ -266,7 +266,7 @@ class BigArray(Saving, NDArrayLike):
         """Return (VMA, offset of byte `start` in it) that has bytes [start, stop) of the file."""
         fileh = self._fileh()
         first, n = self._pages(start, stop)
-        self._expect(first, n)
+        self._expect(fileh, first, n)
         ref = getattr(self, "_v_vma", None)
         vma: VMA | None = ref() if ref is not None else None
         if vma is not None and vma.fileh is fileh:
@@ -287,12 +287,13 @@ class BigArray(Saving, NDArrayLike):
                 ) from e
         return vma, start - vma.filerange()[0] * fileh.blksize
 
-    def _expect(self, first: int, n: int) -> None:
+    def _expect(self, fileh: BigFileH, first: int, n: int) -> None:
         """Called when a view of these pages is taken; for subclasses."""
 
     def _mmap(self, start: int, stop: int) -> VMA:
         first, n = self._pages(start, stop)
         vma = self._fileh().mmap(first, n, stop - start)
+        keep(vma)
         vma.pyuser = self
         self._v_vma = weakref.ref(vma)
         return vma
@@ -530,7 +531,7 @@ class BigArray(Saving, NDArrayLike):
             return
         block = -(-start // fileh.blksize)  # the first one that is wholly past the end
         partial = min(block * fileh.blksize, stop)
-        truncates = isinstance(fileh.file, Truncates)
+        truncates = able(fileh.file, Truncates)
         if start != partial:
             fileh.load(block - 1, 1)
             self._zero(start, partial)

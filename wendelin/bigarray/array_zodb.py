@@ -26,6 +26,7 @@ from wendelin.bigarray.attrs import Attributes, new_table
 from wendelin.bigarray.html import Overview
 from wendelin.bigarray.plain import PlainContainerWarning, warn_of_changes
 from wendelin.bigfile.file_zodb import ZBigFile, ZBigFileH
+from wendelin.bigfile.virtmem.handle import BigFileH
 from wendelin.bigfile.zodb.blocktable import stored_blocks
 from wendelin.bigfile.zodb.formats import check_format
 from wendelin.bigfile.zodb.inspect import stored_size
@@ -305,8 +306,9 @@ class ZBigArray(BigArray, LivePersistent):
             fileh = self._v_fileh = self.zfile.fileh_open(self._zblk_fmt)
         return fileh
 
-    def _expect(self, first: int, n: int) -> None:
-        self._fileh().expect(first, n)
+    def _expect(self, fileh: BigFileH, first: int, n: int) -> None:
+        assert isinstance(fileh, ZBigFileH)
+        fileh.expect(first, n)
 
     def _drop(self, start: int, stop: int) -> None:
         # No data can have been touched before it belongs to a Connection.

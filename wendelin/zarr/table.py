@@ -52,7 +52,7 @@ from wendelin.lib.zodb import (
     zconn_load_all,
     zobj_is_committed,
 )
-from wendelin.lib.zodb_boundary import watch_of
+from wendelin.lib.zodb_boundary import Changes, watch_of
 from wendelin.zarr.group import ZarrGroup, ZarrValue
 from wendelin.zarr.keys import Keys, NotKeptError, after
 from wendelin.zarr.spool import Spool
@@ -97,7 +97,7 @@ class ZarrTable:
         # protected by: _lock
         self._changes: dict[str, memoryview | None] = {}  # None: deleted
         self._spool = Spool()
-        self._joined: Any = None
+        self.joined: Any = None
         self._frozen = False
         # in the thread of the transaction
         self._applied: dict[str, memoryview | None] = {}  # changes that the tree has
@@ -126,7 +126,7 @@ class ZarrTable:
 
     def lives(self) -> bool:
         """Say whether it is used, or has anything that is not committed."""
-        return bool(self.stores or self._changes or self._joined)
+        return bool(self.stores or self._changes or self.joined)
 
     def is_of_database(self) -> bool:
         """Say whether all of it is what the Connection sees of the database."""
@@ -310,14 +310,13 @@ class ZarrTable:
                 raise ReadOnlyError(f"{self!r} is in a database that was opened to be read only")
             self.attach()
             left = self.watch.time_to_wait(self, lambda: repr(self), begun)
-            txn = self.watch.join(self, self._joined, lambda: repr(self), left)
+            txn = self.watch.join(self, lambda: repr(self), left)
             if txn is None or self.watch.ends():
                 continue
             with self._lock:
                 # another thread may have begun, and even ended, the commit just now
                 if self._frozen or txn.status is not Status.ACTIVE:
                     continue
-                self._joined = txn
                 self._changes.update(kept)
                 return
 
@@ -378,7 +377,7 @@ class ZarrTable:
 
     def _end(self) -> None:
         with self._lock:
-            self._joined = None
+            self.joined = None
             self._frozen = False
 
     def _forget_changes(self) -> None:
@@ -424,9 +423,9 @@ class ZarrTable:
 
     # ---- boundaries; see zodb_boundary.Follower ----
 
-    def follow(self, oids: list[bytes] | None, own: set[bytes]) -> None:
+    def follow(self, changes: Changes) -> None:
         """The Connection reads a new state of the database, which has what was committed."""
-        changed = None if oids is None else own.union(oids)
+        changed = None if changes.others is None else changes.all
         new = self._root is None
         self._look_for_root()
         self.keys.follow(changed)
@@ -443,12 +442,12 @@ class ZarrTable:
 
     def forget(self) -> None:
         """Forget all: a boundary has failed."""
-        self.follow(None, set())
+        self.follow(Changes(None, set()))
 
     def join_at_last(self, txn: Any) -> None:
         """Join a transaction which is about to end, if the one that was joined is another."""
-        if self._joined is not None and self._joined is not txn:
-            self._joined = self.watch.join_at_last(self, txn)
+        if self.joined is not None and self.joined is not txn:
+            self.joined = self.watch.join_at_last(self, txn)
 
     def database_closed(self) -> None:
         """Do nothing: values that were read stay."""
