@@ -29,6 +29,7 @@ cdef enum:
     AHEAD_BYTES = 16 << 20          # that a sequential reader is ahead of itself, at most
     REMOTE_AHEAD_BYTES = 32 << 20   # where blocks are asked for over a network
     AROUND_PAGES = 1024     # that are shown to others, if they are known: aligned groups of these
+    ALONE = 1               # Looks.window after a look in vain
     MIN_LOOK = 4            # blocks that are looked up at once, at first
     MAX_LOOK = 1024         # at most
 
@@ -47,9 +48,13 @@ def window(size_t blksize, bint remote):
 cdef void look_begin(Looks *looks, uint64_t blk, uint64_t *start, uint64_t *stop) noexcept nogil:
     """Say which blocks are to be looked up together with blk, which was not known.
 
-    From blk on, if that is where the last look ended, else around it.
+    From blk on, if that is where the last look ended, else around it. After a look in vain it is
+    blk alone, until blocks are asked for in sequence: to look at a block reads the head of its
+    record, and a thread that reads one block in many needs none of these.
     """
     cdef uint64_t window = max(looks.window, <uint64_t>MIN_LOOK)
+    if looks.window == ALONE and blk != looks.stop:
+        window = 1
     start[0] = blk if blk == looks.stop else blk - blk % window
     stop[0] = start[0] + window
     looks.stop = stop[0]
@@ -58,7 +63,7 @@ cdef void look_begin(Looks *looks, uint64_t blk, uint64_t *start, uint64_t *stop
 cdef void look_end(Looks *looks, bint found) noexcept nogil:
     """Each successful look doubles the next one: a reader of one block pays for a few only."""
     cdef uint64_t window = max(looks.window, <uint64_t>MIN_LOOK)
-    looks.window = min(2 * window, <uint64_t>MAX_LOOK) if found else 0
+    looks.window = min(2 * window, <uint64_t>MAX_LOOK) if found else <uint64_t>ALONE
 
 
 cdef bint can_show(Area *area, uint64_t i, Page **page, Page *copy) noexcept nogil:

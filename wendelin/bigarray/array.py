@@ -13,23 +13,24 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from wendelin.bigarray.html import Overview, to_html
-from wendelin.bigarray.indexing import BasicIndex, split_index
+from wendelin.bigarray.indexing import BasicIndex, page_runs, split_index
 from wendelin.bigarray.loaded import Loaded
 from wendelin.bigarray.meaning import elements_of
-from wendelin.bigarray.memory import copy_in_steps, in_file, strides_of
+from wendelin.bigarray.memory import copy_in_steps, in_file, make_ready, strides_of
 from wendelin.bigarray.moving import resize_keeping
 from wendelin.bigarray.ndarraylike import NDArrayLike
 from wendelin.bigarray.saving import Saving
 from wendelin.bigfile.virtmem.abilities import Truncates, able
 from wendelin.bigfile.virtmem.blocked import warn_of_blocked_threads
 from wendelin.bigfile.virtmem.handle import VMA, BigFileH, check_range, keep, ram_stat
-from wendelin.bigfile.virtmem.pins import pin, ready
+from wendelin.bigfile.virtmem.pins import pin
 from wendelin.bigfile.virtmem.stats import stats_of
 from wendelin.bigfile.zodb.prefetch import prefetch
 from wendelin.lib.calc import mul
@@ -262,6 +263,9 @@ class BigArray(Saving, NDArrayLike):
         first = start // blksize
         return first, -(-stop // blksize) - first
 
+    def _runs(self, rows: Rows) -> list[tuple[int, int]]:
+        return page_runs(rows, self._stridev, self.itemsize, self._fileh().blksize)
+
     def _map(self, start: int, stop: int) -> tuple[VMA, int]:
         """Return (VMA, offset of byte `start` in it) that has bytes [start, stop) of the file."""
         fileh = self._fileh()
@@ -317,10 +321,9 @@ class BigArray(Saving, NDArrayLike):
         shape = [hi - lo for lo, hi in rows]
         start, stop = self._span(rows)
         vma, offset = self._map(start, stop) if start != stop else (None, 0)
-        if vma is not None and limited is not None:
-            pages = self._pages(start, stop)
-            if not ready(vma, *pages, limited):
-                warn_of_blocked_threads(repr(self))
+        takes = vma is not None and limited is not None
+        if takes and not make_ready(vma, self._runs(rows), limited):  # type: ignore[arg-type]
+            warn_of_blocked_threads(repr(self))
         try:
             if vma is None:
                 return np.empty(shape, self._dtype, self._order)
@@ -406,8 +409,8 @@ class BigArray(Saving, NDArrayLike):
             result = np.empty_like(view)
             copy_in_steps(result, view, step, lambda *span: fileh.load(*self._pages(*span)))
             return result
-        if start != stop:
-            fileh.load(*self._pages(start, stop))
+        for run in self._runs(rows):
+            fileh.load(*run)
         result = mapped[rest]
         return result.copy("K") if isinstance(result, np.ndarray) else result
 
@@ -461,12 +464,12 @@ class BigArray(Saving, NDArrayLike):
             It ends past the last byte that a file can have, 2**63.
         """
         rows, _ = self._split(idx)
-        start, stop = self._span(rows)
-        if start != stop:
-            first, n = self._pages(start, stop)
-            fileh = self._fileh()
-            check_range(fileh, first, n)
-            prefetch(self, fileh, range(first, first + n))
+        fileh = self._fileh()
+        runs = self._runs(rows)
+        for run in runs:
+            check_range(fileh, *run)
+        ranges = [range(first, first + n) for first, n in runs]
+        prefetch(self, fileh, ranges[0] if len(ranges) == 1 else list(chain(*ranges)))
 
     # ---- size ----
 

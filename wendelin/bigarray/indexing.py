@@ -14,7 +14,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
-__all__ = ["BasicIndex", "split_index"]
+__all__ = ["BasicIndex", "page_runs", "split_index"]
 
 BasicIndex = (
     SupportsIndex
@@ -92,6 +92,44 @@ def split_index(
             axis += 1
         rest.append(item)
     return rows, tuple(rest)
+
+
+_MOST_RUNS = 1 << 15
+
+
+def page_runs(
+    rows: list[tuple[int, int]], strides: tuple[int, ...], itemsize: int, blksize: int
+) -> list[tuple[int, int]]:
+    """Return (first, number) of the pages of a file that some rows of an array lie in, ascending.
+
+    If there are pages without any of these rows between them, as for a column, these are left out,
+    unless that makes too many runs.
+
+    Parameters
+    ----------
+    rows : list of (lo, hi)
+        For each axis, rows [lo, hi).
+    strides : tuple of int
+        Of the array [bytes].
+    itemsize, blksize : int
+        [bytes]
+    """
+    if any(lo == hi for lo, hi in rows):
+        return []
+    axes = sorted(
+        ((stride, hi - lo) for (lo, hi), stride in zip(rows, strides, strict=True) if hi - lo > 1),
+        reverse=True,
+    )
+    start = sum(lo * stride for (lo, _), stride in zip(rows, strides, strict=True))
+    size = sum(stride * (n - 1) for stride, n in axes[1:]) + itemsize
+    step, count = axes[0] if axes else (0, 1)
+    if step < size + 2 * blksize or count > _MOST_RUNS:
+        size, count = size + step * (count - 1), 1
+    runs: list[tuple[int, int]] = []
+    for at in range(start, start + count * step, step) if count > 1 else (start,):
+        first, stop = at // blksize, -(-(at + size) // blksize)
+        runs.append((first, stop - first))
+    return runs
 
 
 def _rows(item: object, size: int, axis: int) -> tuple[tuple[int, int], object]:

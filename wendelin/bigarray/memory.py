@@ -5,15 +5,17 @@ This module knows ndarrays and VMAs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wendelin.bigfile.virtmem.handle import VMA
+from wendelin.bigfile.virtmem.pins import ready
 
-__all__ = ["bases", "copy_in_steps", "in_file", "strides_of"]
+__all__ = ["bases", "copy_in_steps", "in_file", "make_ready", "strides_of"]
 
 
 def bases(a: NDArray[Any]) -> Iterator[Any]:
@@ -80,3 +82,14 @@ def strides_of(shape: tuple[int, ...], itemsize: int, order: str) -> tuple[int, 
         strides.append(stride)
         stride *= n
     return tuple(reversed(strides) if order == "C" else strides)
+
+
+def make_ready(vma: VMA, runs: Iterable[tuple[int, int]], limited: bool) -> bool:
+    """Show pages, runs of (first, number), as pins.ready() does; say whether all are shown."""
+    until = time.monotonic() + vma.fileh.ready_seconds
+    shown = True
+    for first, n in runs:
+        if limited and time.monotonic() > until:
+            return False
+        shown &= ready(vma, first, n, limited)
+    return shown

@@ -163,8 +163,8 @@ class StoredArray(BigArray):
             handle.read_only = True
         return self._handle
 
-    def _expect(self, first: int, n: int) -> None:
-        self._fileh().file.ahead.expect(first, n)
+    def _expect(self, fileh: BigFileH, first: int, n: int) -> None:
+        fileh.file.ahead.expect(first, n)
 
 
 def _axis(n: object) -> int:
