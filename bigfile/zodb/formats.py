@@ -22,6 +22,7 @@ Formats
 Chunks of auto
 --------------
 A block is cut into CELLS cells. Each contiguous piece that a commit adds to a cell becomes a chunk.
+A block that would be one chunk of a page is one object.
 The page in which an append ends is a chunk of its own, as the next append changes it. A changed
 chunk is stored again with the same bounds. So an append of any size is a few objects. The change of
 a byte in a block that is one object makes CELLS chunks of it; each later change stores one cell. A

@@ -291,6 +291,9 @@ def test_the_default_is_auto(root):
     A = new(root, BLK)
     A[0] = 1
     transaction.commit()
+    assert kinds(A) == ["ZBlk0"]  # of one chunk
+    A[5000] = 1
+    transaction.commit()
     assert kinds(A) == ["ZBlk1"]
 
 
