@@ -363,7 +363,7 @@ def test_stats():
         for _ in range(1000):
             pass
     # after the first failure, the thread gets zeros until it sees the exception
-    assert figures()[2:] == (8, 0, 0, 0, 0, 0, 0, 8, 0)
+    assert figures()[2:] == (8, 0, 0, 0, 0, 0, 8, 0, 0)
     fileh.dirty_discard()
     fileh.file.error = None
     fileh.file.blocks.update(dict.fromkeys(range(4), b"1" * BLK))
