@@ -137,6 +137,7 @@ class Watch:
         storage = instance_of(conn)
         #: objects that this Connection has stored since the last boundary
         self._own: set[bytes] = set()
+        self._polls = 0
         self._conn = weakref.ref(conn)
         #: the Connection saw all before this tid, until the boundary that is under way
         self.before: bytes | None = None
@@ -419,6 +420,7 @@ class Watch:
         """Called instead of the storage's poll_invalidations()."""
         conn = self._conn()
         self.before = None if conn is None else zconn_before(conn)
+        self._polls += 1
         oids = self._poll()
         own, self._own = self._own, set()
         changes = Changes(oids, own)
@@ -439,12 +441,14 @@ class Watch:
         """Called instead of the Connection's newTransaction()."""
         conn = self._conn()
         assert conn is not None  # it is the caller
-        before = zconn_before(conn)
+        polls = self._polls
         try:
             self._new_transaction(transaction, sync)
         except BaseException:
-            # Changes are reported only once. A Ctrl-C comes here, if no other failure.
-            if zconn_before(conn) != before:
+            # Changes are reported only once. A Ctrl-C comes here, if no other failure. That the
+            # storage was asked is enough: its tid may not move, as RelStorage's, which has
+            # counted the commit before.
+            if self._polls != polls:
                 with ExitStack() as todo:  # all of them, even if one is interrupted again
                     todo.callback(zconn_forget, conn)
                     for follower in list(self.followers):

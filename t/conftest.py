@@ -13,10 +13,9 @@ import time
 import numpy as np
 import pytest
 import transaction
-from support import storages
+from support import neocluster, postgres, storages
 from support.cli import Caller
 from support.clients import Client, fill
-from support.neocluster import missing
 
 from wendelin.bigfile import ram_reclaim, ram_set_limit
 from wendelin.bigfile.virtmem.handle import ram_stat
@@ -71,7 +70,8 @@ def pytest_collection_modifyitems(config, items):
         (keep if only is None or kind in only.args else leave).append(item)
     if kind != "fs" and "WENDELIN_CORE_TEST_ALL" not in os.environ:
         keep = _not_again(keep, leave)
-    if kind == "neo" and "CI" not in os.environ and (why := missing()):
+    missing = {"neo": neocluster.missing, "postgres": postgres.missing}.get(kind)
+    if missing is not None and "CI" not in os.environ and (why := missing()):
         for item in keep:
             item.add_marker(pytest.mark.skip(reason=why))
     items[:] = keep

@@ -135,7 +135,8 @@ class _Opened:
 def _catch_up(storage: Any) -> None:
     """Bring a storage up to date with all commits."""
     for asked in getattr(storage, "base", None), getattr(storage, "changes", None), storage:
-        for ask in "ping", "sync":  # of ZEO, whose sync() may do nothing; and of others
+        # of ZEO, whose sync() may do nothing; of RelStorage, whose sync() asks nothing; of others
+        for ask in "ping", "poll_invalidations", "sync":
             if hasattr(asked, ask):
                 getattr(asked, ask)()
                 break

@@ -5,6 +5,7 @@ URL, such as postgres://USER@HOST:PORT/DB.
 """
 
 import os
+import pickle
 import signal
 import threading
 import time
@@ -22,6 +23,7 @@ from ZODB.MappingStorage import MappingStorage
 from ZODB.mvccadapter import MVCCAdapter
 from ZODB.POSException import ReadOnlyError
 
+from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError, ram_reclaim
 from wendelin.lib.storage.storthreads import OneAtATime, asks_in_parallel
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen, zconn_load_all, zconn_stat
@@ -58,6 +60,47 @@ def test_a_past_state_is_read_only_too(url):
     with pytest.raises(ReadOnlyError):
         storage.zap_all()  # RelStorage's own method: it deletes everything
     assert root["x"] == 2
+    dbclose(root)
+
+
+def test_a_reference_to_what_was_committed_after_the_database_was_shared(url):
+    root = dbopen(url)
+    A = root["A"] = ZBigArray((10,), "u1")
+    transaction.commit()
+    opened = []
+    for i in range(3):
+        A[0] = i
+        transaction.commit()
+        opened.append(pickle.loads(pickle.dumps(A)))
+        assert opened[-1][0] == i
+    opened.clear()
+    dbclose(root)
+
+
+@pytest.mark.parametrize("where", ["is_current", "adopt_stored_blocks"])
+def test_an_interrupted_boundary_after_a_commit_keeps_nothing_old(url, where):
+    """RelStorage counts the commit before it is asked for changes of others."""
+    root = dbopen(url)
+    A = root["A"] = ZBigArray((3 * 4096,), "u1", blksize=4096)
+    transaction.commit()
+    A[0] = 1
+    transaction.commit()
+    other = Client(root)
+    b, file = other["A"][:], other["A"]._fileh().file
+    assert b.sum() == 1
+    A[0] = 5
+    transaction.commit()
+    b[4096] = 1
+
+    def interrupted(*args, **kw):
+        delattr(file, where)
+        raise KeyboardInterrupt
+
+    setattr(file, where, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        other.tm.commit()
+    assert b.sum() == 6
+    other.close()
     dbclose(root)
 
 

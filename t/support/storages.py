@@ -1,8 +1,8 @@
 """Databases for tests: one class for each kind of storage, all with the same few methods.
 
-WENDELIN_CORE_TEST_DB says which kind: fs, fscopy, zeo or neo. A new kind needs a class here, and
-nothing elsewhere. Servers are started for the first test that needs them, and stopped after the
-last one.
+WENDELIN_CORE_TEST_DB says which kind: fs, fscopy, zeo, neo or postgres. A new kind needs a class
+here, and nothing elsewhere. Servers are started for the first test that needs them, and stopped
+after the last one.
 """
 
 import atexit
@@ -15,6 +15,7 @@ from typing import Protocol
 
 import transaction
 
+from support import postgres
 from support.neocluster import Gateway, NeoCluster, missing
 from support.servers import ZeoServer
 from wendelin.lib.storage.fsalign import ALIGNMENT
@@ -152,11 +153,48 @@ class NeoDatabase:
         )
 
 
+class PostgresDatabase:
+    """A RelStorage on PostgreSQL: one server for all tests, and a database of it for each."""
+
+    has_server = True
+    server: postgres.PostgresServer | None = None
+    used = 0
+
+    def __init__(self, folder: Path) -> None:
+        cls = type(self)
+        if cls.server is None:
+            cls.server = postgres.PostgresServer(tempfile.mkdtemp(prefix="postgres-"))
+            atexit.register(cls.stop_server)
+            cls.server.create()
+        cls.used += 1
+        cls.server.execute(f"CREATE DATABASE test{cls.used} TEMPLATE empty")
+        self.url = cls.server.url(f"test{cls.used}")
+
+    def stop(self) -> None:
+        """Let the server go on, for other tests."""
+
+    @classmethod
+    def stop_server(cls) -> None:
+        """Stop the server, and remove its files."""
+        if cls.server is not None:
+            cls.server.stop()
+            shutil.rmtree(cls.server.folder)
+            cls.server.log.unlink()
+            cls.server = None
+
+    @classmethod
+    def describe(cls) -> str:
+        if why := postgres.missing():
+            return f"postgres: SKIPPED: {why}"
+        return f"postgres: RelStorage {version('RelStorage')} on {postgres.program('postgres')}"
+
+
 KINDS: dict[str, type[Database]] = {
     "fs": FileStorageDatabase,
     "fscopy": CopiedFileStorageDatabase,
     "zeo": ZeoDatabase,
     "neo": NeoDatabase,
+    "postgres": PostgresDatabase,
 }
 
 

@@ -1,0 +1,131 @@
+"""A PostgreSQL server for tests, with RelStorage before it: see storages.
+
+The server refuses to run as root, so root starts it as another user. Its data is in a folder of
+its own, and it listens at a free port of 127.0.0.1.
+"""
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from contextlib import closing, suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+from wendelin.neogateway.process import HOST, NotStarted, Process, free_port, wait_until
+
+__all__ = ["PostgresServer", "missing"]
+
+USERS = ["postgres", "nobody"]  # that root starts it as
+
+
+def program(name):
+    """Return the path of a program of PostgreSQL, the newest one; None: it is not installed."""
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=_version)
+    return str(found[-1]) if found else shutil.which(name)
+
+
+def _version(path):
+    return [int(n) if n.isdigit() else 0 for n in path.parts[-3].split(".")]
+
+
+def missing():
+    """Return why there can be no server; None: nothing is missing."""
+    for name in "relstorage", "psycopg2":
+        if find_spec(name) is None:
+            return f"{name} is not installed: pip install RelStorage psycopg2-binary"
+    if program("initdb") is None:
+        return "PostgreSQL is not installed: apt-get install postgresql"
+    return None
+
+
+def _as_user(folder):
+    """Return how a command of another user begins; the folder is given to that user."""
+    if os.geteuid() != 0:
+        return []
+    for name in USERS:
+        with suppress(KeyError):
+            user = pwd.getpwnam(name)
+            os.chown(folder, user.pw_uid, user.pw_gid)
+            ids = f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}"
+            return ["setpriv", *ids, "--clear-groups", "--pdeathsig", "TERM"]
+    raise NotStarted(
+        f"PostgreSQL refuses to run as root, and there is no user {' or '.join(USERS)}"
+    )
+
+
+class PostgresServer(Process):
+    """A server with a database "empty", which has RelStorage's tables.
+
+    Parameters
+    ----------
+    folder : Path
+        Empty, and its parents can be read by all.
+    """
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.data = self.folder / "data"
+        self.before = _as_user(self.folder)
+        self.port = free_port()
+        # what a killed process has written is in the kernel: only a crash of that needs fsync
+        settings = {
+            "listen_addresses": HOST,
+            "unix_socket_directories": "",
+            "fsync": "off",
+            "max_connections": "300",
+        }
+        options = [f"--{name}={value}" for name, value in settings.items()]
+        super().__init__(
+            [*self.before, program("postgres"), "-D", self.data, "-p", self.port, *options],
+            self.folder.with_name(f"{self.folder.name}.log"),
+        )
+
+    def create(self):
+        """Make its data, start it, and make the database "empty"."""
+        initdb = [program("initdb"), "-D", self.data, "-U", "postgres", "-A", "trust", "--no-sync"]
+        done = subprocess.run(
+            [*self.before, *initdb, "-E", "UTF8", "--locale=C"], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise NotStarted(f"initdb: {done.stdout}{done.stderr}")
+        self.start()
+        self.execute("CREATE DATABASE empty")
+        from relstorage.adapters.postgresql import PostgreSQLAdapter
+        from relstorage.storage import RelStorage
+
+        RelStorage(PostgreSQLAdapter(self._dsn("empty"))).close()
+
+    def start(self):
+        """Start it, and wait until it answers."""
+        super().start()
+        wait_until(self.answers, "PostgreSQL", alive=self.alive)
+
+    def answers(self):
+        """Say whether it takes connections."""
+        import psycopg2
+
+        with suppress(psycopg2.OperationalError):
+            self.execute("SELECT 1")
+            return True
+        return False
+
+    def execute(self, command):
+        """Execute a command of SQL."""
+        import psycopg2
+
+        with closing(psycopg2.connect(self._dsn("postgres"))) as conn:
+            conn.autocommit = True
+            conn.cursor().execute(command)
+
+    def _dsn(self, name):
+        return f"dbname={name} user=postgres host={HOST} port={self.port}"
+
+    def url(self, name):
+        """Return the URL of a database, for dbopen()."""
+        return f"postgres://postgres@{HOST}:{self.port}/{name}"
+
+    def stop(self, number=signal.SIGINT):
+        """End it, without waiting for clients."""
+        super().stop(number)
