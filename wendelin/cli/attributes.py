@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from wendelin.bigarray.attrs import MOST
 from wendelin.cli.stored import Database, StoredArray, items, lookup
+from wendelin.cli.storedragged import StoredRagged
 from wendelin.lib.storage.inert import InertError, Object, Pairs, shown
 from wendelin.lib.storage.inertdtype import dtype_of, scalar_of
 from wendelin.tree.containers import ATTRS
@@ -24,14 +25,14 @@ _DEEP = 40  # nesting of lists and dicts
 
 
 def attrs_of(database: Database, obj: Any) -> tuple[dict[str, Any], list[str]]:
-    """Return the attributes of an array or a group, and the names of those that are not read.
+    """Return the attributes of an array, ZRagged or group, and the names of those not read.
 
     Raises
     ------
     RecordError, Exception
         See Database.get().
     """
-    if isinstance(obj, StoredArray):
+    if isinstance(obj, StoredArray | StoredRagged):
         table = obj.attrs
     else:
         found = lookup(obj, ATTRS)

@@ -18,6 +18,7 @@ from wendelin.cli.files.attributes import to_json
 from wendelin.cli.output import console, print_json, table, warn
 from wendelin.cli.stored import class_of
 from wendelin.cli.tree import find
+from wendelin.ragged import ZRagged
 from wendelin.tree.containers import is_container
 from wendelin.tree.group import Group
 
@@ -39,7 +40,7 @@ Examples:
 def attrs(
     address: Address, values: tuple[str, ...], delete: tuple[str, ...], as_json: bool
 ) -> None:
-    """Show the attributes of an array or a group, or set some.
+    """Show the attributes of an array, a ZRagged or a group, or set some.
 
     A value is JSON, such as 5, 0.5, true, [1,2] or "text"; anything else is text.
     """
@@ -70,7 +71,7 @@ def _change(address: Address, values: tuple[str, ...], delete: tuple[str, ...]) 
         obj = entry_of(root, address).value if address.path else root
         if is_container(obj):
             obj = Group(obj, join(address.path))
-        elif not isinstance(obj, ZBigArray):
+        elif not isinstance(obj, ZBigArray | ZRagged):
             raise Failure(f"{address} is a {class_of(obj)}: it has no attributes of this kind")
         for name in delete:
             del obj.attrs[name]

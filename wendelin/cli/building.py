@@ -18,6 +18,7 @@ import transaction
 from persistent.mapping import PersistentMapping
 
 from wendelin.cli.address import Address
+from wendelin.cli.attributes import attrs_of
 from wendelin.cli.committing import in_steps, step_done
 from wendelin.cli.errors import Failure, explain
 from wendelin.cli.output import Advance
@@ -118,7 +119,9 @@ class RaggedContents(Contents):
 
     @override
     def make(self) -> ZRagged:
-        return ZRagged(self._ragged.dtype, self._ragged.row, self._ragged.blksize)
+        R = ZRagged(self._ragged.dtype, self._ragged.row, self._ragged.blksize)
+        R.attrs.update(attrs_of(self._ragged.database, self._ragged)[0])
+        return R
 
     @override
     def add(self, obj: ZRagged, start: int, stop: int) -> None:

@@ -141,7 +141,8 @@ def _left(here: Database, obj: Any) -> list[str]:
     """Return the names of the attributes that a copy of an array, or another object, has not."""
     if isinstance(obj, StoredArray):
         return sorted([*obj.others, *attrs_of(here, obj)[1]])
-    return sorted(name for name, _ in obj.others)
+    unread = attrs_of(here, obj)[1] if isinstance(obj, StoredRagged) else []
+    return sorted([*(name for name, _ in obj.others), *unread])
 
 
 def _copy_array(

@@ -24,6 +24,7 @@ from wendelin.ragged.segment import KINDS, Key
 __all__ = ["Piece", "StoredPiece", "StoredRagged", "StoredSegment", "problems", "ragged_of"]
 
 _OWN = ("dtype", "row", "blksize", "_segments")
+_ATTRS = "_attrs"  # which early ones have not
 _TREES = {int: "BTrees.LOBTree.LOBTree", bytes: "BTrees.OOBTree.OOBTree"}
 
 
@@ -163,6 +164,7 @@ class StoredRagged:
         if not isinstance(blksize, int):
             raise RecordError(f"a damaged ZRagged: blocks of {shown(blksize)} bytes")
         self.row, self.blksize, self._segments = row, blksize, segments
+        self.attrs = found if isinstance(found := state.get(_ATTRS), Ref) else None
 
     @property
     def database(self) -> Database:
@@ -172,7 +174,9 @@ class StoredRagged:
     @property
     def others(self) -> list[tuple[str, Any]]:
         """Other attributes, with names."""
-        return [(name, value) for name, value in attributes(self.stored) if name not in _OWN]
+        return [
+            (name, value) for name, value in attributes(self.stored) if name not in (*_OWN, _ATTRS)
+        ]
 
     def segments(self) -> Iterator[StoredSegment]:
         """Yield the segments. See StoredSegment."""

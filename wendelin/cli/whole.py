@@ -25,6 +25,7 @@ from wendelin.cli.address import Address, Path, join
 from wendelin.cli.arrays import flat_bytes
 from wendelin.cli.changing import group_at
 from wendelin.cli.committing import in_steps, step_done
+from wendelin.cli.compound import convert
 from wendelin.cli.errors import Failure, explain
 from wendelin.cli.files.base import Source
 from wendelin.cli.files.contents import Contents, Member
@@ -402,6 +403,7 @@ class Whole:
         self._check_there()  # another client may have put something there
         staging = self._staging.obj
         del staging[SUFFIX]
+        convert(staging)
         attrs = next((m.attrs for m in self._kept if not m.path), {})
         there = self._there()
         if there is None or not is_container(there):

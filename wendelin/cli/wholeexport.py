@@ -8,16 +8,17 @@ This module knows objects that are read as data, and sinks for trees. It knows n
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from wendelin.cli.address import Address, Path, join
 from wendelin.cli.arrays import ArraySource, layout_of
 from wendelin.cli.attributes import attrs_of
+from wendelin.cli.compound import compound_of
 from wendelin.cli.errors import Failure
 from wendelin.cli.files import File
-from wendelin.cli.files.base import Layout
+from wendelin.cli.files.base import Layout, Source
 from wendelin.cli.files.names import METADATA, name_in_group
 from wendelin.cli.files.treesinks import Hdf5Tree, TreeSink, ZarrTree
 from wendelin.cli.output import Advance, progress, warn
@@ -37,6 +38,9 @@ class _Node:
     ref: Any  # an object of the database, or a reference to it
     layout: Layout | None = None  # None: a group
     same: Path | None = None
+    #: of what is made of several arrays: attributes of its group, or what reads one of the arrays
+    attrs: tuple[dict[str, Any], list[str]] | None = None
+    open: Callable[[], Source] | None = None
 
 
 class WholeExport:
@@ -92,7 +96,13 @@ class WholeExport:
                 where = join((*at[len(start) :], shown))
                 obj = self._database.get(ref)
                 oid = getattr(obj, "oid", None) or getattr(obj, "_p_oid", None)
-                if not (isinstance(obj, StoredArray) or is_mapping(obj)):
+                known = isinstance(obj, StoredArray) or is_mapping(obj)
+                try:
+                    compound = None if known else compound_of(obj)
+                except Failure as e:
+                    self.left_out.append((where, str(e)))
+                    continue
+                if not known and compound is None:
                     self.left_out.append((where, f"a {class_of(obj)}"))
                     continue
                 if self._file.kind == "zarr" and (name in METADATA or name.startswith("__")):
@@ -109,7 +119,11 @@ class WholeExport:
                     continue
                 if oid is not None:
                     self._seen[oid] = path
-                if isinstance(obj, StoredArray):
+                if compound is not None:
+                    yield _Node(path, ref, attrs=(compound.attrs, compound.unread))
+                    for inner, (layout, opens) in compound.arrays.items():
+                        yield _Node((*path, inner), ref, layout, open=opens)
+                elif isinstance(obj, StoredArray):
                     yield _Node(path, ref, layout_of(obj))
                 else:
                     below.append((path, obj))
@@ -126,8 +140,7 @@ class WholeExport:
                 if node.same is not None:
                     self._write_same(sink, node, left)
                 elif node.layout is None:
-                    obj = self._database.get(node.ref)
-                    attrs, unread = attrs_of(self._database, obj) if obj is not None else ({}, [])
+                    attrs, unread = self._attrs_of_group(node)
                     self._unkept(node, [*unread, *sink.group(node.path, attrs)])
                 else:
                     self._write_array(sink, node, step, tell)
@@ -146,10 +159,20 @@ class WholeExport:
             why = f"another name of {'/'.join(node.same) or '/'}"
             self.left_out.append(("/".join(node.path), why))
 
+    def _attrs_of_group(self, node: _Node) -> tuple[dict[str, Any], list[str]]:
+        obj = self._database.get(node.ref) if node.attrs is None else None
+        return node.attrs or (attrs_of(self._database, obj) if obj is not None else ({}, []))
+
     def _write_array(self, sink: TreeSink, node: _Node, step: int, tell: Advance) -> None:
-        array = self._database.get(node.ref)
-        source = ArraySource(array, {})
-        attrs, unread = attrs_of(self._database, array)
+        source: Source
+        attrs: dict[str, Any] = {}
+        unread: list[str] = []
+        if node.open is not None:
+            source = node.open()
+        else:
+            array = self._database.get(node.ref)
+            source = ArraySource(array, {})
+            attrs, unread = attrs_of(self._database, array)
         to, unkept = sink.array(node.path, source.layout, attrs)
         self._unkept(node, [*unread, *unkept])
         itemsize = source.layout.dtype.itemsize

@@ -11,7 +11,7 @@ It knows segments and references; how a segment has its rows, it does not know.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from heapq import merge
 from itertools import accumulate, groupby, pairwise
 from operator import attrgetter
@@ -22,6 +22,8 @@ from BTrees.OOBTree import OOBTree
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from ZODB.POSException import ConnectionStateError
 
+from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.bigarray.attrs import Attributes, new_table
 from wendelin.bigarray.meaning import elements_of
 from wendelin.lib.references import object_at, reference_to
 from wendelin.lib.storage.shared import zconn_is_shared
@@ -83,6 +85,7 @@ class ZRagged(LivePersistent):
     """
 
     _kept = ("_v_index",)
+    _attrs: MutableMapping[str, Any] | None = None
     _v_index: dict[Key, tuple[Segment, Piece]] | None = None  # of a past state: see load_index()
 
     def __init__(
@@ -92,6 +95,48 @@ class ZRagged(LivePersistent):
         self.row = tuple(int(n) for n in row)
         self.blksize = blksize
         self._segments = OOBTree({"": Segment(self.dtype, self.row, blksize)})
+
+    @classmethod
+    def of_arrays(cls, data: ZBigArray, keys: Sequence[Key], offsets: Sequence[int]) -> ZRagged:
+        """Return a ZRagged that has these rows, which are not copied.
+
+        Parameters
+        ----------
+        data : ZBigArray of shape (n, *row)
+            In C order.
+        keys : sequence of str, bytes or int
+        offsets : sequence of int
+            Rows [offsets[i], offsets[i+1]) are the piece of keys[i].
+
+        Raises
+        ------
+        TypeError, ValueError
+            These are not pieces of the rows.
+        """
+        if data.ndim == 0 or data._order != "C":
+            raise ValueError(f"{data!r} has no rows in C order")
+        self = cls(data.dtype, data.shape[1:], data.zfile.blksize)
+        self._segments[""] = Segment.of_rows(data, keys, offsets)
+        return self
+
+    # ---- attributes ----
+
+    @property
+    def attrs(self) -> MutableMapping[str, Any]:
+        """Names, units, numbers, small arrays that belong to it: as ZBigArray.attrs."""
+        return Attributes(repr(self), lambda: self._attrs, self._make_attrs)
+
+    @attrs.setter
+    def attrs(self, values: Mapping[str, Any]) -> None:
+        values, attrs = dict(values), self.attrs
+        for name in attrs.keys() - values.keys():
+            del attrs[name]
+        attrs.update(values)
+
+    def _make_attrs(self) -> MutableMapping[str, Any]:
+        if self._attrs is None:
+            self._attrs = new_table()
+        return self._attrs
 
     # ---- writing ----
 

@@ -13,7 +13,8 @@ It knows one ZBigArray and BTrees; which segments there are, it does not know.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,27 @@ class Segment(ArrayHolder):
         self.data = ZBigArray((0, *row), dtype, blksize=blksize)
         self.used = self.live = 0
         self.index: dict[type, Any] = {int: LOBTree(), bytes: OOBTree(), str: OOBTree()}
+
+    @classmethod
+    def of_rows(cls, data: ZBigArray, keys: Sequence[Key], offsets: Sequence[int]) -> Segment:
+        """Return a segment of these rows: [offsets[i], offsets[i+1]) is the piece of keys[i].
+
+        Raises
+        ------
+        TypeError, ValueError
+            They are not.
+        """
+        self = cls(data.dtype, data.shape[1:], data.zfile.blksize)
+        at = time.time_ns()
+        if len(offsets) != len(keys) + 1 or offsets[0] != 0 or offsets[-1] != len(data):
+            raise ValueError(f"{len(offsets)} offsets, of {len(keys)} pieces of {len(data)} rows")
+        for key, (start, stop) in zip(map(check_key, keys), pairwise(offsets), strict=True):
+            index = self.index[type(key)]
+            if start > stop or key in index:
+                raise ValueError(f"piece {key!r} is there twice, or ends before it begins")
+            index[key] = (start, stop - start, at)
+        self.data, self.used, self.live = data, len(data), len(data)
+        return self
 
     # ---- the index ----
 

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ZSparse", "check_dtypes", "sparse_at"]
 
+_CHECKED = 1 << 20  # elements at a time
+
 _STEP = 16 << 20  # appended at a time [bytes]
 
 
@@ -143,6 +145,41 @@ class ZSparse(ArrayHolder):
         self.data = ZBigArray((0,), dtype, blksize=blksize)
         self.indices = ZBigArray((0,), index, blksize=blksize)
         self.indptr = ZBigArray((found[0] + 1,), index, blksize=blksize)
+        return self
+
+    @classmethod
+    def of_arrays(
+        cls, shape: tuple[int, int], data: ZBigArray, indices: ZBigArray, indptr: ZBigArray
+    ) -> ZSparse:
+        """Return the matrix that has these arrays, which are not copied.
+
+        Raises
+        ------
+        TypeError, ValueError
+            They are not those of a matrix of this shape.
+        """
+        self = cls.csr(shape, data.dtype, indices.dtype)
+        rows, columns, n = *shape, data.size
+        if (
+            indptr.dtype != indices.dtype
+            or data.dtype != self.data.dtype
+            or indices.dtype != self.indices.dtype
+            or (data.shape, indices.shape, indptr.shape) != ((n,), (n,), (rows + 1,))
+        ):
+            raise ValueError(f"{data!r}, {indices!r}, {indptr!r} are not a matrix of {shape}")
+        last = 0
+        for start in range(0, rows + 1, _CHECKED):
+            ends = indptr.read(slice(start, start + _CHECKED)).astype(np.int64)
+            if np.any(np.diff(ends, prepend=last) < 0) or (start == 0 and ends[0] != 0):
+                raise ValueError(f"{indptr!r} does not ascend from 0")
+            last = int(ends[-1])
+        if last != n:
+            raise ValueError(f"{indptr!r} ends with {last}, and there are {n} numbers")
+        for start in range(0, n, _CHECKED):
+            found = indices.read(slice(start, start + _CHECKED))
+            if found.min() < 0 or found.max() >= columns:
+                raise ValueError(f"{indices!r} has numbers outside of {columns} columns")
+        self.data, self.indices, self.indptr = data, indices, indptr
         return self
 
     # ---- what it is ----
