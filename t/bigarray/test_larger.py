@@ -6,7 +6,7 @@ import pytest
 from support.cgroup import NoCgroup, memory_cgroup
 from support.child import check_child
 
-pytestmark = [pytest.mark.slow, pytest.mark.database]
+pytestmark = [pytest.mark.slow, pytest.mark.formats, pytest.mark.only("fs", "zeo")]
 
 MIB = 1 << 20
 #: by hand: 2048, in a cgroup of 256
