@@ -17,6 +17,7 @@ cdef extern from "<sys/mman.h>" nogil:
     int munmap(void *addr, size_t length)
     int mprotect(void *addr, size_t length, int prot)
     int madvise(void *addr, size_t length, int advice)
+    int mincore(void *addr, size_t length, unsigned char *vec)
     int memfd_create(const char *name, unsigned int flags)
     void *MAP_FAILED
     int PROT_NONE, PROT_READ, PROT_WRITE
@@ -40,6 +41,12 @@ cdef extern from "<fcntl.h>" nogil:
                    unsigned int flags)
     int F_DUPFD_CLOEXEC, F_SETPIPE_SZ, O_CLOEXEC, O_RDONLY, O_RDWR, O_TMPFILE
     int open_ "open" (const char *path, int flags, ...)
+
+cdef extern from "<sched.h>" nogil:
+    ctypedef struct cpu_set_t:
+        pass
+    int sched_getaffinity(int pid, size_t size, cpu_set_t *cpus)
+    int CPU_COUNT(cpu_set_t *cpus)
 
 cdef extern from "<stdlib.h>" nogil:
     int mkostemp(char *template, int flags)

@@ -12,4 +12,4 @@ cdef struct Ahead:
     size_t size             # [bytes]
 
 cdef void readahead_set_op(void (*load)(void *, uint64_t, bint) noexcept nogil) noexcept nogil
-cdef void readahead_post(const Ahead *items, size_t n) noexcept nogil
+cdef void readahead_post(Ahead *items, size_t n) noexcept nogil

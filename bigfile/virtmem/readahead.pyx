@@ -1,7 +1,7 @@
 """Read-ahead: threads that prepare the blocks that a sequential reader will touch next.
 
 They fill page tables of mapped ranges; otherwise the reader has a fault every 64 KiB, a third of
-its time. This also makes the kernel read pages that are not in its cache. (POSIX_FADV_WILLNEED
+its time. With one CPU that is in vain, except for what is not in the page cache. This also makes the kernel read pages that are not in its cache. (POSIX_FADV_WILLNEED
 would read into single pages, which are slower to map ever after.) And they load blocks by copying,
 two at a time. A thread ends when it had no work for a second.
 
@@ -17,17 +17,19 @@ Locking: its own mutex, a leaf; not held while the kernel works, or a block is l
 from libc.stdint cimport uint64_t
 from libc.string cimport memmove
 
-from wendelin.bigfile.virtmem.kernel cimport (CLOCK_REALTIME, MADV_POPULATE_READ,
-                                              PTHREAD_CREATE_DETACHED, SIG_SETMASK, clock_gettime,
-                                              madvise, pthread_atfork, pthread_attr_destroy,
+from wendelin.bigfile.virtmem.kernel cimport (CLOCK_REALTIME, CPU_COUNT, MADV_POPULATE_READ,
+                                              PTHREAD_CREATE_DETACHED, SIG_SETMASK, _SC_PAGESIZE,
+                                              clock_gettime, cpu_set_t, madvise, mincore,
+                                              pthread_atfork, pthread_attr_destroy,
                                               pthread_attr_init, pthread_attr_setdetachstate,
                                               pthread_attr_t, pthread_cond_broadcast,
                                               pthread_cond_init, pthread_cond_t,
                                               pthread_cond_timedwait, pthread_create,
-                                              pthread_mutex_init, pthread_setname_np,
-                                              pthread_mutex_lock, pthread_mutex_t,
-                                              pthread_mutex_unlock, pthread_sigmask, pthread_t,
-                                              sigfillset, sigset_t, timespec)
+                                              pthread_mutex_init, pthread_mutex_lock,
+                                              pthread_mutex_t, pthread_mutex_unlock,
+                                              pthread_setname_np, pthread_sigmask, pthread_t,
+                                              sched_getaffinity, sigfillset, sigset_t, sysconf,
+                                              timespec)
 
 cdef enum:
     QUEUE = 4 * AHEAD_PAGES
@@ -53,10 +55,13 @@ cdef void readahead_set_op(void (*load)(void *, uint64_t, bint) noexcept nogil) 
     op_load = load
 
 
-cdef void readahead_post(const Ahead *items, size_t n) noexcept nogil:
+cdef void readahead_post(Ahead *items, size_t n) noexcept nogil:
     """Prepare ranges, in this order. If there are too many, the last ones are dropped."""
     global used, running
     cdef size_t i, taken
+    n = worth_it(items, n)
+    if n == 0:
+        return
     pthread_mutex_lock(&mutex)
     taken = min(n, QUEUE - used)
     for i in range(taken):
@@ -73,6 +78,32 @@ cdef void readahead_post(const Ahead *items, size_t n) noexcept nogil:
     for i in range(taken, n):
         if items[i].fileh != NULL:
             op_load(items[i].fileh, items[i].blk, False)
+
+
+cdef size_t worth_it(Ahead *items, size_t n) noexcept nogil:
+    """Leave out page tables that only this thread's CPU could fill, in vain; return how many stay.
+
+    To fill those of what is in the page cache costs twice what it saves. That pays if another CPU
+    does it. What has to come from the disk comes while this thread works.
+    """
+    cdef cpu_set_t cpus
+    cdef size_t i, kept = 0
+    if sched_getaffinity(0, sizeof(cpus), &cpus) != 0 or CPU_COUNT(&cpus) != 1:
+        return n
+    for i in range(n):
+        if items[i].fileh != NULL or not in_cache(items[i].addr, items[i].size):
+            items[kept] = items[i]
+            kept += 1
+    return kept
+
+
+cdef bint in_cache(void *addr, size_t size) noexcept nogil:
+    """Say whether the first and the last OS page of a range are in memory, or it is not mapped."""
+    cdef unsigned char first = 0, last = 0
+    cdef size_t os_page = sysconf(_SC_PAGESIZE)
+    if mincore(addr, os_page, &first) != 0:
+        return True
+    return first & 1 and (mincore(<char *>addr + size - os_page, os_page, &last) != 0 or last & 1)
 
 
 cdef bint start() noexcept nogil:
