@@ -46,51 +46,67 @@ ENUM = h5py.enum_dtype({"LOW": 1, "HIGH": 300}, basetype=">i2")
 STRUCT = np.dtype([("x", ">f4"), ("e", ">i2"), ("c", ">c16"), ("in", [("t", ">u8")], (2,))])
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "chunks", "rows that are too large"])
-@pytest.mark.parametrize(
-    "dtype",
-    [
-        ">f4",
-        ">i2",
-        ">c8",
-        ">c16",
-        ">u8",
-        ">f2",
-        ENUM,
-        "?",
-        STRUCT,
-        np.dtype(">M8[25s]"),
-        "S3",
-        ">g",
-    ],
-    ids=str,
-)
-def test_a_dataset_through_a_database(call, url, here, monkeypatch, dtype, layout):
-    """It is imported, exported, and imported again; a transaction has several rows of chunks."""
-    from wendelin.cli.files import datasets
+DTYPES = [
+    ">f4",
+    ">i2",
+    ">c8",
+    ">c16",
+    ">u8",
+    ">f2",
+    ENUM,
+    "?",
+    STRUCT,
+    np.dtype(">M8[25s]"),
+    "S3",
+    ">g",
+]
+
+
+def dataset_of(file, dtype, chunks):
+    """Make a dataset x of an HDF5 file; return it, and the values that h5py reads."""
     from wendelin.cli.files.hdf5 import _dtype_for
 
-    if layout == "rows that are too large":
-        monkeypatch.setattr(datasets, "_CACHED", 1)
     dtype = np.dtype(dtype)
     values = np.zeros((9, 5), dtype)
     dtypes.fill(np.random.default_rng(1), values)
-    with h5py.File("x.h5", "w") as file:
-        chunks = None if layout == "contiguous" else (2, 3)
-        told = dtype if dtype.metadata else _dtype_for(h5py, dtype)
-        dataset = file.create_dataset("x", (9, 5), told, chunks=chunks)
-        dataset[...] = values.view(told)
-        expected = dataset[...]
+    told = dtype if dtype.metadata else _dtype_for(h5py, dtype)
+    dataset = file.create_dataset("x", (9, 5), told, chunks=chunks)
+    dataset[...] = values.view(told)
+    expected = dataset[...]
     assert dtypes.same(expected, values)
+    return dataset, expected
+
+
+@pytest.mark.parametrize("chunks", [None, (2, 3)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_dataset_through_a_database(call, url, here, dtype, chunks):
+    """It is imported, exported, and imported again; a transaction has several rows of chunks."""
+    with h5py.File("x.h5", "w") as file:
+        _, expected = dataset_of(file, dtype, chunks)
     call("import", "--blksize", "4K", "x.h5", f"{url}#x")
     for i, suffix in enumerate(["h5", "npy"]):
         call("export", f"{url}#x", f"y.{suffix}")
         call("import", f"y.{suffix}", f"{url}#y{i}")
     with database(url) as root:
-        assert root["x"].dtype == dtype
+        assert root["x"].dtype == np.dtype(dtype)
         assert root["x"].dtype.metadata is None
         for name in "x", "y0", "y1":
             assert dtypes.same(root[name][...], expected)
+
+
+@pytest.mark.parametrize("together", [0, 1, 1 << 20])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_of_chunks_that_are_too_large_are_read_in_parts(here, dtype, together):
+    from wendelin.cli.files.datasets import DatasetSource
+
+    with h5py.File("x.h5", "w") as file:
+        dataset, expected = dataset_of(file, dtype, (2, 3))
+        flat = expected.reshape(-1)
+        for step in 1, 7, 45:
+            source = DatasetSource(dataset, (2, 3), {}, together=together)
+            for start in range(0, 45, step):
+                stop = min(start + step, 45)
+                assert dtypes.same(source.read(start, stop), flat[start:stop])
 
 
 def test_zarr_of_the_other_byte_order_through_a_database(call, url):

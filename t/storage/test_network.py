@@ -25,12 +25,10 @@ from ZEO.ClientStorage import ClientStorage
 from ZEO.Exceptions import ClientDisconnected
 from ZEO.TransactionBuffer import TransactionBuffer
 from ZODB.DB import DB
-from ZODB.MappingStorage import MappingStorage
 from ZODB.POSException import POSKeyError
 from ZODB.utils import p64, u64
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib.storage import storthreads
 from wendelin.lib.storage.zeoclient import ZEOClient
 from wendelin.lib.zodb import dbclose, dbopen, dbstoropen, zconn_load_all, zstor_2zurl
 
@@ -76,39 +74,31 @@ def test_a_cluster_of_a_file_is_refused(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-class Waiting:
-    """Another storage that threads may ask; its load() waits until several are under way."""
-
-    def __init__(self):
-        self.inner = MappingStorage()
-        self.together = threading.Barrier(4, timeout=30)
-        self.waits = False
-
-    def __getattr__(self, name):
-        return getattr(self.inner, name)
-
-    def loadBefore(self, oid, tid):
-        if self.waits:
-            self.together.wait()
-        return self.inner.loadBefore(oid, tid)
-
-
-def test_other_storages_are_asked_for_many_objects_at_once(monkeypatch):
-    known = {*storthreads.IN_PARALLEL, f"{Waiting.__module__}.Waiting"}
-    monkeypatch.setattr(storthreads, "IN_PARALLEL", known)
-    storage = Waiting()
+def test_other_storages_are_asked_for_many_objects_at_once(tmp_path):
+    """Such as ZEO's own client. A load waits until several are under way."""
+    server = ZeoServer(str(tmp_path))
+    server.start()
+    storage = ClientStorage(("127.0.0.1", server.port), "1")
     db = DB(storage)
     conn = db.open()
     for i in range(8):
         conn.root()[i] = conn.root().__class__(n=i)
     transaction.commit()
     oids = [conn.root()[i]._p_oid for i in range(8)]
-    storage.waits = True
+    together = threading.Barrier(4, timeout=30)
+    load = storage.loadBefore
+
+    def waits(oid, tid):
+        together.wait()
+        return load(oid, tid)
+
+    storage.loadBefore = waits
     records = zconn_load_all(conn, oids)
-    storage.waits = False
+    del storage.loadBefore
     assert records == [conn._normal_storage.load(oid)[0] for oid in oids]
     conn.close()
     db.close()
+    server.stop()
 
 
 @served

@@ -4,11 +4,13 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pytest
 import transaction
 from ZODB.FileStorage import FileStorage as StockFileStorage
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib.storage.record import class_of, find_payload
+from wendelin.bigfile import BlockLoadError
+from wendelin.lib.storage.record import ChecksumError, class_of, find_payload
 from wendelin.lib.zodb import dbclose, dbopen
 
 BLK = 4096  # [bytes]
@@ -63,3 +65,35 @@ def damage(path, blks):
         flip(path, start + rng.randrange(size), rng.randrange(8))
         result[blk] = oid, tid
     return result
+
+
+def check_refused(A, damaged, blks=range(20)):
+    """Check that only the damaged blocks are refused, by name; read them in a random order."""
+    for blk in random.Random(4).sample(list(blks), len(blks)):
+        part = slice(blk * BLK, (blk + 1) * BLK - 100)
+        if blk in damaged:
+            oid, tid = damaged[blk]
+            why = (
+                f"block {blk} of .*object 0x{oid.hex()}.*transaction 0x{tid.hex()} wrote.*checksum"
+            )
+            with pytest.raises(BlockLoadError, match=why) as e:
+                A.read(part)
+            assert isinstance(e.value.__cause__, ChecksumError)
+            with pytest.raises(BlockLoadError, match=why):
+                np.sum(A[part])
+                for _ in range(1000):
+                    pass
+            transaction.abort()
+        else:
+            assert np.array_equal(A[part], VALUES[part])
+
+
+def check_copied(path, options):
+    """Damage blocks that are not aligned, and check that these are refused: they are copied."""
+    root = dbopen(path)
+    fill(root)
+    dbclose(root)
+    damaged = damage(path, [0, 3, 4, 11, 19])
+    root = dbopen(f"file://{path}{options}")
+    check_refused(root["A"], damaged)
+    dbclose(root)

@@ -1,14 +1,13 @@
 """Checksums of blocks: a flipped bit is noticed, in every storage and after every copy."""
 
 import os
-import random
 import shutil
 
 import numpy as np
 import pytest
 import transaction
 import xxhash
-from support.checksums import BLK, VALUES, damage, fill, payloads
+from support.checksums import BLK, VALUES, check_copied, check_refused, damage, fill
 from support.child import check_child
 from support.corruption import DATA
 from support.storages import SMALL
@@ -20,7 +19,6 @@ from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BigFile, BlockLoadError, ram_reclaim
 from wendelin.bigfile.virtmem import checksum
 from wendelin.bigfile.virtmem.handle import counts
-from wendelin.bigfile.zodb import blockfile
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.record import (
     BytesRecord,
@@ -211,40 +209,34 @@ def test_checksums_over_a_demo_storage(path, small):
 # ---- what is loaded ----
 
 
-def check_refused(A, damaged, blks=range(20)):
-    """Check that only the damaged blocks are refused, by name; read them in a random order."""
-    for blk in random.Random(4).sample(list(blks), len(blks)):
-        part = slice(blk * BLK, (blk + 1) * BLK - 100)
-        if blk in damaged:
-            oid, tid = damaged[blk]
-            why = (
-                f"block {blk} of .*object 0x{oid.hex()}.*transaction 0x{tid.hex()} wrote.*checksum"
-            )
-            with pytest.raises(BlockLoadError, match=why) as e:
-                A.read(part)
-            assert isinstance(e.value.__cause__, ChecksumError)
-            with pytest.raises(BlockLoadError, match=why):
-                np.sum(A[part])
-                for _ in range(1000):
-                    pass
-            transaction.abort()
-        else:
-            assert np.array_equal(A[part], VALUES[part])
+COPIED = ["?align=0", "?align=1", "?read_only=1"]
 
 
-@pytest.mark.parametrize("options", ["?align=0", "?align=1", "?read_only=1"])
-@pytest.mark.parametrize("compares", [True, False])
-def test_what_is_copied_is_compared(path, options, compares, monkeypatch):
-    """The pager compares blocks that are too small to be aligned; if it cannot, Python does."""
+@pytest.mark.parametrize("options", COPIED)
+def test_what_is_copied_is_compared(path, options):
+    """The pager compares blocks that are too small to be aligned."""
     assert checksum.AVAILABLE
-    monkeypatch.setattr(blockfile, "AVAILABLE", compares)
-    root = dbopen(path)
-    fill(root)
-    dbclose(root)
-    damaged = damage(path, [0, 3, 4, 11, 19])
-    root = dbopen(f"file://{path}{options}")
-    check_refused(root["A"], damaged)
-    dbclose(root)
+    check_copied(path, options)
+
+
+#: the extension module of xxhash hides the functions of XXH3
+HIDDEN = """
+import sys
+import xxhash
+sys.modules["xxhash._xxhash"] = None
+from wendelin.bigfile.virtmem import checksum
+assert not checksum.AVAILABLE
+"""
+
+
+def test_what_is_copied_is_compared_in_python(tmp_path):
+    """The pager cannot compare it."""
+    code = """
+from support.checksums import check_copied
+for i, options in enumerate(sys.argv[2:]):
+    check_copied(f"{sys.argv[1]}/{i}.fs", options)
+"""
+    check_child(HIDDEN + code, str(tmp_path), *COPIED)
 
 
 def test_what_is_loaded_ahead_is_compared(path):
@@ -338,27 +330,35 @@ def test_a_mapped_block_that_is_changed_is_compared(path, small):
     dbclose(root)
 
 
-def test_a_commit_does_not_compute_a_checksum_of_damaged_bytes(path, small, monkeypatch):
+def test_a_commit_does_not_compute_a_checksum_of_damaged_bytes(path, small):
     """The pager does not compare here what it copies; the commit does."""
-    monkeypatch.setattr(blockfile, "AVAILABLE", False)
-    root = dbopen(small)
-    fill(root)
-    dbclose(root)
-    ((oid, tid),) = damage(path, [2]).values()
-    root = dbopen(small)
-    root["A"][2 * BLK] = 1
-    with pytest.raises(BlockLoadError, match=rf"block 2 of .* cannot be changed: .*{tid.hex()}"):
-        transaction.commit()
-    transaction.abort()
-    # the block becomes a hole, and is filled anew
-    del root["A"].zfile.blktab[2]
+    code = """
+import pytest, transaction
+from support.checksums import BLK, VALUES, damage, fill, payloads
+from wendelin.bigfile import BlockLoadError
+from wendelin.lib.zodb import dbclose, dbopen
+
+path, small = sys.argv[1:]
+root = dbopen(small)
+fill(root)
+dbclose(root)
+((oid, tid),) = damage(path, [2]).values()
+root = dbopen(small)
+root["A"][2 * BLK] = 1
+with pytest.raises(BlockLoadError, match=rf"block 2 of .* cannot be changed: .*{tid.hex()}"):
     transaction.commit()
-    assert not root["A"][2 * BLK : 3 * BLK].any()
-    root["A"][2 * BLK : 3 * BLK] = VALUES[2 * BLK : 3 * BLK]
-    transaction.commit()
-    root._p_jar.db().pack()
-    dbclose(root)
-    assert oid not in payloads(path)
+transaction.abort()
+# the block becomes a hole, and is filled anew
+del root["A"].zfile.blktab[2]
+transaction.commit()
+assert not root["A"][2 * BLK : 3 * BLK].any()
+root["A"][2 * BLK : 3 * BLK] = VALUES[2 * BLK : 3 * BLK]
+transaction.commit()
+root._p_jar.db().pack()
+dbclose(root)
+assert oid not in payloads(path)
+"""
+    check_child(HIDDEN + code, path, small)
 
 
 def test_wendelin_core_verify_compares_mapped_blocks(path, small, monkeypatch):

@@ -23,7 +23,7 @@ from wendelin.lib.utils import override
 
 __all__ = ["NUMBERS", "DatasetSink", "DatasetSource", "chunks_of", "library"]
 
-_CACHED = 64 << 20  # a row of chunks up to this size is read once [bytes]
+_TOGETHER = 64 << 20  # see DatasetSource [bytes]
 NUMBERS = "biufc"  # kinds of dtypes whose elements are zeros where nothing is written
 _CHUNK = 4 << 20  # about the size of chunks that are written [bytes]
 
@@ -63,6 +63,8 @@ class DatasetSource(FileSource):
     stored : list of tuple of int, optional
         Where the stored chunks begin: others are zeros. None: all may be stored.
     attributes : Attributes
+    together : int, optional
+        A row of chunks up to this size [bytes] is read once, and larger ones in parts.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class DatasetSource(FileSource):
         close: Callable[[], None] = lambda: None,
         stored: list[tuple[int, ...]] | None = None,
         attributes: Attributes = ({}, []),
+        together: int = _TOGETHER,
     ) -> None:
         super().__init__(identity, close)
         self._dataset = dataset
@@ -81,9 +84,9 @@ class DatasetSource(FileSource):
         self._axes = len(shape)  # of the dataset
         self.layout = Layout(shape, plain(dataset.dtype), "C").with_axes()
         rows = mul(self.layout.shape[1:])
-        together = chunk[0] * rows if chunk else 0  # without chunks, no byte is read twice
+        row = chunk[0] * rows if chunk else 0  # without chunks, no byte is read twice
         itemsize = self.layout.dtype.itemsize
-        self._together = together if 0 < together * itemsize <= _CACHED else 0
+        self._together = row if 0 < row * itemsize <= together else 0
         self._cached: tuple[int, NDArray[Any]] | None = None
         self._firsts: list[int] | None = None  # elements with which stored chunks begin
         if stored is not None:
