@@ -425,9 +425,8 @@ def test_read_raises_precisely_and_dooms_nothing():
     [slice(None), np.s_[::-3, 1:], np.s_[:, ::-1], np.s_[5:2000, 7], np.s_[..., None], np.s_[3]],
 )
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_read_more_than_page_memory_holds(monkeypatch, idx, order):
+def test_read_more_than_page_memory_holds(set_page_memory, idx, order):
     """It reads in steps, and loads each part before it copies it."""
-    monkeypatch.setattr("wendelin.bigarray.array.ram_stat", lambda: (8 * 4096, 0, 0))
     loads = []
 
     class Handle(BigFileH):
@@ -439,6 +438,7 @@ def test_read_more_than_page_memory_holds(monkeypatch, idx, order):
     want = np.arange(27000, dtype="i4").reshape((3000, 9), order=order)
     A[:] = want
     A._fileh().dirty_writeout(WRITEOUT_STORE | WRITEOUT_MARKSTORED)
+    set_page_memory(8 * 4096)
     got = A.read(idx)
     assert isinstance(got, np.ndarray)
     assert got.shape == want[idx].shape

@@ -67,9 +67,8 @@ def test_processes(root):
     from wendelin.zarr.dask import to_zarr
 
     z = made(root)
-    with dask.config.set(scheduler="processes", num_workers=2), pytest.MonkeyPatch.context() as m:
-        m.setattr("wendelin.bigarray.dask.BATCH", 4000)
-        to_zarr(da.from_array(DATA, chunks=(15, 40)), z)
+    with dask.config.set(scheduler="processes", num_workers=2):
+        to_zarr(da.from_array(DATA, chunks=(15, 40)), z, batch=4000)
         assert np.array_equal(stored(root), DATA)
         with pytest.raises(ValueError, match=r"wendelin\.zarr\.dask\.to_zarr"):  # not in silence
             da.to_zarr(da.from_array(DATA, chunks=(10, 20)), z)
