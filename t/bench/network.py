@@ -32,6 +32,7 @@ import transaction
 from machine import describe
 from persistent.mapping import PersistentMapping
 from support.neocluster import Gateway, NeoCluster
+from support.pagetables import put_between
 from support.proxy import Proxy
 from support.servers import HOST, ZeoServer, free_port
 from tqdm import tqdm
@@ -362,11 +363,7 @@ def main():
     if args.svg and nodes:
         draw(args.svg, title.partition(".")[0], nodes)
     if args.into:
-        before, _, rest = args.into.read_text().partition(NETWORK_TABLE.begin)
-        _, end, after = rest.partition(NETWORK_TABLE.end)
-        if not end:
-            sys.exit(f"{args.into} has no lines {NETWORK_TABLE.begin} and {NETWORK_TABLE.end}")
-        args.into.write_text(f"{before}{NETWORK_TABLE.begin}\n{text}\n{NETWORK_TABLE.end}{after}")
+        put_between(args.into, NETWORK_TABLE.begin, NETWORK_TABLE.end, text)
 
 
 if __name__ == "__main__":

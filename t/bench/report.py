@@ -7,6 +7,7 @@ from textwrap import fill
 from typing import Any
 
 from peers import PEERS
+from support.pagetables import put_between
 from workload import PEER_TABLE, TABLES, WORKS, Row, Table
 
 
@@ -91,17 +92,11 @@ class Report:
         return f"{fill(f'{self.title}. {self.machine}.', 100)}\n\n{text}"
 
     def write_into(self, page: Path) -> None:
-        """Replace what is between the markers of tables in a page."""
-        text = page.read_text()
+        """Put the tables into their places in a page."""
         for table in self.tables():
-            before, _, rest = text.partition(table.begin)
-            _, end, after = rest.partition(table.end)
-            if not end:
-                raise SystemExit(f"{page} has no lines {table.begin} and {table.end}")
             works = [name for name in self.works if WORKS[name].table is table]
             content = f"{self.markdown(table)}\n\n{meanings(works)}"
-            text = f"{before}{table.begin}\n{content}\n{table.end}{after}"
-        page.write_text(text)
+            put_between(page, table.begin, table.end, content)
 
     # ---- picture ----
 

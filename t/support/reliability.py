@@ -24,6 +24,7 @@ from xml.etree import ElementTree
 from tqdm import tqdm
 
 from support import ROOT, TESTS, faults
+from support.pagetables import put_between
 from support.smalldisk import NoDisk, small_disk
 
 MIB = 1 << 20
@@ -250,14 +251,8 @@ def peer_table(tries: int, folder: Path) -> Iterator[str]:
 
 
 def into(page: Path, name: str, lines: list[str]) -> None:
-    """Replace what is between the markers of a table."""
-    text = page.read_text()
-    begin, end = f"<!-- table: {name} -->", f"<!-- end: {name} -->"
-    before, found, rest = text.partition(begin)
-    _, found_end, after = rest.partition(end)
-    if not (found and found_end):
-        raise SystemExit(f"{page} has no lines {begin} and {end}")
-    page.write_text("\n".join([before + begin, *lines, end + after]))
+    """Put the lines of a table into its place in a page."""
+    put_between(page, f"<!-- table: {name} -->", f"<!-- end: {name} -->", "\n".join(lines))
 
 
 def main() -> None:

@@ -91,7 +91,10 @@ def test_moments_of_text():
     assert end == pytest.approx(
         local(datetime(2026, 1, 31, 18, 31).timestamp()).astimezone(), abs=timedelta(microseconds=1)
     )
-    assert tid_time(moment("2026-01-31", now)).day in (31, 1)
+    end = tid_time(moment("2026-01-31", now))  # the end of that day
+    assert end == pytest.approx(
+        local(datetime(2026, 2, 1).timestamp()).astimezone(), abs=timedelta(microseconds=1)
+    )
 
 
 @pytest.mark.parametrize(

@@ -228,13 +228,14 @@ class TouchingMap(BlockMap):
 
 
 class Touching(bytes):
-    """An oid that calls run() when a dict looks for it."""
+    """An oid in a dict that calls run() when another one is looked for and may be the same."""
 
     run = staticmethod(lambda: None)
+    __hash__ = bytes.__hash__
 
-    def __hash__(self):
+    def __eq__(self, other):
         Touching.run()
-        return super().__hash__()
+        return super().__eq__(other)
 
 
 @pytest.fixture
@@ -250,12 +251,12 @@ def long(root):
 
 
 @pytest.mark.parametrize("where", ["pages", "table"])
-def test_a_touch_while_the_changed_pages_are_looked_for(long, other, where, monkeypatch):
+def test_a_touch_while_the_changed_pages_are_looked_for(on_touch, long, other, where, monkeypatch):
     transaction.begin()
     a = long[:]
     file = long._fileh().file
     file.follow(Changes(None, set()), long._fileh())
-    a[0]
+    a[0], a[1990 * BLK]
     if where == "pages":
         known, file.made_of = file.made_of, TouchingMap()
         for blk in known.blocks():
@@ -266,13 +267,24 @@ def test_a_touch_while_the_changed_pages_are_looked_for(long, other, where, monk
         table._buckets = {Touching(oid): node for oid, node in table._buckets.items()}
     b = other.root["L"][:]
     b[0] = b[3 * BLK] = 5
+    b[2000 * BLK] = 7  # a node of the table changes
     other.tm.commit()
-    monkeypatch.setattr(Touching, "run", lambda: a[1500 * BLK])
-    monkeypatch.setattr(TouchingMap, "run", lambda self: a[1500 * BLK])
+    touched = []
+
+    def touch(*args):
+        if not touched:  # the touch looks for blocks, too
+            touched.append("begun")
+            touched.append(in_thread(lambda: int(a[2150 * BLK])).finish())
+
+    monkeypatch.setattr(Touching, "run", touch)
+    monkeypatch.setattr(TouchingMap, "run", touch)
+    assert 2150 not in file.made_of
     transaction.begin()
     monkeypatch.undo()
+    assert touched == ["begun", 1]
     assert a[0] == a[3 * BLK] == 5
-    assert a[1500 * BLK] == 1
+    assert a[2000 * BLK] == 7
+    assert a[2150 * BLK] == 1
 
 
 @pytest.fixture

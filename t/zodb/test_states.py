@@ -49,20 +49,27 @@ def test_an_array_before_it_belongs_to_a_connection(root, fmt):
         A.prefetch,
         lambda: np.asarray(A),
         lambda: np.sum(A),
+        lambda: np.mean(A),
     ]
+    told = r"once the array belongs to a Connection.*conn\.add\(A\)"
     for touch in touches:
-        with pytest.raises(ConnectionStateError, match=r"once the array belongs to a Connection"):
+        with pytest.raises(ConnectionStateError, match=told):
             touch()
+    assert A[0:0].shape == (0,)
     assert A.shape == (N * BLK,)
     with pytest.raises(ConnectionStateError, match="file does not belong to a Connection"):
         ZBigFile(BLK).fileh_open()
     A.resize(2 * BLK)
+    root._p_jar.add(A)
+    assert not A[:].any()
+    A[3] = 5
     root["A"] = A
     transaction.commit()
-    assert not A[:].any()
+    assert A.shape == (2 * BLK,)
+    assert A[:5].tolist() == [0, 0, 0, 5, 0]
     A[0] = 1
     transaction.commit()
-    assert in_database(A).sum() == 1
+    assert in_database(A).sum() == 6
 
 
 def test_two_appends_in_parallel(A, other):

@@ -25,27 +25,6 @@ def A(root):
 # ---- failures ----
 
 
-@pytest.mark.parametrize("phase", ["tpc_begin", "commit", "tpc_vote"])
-@pytest.mark.parametrize("key", ["", "~"])
-def test_another_manager_fails(root, A, phase, key):
-    def fail():
-        raise OSError("no")
-
-    a = A[:]
-    a[0] = 1
-    A.append([7])
-    transaction.get().join(Manager(phase, fail, key))
-    with pytest.raises(OSError, match="no"):
-        transaction.commit()
-    transaction.abort()
-    assert A.shape == (N * BLK,)
-    assert of(A) == FIRST
-    assert a[0] == 100
-    a[0] = 2
-    transaction.commit()
-    assert a[0] == 2
-
-
 @pytest.mark.parametrize("key", ["", "~"])
 def test_another_manager_fails_to_finish(root, A, key, testdb):
     """ZODB may have committed by then, or not: pages show which."""
