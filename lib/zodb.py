@@ -62,6 +62,7 @@ __all__ = [
     "zconn_stat",
     "zconn_takes_bytes_records",
     "zconn_tid",
+    "zdb_last",
     "zobj_is_committed",
     "zobj_is_saved",
     "zstor_2zurl",
@@ -279,6 +280,22 @@ def _children(btree: Any) -> list[Any]:
     if not (isinstance(state, tuple) and len(state) == 2 and hasattr(btree, "insert")):
         return []
     return [c for c in state[0][0::2] if isinstance(c, Persistent)]
+
+
+_looking = threading.Lock()
+
+
+def zdb_last(db: DB) -> bytes:
+    """Return the last transaction of a database. In any thread.
+
+    db.lastTransaction() of RelStorage is of a state that its storage has looked at some time ago,
+    and db.open(at=) takes what comes later for the future. This lets it look again.
+    """
+    look = getattr(db.storage, "poll_invalidations", None)
+    with _looking:
+        if look is not None:
+            look()
+        return bytes(db.lastTransaction())
 
 
 # ---- Connections ----

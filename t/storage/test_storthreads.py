@@ -26,7 +26,16 @@ from ZODB.POSException import ReadOnlyError
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError, ram_reclaim
 from wendelin.lib.storage.storthreads import OneAtATime, asks_in_parallel
-from wendelin.lib.zodb import dbclose, dbopen, dbstoropen, zconn_load_all, zconn_stat
+from wendelin.lib.zodb import (
+    dbclose,
+    dbopen,
+    dbstoropen,
+    zconn_at,
+    zconn_load_all,
+    zconn_stat,
+    zdb_last,
+)
+from wendelin.tree.opening import past_root
 
 
 @pytest.fixture
@@ -60,6 +69,22 @@ def test_a_past_state_is_read_only_too(url):
     with pytest.raises(ReadOnlyError):
         storage.zap_all()  # RelStorage's own method: it deletes everything
     assert root["x"] == 2
+    dbclose(root)
+
+
+def test_the_last_transaction_is_the_last_one(url):
+    root = dbopen(url)
+    conn = root._p_jar
+    for i in range(3):
+        root["x"] = i
+        transaction.commit()
+        tid = zconn_at(conn)
+        assert zdb_last(conn.db()) == tid
+        root["y"] = i
+        transaction.commit()
+        past, close = past_root(conn, zconn_at(conn))
+        assert past["y"] == i
+        close()
     dbclose(root)
 
 

@@ -97,9 +97,16 @@ def changed(*changes, of=FIRST):
     return result
 
 
+def newest(storage):
+    """Return a storage; that of RelStorage looks at its database again."""
+    if hasattr(storage, "poll_invalidations"):
+        storage.poll_invalidations()
+    return storage
+
+
 def stored(storage):
     """Return the sorted names of the classes of all records that the last transaction stored."""
-    tid = storage.lastTransaction()
+    tid = newest(storage).lastTransaction()
     transactions = storage.iterator(tid, tid)
     classes = sorted(get_pickle_metadata(record.data)[1] for record in next(transactions))
     if hasattr(transactions, "close"):  # FileStorage's iterator

@@ -13,7 +13,7 @@ import pytest
 import transaction
 
 from support.clients import BLK as ZBLK
-from support.clients import FIRST, Client, N, changed, fill, in_database, stored
+from support.clients import FIRST, Client, N, changed, fill, in_database, newest, stored
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import WRITEOUT_MARKSTORED, WRITEOUT_STORE, ram_reclaim
 from wendelin.bigfile.file_zodb import ZData
@@ -160,10 +160,12 @@ class FormatTests:
 
     def test_equal_bytes_are_not_stored_again(self, root, A, fmt):
         storage = root._p_jar.db().storage
+        tid = newest(storage).lastTransaction()
         A[0] = 0
         A[:] = FIRST
         transaction.commit()
-        assert stored(storage) == []
+        # of a transaction without records, RelStorage keeps nothing
+        assert newest(storage).lastTransaction() == tid or stored(storage) == []
         A[:] = changed((ZBLK, 0))
         transaction.commit()
         blocks = [name for name in stored(storage) if name.startswith("ZBlk")]

@@ -226,6 +226,7 @@ def test_pages_that_did_not_change_stay(A, other):
     assert set(dropped) <= {1, N, N + 1, N + 2}  # the last ones known as holes, at most
 
 
+@pytest.mark.only("fs", "fscopy", "zeo", "neo")  # by names of ZODB's adapter
 def test_objects_that_are_invalidated_twice(A, other):
     B = other["A"]
     b, handle = B[:], B._fileh()
@@ -339,6 +340,7 @@ def test_every_way_to_a_new_state(A, other, how):
     assert np.array_equal(b, in_database(A))
 
 
+@pytest.mark.only("fs", "fscopy", "zeo", "neo")  # RelStorage: its state moves on by itself
 def test_explicit_transactions(A, explicit):
     B, tm = explicit["A"], explicit.tm
     b = B[:]
@@ -393,6 +395,7 @@ def test_a_doomed_transaction(A, when):
     assert np.array_equal(in_database(A), changed((1, 3)))
 
 
+@pytest.mark.only("fs", "fscopy", "zeo", "neo")  # as above
 def test_between_the_end_of_a_commit_and_the_next_transaction(A, explicit):
     """A view still shows its state with its own changes, and no commits of others."""
     B, tm = explicit["A"], explicit.tm

@@ -7,7 +7,7 @@ import threading
 import numpy as np
 import pytest
 import transaction
-from support.clients import Manager, stored, zeros
+from support.clients import Manager, newest, stored, zeros
 from ZODB.POSException import ConnectionStateError
 from ZODB.utils import load_current
 from zodbpickle.pickle import Unpickler
@@ -28,7 +28,7 @@ def A(root):
 
 def blocks(A):
     """Return {block: bytes} of the database, read without the code under test."""
-    storage = A._p_jar.db().storage
+    storage = newest(A._p_jar.db().storage)
 
     def state(obj):
         unpickler = Unpickler(io.BytesIO(load_current(storage, obj._p_oid)[0]))
@@ -126,7 +126,8 @@ def test_a_commit_that_fails_leaves_nothing_behind(root, A, phase, key):
     assert a.sum() == 1
     assert A.shape == (20 * BLK,)
     assert "x" not in root
-    assert storage.getSize() == size
+    if not hasattr(storage, "poll_invalidations"):  # RelStorage's has what PostgreSQL frees later
+        assert storage.getSize() == size
     # and the next commit works
     a[5 * BLK] = 8
     transaction.commit()
@@ -351,6 +352,7 @@ def test_a_commit_after_a_savepoint_stores_the_bytes(root, A0):
     assert (A[:] == 7).all()
 
 
+@pytest.mark.only("fs", "fscopy", "zeo", "neo")
 def test_a_block_that_does_not_come_to_its_storage_stops_the_commit(root, A0):
     A = A0
     A[:] = 7

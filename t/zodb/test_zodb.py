@@ -489,6 +489,7 @@ def test_deactivate_btree_that_is_in_no_database():
 # ---- zconn_at ----
 
 
+@pytest.mark.only("fs", "fscopy", "zeo", "neo")  # by db.lastTransaction(): see zdb_last()
 def test_zconn_at(testdb):
     root = testdb.open()
     conn = root._p_jar
@@ -553,6 +554,7 @@ def test_zconn_at_within_a_savepoint(testdb):
     assert zconn_at(root._p_jar) == at
 
 
+@pytest.mark.only("fs", "fscopy", "zeo", "neo")  # by db.lastTransaction(): see zdb_last()
 def test_zconn_at_historical(testdb):
     root = testdb.open()
     db = root._p_jar.db()

@@ -10,6 +10,7 @@ from wendelin.cli.changing import changed
 from wendelin.cli.database import storage_opened
 from wendelin.cli.output import console, print_json, shown_tid, shown_time, table
 from wendelin.lib.storage.tags import tags_of
+from wendelin.lib.zodb import zdb_last
 from wendelin.tree.group import Group
 
 __all__ = ["tag"]
@@ -46,7 +47,7 @@ def tag(
             if delete:
                 group.untag(name)
             else:
-                group.tag(name, root._p_jar.db().lastTransaction() if at is None else at)
+                group.tag(name, zdb_last(root._p_jar.db()) if at is None else at)
     with storage_opened(address.url) as storage:
         tags = sorted(tags_of(storage).items(), key=lambda item: item[1])
     if as_json:

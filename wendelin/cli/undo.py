@@ -11,6 +11,7 @@ from wendelin.cli.arguments import AddressType, MomentType, json_option
 from wendelin.cli.database import opened_to_write
 from wendelin.cli.errors import Failure
 from wendelin.cli.output import print_json, say
+from wendelin.lib.zodb import zdb_last
 from wendelin.tree.group import Group
 
 __all__ = ["undo"]
@@ -36,7 +37,7 @@ def undo(address: Address, tid: bytes, as_json: bool) -> None:
             Group(root).undo(tid)
         except (ValueError, UndoError) as e:
             raise Failure(str(e)) from e
-        done = root._p_jar.db().lastTransaction()
+        done = zdb_last(root._p_jar.db())
         transaction.abort()
     if as_json:
         print_json({"undone": tid.hex(), "by": done.hex()})

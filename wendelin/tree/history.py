@@ -32,7 +32,7 @@ from wendelin.lib.shown import shown
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.record import class_of
 from wendelin.lib.storage.tags import TAGS
-from wendelin.lib.zodb import btree_nodes, zconn_at, zconn_load_all, zconn_name
+from wendelin.lib.zodb import btree_nodes, zconn_at, zconn_load_all, zconn_name, zdb_last
 from wendelin.tree.containers import ATTRS, is_container
 from wendelin.tree.moments import tid_time
 
@@ -438,7 +438,7 @@ def undo(conn: Any, tid: bytes) -> None:
             f"{zconn_name(conn)} cannot undo: its storage has no undo. Read the earlier state with "
             f"g.at(), and write it again"
         )
-    if tid == z64 or tid > db.lastTransaction():
+    if tid == z64 or tid > zdb_last(db):
         raise ValueError(f"{zconn_name(conn)} has no transaction {tid_repr(tid)}: g.log() has them")
     manager = TransactionManager()
     txn = manager.begin()

@@ -16,7 +16,7 @@ from transaction import TransactionManager
 from ZODB.POSException import POSKeyError, ReadOnlyError
 from ZODB.utils import tid_repr
 
-from wendelin.lib.zodb import dbclose, dbopen, zconn_check_open, zconn_name
+from wendelin.lib.zodb import dbclose, dbopen, zconn_check_open, zconn_name, zdb_last
 from wendelin.tree.moments import Moment, moment, tid_time
 from wendelin.tree.tags import read_tags, tag_moment
 
@@ -96,7 +96,7 @@ def past_root(conn: Any, at: Moment) -> tuple[Any, Callable[[], None]]:
     zconn_check_open(conn)
     db = conn.db()
     tid = moment_of(conn, at)
-    past = db.open(TransactionManager(), at=min(tid, db.lastTransaction()))
+    past = db.open(TransactionManager(), at=min(tid, zdb_last(db)))
 
     def close() -> None:
         with suppress(Exception):

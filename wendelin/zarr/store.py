@@ -32,7 +32,7 @@ from wendelin.lib.storage.dburl import read_only as url_read_only
 from wendelin.lib.storage.shared import share, zconn_past
 from wendelin.lib.storage.storurl import zstor_2zurl
 from wendelin.lib.utils import override
-from wendelin.lib.zodb import zconn_at, zconn_name
+from wendelin.lib.zodb import zconn_at, zconn_name, zdb_last
 from wendelin.zarr.byteranges import byte_slice
 from wendelin.zarr.errors import StaleArrayError
 from wendelin.zarr.group import ZarrGroup
@@ -470,6 +470,7 @@ def _past(group: ZarrGroup, at: Any) -> ZarrGroup:
     conn = group._p_jar
     if conn is None or group._p_oid is None:
         raise ValueError(f"{group!r} is not in a database: it has no past")
+    zdb_last(conn.db())  # it knows then what is not in the future
     past = conn.db().open(TransactionManager(), at=at)
     return _group_in(past, group._p_oid, at)
 
