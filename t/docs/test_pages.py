@@ -133,7 +133,9 @@ def test_all_that_is_public_is_in_the_reference():
     reference = (pages.ROOT / "docs/reference.rst").read_text()
     listed = set(
         re.findall(
-            r"^\.\. auto(?:class|data|exception|function):: (\S+?)(?:\(\))?$", reference, re.M
+            r"^\.\. (?:auto|py:)(?:class|data|exception|function):: (\S+?)(?:\(\))?$",
+            reference,
+            re.M,
         )
     )
     for package in map(import_module, PACKAGES):
@@ -193,8 +195,13 @@ def test_site_fetches_nothing():
 
 @pytest.mark.skipif(not SITE, reason="run by tox -e docs")
 def test_examples_of_the_reference_are_code():
-    """An indented example without :: before it would be a quotation: text that runs together."""
-    assert "<blockquote>" not in (Path(SITE) / "reference.html").read_text()
+    """And nothing has the docstring of its type.
+
+    An indented example without :: before it would be a quotation: text that runs together.
+    """
+    text = (Path(SITE) / "reference.html").read_text()
+    assert "<blockquote>" not in text
+    assert "Convert a number or string" not in text  # that of int
 
 
 class TestPages:

@@ -18,10 +18,10 @@ from support import ROOT
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.lib.zodb import dbclose, dbopen
 
-SIZE = 760, 550  # of the picture [px]
+SIZE = 480, 560  # of the picture, for the width of a phone [px]
 
 PAGE = """<!doctype html><meta charset="utf-8"><style>
-body {{ font: 14px/1.4 system-ui, sans-serif; margin: 16px; background: white; color: black }}
+body {{ font: 12px/1.4 system-ui, sans-serif; margin: 8px; background: white; color: black }}
 pre {{ font: 13px monospace; background: #f7f7f7; border: 1px solid #ddd; padding: 6px 10px;
        margin: 0 0 10px }}
 section {{ margin-bottom: 22px }}
