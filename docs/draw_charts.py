@@ -20,8 +20,8 @@ LABELS = {
 #: columns of a table that are not a side of a comparison
 LEFT_OUT = ("ratio", "target", "CPUs in use")
 OURS, OTHER = "#1565c0", "#b8c1cf"
-BLUES = ("#1565c0", "#f2a541", "#5b6577")
-OTHERS = ("zarr", "h5py", "icechunk")
+COLOURS = ("#1565c0", "#f2a541", "#5b6577")
+OTHERS = {"zarr": "#2e7d32", "h5py": "#8e24aa", "icechunk": "#00acc1"}
 WIDTH = 5.2  # [inch]
 #: units of charts whose tables have them in the head
 UNITS = {"which": "ms"}
@@ -126,7 +126,7 @@ CURVES = {
                 "ms of CPU",
                 False,
             ),
-            ("known", "memory", ("memory a known block",), "bytes", False),
+            ("known", "memory a known block", ("memory a known block",), "bytes", False),
             ("known", "open the database", ("to open, and touch a block",), "ms of CPU", False),
         ],
     ),
@@ -293,10 +293,13 @@ def draw_curves(name):
         for curve, points in curves.items():
             style = "--" if curve in OTHERS else "-"
             ours += curve not in OTHERS
-            colour = {} if curve in OTHERS else {"color": BLUES[ours - 1]}
+            colour = OTHERS.get(curve) or COLOURS[ours - 1]
             xs, ys = [x for x, _ in points], [float(text) for _, text in points]
-            ax.plot(xs, ys, style, marker="o", ms=4, label=curve, **colour)
+            ax.plot(xs, ys, style, marker="o", ms=4, label=curve, color=colour)
         ax.set_xscale("log")
+        if xs[-1] < 100 * xs[0]:
+            ax.set_xticks(xs, [f"{x:.2g}" for x in xs])
+        ax.minorticks_off()
         if log:
             ax.set_yscale("log")
         ax.set_ylim(bottom=None if log else 0)

@@ -202,6 +202,8 @@ def test_examples_of_the_reference_are_code():
     text = (Path(SITE) / "reference.html").read_text()
     assert "<blockquote>" not in text
     assert "Convert a number or string" not in text  # that of int
+    # napoleon takes "The container: an object" as a type and a text
+    assert ">Type<" not in text
 
 
 class TestPages:

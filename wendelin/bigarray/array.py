@@ -186,7 +186,7 @@ class BigArray(Saving, NDArrayLike):
 
     @property
     def data(self) -> Any:
-        """Not available: an array has no memory of its own. A view has it."""
+        """Not available, as an array has no memory of its own; a view has it."""
         raise TypeError("an array has no direct buffer: take that of a view, A[:].data")
 
     def __repr__(self) -> str:

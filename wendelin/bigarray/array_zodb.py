@@ -165,7 +165,7 @@ class ZBigArray(BigArray, LivePersistent):
 
     @property
     def attrs(self) -> MutableMapping[str, Any]:
-        """Names, units, numbers, small arrays that belong to the array: see Attributes.
+        """Names, units, numbers, small arrays that belong to the array; see Attributes.
 
         If an older program kept a value by this name, it is returned as it is.
         """

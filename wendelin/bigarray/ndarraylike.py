@@ -68,7 +68,7 @@ class NDArrayLike:
 
     @property
     def flat(self) -> np.flatiter[NDArray[Any]]:
-        """The elements one by one, in C order: ndarray.flat of the view of all."""
+        """The elements one by one, in C order, as ndarray.flat of the view of all."""
         return self._all_of_it().flat
 
     def transpose(self, *axes: Any) -> NDArray[Any]:

@@ -113,7 +113,7 @@ class Group(MutableMapping[Any, Any]):
 
     @property
     def obj(self) -> Any:
-        """The container: an object of ZODB."""
+        """The container, which is an object of ZODB."""
         return self._obj
 
     @property
@@ -128,7 +128,7 @@ class Group(MutableMapping[Any, Any]):
 
     @property
     def attrs(self) -> Attributes:
-        """Names, units, numbers, small arrays that belong to the group: see Attributes."""
+        """Names, units, numbers, small arrays that belong to the group; see Attributes."""
         return Attributes(self._where(), lambda: self._here().get(ATTRS), self._make_attrs)
 
     def _make_attrs(self) -> MutableMapping[str, Any]:
