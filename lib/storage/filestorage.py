@@ -123,6 +123,21 @@ class AlignedFileStorage(StorageFile):
         self._stop = options.get("stop")
         self._saving = threading.Lock()
         self._holds = Holds()
+        self._open(file_name, options)
+        self._take_file()
+        self._python2 = is_of_python2(self.file.fileno())
+        if self.isReadOnly() and self._stop is None:
+            self.follower = FileFollower(self, self._again)
+        if not self.used_index:
+            self.write_index()
+        if align and self.changes is not None:
+            self.changes.close()
+            os.unlink(self.changes.name)
+            self.changes = Tail(self)
+        of_this_process(self)
+
+    def _open(self, file_name: str, options: dict[str, Any]) -> None:
+        """Have FileStorage open the file, locked; if it fails, leave nothing behind."""
         new = [name for name in (f"{file_name}.lock", f"{file_name}.tmp") if not exists(name)]
         if not options.get("read_only"):
             self.file_lock = FileLock()
@@ -137,22 +152,14 @@ class AlignedFileStorage(StorageFile):
                     with suppress(OSError):
                         os.unlink(name)
             raise
-        # FileStorage has read on in an empty file, see read_index()
+
+    def _take_file(self) -> None:
+        """Go on with the file, as FileStorage has read on in an empty one: see read_index()."""
         self.file, (self._index_end, end) = self._whole_file, self._opens
         self.end = end.pos
         self.used_index = int(self._index_end.pos != FIRST)
         with suppress(ValueError):  # there is no object
             self.newest_oid = self.index.maxKey()
-        self._python2 = is_of_python2(self.file.fileno())
-        if self.isReadOnly() and self._stop is None:
-            self.follower = FileFollower(self, self._again)
-        if not self.used_index:
-            self.write_index()
-        if align and self.changes is not None:
-            self.changes.close()
-            os.unlink(self.changes.name)
-            self.changes = Tail(self)
-        of_this_process(self)
 
     def _let_go(self) -> None:
         """Close the files that __init__ has opened, when it fails."""

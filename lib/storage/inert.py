@@ -254,15 +254,6 @@ class Reader:
         push, pop = stack.append, stack.pop
         left = self._left
 
-        def take() -> list[Any]:
-            """Pop the values above the last mark off the stack."""
-            if not marks:
-                raise InertError("no mark")
-            at = marks.pop()
-            items = stack[at:]
-            del stack[at:]
-            return items
-
         while True:
             op = data[pos]
             pos += 1
@@ -297,7 +288,7 @@ class Reader:
             elif op == 0x28:  # MARK
                 marks.append(len(stack))
             elif op == 0x74:  # TUPLE
-                push(tuple(take()))
+                push(tuple(_take(stack, marks)))
             elif op == 0x4D:  # BININT2
                 push(int.from_bytes(data[pos : pos + 2], "little"))
                 pos += 2
@@ -317,7 +308,7 @@ class Reader:
             elif op == 0x7D:  # EMPTY_DICT
                 push(Pairs())
             elif op == 0x75:  # SETITEMS
-                items = take()
+                items = _take(stack, marks)
                 self._set(stack[-1], items)
             elif op == 0x73:  # SETITEM
                 value, key = pop(), pop()
@@ -334,7 +325,7 @@ class Reader:
             elif op == 0x5D:  # EMPTY_LIST
                 push([])
             elif op == 0x65:  # APPENDS
-                items = take()
+                items = _take(stack, marks)
                 self._append(stack[-1], items)
             elif op == 0x61:  # APPEND
                 value = pop()
@@ -370,81 +361,103 @@ class Reader:
             elif op == 0x54 or op == 0x55:  # BINSTRING, SHORT_BINSTRING
                 value, pos = self._piece(pos, _WIDTH[op])
                 push(self._str2(value))
-            elif op == 0x96:  # BYTEARRAY8
-                value, pos = self._piece(pos, 8)
-                push(Object("builtins.bytearray", (value,)))
-            elif op == 0x8F:  # EMPTY_SET
-                push(Object("builtins.set"))
-            elif op == 0x90:  # ADDITEMS
-                items = take()
-                self._append(stack[-1], items)
-            elif op == 0x91:  # FROZENSET
-                value = Object("builtins.frozenset")
-                value.items = take()
-                push(value)
-            elif op == 0x92:  # NEWOBJ_EX
-                named, args, cls = pop(), pop(), pop()
-                value = self._call(cls, args)
-                if type(named) is not Pairs:
-                    raise InertError("arguments without names")
-                push(value)
-            elif op == 0x30:  # POP
-                if marks and marks[-1] == len(stack):
-                    marks.pop()
-                else:
-                    pop()
-            elif op == 0x31:  # POP_MARK
-                take()
-            elif op == 0x32:  # DUP
-                push(stack[-1])
-            elif op == 0x6C:  # LIST
-                push(take())
-            elif op == 0x64:  # DICT
-                items = take()
-                value = Pairs()
-                self._set(value, items)
-                push(value)
-            elif op == 0x69:  # INST
-                module, pos = self._line(pos)
-                name, pos = self._line(pos)
-                args = tuple(take())
-                push(self._call(Global(f"{_text(module)}.{_text(name)}"), args))
-            elif op == 0x6F:  # OBJ
-                cls, *rest = take()
-                push(self._call(cls, tuple(rest)))
-            elif op == 0x49 or op == 0x4C:  # INT, LONG
-                line, pos = self._line(pos)
-                if op == 0x49 and line in (b"00", b"01"):
-                    push(line == b"01")
-                else:
-                    push(self._number(line.removesuffix(b"L") if op == 0x4C else line))
-            elif op == 0x46:  # FLOAT
-                line, pos = self._line(pos)
-                push(float(line))
-            elif op == 0x53:  # STRING
-                line, pos = self._line(pos)
-                if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
-                    raise InertError("a text without quotes")
-                push(self._str2(_ESCAPE.sub(_unescaped, line[1:-1])))
-            elif op == 0x56:  # UNICODE
-                line, pos = self._line(pos)
-                push(line.decode("raw-unicode-escape"))
-            elif op == 0x70:  # PUT
-                line, pos = self._line(pos)
-                memo[self._index(self._number(line))] = stack[-1]
-            elif op == 0x67:  # GET
-                line, pos = self._line(pos)
-                push(memo[self._number(line)])
-            elif op == 0x50:  # PERSID
-                line, pos = self._line(pos)
-                push(self._load_persistent(line))
-            elif op in (0x82, 0x83, 0x84):  # EXT1, EXT2, EXT4
-                raise InertError("a class by a number, which other programs have given to it")
-            elif op in (0x97, 0x98):  # NEXT_BUFFER, READONLY_BUFFER
-                raise InertError("a buffer that is not in it")
+            elif op in _BY_LINE:
+                pos = self._load_line(op, pos, stack)
             else:
-                raise InertError(f"an opcode that there is not: {op:#x} at {pos - 1}")
+                pos = self._load_rare(op, pos, stack, marks)
 
+    def _load_rare(self, op: int, pos: int, stack: list[Any], marks: list[int]) -> int:
+        """Do what an opcode says that is rare in records; return where the next one is."""
+        push, pop = stack.append, stack.pop
+        value: Any
+        if op == 0x96:  # BYTEARRAY8
+            value, pos = self._piece(pos, 8)
+            push(Object("builtins.bytearray", (value,)))
+        elif op == 0x8F:  # EMPTY_SET
+            push(Object("builtins.set"))
+        elif op == 0x90:  # ADDITEMS
+            items = _take(stack, marks)
+            self._append(stack[-1], items)
+        elif op == 0x91:  # FROZENSET
+            value = Object("builtins.frozenset")
+            value.items = _take(stack, marks)
+            push(value)
+        elif op == 0x92:  # NEWOBJ_EX
+            named, args, cls = pop(), pop(), pop()
+            value = self._call(cls, args)
+            if type(named) is not Pairs:
+                raise InertError("arguments without names")
+            push(value)
+        elif op == 0x30:  # POP
+            if marks and marks[-1] == len(stack):
+                marks.pop()
+            else:
+                pop()
+        elif op == 0x31:  # POP_MARK
+            _take(stack, marks)
+        elif op == 0x32:  # DUP
+            push(stack[-1])
+        elif op == 0x6C:  # LIST
+            push(_take(stack, marks))
+        elif op == 0x64:  # DICT
+            items = _take(stack, marks)
+            value = Pairs()
+            self._set(value, items)
+            push(value)
+        elif op == 0x69:  # INST
+            module, pos = self._line(pos)
+            name, pos = self._line(pos)
+            args = tuple(_take(stack, marks))
+            push(self._call(Global(f"{_text(module)}.{_text(name)}"), args))
+        elif op == 0x6F:  # OBJ
+            cls, *rest = _take(stack, marks)
+            push(self._call(cls, tuple(rest)))
+        elif op in (0x82, 0x83, 0x84):  # EXT1, EXT2, EXT4
+            raise InertError("a class by a number, which other programs have given to it")
+        elif op in (0x97, 0x98):  # NEXT_BUFFER, READONLY_BUFFER
+            raise InertError("a buffer that is not in it")
+        else:
+            raise InertError(f"an opcode that there is not: {op:#x} at {pos - 1}")
+        return pos
+
+    def _load_line(self, op: int, pos: int, stack: list[Any]) -> int:
+        """Do what an opcode of protocol 0 says with its line; return where the next one is."""
+        push, memo = stack.append, self._memo
+        line, pos = self._line(pos)
+        if op == 0x49 or op == 0x4C:  # INT, LONG
+            if op == 0x49 and line in (b"00", b"01"):
+                push(line == b"01")
+            else:
+                push(self._number(line.removesuffix(b"L") if op == 0x4C else line))
+        elif op == 0x46:  # FLOAT
+            push(float(line))
+        elif op == 0x53:  # STRING
+            if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
+                raise InertError("a text without quotes")
+            push(self._str2(_ESCAPE.sub(_unescaped, line[1:-1])))
+        elif op == 0x56:  # UNICODE
+            push(line.decode("raw-unicode-escape"))
+        elif op == 0x70:  # PUT
+            memo[self._index(self._number(line))] = stack[-1]
+        elif op == 0x67:  # GET
+            push(memo[self._number(line)])
+        elif op == 0x50:  # PERSID
+            push(self._load_persistent(line))
+        return pos
+
+
+def _take(stack: list[Any], marks: list[int]) -> list[Any]:
+    """Pop the values above the last mark off the stack."""
+    if not marks:
+        raise InertError("no mark")
+    at = marks.pop()
+    items = stack[at:]
+    del stack[at:]
+    return items
+
+
+#: opcodes of protocol 0, before a line: INT, LONG, FLOAT, STRING, UNICODE, PUT, GET, PERSID
+_BY_LINE = frozenset(b"ILFSVpgP")
 
 #: opcode -> size of the length that follows [bytes]
 _WIDTH = {
