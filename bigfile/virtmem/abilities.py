@@ -103,7 +103,10 @@ class MayBeRemote(Protocol):
 
 @runtime_checkable
 class HasFolder(Protocol):
-    """A file that lies in a folder; changes that are larger than memory go there."""
+    """A file that lies in a folder; changes that are larger than memory go there.
+
+    Only a class that names this Protocol as a base has this ability.
+    """
 
     @property
     def folder(self) -> str | None:

@@ -111,7 +111,8 @@ cdef class BigFileH:
         self.failures = []
         self.pins = []
         self.fallback_thread = threading.get_ident()
-        self.spool = spool_folder(file.folder if isinstance(file, HasFolder) else None)
+        # a program's own file may have a `folder` of another kind: only a class that names HasFolder
+        self.spool = spool_folder(file.folder if HasFolder in type(file).__mro__ else None)
         self.fileh = fileh_new((<BigFile>file).blksize)
         if self.fileh == NULL:
             hint = " (page memory is a file to the kernel: see ulimit -f)" if errno == EFBIG else ""

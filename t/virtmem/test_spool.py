@@ -7,6 +7,7 @@ import tempfile
 
 import pytest
 from support.child import check_child, start_child
+from support.ramfile import RAMFile
 from support.smalldisk import NoDisk, small_disk
 
 from wendelin.bigfile.virtmem.spool import spool_folder
@@ -254,3 +255,10 @@ def test_its_folder(tmp_path, monkeypatch):
         monkeypatch.setenv("WENDELIN_CORE_SPOOL", bad)
         with pytest.raises(ValueError, match=r"WENDELIN_CORE_SPOOL is .* it must be a folder"):
             spool_folder()
+
+
+def test_a_folder_that_a_file_has_for_itself_is_not_its_spool():
+    class File(RAMFile):
+        folder = object()
+
+    assert File(4096).fileh_open().spool == spool_folder()
