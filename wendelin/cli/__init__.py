@@ -25,6 +25,7 @@ A database, read as data: nothing that it names is imported or called.
 Something put into a database, in bounded transactions, resumable:
 
     transfer            an array; building: an object of many values; whole: all of a file
+    committing          after which steps they commit, or all at once
     copyobjects         arrays and groups of another database
     changing            containers, as objects of ZODB
 
