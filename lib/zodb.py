@@ -56,6 +56,7 @@ __all__ = [
     "zconn_is_open",
     "zconn_is_remote",
     "zconn_load_all",
+    "zconn_load_revisions",
     "zconn_locate",
     "zconn_name",
     "zconn_read_current",
@@ -376,8 +377,7 @@ def zconn_locate(conn: Any, oids: Iterable[bytes], *, wait: bool = True) -> list
     None for objects whose bytes are not in a file: all of them, if the storage is not an
     AlignedFileStorage. With wait=False, also None for those that would have to wait for the disk.
     """
-    storage = _file_of(conn)
-    before = zconn_before(conn)
+    storage, before = _mapped_of(conn)
     if before is None or storage is None:
         return [None for _ in oids]
     return storage.locate(oids, before, wait=wait)
@@ -385,10 +385,10 @@ def zconn_locate(conn: Any, oids: Iterable[bytes], *, wait: bool = True) -> list
 
 def zconn_hold(conn: Any, hold: Hold | None) -> Hold | None:
     """Hold the state that a Connection sees, in place of an earlier one: see fsholds."""
-    file, before = _file_of(conn), zconn_before(conn)
+    file, before = _mapped_of(conn)
     if file is None or before is None:
         return hold
-    if hold is None:
+    if hold is None or not file.holds(hold):
         return file.hold(before)
     hold.move(before)
     return hold
@@ -412,18 +412,28 @@ def zconn_load_all(conn: Any, oids: list[bytes]) -> list[bytes]:
     Safe in any thread, once the Connection has a handle of an array (storthreads). Uncommitted
     changes of the Connection are not seen.
     """
+    return [record for record, _ in zconn_load_revisions(conn, oids)]
+
+
+def zconn_load_revisions(conn: Any, oids: list[bytes]) -> list[tuple[bytes, bytes]]:
+    """Return records, as zconn_load_all() does, and the transactions that wrote them."""
     storage = instance_of(conn)
     zconn_check_database(conn)
+
+    def load(oid: bytes) -> tuple[bytes, bytes]:
+        record, tid = storage.load(oid)
+        return bytes(record), bytes(tid)
+
     if len(oids) == 1 or not zconn_is_remote(conn) or not asks_in_parallel(storage):
-        return [bytes(storage.load(oid)[0]) for oid in oids]
+        return [load(oid) for oid in oids]
     before = zconn_before(conn)
     client = under(storage)
     if before is None or not is_our_client(client):
-        return together(lambda oid: bytes(storage.load(oid)[0]), oids)
+        return together(load, oids)
     found = client.load_all(oids, before)
     # load() raises the right exception
     return [
-        bytes(record[0] if record is not None else storage.load(oid)[0])
+        load(oid) if record is None else (bytes(record[0]), bytes(record[1]))
         for oid, record in zip(oids, found, strict=True)
     ]
 
@@ -496,7 +506,7 @@ def zconn_is_remote(conn: Any) -> bool:
 
 def zconn_maps(conn: Any) -> bool:
     """Say whether blocks of a Connection lie in a file of this machine that can be mapped."""
-    storage = _file_of(conn)
+    storage, _ = _mapped_of(conn)
     return storage is not None and storage.align
 
 
@@ -516,13 +526,24 @@ def zconn_aligns_from(conn: Any) -> int:
 
 def zconn_has_open(conn: Any, file: OpenFile) -> bool:
     """Say whether a file of a result of zconn_locate() is still the database's."""
-    storage = _file_of(conn)
+    storage, _ = _mapped_of(conn)
     return storage is not None and storage.has_open(file)
 
 
 def zconn_takes_bytes_records(conn: Any) -> bool:
     """Say whether the storage of a Connection takes a BytesRecord as well as bytes."""
     return _file_of(conn) is not None
+
+
+def _mapped_of(conn: Any) -> tuple[AlignedFileStorage | None, bytes | None]:
+    """Return the file that has the state that a Connection sees, and before which tid that is.
+
+    It is the storage itself, or the file of a server, if it can be opened here.
+    """
+    storage, before = under(instance_of(conn)), zconn_before(conn)
+    if is_our_client(storage):
+        return None if before is None else storage.server_file.at(before), before
+    return storage if isinstance(storage, AlignedFileStorage) else None, before
 
 
 def _file_of(conn: Any) -> AlignedFileStorage | None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 __all__ = [
+    "CountsCache",
     "ExplainsMismatch",
     "FilePieces",
     "FileRange",
@@ -19,6 +20,7 @@ __all__ = [
     "MapsAhead",
     "MapsBlocks",
     "MayBeRemote",
+    "NamedFile",
     "SeesTransactions",
     "Truncates",
     "able",
@@ -65,6 +67,21 @@ class FilePieces(NamedTuple):
         )
 
 
+class NamedFile(NamedTuple):
+    """A file that begins with the bytes of a block, all of them, in a folder.
+
+    Its name is `first-second`, in hexadecimal digits. The pager opens it to map it, and closes it
+    again: there may be more such files than descriptors. It may be removed at any time: then the
+    pager asks for the block once more. Until then, its bytes never change.
+    """
+
+    folder: int  # a descriptor, open as long as the handle lives
+    first: bytes  # 8 bytes
+    second: bytes  # 8 bytes
+    size: int  # [bytes] of the block before the zeros at its end
+    digest: bytes  # XXH3-64 of these bytes, the highest first: copied bytes are compared with it
+
+
 def able(obj: object, protocol: type) -> bool:
     """Return isinstance(obj, protocol), which takes long unless the class names the protocol."""
     return protocol in type(obj).__mro__ or isinstance(obj, protocol)
@@ -77,7 +94,7 @@ class MapsBlocks(Protocol):
     def mapblk(self, blk: int) -> Any:
         """Return the FileRange of a block, or a tuple of its items; HOLE: a block of zeros.
 
-        FilePieces: it lies in several pieces. None: the block must be loaded.
+        FilePieces: it lies in several pieces. NamedFile: it is a file. None: it must be loaded.
         """
 
 
@@ -127,6 +144,15 @@ class ExplainsMismatch(Protocol):
 
     def mismatch(self, blk: int) -> Exception:
         """Return the exception to raise."""
+
+
+@runtime_checkable
+class CountsCache(Protocol):
+    """A file whose blocks may be in a cache."""
+
+    @property
+    def cache_counts(self) -> tuple[int, int]:
+        """How many blocks were found there, and how many were not."""
 
 
 @runtime_checkable

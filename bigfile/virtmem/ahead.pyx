@@ -21,7 +21,7 @@ from wendelin.bigfile.virtmem.mapping cimport (FILE, NONE, NOWHERE, ZERO, Area, 
                                                area_kind, area_show)
 from wendelin.bigfile.virtmem.opened cimport fileh_release
 from wendelin.bigfile.virtmem.page cimport (AHEAD, LOCATED, LOADED, MEMFD, ZEROS, FileH, Page,
-                                            page_get, page_peek, page_shown_from, pager_generation)
+                                            page_get, page_map, page_peek, pager_generation)
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_limit
 from wendelin.bigfile.virtmem.readahead cimport AHEAD_PAGES, Ahead, readahead_set_op
 
@@ -110,7 +110,7 @@ cdef size_t show_ahead(Area *area, uint64_t i, Ahead *ahead) noexcept nogil:
             if area_show(area, j, k - j, ZERO, NOWHERE) != 0:
                 break
         else:
-            if area_show(area, j, 1, FILE, page_shown_from(page)) != 0:
+            if page_map(page, area, j, FILE) != 0:
                 break
             files -= 1
         j = k

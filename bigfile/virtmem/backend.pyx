@@ -14,7 +14,7 @@ from wendelin.bigfile.virtmem.kernel cimport _SC_PAGESIZE, sysconf
 from wendelin.bigfile.virtmem.mapping cimport Piece, Pieces
 from wendelin.bigfile.virtmem.page cimport FILERANGE, NOTHING, ZEROS, Source
 
-from wendelin.bigfile.virtmem.abilities import FilePieces, FileRange
+from wendelin.bigfile.virtmem.abilities import FilePieces, FileRange, NamedFile
 from wendelin.bigfile.virtmem.checksum import AVAILABLE
 
 #: What mapblk returns for a block that reads as zeros.
@@ -25,13 +25,15 @@ cdef size_t os_page = sysconf(_SC_PAGESIZE)
 cdef int source_from(found, size_t blksize, Source *source) except -1:
     """Return the Source of a result of mapblk."""
     source.fd = -1
-    source.checked = False
+    source.checked = source.named = False
     source.pieces = NULL
     if found is HOLE:
         source.backing = ZEROS
         return 0
     if isinstance(found, FilePieces):
         return source_of_pieces(found, blksize, source)
+    if isinstance(found, NamedFile):
+        return source_named(found, blksize, source)
     fd, offset, size, digest = found if isinstance(found, FileRange) else file_range(found)
     source.size = blksize if size is None else size
     if digest is not None:
@@ -90,6 +92,22 @@ cdef int source_of_pieces(found, size_t blksize, Source *source) except -1:
     return 0
 
 
+cdef int source_named(found, size_t blksize, Source *source) except -1:
+    """As source_from(), of a NamedFile."""
+    folder, first, second, size, digest = found
+    if folder < 0 or len(first) != 8 or len(second) != 8 or not 0 < size <= blksize:
+        raise ValueError(f"mapblk returned {found}: that is not a file of a folder")
+    source.backing = FILERANGE
+    source.named = True
+    source.fd = folder
+    source.size = size
+    source.offset = int.from_bytes(first, "big", signed=True)
+    source.second = int.from_bytes(second, "big")
+    source.checked = AVAILABLE
+    source.digest = int.from_bytes(digest, "big")
+    return 0
+
+
 cdef object file_range(found):
     """Return the FileRange that a plain tuple means."""
     if isinstance(found, (tuple, list)) and 2 <= len(found) <= 4:
@@ -120,7 +138,8 @@ cdef class BigFile:
     -----------------
     loadblk(blk, buf)
         Fill buf, a writable buffer of blksize zero bytes, and return None; or return a
-        bytes-like object with the block; a shorter one is followed by zeros. Called in any
+        bytes-like object with the block; a shorter one is followed by zeros. Or return a
+        NamedFile, which has the block now, and is mapped. Called in any
         thread. Its exception becomes a BlockLoadError of the thread that touched the memory.
     storeblk(blk, buf)
         Store a block; buf is a read-only buffer of blksize bytes.

@@ -256,11 +256,12 @@ cdef int fileh_set_located(FileH *fileh, Located *located, size_t n, uint64_t ep
                 break
         elif page.state == LOADED and page.backing == MEMFD:
             if located[i].source.backing == NOTHING or page.pins != 0:
-                page_set_source(page, &located[i].source)
-                located[i].source.pieces = NULL
+                if not located[i].source.named:     # which may be gone when it is needed
+                    page_set_source(page, &located[i].source)
+                    located[i].source.pieces = NULL
                 continue
             page_free_memory(page)
-            if located[i].source.pieces == NULL:
+            if located[i].source.pieces == NULL and not located[i].source.named:
                 page_forget(page)
                 fileh_know(fileh, blk, &located[i].source)  # else the file is asked
                 continue

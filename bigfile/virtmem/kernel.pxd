@@ -40,7 +40,9 @@ cdef extern from "<fcntl.h>" nogil:
     ssize_t splice(int fd_in, long *off_in, int fd_out, long *off_out, size_t len,
                    unsigned int flags)
     int F_DUPFD_CLOEXEC, F_SETPIPE_SZ, O_CLOEXEC, O_RDONLY, O_RDWR, O_TMPFILE
+    int O_NOFOLLOW
     int open_ "open" (const char *path, int flags, ...)
+    int openat(int folder, const char *path, int flags, ...)
 
 cdef extern from "<sched.h>" nogil:
     ctypedef struct cpu_set_t:

@@ -14,13 +14,14 @@ Locking: see page.pyx. A function that "enters and leaves with the pager lock he
 meanwhile: look up everything again after it.
 """
 
-from libc.errno cimport EAGAIN, EDQUOT, EFAULT, EFBIG, ENOMEM, ENOSPC
+from libc.errno cimport EAGAIN, EDQUOT, EFAULT, EFBIG, ENOENT, ENOMEM, ENOSPC
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free
 
 from wendelin.bigfile.virtmem.checksum cimport checksum_compare
-from wendelin.bigfile.virtmem.kernel cimport (EOPNOTSUPP, _SC_PAGESIZE, pthread_cond_broadcast,
-                                              pthread_self, sysconf, volatile_char)
+from wendelin.bigfile.virtmem.kernel cimport (EOPNOTSUPP, _SC_PAGESIZE, close,
+                                              pthread_cond_broadcast, pthread_self, sysconf,
+                                              volatile_char)
 
 from wendelin.bigfile.virtmem.mapping cimport Piece
 from wendelin.bigfile.virtmem.memory cimport memory_reach
@@ -32,7 +33,8 @@ from wendelin.bigfile.virtmem.page cimport (AHEAD, BROKEN_FILE, CIRCULAR_LOAD, D
                                             Failed, Failure, FileH, Page, Purpose, Source, op_fail,
                                             op_load, op_wait, page_become, page_drop, page_forget,
                                             page_get, page_memory, page_needs, page_new, page_own,
-                                            page_peek, page_set_slot, page_set_source, page_show)
+                                            page_peek, page_set_slot, page_set_source, page_show,
+                                            source_open)
 from wendelin.bigfile.virtmem.ram cimport (Place, pager_cond, pager_lock, pager_unlock, ram_alloc,
                                            ram_copy, ram_counted, ram_free, ram_hold, ram_largest,
                                            ram_may_dirty, ram_reserve, ram_unreserve, ram_write)
@@ -82,16 +84,26 @@ cdef size_t without_zeros(FileH *fileh, uint64_t blk, const char *data, size_t s
 
 
 cdef int page_copy(FileH *fileh, uint64_t blk, const Source *source) noexcept nogil:
-    """As page_fill, with the bytes of a file; EBADMSG: they do not match their digest."""
+    """As page_fill, with the bytes of a file; EBADMSG: they do not match their digest.
+
+    ENOENT: the file of a named source is gone.
+    """
     cdef Place memory
     cdef size_t needs = 0
-    cdef int err = reserve(fileh, blk, source.size, &memory, &needs)
+    cdef int fd, err = reserve(fileh, blk, source.size, &memory, &needs)
     if err != 0:
         return err
     if source.pieces != NULL:
         err = copy_pieces(source, memory, needs)
     else:
-        err = ram_copy(memory, source.size, source.fd, source.offset)
+        if source.named:
+            fd = source_open(source)
+            err = ENOENT
+            if fd >= 0:
+                err = ram_copy(memory, source.size, fd, 0)
+                close(fd)
+        else:
+            err = ram_copy(memory, source.size, source.fd, source.offset)
         if err == 0 and source.checked:
             err = checksum_compare(memory.fd, memory.offset, source.size, source.digest)
         if err == 0 and source.size < needs:
@@ -370,7 +382,7 @@ cdef int page_bring_in(Page *page, long slot) noexcept nogil:
             release(fileh, blk)
             pager_lock()
         page_become(page, LOADED, backing)
-        if reload:
+        if reload or (err == ENOENT and page.source.named):
             page_drop(page)
             err = 0                 # EMPTY now: the touch starts again
     else:

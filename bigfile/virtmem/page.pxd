@@ -54,12 +54,16 @@ cdef struct Source:         # where a block is
     # MEMFD: it is in page memory already, see page_fill
     Backing backing
     int fd                  # of the file, open for as long as the handle lives; -1: no file
-    long offset             # in the file [bytes]
+    long offset             # in the file [bytes]; named: the first part of its name
     size_t size             # [bytes] of the block that the file has; zeros are after that
     Pieces *pieces          # where they are, if not in one piece. Owned, see page_set_source()
     uint64_t load           # of op_load: Page.load
+    # fd is a folder. The file is the one that source_open() opens there, for as long as it takes to
+    # map it: it begins with the block, and may be gone
+    bint named
     bint checked            # copied bytes are compared with:
     uint64_t digest         # XXH3-64 of the block's bytes that the file has
+    uint64_t second         # named: the second part of its name
 
 cdef struct Located:        # where a block is that no thread has touched yet
     uint64_t blk
@@ -156,6 +160,10 @@ cdef Place page_memory(const Page *page) noexcept nogil
 cdef void page_set_source(Page *page, const Source *source) noexcept nogil
 cdef size_t page_needs(const Page *page, size_t size) noexcept nogil
 cdef int page_reach(Page *page, Area *area, uint64_t i) noexcept nogil
+cdef enum:
+    GONE = -1               # page_map(): the file that had the block is not there
+cdef int source_open(const Source *source) noexcept nogil
+cdef int page_map(const Page *page, Area *area, uint64_t i, Kind kind) noexcept nogil
 cdef void page_show(Page *page, bint stays) noexcept nogil
 cdef void page_drop(Page *page) noexcept nogil
 cdef void page_free_memory(Page *page) noexcept nogil

@@ -84,11 +84,13 @@ failure, for lack of memory or stack.
     sound ── fileh_doom: a touch failed ──► doomed ── fileh_undoom: discard, forget ──► sound
 """
 
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport UINT64_MAX, uint64_t
 from libc.stdlib cimport abort, calloc, free
 from libc.string cimport memset
 
-from wendelin.bigfile.virtmem.kernel cimport pthread_self, write as write_fd
+from wendelin.bigfile.virtmem.kernel cimport (O_CLOEXEC, O_NOFOLLOW, O_RDONLY, close, openat,
+                                              pthread_self, write as write_fd)
 from wendelin.bigfile.virtmem.mapping cimport (FILE, NONE, NOWHERE, RO, RW, ZERO, Area, Kind,
                                                Origin, area_bytes, area_kind, area_reset, area_set_stays,
                                                area_show, area_was_shown)
@@ -233,6 +235,8 @@ cdef uint64_t CHECKED = <uint64_t>1 << 49
 
 cdef bint pack(const Source *source, Known *known) noexcept nogil:
     """Put a Source, not of a hole, into a record. False: its numbers are too large."""
+    if source.named:
+        return False
     if source.pieces != NULL or source.offset >> OFFSET_BITS != 0 or source.size >> SIZE_BITS != 0 \
             or source.fd < 0 or source.fd >> (64 - SIZE_BITS) != 0:
         return False
@@ -454,6 +458,41 @@ cdef int page_reach(Page *page, Area *area, uint64_t i) noexcept nogil:
     return err
 
 
+cdef int source_open(const Source *source) noexcept nogil:
+    """Open the file of a named source, <offset>-<second>, each in 16 hexadecimal digits. -1: errno.
+
+    The caller closes it.
+    """
+    cdef char[34] name
+    cdef const char *digits = b"0123456789abcdef"
+    cdef uint64_t first = <uint64_t>source.offset, second = source.second
+    cdef int i, fd
+    for i in range(16):
+        name[15 - i] = digits[(first >> (4 * i)) & 15]
+        name[32 - i] = digits[(second >> (4 * i)) & 15]
+    name[16] = c'-'
+    name[33] = 0
+    while True:
+        fd = openat(source.fd, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW)
+        if fd >= 0 or errno != EINTR:
+            return fd
+
+
+cdef int page_map(const Page *page, Area *area, uint64_t i, Kind kind) noexcept nogil:
+    """Show a LOADED or DIRTY page as page i of an area, as `kind`. 0, errno, or GONE."""
+    cdef Origin origin = page_shown_from(page)
+    cdef int err
+    if kind != FILE or not page.source.named:
+        return area_show(area, i, 1, kind, origin)
+    origin.place.fd = source_open(&page.source)
+    origin.place.offset = 0
+    if origin.place.fd < 0:
+        return GONE
+    err = area_show(area, i, 1, kind, origin)
+    close(origin.place.fd)      # the mapping keeps the file, even if its name is removed
+    return err
+
+
 cdef void page_show(Page *page, bint stays) noexcept nogil:
     """Let all areas that show something of a LOADED or DIRTY page, or showed it before it was
     dropped, show it as it is now. Where the kernel gives no mapping, the next touch does it.
@@ -472,7 +511,7 @@ cdef void page_show(Page *page, bint stays) noexcept nogil:
                 fatal(b"wendelin.core: the kernel refuses to unmap a page\n")
         elif i < area.pglen and (stays or area_was_shown(area, i)):
             if page_reach(page, area, i) != 0 \
-                    or area_show(area, i, 1, kind, page_shown_from(page)) != 0:
+                    or page_map(page, area, i, kind) != 0:
                 if area_show(area, i, 1, NONE, NOWHERE) != 0 and area_reset(area) != 0:
                     fatal(b"wendelin.core: the kernel refuses to unmap a page\n")
             elif stays:

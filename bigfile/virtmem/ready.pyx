@@ -26,11 +26,10 @@ from wendelin.bigfile.virtmem.loading cimport page_load, page_make_room
 from wendelin.bigfile.virtmem.mapping cimport (NONE, NOWHERE, ZERO, Area, area_kind, area_set_stays,
                                                area_show, area_was_shown, areas_have_room,
                                                areas_may_stay)
-from wendelin.bigfile.virtmem.page cimport (AHEAD, DIRTY, LOADED, LOADING, LOCATED, MEMFD,
-                                            NO_FAILURE, ZEROS, Failure, FileH, Page, op_wait,
-                                            page_become, page_get, page_kind, page_own, page_peek,
-                                            page_reach, page_set_stored, page_show,
-                                            page_shown_from)
+from wendelin.bigfile.virtmem.page cimport (AHEAD, DIRTY, GONE, LOADED, LOADING, LOCATED,
+                                            MEMFD, NO_FAILURE, ZEROS, Failure, FileH, Page, op_wait,
+                                            page_become, page_get, page_kind, page_map, page_own,
+                                            page_peek, page_reach, page_set_stored, page_show)
 from wendelin.bigfile.virtmem.ram cimport (COLD, pager_lock, pager_unlock, ram_counted, ram_may_pin,
                                            ram_pin, ram_unpin)
 
@@ -87,8 +86,8 @@ cdef uint64_t area_ready(Area *area, uint64_t i, uint64_t end, bint skip, int64_
         elif (page.state == LOADED and page.res.queue != COLD) or page.state == DIRTY:
             err = page_reach(page, area, i)
             if err == 0:
-                err = area_show(area, i, 1, page_kind(page), page_shown_from(page))
-            if err != 0:
+                err = page_map(page, area, i, page_kind(page))
+            if err != 0 and err != GONE:
                 j = end
         i = j
     pager_unlock()

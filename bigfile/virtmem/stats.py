@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from wendelin.bigfile.virtmem.abilities import CountsCache, able
 from wendelin.bigfile.virtmem.handle import BigFileH, counts, handles, ram_stat
 from wendelin.bigfile.virtmem.mapping import mappings
 from wendelin.bigfile.virtmem.spool import spooled
@@ -28,6 +29,8 @@ class HandleStats(NamedTuple):
     failures: int  #: touches and loads that failed
     waits: int  #: waits for another thread that loaded or stored
     spooled: int  #: blocks with uncommitted changes that are in a file of WENDELIN_CORE_SPOOL
+    hits: int  #: blocks that were found in the cache of the machine; 0 without one
+    misses: int  #: blocks that were not, and were loaded from the database
 
 
 class Stats(NamedTuple):
@@ -52,4 +55,5 @@ def stats() -> Stats:
 
 def stats_of(handle: BigFileH) -> HandleStats:
     """Return the counters of a handle."""
-    return HandleStats(repr(handle.file), handle.blksize, *counts(handle))
+    cache = handle.file.cache_counts if able(handle.file, CountsCache) else (0, 0)
+    return HandleStats(repr(handle.file), handle.blksize, *counts(handle), *cache)

@@ -31,13 +31,13 @@ from wendelin.bigfile.virtmem.mapping cimport (FILE, NOWHERE, RO, RW, SINK, ZERO
 from wendelin.bigfile.virtmem.memory cimport memory_after_fork
 from wendelin.bigfile.virtmem.opened cimport fileh_release
 from wendelin.bigfile.virtmem.page cimport (BROKEN_FILE, CHANGE_REFUSED, DIRTY, DIRTY_LIMIT,
-                                            EXITING, FORKED, FOR_TOUCH, LOADED, LOADING,
+                                            EXITING, FORKED, FOR_TOUCH, GONE, LOADED, LOADING,
                                             LOAD_FAILED, MEMFD, NO_FAILURE, NO_MAPPING, NO_MEMORY,
                                             SPOOL_FAILED, WRITE_IN_WRITEOUT, Failure, FileH, Page,
                                             fatal, fileh_doom, op_fail, op_first_change, op_wait,
-                                            page_after_fork, page_become, page_get, page_kind,
-                                            page_peek, page_reach, page_set_stored,
-                                            page_shown_from, pager_exiting)
+                                            page_after_fork, page_become, page_drop, page_get,
+                                            page_kind, page_map, page_peek, page_reach,
+                                            page_set_stored, pager_exiting)
 from wendelin.bigfile.virtmem.ram cimport (OFF, pager_cond, pager_lock, pager_unlock,
                                            ram_after_fork, ram_touch)
 from wendelin.bigfile.virtmem.spool cimport spool_after_fork
@@ -244,7 +244,10 @@ cdef Step touch_show(Touch *touch) noexcept nogil:
         touch.n_ahead = load_ahead(area, touch.i, touch.ahead)
     else:
         touch.n_ahead = show_ahead(area, touch.i, touch.ahead)
-    err = area_show(area, touch.i, 1, kind, page_shown_from(page))
+    err = page_map(page, area, touch.i, kind)
+    if err == GONE:
+        page_drop(page)             # the file is asked again
+        return AGAIN
     return SHOWN if err == 0 else refuse(touch, NO_MAPPING, err)
 
 

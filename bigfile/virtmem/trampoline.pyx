@@ -51,6 +51,7 @@ from wendelin.bigfile.virtmem.handle cimport BigFileH
 from wendelin.bigfile.virtmem.located cimport set_located
 from wendelin.bigfile.virtmem.deadlock cimport wait_for_gil, wait_over
 
+from wendelin.bigfile.virtmem.abilities import NamedFile
 from wendelin.bigfile.virtmem.errors import DoomedError, PageMemoryError
 
 cdef extern from "Python.h":
@@ -200,6 +201,7 @@ cdef void load_with_gil(Call *call, Source *source, bint direct) noexcept:
     cdef BigFileH pyfileh
     cdef uint64_t epoch = fileh_epoch(call.fileh)
     cdef int interrupts = 0
+    cdef bint mapped = False
     try:
         if call.fileh.pyfileh == NULL:
             return
@@ -207,7 +209,7 @@ cdef void load_with_gil(Call *call, Source *source, bint direct) noexcept:
         exc = None if direct else failing_class(pyfileh.fallback_thread)
         while exc is None:
             try:
-                load_from_file(pyfileh, call.blk, source)
+                load_from_file(pyfileh, call.blk, source, &mapped)
                 check_nested(call.scraps)
                 call.result = 0
                 break
@@ -221,7 +223,7 @@ cdef void load_with_gil(Call *call, Source *source, bint direct) noexcept:
                     exc = load_error(pyfileh.file, call.blk, e)
         if exc is not None:
             failed(call, exc)
-        elif source.backing != MEMFD:
+        elif mapped or source.backing == ZEROS:
             try:
                 look_ahead(pyfileh, call.blk, epoch)
             except Exception:
@@ -244,20 +246,22 @@ cdef int look_ahead(BigFileH fileh, uint64_t blk, uint64_t epoch) except -1:
     return 0
 
 
-cdef int load_from_file(BigFileH pyfileh, uint64_t blk, Source *source) except -1:
-    """Ask the file for a block, and set `source` to where it is."""
+cdef int load_from_file(BigFileH pyfileh, uint64_t blk, Source *source, bint *mapped) except -1:
+    """Ask the file for a block, and set `source` to where it is; `mapped`: mapblk() said it."""
     cdef FileH *fileh = pyfileh.fileh
     cdef Py_buffer view
     cdef int err
     if pyfileh.maps:
         found = pyfileh.file.mapblk(blk)
-        if found is not None:
-            source_from(found, fileh.blksize, source)
-            return 0
+        mapped[0] = found is not None
+        if mapped[0]:
+            return source_from(found, fileh.blksize, source)
     buf = scratch_buffer(fileh.blksize)
     data = pyfileh.file.loadblk(blk, memoryview(buf))
     if data is None:
         data = buf
+    elif isinstance(data, NamedFile):
+        return source_from(data, fileh.blksize, source)
     PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
     try:
         if <size_t>view.len > fileh.blksize:

@@ -36,7 +36,6 @@ run in the thread of the transaction.
 from __future__ import annotations
 
 import logging
-import os
 import weakref
 from collections.abc import Iterable, Set
 from contextlib import suppress
@@ -47,6 +46,7 @@ from ZODB.POSException import ConflictError, ConnectionStateError, ReadOnlyHisto
 from ZODB.serialize import ObjectWriter
 
 from wendelin.bigfile.virtmem.abilities import (
+    CountsCache,
     ExplainsMismatch,
     FilePieces,
     FileRange,
@@ -54,6 +54,7 @@ from wendelin.bigfile.virtmem.abilities import (
     MapsAhead,
     MapsBlocks,
     MayBeRemote,
+    NamedFile,
     SeesTransactions,
     Truncates,
 )
@@ -66,6 +67,7 @@ from wendelin.bigfile.virtmem.located import invalidate_loading, set_located
 from wendelin.bigfile.virtmem.pins import unpin_all
 from wendelin.bigfile.zodb.blockmap import BlockMap, PartMap
 from wendelin.bigfile.zodb.blocktable import BlockTable, Changed
+from wendelin.bigfile.zodb.cached import Found, cached_blocks, is_for_cache
 from wendelin.bigfile.zodb.change import Block, Change
 from wendelin.bigfile.zodb.formats import (
     ZBlk0,
@@ -82,6 +84,7 @@ from wendelin.bigfile.zodb.interfaces import FileInDatabase, HandleOfFile
 from wendelin.bigfile.zodb.pieces import locate_chunks
 from wendelin.bigfile.zodb.prefetch import ReadAhead
 from wendelin.bigfile.zodb.records import Records
+from wendelin.bigfile.zodb.verify import verifies_mapped
 from wendelin.lib.adapters.connection import instance_of
 from wendelin.lib.storage.fsrecord import Located, OpenFile
 from wendelin.lib.storage.record import ChecksumError, RecordError, digest_of
@@ -111,20 +114,6 @@ _OF_NOTHING = digest_of([])
 _UNSURE = b"\xff" * 8
 
 
-def _verify() -> bool:
-    """Return the value of WENDELIN_CORE_VERIFY.
-
-    Raises
-    ------
-    ValueError
-        It is neither 0 nor 1.
-    """
-    value = os.environ.get("WENDELIN_CORE_VERIFY", "0")
-    if value not in ("0", "1"):
-        raise ValueError(f"WENDELIN_CORE_VERIFY is {value!r}: it must be 0 or 1")
-    return value == "1"
-
-
 class ZFile(
     BigFile,
     MapsBlocks,
@@ -133,6 +122,7 @@ class ZFile(
     HasFolder,
     Truncates,
     ExplainsMismatch,
+    CountsCache,
     SeesTransactions,
 ):
     """A ZBigFile as the pager sees it."""
@@ -161,10 +151,12 @@ class ZFile(
         # Files that pages may be mapped from: they stay open as long as the handle lives.
         self.mapped_from: set[OpenFile] = set()
         #: compare mapped blocks with their checksums before, not only copied ones
-        self.verify = _verify()
+        self.verify = verifies_mapped()
         #: of the running commit: oid -> (serial, record)
         self._retired: dict[bytes, tuple[bytes, bytes]] = {}
         self.handle: weakref.ref[HandleOfFile] | None = None
+        #: blocks in the cache of the machine; None: it is off
+        self.cached = cached_blocks(conn, zfile.blksize, self.verify)
         self.ahead = ReadAhead(zfile.blksize, zconn_is_remote(conn), self.find)
 
     def __repr__(self) -> str:
@@ -189,6 +181,11 @@ class ZFile(
         except (ConnectionStateError, TypeError):
             return None
 
+    @property
+    @override
+    def cache_counts(self) -> tuple[int, int]:
+        return (0, 0) if self.cached is None else (self.cached.hits, self.cached.misses)
+
     # ---- to memory; any thread ----
 
     def lookup(self, blk: int) -> bytes | None:
@@ -208,22 +205,23 @@ class ZFile(
         return None if oid is None or self.zfile._p_serial == _NEW else bytes(oid)
 
     @override
-    def loadblk(self, blk: int, buf: memoryview) -> memoryview | bytes:
+    def loadblk(self, blk: int, buf: memoryview) -> memoryview | bytes | NamedFile:
         oid = self._remember(blk)
         handle = self.handle() if self.handle is not None else None
         if handle is not None and oid is not None:
             self.ahead.loading(handle, blk)
         if oid is None:
             return b""
+        load = load_block if self.cached is None else self.cached.load
         try:
-            block = load_block(oid, self.records, self.blksize, buf)
+            block: Block | Found = load(oid, self.records, self.blksize, buf)
         except RecordError:
             # During a boundary, some of its objects may be old, and some new. Try again: then it
             # is damaged, or it has changed, and is loaded again.
             block = self._load_block(oid)
         if block.parts:
             self.parts.put(blk, block.parts)
-        return block.data
+        return block.file if isinstance(block, Found) else block.data
 
     def _load_block(self, oid: bytes) -> Block:
         """Return a block object; an error of its checksum names the object and the transaction."""
@@ -242,6 +240,8 @@ class ZFile(
     @override
     def mismatch(self, blk: int) -> ChecksumError:
         oid = self.made_of.get(blk)
+        if oid and self.cached is not None:
+            self.cached.throw_away(oid)
         return self._of_object(oid) if oid else ChecksumError()
 
     @override
@@ -249,8 +249,7 @@ class ZFile(
         zconn_check_database(self.conn)  # here, so that the error is a short one
         oid = self._remember(blk)
         found = self._where({blk: oid}, check=True)
-        if not found and oid is not None:
-            found = self._in_chunks({blk: oid})
+        self._add_others({blk: oid} if oid is not None else {}, found)
         return found.get(blk)
 
     @override
@@ -274,9 +273,30 @@ class ZFile(
                     self.made_of[blk] = _UNSURE
         # Nobody has touched these: to wait for the disk, for heads all over the file, is in vain.
         where = self._where(oids, wait=False)
-        others = {blk: oid for blk, oid in oids.items() if oid is not None and blk not in where}
-        where.update(self._in_chunks(others, wait=False))
+        self._add_others({b: oid for b, oid in oids.items() if oid is not None}, where, wait=False)
         return where
+
+    def _add_others(
+        self, oids: dict[int, bytes], where: dict[int, Any], *, wait: bool = True
+    ) -> None:
+        """Add where those blocks are that do not lie in one piece of a file: see _where().
+
+        They are in the cache, if there is one, or in chunks that can be mapped. Others that are for
+        the cache are removed, so that they are loaded into it.
+        """
+        cached = self.cached
+        rest = {b: oid for b, oid in oids.items() if is_for_cache(where.get(b), self.blksize)}
+        if cached is not None and rest:
+            found = cached.find(list(rest.values()))
+            for blk, oid in list(rest.items()):
+                where.pop(blk, None)
+                if oid in found:
+                    self.parts.put(blk, found[oid].parts)
+                    where[blk] = found[oid].file
+        rest = {blk: oid for blk, oid in rest.items() if blk not in where}
+        for blk, pieces in self._in_chunks(rest, wait=wait).items():
+            if cached is None or pieces.is_mapped:
+                where[blk] = pieces
 
     def _remember(self, blk: int) -> bytes | None:
         self.made_of[blk] = oid = self.lookup(blk)
@@ -357,6 +377,8 @@ class ZFile(
         # clean: a thread that still used the old one loads again, or its result is ignored (epoch).
         if unknown:
             self.table.drop()
+        if self.cached is not None:
+            self.cached.state_changed(unsure=changes.others is None)
         moved = self.table.changed(changes.all)
         if unknown or changes.all:
             invalidate_loading(handle)
@@ -372,7 +394,11 @@ class ZFile(
             changed = changes.among(self._oids, len(self.made_of) + len(self.parts))
             if changes.others is None:
                 changed = changed | since
-            stale = self._stale(changed - (mine - since), moved)
+            others = changed - (mine - since)
+            stale = self._stale(others, moved)
+            if self.cached is not None:
+                of = {oid for oid in map(self.made_of.get, self.parts.blocks_of(others)) if oid}
+                self.cached.suspect(of - others - mine)
             if stale:
                 self._drop(stale, handle)
                 handle.show_again(stale)
@@ -393,6 +419,8 @@ class ZFile(
     def forget(self, handle: HandleOfFile) -> None:
         """Drop all pages of the previous state: see zodb_boundary.Follower."""
         self.table.drop()
+        if self.cached is not None:
+            self.cached.state_changed(unsure=True)
         invalidate_loading(handle)
         unpin_all(handle)
         try:

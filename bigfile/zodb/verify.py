@@ -5,6 +5,7 @@ This module reads records, some blocks at a time, and goes on after bad ones. Se
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,10 +20,24 @@ from wendelin.bigfile.zodb.records import Records
 from wendelin.lib.storage.record import ChecksumError, RecordError
 from wendelin.lib.utils import override
 
-__all__ = ["Bad", "Checked", "verify_blocks"]
+__all__ = ["Bad", "Checked", "verifies_mapped", "verify_blocks"]
 
 _AT_ONCE = 16 << 20  # of blocks in one request [bytes]
 _MOST = 2**63 // 4096  # no file has so many blocks
+
+
+def verifies_mapped() -> bool:
+    """Say whether mapped blocks are compared before they are shown: WENDELIN_CORE_VERIFY.
+
+    Raises
+    ------
+    ValueError
+        It is neither 0 nor 1.
+    """
+    value = os.environ.get("WENDELIN_CORE_VERIFY", "0")
+    if value not in ("0", "1"):
+        raise ValueError(f"WENDELIN_CORE_VERIFY is {value!r}: it must be 0 or 1")
+    return value == "1"
 
 
 class Bad(NamedTuple):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ZODB.interfaces import IMVCCStorage
 from ZODB.mvccadapter import Base as Adapter
+from ZODB.mvccadapter import HistoricalStorageAdapter
 
 __all__ = [
     "Adapter",
@@ -22,6 +24,7 @@ __all__ = [
     "invalidate_all",
     "join",
     "main_instance",
+    "past_of",
     "saved_of",
     "seen_before",
     "set_instance",
@@ -54,6 +57,13 @@ class Asker:
 
     def __init__(self, instance: Any) -> None:
         self._storage = self._normal_storage = instance
+
+
+def past_of(storage: Any, before: bytes) -> Asker:
+    """Return an Asker that sees the state of a storage before a tid, and nothing later."""
+    if IMVCCStorage.providedBy(storage):
+        return Asker(storage.before_instance(before))
+    return Asker(HistoricalStorageAdapter(storage, before))
 
 
 # ---- what a Connection asks ----

@@ -56,7 +56,7 @@ from wendelin.lib.storage.fsfollow import FileFollower
 from wendelin.lib.storage.fsholds import Hold, Holds
 from wendelin.lib.storage.fsindex import load_index, positions, save_index, snapshot_of
 from wendelin.lib.storage.fslock import FileLock
-from wendelin.lib.storage.fslog import Entry, last_transactions
+from wendelin.lib.storage.fslog import Entry, last_invalidations, last_transactions
 from wendelin.lib.storage.fsmagic import check_magic, is_of_python2, set_of_python3
 from wendelin.lib.storage.fspack import Packer, data_find, pack
 from wendelin.lib.storage.fsrecord import HeadReader, Located, OpenFile, Stat, stat
@@ -65,6 +65,7 @@ from wendelin.lib.storage.fssync import sync_folder, throw_away
 from wendelin.lib.storage.fstrim import TRIM, Trimmed, trim
 from wendelin.lib.storage.fswrite import Tail
 from wendelin.lib.storage.record import BytesRecord, without_pad
+from wendelin.lib.storage.served import ASKED, answer
 from wendelin.lib.utils import override
 
 __all__ = ["AlignedFileStorage"]
@@ -322,6 +323,11 @@ class AlignedFileStorage(StorageFile):
         """Say whether a file is still the storage's: a pack replaces it."""
         return self._opened is not None and self._opened() is file
 
+    @override
+    def loadSerial(self, oid: bytes, serial: bytes) -> Any:
+        # a client of a server has no other way to ask
+        return answer(self, oid, serial) if oid in ASKED else super().loadSerial(oid, serial)
+
     def _open_file(self, current: Any) -> OpenFile | None:
         opened = self._opened() if self._opened is not None else None
         if opened is None:
@@ -487,13 +493,7 @@ class AlignedFileStorage(StorageFile):
 
     def lastInvalidations(self, count: int) -> list[tuple[bytes, list[bytes]]]:
         """See ZEO: return (tid, oids) of the last transactions."""
-        with self.state_lock:
-            pos = self.end
-            while count > 0 and pos > FIRST:
-                count -= 1
-                pos -= 8 + self.read_number(pos - 8)
-            transactions = TransactionsOf(self.readers.name, pos, self.end, None)
-        return [(txn.tid, [record.oid for record in txn]) for txn in transactions]
+        return last_invalidations(self, count)
 
     def last_transactions(self, count: int, stop: bytes | None = None) -> list[Entry]:
         """Return (tid, user, description, records) of the last transactions, the newest one first.
@@ -552,6 +552,10 @@ class AlignedFileStorage(StorageFile):
         """Have no revision trimmed that the state before a tid has, until Hold is let go."""
         with self.state_lock:  # a pack may be replacing the file
             return self._holds.hold(self.file.fileno(), before)
+
+    def holds(self, hold: Hold) -> bool:
+        """Say whether a Hold is of this storage."""
+        return hold.is_of(self._holds)
 
     def trim(self, before: float | bytes | None = None, keep: int = 1) -> Trimmed:
         """Give back the room of large records that are in no state which is kept.

@@ -54,6 +54,10 @@ class Hold:
             self._holds.change(self._at[0], before)
             self._at[0] = before
 
+    def is_of(self, holds: Holds) -> bool:
+        """Say whether it is a state of this file."""
+        return self._holds is holds
+
     def release(self) -> None:
         """Look at no state any more."""
         self._end()

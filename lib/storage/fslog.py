@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from wendelin.lib.adapters.filestorage import TransactionsOf
 from wendelin.lib.storage.fsscan import FIRST
 from wendelin.lib.storage.record import RecordError, class_of
 
-__all__ = ["Entry", "last_transactions"]
+__all__ = ["Entry", "last_invalidations", "last_transactions"]
 
 _HEAD = 512  # of a record, with the name of its class [bytes]
 
@@ -32,6 +33,17 @@ def last_transactions(storage: Any, count: int, stop: bytes | None) -> list[Entr
             records = list(_records_at(storage, pos, header))
             found.append((header.tid, header.user, header.descr, records))
     return found
+
+
+def last_invalidations(storage: Any, count: int) -> list[tuple[bytes, list[bytes]]]:
+    """Return (tid, oids) of the last transactions, the oldest one first."""
+    with storage.state_lock:
+        pos = storage.end
+        while count > 0 and pos > FIRST:
+            count -= 1
+            pos -= 8 + storage.read_number(pos - 8)
+        transactions = TransactionsOf(storage.readers.name, pos, storage.end, None)
+    return [(txn.tid, [record.oid for record in txn]) for txn in transactions]
 
 
 def _records_at(storage: Any, pos: int, header: Any) -> Iterator[tuple[bytes, str]]:

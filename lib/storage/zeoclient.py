@@ -44,6 +44,8 @@ from ZODB.utils import maxtid
 from wendelin.lib.adapters.zeo import Client, Network
 from wendelin.lib.storage.forked import of_this_process
 from wendelin.lib.storage.fstrim import TRIM
+from wendelin.lib.storage.served import PLACE, REVISIONS, place_in, revisions_in
+from wendelin.lib.storage.serverfile import ServerFile
 from wendelin.lib.storage.tags import pack_time
 from wendelin.lib.storage.zeokind import WAIT
 from wendelin.lib.storage.zeoreceive import Receiver, decoder
@@ -121,6 +123,10 @@ class ZEOClient(Client):
             note_failures(options["ssl"])
         self._objects = _Cache(path, cache_size)
         self._told: _ToldDB | None = None
+        #: the server's file, where it can be opened here
+        self.server_file = ServerFile(
+            lambda: place_in(self.loadSerial(PLACE, b"")), lambda: bytes(self.lastTransaction())
+        )
         try:
             super().__init__(
                 address,
@@ -142,6 +148,7 @@ class ZEOClient(Client):
             ) from e
         of_this_process(self)
 
+    _says_revisions = True  # the server, as far as is known
     _newest = b""  # the largest oid that was given
     _reads_only: bool | None = None  # by the last connection
 
@@ -161,11 +168,18 @@ class ZEOClient(Client):
         self._told = _ToldDB(db)
         super().registerDB(self._told)
 
+    def close(self) -> None:
+        """See IStorage."""
+        super().close()
+        self.server_file.close()
+
     def notify_connected(self, conn: ClientIO, info: dict[str, Any]) -> None:
         """See ClientStorage. Runs in the thread of the connection, as invalidations do."""
         conn.protocol.decode = decoder(conn.protocol)
         tls_works(conn.ssl)
         self._reads_only = bool(conn.is_read_only())
+        self._says_revisions = True
+        self.server_file.renew()
         db = self._told
         if db is not None:
             db.told = self._objects.told
@@ -202,6 +216,23 @@ class ZEOClient(Client):
     def load_all(self, oids: list[bytes], before: bytes) -> list[tuple[bytes, bytes, Any] | None]:
         """Return what loadBefore() does, for many objects at once. In any thread."""
         return self.network.load_all(oids, before)  # type: ignore[no-any-return]
+
+    def revisions(self, oids: Collection[bytes], before: bytes) -> list[bytes | None]:
+        """Return which revisions of objects the state before a tid has, in one round trip.
+
+        None: that is not known. Only our storage knows it of an object that has changed since.
+        """
+        if self._says_revisions:
+            try:
+                return revisions_in(self.loadSerial(REVISIONS, before + b"".join(oids)))
+            except KeyError:  # NEO's is not a POSKeyError
+                self._says_revisions = False
+
+        def ask() -> list[bytes | None]:
+            found = map(self._tid, self.network.ask_all("getTid", [(oid,) for oid in oids]))
+            return [tid if tid < before else None for tid in found]
+
+        return self.network.again(ask)  # type: ignore[no-any-return]
 
     def changed_since(self, oids: Collection[bytes], tid: bytes) -> set[bytes] | None:
         """Return which objects have changed at a tid or later; None if that is not known.
@@ -340,7 +371,7 @@ class _LimitedThread(Network):
     def call(self, method: str, *args: Any, **kw: Any) -> Any:
         ask = super().call
         if method in _READS:
-            return self._again(lambda: ask(method, *args, **kw))
+            return self.again(lambda: ask(method, *args, **kw))
         if method == "vote":  # the server writes all stored data
             kw["more"] = self._stored / _SLOW
         if method not in _UNLIMITED or not kw.get("wait", True):
@@ -350,9 +381,9 @@ class _LimitedThread(Network):
     @override
     def load_before(self, oid: bytes, tid: bytes) -> Any:
         ask = super().load_before
-        return self._again(lambda: ask(oid, tid))
+        return self.again(lambda: ask(oid, tid))
 
-    def _again(self, ask: Callable[[], Any]) -> Any:
+    def again(self, ask: Callable[[], Any]) -> Any:
         """Send a request; repeat it if the connection was lost meanwhile."""
         start = time.monotonic()
         while True:
@@ -368,7 +399,7 @@ class _LimitedThread(Network):
     def load_all(self, oids: list[bytes], before: bytes) -> list[Any]:
         # past the cache: the bytes become a page
         calls = [(oid, before) for oid in oids]
-        return self._again(  # type: ignore[no-any-return]
+        return self.again(  # type: ignore[no-any-return]
             lambda: [answer.result() for answer in self.ask_all("loadBefore", calls)]
         )
 

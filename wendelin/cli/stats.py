@@ -12,7 +12,7 @@ from wendelin.cli.output import console, print_json, say, size_text, table
 __all__ = ["stats"]
 
 _SIZES = ("mapped", "resident", "dirty", "spooled")  # [bytes]
-_COUNTS = ("faults", "loads", "reclaims", "failures", "waits")
+_COUNTS = ("faults", "loads", "reclaims", "failures", "waits", "hits", "misses")
 
 
 @click.command(
