@@ -1,1 +1,6 @@
+from typing import final
+
+@final
+class PageBuffer: ...
+
 def used_of(view: memoryview) -> int: ...

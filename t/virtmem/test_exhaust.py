@@ -219,8 +219,12 @@ def take():
 def give():
     while taken: os.close(taken.pop())
 take()
-# a handle needs one
-expect(lambda: A[0], "Too many open files", error=OSError)
+# a handle needs none, if others have opened its memory file
+try:
+    assert A[0] == FIRST[0]
+    pending()
+except OSError as e:
+    assert "Too many open files" in str(e), e
 give()
 is_as_before()
 # and so do loads, and commits, or they do not
@@ -306,8 +310,9 @@ assert ctypes.get_errno() == 12 and n > 1000, n
 def use():
     a = A[:]
     for blk in 1, 3, 5:     # pages that are not beside each other
-        assert a[blk * BLK] == FIRST[blk * BLK]
+        value = a[blk * BLK]
         pending()
+        assert value == FIRST[blk * BLK]
         a[blk * BLK + 7] = 5
         pending()
     root["n"] = 1
@@ -318,7 +323,10 @@ try:
     FIRST[7 + BLK :: 2 * BLK] = 5
 except (MemoryError, BigFileError, OSError) as e:
     done = False
-    assert "mapping" in str(e) or "address space" in str(e) or "Cannot allocate" in str(e), e
+    # one of Python or NumPy, of what they allocate themselves, has other words, or none
+    ours = isinstance(e, BigFileError) or not isinstance(e, MemoryError)
+    said = "mapping" in str(e) or "address space" in str(e) or "Cannot allocate" in str(e)
+    assert said or not ours, repr(e)
 transaction.abort()
 libc.mprotect(at, most * 2 * 4096, 0)
 works_again(int(done))
