@@ -394,8 +394,8 @@ cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, Origin at) 
             area.kinds[i] = area.kinds[i] & SHOWN
         else:
             shown += not area.kinds[i] & SHOWN
-            area.kinds[i] = (kind | SHOWN | (area.kinds[i] & STAYS) | (ELSEWHERE if elsewhere else 0)
-                             | (PIECED if pieced else 0))
+            area.kinds[i] = (kind | SHOWN | (area.kinds[i] & STAYS) | (PIECED if pieced else 0)
+                             | (ELSEWHERE if elsewhere else 0))
     area.maps += edges(area, page, n) - before
     areas_maps += edges(area, page, n) - before
     area.shown += shown

@@ -91,7 +91,8 @@ cdef void memory_close(Memory *memory, bint used, bint inherited) noexcept nogil
         most_free = max(2 * most_free, <size_t>64)
     for i in range(FILES):
         if files[i] == memory.fd:
-            free_windows[n_free] = <uint32_t>(memory.base >> <int>WINDOW_SHIFT) * FILES + <uint32_t>i
+            free_windows[n_free] = (<uint32_t>(memory.base >> <int>WINDOW_SHIFT) * FILES
+                                    + <uint32_t>i)
             n_free += 1
 
 

@@ -1,8 +1,9 @@
 """Page memory: where it comes from, how much of it is in use, and which pages are given back first.
 
-Page memory is in sparse memfds; memory says at which offsets. It is allocated by fallocate or pwrite, never by touching a mapping: so exhaustion is an errno
-here, not a SIGBUS somewhere else. A page may have less memory than its block has bytes: then it has
-what an area shows of it, and gets more before another area shows more (ram_grow).
+Page memory is in sparse memfds; memory says at which offsets. It is allocated by fallocate or
+pwrite, never by touching a mapping: so exhaustion is an errno here, not a SIGBUS somewhere else. A
+page may have less memory than its block has bytes: then it has what an area shows of it, and gets
+more before another area shows more (ram_grow).
 
 The limit `ram_limit` holds for clean and dirty pages together. A page that is loaded or changed
 pushes out clean pages, until all are below 7/8 of the limit. So the whole process stays near the

@@ -1,9 +1,10 @@
 """Read-ahead: threads that prepare the blocks that a sequential reader will touch next.
 
 They fill page tables of mapped ranges; otherwise the reader has a fault every 64 KiB, a third of
-its time. With one CPU that is in vain, except for what is not in the page cache. This also makes the kernel read pages that are not in its cache. (POSIX_FADV_WILLNEED
-would read into single pages, which are slower to map ever after.) And they load blocks by copying,
-two at a time. A thread ends when it had no work for a second.
+its time. With one CPU that is in vain, except for what is not in the page cache. This also makes
+the kernel read pages that are not in its cache. (POSIX_FADV_WILLNEED would read into single pages,
+which are slower to map ever after.) And they load blocks by copying, two at a time. A thread ends
+when it had no work for a second.
 
 All of this is advice: a range that is not mapped any more is an error that is ignored, and if a
 block cannot be read, its reader gets the error.

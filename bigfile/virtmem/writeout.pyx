@@ -72,8 +72,8 @@ def transaction_ended(BigFileH fileh not None):
 def save_changes(BigFileH fileh not None, save):
     """Call save(blk, buffer) for blocks that changed since they were last stored or saved.
 
-    A buffer may be shorter than the block: zeros follow. They stay changed. An exception of save() is raised; that block and those that follow are
-    not saved.
+    A buffer may be shorter than the block: zeros follow. They stay changed. An exception of save()
+    is raised; that block and those that follow are not saved.
     """
     cdef uint64_t blk
     writeout_begin(fileh)
