@@ -12,7 +12,7 @@ from ZODB.utils import maxtid, p64, u64, z64
 
 from wendelin.lib.adapters.connection import Asker, instance_of, past_of, under
 from wendelin.lib.storage.blockcache import Lineage
-from wendelin.lib.storage.dburl import shown_name
+from wendelin.lib.storage.dburl import opened_by, shown_name
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.zeokind import is_our_client
 from wendelin.lib.zodb import zconn_before, zconn_is_remote
@@ -65,9 +65,15 @@ def zconn_lineage(conn: Any) -> Lineage | None:
     is_file = isinstance(storage, AlignedFileStorage)
     if not is_file and not zconn_is_remote(conn):
         return None
+    main = conn.db().storage  # an instance of RelStorage has no URL, and a name of its own
     storage = instance if storage is None else storage
-    name = shown_name(storage)
-    where = os.path.realpath(storage.path) if is_file else f"{name} {storage.getName()}"
+    name = shown_name(main)
+    if is_file:
+        where = os.path.realpath(storage.path)
+    elif is_our_client(main):  # options of the URL do not matter
+        where = f"{name} {main.getName()}"
+    else:
+        where = opened_by(main) or f"{name} {main.getName()}"
     root = storage.loadBefore(z64, maxtid)
     if root is None:
         return None
