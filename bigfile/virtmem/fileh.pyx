@@ -231,8 +231,8 @@ cdef int fileh_set_located(FileH *fileh, Located *located, size_t n, uint64_t ep
         noexcept nogil:
     """Learn where blocks are that were not touched yet, or are in memory, clean. 0 or errno.
 
-    Ignored if a page was invalidated since `epoch`, as the places may not be true any more. It takes
-    the pieces of those that it takes.
+    Ignored if a page was invalidated since `epoch`, as the places may not be true any more. It
+    takes the pieces of those that it takes.
     """
     cdef Page *page
     cdef Page copy

@@ -52,7 +52,7 @@ from wendelin.bigfile.virtmem.spool cimport spool_of
 from wendelin.bigfile.virtmem.touch cimport scraps_shown
 
 from wendelin.bigfile.virtmem.abilities import (FirstChange, HasFolder, MapsAhead, MapsBlocks,
-                                                 Truncates, able)
+                                                Truncates, able)
 from wendelin.bigfile.virtmem.errors import DoomedError
 from wendelin.bigfile.virtmem.spool import spool_folder
 from wendelin.lib.utils import seconds_of
@@ -111,7 +111,7 @@ cdef class BigFileH:
         self.failures = []
         self.pins = []
         self.fallback_thread = threading.get_ident()
-        # a program's own file may have a `folder` of another kind: only a class that names HasFolder
+        # only of a class that names it: a program's own file may have another kind of `folder`
         self.spool = spool_folder(file.folder if HasFolder in type(file).__mro__ else None)
         self.fileh = fileh_new((<BigFile>file).blksize)
         if self.fileh == NULL:

@@ -45,8 +45,9 @@ After a commit, pages in memory also lie in the file: fileh_set_located() takes 
 LOADED of MEMFD -> LOADED of FILERANGE.
 
 The first write to a page of ZEROS or FILERANGE goes LOADED -> LOADING (its bytes are brought
-into page memory) -> LOADED -> DIRTY. If changes would pass the limit of memory, a page of any backing goes this way,
-into the spool. It leaves that as soon as it is stored. page_become() is the one place where a state is assigned.
+into page memory) -> LOADED -> DIRTY. If changes would pass the limit of memory, a page of any
+backing goes this way, into the spool. It leaves that as soon as it is stored. page_become() is the
+one place where a state is assigned.
 
 A page has memory for those bytes of its block that its file has, or an area shows (page_needs),
 in whole OS pages. It gets more before an area shows more (page_reach).
@@ -85,21 +86,21 @@ failure, for lack of memory or stack.
 """
 
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport UINT64_MAX, uint64_t
+from libc.stdint cimport uint64_t
 from libc.stdlib cimport abort, calloc, free
-from libc.string cimport memset
+from libc.string cimport memset, strlen
 
 from wendelin.bigfile.virtmem.kernel cimport (O_CLOEXEC, O_NOFOLLOW, O_RDONLY, close, openat,
                                               pthread_self, write as write_fd)
 from wendelin.bigfile.virtmem.mapping cimport (FILE, NONE, NOWHERE, RO, RW, ZERO, Area, Kind,
-                                               Origin, area_bytes, area_kind, area_reset, area_set_stays,
-                                               area_show, area_was_shown)
+                                               Origin, area_bytes, area_kind, area_reset,
+                                               area_set_stays, area_show, area_was_shown)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_del, pagemap_get, pagemap_set
 from wendelin.bigfile.virtmem.known cimport (Known, is_known, is_known_hole, known_add, known_at,
                                              known_del, known_hole)
 from wendelin.bigfile.virtmem.memory cimport memory_at
-from wendelin.bigfile.virtmem.ram cimport (OFF, Place, Resident, pager_lock, pager_unlock, ram_add,
-                                           ram_counted, ram_free, ram_grow, ram_make_clean,
+from wendelin.bigfile.virtmem.ram cimport (OFF, Place, Resident, ram_add, ram_counted, ram_free,
+                                           ram_grow, ram_make_clean,
                                            ram_make_dirty, ram_pin, ram_remove, ram_set_ops,
                                            ram_unreserve, whole_os_pages)
 from wendelin.bigfile.virtmem.spool cimport spool_count, spool_give
@@ -307,8 +308,7 @@ cdef Page *page_get(FileH *fileh, uint64_t blk) noexcept nogil:
 
 
 cdef bint fileh_know(FileH *fileh, uint64_t blk, const Source *source) noexcept nogil:
-    """EMPTY, or LOCATED with a record -> LOCATED or LOADED, with a record. False: it cannot have one.
-    """
+    """EMPTY, or LOCATED with a record -> LOCATED or LOADED, with a record. False: it has none."""
     cdef Known known
     cdef void *value = known_hole()
     cdef void *before = pagemap_get(&fileh.pages, blk)
@@ -425,7 +425,8 @@ cdef void page_protect(Page *page, Kind most) noexcept nogil:
         if i < area.pglen:
             kind = area_kind(area, i)
             if kind == RW or most == NONE and kind != NONE:
-                if area_show(area, i, 1, most, page_shown_from(page)) != 0 and area_reset(area) != 0:
+                if area_show(area, i, 1, most, page_shown_from(page)) != 0 \
+                        and area_reset(area) != 0:
                     fatal(b"wendelin.core: the kernel refuses to unmap a page\n")
         area = area.next
 
@@ -521,10 +522,7 @@ cdef void page_show(Page *page, bint stays) noexcept nogil:
 
 cdef void fatal(const char *msg) noexcept nogil:
     # To go on would show outdated bytes.
-    cdef size_t n = 0
-    while msg[n] != 0:
-        n += 1
-    write_fd(2, msg, n)
+    write_fd(2, msg, strlen(msg))
     abort()
 
 

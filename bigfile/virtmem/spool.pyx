@@ -16,7 +16,7 @@ Locking: all need the pager lock, except spool_of(), which takes it.
 import os
 import tempfile
 
-from libc.errno cimport EINTR, EISDIR, ENOMEM, errno
+from libc.errno cimport EINTR, EISDIR, errno
 from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport strcmp, strdup
 
