@@ -284,6 +284,10 @@ def test_a_group_that_is_not_a_table(call, path, tmp_path):
         g.create_group("t")["a"] = np.arange(3)
         g["t/b"] = np.arange(4)
         g.create_group("empty")
+        g.create_group("twice")["a"] = np.zeros((3, 2))
+        g["twice/a[0]"] = np.arange(3)
+    twice = call("export", f"{path}#twice", tmp_path / "x.parquet", code=1).stderr
+    assert "two columns of the parquet file would have the name 'a[0]'" in twice
     error = call("export", f"{path}#t", tmp_path / "x.parquet", code=1).stderr
     assert (
         "arrays of different lengths, and a table has rows of all of them: a has 3, b has 4"

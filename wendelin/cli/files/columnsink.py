@@ -156,7 +156,14 @@ class ColumnSink(Sink):
         self._axis = layout.shape[1] if len(layout.shape) == 2 else 1
         row = max(1, self._axis * layout.dtype.itemsize)
         self.together = max(1, self._axis) * max(1, _TOGETHER // row)
-        empty = dict(leaves(np.empty((0, *layout.shape[1:]), layout.dtype), self._top))
+        found = list(leaves(np.empty((0, *layout.shape[1:]), layout.dtype), self._top))
+        empty = dict(found)
+        if len(empty) != len(found):
+            names = [column for column, _ in found]
+            twice = next(column for column in names if names.count(column) > 1)
+            raise Failure(
+                f"two columns of the {kind} file would have the name {twice!r}: rename one of them"
+            )
         self._columns = columns or list(empty)
         for column in self._columns:
             if column not in empty:
@@ -170,15 +177,15 @@ class ColumnSink(Sink):
             of = max((n for n in column_attrs if _is_of(column, n)), key=len, default="")
             own = column_attrs.get(of, {})
             timezone = {**attrs, **own}.get("timezone")
-            found = _type(pa, empty[column].dtype, timezone if isinstance(timezone, str) else None)
-            if found is None:
+            kept = _type(pa, empty[column].dtype, timezone if isinstance(timezone, str) else None)
+            if kept is None:
                 raise Failure(
                     f"a {kind} file has no type for {column}, of dtype {empty[column].dtype}; "
                     f".npy takes any"
                 )
             told, left_out = _metadata(own)
             self._left_out += [f"{column}: {each}" for each in left_out]
-            fields.append(pa.field(column, found, metadata=told or None))
+            fields.append(pa.field(column, kept, metadata=told or None))
         self._schema = pa.schema(fields, metadata=metadata or None)
         self._file = open(path, "wb")  # noqa: SIM115
         self._writer: Any = None

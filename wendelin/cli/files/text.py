@@ -479,7 +479,7 @@ class CsvSource(FileSource):
             except (ValueError, KeyError) as e:
                 why = str(e.__cause__ if isinstance(e.__cause__, _CellError) else e)
                 # in the words of NumPy, it is row 0
-                why = re.sub(r" at row \d+, column (\d+)", r" in column \1", why)
+                why = re.sub(r" at row \d+, column (\d+)\.?", r" in column \1", why)
                 bad, error = i, ValueError(why)
                 break
         skipped = first + bad + (self.header is not None)
