@@ -406,6 +406,7 @@ print(given_, refused)
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
+@pytest.mark.slow
 def test_hostile_references():
     steps = int(os.environ.get("WENDELIN_CORE_TEST_STEPS", "800")) // 4
     path = os.pathsep.join([str(TESTS), str(Path(__file__).parent)])

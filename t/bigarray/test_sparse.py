@@ -365,6 +365,7 @@ CHECKS = """
 
 
 @pytest.mark.only("fs", "zeo")
+@pytest.mark.slow
 def test_kill(testdb):
     """A process that is killed in the middle leaves whole transactions."""
     with start_child(WRITES, testdb.url, stdout=-1) as child:

@@ -272,6 +272,7 @@ def test_verify_finds_broken_structure(call, url):
 
 
 @pytest.mark.only("fs")
+@pytest.mark.slow
 def test_a_copy_that_was_killed_goes_on(call, testdb, tmp_path):
     with database(testdb.url) as root:
         root["R"] = R = ZRagged("i4")

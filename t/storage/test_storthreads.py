@@ -219,6 +219,7 @@ COMMITS = """
 """
 
 
+@pytest.mark.slow
 def test_commits_beside_readers(url):
     assert "right" in check_child(COMMITS, url)
 

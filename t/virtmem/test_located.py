@@ -216,6 +216,7 @@ def test_what_is_past_the_end_is_not_known_ahead(numbered):
     assert a[3 * 4096] == 3
 
 
+@pytest.mark.slow
 def test_mappings_stay_within_the_kernels_limit(tmp_path):
     """More mapped blocks than a process may have mappings: the oldest are given back."""
     blocks = 40_000  # the pager takes half of the mappings that the kernel allows, 65,530
