@@ -27,7 +27,7 @@ from wendelin.cli.tree import find
 
 __all__ = ["is_several", "targets"]
 
-_WHOLE = ("hdf5", "zarr", "parquet", "arrow", "csv")  # kinds of files that take a group
+_WHOLE = ("hdf5", "zarr")  # kinds of files that take any group
 _OF_MATRICES = ("npz", "h5ad", "daf")
 
 
