@@ -302,7 +302,7 @@ CELLS = {
 GAPS = ["", "NA", "null", " nan ", "N/A\t"]
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("WENDELIN_CORE_TEST_CSV", "4"))))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("WENDELIN_CORE_TEST_CSV", "2"))))
 def test_cells_of_any_kind_are_the_same_with_and_without_pyarrow(tmp_path, seed, monkeypatch):
     """Values bit by bit, errors, and what is guessed; a part of the files has something wrong."""
     pytest.importorskip("pyarrow")
