@@ -225,7 +225,9 @@ class ZEOClient(Client):
         if self._says_revisions:
             try:
                 return revisions_in(self.loadSerial(REVISIONS, before + b"".join(oids)))
-            except KeyError:  # NEO's is not a POSKeyError
+            except (ClientDisconnected, MemoryError):
+                raise
+            except Exception:  # a gateway of NEO cannot send its POSKeyError
                 self._says_revisions = False
 
         def ask() -> list[bytes | None]:
