@@ -20,6 +20,7 @@ import wendelin
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.virtmem.errors import BlockLoadError
 from wendelin.lib.storage.tags import oldest_tag, tags_of
+from wendelin.lib.zodb import zdb_last
 from wendelin.tree.history import last_transactions
 from wendelin.tree.moments import moment, tid_time
 
@@ -51,7 +52,7 @@ def commit(note=""):
 
 
 def last(g):
-    return g.obj._p_jar.db().lastTransaction()
+    return zdb_last(g.obj._p_jar.db())
 
 
 def history(g):
