@@ -44,6 +44,12 @@ def close_past():
     return not shared._databases
 
 
+@pytest.fixture(autouse=True, scope="module")
+def collected():
+    """Let gc.collect() find what earlier modules have left: see pytest_runtest_teardown."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def nothing_stays_open():
     yield
