@@ -31,8 +31,22 @@ def test_demo(call, tmp_path, testdb):
 
 
 COMMANDS = [
-    *("append", "attrs", "cat", "copy", "cp", "demo", "du", "export", "head", "import", "info"),
-    *("log", "ls", "mkdir", "mount", "mv", "pack", "rm", "stats", "tag", "trim", "undo", "verify"),
+    *("append", "attrs", "cache", "cat", "copy", "cp", "demo", "du", "export", "head", "import"),
+    *(
+        "info",
+        "log",
+        "ls",
+        "mkdir",
+        "mount",
+        "mv",
+        "pack",
+        "rm",
+        "stats",
+        "tag",
+        "trim",
+        "undo",
+        "verify",
+    ),
 ]
 
 

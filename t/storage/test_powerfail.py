@@ -272,7 +272,12 @@ os.sync()
     ("code", "what"),
     [
         ("mmap.mmap(fd, 4096)[0] = 1", "mmap, shared and writable"),
-        ("os.open(folder, os.O_RDWR | os.O_TMPFILE)", "O_TMPFILE"),
+        (
+            "tmp = os.open(folder, os.O_RDWR | os.O_TMPFILE)\n"
+            "os.write(tmp, b'gone after a power failure')\n"
+            "libc.linkat(-100, b'/proc/self/fd/%d' % tmp, -100, path.encode() + b'l', 0x400)",
+            "link, AT_SYMLINK_FOLLOW",
+        ),
         ("os.symlink('x', folder / 'y')", "symlink"),
         ("os.rename(path, folder.parent / 'x')", "rename out of"),
         ("os.pwritev(fd, [b'a'], 0, os.RWF_DSYNC)", "pwritev2 with flags"),

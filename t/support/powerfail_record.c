@@ -135,15 +135,20 @@ static int is_inside(const char *path)
     return strncmp(path, folder, n) == 0 && (path[n] == '/' || path[n] == 0);
 }
 
-/* Put the path of a descriptor, and say whether it is in the folder. */
+/* Put the path of a descriptor, and say whether it is in the folder. A file without a name is not:
+ * it is gone after a power failure (O_TMPFILE, or its name was removed). */
 static int fd_inside(int fd, char *path)
 {
+    static const char gone[] = " (deleted)";
     char link[40];
     if (log_fd < 0 || fd == log_fd)
         return 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t n = readlink(link, path, PATH_MAX - 1);
     path[n < 0 ? 0 : n] = 0;
+    size_t end = sizeof gone - 1;
+    if (n > (ssize_t)end && strcmp(path + n - end, gone) == 0)
+        return 0;
     return is_inside(path);
 }
 
@@ -207,9 +212,7 @@ static int open_step(int at, const char *name, int flags, mode_t mode)
         there = faccessat(at, name, F_OK, AT_SYMLINK_NOFOLLOW) == 0;
     int fd = real_openat(at, name, flags, mode);
     if (fd >= 0 && (flags & O_ACCMODE) != O_RDONLY && fd_inside(fd, path)) {
-        if ((flags & O_TMPFILE) == O_TMPFILE)
-            record("unknown", 0, 0, 0, "open, O_TMPFILE", path);
-        else if (!there)
+        if (!there)
             record("create", inode_of(fd), 0, 0, path, "");
         else if (flags & O_TRUNC)
             record("size", inode_of(fd), 0, 0, path, "");
@@ -503,7 +506,12 @@ int linkat(int from_at, const char *from, int to_at, const char *to, int flags)
     REAL(linkat);
     char path[PATH_MAX];
     STEP(int, real_linkat(from_at, from, to_at, to, flags),
-         if (name_inside(to_at, to, path)) record("link", inode_at(path), 0, 0, path, ""));
+         if (name_inside(to_at, to, path)) {
+             if (flags & AT_SYMLINK_FOLLOW) /* it may be one that had no name: not recorded */
+                 record("unknown", 0, 0, 0, "link, AT_SYMLINK_FOLLOW", path);
+             else
+                 record("link", inode_at(path), 0, 0, path, "");
+         });
 }
 
 int link(const char *from, const char *to)
