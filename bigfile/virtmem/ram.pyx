@@ -8,8 +8,8 @@ more before another area shows more (ram_grow).
 The limit `ram_limit` holds for clean and dirty pages together. A page that is loaded or changed
 pushes out clean pages, until all are below 7/8 of the limit. So the whole process stays near the
 limit, too. Dirty pages are never given back, and alone they may not pass the limit. Loads in
-progress may pass it by their own pages when no clean page is left, so that a transaction can still
-read after it filled the limit with dirty pages. One page may be larger than the limit, but not if
+progress may pass it by their own pages when few clean pages are left (FEW), so that a transaction
+can still read after it filled the limit with dirty pages. One page may be larger than the limit, but not if
 it is also larger than half of the memory (ram_largest): the kernel would give it all memory of the
 machine, and kill processes for more.
 
@@ -52,10 +52,14 @@ cdef enum:
     FD_FLOOR = 1024
     FD_FEW = 64
     PIPE = 1 << 20          # [bytes]: as much as a pipe may have without privileges
+    # Clean pages that stay, besides the one that is loaded, whatever the limit is: an instruction
+    # may need two, at a boundary of blocks, and would fault for ever if each pushed out the other.
+    FEW = 2
 
 cdef struct Ring:
     Resident head           # next: the oldest; prev: the newest
     size_t bytes            # [bytes] of its pages
+    size_t pages
 
 cdef Ring hot, cold, pinned
 cdef void (*op_cool)(Resident *) noexcept nogil
@@ -177,10 +181,12 @@ cdef void push(Queue queue, Resident *res) noexcept nogil:
     res.prev.next = res
     res.next.prev = res
     ring.bytes += ram_counted(res)
+    ring.pages += 1
 
 
 cdef void pull(Resident *res) noexcept nogil:
     ring_of(res.queue).bytes -= ram_counted(res)
+    ring_of(res.queue).pages -= 1
     res.prev.next = res.next
     res.next.prev = res.prev
     res.prev = res.next = NULL
@@ -318,7 +324,7 @@ cdef int ram_reserve(size_t size) noexcept nogil:
     if size > ram_largest:
         return ENOMEM
     while ram_clean + ram_dirty + ram_loading + size > ram_limit - ram_limit // 8:
-        if not evict_one():
+        if hot.pages + cold.pages <= FEW or not evict_one():
             break
     ram_loading += size
     return 0
@@ -386,6 +392,7 @@ cdef void ram_after_fork() noexcept nogil:
 cdef void ring_init(Ring *ring) noexcept nogil:
     ring.head.prev = ring.head.next = &ring.head
     ring.bytes = 0
+    ring.pages = 0
 
 
 ring_init(&hot)

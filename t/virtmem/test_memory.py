@@ -198,7 +198,8 @@ fileh = RAMFile(2 * MIB).fileh_open()
 fileh.file.blocks[0] = b"x" * 10
 a = array(100, handle=fileh)[:]
 pin(fileh, 0, 1)
-b = array(MIB, handle=fileh)[:]         # shown when it is taken
+b = array(MIB, handle=fileh)[:]
+b[::OS].sum()                           # it is shown when it is taken, or now
 with open("/dev/null", "wb", buffering=0) as null:
     assert null.write(b) == MIB
 assert sum(ram_stat()[1:]) == allocated() == MIB

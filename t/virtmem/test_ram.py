@@ -88,7 +88,8 @@ a = view(fileh, 0, 100)
 a[: 16 * MIB] = 9
 assert ram_stat()[2] == 16 * MIB
 assert (a[16 * MIB :: MIB] == np.arange(16, 100) + 1).all()
-assert sum(ram_stat()[1:]) <= 18 * MIB
+# two clean pages stay, and each of two threads loads one
+assert sum(ram_stat()[1:]) <= 20 * MIB
 fileh.dirty_writeout(BOTH)
 assert set(fileh.file.blocks) == set(range(16))
 """)
@@ -226,7 +227,7 @@ a[:: MIB].sum()
 assert sum(ram_stat()[1:]) <= 8 * MIB
 a[: 6 * MIB] = 1
 ram_set_limit(np.int64(3 * MIB))
-assert sum(ram_stat()[1:]) == 6 * MIB
+assert ram_stat()[2] == 6 * MIB and ram_stat()[1] <= 2 * MIB
 try:
     a[7 * MIB] = 1
     int()
@@ -245,3 +246,18 @@ for bad in 0, -1, -(1 << 70):
     except ValueError as e:
         assert str(bad) in str(e)
 """)
+
+
+def test_a_number_across_two_blocks_is_read_when_changes_fill_the_limit():
+    """One instruction needs both pages: neither may push out the other."""
+    child(
+        """
+fileh = File(4096).fileh_open()
+a = view(fileh, 0, 64)
+for i in range(ram_stat()[0] // 4096):
+    a[i * 4096] = 9
+across = np.ndarray(1, "<u8", a, offset=40 * 4096 - 3)
+assert across[0] == 0x2929292929282828
+""",
+        ram="32K",
+    )

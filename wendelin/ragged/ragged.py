@@ -102,7 +102,7 @@ class ZRagged(LivePersistent):
 
         Parameters
         ----------
-        data : ZBigArray of shape (n, *row)
+        data : ZBigArray of shape ``(n, *row)``
             In C order.
         keys : sequence of str, bytes or int
         offsets : sequence of int
