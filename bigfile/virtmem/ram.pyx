@@ -9,9 +9,9 @@ The limit `ram_limit` holds for clean and dirty pages together. A page that is l
 pushes out clean pages, until all are below 7/8 of the limit. So the whole process stays near the
 limit, too. Dirty pages are never given back, and alone they may not pass the limit. Loads in
 progress may pass it by their own pages when few clean pages are left (FEW), so that a transaction
-can still read after it filled the limit with dirty pages. One page may be larger than the limit, but not if
-it is also larger than half of the memory (ram_largest): the kernel would give it all memory of the
-machine, and kill processes for more.
+can still read after it filled the limit with dirty pages. One page may be larger than the limit,
+but not if it is also larger than half of the memory (ram_largest): the kernel would give it all
+memory of the machine, and kill processes for more.
 
 A second-chance queue decides which page goes first (Babaoglu and Joy, "Converting a swap-based
 system to do paging in an architecture lacking page-referenced bits", SOSP 1981):
