@@ -26,10 +26,11 @@ class FaultyGateway(Gateway):
     def __init__(self, folder, faults):
         super().__init__(folder, storages.NeoDatabase.cluster.masters)
         self.command[-2] = str(Path(__file__).with_name("gateway_faults.py"))
-        self.env = {
-            "WENDELIN_CORE_GATEWAY_FAULTS": faults,
-            "WENDELIN_CORE_GATEWAY_FOLDER": str(PROGRAM.parent),
-        }
+        self.command[:0] = [
+            "env",
+            f"WENDELIN_CORE_GATEWAY_FAULTS={faults}",
+            f"WENDELIN_CORE_GATEWAY_FOLDER={PROGRAM.parent}",
+        ]
 
     def check_nothing_is_left(self):
         wait_until(self.is_idle, "the end of all loads", LIMIT)
