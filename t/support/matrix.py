@@ -17,13 +17,14 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,7 @@ def column_results(column: str, url: str) -> dict[str, str]:
             stdout=subprocess.PIPE,
             text=True,
             env=os.environ | {"PYTHONPATH": str(TESTS)},
+            start_new_session=True,
         )
         json.dump(list(results), child.stdin)
         child.stdin.close()
@@ -204,6 +206,8 @@ def column_results(column: str, url: str) -> dict[str, str]:
                     hung.set()
                     child.kill()
                 time.sleep(0.2)
+            with suppress(ProcessLookupError):  # processes of joblib hold the pipe
+                os.killpg(child.pid, signal.SIGKILL)
 
         threading.Thread(target=watch, daemon=True).start()
         name = None
