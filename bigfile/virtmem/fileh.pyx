@@ -31,9 +31,6 @@ from wendelin.bigfile.virtmem.pagemap cimport pagemap_get, pagemap_next
 from wendelin.bigfile.virtmem.memory cimport memory_reach
 from wendelin.bigfile.virtmem.ram cimport pager_cond, pager_lock, pager_unlock, whole_os_pages
 
-cdef enum:
-    KEPT_SIZE = 1 << 30     # [bytes]: a larger area would use up the budget of what is shown
-
 # ---- areas ----
 
 cdef Area *fileh_map(FileH *fileh, uint64_t pgoffset, uint64_t pglen, size_t nbytes) noexcept nogil:
@@ -79,8 +76,7 @@ cdef void fileh_unmap(Area *area) noexcept nogil:
     cdef FileH *fileh = <FileH *>area.fileh
     pager_lock()
     fileh.views -= 1
-    if area.keeps and fileh.views == 0 and fileh.refs > 1 and fileh.generation == pager_generation \
-            and <size_t>(area.stop - area.start) <= KEPT_SIZE:
+    if area.keeps and fileh.views == 0 and fileh.refs > 1 and fileh.generation == pager_generation:
         fileh_drop_kept(fileh)
         fileh_keep(fileh, area)
     else:

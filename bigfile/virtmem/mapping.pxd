@@ -37,6 +37,7 @@ cdef struct Area:
     const Memory *memory    # of the handle; borrowed
     void *fileh             # the FileH; not for this module
     bint keeps              # it may be kept when no view shows it; not for this module
+    bint idle               # no view shows it: it gives back first
     Area *prev              # neighbours in the handle's list; not for this module
     Area *next
     # protected by: the pager lock

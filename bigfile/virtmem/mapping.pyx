@@ -475,13 +475,15 @@ cdef int reset_range(Area *area, uint64_t page, uint64_t n) noexcept nogil:
 # ---- all areas ----
 
 cdef bint give_back(bint by_shown) noexcept nogil:
-    """Reset a quarter of the area with the most kernel mappings (or shown bytes); False: none."""
+    """Reset an idle area, or a quarter of that with the most mappings (shown bytes); False: none."""
     cdef Area *area
     cdef Area *worst = NULL
     cdef uint64_t cost, start, stop, n, most = 0
     cdef size_t i
     for i in range(live.used):
         area = live.areas[i]
+        if area.idle and area.shown != 0:
+            return area_reset(area) == 0
         # pages with STAYS do not count
         cost = ((area.shown - area.stays) * page_bytes(area) if by_shown else
                 area.maps - min(area.maps, 1 + 2 * area.stays))

@@ -66,12 +66,15 @@ cdef void fileh_keep(FileH *fileh, Area *area) noexcept nogil:
     """Keep an area that no view shows any more; NULL: it is in use again."""
     global next_keeper
     cdef size_t i
+    if fileh.kept != NULL:
+        fileh.kept.idle = False
     fileh.kept = area
     if area == NULL:
         for i in range(<size_t>KEPT):
             if keepers[i] == fileh:
                 keepers[i] = NULL
     else:
+        area.idle = True
         if keepers[next_keeper] != NULL:
             fileh_drop_kept(keepers[next_keeper])
         keepers[next_keeper] = fileh

@@ -26,6 +26,7 @@ from wendelin.bigfile.virtmem.loading cimport page_load, page_make_room
 from wendelin.bigfile.virtmem.mapping cimport (NONE, NOWHERE, ZERO, Area, area_kind, area_set_stays,
                                                area_show, area_was_shown, areas_have_room,
                                                areas_may_stay)
+from wendelin.bigfile.virtmem.opened cimport fileh_drop_all_kept
 from wendelin.bigfile.virtmem.page cimport (AHEAD, DIRTY, GONE, LOADED, LOADING, LOCATED,
                                             MEMFD, NO_FAILURE, ZEROS, Failure, FileH, Page, op_wait,
                                             page_become, page_get, page_kind, page_map, page_own,
@@ -42,6 +43,11 @@ cdef int64_t ready_clock() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
     return now.tv_sec * 1000000000 + now.tv_nsec
+
+
+cdef bint has_room() noexcept nogil:
+    """Say whether more pages can be shown: what no view shows any more gives way. Pager lock held."""
+    return areas_have_room() or (fileh_drop_all_kept() and areas_have_room())
 
 
 cdef uint64_t area_ready(Area *area, uint64_t i, uint64_t end, bint skip, int64_t until) \
@@ -67,7 +73,7 @@ cdef uint64_t area_ready(Area *area, uint64_t i, uint64_t end, bint skip, int64_
             if until != INT64_MAX and ready_clock() > until:
                 return end
             pager_lock()
-            if not areas_have_room():
+            if not has_room():
                 i = end
                 break
         page = page_peek(fileh, area.pgoffset + i, &copy)
@@ -143,7 +149,7 @@ cdef void fileh_show(FileH *fileh, const uint64_t *blks, size_t n, int64_t until
             if ready_clock() > until:
                 return
             pager_lock()
-        if not areas_have_room():
+        if not has_room():
             break
         page = page_peek(fileh, blks[k], &copy)
         if page != NULL and is_short(page):

@@ -157,3 +157,31 @@ def test_page_runs_have_the_pages_of_rows_and_none_between():
     rows = [(0, 100), (5, 6)]
     assert page_runs(rows, (1600, 100), 4, 100) == [(16 * i + 5, 1) for i in range(100)]
     assert page_runs([(0, 1 << 40), (0, 1)], (1600, 100), 4, 100) == [(0, 16 * ((1 << 40) - 1) + 1)]
+
+
+def test_what_is_kept_gives_way_to_views():
+    """Many large areas of holes are kept; a new view is ready for a system call all the same."""
+    check_child(
+        """
+    import os
+    import numpy as np
+    from wendelin.bigarray import BigArray
+    from wendelin.bigfile.virtmem.backend import HOLE, BigFile
+
+    class Holes(BigFile):
+        def mapblk(self, blk): return HOLE
+        def mapahead(self, start, stop): return {blk: HOLE for blk in range(start, stop)}
+
+    MIB = 1 << 20
+    arrays = [BigArray((16 * MIB,), "u1", Holes(64 << 10).fileh_open()) for _ in range(12)]
+    null = os.open("/dev/null", os.O_WRONLY)
+    r, w = os.pipe()
+    for _ in range(3):
+        for A in arrays:
+            view = A[:]
+            for at in range(0, len(view), 64 << 10):
+                assert os.write(w, view[at : at + 8]) == 8 and len(os.read(r, 8)) == 8
+            del view
+    """,
+        WENDELIN_CORE_RAM="2M",
+    )
