@@ -475,7 +475,7 @@ cdef int reset_range(Area *area, uint64_t page, uint64_t n) noexcept nogil:
 # ---- all areas ----
 
 cdef bint give_back(bint by_shown) noexcept nogil:
-    """Reset an idle area, or a quarter of that with the most mappings (shown bytes); False: none."""
+    """Reset an idle area, or a quarter of the one with most mappings (shown bytes); False: none."""
     cdef Area *area
     cdef Area *worst = NULL
     cdef uint64_t cost, start, stop, n, most = 0
@@ -484,7 +484,6 @@ cdef bint give_back(bint by_shown) noexcept nogil:
         area = live.areas[i]
         if area.idle and area.shown != 0:
             return area_reset(area) == 0
-        # pages with STAYS do not count
         cost = ((area.shown - area.stays) * page_bytes(area) if by_shown else
                 area.maps - min(area.maps, 1 + 2 * area.stays))
         if cost > most:

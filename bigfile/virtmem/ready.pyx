@@ -46,7 +46,7 @@ cdef int64_t ready_clock() noexcept nogil:
 
 
 cdef bint has_room() noexcept nogil:
-    """Say whether more pages can be shown: what no view shows any more gives way. Pager lock held."""
+    """Say whether more pages can be shown: what no view shows gives way. Pager lock held."""
     return areas_have_room() or (fileh_drop_all_kept() and areas_have_room())
 
 

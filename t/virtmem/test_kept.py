@@ -173,7 +173,7 @@ def test_what_is_kept_gives_way_to_views():
         def mapahead(self, start, stop): return {blk: HOLE for blk in range(start, stop)}
 
     MIB = 1 << 20
-    arrays = [BigArray((16 * MIB,), "u1", Holes(64 << 10).fileh_open()) for _ in range(12)]
+    arrays = [BigArray((n * MIB,), "u1", Holes(64 << 10).fileh_open()) for n in [8] * 12 + [24]]
     null = os.open("/dev/null", os.O_WRONLY)
     r, w = os.pipe()
     for _ in range(3):
