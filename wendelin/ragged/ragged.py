@@ -123,7 +123,7 @@ class ZRagged(LivePersistent):
 
     @property
     def attrs(self) -> MutableMapping[str, Any]:
-        """Names, units, numbers, small arrays that belong to it: as ZBigArray.attrs."""
+        """Names, units, numbers, small arrays that belong to it, as ZBigArray.attrs does."""
         return Attributes(repr(self), lambda: self._attrs, self._make_attrs)
 
     @attrs.setter
