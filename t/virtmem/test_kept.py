@@ -184,4 +184,39 @@ def test_what_is_kept_gives_way_to_views():
             del view
     """,
         WENDELIN_CORE_RAM="2M",
+        WENDELIN_CORE_READY="100",
+    )
+
+
+def test_page_tables_of_what_is_kept_are_few(tmp_path):
+    """The kernel counts the pages they show as memory of the process: Dask would end it."""
+    (tmp_path / "block").write_bytes(bytes(2 << 20))
+    check_child(
+        """
+    import sys
+    import numpy as np
+    from wendelin.bigarray import BigArray
+    from wendelin.bigfile.virtmem.backend import BigFile
+
+    MIB = 1 << 20
+    f = open(sys.argv[1], "rb")
+
+    class File(BigFile):
+        def mapblk(self, blk): return f.fileno(), 0
+
+    def shared():
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[2]) << 12
+
+    A = BigArray((320 * MIB,), "u1", File(2 * MIB).fileh_open())
+    before, first = shared(), None
+    for at in range(0, len(A), 16 * MIB):
+        view = A[:]
+        first = first or view.ctypes.data
+        assert view.ctypes.data == first        # and it is the same mapping
+        assert not view[at : at + 16 * MIB].any()
+        del view
+        assert shared() - before < 160 * MIB, (at, shared(), before)
+    """,
+        str(tmp_path / "block"),
     )
