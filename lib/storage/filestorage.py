@@ -139,8 +139,9 @@ class AlignedFileStorage(StorageFile):
 
     def _open(self, file_name: str, options: dict[str, Any]) -> None:
         """Have FileStorage open the file, locked; if it fails, leave nothing behind."""
-        new = [name for name in (f"{file_name}.lock", f"{file_name}.tmp") if not exists(name)]
+        new: list[str] = []  # a reader makes no files, so these would be of a writer that begins
         if not options.get("read_only"):
+            new = [name for name in (f"{file_name}.lock", f"{file_name}.tmp") if not exists(name)]
             self.file_lock = FileLock()
         try:
             if self.file_lock is not None and exists(file_name):

@@ -145,6 +145,35 @@ def test_what_is_refused_leaves_nothing_open(path):
     db.close()
 
 
+def test_a_reader_that_comes_too_early_takes_no_file_of_the_writer(tmp_path):
+    """It fails while the writer makes the database, and once it removed the lock of the writer."""
+    check_child(
+        """
+    import os, sys
+    from wendelin.lib.storage.filestorage import AlignedFileStorage
+    paths = [f"{sys.argv[1]}/{i}.fs" for i in range(60)]
+    pid = os.fork()
+    if pid == 0:
+        for path in paths:
+            while True:         # until there is a database
+                try:
+                    AlignedFileStorage(path, read_only=True).close()
+                    break
+                except Exception:
+                    pass
+        os._exit(0)
+    storages = []
+    for path in paths:
+        storages.append(AlignedFileStorage(path, align=False))
+    assert os.waitpid(pid, 0)[1] == 0
+    missing = [f"{path}{suffix}" for path in paths for suffix in (".lock", ".tmp")
+               if not os.path.exists(f"{path}{suffix}")]
+    assert not missing, missing
+    """,
+        str(tmp_path),
+    )
+
+
 def test_a_child_that_lives_on_keeps_no_lock(path):
     """When the parent closes the file, it is free, though a child of a fork has it open."""
     code = f"""
