@@ -154,8 +154,9 @@ def test_a_reader_that_comes_too_early_takes_no_file_of_the_writer(tmp_path):
     paths = [f"{sys.argv[1]}/{i}.fs" for i in range(60)]
     pid = os.fork()
     if pid == 0:
+        parent = os.getppid()
         for path in paths:
-            while True:         # until there is a database
+            while os.getppid() == parent:   # until there is a database
                 try:
                     AlignedFileStorage(path, read_only=True).close()
                     break
