@@ -257,6 +257,24 @@ def test_a_transaction_with_a_conflict_is_done_again(root, B, caplog):
     assert caplog.text.count("again") >= 2
 
 
+@pytest.mark.parametrize("fmt", ["ZBlk0", "ZBlk1", "auto"])
+def test_tasks_that_fill_different_holes_have_no_conflict(root, fmt, caplog, monkeypatch):
+    """Else most of them store twice: the table of an array that is filled grows all the time."""
+    caplog.set_level(logging.INFO, "wendelin.bigarray.dask")
+    monkeypatch.setattr(ours, "RESERVED", 100)
+    values = np.random.default_rng(1).integers(0, 255, 256 * 4096 - 7, np.uint8)
+    values[5 * 4096 : 9 * 4096] = 0
+    root["H"] = H = ZBigArray(values.shape, "u1", blksize=4096, zblk_fmt=fmt)
+    transaction.commit()
+    with dask.config.set(scheduler="threads", num_workers=4):
+        to_array(da.from_array(values, chunks=8 * 4096), H, batch=8 * 4096)
+    transaction.begin()
+    assert np.array_equal(H, values)
+    assert not caplog.records
+    assert {type(b).__name__ for b in H.zfile.blktab.values()} == {fmt.replace("auto", "ZBlk0")}
+    assert list(H.zfile.blktab) == list(range(256))
+
+
 def test_a_conflict_that_stays(root, B):
     client = Client(root)
 

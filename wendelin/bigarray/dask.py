@@ -33,6 +33,7 @@ from wendelin.bigarray.array import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray, array_at
 from wendelin.bigfile import ram_set_limit
 from wendelin.bigfile.virtmem.handle import ram_stat
+from wendelin.bigfile.zodb.reserve import reserve
 from wendelin.lib.storage.shared import share, zconn_now
 
 __all__ = [
@@ -50,6 +51,7 @@ log = logging.getLogger(__name__)
 PIECE = 16 << 20  # loaded and copied at a time [bytes]
 BATCH = 32 << 20  # stored by a task, unless a chunk is larger; limit of a transaction [bytes]
 MOST_TRIES = 100  # of a transaction with conflicts
+RESERVED = 10_000  # blocks that a transaction puts into holes
 
 Slices = tuple[slice, ...]
 T = TypeVar("T")
@@ -214,7 +216,9 @@ def to_array(darr: dask.array.Array, A: ZBigArray, compute: bool = True, batch: 
     _, (url, oid, _) = A.__reduce__()
     _check_writable(A)
     share(A._p_jar.db())
-    return store_in_batches(partial(_store, url, oid, batch), darr, A._order, compute, batch)
+    first = partial(_reserve, url, oid)
+    store = partial(_store, url, oid, batch)
+    return store_in_batches(store, darr, A._order, compute, batch, first)
 
 
 def _check_writable(A: ZBigArray) -> None:
@@ -235,6 +239,7 @@ def store_in_batches(
     order: str,
     compute: bool,
     batch: int,
+    first: Callable[[], None] | None = None,
 ) -> Any:
     """Have tasks store the chunks of a Dask array: at once, or by a Delayed that is returned.
 
@@ -247,10 +252,15 @@ def store_in_batches(
         Of the array that they are stored in.
     compute, batch
         See to_array().
+    first : ()
+        Called on a worker before all others, if there are several tasks.
     """
+    groups = list(batches(darr, order, batch))
+    before = None
+    if first is not None and len(groups) > 1:
+        before = dask.delayed(first, pure=False)()
     tasks = [
-        dask.delayed(store, pure=False)(places, blocks)
-        for places, blocks in batches(darr, order, batch)
+        dask.delayed(_after, pure=False)(before, store, places, blocks) for places, blocks in groups
     ]
     done = dask.delayed(_all_done)(tasks)
     return done.compute() if compute else done
@@ -280,6 +290,32 @@ def batches(
         size += nbytes
     if places:
         yield places, blocks
+
+
+def _after(
+    before: None,
+    store: Callable[[list[Slices], list[Any]], None],
+    places: list[Slices],
+    blocks: list[Any],
+) -> None:
+    """Store chunks; `before` is what Dask waits for."""
+    store(places, blocks)
+
+
+def _reserve(url: str, oid: bytes) -> None:
+    """Put blocks into all holes of an array, so that tasks do not change its table together."""
+    with zconn_now(url) as conn:
+
+        def some(start: int) -> int:
+            A = conn.get(oid)
+            end = -(-A.nbytes // A.zfile.blksize)
+            stop = min(start + RESERVED, end)
+            reserve(A.zfile, start, stop, A._zblk_fmt)
+            return 0 if stop == end else stop
+
+        start = in_transaction(conn, partial(some, 0))
+        while start:
+            start = in_transaction(conn, partial(some, start))
 
 
 def _store(url: str, oid: bytes, batch: int, places: list[Slices], blocks: list[Any]) -> None:
