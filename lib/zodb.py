@@ -33,6 +33,7 @@ from wendelin.lib.storage.forked import is_inherited, let_go, of_this_process
 from wendelin.lib.storage.fsalign import SMALLEST
 from wendelin.lib.storage.fsholds import Hold
 from wendelin.lib.storage.fsrecord import Located, OpenFile, Stat
+from wendelin.lib.storage.serverfile import ServerFile
 from wendelin.lib.storage.storthreads import asks_in_parallel, class_of
 from wendelin.lib.storage.storurl import zstor_2zurl
 from wendelin.lib.storage.zeokind import is_our_client
@@ -385,8 +386,15 @@ def zconn_locate(conn: Any, oids: Iterable[bytes], *, wait: bool = True) -> list
 
 def zconn_hold(conn: Any, hold: Hold | None) -> Hold | None:
     """Hold the state that a Connection sees, in place of an earlier one: see fsholds."""
-    file, before = _mapped_of(conn)
-    if file is None or before is None:
+    storage, before = under(instance_of(conn)), zconn_before(conn)
+    if before is None:
+        return hold
+    file: AlignedFileStorage | ServerFile
+    if is_our_client(storage):
+        file = storage.server_file
+    elif isinstance(storage, AlignedFileStorage):
+        file = storage
+    else:
         return hold
     if hold is None or not file.holds(hold):
         return file.hold(before)

@@ -558,6 +558,12 @@ class AlignedFileStorage(StorageFile):
         """Say whether a Hold is of this storage."""
         return hold.is_of(self._holds)
 
+    def hold_for(self, holds: Holds) -> None:
+        """Hold what is looked at, by those who have no file until now, or another one."""
+        with self.state_lock:
+            self._holds = holds
+            holds.renew(self.file.fileno())
+
     def trim(self, before: float | bytes | None = None, keep: int = 1) -> Trimmed:
         """Give back the room of large records that are in no state which is kept.
 

@@ -87,10 +87,10 @@ class Holds:
         if self._fd >= 0:
             os.close(self._fd)
 
-    def hold(self, fd: int, before: bytes) -> Hold:
-        """Hold a state of the file that a descriptor has open."""
+    def hold(self, fd: int | None, before: bytes) -> Hold:
+        """Hold a state of the file that a descriptor has open; None: of that of renew()."""
         with self._lock:
-            if self._fd < 0:
+            if self._fd < 0 and fd is not None:
                 self._open(fd)
             return Hold(self, before)
 
@@ -100,6 +100,7 @@ class Holds:
             if self._fd >= 0:
                 previous, self._fd = self._fd, -1
                 os.close(previous)
+            if self._states:
                 self._open(fd)
                 self._hold()
 
@@ -107,14 +108,18 @@ class Holds:
         self._fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
         self._held = None
 
-    def change(self, old: bytes | None, new: bytes | None) -> None:
-        """Be told that a state is not looked at any more, and another is."""
+    def change(self, old: bytes | None, new: bytes) -> None:
+        """Be told that a state is looked at, and an old one is not any more."""
         with self._lock:
-            if new is not None:
-                self._states[new] += 1
+            self._states[new] += 1
+            try:
+                self._hold()
+            except BaseException:  # a Ctrl-C while a trim runs: the old state is held on
+                self._released.append(new)
+                raise
             if old is not None:
                 self._released.append(old)
-            self._hold()
+                self._hold()
 
     def released(self, old: bytes) -> None:
         """Be told by a collection that a state is not looked at any more."""

@@ -19,9 +19,13 @@ The client follows the file, as any reader of a file does (fsfollow). It maps bl
 if the file has all transactions of it. On a network file system these may come later than by ZEO.
 Until then the server is asked for blocks.
 
+What a client looks at is not trimmed: ServerFile.hold(). A Connection holds its state whether there
+is a file or not, as another one may be opened in the middle of its transaction.
+
 This module knows files and storages. It does not know ZEO.
 
-Locking: `_lock`, while the file is opened; it is not held while the server is asked for blocks.
+Locking: `_lock`, while the file is opened, and a state is held; it is not held while the server is
+asked for blocks. `_lock` > the locks of the file's storage.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from typing import TYPE_CHECKING
 
 from ZODB.utils import p64, u64
 
+from wendelin.lib.storage.fsholds import Hold, Holds
 from wendelin.lib.storage.served import Place, token_of
 
 if TYPE_CHECKING:
@@ -68,6 +73,7 @@ class ServerFile:
         self._file: AlignedFileStorage | None = None  # protected by: _lock
         # files that threads may still read: they are closed at the end
         self._previous: list[AlignedFileStorage] = []
+        self._holds = Holds()  # of all files
         self._closed = False
 
     def at(self, before: bytes) -> AlignedFileStorage | None:
@@ -100,6 +106,8 @@ class ServerFile:
                 known, found = self._file, self._open(self._file)
                 if known is not None and found is not known:
                     self._previous.append(known)
+                if found is not None and found is not known:
+                    found.hold_for(self._holds)  # before a thread looks
                 self._file, self._asked = found, True
             return self._file
 
@@ -136,6 +144,17 @@ class ServerFile:
         except Exception as e:
             log.debug("%s cannot be opened here: %r", place.path, e)
         return None
+
+    def hold(self, before: bytes) -> Hold:
+        """Have no revision trimmed that the state before a tid has, until Hold is let go."""
+        self._opened()
+        with self._lock:
+            file = self._file
+            return self._holds.hold(None, before) if file is None else file.hold(before)
+
+    def holds(self, hold: Hold) -> bool:
+        """Say whether a Hold is of this server's file."""
+        return hold.is_of(self._holds)
 
     def renew(self) -> None:
         """Ask again when it is needed: there is a new connection."""

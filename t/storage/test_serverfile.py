@@ -160,6 +160,40 @@ def test_another_file_is_not_used(root, url, tmp_path, monkeypatch, what):
     dbclose(other)
 
 
+def put_a_copy_in_place(path):
+    """Replace a file, as a pack without the server, or a restored backup, does."""
+    copy = path.with_name("copy")
+    shutil.copy(path, copy)
+    path.unlink()
+    shutil.copy(copy, path)
+
+
+def test_what_is_mapped_from_a_new_file_in_a_transaction_is_not_trimmed(tmp_path):
+    server = ZeoServer(tmp_path, section=SECTION)
+    server.start()
+    root = dbopen(server.url)
+    A = create(root)
+    root["B"] = ZBigArray((4 * BLK,), "u1", blksize=BLK, zblk_fmt="ZBlk0")
+    transaction.commit()
+    reader, writer = dbopen(server.url), Client(root)
+    assert reader["B"][0] == 0  # its state is held from here on
+    server.stop()
+    put_a_copy_in_place(tmp_path / "1.fs")
+    server.start()
+    seen = reader["A"][:]
+    np.testing.assert_array_equal(seen, values())
+    assert of(reader["A"]).mapped == A.nbytes
+    writer["A"][:] = values(1)
+    writer.tm.commit()
+    writer.conn.db().storage.trim()
+    np.testing.assert_array_equal(seen, values())
+    del seen
+    writer.close()
+    dbclose(reader)
+    dbclose(root)
+    server.stop()
+
+
 def test_a_server_of_another_database_now(tmp_path):
     server = ZeoServer(tmp_path, section=SECTION)
     server.start()
@@ -169,10 +203,7 @@ def test_a_server_of_another_database_now(tmp_path):
     file = root._p_jar.db().storage.server_file.at(p64(1))
     assert file is not None
     server.stop()
-    for path in tmp_path.glob("1.fs"):
-        shutil.copy(path, tmp_path / "aside")
-        path.unlink()
-        shutil.copy(tmp_path / "aside", path)  # as a backup is put in place
+    put_a_copy_in_place(tmp_path / "1.fs")
     server.start()
     root._p_jar.sync()
     root["A"][9] = 77

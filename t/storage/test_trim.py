@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 import time
 import warnings
 from contextlib import closing, contextmanager
@@ -21,6 +22,7 @@ from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError
 from wendelin.lib.storage import fstrim
 from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.fsholds import Holds, free_before
 from wendelin.lib.storage.fsreach import LARGE
 from wendelin.lib.storage.trimmed import PACKED_AWAY, TrimmedError
 from wendelin.lib.zodb import dbclose, dbopen
@@ -252,12 +254,47 @@ def test_a_child_of_a_fork_does_not_let_go_of_what_its_parent_holds(path):
         if pid == 0:
             holds = db.storage._holds
             for state in list(holds._states):
-                holds.change(state, None)
+                holds.released(state)
             os._exit(0)
         os.waitpid(pid, 0)
         assert db.storage.trim().revisions == 0
         assert (a == 1).all()
         tm.abort()
+
+
+def test_an_interrupt_while_a_trim_runs_leaves_what_is_held_as_it_was(path):
+    Path(path).touch()
+    states = [n.to_bytes(8, "big") for n in (5, 9, 12)]
+
+    def interrupt(*args):
+        raise InterruptedError
+
+    def wait(act):
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with open(path, "r+b") as trims, pytest.raises(InterruptedError):
+            assert free_before(trims.fileno(), states[0]) == states[0]
+            act()
+
+    def free():
+        with open(path, "r+b") as other:
+            return free_before(other.fileno(), states[2])
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    holds = Holds()
+    try:
+        with open(path, "rb") as file:
+            hold = holds.hold(file.fileno(), states[1])
+            early = (3).to_bytes(8, "big")
+            wait(lambda: holds.hold(file.fileno(), early))
+            assert free() == states[1]
+            wait(lambda: hold.move(early))
+            assert free() == states[1]
+            hold.move(states[2])
+            assert free() == states[2]
+            hold.release()
+            assert not holds.is_open
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_file_system_that_cannot_punch_is_named_and_nothing_changes(path, monkeypatch):
