@@ -5,7 +5,7 @@
     LOADED of MEMFD ── page_make_room ──► LOADING ──► LOADED in the spool       first write, no room
 
 The file is asked by op_load, unless the page is LOCATED. page_fill() and page_copy() bring bytes
-into page memory; it stays reserved until the page is LOADED, or release() was called.
+into page memory; it stays reserved until the page is LOADED, or page_unfill() was called.
 
 This module knows one page at a time. It does not know areas, nor the thread that touched. It runs
 Python only by page_set_ops().
@@ -65,7 +65,7 @@ cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) no
     if err == 0 and size < needs:
         err = ram_alloc(memory, size, needs)
     if err != 0:
-        release(fileh, blk)
+        page_unfill(fileh, blk)
     return err
 
 
@@ -109,7 +109,7 @@ cdef int page_copy(FileH *fileh, uint64_t blk, const Source *source) noexcept no
         if err == 0 and source.size < needs:
             err = ram_alloc(memory, source.size, needs)
     if err != 0:
-        release(fileh, blk)
+        page_unfill(fileh, blk)
     return err
 
 
@@ -155,7 +155,7 @@ cdef int reserve(FileH *fileh, uint64_t blk, size_t size, Place *memory, size_t 
     return err
 
 
-cdef void release(FileH *fileh, uint64_t blk) noexcept nogil:
+cdef void page_unfill(FileH *fileh, uint64_t blk) noexcept nogil:
     """Undo page_fill."""
     cdef Page *page
     cdef Place memory
@@ -234,7 +234,7 @@ cdef Failed page_load(FileH *fileh, uint64_t blk, Purpose purpose) noexcept nogi
             return failed
         if source.backing == MEMFD and (page.reload or failed.why != NO_FAILURE):
             pager_unlock()
-            release(fileh, blk)
+            page_unfill(fileh, blk)
             pager_lock()
         stale = page.reload and failed.why != LOAD_FAILED
         if (stale or failed.why != NO_FAILURE) and source.pieces != page.source.pieces:
@@ -379,7 +379,7 @@ cdef int page_bring_in(Page *page, long slot) noexcept nogil:
             page_set_slot(page, -1, 0)
         elif err == 0:
             pager_unlock()
-            release(fileh, blk)
+            page_unfill(fileh, blk)
             pager_lock()
         page_become(page, LOADED, backing)
         if reload or (err == ENOENT and page.source.named):

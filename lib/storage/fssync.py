@@ -6,11 +6,24 @@ files, but not their contents.
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from typing import Any
 
-__all__ = ["sync_folder", "throw_away"]
+__all__ = ["begin_to_write", "sync_folder", "throw_away"]
+
+_SYNC_FILE_RANGE_WRITE = 2
+_libc = ctypes.CDLL(None)
+_libc.sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
+
+
+def begin_to_write(fd: int, start: int, size: int) -> None:
+    """Let the disk begin with bytes [start, start + size) of a file that is going to be synced.
+
+    It promises nothing: an error is that of the sync, which sees it again.
+    """
+    _libc.sync_file_range(fd, start, size, _SYNC_FILE_RANGE_WRITE)
 
 
 def sync_folder(path: str) -> None:

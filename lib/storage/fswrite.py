@@ -12,10 +12,13 @@ from typing import Any
 
 from wendelin.lib.storage.fsalign import Pieces
 from wendelin.lib.storage.fsscan import UNFINISHED
+from wendelin.lib.storage.fssync import begin_to_write
 
 __all__ = ["Tail"]
 
 _BUFFER = 1 << 16  # small writes are gathered up to this [bytes]
+#: so much of a transaction goes to the disk while the rest of it is written [bytes]
+_EARLY = 8 << 20
 
 
 class Tail:
@@ -29,6 +32,7 @@ class Tail:
         self._buffer = bytearray()  # the bytes before the position that are not in the file yet
         self._position = 0
         self.started = False  # something is in the file
+        self._early = 0  # up to there the disk has begun with it
 
     def _base(self) -> int:
         return int(self._storage.end + self._storage.header_size)
@@ -42,6 +46,7 @@ class Tail:
         self._buffer = bytearray()
         self._position = 0
         self.started = False
+        self._early = 0
 
     def seek(self, position: int) -> None:
         """Set the position."""
@@ -85,6 +90,13 @@ class Tail:
         at = self._base() + self._position - len(self._buffer)
         self._pwrite([self._buffer, *more], at)
         self._buffer = bytearray()
+        if self._position - self._early >= _EARLY:
+            begin_to_write(
+                self._storage.file.fileno(),
+                self._base() + self._early,
+                self._position - self._early,
+            )
+            self._early = self._position
 
     def _pwrite(self, pieces: Iterable[bytes | bytearray | memoryview], at: int) -> None:
         fd = self._storage.file.fileno()

@@ -246,11 +246,11 @@ def test_overlapping_parts_are_assigned_as_in_one_memory():
         a[to] = a[of]
         assert A[:].tolist() == a.tolist()
     # other bytes of the same blocks, and another file, need no copy
-    from wendelin.bigarray.array import _no_alias
+    from wendelin.bigarray.assigning import no_alias
 
     half, other = A[:, 2048:], new((10, 4096))[:]
     for values in (A[0, :2048], other, rows, 5):
-        assert _no_alias(half[2:], values) is values
+        assert no_alias(half[2:], values) is values
 
 
 def test_views_keep_their_size_and_see_zeros_past_the_end():

@@ -18,6 +18,7 @@ from ZODB.FileStorage import FileStorage
 from ZODB.POSException import ConflictError, POSKeyError
 from ZODB.utils import p64, u64
 
+from wendelin.lib.storage import fswrite
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.fsscan import LARGE
 from wendelin.lib.zodb import dbclose, dbopen
@@ -46,6 +47,35 @@ def test_an_abort_leaves_nothing(path):
     db.close()
     assert not os.path.exists(path + ".tmp")
     dbclose(dbopen(path))
+
+
+def test_the_disk_begins_with_a_large_transaction_while_it_is_written(path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(fswrite, "begin_to_write", lambda fd, at, n: begun.append((at, at + n)))
+    monkeypatch.setattr(fswrite, "_EARLY", 4 * MIB)
+    db, _ = write(path, data_of(0))
+    for vote in (False, True):
+        begun.clear()
+        end = os.path.getsize(path)
+        txn = TransactionMetaData()
+        db.storage.tpc_begin(txn)
+        for i in range(10):
+            db.storage.store(p64(50 + i), p64(0), b"y" * MIB, "", txn)
+        assert [stop - start >= 4 * MIB for start, stop in begun] == [True, True]
+        assert end < begun[0][0] < end + 1000, "its header has a record's size at the vote"
+        assert begun[0][1] == begun[1][0]
+        assert begun[1][1] <= os.path.getsize(path)
+        if vote:
+            db.storage.tpc_vote(txn)
+        db.storage.tpc_abort(txn)
+        assert os.path.getsize(path) == end
+    begun.clear()
+    write_again = TransactionMetaData()
+    db.storage.tpc_begin(write_again)
+    db.storage.store(p64(50), p64(0), b"y" * 3 * MIB, "", write_again)
+    db.storage.tpc_abort(write_again)
+    assert begun == [], "small, and the next one after a large one"
+    db.close()
 
 
 def test_what_was_read_before_an_abort_is_not_read_after_it(path):
@@ -79,7 +109,8 @@ def test_a_crash_loses_only_what_was_not_committed(path, stage):
         import os, signal
         from ZODB.Connection import TransactionMetaData
         from ZODB.utils import p64
-        from wendelin.lib.storage.filestorage import AlignedFileStorage
+        from wendelin.lib.storage import fswrite
+from wendelin.lib.storage.filestorage import AlignedFileStorage
         s = AlignedFileStorage({path!r})
         txn = TransactionMetaData()
         s.tpc_begin(txn)
@@ -118,7 +149,8 @@ def test_a_crash_on_a_full_disk_does_not_keep_it_from_being_opened(path, index):
         import os, resource, signal, sys
         from ZODB.Connection import TransactionMetaData
         from ZODB.utils import p64
-        from wendelin.lib.storage.filestorage import AlignedFileStorage
+        from wendelin.lib.storage import fswrite
+from wendelin.lib.storage.filestorage import AlignedFileStorage
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         if os.fork() == 0:
             s = AlignedFileStorage({path!r})
@@ -191,7 +223,8 @@ def test_disk_full_in_the_middle(path):
         import os, resource, signal
         from ZODB.Connection import TransactionMetaData
         from ZODB.utils import p64
-        from wendelin.lib.storage.filestorage import AlignedFileStorage
+        from wendelin.lib.storage import fswrite
+from wendelin.lib.storage.filestorage import AlignedFileStorage
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         AlignedFileStorage({path!r}).close()
         s = AlignedFileStorage({path!r})

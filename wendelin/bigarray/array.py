@@ -19,11 +19,12 @@ from typing import Any, Literal, SupportsIndex
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from wendelin.bigarray.assigning import assign
 from wendelin.bigarray.html import Overview, to_html
 from wendelin.bigarray.indexing import BasicIndex, page_runs, split_index
 from wendelin.bigarray.loaded import Loaded
 from wendelin.bigarray.meaning import elements_of
-from wendelin.bigarray.memory import copy_in_steps, in_file, make_ready, strides_of
+from wendelin.bigarray.memory import copy_in_steps, make_ready, strides_of
 from wendelin.bigarray.moving import resize_keeping
 from wendelin.bigarray.ndarraylike import NDArrayLike
 from wendelin.bigarray.saving import Saving
@@ -48,23 +49,6 @@ def _raise_pending() -> None:
 
     The function is empty: Python raises asynchronous exceptions when it enters a function.
     """
-
-
-def _no_alias(target: NDArray[Any], values: Any) -> Any:
-    """Return values, or a copy if the assignment would change them meanwhile.
-
-    NumPy compares addresses to see that arrays overlap. But two mappings show the same bytes of a
-    file at two addresses, as in A[1:] = A[:-1].
-    """
-    values = np.asarray(values) if isinstance(values, BigArray) else elements_of(values)
-    if not isinstance(values, np.ndarray):
-        return values
-    to, of = in_file(target), in_file(values)
-    if to is None or of is None:
-        return values
-    (vma, start, stop), (other, begin, end) = to, of
-    aliased = vma is not other and vma.fileh is other.fileh and start < end and begin < stop
-    return values.copy("K") if aliased else values
 
 
 class BigArray(Saving, NDArrayLike):
@@ -366,7 +350,7 @@ class BigArray(Saving, NDArrayLike):
         """Set A[idx] = values as ndarrays do, with broadcasting."""
         rows, rest = self._split(idx)
         mapped = self._mapped(rows)
-        mapped[rest] = _no_alias(mapped, values)
+        assign(mapped, rest, np.asarray(values) if isinstance(values, BigArray) else values)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         """Return all of the array as an ndarray; see numpy.asarray for dtype and copy.
@@ -593,7 +577,7 @@ class BigArray(Saving, NDArrayLike):
             rows = self._all()
             rows[axis] = (old[axis], new[axis])
             mapped = self._mapped(rows)
-            mapped[...] = _no_alias(mapped, values)
+            assign(mapped, ..., values)
             _raise_pending()
         except BaseException:
             self.resize(old)

@@ -1,0 +1,5 @@
+from typing_extensions import Buffer
+
+from wendelin.bigfile.virtmem.handle import BigFileH
+
+def overwrite(fileh: BigFileH, blk: int, data: Buffer) -> int: ...

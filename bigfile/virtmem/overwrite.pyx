@@ -1,0 +1,116 @@
+"""Overwriting: whole pages get new bytes without being loaded, and without a touch.
+
+A touch of a page clears its memory, or copies the block into it, and maps it. All of this is in
+vain if a program then overwrites every byte. Here the kernel writes the new bytes into page memory,
+which no area needs to show:
+
+    EMPTY past the end, LOADED of ZEROS or FILERANGE ──► LOADING ──► LOADED of MEMFD ──► DIRTY
+
+Any other page is left to the caller, who copies the bytes through a mapping: a touch then loads
+what has to be looked up, tells the handle of its first change, waits for a write-out, uses the
+spool, or fails. So there is no error here, and nothing that a touch decides is decided again.
+
+This module changes pages as loading and touch do. It runs no Python.
+
+Locking: see page.pyx. Called without the pager lock.
+"""
+
+from libc.stdint cimport INT64_MAX, uint64_t
+
+from wendelin.bigfile.virtmem.handle cimport BigFileH
+from wendelin.bigfile.virtmem.loading cimport load_over, page_fill, page_unfill
+from wendelin.bigfile.virtmem.page cimport (DIRTY, FILERANGE, LOADED, LOADING, MEMFD, ZEROS,
+                                            Backing, FileH, Page, page_become, page_drop,
+                                            page_forget, page_get, page_new, page_set_slot,
+                                            page_set_stored, page_show)
+from wendelin.bigfile.virtmem.opened cimport fileh_release
+from wendelin.bigfile.virtmem.kernel cimport pthread_self
+from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_may_dirty
+
+cdef enum:
+    TOGETHER = 64           # pages in one call: signal handlers of Python run between calls
+
+
+def overwrite(BigFileH fileh not None, uint64_t blk, const unsigned char[::1] data not None):
+    """Give pages from blk on new bytes, as many as data has whole ones; return how many got them.
+
+    It stops at a page that needs a touch, and after some pages. The bytes may be in another array,
+    but not in the same one.
+    """
+    cdef uint64_t n = data.shape[0] // fileh.fileh.blksize, done = 0
+    cdef const char *at = <const char *>&data[0] if data.shape[0] != 0 else NULL
+    fileh.check()
+    if (blk + n) * fileh.fileh.blksize > <uint64_t>INT64_MAX:
+        raise OverflowError(f"blocks [{blk}, {blk + n}) end past the last byte of a file")
+    with nogil:
+        n = min(n, <uint64_t>TOGETHER)
+        while done < n and page_overwrite(fileh.fileh, blk + done, at):
+            at += fileh.fileh.blksize
+            done += 1
+    return done
+
+
+cdef bint may_change(const FileH *fileh) noexcept nogil:
+    """Say whether a page may become DIRTY without a step that a touch takes before."""
+    return fileh.frozen == 0 and (fileh.first_change_told or not fileh.wants_first_change)
+
+
+cdef bint page_overwrite(FileH *fileh, uint64_t blk, const char *data) noexcept nogil:
+    """Make a page DIRTY, with these bytes. False: it needs a touch."""
+    cdef Page *page
+    cdef Backing backing
+    cdef uint64_t transactions
+    cdef bint is_new, filled, reload
+    pager_lock()
+    page = page_get(fileh, blk)
+    is_new = page == NULL and blk >= fileh.zero_from
+    if not may_change(fileh) or not ram_may_dirty(fileh.blksize, fileh.spool != NULL) \
+            or not (is_new or is_plain(page)):
+        pager_unlock()
+        return False
+    if is_new:
+        page = page_new(fileh, blk)
+        if page == NULL:
+            pager_unlock()
+            return False
+    backing = page.backing
+    transactions = fileh.transactions
+    fileh.refs += 1
+    if not is_new:
+        page_become(page, LOADING, backing)
+        page.loader = pthread_self()
+        page_set_slot(page, -1, 0)
+    page.begun = True
+    pager_unlock()
+    filled = page_fill(fileh, blk, data, fileh.blksize) == 0
+    pager_lock()
+    # A commit, an abort, a truncation or an invalidation came meanwhile: to which of the
+    # transactions the bytes belong, the touch says.
+    if not filled or page.reload or not may_change(fileh) or transactions != fileh.transactions:
+        if filled:
+            pager_unlock()
+            page_unfill(fileh, blk)
+            pager_lock()
+        filled = False
+        reload = page.reload
+        if is_new:
+            page_forget(page)
+        else:
+            page_become(page, LOADED, backing)
+            if reload:
+                page_drop(page)
+    else:
+        page_become(page, LOADED, MEMFD)
+        page_become(page, DIRTY, MEMFD)
+        page_set_stored(page, False)
+        page_show(page, False)
+    load_over(fileh, blk)
+    fileh_release(fileh)
+    pager_unlock()
+    return filled
+
+
+cdef bint is_plain(const Page *page) noexcept nogil:
+    """Say whether a page has no memory, but is known to the file's reader."""
+    return (page != NULL and page.state == LOADED and page.pins == 0 and
+            (page.backing == ZEROS or page.backing == FILERANGE))
