@@ -33,6 +33,7 @@ from wendelin.lib.storage.forked import is_inherited, let_go, of_this_process
 from wendelin.lib.storage.fsalign import SMALLEST
 from wendelin.lib.storage.fsholds import Hold
 from wendelin.lib.storage.fsrecord import Located, OpenFile, Stat
+from wendelin.lib.storage.relational import RelationalInTurn
 from wendelin.lib.storage.serverfile import ServerFile
 from wendelin.lib.storage.storthreads import asks_in_parallel, class_of
 from wendelin.lib.storage.storurl import zstor_2zurl
@@ -432,6 +433,9 @@ def zconn_load_revisions(conn: Any, oids: list[bytes]) -> list[tuple[bytes, byte
         record, tid = storage.load(oid)
         return bytes(record), bytes(tid)
 
+    if isinstance(storage, RelationalInTurn):
+        loaded = storage.load_all(oids)
+        return [load(oid) if it is None else it for oid, it in zip(oids, loaded, strict=True)]
     if len(oids) == 1 or not zconn_is_remote(conn) or not asks_in_parallel(storage):
         return [load(oid) for oid in oids]
     before = zconn_before(conn)

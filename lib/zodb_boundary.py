@@ -10,6 +10,7 @@ Locking: `_ended` and `_joining` are leaves. Followers are called in the thread 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import weakref
@@ -28,10 +29,18 @@ from wendelin.lib.adapters.transactions import Status, resources_of
 from wendelin.lib.storage.forked import of_this_process
 from wendelin.lib.storage.fsholds import Hold
 from wendelin.lib.storage.record import BytesRecord
-from wendelin.lib.storage.storthreads import asked_in_turn
-from wendelin.lib.zodb import zconn_before, zconn_forget, zconn_hold, zconn_takes_bytes_records
+from wendelin.lib.storage.relational import asked_in_turn, asks_at_end
+from wendelin.lib.zodb import (
+    zconn_before,
+    zconn_forget,
+    zconn_hold,
+    zconn_name,
+    zconn_takes_bytes_records,
+)
 
 __all__ = ["Changes", "Follower", "Watch", "watch_of"]
+
+log = logging.getLogger(__name__)
 
 #: limit of the time that a change waits for another thread, whose commit makes no progress [s]
 PATIENCE = 300.0
@@ -208,7 +217,7 @@ class Watch:
         """The Connection's afterCompletion()."""
         self._progress = time.monotonic()
         try:
-            self._after_completion(txn)
+            self._complete(txn)
         finally:
             with self._ended:
                 self._ender = None
@@ -217,6 +226,22 @@ class Watch:
                 txn.addAfterCommitHook(self._leave)  # after the last of them
             elif txn.status is not Status.COMMITTING:  # else it failed, and must be aborted
                 self._leave()
+
+    def _complete(self, txn: Any) -> None:
+        conn = self._conn()
+        assert conn is not None  # it is the caller
+        if not asks_at_end(conn):
+            self._after_completion(txn)
+            return
+        # A boundary asks the database here. If that fails, the transaction has not: a commit that
+        # is in the database would be told as failed. What was seen is forgotten then, and the next
+        # transaction asks again.
+        try:
+            self._after_completion(txn)
+            if conn.explicit_transactions:
+                conn.newTransaction(txn, False)
+        except Exception:
+            log.warning("%s is lost", zconn_name(conn), exc_info=True)
 
     def _leave(self, *args: object) -> None:
         over, self._end = self._end, None

@@ -16,7 +16,7 @@ from ZODB.utils import p64, u64
 
 from wendelin.lib.adapters.connection import Asker, instance_of
 from wendelin.lib.storage.filestorage import AlignedFileStorage
-from wendelin.lib.storage.storthreads import asked_in_turn
+from wendelin.lib.storage.relational import asked_in_turn
 
 __all__ = ["SharedError", "Snapshot"]
 

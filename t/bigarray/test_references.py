@@ -213,7 +213,7 @@ def test_what_another_handle_has_changed(root, A):
     sent(A)
 
 
-@pytest.mark.only("fs", "fscopy", "zeo", "neo")  # RelStorage: its state moves on by itself
+@pytest.mark.only("fs", "fscopy", "zeo", "neo")  # RelStorage shows a state that there is
 def test_between_a_commit_and_the_next_transaction(root, A):
     client = Client(root, explicit=True)
     with pytest.raises(ConnectionStateError, match="begun"):

@@ -1,9 +1,10 @@
 """Servers that die, hang, or cannot be reached: what readers see, and what becomes of commits.
 
-All tests run with a ZEO server, or with NEO behind its gateway, as the environment says. A proxy is
-between the client that is tested and the server. Other clients, which check or change something
-meanwhile, have none. This module may know what servers and storages do. Of the inside of the pager,
-it knows only the place where pages are dropped.
+All tests run with a ZEO server, with NEO behind its gateway, or with PostgreSQL, as the environment
+says: with PostgreSQL those that ask for no time limit, and no second try, as RelStorage has none. A
+proxy is between the client that is tested and the server. Other clients, which check or change
+something meanwhile, have none. This module may know what servers and storages do. Of the inside of
+the pager, it knows only the place where pages are dropped.
 
 All that could hang runs in a thread with a limit (within()).
 """
@@ -26,9 +27,9 @@ from support.proxied import (
     WAIT,
     At,
     Neo,
+    Postgres,
     Servers,
     World,
-    Zeo,
     ends,
     gone,
     meanwhile,
@@ -45,7 +46,7 @@ from wendelin.lib.zodb import dbopen
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.only("zeo", "neo"),
+    pytest.mark.only("zeo", "neo", "postgres"),
     pytest.mark.database,
     pytest.mark.formats,
 ]
@@ -54,7 +55,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """Return the NEO cluster, or None if the tests run with ZEO."""
-    if Servers is Zeo:
+    if Servers is not Neo:
         yield None
         return
     cluster = Neo.cluster = NeoCluster(tmp_path_factory.mktemp("neo"), storages=2, replicas=1)
@@ -92,10 +93,16 @@ def client(world):
     return world.open()
 
 
+#: with servers that clients wait for, and whose time to answer has a limit
+with_limits = pytest.mark.only("zeo", "neo")
+#: ways in which it is away, and others that a client without a time limit cannot tell from slowness
+AWAY = [*["killed", "cut"], *([] if Servers is Postgres else ["hangs", "stalls"])]
+
+
 # ---- reading ----
 
 
-@pytest.mark.parametrize("way", ["killed", "hangs", "stalls"])
+@pytest.mark.parametrize("way", [way for way in AWAY if way != "cut" or Servers is Postgres])
 def test_a_reader_when_the_server_goes(world, client, way):
     """Pages in memory are read; others are an error, which dooms the transaction; then all is well.
 
@@ -110,11 +117,11 @@ def test_a_reader_when_the_server_goes(world, client, way):
     a[mid] = 1
     with pytest.raises(BlockLoadError) as e:
         within(LIMIT, read, a)
-    assert isinstance(e.value.__cause__, ClientDisconnected)
+    assert isinstance(e.value.__cause__, world.servers.GONE)
     with pytest.raises(DoomedError):
         within(LIMIT, client.tm.commit)
     within(LIMIT, client.tm.abort)
-    with pytest.raises(ClientDisconnected):
+    with pytest.raises(world.servers.GONE):
         within(LIMIT, client.tm.begin)
     come()
     client.again()
@@ -124,6 +131,35 @@ def test_a_reader_when_the_server_goes(world, client, way):
     assert world.in_database()[mid] == 2
 
 
+@pytest.mark.only("postgres")
+@pytest.mark.parametrize("way", ["killed", "cut"])
+def test_a_reader_in_the_middle_of_a_block_gets_an_error(world, client, way):
+    """It sees no byte of the block, and no state but its own: also if the server is back at once.
+
+    Then it goes on, in the next transaction.
+    """
+    go, come = gone(world)[way]
+    a = client.A[:]
+    near = world.near()
+    near.A[0] = near.A[2 * BLK] = 9
+    near.tm.commit()
+    came = threading.Event()
+    world.proxy.after(BLK + BLK // 2, TO_CLIENT, lambda: (world.proxy.cut(), came.set()))
+    with pytest.raises(BlockLoadError) as e:
+        within(LIMIT, read, a)
+    assert came.is_set()
+    assert isinstance(e.value.__cause__, world.servers.GONE)
+    go()
+    come()
+    world.proxy.mend()
+    with pytest.raises(BlockLoadError):
+        within(LIMIT, read, a)
+    within(LIMIT, client.tm.abort)
+    client.again()
+    assert (within(LIMIT, read, a) == changed((0, 9), (2 * BLK, 9))).all()
+
+
+@with_limits
 @pytest.mark.parametrize("way", ["killed", "cut"])
 def test_a_reader_in_the_middle_of_a_block_waits(world, way):
     """The server is gone in the middle of its answer, and comes back: it is asked again."""
@@ -157,7 +193,7 @@ def test_readers_in_threads(world):
                 for blk in range(N):
                     client.A._fileh().invalidate_page(blk)
                 outcomes.append((read(a) == FIRST).all())
-            except (BlockLoadError, ClientDisconnected):
+            except (BlockLoadError, *world.servers.GONE):
                 client.tm.abort()
 
     threads = [threading.Thread(target=reader, args=(c,), daemon=True) for c in clients]
@@ -231,7 +267,9 @@ CLIENT_ONLY = [
         ("stalls", "in_finish"),
         # these differ in the client only: one kind of server is enough
         *([] if Servers is Neo else CLIENT_ONLY),
-    ],
+    ]
+    if Servers is not Postgres
+    else [*[("killed", point) for point in POINTS], ("cut", "before_vote"), ("cut", "in_finish")],
 )
 def test_a_commit_when_the_server_goes(world, client, way, point):
     """The server goes at a point of the commit: the state is one of the two."""
@@ -239,7 +277,8 @@ def test_a_commit_when_the_server_goes(world, client, way, point):
     within(LIMIT, read, client.A[:])
     change(client)
     At(client.tm, *POINTS[point], go)
-    with pytest.raises(ClientDisconnected):
+    voted = point in ("after_vote", "in_finish")
+    with pytest.raises(world.servers.UNKNOWN if voted else world.servers.GONE):
         within(2 * LIMIT, client.tm.commit)
     come()
     # what has not been cut off may still get through
@@ -253,10 +292,23 @@ def test_a_commit_whose_answer_is_lost(world, client, seen):
         within(LIMIT, read, client.A[:])
     change(client)
     At(client.tm, "tpc_finish", False, lambda: world.proxy.after(0, TO_CLIENT))
-    with pytest.raises(ClientDisconnected):
+    with pytest.raises(world.servers.UNKNOWN):
         within(2 * LIMIT, client.tm.commit)
     world.proxy.mend()
-    check_either(world, client, [NEW])
+    # the first answer that PostgreSQL gives then is to a reader's end, if there was one
+    check_either(world, client, [FIRST, NEW] if seen and Servers is Postgres else [NEW])
+
+
+@pytest.mark.only("postgres")
+@pytest.mark.parametrize("explicit", [False, True])
+def test_a_commit_that_is_done_is_not_said_to_have_failed(world, explicit):
+    """The server goes after its answer, when the Connection asks what others have changed."""
+    client = world.open(explicit=explicit)
+    client.A[0] = 1
+    At(client.tm, "tpc_finish", True, world.kill)
+    within(LIMIT, client.tm.commit)
+    world.servers.start()
+    check_either(world, client, [changed((0, 1))])
 
 
 @pytest.mark.only("zeo")
@@ -270,6 +322,7 @@ def test_a_slow_network_is_not_taken_for_a_hanging_server(world):
     assert len(world.in_database()) == N * BLK + (2 << 20)
 
 
+@with_limits
 def test_a_commit_does_not_keep_in_memory_what_the_server_has_not_taken(world):
     client = world.near()
     BLOCK = 2 << 20
@@ -293,6 +346,7 @@ def test_a_commit_does_not_keep_in_memory_what_the_server_has_not_taken(world):
     assert world.near().root["B"].read(-1) == 7
 
 
+@with_limits
 def test_a_large_transaction_has_more_time_for_its_vote(world):
     """The server writes all of it then, and says nothing."""
     client = world.open(wait=1)
@@ -308,6 +362,7 @@ def test_a_large_transaction_has_more_time_for_its_vote(world):
     assert world.in_database()[-1] == 3
 
 
+@with_limits
 @pytest.mark.parametrize("way", ["killed", "hangs", "closed"])
 def test_many_answers_that_do_not_come_are_one_error(world, client, caplog, way):
     """The caller gets one error; nothing is logged of the other answers."""
@@ -365,6 +420,7 @@ def test_reconnecting_drops_nothing_if_nothing_changed(world, client):
     assert (within(LIMIT, read, a) == FIRST).all()
 
 
+@with_limits
 def test_the_server_goes_in_the_middle_of_a_boundary(world, client):
     """The client knows what changed, but cannot look where blocks are: it does not try for each."""
     client.A.append(np.ones(20 * BLK, "u1"))
@@ -464,6 +520,7 @@ def check_not_opened(port, options=""):
     return str(e.value)
 
 
+@with_limits
 def test_there_is_no_server(no_ends):
     check_not_opened(free_port())
 
@@ -474,23 +531,34 @@ def test_there_is_a_server_of_another_kind(no_ends):
         check_not_opened(other.getsockname()[1])
 
 
+@with_limits
 def test_there_is_no_such_storage(world):
     assert "'nix'" in check_not_opened(world.servers.port, "&storage=nix")
 
 
+@with_limits
 def test_the_server_hangs_when_it_is_opened(world):
     world.server.send(signal.SIGSTOP)
     check_not_opened(world.servers.port)
 
 
-@pytest.mark.parametrize("way", ["hangs", "cut"])
+@pytest.mark.only("postgres")
+def test_there_is_no_postgres(no_ends):
+    url = f"postgres://me:secret@{HOST}:{free_port()}/db"
+    with pytest.raises(Exception, match="refused") as e:
+        within(LIMIT, dbopen, url)
+    assert HOST in str(e.value)
+    assert "secret" not in str(e.value)
+
+
+@pytest.mark.parametrize("way", [way for way in AWAY if way in ("hangs", "cut")])
 def test_closing_without_a_server(world, way):
     """It does not wait for a server that is gone, and keeps nothing open, even in mid-commit."""
     go, _ = gone(world)[way]
     client = world.open()
     client.A.append(np.zeros(8 << 20, "u1") + 1)
     At(client.tm, "commit", False, go)
-    with pytest.raises(ClientDisconnected):
+    with pytest.raises(world.servers.GONE):
         within(2 * LIMIT, client.tm.commit)
     world.clients.remove(client)
     within(LIMIT, client.close)

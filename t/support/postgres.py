@@ -111,20 +111,24 @@ class PostgresServer(Process):
             return True
         return False
 
-    def execute(self, command):
-        """Execute a command of SQL."""
+    def execute(self, command, name="postgres"):
+        """Execute a command of SQL in a database."""
         import psycopg2
 
-        with closing(psycopg2.connect(self._dsn("postgres"))) as conn:
+        with closing(psycopg2.connect(self._dsn(name))) as conn:
             conn.autocommit = True
             conn.cursor().execute(command)
 
     def _dsn(self, name):
         return f"dbname={name} user=postgres host={HOST} port={self.port}"
 
-    def url(self, name):
-        """Return the URL of a database, for dbopen()."""
-        return f"postgres://postgres@{HOST}:{self.port}/{name}"
+    def url(self, name, port=None):
+        """Return the URL of a database, for dbopen(); maybe through another port."""
+        return f"postgres://postgres@{HOST}:{port or self.port}/{name}"
+
+    def kill(self):
+        """Kill it and its children, as a crash of it does: it tells no client more than that."""
+        self.stop(signal.SIGQUIT)
 
     def stop(self, number=signal.SIGINT):
         """End it, without waiting for clients."""

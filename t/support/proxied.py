@@ -1,32 +1,39 @@
 """Servers, a network in front of them, and clients, for tests of servers that fail.
 
-WENDELIN_CORE_TEST_DB says whether it is a ZEO server, or NEO behind its gateway. This module may
-know what servers and storages do, but nothing of the pager. A call that could hang runs in a thread
-with a limit: within().
+WENDELIN_CORE_TEST_DB says whether it is a ZEO server, NEO behind its gateway, or PostgreSQL under
+RelStorage. This module may know what servers and storages do, but nothing of the pager. A call that
+could hang runs in a thread with a limit: within().
 """
 
+import atexit
 import faulthandler
 import gc
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import threading
 import time
 from contextlib import contextmanager, suppress
 
 import pytest
 from transaction import TransactionManager
+from transaction.interfaces import NoTransaction
 from ZEO.Exceptions import ClientDisconnected
 from ZODB.DB import DB
 
 from support.clients import Manager, in_database
 from support.neocluster import Gateway
+from support.postgres import PostgresServer
 from support.proxy import Proxy
 from support.servers import HOST, ZeoServer
+from wendelin.lib.storage.relational import CommitUnknownError
 from wendelin.lib.zodb import dbstoropen
 
 # a gateway of Python 2.7 may take a while, on a loaded machine
-WAIT = 3 if os.environ.get("WENDELIN_CORE_TEST_DB") == "neo" else 1  # wait_timeout of clients [s]
+KIND = os.environ.get("WENDELIN_CORE_TEST_DB")
+WAIT = 3 if KIND == "neo" else 1  # wait_timeout of clients [s]
 LONG = 20  # wait_timeout of clients that are to see the server come back [s]
 LIMIT = 5 * WAIT + 5  # for one read, or one step of a transaction, on a loaded machine [s]
 
@@ -79,10 +86,16 @@ def meanwhile(act, *args):
 class Zeo:
     """A ZEO server that knows what the last three transactions changed, and no more."""
 
+    GONE = UNKNOWN = (ClientDisconnected,)  # what calls raise without it; and tpc_finish()
+
     def __init__(self, folder):
         self.server = ZeoServer(folder, options="  invalidation-queue-size 3\n")
         self.server.start()
         self.port = self.server.port
+
+    @staticmethod
+    def url(port, wait):
+        return f"zeo://{HOST}:{port}?wait_timeout={wait}"
 
     def start(self):
         self.server.start()
@@ -98,6 +111,8 @@ class Neo:
     """A gateway before a cluster that all tests share."""
 
     cluster = None
+    GONE = UNKNOWN = (ClientDisconnected,)
+    url = Zeo.url
 
     def __init__(self, folder):
         self.server = Gateway(folder, self.cluster.masters)
@@ -115,15 +130,65 @@ class Neo:
         self.server.stop()
 
 
-Servers = Neo if os.environ.get("WENDELIN_CORE_TEST_DB") == "neo" else Zeo
+class Postgres:
+    """A PostgreSQL server under RelStorage: all tests share it, each has a database."""
+
+    UNKNOWN = (CommitUnknownError,)
+    server = None
+    used = 0
+
+    def __init__(self, folder):
+        cls = type(self)
+        self.GONE = _errors_of_postgres()
+        if cls.server is None:
+            cls.folder = tempfile.mkdtemp(prefix="postgres-")  # another user may look into it
+            cls.server = PostgresServer(cls.folder)
+            atexit.register(cls.end)
+            cls.server.create()
+        elif not cls.server.alive():
+            cls.server.start()
+        cls.used += 1
+        self.name = f"test{cls.used}"
+        self.server.execute(f"CREATE DATABASE {self.name} TEMPLATE empty")
+        self.port = self.server.port
+
+    def url(self, port, wait):
+        return self.server.url(self.name, port)
+
+    def start(self):
+        self.server.start()
+
+    def forget(self):
+        """Do nothing: it knows of all transactions."""
+
+    def stop(self):
+        """Let the server go on, for other tests."""
+
+    @classmethod
+    def end(cls):
+        """Stop the server, and remove its files."""
+        cls.server.stop()
+        cls.server.log.unlink()
+        shutil.rmtree(cls.folder)
+
+
+def _errors_of_postgres():
+    import psycopg2
+
+    return psycopg2.OperationalError, psycopg2.InterfaceError
+
+
+Servers = {"neo": Neo, "postgres": Postgres}.get(KIND, Zeo)
 
 
 class Opened:
     """A client with its own storage, and transactions."""
 
-    def __init__(self, port, wait=WAIT, options=""):
-        self.tm = TransactionManager()
-        self.storage = dbstoropen(f"zeo://{HOST}:{port}?wait_timeout={wait}{options}")
+    def __init__(self, servers, port, wait=WAIT, explicit=False):
+        self.servers = servers
+        self.tm = TransactionManager(explicit)
+        self.tm.begin()
+        self.storage = dbstoropen(servers.url(port, wait))
         self.db = DB(self.storage)
         self.root = self.db.open(self.tm).root()
 
@@ -133,7 +198,7 @@ class Opened:
 
     def close(self):
         """Close it, also if no server answers."""
-        with suppress(ClientDisconnected):
+        with suppress(NoTransaction, *self.servers.GONE):
             self.tm.abort()
         self.root._p_jar.close()
         self.db.close()
@@ -144,9 +209,10 @@ class Opened:
         end = time.monotonic() + 30
         while True:
             try:
-                within(LIMIT, self.tm.abort)
+                with suppress(NoTransaction):
+                    within(LIMIT, self.tm.abort)
                 return within(LIMIT, self.tm.begin)
-            except ClientDisconnected:
+            except self.servers.GONE:
                 assert time.monotonic() < end
 
 
@@ -168,7 +234,7 @@ class World:
         return self._open(self.servers.port, wait=LONG)
 
     def _open(self, port, **kw):
-        client = within(2 * LONG, lambda: Opened(port, **kw))
+        client = within(2 * LONG, lambda: Opened(self.servers, port, **kw))
         self.clients.append(client)
         return client
 

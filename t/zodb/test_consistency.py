@@ -340,7 +340,6 @@ def test_every_way_to_a_new_state(A, other, how):
     assert np.array_equal(b, in_database(A))
 
 
-@pytest.mark.only("fs", "fscopy", "zeo", "neo")  # RelStorage: its state moves on by itself
 def test_explicit_transactions(A, explicit):
     B, tm = explicit["A"], explicit.tm
     b = B[:]
