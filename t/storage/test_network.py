@@ -318,6 +318,7 @@ def test_closing_while_blocks_are_loaded_ahead(testdb, caplog, zblk_fmt):
         root = dbopen(testdb.url)
         view = root["A"][:]
         assert view[0] == 0
+        assert view[BLK // 8] == BLK // 8  # a reader that goes on
         dbclose(root)
         del root, view
     assert not [r for r in caplog.records if r.name == "asyncio" or r.levelname == "ERROR"]

@@ -1,5 +1,6 @@
 """Which blocks are loaded ahead of a sequential reader."""
 
+import numpy as np
 import pytest
 
 from wendelin.bigfile.virtmem.handle import ram_stat
@@ -107,16 +108,17 @@ def test_on_this_machine_only_what_is_loaded_is_looked_up(issued, handle):
     for blk in range(3):
         ahead.loading(handle, blk)
     assert issued
-    assert max(table.found) == max(issued[-1])
+    assert max(table.found) == max(issued[-1]) + 1  # the reader's own
 
 
 @pytest.mark.parametrize("remote", [True, False])
 def test_only_stored_blocks_are_loaded(remote, handle):
     table = Table(end=5)
     ahead = prefetch.ReadAhead(4096, remote, table.find)
-    ahead.expect(0, 5)
+    ahead.expect(0, 9)
     ahead.loading(handle, 0)
-    assert sorted(handle.loaded) == [1, 2, 3, 4]
+    ahead.loading(handle, 1)
+    assert sorted(handle.loaded) == [2, 3, 4]
 
 
 def test_a_block_that_fails_ends_the_loads_behind_it():
@@ -125,27 +127,60 @@ def test_a_block_that_fails_ends_the_loads_behind_it():
     assert handle.loaded == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("first", [0, 7])
 @pytest.mark.parametrize(
-    ("n", "touched", "ahead"),
+    ("view", "touches", "ahead"),
     [
-        (prefetch.MANY, 0, True),
-        (prefetch.MANY - 1, 0, False),  # a few blocks are read one by one
-        (100, 1, False),  # random access
-        (100, 50, False),
+        ((0, 100), [0], []),  # one touch
+        ((0, 100), [0, 1], [2]),  # from the beginning of a view on: two show it
+        ((7, 100), [7, 8], [9]),
+        ((0, 100), [5, 6], []),  # two neighbours
+        ((0, 100), [5, 6, 7], [8]),
+        ((0, 100), [0, 1, 3], [2, 4, 5, 7]),
+        ((0, 3), [0, 1], [2]),  # not past the view
+        ((0, 2), [0, 1], []),
+        ((0, 5), [0, 1, 3], [2, 4]),
+        ((0, 100), [0, 50], []),
+        ((0, 100), [0, 10, 20], []),  # equal steps
+        ((0, 100), [0, 10, 20, 30], [40]),
+        ((0, 100), [0, 10, 20, 30, 50], [40, 60, 70, 90]),
+        ((0, 100), [40, 39, 38, 37], [36]),
+        ((0, 100), [6, 4, 2, 0], []),
+        ((0, 100), [0, 60, 1, 61], [2]),  # two readers
+        ((0, 100), [0, 60, 1, 61, 62], [2, 63]),
+        ((0, 100), [50, 51, 52, 53], [53]),  # the reader is faster than the threads
+        ((0, 100), [0, 1000, 0], []),
+        ((0, 100), [5, 5, 5, 5], []),
     ],
 )
-def test_a_reader_from_the_first_of_many_blocks_is_sequential(first, n, touched, ahead, handle):
-    table, issued = Table(), handle.loaded
+def test_what_touches_show_to_be_wanted(view, touches, ahead, handle):
+    table = Table()
     reader = prefetch.ReadAhead(BLK, True, table.find)
-    reader.expect(first, n)
-    reader.loading(handle, first + touched)
-    assert bool(issued) == ahead
-    if ahead:
-        assert min(issued) == first + 1
-        assert max(issued) <= first + (32 << 20) // BLK
-        issued.clear()
-        reader.loading(handle, 1000)  # that does not make a reader elsewhere sequential
-        assert not issued
-        reader.loading(handle, first)  # nor one that comes back
-        assert not issued
+    reader.expect(view[0], view[1] - view[0])
+    for blk in touches:
+        reader.loading(handle, blk)
+    assert sorted(handle.loaded) == ahead
+
+
+def test_views_one_after_the_other_are_one_reader(handle):
+    table = Table()
+    reader = prefetch.ReadAhead(BLK, True, table.find)
+    for start in range(0, 60, 4):
+        reader.expect(start, 4)
+        for blk in range(start, start + 4):
+            if blk not in handle.loaded:
+                reader.loading(handle, blk)
+    assert max(handle.loaded) >= 60
+    assert len(handle.loaded) == len(set(handle.loaded))
+    assert len(handle.loaded) > 40
+
+
+def test_random_readers_get_nothing_ahead(handle):
+    """Neither of blocks of a view, nor of rows of two blocks; a few by chance."""
+    random, table = np.random.default_rng(1), Table()
+    for rows in 1, 2:
+        reader = prefetch.ReadAhead(BLK, True, table.find)
+        for blk in random.permutation(500)[:250].tolist():
+            reader.expect(rows * blk, rows)
+            for i in range(rows):
+                reader.loading(handle, rows * blk + i)
+    assert len(handle.loaded) <= 8
