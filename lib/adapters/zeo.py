@@ -25,6 +25,7 @@ PRIVATE = {
         "_check_trans",
         "_client_factory",
         "_is_read_only",
+        "_oids",
         "_read_only_fallback",
         "_server",
         "_storage",
@@ -107,6 +108,10 @@ class Client(ClientStorage):  # type: ignore[misc]  # ZEO has no type hints
     def network(self) -> Any:
         """The thread that talks to the server."""
         return self._server
+
+    def forget_oids(self) -> None:
+        """Forget the oids for new objects that a server has given in advance. In any thread."""
+        self._oids.clear()
 
     def send_record(self, oid: bytes, serial: bytes, data: bytes, txn: Any) -> None:
         """Send a record to be stored by a transaction, and keep none of it for the cache."""

@@ -11,7 +11,8 @@
   ZEO itself drops all objects of Connections. If the server does not know, changed_since() asks it.
 - load_all requests many objects at once, and waits for the server once.
 - A new object never gets an oid that was given before. A server that was killed gives uncommitted
-  oids again, and ZEO itself would use one twice in a transaction.
+  oids again, and ZEO itself would use one twice in a transaction. Those that one has given in
+  advance are forgotten with its connection: the next server may give them to another client.
 - Large objects, mostly blocks of arrays, are not written to the file of ZEO's cache, nor to its
   temporary file of a commit: pages have their bytes.
 
@@ -180,6 +181,7 @@ class ZEOClient(Client):
         self._reads_only = bool(conn.is_read_only())
         self._says_revisions = True
         self.server_file.renew()
+        self.forget_oids()
         db = self._told
         if db is not None:
             db.told = self._objects.told

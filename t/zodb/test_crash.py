@@ -147,3 +147,21 @@ def test_oids_are_new_after_a_server_was_killed(server):
     second = [storage.new_oid() for _ in range(250)]
     assert len({*first, *second}) == 400
     dbclose(root)
+
+
+@pytest.mark.database
+@pytest.mark.only("zeo")
+@pytest.mark.formats
+def test_oids_that_a_server_gave_in_advance_are_not_those_of_another_client(server):
+    """Else its commits fail: with a conflict again and again, or with a ValueError of ZODB."""
+    root, other = dbopen(f"{server.url}?wait_timeout=60"), dbopen(f"{server.url}?wait_timeout=60")
+    storage = root._p_jar.db().storage
+    storage.new_oid()
+    server.kill()
+    server.start()
+    for client in root, other:
+        client._p_jar.sync()
+    theirs = {other._p_jar.db().storage.new_oid() for _ in range(100)}
+    assert not theirs.intersection(storage.new_oid() for _ in range(100))
+    dbclose(other)
+    dbclose(root)
