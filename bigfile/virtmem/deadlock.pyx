@@ -73,7 +73,7 @@ cdef int add(Waiter *waiter) noexcept nogil:
     """Put a waiter into the table; return its index, or -1 if it is full. With the mutex held."""
     global used
     cdef size_t i
-    for i in range(WAITERS):
+    for i in range(<size_t>WAITERS):
         if not waiters[i].used:
             waiters[i] = waiter[0]
             waiters[i].used = True
@@ -153,7 +153,7 @@ cdef bint waits_circular(pthread_t loader) noexcept nogil:
     if used == 0:
         return False
     pthread_mutex_lock(&mutex)
-    for _steps in range(WAITERS):
+    for _steps in range(<size_t>WAITERS):
         for i in range(used):
             if (waiters[i].used and not waiters[i].for_gil and waiters[i].fileh != NULL
                     and pthread_equal(waiters[i].thread, loader)):

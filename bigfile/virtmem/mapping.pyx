@@ -267,7 +267,7 @@ cdef inline bint edge(Area *area, uint64_t page) noexcept nogil:
 cdef uint64_t edges(Area *area, uint64_t page, uint64_t n) noexcept nogil:
     """Return how many boundaries there are within pages [page, page + n) and at both ends."""
     cdef uint64_t i, count = 0
-    for i in range(max(page, 1), min(page + n + 1, area.pglen)):
+    for i in range(max(page, <uint64_t>1), min(page + n + 1, area.pglen)):
         count += edge(area, i)
     for i in range(page, page + n):
         if area.kinds[i] & PIECED:
