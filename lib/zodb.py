@@ -335,6 +335,7 @@ def zconn_check_database(conn: Any) -> None:
 
 
 _names: WeakKeyDictionary[DB, str] = WeakKeyDictionary()
+_folders: WeakKeyDictionary[FileStorage, str] = WeakKeyDictionary()
 
 
 def zconn_name(conn: Any) -> str:
@@ -527,7 +528,10 @@ def zconn_folder(conn: Any) -> str | None:
     storage = under(instance_of(conn))
     if not isinstance(storage, FileStorage):
         return None
-    return os.path.dirname(os.path.abspath(str(storage.getName())))
+    folder = _folders.get(storage)
+    if folder is None:
+        folder = _folders[storage] = os.path.dirname(os.path.abspath(str(storage.getName())))
+    return folder
 
 
 def zconn_aligns_from(conn: Any) -> int:

@@ -5,6 +5,7 @@ sure that a page is in memory, and stays there.
 """
 
 cimport cython
+from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint64_t
 
 from wendelin.bigfile.virtmem.kernel cimport (MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED,
@@ -65,6 +66,24 @@ def used_of(memoryview view not None):
     """Return how many bytes of a block, which a file is given, may be other than zeros."""
     buf = view.obj
     return min((<PageBuffer>buf).used if isinstance(buf, PageBuffer) else len(view), len(view))
+
+
+def end_of(buf):
+    """Return where bytes end, without the zeros at their end [bytes]."""
+    cdef Py_buffer view
+    cdef const unsigned char *at
+    cdef Py_ssize_t n
+    PyObject_GetBuffer(buf, &view, PyBUF_SIMPLE)
+    at = <const unsigned char *>view.buf
+    n = view.len
+    # eight bytes at a time, once the address is a multiple of that
+    while n > 0 and at[n - 1] == 0:
+        n -= 1
+        while <size_t>(at + n) % sizeof(uint64_t) == 0 and n >= <Py_ssize_t>sizeof(uint64_t) \
+                and (<const uint64_t *>(at + n))[-1] == 0:
+            n -= sizeof(uint64_t)
+    PyBuffer_Release(&view)
+    return n
 
 
 cdef object page_buffer(FileH *fileh, uint64_t blk):

@@ -30,8 +30,12 @@ from wendelin.bigfile.virtmem.ram cimport fd_high, pager_lock, pager_unlock
 
 cdef enum:
     HUGE = 1 << 21          # [bytes]: large slots begin at multiples of this
+    MOST_FOLDERS = 64
 
 cdef Spool *spools          # all; protected by: the pager lock
+#: What spool_folder() has found, for thousands of files in a database. A folder that cannot be
+#: written to any more is an error when a page needs it.
+cdef dict folders = {}
 
 
 cdef Spool *spool_of(const char *folder) noexcept nogil:
@@ -202,12 +206,24 @@ def spool_folder(near=None):
     given = os.environ.get("WENDELIN_CORE_SPOOL")
     if given == "0":
         return None
+    temporary = tempfile.gettempdir()
+    found = folders.get((given, near, temporary))
+    if found is None:
+        found = find_folder(given, near, temporary)
+        if found is not None:
+            if len(folders) >= MOST_FOLDERS:
+                folders.clear()
+            folders[given, near, temporary] = found
+    return found
+
+
+cdef find_folder(given, near, temporary):
     if given is not None:
         if not is_writable(given):
             raise ValueError(f"WENDELIN_CORE_SPOOL is {given!r}: it must be a folder in which "
                              f"files can be made, or 0")
         return os.path.abspath(given)
-    for folder in (near, tempfile.gettempdir()):
+    for folder in (near, temporary):
         if folder is not None and is_writable(folder) and not is_in_memory(folder):
             return os.path.abspath(folder)
     return None

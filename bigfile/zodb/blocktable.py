@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple, TypeVar
 
@@ -88,14 +87,13 @@ class BlockTable:
         inner, buckets = self._inner, self._buckets
         node = inner.get(oid) or buckets.get(oid)
         if node is None:
-            oids = [
-                oid,
-                *(o for o in soon(todo) if o != oid and o not in inner and o not in buckets),
-            ]
+            oids = [oid]
+            if todo:
+                oids += [o for o in soon(todo) if o != oid and o not in inner and o not in buckets]
             read = [read_node(record, "LO") for record in self._load_all(oids)]
             for each, of in zip(oids, read, strict=True):
                 if of.leaf:
-                    buckets[each] = replace(of, classes=())
+                    buckets[each] = of.without_classes()
                 else:
                     self._parents.update(dict.fromkeys(of.children, each))
                     inner[each] = of
@@ -140,6 +138,9 @@ class BlockTable:
     def _between(self, root: bytes, start: int, stop: int) -> dict[int, bytes]:
         found: dict[int, bytes] = {}
         self._root = root
+        top = self._get(root, [])
+        if top.leaf:  # of a small file, of which there may be thousands
+            return {blk: oid for blk, oid in top.oids.items() if start <= blk < stop}
         for _, node in walk(root, self._get, start, stop):
             found.update((blk, of) for blk, of in node.oids.items() if start <= blk < stop)
         return found

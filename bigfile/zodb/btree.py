@@ -48,7 +48,8 @@ Key: TypeAlias = Any
 #: nodes that are to be visited, the next one last: (oid, low, high), its keys are in [low, high)
 Todo = list[tuple[bytes, Key | None, Key | None]]
 
-_BUCKET = b"BTrees.LOBTree\nLOBucket\n"
+_TREE, _BUCKET = b"BTrees.LOBTree\nLOBTree\n", b"BTrees.LOBTree\nLOBucket\n"
+_NONE: list[bytes] = []  # children of a bucket
 TOGETHER = 64  # nodes of one request
 DEEPEST = 64  # levels of a tree
 ENDLESS = "a damaged BTree: it does not end"
@@ -101,6 +102,10 @@ class Node(AnyNode):
     next: bytes | None = None  # oid of the bucket after this one; of a tree, of its first bucket
     classes: tuple[str, ...] = ()  # of a bucket's oids, as references say; "" where one does not
     inline: bool = False  # a tree whose only bucket is in its own state
+
+    def without_classes(self) -> Node:
+        """Return a bucket in less memory."""
+        return Node(self.leaf, self.keys, self.children, self.packed, self.next, (), self.inline)
 
     @property
     def oids(self) -> dict[Key, bytes]:
@@ -225,10 +230,12 @@ def read_node(record: bytes, kind: str) -> Node:
     RecordError
         It is not such a node, or is damaged.
     """
-    found = read_bucket(record, _BUCKET) if kind == "LO" else None
-    if found is not None:
-        keys, packed, after, classes = found
-        return Node(True, keys, [], packed, after, classes)
+    if kind == "LO":
+        for cls, tree in ((_BUCKET, False), (_TREE, True)):
+            found = read_bucket(record, cls, tree)
+            if found is not None:
+                keys, packed, after, classes = found
+                return Node(True, keys, _NONE, packed, after, classes, inline=tree)
     name = class_of(record)
     # the pure Python classes have the same states
     of = name.removeprefix(f"BTrees.{kind}BTree.").removesuffix("Py")

@@ -3,12 +3,16 @@
 A view of many blocks reads hundreds of references in a moment. Here one takes 0.2 us; as a pickle
 it takes 2 us, most of it the call that makes the reference.
 
-    record := class state
-    class  := PROTO GLOBAL(of the bucket) PUT STOP
-    state  := PROTO MARK (key reference)+ TUPLE PUT [reference TUPLE2 PUT | TUPLE1 PUT] STOP
+    record := class PROTO state STOP
+    class  := PROTO GLOBAL(of the bucket, or the tree) PUT STOP
+    state  := items TUPLE1 PUT              a bucket: ((k0, v0, k1, v1, ...),)
+            | items reference TUPLE2 PUT    or (items, the next bucket)
+            | items (TUPLE1 PUT)*3          a tree of one bucket, which has no record of its own
+            | NONE                          an empty tree
+    items  := (key reference TUPLE2 | MARK (key reference)+ TUPLE) PUT
     reference := SHORT_BINBYTES(oid) PUT (GLOBAL PUT | GET) TUPLE2 PUT BINPERSID
 
-That is what pickle writes at protocol 3 for a bucket of two items or more. Anything else is left to
+That is what pickle writes at protocol 3, for all buckets but empty ones. Anything else is left to
 btree, which also says what is wrong with it. The module knows pickles; it does not know records.
 """
 
@@ -148,43 +152,59 @@ cdef bint proto(Pickle *p) noexcept nogil:
     return take(p, 0x80) and take(p, 3)
 
 
-cdef Py_ssize_t read(Pickle *p, int64_t *keys, uint8_t *oids, uint8_t *of, uint8_t *next,
-                     bint *has_next) noexcept nogil:
+cdef Py_ssize_t read(Pickle *p, bint tree, int64_t *keys, uint8_t *oids, uint8_t *of,
+                     uint8_t *next, bint *has_next) noexcept nogil:
     """Read a record; return how many items the bucket has, -1: it is not as above."""
     cdef Py_ssize_t n = 0
-    cdef int cls
-    if not proto(p) or global_(p) != 0 or not take(p, b'.') or not proto(p) or not take(p, b'('):
+    has_next[0] = False
+    if not proto(p) or global_(p) != 0 or not take(p, b'.') or not proto(p):
         return -1
-    while not take(p, b't'):
-        if not key(p, &keys[n]) or (n > 0 and keys[n] <= keys[n - 1]):
+    if not tree or not take(p, b'N'):
+        n = items(p, keys, oids, of)
+        if n < 0:
+            return -1
+        if tree:
+            for _ in range(2):
+                if not take(p, 0x85) or not put(p):
+                    return -1
+        has_next[0] = not take(p, 0x85)
+        if has_next[0] and (tree or reference(p, next) != 0 or not take(p, 0x86)):
+            return -1
+        if not put(p):
+            return -1
+    return n if take(p, b'.') and p.at == p.end else -1
+
+
+cdef Py_ssize_t items(Pickle *p, int64_t *keys, uint8_t *oids, uint8_t *of) noexcept nogil:
+    """Read the items of a bucket; return how many there are, -1: they are not as above."""
+    cdef Py_ssize_t n = 0
+    cdef int cls
+    cdef bint many = take(p, b'(')
+    while not take(p, b't' if many else 0x86):
+        if (n == 1 and not many) or not key(p, &keys[n]) or (n > 0 and keys[n] <= keys[n - 1]):
             return -1
         cls = reference(p, oids + OID * n)
         if cls < 0:
             return -1
         of[n] = cls
         n += 1
-    if not put(p):
-        return -1
-    has_next[0] = not take(p, 0x85)
-    if has_next[0] and (reference(p, next) != 0 or not take(p, 0x86)):
-        return -1
-    if not put(p) or not take(p, b'.') or p.at != p.end:
-        return -1
-    return n
+    return n if n > 0 and put(p) else -1
 
 
 cdef str name_of(const Text *text):
     return text.at[:text.size - 1].decode().replace("\n", ".")
 
 
-def read_bucket(bytes record, bytes cls):
+def read_bucket(bytes record, bytes cls, bint tree=False):
     """Return (keys, oids one after another, oid of the next bucket, classes of the oids), or None.
 
     Parameters
     ----------
     record : bytes
     cls : bytes
-        Of the bucket: module, newline, name, newline.
+        Of the bucket, or the tree: module, newline, name, newline.
+    tree : bool
+        Read a tree that has one bucket, or none, in its own record.
 
     Returns
     -------
@@ -210,7 +230,7 @@ def read_bucket(bytes record, bytes cls):
     of = oids + OID * most
     try:
         with nogil:
-            n = read(&p, keys, oids, of, next, &has_next)
+            n = read(&p, tree, keys, oids, of, next, &has_next)
         if n < 0 or p.classes[0].size != <size_t>len(cls) \
                 or memcmp(p.classes[0].at, PyBytes_AS_STRING(cls), len(cls)) != 0:
             return None

@@ -11,10 +11,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from wendelin.bigfile.virtmem.buffer import end_of
+
 __all__ = ["CELLS", "CHUNK", "Block", "Change", "Layout", "trimmed"]
 
 CHUNK = 4096  # of ZBlk1, as it is written; of auto, a unit of chunks [bytes]
 CELLS = 16  # in a block
+_FEW = 1024  # to copy so many is quicker than to map their page once more [bytes]
 
 
 class Block(NamedTuple):
@@ -69,16 +72,25 @@ class Change:
     def __bool__(self) -> bool:
         """Say whether anything changed."""
         n = len(self._old)
-        if len(trimmed(self._used[n:])):
+        if self.end > n:
             return True
         if n <= CHUNK:
             return bytes(self._new[:n]) != self._old.tobytes()
         return not np.array_equal(np.frombuffer(self._new, np.uint8)[:n], self._old)
 
+    @cached_property
+    def end(self) -> int:
+        """Where the bytes end, without the zeros at their end [bytes]."""
+        return end_of(self._used)
+
     @property
     def is_small(self) -> bool:
         """Whether all but the first CHUNK is zeros."""
-        return len(trimmed(self._used)) <= CHUNK
+        return self.end <= CHUNK
+
+    def copied(self) -> bytes | None:
+        """Return a copy of the bytes, trailing zeros cut; None: they are many, or nearly all."""
+        return bytes(self._new[: self.end]) if self.end <= _FEW else None
 
     @cached_property
     def used(self) -> NDArray[np.bool_]:
@@ -158,19 +170,4 @@ class Change:
 
 def trimmed(buf: memoryview | bytes) -> memoryview:
     """Return buf without its trailing zero bytes."""
-    # From the end, a little at first: most blocks do not end in zeros.
-    stop, step = len(buf), 4096
-    start = max(0, stop - step)
-    used = len(bytes(buf[start:]).rstrip(b"\0"))
-    if used or start == 0:
-        return memoryview(buf)[: start + used]
-    stop, step = start, 2 * step
-    data = np.frombuffer(buf, np.uint8)
-    while stop > 0:
-        start = max(0, stop - step)
-        nonzero = np.flatnonzero(data[start:stop])
-        if len(nonzero):
-            return memoryview(buf)[: start + int(nonzero[-1]) + 1]
-        stop = start
-        step = min(2 * step, 1 << 20)
-    return memoryview(buf)[:0]
+    return memoryview(buf)[: end_of(buf)]

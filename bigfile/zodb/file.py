@@ -23,7 +23,7 @@ from ZODB.POSException import ConnectionStateError
 
 from wendelin.bigfile.virtmem.backend import BigFile
 from wendelin.bigfile.zodb.blockfile import ZFile
-from wendelin.bigfile.zodb.handle import ZBigFileH
+from wendelin.bigfile.zodb.handle import ZBigFileH, handles_of
 from wendelin.lib.storage.record import RecordError
 from wendelin.lib.zodb import LivePersistent, zobj_is_committed
 
@@ -70,12 +70,11 @@ class ZBigFile(LivePersistent):
 
     def lives(self) -> bool:
         """Say whether there are handles of it."""
-        return bool(getattr(self, "_v_handles", None))
+        return bool(handles_of(self))
 
     def is_of_database(self) -> bool:
         """Say whether the file is unchanged since its Connection loaded it."""
-        handles = list(getattr(self, "_v_handles", None) or ())
-        return zobj_is_committed(self) and all(handle.is_of_database() for handle in handles)
+        return zobj_is_committed(self) and all(h.is_of_database() for h in handles_of(self))
 
     def fileh_open(self, zblk_fmt: str | None = None) -> ZBigFileH:
         """Return a new handle.
@@ -99,7 +98,6 @@ class ZBigFile(LivePersistent):
         if self.blktab._p_jar is None:
             conn.add(self.blktab)
         handle = ZBigFileH(ZFile(self, conn, zblk_fmt))
-        if getattr(self, "_v_handles", None) is None:
-            self._v_handles: weakref.WeakSet[ZBigFileH] = weakref.WeakSet()
-        self._v_handles.add(handle)
+        # not a WeakSet, which takes long to make: there may be thousands of files
+        self._v_handles = [weakref.ref(h) for h in (*handles_of(self), handle)]
         return handle

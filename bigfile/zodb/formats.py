@@ -206,6 +206,9 @@ class ZBlk0(_Bytes, ZBlkBase):
     @override
     def store_from(self, page: PageSource, blk: int, change: Change) -> dict[bytes, Maker]:
         self.set_changed()
+        few = change.copied()
+        if few is not None:  # of one of thousands of small arrays, for one
+            return {self._p_oid: lambda like: BytesRecord(like, memoryview(few))}
         return {self._p_oid: lambda like: BytesRecord(like, _state(page.page_buffer(blk)))}
 
 

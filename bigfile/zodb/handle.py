@@ -85,9 +85,15 @@ from wendelin.lib.utils import override
 from wendelin.lib.zodb import zconn_check_database, zconn_is_open
 from wendelin.lib.zodb_boundary import Changes, Follower, watch_of
 
-__all__ = ["ZBigFileH"]
+__all__ = ["ZBigFileH", "handles_of"]
 
 log = logging.getLogger(__name__)
+
+
+def handles_of(zfile: Any) -> list[ZBigFileH]:
+    """Return the handles of a ZBigFile, which may be a ghost."""
+    refs: list[weakref.ref[ZBigFileH]] = getattr(zfile, "_v_handles", None) or []
+    return [handle for ref in refs if (handle := ref()) is not None]
 
 
 class ZBigFileH(HandleOfFile, Follower, FirstChange):
@@ -113,8 +119,7 @@ class ZBigFileH(HandleOfFile, Follower, FirstChange):
 
     @override
     def others(self) -> list[ZBigFileH]:
-        handles = getattr(self.file.zfile, "_v_handles", None) or ()
-        return [h for h in list(handles) if h is not self and h.conn is self.conn]
+        return [h for h in handles_of(self.file.zfile) if h is not self and h.conn is self.conn]
 
     @override
     def isused(self) -> bool:

@@ -132,7 +132,8 @@ def under(instance: Any) -> Any:
 
 def seen_before(instance: Any) -> Any:
     """Return the tid before which an instance of a storage sees everything; None: nothing yet."""
-    return getattr(instance, "_before", None) or getattr(instance, "_start", None)
+    # the first one is that of most: MVCCAdapter looks for what it does not have in other places
+    return getattr(instance, "_start", None) or getattr(instance, "_before", None)
 
 
 def begins(instance: Any) -> bool:

@@ -50,6 +50,8 @@ class OpenFile:
         self.nowait = _nowait(self.heads)  # of preadv(2): not to wait for the disk
         #: offsets of payloads that were read through, and match their checksums
         self.matched: set[int] = set()
+        #: the last record with a pad that was found; others of the same writer are alike
+        self.like: _Like | None = None
         self._mapped: mmap.mmap | None = None
 
     def view(self, offset: int, size: int) -> memoryview:
@@ -194,8 +196,6 @@ class HeadReader:
         self._before = before
         self._data = bytearray(DATA_HDR_LEN + ALIGNMENT + _HEAD)
         self._tail = bytearray(LONGEST_END)
-        #: the last record with a pad that was found; others of the same writer are alike
-        self._last: _Like | None = None
 
     def locate_all(
         self, oids: list[bytes], positions: list[int], flags: int = 0, *, wait: bool = True
@@ -215,16 +215,17 @@ class HeadReader:
         todo = list(range(len(oids)))
         tried: set[_Like] = set()
         while todo:
+            like = self._file.like
+            if like is not None and like not in tried:
+                tried.add(like)
+                todo = self._locate_alike(like, oids, positions, flags, todo, found)
+                continue
             i = todo.pop(0)
             try:
                 found[i] = self.locate(oids[i], positions[i], flags)
             except OSError:
                 if wait:
                     raise  # else the kernel reads it now, or a touch gets the error
-            like = self._last
-            if like is not None and like not in tried:
-                tried.add(like)
-                todo = self._locate_alike(like, oids, positions, flags, todo, found)
         return found
 
     def _locate_alike(
@@ -316,6 +317,6 @@ class HeadReader:
             return None  # no part of a truncated record may be shown
         if found.begin != found.op:
             before, after = head[: found.begin + 1], head[found.op - 1 : found.start]
-            self._last = _Like(before, after, end, found.state, payload)
+            self._file.like = _Like(before, after, end, found.state, payload)
         at = pos + DATA_HDR_LEN + found.start
         return Located(self._file, at, payload, head[: found.state], found.digest)

@@ -13,6 +13,7 @@ from ZODB.utils import p64
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.virtmem.stats import stats_of
+from wendelin.bigfile.zodb.handle import handles_of
 from wendelin.lib.storage import zeoclient
 from wendelin.lib.zodb import dbclose, dbopen, zconn_at
 
@@ -57,7 +58,7 @@ def create(root, fmt="ZBlk0"):
 
 
 def of(A):
-    (handle,) = A.zfile._v_handles
+    (handle,) = handles_of(A.zfile)
     return stats_of(handle)
 
 

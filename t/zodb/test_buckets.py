@@ -1,5 +1,8 @@
 """Buckets read without unpickling: the result is the same, or they are left to unpickling."""
 
+from array import array
+from dataclasses import replace
+
 import pytest
 from BTrees.LOBTree import LOBTree, LOBucket
 from hypothesis import given, settings
@@ -13,7 +16,7 @@ from wendelin.bigfile.zodb import btree
 from wendelin.bigfile.zodb.buckets import read_bucket
 from wendelin.lib.storage.record import RecordError
 
-LO = b"BTrees.LOBTree\nLOBucket\n"
+LO, TREE = b"BTrees.LOBTree\nLOBucket\n", b"BTrees.LOBTree\nLOBTree\n"
 
 
 class Jar:
@@ -29,8 +32,8 @@ class Jar:
         raise AssertionError("all objects have one")
 
 
-def record(keys, classes, oids, next_oid=None):
-    """Return the record of a bucket, as ZODB writes it."""
+def record(keys, classes, oids, next_oid=None, *, tree=False):
+    """Return the record of a bucket, or of a tree that has it in its own, as ZODB writes it."""
     bucket = LOBucket()
     state = []
     for key, cls, oid in zip(keys, classes, oids, strict=True):
@@ -43,13 +46,18 @@ def record(keys, classes, oids, next_oid=None):
         following._p_oid, following._p_jar = next_oid, JAR
         after = (following,)
     bucket.__setstate__((tuple(state), *after))
+    if tree:
+        bucket = LOBTree()
+        bucket.__setstate__((((tuple(state),),),) if state else None)
     bucket._p_oid, bucket._p_jar = p64(1), JAR
     return ObjectWriter(bucket).serialize(bucket)
 
 
 def unpickled(written):
     """Return a node as it is read without read_bucket()."""
-    return btree._bucket(btree.state_of(written), "LO")
+    tree = written.find(LO) < 0
+    node = (btree._tree if tree else btree._bucket)(btree.state_of(written), "LO")
+    return replace(node, keys=array("q", node.keys))
 
 
 JAR = Jar()
@@ -63,31 +71,33 @@ def test_a_bucket_is_what_unpickling_reads(keys, data):
     keys.sort()
     classes = data.draw(st.lists(CLASSES, min_size=len(keys), max_size=len(keys)))
     oids = [p64(i + 7) for i in range(len(keys))]
-    next_oid = data.draw(st.sampled_from([None, p64(5)]))
-    written = record(keys, classes, oids, next_oid)
-    found = read_bucket(written, LO)
-    if len(keys) >= 2:
+    tree = data.draw(st.booleans())
+    next_oid = None if tree else data.draw(st.sampled_from([None, p64(5)]))
+    written = record(keys, classes, oids, next_oid, tree=tree)
+    found = read_bucket(written, TREE if tree else LO, tree)
+    if keys or tree:
         assert found is not None, written
     if found is not None:
         assert btree.read_node(written, "LO") == unpickled(written)
 
 
-@given(data=st.data())
-@settings(max_examples=150)
-def test_damaged_bytes(data):
+@given(tree=st.booleans(), n=st.integers(1, 4), data=st.data())
+@settings(max_examples=200)
+def test_damaged_bytes(tree, n, data):
     """Bytes that read_bucket() accepts mean the same when they are unpickled."""
-    written = bytearray(record([1, 300, 70_000, 1 << 40], [ZBlk0] * 4, map(p64, range(4)), p64(9)))
+    keys, after = [1, 300, 70_000, 1 << 40][:n], None if tree else p64(9)
+    written = bytearray(record(keys, [ZBlk0] * n, map(p64, range(n)), after, tree=tree))
     for _ in range(data.draw(st.integers(1, 2))):
         at = data.draw(st.integers(0, len(written) - 1))
         if data.draw(st.booleans()):
             written[at] = data.draw(
-                st.integers(0, 255) | st.sampled_from(list(b"KMJ\x8aChq.ct(Q\x86"))
+                st.integers(0, 255) | st.sampled_from(list(b"KMJ\x8aChq.ct(Q\x86\x85N"))
             )
         else:
             del written[at:]
             break
     damaged = bytes(written)
-    if read_bucket(damaged, LO) is not None:
+    if read_bucket(damaged, TREE if tree else LO, tree) is not None:
         assert btree.read_node(damaged, "LO") == unpickled(damaged)
 
 
@@ -99,4 +109,8 @@ def test_what_is_left_to_unpickling():
         assert read_bucket(other, LO) is None
     with pytest.raises(RecordError, match="keys not in order"):
         btree.read_node(good.replace(b"K\x02", b"K\x01"), "LO")
-    assert read_bucket(ObjectWriter().serialize(LOBTree()), LO) is None
+    empty = ObjectWriter().serialize(LOBTree())
+    assert read_bucket(empty, LO) is None
+    assert read_bucket(empty, LO, tree=True) is None
+    assert read_bucket(empty, TREE, tree=True) is not None
+    assert read_bucket(good, LO, tree=True) is None

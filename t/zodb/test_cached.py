@@ -26,6 +26,7 @@ from ZODB.utils import p64
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.virtmem.stats import stats_of
+from wendelin.bigfile.zodb.handle import handles_of
 from wendelin.lib.storage import blockcache
 from wendelin.lib.storage.blockcache import Folder
 from wendelin.lib.zodb import dbclose, dbopen, zconn_at
@@ -105,7 +106,7 @@ def opened(url):
 
 def counts(A):
     """Return (hits, misses) of an array's file."""
-    (handle,) = A.zfile._v_handles
+    (handle,) = handles_of(A.zfile)
     found = stats_of(handle)
     return found.hits, found.misses
 

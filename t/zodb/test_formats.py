@@ -13,6 +13,8 @@ import pytest
 import transaction
 from BTrees.IOBTree import IOBTree
 from BTrees.LOBTree import LOBTree
+from hypothesis import given
+from hypothesis import strategies as st
 from persistent import Persistent
 from support import DATA
 from support.clients import zeros
@@ -25,6 +27,8 @@ from zodbpickle.pickle import Pickler
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError
 from wendelin.bigfile.file_zodb import ZBlk0, ZBlk1
+from wendelin.bigfile.virtmem.buffer import end_of
+from wendelin.bigfile.zodb.handle import ZBigFileH
 from wendelin.lib.storage.record import Ref, bytes_state, class_of, state_of
 from wendelin.lib.zodb import dbclose, dbopen
 
@@ -274,3 +278,33 @@ def test_references_by_servers_that_have_not_got_the_class(name):
     pickler.dump(((((7, pickler),),),))
     expected = ((((7, Ref(oid, "a.module.Class")),),),)
     assert state_of(file.getvalue()) == expected
+
+
+@given(
+    start=st.integers(0, 9),
+    data=st.binary(max_size=40),
+    zeros=st.integers(0, 40),
+    behind=st.binary(max_size=3),
+)
+def test_where_bytes_end(start, data, zeros, behind):
+    """At any address, and whatever follows in memory."""
+    buf = b"\1" * start + data + bytes(zeros) + behind
+    part = memoryview(buf)[start : len(buf) - len(behind)]
+    assert end_of(part) == len(bytes(part).rstrip(b"\0"))
+
+
+@pytest.mark.database
+def test_a_commit_maps_the_page_of_a_small_array_once(root, monkeypatch):
+    A = zeros(root)
+    mapped = []
+    monkeypatch.setattr(ZBigFileH, "page_buffer", mapped.append)
+    A[5] = 1
+    transaction.commit()
+    assert mapped == []
+    assert A[5] == 1
+    monkeypatch.undo()
+    A[:BLK] = 7
+    transaction.commit()
+    root._p_jar.cacheMinimize()
+    assert np.all(A[:BLK] == 7)
+    assert not A[BLK:].any()

@@ -21,7 +21,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from wendelin.bigarray.assigning import assign
 from wendelin.bigarray.html import Overview, to_html
-from wendelin.bigarray.indexing import BasicIndex, page_runs, split_index
+from wendelin.bigarray.indexing import BasicIndex, page_runs, pages_of, split_index
 from wendelin.bigarray.loaded import Loaded
 from wendelin.bigarray.meaning import elements_of
 from wendelin.bigarray.memory import copy_in_steps, make_ready, strides_of
@@ -243,17 +243,15 @@ class BigArray(Saving, NDArrayLike):
 
     def _pages(self, start: int, stop: int) -> tuple[int, int]:
         """Return (first, number) of the pages that have bytes [start, stop), start < stop."""
-        blksize = self._fileh().blksize
-        first = start // blksize
-        return first, -(-stop // blksize) - first
+        return pages_of(start, stop, self._fileh().blksize)
 
-    def _runs(self, rows: Rows) -> list[tuple[int, int]]:
-        return page_runs(rows, self._stridev, self.itemsize, self._fileh().blksize)
+    def _runs(self, rows: Rows, fileh: BigFileH) -> list[tuple[int, int]]:
+        return page_runs(rows, self._stridev, self.itemsize, fileh.blksize)
 
     def _map(self, start: int, stop: int) -> tuple[VMA, int]:
         """Return (VMA, offset of byte `start` in it) that has bytes [start, stop) of the file."""
         fileh = self._fileh()
-        first, n = self._pages(start, stop)
+        first, n = pages_of(start, stop, fileh.blksize)
         self._expect(fileh, first, n)
         ref = getattr(self, "_v_vma", None)
         vma: VMA | None = ref() if ref is not None else None
@@ -264,10 +262,10 @@ class BigArray(Saving, NDArrayLike):
         # All of the array, if there is address space: then views share one mapping, and NumPy
         # sees where they overlap.
         try:
-            vma = self._mmap(0, max(stop, self.nbytes))
+            vma = self._mmap(fileh, 0, max(stop, self.nbytes))
         except (MemoryError, OverflowError):
             try:
-                vma = self._mmap(first * fileh.blksize, stop)
+                vma = self._mmap(fileh, first * fileh.blksize, stop)
             except (MemoryError, OverflowError) as e:
                 raise MemoryError(
                     f"{stop - start} bytes of {self!r} do not fit into the address space: work in "
@@ -278,9 +276,8 @@ class BigArray(Saving, NDArrayLike):
     def _expect(self, fileh: BigFileH, first: int, n: int) -> None:
         """Called when a view of these pages is taken; for subclasses."""
 
-    def _mmap(self, start: int, stop: int) -> VMA:
-        first, n = self._pages(start, stop)
-        vma = self._fileh().mmap(first, n, stop - start)
+    def _mmap(self, fileh: BigFileH, start: int, stop: int) -> VMA:
+        vma = fileh.mmap(*pages_of(start, stop, fileh.blksize), stop - start)
         keep(vma)
         vma.pyuser = self
         self._v_vma = weakref.ref(vma)
@@ -305,8 +302,8 @@ class BigArray(Saving, NDArrayLike):
         shape = [hi - lo for lo, hi in rows]
         start, stop = self._span(rows)
         vma, offset = self._map(start, stop) if start != stop else (None, 0)
-        takes = vma is not None and limited is not None
-        if takes and not make_ready(vma, self._runs(rows), limited):  # type: ignore[arg-type]
+        runs = self._runs(rows, vma.fileh) if vma is not None and limited is not None else []
+        if vma is not None and runs and not make_ready(vma, runs, bool(limited)):
             warn_of_blocked_threads(repr(self))
         try:
             if vma is None:
@@ -393,7 +390,7 @@ class BigArray(Saving, NDArrayLike):
             result = np.empty_like(view)
             copy_in_steps(result, view, step, lambda *span: fileh.load(*self._pages(*span)))
             return result
-        for run in self._runs(rows):
+        for run in self._runs(rows, fileh):
             fileh.load(*run)
         result = mapped[rest]
         return result.copy("K") if isinstance(result, np.ndarray) else result
@@ -449,7 +446,7 @@ class BigArray(Saving, NDArrayLike):
         """
         rows, _ = self._split(idx)
         fileh = self._fileh()
-        runs = self._runs(rows)
+        runs = self._runs(rows, fileh)
         for run in runs:
             check_range(fileh, *run)
         ranges = [range(first, first + n) for first, n in runs]

@@ -14,7 +14,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
-__all__ = ["BasicIndex", "page_runs", "split_index"]
+__all__ = ["BasicIndex", "page_runs", "pages_of", "split_index"]
 
 BasicIndex = (
     SupportsIndex
@@ -97,6 +97,12 @@ def split_index(
 _MOST_RUNS = 1 << 15
 
 
+def pages_of(start: int, stop: int, blksize: int) -> tuple[int, int]:
+    """Return (first, number) of the pages of a file that have bytes [start, stop), start < stop."""
+    first = start // blksize
+    return first, -(-stop // blksize) - first
+
+
 def page_runs(
     rows: list[tuple[int, int]], strides: tuple[int, ...], itemsize: int, blksize: int
 ) -> list[tuple[int, int]]:
@@ -116,19 +122,21 @@ def page_runs(
     """
     if any(lo == hi for lo, hi in rows):
         return []
+    start = sum(lo * stride for (lo, _), stride in zip(rows, strides, strict=True))
+    stop = itemsize + sum((hi - 1) * stride for (_, hi), stride in zip(rows, strides, strict=True))
+    if start // blksize == (stop - 1) // blksize:  # of a small array, of which there are many
+        return [(start // blksize, 1)]
     axes = sorted(
         ((stride, hi - lo) for (lo, hi), stride in zip(rows, strides, strict=True) if hi - lo > 1),
         reverse=True,
     )
-    start = sum(lo * stride for (lo, _), stride in zip(rows, strides, strict=True))
     size = sum(stride * (n - 1) for stride, n in axes[1:]) + itemsize
     step, count = axes[0] if axes else (0, 1)
     if step < size + 2 * blksize or count > _MOST_RUNS:
         size, count = size + step * (count - 1), 1
     runs: list[tuple[int, int]] = []
     for at in range(start, start + count * step, step) if count > 1 else (start,):
-        first, stop = at // blksize, -(-(at + size) // blksize)
-        runs.append((first, stop - first))
+        runs.append(pages_of(at, at + size, blksize))
     return runs
 
 

@@ -86,6 +86,9 @@ def strides_of(shape: tuple[int, ...], itemsize: int, order: str) -> tuple[int, 
 
 def make_ready(vma: VMA, runs: Iterable[tuple[int, int]], limited: bool) -> bool:
     """Show pages, runs of (first, number), as pins.ready() does; say whether all are shown."""
+    runs = list(runs)
+    if len(runs) == 1:
+        return ready(vma, *runs[0], limited)
     until = time.monotonic() + vma.fileh.ready_seconds
     shown = True
     for first, n in runs:
