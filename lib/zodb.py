@@ -33,7 +33,7 @@ from wendelin.lib.storage.forked import is_inherited, let_go, of_this_process
 from wendelin.lib.storage.fsalign import SMALLEST
 from wendelin.lib.storage.fsholds import Hold
 from wendelin.lib.storage.fsrecord import Located, OpenFile, Stat
-from wendelin.lib.storage.relational import RelationalInTurn
+from wendelin.lib.storage.relational import RelationalInTurn, look_again
 from wendelin.lib.storage.serverfile import ServerFile
 from wendelin.lib.storage.storthreads import asks_in_parallel, class_of
 from wendelin.lib.storage.storurl import zstor_2zurl
@@ -285,20 +285,14 @@ def _children(btree: Any) -> list[Any]:
     return [c for c in state[0][0::2] if isinstance(c, Persistent)]
 
 
-_looking = threading.Lock()
-
-
 def zdb_last(db: DB) -> bytes:
     """Return the last transaction of a database. In any thread.
 
     db.lastTransaction() of RelStorage is of a state that its storage has looked at some time ago,
     and db.open(at=) takes what comes later for the future. This lets it look again.
     """
-    look = getattr(db.storage, "poll_invalidations", None)
-    with _looking:
-        if look is not None:
-            look()
-        return bytes(db.lastTransaction())
+    look_again(db.storage)
+    return bytes(db.lastTransaction())
 
 
 # ---- Connections ----

@@ -45,7 +45,7 @@ from wendelin.lib.storage import storthreads
 from wendelin.lib.storage.copyrows import records_of
 from wendelin.lib.storage.storthreads import OneAtATime
 
-__all__ = ["CommitUnknownError", "RelationalInTurn", "asked_in_turn", "asks_at_end"]
+__all__ = ["CommitUnknownError", "RelationalInTurn", "asked_in_turn", "asks_at_end", "look_again"]
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +71,20 @@ def asks_at_end(conn: Any) -> bool:
     """Say whether a boundary at the end of each transaction has to ask the database."""
     storage = instance_of(conn)
     return isinstance(storage, RelationalInTurn) and storage.moves
+
+
+_looking = threading.Lock()
+
+
+def look_again(storage: Any) -> None:
+    """Let the storage of a database see all transactions. In any thread.
+
+    A RelStorage that no Connection has stays in the state in which it was last asked.
+    """
+    poll = getattr(storage, "poll_invalidations", None)
+    if poll is not None:
+        with _looking:
+            poll()
 
 
 class CommitUnknownError(StorageError):  # type: ignore[misc]  # ZODB has no type hints

@@ -19,6 +19,7 @@ from ZODB.utils import load_current, z64
 
 from wendelin.lib.storage.inert import Object, Pairs
 from wendelin.lib.storage.record import NoClassError, RecordError, Ref, inert_of
+from wendelin.lib.storage.relational import look_again
 
 __all__ = ["TAGS", "oldest_tag", "pack_time", "tags_of"]
 
@@ -38,6 +39,7 @@ def tags_of(storage: Any) -> dict[str, bytes]:
     Exception
         What the storage raised.
     """
+    look_again(storage)
     root = _mapping(storage, z64)
     ref = root[0].get(TAGS) if root is not None else None
     if ref is None:

@@ -18,7 +18,7 @@ from transaction.interfaces import TransientError
 
 import wendelin
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib.zodb import dbclose, dbopen
+from wendelin.lib.zodb import dbclose, dbopen, zdb_last
 
 BLK = 4096
 NAMES = st.sampled_from(["a", "b", "c", "~a", "a b", "ü"])
@@ -281,7 +281,7 @@ class Model(RuleBasedStateMachine):
         else:
             if user.done:
                 self.committed = new = merged(user.base, user.now, self.committed)
-                last = user.client.conn.db().lastTransaction()
+                last = zdb_last(user.client.conn.db())
                 self.moments.append((last, new))
         user.begin(self.committed)
 

@@ -20,7 +20,7 @@ from ZODB.POSException import ConflictError
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import ram_reclaim
-from wendelin.lib.zodb import dbclose, dbopen
+from wendelin.lib.zodb import dbclose, dbopen, zdb_last
 
 STEPS = int(os.environ.get("WENDELIN_CORE_TEST_STEPS", "3000"))
 BLK = 16384  # four chunks of a ZBlk1
@@ -94,7 +94,7 @@ class Isolation(RuleBasedStateMachine):
         A[:] = 7
         transaction.commit()
         self.versions = [Version(n, np.full(MOST, 7, "u1"))]
-        self.tids = [self.db.lastTransaction()]
+        self.tids = [zdb_last(self.db)]
         self.packed = 0  # the oldest version that packs have left
         for _ in range(CLIENTS):
             tm = transaction.TransactionManager()
@@ -153,7 +153,7 @@ class Isolation(RuleBasedStateMachine):
         base, latest = self.versions[client.base], self.versions[-1]
         changed, others = base.blocks(client.now), base.blocks(latest)
         resized = client.now.n != base.n
-        before = self.db.lastTransaction()
+        before = zdb_last(self.db)
         try:
             client.tm.commit()
         except ConflictError:
@@ -164,13 +164,13 @@ class Isolation(RuleBasedStateMachine):
         if not client.shrank:
             assert not (changed & others).any(), "a change was overwritten"
         assert not (resized and latest.n != base.n)
-        if self.db.lastTransaction() != before:
+        if zdb_last(self.db) != before:
             new = latest.copy()
             new.n = client.now.n if resized else latest.n
             for i in np.flatnonzero(changed):
                 new.data[i * BLK : (i + 1) * BLK] = client.now.data[i * BLK : (i + 1) * BLK]
             self.versions.append(Version(new.n, new.data))
-            self.tids.append(self.db.lastTransaction())
+            self.tids.append(zdb_last(self.db))
         else:
             assert not changed.any()
             assert not resized
@@ -213,7 +213,7 @@ class Isolation(RuleBasedStateMachine):
         self.db.undo(self.db.undoLog(0, 1)[0]["id"], tm.get())
         tm.commit()
         self.versions.append(self.versions[-2].copy())
-        self.tids.append(self.db.lastTransaction())
+        self.tids.append(zdb_last(self.db))
 
     @rule()
     def pack(self):

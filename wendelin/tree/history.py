@@ -202,6 +202,7 @@ def log(conn: Any, count: int) -> list[Entry]:
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
         raise ValueError(f"count is {count!r}: it must be a number of transactions")
     db = conn.db()
+    zdb_last(db)  # it knows then what is not in the future
     found = last_transactions(db.storage, count, zconn_at(conn)) if count else []
 
     @contextmanager
