@@ -53,6 +53,13 @@ cdef struct Area:
     uint64_t streak         # how often in a row that was right; for ahead and touch
     bint scrap              # some pages are SINK, or ZERO instead of a failed load
 
+cdef struct Table:
+    Area **areas            # sorted by address, not overlapping
+    size_t used
+    size_t size
+
+cdef Table live             # areas of this process; protected by: the pager lock
+
 cdef inline size_t area_bytes(const Area *area, uint64_t page, uint64_t n) noexcept nogil:
     """Return how many bytes of pages [page, page + n) an area shows."""
     return min(n * area.blksize, <size_t>(area.stop - area.start) - page * area.blksize)

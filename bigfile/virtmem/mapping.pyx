@@ -52,16 +52,10 @@ cdef enum:
     SPARE = 16              # mappings in reserve, see reset_all()
     SPARE_SIZE = 1 << 16    # of each [bytes]: a multiple of the OS page
 
-cdef struct Table:
-    Area **areas            # sorted by address, not overlapping
-    size_t used
-    size_t size
-
 cdef struct Range:
     void *addr
     size_t size             # [bytes]
 
-cdef Table live             # areas of this process
 cdef Table inherited        # areas of the parent, in a child made by fork
 cdef uint64_t maps_budget   # kernel mappings all areas together may use
 cdef uint64_t areas_stay    # pages that have STAYS

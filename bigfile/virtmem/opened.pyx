@@ -9,19 +9,17 @@ Locking: see page.pyx. fileh_new() and fileh_unref() take the pager lock; the ot
 """
 
 from libc.stdint cimport UINT64_MAX, uint64_t
-from libc.stdlib cimport calloc, free, strtoull
+from libc.stdlib cimport calloc, free
 
-from wendelin.bigfile.virtmem.kernel cimport (_SC_PAGESIZE, MADV_DONTNEED, O_CLOEXEC, O_RDONLY,
-                                              close, madvise, open_, read, set_errno,
-                                              sysconf)
+from wendelin.bigfile.virtmem.kernel cimport set_errno
 from wendelin.bigfile.virtmem.known cimport is_known, known_free
 from wendelin.bigfile.virtmem.mapping cimport Area, area_unmap
 from wendelin.bigfile.virtmem.memory cimport memory_close, memory_open
 from wendelin.bigfile.virtmem.page cimport (DIRTY, MEMFD, NOTHING, FileH, Page, page_free,
                                             page_set_backing, pager_generation)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_free, pagemap_next
-from wendelin.bigfile.virtmem.ram cimport (pager_lock, pager_unlock, ram_forget_dirty, ram_remove,
-                                           whole_os_pages)
+from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_forget_dirty, ram_remove
+from wendelin.bigfile.virtmem.resident cimport area_drop_tables, resident_limit, resident_shared
 from wendelin.bigfile.virtmem.spool cimport spool_give
 
 
@@ -55,14 +53,11 @@ cdef void fileh_unref(FileH *fileh) noexcept nogil:
 # ---- kept areas ----
 # An area that no view shows any more is kept, for the next view of the same pages: to map and show
 # all of them again would take long, as in a loop over columns. It takes address space, and page
-# tables as long as they are few: the kernel counts the pages they show as memory of the process,
-# also those of a file that all processes share, and a program that watches this memory (Dask does)
-# would end a process that goes through an array. A handle keeps one area, and the process KEPT. It
+# tables as long as they are few (see resident). A handle keeps one area, and the process KEPT. It
 # goes when another is kept in its place, when address space is short, and with the handle.
 
 cdef enum:
     KEPT = 16
-    RESIDENT = 128 << 20        # of files and shared memory, when a kept area loses its page tables
 
 cdef FileH *keepers[KEPT]       # handles that keep an area; protected by: the pager lock
 cdef size_t next_keeper
@@ -81,30 +76,12 @@ cdef void fileh_keep(FileH *fileh, Area *area) noexcept nogil:
                 keepers[i] = NULL
     else:
         area.idle = True
-        if shared_resident() > RESIDENT:
-            # it still maps what it showed; a touch fills in page tables from the page cache
-            madvise(area.start, whole_os_pages(area.stop - area.start), MADV_DONTNEED)
+        if resident_shared() > resident_limit:
+            area_drop_tables(area)
         if keepers[next_keeper] != NULL:
             fileh_drop_kept(keepers[next_keeper])
         keepers[next_keeper] = fileh
         next_keeper = (next_keeper + 1) % <size_t>KEPT
-
-
-cdef size_t shared_resident() noexcept nogil:
-    """Return the bytes of files and of shared memory in this process's page tables; 0: unknown."""
-    cdef char[128] text
-    cdef char *rest
-    cdef ssize_t n = -1
-    cdef int fd = open_(b"/proc/self/statm", O_RDONLY | O_CLOEXEC)
-    if fd >= 0:
-        n = read(fd, text, sizeof(text) - 1)
-        close(fd)
-    if n <= 0:
-        return 0
-    text[n] = 0
-    strtoull(text, &rest, 10)           # address space, then all that is resident
-    strtoull(rest, &rest, 10)
-    return strtoull(rest, NULL, 10) * sysconf(_SC_PAGESIZE)
 
 
 cdef void fileh_drop_kept(FileH *fileh) noexcept nogil:

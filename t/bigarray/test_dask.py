@@ -32,6 +32,7 @@ import dask
 import dask.array as da
 
 from wendelin.bigarray import dask as ours
+from wendelin.bigarray import workers
 from wendelin.bigarray.dask import from_array, to_array
 
 VALUES = np.arange(60 * 1000, dtype="i4").reshape(60, 1000)
@@ -114,6 +115,26 @@ def test_chunks_are_whole_blocks(root):
         for sizes, n in zip(x.chunks, blocks, strict=True):
             assert all(size % n == 0 for size in sizes[:-1])
         assert max(1, x.nbytes // 3_000_000) <= x.npartitions <= x.nbytes // 500_000 + 3
+
+
+def test_chunks_are_for_the_memory_of_the_workers(root, monkeypatch):
+    root["L"] = L = ZBigArray((1 << 27,), "f8")  # 1 GiB
+    transaction.commit()
+    mib = 1 << 17  # elements
+
+    def largest():
+        return max(from_array(L).chunks[0]) / mib
+
+    assert workers.chunk_limit() > 0
+    monkeypatch.setattr(workers, "memory_limit", lambda: 64 << 30)
+    monkeypatch.setattr(workers.os, "cpu_count", lambda: 2)
+    assert 100 < largest() <= 128  # as Dask prefers
+    monkeypatch.setattr(workers.os, "cpu_count", lambda: 200)
+    assert 20 <= largest() <= 40
+    monkeypatch.setattr(workers, "memory_limit", lambda: 1 << 20)
+    assert largest() == 2  # a block
+    assert max(from_array(L, chunks="64MiB").chunks[0]) / mib > 32  # as the caller says
+    assert from_array(L, chunks=5 * mib).chunks[0][0] == 5 * mib
 
 
 def test_shapes(root):
@@ -333,6 +354,9 @@ def state():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
     return os.getpid(), peak, sum(ram_stat()[1:]), len(shared._databases)
 
+def total(A):
+    return int(A[:].sum())
+
 def found(A, ref):
     part = ref.deref()
     return type(A).__name__, A.shape, int(A[N - 1]), part.shape, part[::3].tolist()
@@ -349,7 +373,10 @@ if __name__ == "__main__":
     cluster = LocalCluster(2, threads_per_worker=1, memory_limit=LIMIT, dashboard_address=None)
     with cluster, Client(cluster) as client:
         before = client.run(state)
-        x = from_array(A, chunks=2 * MIB)
+        # a task that has the array as it is, before any chunk was read
+        assert client.submit(total, A).result() == N * (N - 1) // 2
+        x = from_array(A)
+        assert x.chunks[0][0] <= MIB, x.chunks[0][0]     # 8 MiB of a worker of 300
         assert int(x.sum().compute()) == N * (N - 1) // 2
         got = client.submit(found, A, ArrayRef(A[5:12])).result()
         assert got == ("ZBigArray", (N,), N - 1, (7,), [5, 8, 11]), got
@@ -377,7 +404,7 @@ def test_a_sum_of_more_than_the_memory_of_each_worker(testdb):
     if not served:
         testdb.close(root)  # a file has one writer: the program, and not its workers
     # a worker has 170 MiB before it does anything: Dask imports xarray and pandas if they are there
-    check_child(CLUSTER, url, "384", "write" if served else "read", timeout=200)
+    check_child(CLUSTER, url, "300", "write" if served else "read", timeout=200)
 
 
 LOCKED = """

@@ -21,6 +21,7 @@ from persistent.timestamp import TimeStamp
 from ZODB.POSException import ConnectionStateError
 from ZODB.utils import oid_repr, z64
 
+from wendelin.bigarray import workers
 from wendelin.bigarray.array import BigArray, Order
 from wendelin.bigarray.attrs import Attributes, new_table
 from wendelin.bigarray.html import Overview
@@ -61,6 +62,7 @@ def array_at(url: str, oid: bytes, tid: bytes) -> ZBigArray:
     TypeError, ZODB.POSException.POSKeyError, ValueError, OSError
         See object_at().
     """
+    workers.arrived()
     with object_at((url, oid, tid), ZBigArray) as A:
         A._fileh()  # while no other thread loads objects
         return A
@@ -304,6 +306,8 @@ class ZBigArray(BigArray, LivePersistent):
             if self.zfile._p_jar is None:
                 conn.add(self.zfile)
             fileh = self._v_fileh = self.zfile.fileh_open(self._zblk_fmt)
+        if workers.limits_are_due:
+            workers.limit_memory()
         return fileh
 
     def _expect(self, fileh: BigFileH, first: int, n: int) -> None:

@@ -13,10 +13,9 @@ wendelin.zarr.dask and wendelin.xarray.
 from __future__ import annotations
 
 import logging
-import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, TypeVar
 
@@ -31,7 +30,7 @@ from ZODB.POSException import ReadOnlyError, ReadOnlyHistoryError
 
 from wendelin.bigarray.array import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray, array_at
-from wendelin.bigfile import ram_set_limit
+from wendelin.bigarray.workers import chunk_limit, limit_memory
 from wendelin.bigfile.virtmem.handle import ram_stat
 from wendelin.bigfile.zodb.reserve import reserve
 from wendelin.lib.storage.shared import share, zconn_now
@@ -41,7 +40,6 @@ __all__ = [
     "from_array",
     "in_memory",
     "in_transaction",
-    "limit_memory",
     "store_in_batches",
     "to_array",
 ]
@@ -68,7 +66,9 @@ def from_array(A: ZBigArray, chunks: Any = "auto") -> dask.array.Array:
     A : ZBigArray
         Without changes that are not committed.
     chunks : int, tuple, 'auto', ...
-        See dask.array.from_array(). By default of Dask's preferred size, in whole blocks.
+        See dask.array.from_array(). By default in whole blocks, of Dask's preferred size
+        (array.chunk-size), or less: each thread of each worker of the current client has room for
+        four of them.
 
     Raises
     ------
@@ -78,11 +78,21 @@ def from_array(A: ZBigArray, chunks: Any = "auto") -> dask.array.Array:
         No URL names the database: see wendelin.lib.zodb.zstor_2zurl().
     """
     source = _Source(A)
-    sizes = normalize_chunks(chunks, A.shape, dtype=A.dtype, previous_chunks=source.chunks)
+    sizes = normalize_chunks(chunks, A.shape, _limit(A, chunks), A.dtype, source.chunks)
     # to Dask, equal names mean equal arrays with equal chunks
     name = f"ZBigArray-{dask.base.tokenize(source.token, sizes)}"
     meta = np.empty((0,) * A.ndim, A.dtype)
     return dask.array.from_array(source, sizes, name=name, asarray=False, fancy=False, meta=meta)
+
+
+def _limit(A: ZBigArray, chunks: Any) -> int | None:
+    """Return the largest size of chunks that Dask chooses; None: the caller says it, as '64MiB'."""
+    given = chunks.values() if isinstance(chunks, dict) else chunks
+    for size in given if isinstance(given, Iterable) and not isinstance(given, str) else [given]:
+        if isinstance(size, str) and size != "auto":
+            return None
+    preferred: int = dask.utils.parse_bytes(dask.config.get("array.chunk-size"))
+    return min(preferred, max(chunk_limit(), A._fileh().blksize))
 
 
 class _Source:
@@ -103,7 +113,7 @@ class _Source:
         A = array_at(*self._where)
         rows = [range(*i.indices(n)) for i, n in zip(idx, self.shape, strict=True)]
         result = np.empty([len(r) for r in rows], self.dtype, A._order)
-        for to, of in _pieces(A, idx, result):
+        for to, of in _pieces(A, idx, result, min(PIECE, max(ram_stat()[0] // 4, 1))):
             result[to] = A.read(of)
         return result
 
@@ -123,8 +133,13 @@ def _blocks(A: BigArray) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def _pieces(A: BigArray, idx: Slices, chunk: NDArray[Any]) -> Iterator[tuple[Slices, Slices]]:
-    """Yield (where in a chunk of an array, where in the array) in pieces along the major axis."""
+def _pieces(
+    A: BigArray, idx: Slices, chunk: NDArray[Any], size: int
+) -> Iterator[tuple[Slices, Slices]]:
+    """Yield (where in a chunk of an array, where in the array): pieces of about `size` bytes.
+
+    They are along the major axis.
+    """
     if chunk.size == 0:
         return
     if not idx:
@@ -132,37 +147,13 @@ def _pieces(A: BigArray, idx: Slices, chunk: NDArray[Any]) -> Iterator[tuple[Sli
         return
     axis = A._major
     rows = range(*idx[axis].indices(A.shape[axis]))
-    step = max(1, PIECE // (chunk.nbytes // len(rows)))
+    step = max(1, size // (chunk.nbytes // len(rows)))
     for i in range(0, len(rows), step):
         some = rows[i : i + step]
         stop = some.stop if some.stop >= 0 else None
         to, of = [slice(None)] * chunk.ndim, list(idx)
         to[axis], of[axis] = slice(i, i + step), slice(some.start, stop, some.step)
         yield tuple(to), tuple(of)
-
-
-_limited = False
-
-
-def limit_memory() -> None:
-    """Limit pages of a worker with a process of its own to a quarter of its memory.
-
-    Pages are a cache, as chunks are copies. Without this, the pages of each worker could take half
-    of the machine's memory.
-    """
-    global _limited
-    if _limited or "WENDELIN_CORE_RAM" in os.environ:
-        return
-    _limited = True
-    try:
-        from distributed import get_worker
-
-        worker = get_worker()
-    except (ImportError, ValueError):
-        return
-    limit = worker.memory_manager.memory_limit
-    if worker.nanny is not None and limit:
-        ram_set_limit(min(ram_stat()[0], limit // 4))
 
 
 # ---- back ----

@@ -22,6 +22,7 @@ from BTrees.OOBTree import OOBTree
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 from ZODB.POSException import ConnectionStateError
 
+from wendelin.bigarray import workers
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigarray.attrs import Attributes, new_table
 from wendelin.bigarray.meaning import elements_of
@@ -48,6 +49,7 @@ def ragged_at(url: str, oid: bytes, tid: bytes) -> ZRagged:
     TypeError, ZODB.POSException.POSKeyError, ValueError, OSError
         See object_at().
     """
+    workers.arrived()
     with object_at((url, oid, tid), ZRagged) as R:
         R.load_index()
         return R

@@ -22,7 +22,7 @@ from numpy.typing import DTypeLike, NDArray
 from ZODB.POSException import ConnectionStateError
 from ZODB.utils import oid_repr, z64
 
-from wendelin.bigarray import BigArray
+from wendelin.bigarray import BigArray, workers
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigarray.holders import ArrayHolder
 from wendelin.lib.references import object_at, reference_to
@@ -51,6 +51,7 @@ def sparse_at(url: str, oid: bytes, tid: bytes) -> ZSparse:
     TypeError, ZODB.POSException.POSKeyError, ValueError, OSError
         See object_at().
     """
+    workers.arrived()
     with object_at((url, oid, tid), ZSparse) as S:
         S.keep_alive()
         return S

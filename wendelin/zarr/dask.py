@@ -17,7 +17,8 @@ import dask.array
 import numpy as np
 import zarr
 
-from wendelin.bigarray.dask import BATCH, Slices, in_transaction, limit_memory, store_in_batches
+from wendelin.bigarray.dask import BATCH, Slices, in_transaction, store_in_batches
+from wendelin.bigarray.workers import limit_memory
 from wendelin.lib.storage.shared import zconn_now
 from wendelin.zarr.store import ZODBStore
 
