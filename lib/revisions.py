@@ -74,6 +74,8 @@ def zconn_lineage(conn: Any) -> Lineage | None:
         where = f"{name} {main.getName()}"
     else:
         where = opened_by(main) or f"{name} {main.getName()}"
+    if is_file or is_our_client(main):
+        storage.sync()  # else it could be behind what another process has noted just now
     root = storage.loadBefore(z64, maxtid)
     if root is None:
         return None

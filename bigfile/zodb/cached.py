@@ -167,11 +167,14 @@ class CachedBlocks:
             self._looked = False
 
     def _open(self) -> Database | None:
-        if not self._looked:
+        if not self._looked and not self._folder.is_left_out:
             self._looked, self._database = True, None
             try:
                 lineage = zconn_lineage(self._conn)
-                self._database = lineage and self._folder.database(lineage, self._has)
+                if lineage is not None:
+                    self._database = self._folder.database(lineage, self._has)
+                    if self._database is None:
+                        self._looked = False  # it is left out for a while
             except OSError as e:
                 self._folder.failed(e)
             except TransientError:

@@ -17,7 +17,8 @@ The files themselves are in cachefile.
 This module knows files. It does not know Connections, nor what the bytes mean.
 
 Locking: a file lock (flock) on `state`, held to count, and to scan. It is a leaf. A process that
-cannot have it within LOCK_WAIT leaves the cache out: another one may be stopped while it has it.
+cannot have it within LOCK_WAIT leaves the cache out for a while: another one may be stopped while
+it has it, and to wait for each block would take minutes.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ __all__ = ["Checked", "Folder", "Lineage", "Usage", "cache_folder"]
 log = logging.getLogger("wendelin.cache")
 
 LOCK_WAIT = 0.2  # for the lock of the folder [s]
+_LEFT_OUT = 10.0  # after it was waited for in vain [s]
 _TEMPORARY = 600  # a file that is being written is not older [s]
 
 _MAGIC = b"wcCACHE1"
@@ -145,13 +147,22 @@ class Folder:
         self.limit = limit or room.f_blocks * room.f_frsize // 10
         self.boot = _boot()
         self._warned = False
+        self._left_out = 0.0  # until when, by time.monotonic()
         self._databases: weakref.WeakValueDictionary[str, Database] = weakref.WeakValueDictionary()
 
     # ---- how much there is ----
 
+    @property
+    def is_left_out(self) -> bool:
+        """Say whether its lock was waited for in vain, just now."""
+        return time.monotonic() < self._left_out
+
     @contextmanager
-    def _locked(self) -> Iterator[int | None]:
-        """Have the lock, and `state` open; None: not in time."""
+    def _locked(self, *, again: bool = False) -> Iterator[int | None]:
+        """Have the lock, and `state` open; None: not in time. Again: after it was left out, too."""
+        if self.is_left_out and not again:
+            yield None
+            return
         # opened each time: a child of a fork would share the lock
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(f"{self.path}/state", flags, 0o600)
@@ -163,6 +174,7 @@ class Folder:
                     break
                 except BlockingIOError:
                     if time.monotonic() > until:
+                        self._left_out = time.monotonic() + _LEFT_OUT
                         yield None
                         return
                     time.sleep(0.002)
@@ -351,7 +363,7 @@ class Folder:
 
     def clear(self) -> int:
         """Remove all blocks; return how much that was [bytes]. What is mapped stays until then."""
-        with self._locked() as fd:
+        with self._locked(again=True) as fd:
             if fd is None:
                 raise TimeoutError(f"{self.path}: another process keeps its lock")
             before = sum(usage.size for usage in self.usage())

@@ -234,9 +234,9 @@ class Database:
         finally:
             os.close(fd)
 
-    def _remove(self, temporary: str) -> None:
+    def _remove(self, name: str) -> None:
         with suppress(OSError):
-            os.unlink(temporary, dir_fd=self.fd)
+            os.unlink(name, dir_fd=self.fd)
 
     def _name(self, temporary: str, name: str) -> None:
         """Give a file its name; FileExistsError: there is one, which others may have mapped."""
@@ -263,8 +263,12 @@ class Database:
             self._newest = os.readlink("newest", dir_fd=self.fd)[17:]
         if name[17:] > self._newest:
             self._newest = name[17:]
-            os.symlink(name, f"{temporary}-n", dir_fd=self.fd)
-            os.rename(f"{temporary}-n", "newest", src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            try:
+                os.symlink(name, f"{temporary}-n", dir_fd=self.fd)
+                os.rename(f"{temporary}-n", "newest", src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            except OSError:  # the block is there, and counts; without a note all names are read
+                self._remove("newest")
+                self._remove(f"{temporary}-n")
 
     def revision(self, oid: bytes, before: bytes) -> bytes | None:
         """Return which revision of an object the state before a tid has, as see() has noted."""

@@ -184,6 +184,7 @@ def test_what_is_mapped_from_a_new_file_in_a_transaction_is_not_trimmed(tmp_path
     seen = reader["A"][:]
     np.testing.assert_array_equal(seen, values())
     assert of(reader["A"]).mapped == A.nbytes
+    writer.conn.sync()  # it waits for the server
     writer["A"][:] = values(1)
     writer.tm.commit()
     writer.conn.db().storage.trim()

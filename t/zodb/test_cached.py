@@ -3,6 +3,7 @@
 Processes are real ones, and share a folder. See wendelin.bigfile.zodb.cached.
 """
 
+import fcntl
 import json
 import os
 import random
@@ -308,6 +309,36 @@ def test_leftovers_of_killed_processes(tmp_path):
 # ---- damage ----
 
 
+@pytest.mark.formats
+def test_a_block_without_a_note_counts(tmp_path):
+    """Where there are no symbolic links, the limit is kept all the same."""
+    folder = Folder(str(tmp_path / "cache"), 4 * BLK)
+    database = folder.database(lineage(), lambda _: True)
+    (path,) = (tmp_path / "cache").glob("*/about")
+    (path.parent / "newest").mkdir()
+    for i in range(1, 9):
+        assert database.store(p64(i), p64(i), b"x" * BLK, BLK)
+        assert sum(p.stat().st_size for p in blocks(tmp_path / "cache")) <= 4 * BLK
+    assert database.newest() == (p64(8), p64(8))
+    assert not list(path.parent.glob("~*"))
+
+
+@pytest.mark.formats
+def test_a_lock_that_stays_is_not_waited_for_again_and_again(tmp_path):
+    """Its process may be stopped."""
+    folder = Folder(str(tmp_path / "cache"), 4 * BLK)
+    database = folder.database(lineage(), lambda _: True)
+    with open(tmp_path / "cache" / "state", "rb") as state:
+        fcntl.flock(state, fcntl.LOCK_EX)
+        assert database.store(p64(1), p64(1), b"x" * BLK, BLK) is None
+        with pytest.raises(TimeoutError, match="another process keeps its lock"):
+            folder.clear()
+    # it is free now, but this is not even tried
+    assert database.store(p64(1), p64(1), b"x" * BLK, BLK) is None
+    assert folder.database(lineage(), lambda _: True) is None
+    assert folder.clear() == 0
+
+
 @pytest.fixture
 def boot(monkeypatch):
     """Return a function after which the machine has booted again, as this process sees it."""
@@ -420,6 +451,20 @@ def test_a_database_with_the_same_oids_and_tids(path, folder, fmt, replaced, mon
             assert counts(reader["A"]) == (0, N)
     assert tids[0] == tids[1]  # else this tests nothing
     assert len(list(folder.glob("*/about"))) == 2
+
+
+@pytest.mark.only("fs", "zeo")
+def test_a_reader_that_begun_before_a_commit_finds_what_others_keep(testdb, folder):
+    root = testdb.open()
+    create(root, "ZBlk1", values())
+    writer = Client(root)
+    with opened(testdb.url) as early:
+        writer["A"][:] = data = values(1)
+        writer.tm.commit()
+        assert read(testdb.url, folder)["sum"] == sum_of(data)
+        early["A"][:]
+    writer.close()
+    assert len(list(folder.glob("*/about"))) == 1
 
 
 # ---- folders that are refused ----
