@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 import transaction
 from support.clidata import database
+from ZODB.utils import p64
 
 import wendelin
 from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.cli.errors import Failure
 from wendelin.cli.files.flat import LARGE
+from wendelin.cli.unfinished import UnfinishedFile
 
 pytestmark = [pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs", "zeo")]
 
@@ -78,6 +81,28 @@ def test_a_state_of_another_program_is_left_alone(call, url, here, text, part):
     error = call("export", f"{url}#x", "out.npy", code=1).stderr
     assert "out.npy.part.json is not of an export, or is damaged: move it" in error
     assert tree(here) == before
+
+
+def test_two_exports_of_one_file_at_a_time(call, url, here):
+    """The second one would remove what the first one writes, and give its own part the name."""
+    first = UnfinishedFile(str(here / "out.npy"))
+    first.begin({"of": "the first"}, p64(1))
+    (here / "out.npy.part").write_text("whole")
+    before = tree(here)
+    error = call("export", f"{url}#x", "out.npy", code=1).stderr
+    assert "another export is writing out.npy.part: wait for its end" in error
+    assert tree(here) == before
+    for done in 0, 3:
+        first.save(done, 0)
+        second = UnfinishedFile(str(here / "out.npy"))
+        with pytest.raises(Failure, match=r"another export is writing .*npy\.part: wait"):
+            second.begin({"of": "the first"}, p64(1))
+    late = UnfinishedFile(str(here / "out.npy"))
+    first.finish()
+    assert (here / "out.npy").read_text() == "whole"
+    with pytest.raises(Failure, match=r"has written .*npy\.part meanwhile"):
+        late.begin({"of": "the first"}, p64(1))
+    assert [name for name in os.listdir(here) if name.startswith("out")] == ["out.npy"]
 
 
 def test_a_folder_of_another_program_is_not_taken_for_one_put_aside(call, url, here):

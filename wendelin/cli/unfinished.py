@@ -4,11 +4,16 @@ FILE.part.json says that FILE.part is ours, and which state of the database it h
 can go on after the program was killed, it also says how much is done. It is written first, and
 removed last: a FILE.part without it is of another program, and is left alone.
 
+The export that writes FILE.part has a lock of FILE.part.json, by flock(2). Another one of the same
+FILE is refused: it would remove what the first one writes, or write behind its end.
+
 This module knows names of files, and not what is in a file.
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -20,6 +25,8 @@ from typing import Any
 from wendelin.cli.errors import Failure, explain
 
 __all__ = ["UnfinishedFile"]
+
+_CANNOT_LOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)  # of a file system
 
 
 class UnfinishedFile:
@@ -36,6 +43,7 @@ class UnfinishedFile:
         self.path = f"{self._path}.part"
         self._state_path = f"{self.path}.json"
         self._old = f"{self._path}.old~"  # where a folder that is replaced goes
+        self._lock: int | None = None  # a descriptor of the notes
         self.state = self._read()
 
     def _read(self) -> dict[str, Any] | None:
@@ -82,8 +90,46 @@ class UnfinishedFile:
         Raises
         ------
         Failure
-            The unfinished file that is there is of another export.
+            The unfinished file that is there is of another export, or is being written by one.
         """
+        self._take()
+        try:
+            self._begin(source, tid)
+        except BaseException:
+            self._let_go()
+            raise
+
+    def _take(self) -> None:
+        """Have the lock of the notes, if there are some."""
+        while self._lock is None:
+            try:
+                fd = os.open(self._state_path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return
+            try:
+                _flock(fd)
+                with suppress(FileNotFoundError):  # it was removed, or replaced, meanwhile
+                    if os.path.samestat(os.fstat(fd), os.stat(self._state_path)):
+                        self._lock, fd = fd, -1
+            except BlockingIOError:
+                raise self._busy() from None
+            finally:
+                if fd >= 0:
+                    os.close(fd)
+
+    def _busy(self) -> Failure:
+        return Failure(
+            f"another export is writing {self.path}: wait for its end, or export into another file"
+        )
+
+    def _let_go(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _begin(self, source: dict[str, Any], tid: bytes) -> None:
+        if self._read() != self.state:
+            raise Failure(f"another export has written {self.path} meanwhile: try again")
         if self.state is not None and self.state["source"] != source:
             before = self.state["source"]
             differs = ", ".join(n for n in source if before.get(n) != source[n])
@@ -108,12 +154,36 @@ class UnfinishedFile:
         """Note how many elements are on the disk."""
         assert self.state is not None
         self.state.update(done=done, position=position)
-        new = f"{self._state_path}~"
-        with open(new, "w") as file:
-            json.dump(self.state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, self._state_path)
+        first = self._lock is None
+        new = f"{self._state_path}~{os.getpid() if first else ''}"
+        lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        try:
+            with open(lock, "w", closefd=False) as file:
+                json.dump(self.state, file)
+            os.fsync(lock)
+            _flock(lock)  # before it has its name, and the other lock is given up
+            if first:
+                self._name_first(new)
+            else:
+                os.replace(new, self._state_path)
+        except BaseException:
+            os.close(lock)
+            raise
+        self._let_go()
+        self._lock = lock
+
+    def _name_first(self, new: str) -> None:
+        """Give the first notes their name, if no other export has begun."""
+        try:
+            os.link(new, self._state_path)
+        except FileExistsError:
+            raise self._busy() from None
+        except OSError as e:
+            if e.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK):
+                raise
+            os.rename(new, self._state_path)  # there are no hard links
+        finally:
+            _remove(new)
 
     @contextmanager
     def kept(self, size: int, elements: str, of: str) -> Iterator[ExitStack]:
@@ -147,6 +217,7 @@ class UnfinishedFile:
             if not self.done:
                 self.remove()
                 raise
+            self._let_go()
             raise Failure(
                 f"{explain(e)}: {self.path} has {self.done} of {size} {elements}; the same command "
                 f"goes on with the same state of the {of}; it begins again if that is removed"
@@ -172,11 +243,24 @@ class UnfinishedFile:
             os.fsync(folder)
         finally:
             os.close(folder)
+        self._let_go()
 
     def remove(self) -> None:
         """Remove it, and the notes."""
         _remove(self.path)
         _remove(self._state_path)
+        self._let_go()
+
+
+def _flock(fd: int) -> None:
+    """Lock a file; BlockingIOError: another export has it."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as e:
+        if e.errno not in _CANNOT_LOCK:
+            raise
 
 
 def _is_state(state: Any) -> bool:
