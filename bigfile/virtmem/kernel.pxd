@@ -24,6 +24,7 @@ cdef extern from "<sys/mman.h>" nogil:
     int MAP_SHARED, MAP_PRIVATE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_ANONYMOUS, MAP_NORESERVE
     int MAP_POPULATE
     int MADV_DONTNEED, MADV_DONTFORK, MADV_HUGEPAGE, MADV_POPULATE_READ, MADV_POPULATE_WRITE
+    int MADV_WILLNEED
     unsigned int MFD_CLOEXEC
 
 cdef extern from "<errno.h>" nogil:

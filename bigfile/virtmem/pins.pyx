@@ -20,6 +20,7 @@ from libc.string cimport strerror
 
 from wendelin.bigfile.virtmem.failure cimport describe, failure
 from wendelin.bigfile.virtmem.fileh cimport fileh_first_change_told, fileh_epoch
+from wendelin.bigfile.virtmem.kernel cimport _SC_PAGESIZE, MADV_WILLNEED, madvise, sysconf
 from wendelin.bigfile.virtmem.mapping cimport NONE, Area, area_kind
 from wendelin.bigfile.virtmem.page cimport NO_FAILURE, SPOOL_FAILED, Failure
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_dirty, ram_limit, ram_pinned
@@ -76,6 +77,17 @@ def ready(VMA vma not None, pgoffset, pglen, bint limited=True):
     except Exception:
         pass                    # the thread that touches it gets the error
     return is_shown(area, start, end)
+
+
+def will_read(VMA vma not None, size_t start, size_t size):
+    """Let bytes [start, start + size) of a VMA be read from the disk, those that are mapped.
+
+    It does not wait. A touch finds them, and makes the kernel read nothing around them.
+    """
+    cdef size_t os_page = sysconf(_SC_PAGESIZE), begin = start // os_page * os_page
+    if size != 0 and start + size <= <size_t>(vma.area.stop - vma.area.start):
+        with nogil:
+            madvise(vma.area.start + begin, start + size - begin, MADV_WILLNEED)
 
 
 cdef int show_ready(BigFileH fileh, Area *area, uint64_t i, uint64_t end, int64_t until) except -1:

@@ -126,7 +126,20 @@ def test_a_column_reads_no_heads_of_other_blocks(tmp_path):
     column = A[:, 5]
     assert all(column[i, 0] for i in range(N))
     assert cached() - before <= 5 * N, (cached() - before, N * WIDE)
+    del column
     dbclose(root)
+    # nor does a copy, whose blocks are whole, read others
+    for idx in ((slice(None), 5), (slice(None), 5, 7), (slice(None, None, 3),)):
+        root = dbopen(path)
+        A = root["A"]
+        A.shape
+        cold()
+        before = cached()
+        copy = A.read(idx)
+        wanted = N * WIDE // 3 if len(idx) == 1 else N
+        assert cached() - before <= 3 * N + wanted, (idx, cached() - before, N * WIDE)
+        assert np.array_equal(copy, A[:][idx])
+        dbclose(root)
     """,
         str(tmp_path / "x.fs"),
     )

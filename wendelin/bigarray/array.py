@@ -24,9 +24,10 @@ from wendelin.bigarray.html import Overview, to_html
 from wendelin.bigarray.indexing import BasicIndex, page_runs, pages_of, split_index
 from wendelin.bigarray.loaded import Loaded
 from wendelin.bigarray.meaning import elements_of
-from wendelin.bigarray.memory import copy_in_steps, make_ready, strides_of
+from wendelin.bigarray.memory import make_ready, strides_of
 from wendelin.bigarray.moving import resize_keeping
 from wendelin.bigarray.ndarraylike import NDArrayLike
+from wendelin.bigarray.reading import copy_in_steps, load_view
 from wendelin.bigarray.saving import Saving
 from wendelin.bigfile.virtmem.abilities import Truncates, able
 from wendelin.bigfile.virtmem.blocked import warn_of_blocked_threads
@@ -381,17 +382,17 @@ class BigArray(Saving, NDArrayLike):
             It does not fit into the address space: work in smaller parts.
         """
         rows, rest = self._split(idx)
-        mapped = self._mapped(rows, limited=True)
+        mapped = self._mapped(rows)
         start, stop = self._span(rows)
         fileh = self._fileh()
         step = ram_stat()[0] // 4
         if stop - start > max(step, self.itemsize):
             view = mapped[rest]
             result = np.empty_like(view)
-            copy_in_steps(result, view, step, lambda *span: fileh.load(*self._pages(*span)))
+            copy_in_steps(fileh, result, view, step)
             return result
-        for run in self._runs(rows, fileh):
-            fileh.load(*run)
+        # with one more axis it is a view, even of one element
+        load_view(fileh, mapped[(*rest, None)] if isinstance(rest, tuple) else mapped[rest])
         result = mapped[rest]
         return result.copy("K") if isinstance(result, np.ndarray) else result
 

@@ -14,7 +14,7 @@ from typing import SupportsIndex
 
 import numpy as np
 
-__all__ = ["BasicIndex", "page_runs", "pages_of", "split_index"]
+__all__ = ["BasicIndex", "byte_runs", "page_runs", "pages_of", "split_index"]
 
 BasicIndex = (
     SupportsIndex
@@ -108,6 +108,21 @@ def page_runs(
 ) -> list[tuple[int, int]]:
     """Return (first, number) of the pages of a file that some rows of an array lie in, ascending.
 
+    See byte_runs().
+    """
+    runs = byte_runs(rows, strides, itemsize, blksize)
+    return [pages_of(at, at + size, blksize) for at, size in runs]
+
+
+def byte_runs(
+    rows: list[tuple[int, int]],
+    strides: tuple[int, ...],
+    itemsize: int,
+    blksize: int,
+    offset: int = 0,
+) -> list[tuple[int, int]]:
+    """Return (first, number) of the bytes of a file that some rows of an array lie in, ascending.
+
     If there are pages without any of these rows between them, as for a column, these are left out,
     unless that makes too many runs.
 
@@ -116,28 +131,25 @@ def page_runs(
     rows : list of (lo, hi)
         For each axis, rows [lo, hi).
     strides : tuple of int
-        Of the array [bytes].
+        Of the array, not negative [bytes].
     itemsize, blksize : int
         [bytes]
+    offset : int
+        Where the array begins in the file [bytes].
     """
     if any(lo == hi for lo, hi in rows):
         return []
-    start = sum(lo * stride for (lo, _), stride in zip(rows, strides, strict=True))
-    stop = itemsize + sum((hi - 1) * stride for (_, hi), stride in zip(rows, strides, strict=True))
+    ends = list(zip(rows, strides, strict=True))
+    start = offset + sum(lo * stride for (lo, _), stride in ends)
+    stop = offset + sum((hi - 1) * stride for (_, hi), stride in ends) + itemsize
     if start // blksize == (stop - 1) // blksize:  # of a small array, of which there are many
-        return [(start // blksize, 1)]
-    axes = sorted(
-        ((stride, hi - lo) for (lo, hi), stride in zip(rows, strides, strict=True) if hi - lo > 1),
-        reverse=True,
-    )
+        return [(start, stop - start)]
+    axes = sorted(((stride, hi - lo) for (lo, hi), stride in ends if hi - lo > 1), reverse=True)
     size = sum(stride * (n - 1) for stride, n in axes[1:]) + itemsize
     step, count = axes[0] if axes else (0, 1)
     if step < size + 2 * blksize or count > _MOST_RUNS:
-        size, count = size + step * (count - 1), 1
-    runs: list[tuple[int, int]] = []
-    for at in range(start, start + count * step, step) if count > 1 else (start,):
-        runs.append(pages_of(at, at + size, blksize))
-    return runs
+        return [(start, stop - start)]
+    return [(start + i * step, size) for i in range(count)]
 
 
 def _rows(item: object, size: int, axis: int) -> tuple[tuple[int, int], object]:

@@ -6,7 +6,7 @@ This module knows ndarrays and VMAs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wendelin.bigfile.virtmem.handle import VMA
 from wendelin.bigfile.virtmem.pins import ready
 
-__all__ = ["bases", "copy_in_steps", "in_file", "make_ready", "strides_of"]
+__all__ = ["bases", "in_file", "make_ready", "strides_of"]
 
 
 def bases(a: NDArray[Any]) -> Iterator[Any]:
@@ -44,34 +44,6 @@ def in_file(view: NDArray[Any]) -> tuple[VMA, int, int] | None:
     start, stop = np.lib.array_utils.byte_bounds(view)
     first = base.filerange()[0] * base.pagesize() - base.addr_start
     return base, start + first, stop + first
-
-
-def copy_in_steps(
-    out: NDArray[Any], view: NDArray[Any], step: int, load: Callable[[int, int], object]
-) -> None:
-    """Load and copy a view, at most `step` bytes, or an element, at a time.
-
-    Parameters
-    ----------
-    out, view : ndarray
-    step : int
-        [bytes]
-    load : (start, stop) -> object
-        Loads bytes [start, stop) of the file that the view shows.
-    """
-    found = in_file(view)
-    if found is None:
-        return
-    _, start, stop = found
-    if stop - start <= step or view.size == 1:
-        load(start, stop)
-        out[...] = view
-        return
-    axis = max(range(view.ndim), key=lambda i: (view.shape[i] > 1, abs(view.strides[i])))
-    middle = view.shape[axis] // 2
-    for half in (slice(middle), slice(middle, None)):
-        idx = (slice(None),) * axis + (half,)
-        copy_in_steps(out[idx], view[idx], step, load)
 
 
 def strides_of(shape: tuple[int, ...], itemsize: int, order: str) -> tuple[int, ...]:
