@@ -230,7 +230,8 @@ class Watch:
     def _complete(self, txn: Any) -> None:
         conn = self._conn()
         assert conn is not None  # it is the caller
-        if not asks_at_end(conn):
+        lost = asks_at_end(conn)
+        if lost is None:
             self._after_completion(txn)
             return
         # A boundary asks the database here. If that fails, the transaction has not: a commit that
@@ -240,7 +241,7 @@ class Watch:
             self._after_completion(txn)
             if conn.explicit_transactions:
                 conn.newTransaction(txn, False)
-        except Exception:
+        except lost:
             log.warning("%s is lost", zconn_name(conn), exc_info=True)
 
     def _leave(self, *args: object) -> None:

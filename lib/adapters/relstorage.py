@@ -17,6 +17,7 @@ __all__ = [
     "is_relstorage",
     "is_stale",
     "keeps_history",
+    "lost",
     "open_load",
     "roll_back",
     "sends_binary",
@@ -56,6 +57,11 @@ def keeps_history(storage: Any) -> bool:
 def is_stale(storage: Any) -> bool:
     """Say whether a storage refuses to load, as it was told of an older state than before."""
     return hasattr(storage.load, "stale_error")
+
+
+def lost(storage: Any) -> tuple[type[Exception], ...]:
+    """Return the exceptions that a lost connection to the database raises."""
+    return tuple(storage._adapter.driver.disconnected_exceptions)
 
 
 def has_state(storage: Any) -> bool:

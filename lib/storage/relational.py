@@ -37,6 +37,7 @@ from wendelin.lib.adapters.relstorage import (
     is_relstorage,
     is_stale,
     keeps_history,
+    lost,
     open_load,
     roll_back,
     sends_binary,
@@ -67,10 +68,15 @@ def asked_in_turn(conn: Any) -> None:
         storthreads.asked_in_turn(conn)
 
 
-def asks_at_end(conn: Any) -> bool:
-    """Say whether a boundary at the end of each transaction has to ask the database."""
+def asks_at_end(conn: Any) -> tuple[type[Exception], ...] | None:
+    """Return what a boundary at the end of a transaction raises if it has lost the database.
+
+    None: a boundary there does not ask the database.
+    """
     storage = instance_of(conn)
-    return isinstance(storage, RelationalInTurn) and storage.moves
+    if isinstance(storage, RelationalInTurn) and storage.moves:
+        return lost(storage.asked)
+    return None
 
 
 _looking = threading.Lock()
