@@ -160,8 +160,7 @@ class ZFile(
         self.ahead = ReadAhead(zfile.blksize, zconn_is_remote(conn), self.find)
 
     def __repr__(self) -> str:
-        oid = self.zfile._p_oid
-        return f"<ZBigFile 0x{oid.hex() if oid else '?'} in {self.name}>"
+        return f"<ZBigFile 0x{oid.hex() if (oid := self.zfile._p_oid) else '?'} in {self.name}>"
 
     @property
     @override
@@ -195,8 +194,10 @@ class ZFile(
 
     def find(self, start: int, stop: int) -> Iterable[int]:
         """Look up which of the blocks [start, stop) are stored; return these, ascending."""
-        root = self._table_root()
-        return () if root is None else self.table.between(root, start, stop)
+        found = self.table.between(root, start, stop) if (root := self._table_root()) else {}
+        if self.cached is not None:
+            self.cached.expect(found.values())
+        return found
 
     def _table_root(self) -> bytes | None:
         """Return the oid of the block table; None: it is not in the database yet."""
@@ -207,11 +208,10 @@ class ZFile(
     @override
     def loadblk(self, blk: int, buf: memoryview) -> memoryview | bytes | NamedFile:
         oid = self._remember(blk)
-        handle = self.handle() if self.handle is not None else None
-        if handle is not None and oid is not None:
-            self.ahead.loading(handle, blk)
         if oid is None:
             return b""
+        if self.handle is not None and (handle := self.handle()) is not None:
+            self.ahead.loading(handle, blk)
         load = load_block if self.cached is None else self.cached.load
         try:
             block: Block | Found = load(oid, self.records, self.blksize, buf)

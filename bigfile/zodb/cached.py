@@ -40,7 +40,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 from transaction.interfaces import TransientError
@@ -238,6 +238,11 @@ class CachedBlocks:
                 self._seen[oid, tid] = 0.0
         return found
 
+    def expect(self, oids: Iterable[bytes]) -> None:
+        """Be told of blocks that are asked for soon: their revisions are one request."""
+        if self._database is not None:
+            self._revisions(list(oids))
+
     def _revisions(self, oids: list[bytes]) -> dict[bytes, Revision | None]:
         known = self._known
         if len(known) > _MOST_KNOWN:
@@ -301,7 +306,7 @@ class CachedBlocks:
         elif self._was_kept(oid, tid):
             return block
         data, parts = block.data, sorted(block.parts)
-        entry = database.store(oid, tid, data, self._blksize, parts, latest)
+        entry = database.store(oid, tid, data, self._blksize, parts, latest, block.digest)
         if entry is None:
             return block
         if self._known.get(oid, self) is None and before is not None:

@@ -28,6 +28,7 @@ class Block(NamedTuple):
     regular: bool = True  # its objects are as we write them, and can be changed
     has_checksum: bool = False  # and matches it
     chunks: tuple[tuple[int, int], ...] | None = None  # of a regular ZBlk1: (start, stop) [bytes]
+    digest: bytes | None = None  # of the data, if it is one with a checksum of its own
 
 
 class Layout(NamedTuple):

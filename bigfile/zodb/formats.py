@@ -201,6 +201,7 @@ class ZBlk0(_Bytes, ZBlkBase):
             bytes_state(record, found),
             regular=is_bytes(record, found),
             has_checksum=found is not None and found.digest is not None,
+            digest=None if found is None else found.digest,
         )
 
     @override

@@ -16,9 +16,9 @@ The files themselves are in cachefile.
 
 This module knows files. It does not know Connections, nor what the bytes mean.
 
-Locking: a file lock (flock) on `state`, held to count, and to scan. It is a leaf. A process that
-cannot have it within LOCK_WAIT leaves the cache out for a while: another one may be stopped while
-it has it, and to wait for each block would take minutes.
+Locking: _turn > a file lock (flock) on `state`; both held to count, and to scan. They are leaves. A
+process that cannot have the file's within LOCK_WAIT leaves the cache out for a while: another one
+may be stopped while it has it, and to wait for each block would take minutes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import logging
 import os
 import re
 import stat
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -148,6 +149,7 @@ class Folder:
         self.boot = _boot()
         self._warned = False
         self._left_out = 0.0  # until when, by time.monotonic()
+        self._turn = threading.Lock()  # threads of this process need not poll for the file's lock
         self._databases: weakref.WeakValueDictionary[str, Database] = weakref.WeakValueDictionary()
 
     # ---- how much there is ----
@@ -160,13 +162,15 @@ class Folder:
     @contextmanager
     def _locked(self, *, again: bool = False) -> Iterator[int | None]:
         """Have the lock, and `state` open; None: not in time. Again: after it was left out, too."""
-        if self.is_left_out and not again:
+        out = self.is_left_out and not again
+        if out or not self._turn.acquire(timeout=LOCK_WAIT):
             yield None
             return
-        # opened each time: a child of a fork would share the lock
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(f"{self.path}/state", flags, 0o600)
+        fd = -1
         try:
+            # opened each time: a child of a fork would share the lock
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            fd = os.open(f"{self.path}/state", flags, 0o600)
             until = time.monotonic() + LOCK_WAIT
             while True:
                 try:
@@ -180,7 +184,9 @@ class Folder:
                     time.sleep(0.002)
             yield fd
         finally:
-            os.close(fd)
+            if fd >= 0:
+                os.close(fd)
+            self._turn.release()
 
     def _total(self, fd: int) -> int | None:
         """Return how much there is [bytes]; None: that is not known."""

@@ -193,28 +193,26 @@ class Database:
         blksize: int,
         parts: Iterable[bytes] = (),
         latest: bytes = z64,
+        digest: bytes | None = None,
     ) -> Entry | None:
         """Keep a block: its bytes, and zeros up to its size. None: it is not kept.
 
-        For `parts` and `latest` see Entry.
+        For `parts`, `latest` and `digest` see Entry; no digest: it is computed.
         """
-        digest = digest_of([data])
+        digest = digest or digest_of([data])
         entry = Entry(self._folder.boot, len(data), blksize, latest, digest, b"".join(parts))
         size = entry.length
         name, temporary = f"{oid.hex()}-{tid.hex()}", f"~{os.getpid()}-{next(_numbers)}"
+        fds: list[int] = []
         reserved = False
         try:
-            reserved = self._folder.reserve(size, lambda: self._make(temporary, size))
+            reserved = self._folder.reserve(size, lambda: self._make(temporary, size, fds))
             if not reserved:
                 return None
-            fd = os.open(temporary, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.fd)
-            try:
-                _write(fd, data, 0)
-                _write(fd, entry.pack(), blksize)
-                self._name(temporary, name)
-                self._note_newest(name, temporary)
-            finally:
-                os.close(fd)
+            _write(fds[0], data, 0)
+            _write(fds[0], entry.pack(), blksize)
+            self._name(temporary, name)
+            self._note_newest(name, temporary)
             self._remove(temporary)  # its other name stays
             return entry
         except OSError as e:
@@ -225,14 +223,19 @@ class Database:
                 return self.find(oid, tid, blksize)
             self._folder.failed(e)
             return None
+        finally:
+            for fd in fds:
+                os.close(fd)
 
-    def _make(self, temporary: str, size: int) -> None:
+    def _make(self, temporary: str, size: int, fds: list[int]) -> None:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         fd = os.open(temporary, flags, 0o600, dir_fd=self.fd)
         try:
             os.ftruncate(fd, size)  # so that it counts
-        finally:
+        except OSError:
             os.close(fd)
+            raise
+        fds.append(fd)
 
     def _remove(self, name: str) -> None:
         with suppress(OSError):

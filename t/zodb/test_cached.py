@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from ZODB.utils import p64
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.virtmem.stats import stats_of
+from wendelin.bigfile.zodb import cached
 from wendelin.bigfile.zodb.handle import handles_of
 from wendelin.lib.storage import blockcache
 from wendelin.lib.storage.blockcache import Folder
@@ -177,6 +179,24 @@ def test_four_processes_hold_one_copy(testdb, tmp_path):
             child.kill() if go.exists() else None
             child.communicate(timeout=60)
     assert abs(sum(held) - len(data)) <= len(data) // 50, held
+
+
+def test_revisions_of_a_window_are_one_request(testdb, folder, monkeypatch):
+    data = values()
+    create(testdb.open(), "ZBlk1", data)
+    with opened(testdb.url) as reader:
+        A = reader["A"]
+        assert A[0] == data[0]
+        oids = {blk: zblk._p_oid for blk, zblk in A.zfile.blktab.items()}
+        asked = []
+        ask = cached.zconn_revisions
+        monkeypatch.setattr(
+            cached, "zconn_revisions", lambda conn, oids: asked.append(oids) or ask(conn, oids)
+        )
+        A._fileh().file.find(1, N)  # as a thread that loads ahead does
+        assert [set(some) for some in asked] == [{oids[blk] for blk in range(1, N)}]
+        np.testing.assert_array_equal(A[:], data)
+        assert not any(oids[blk] in some for some in asked[1:] for blk in range(1, N))
 
 
 def test_a_past_state(testdb, fmt, folder):
@@ -414,6 +434,50 @@ def test_the_command(testdb, folder, call, monkeypatch):
     monkeypatch.setenv("WENDELIN_CORE_CACHE", "off")
     assert "the cache is off" in call("cache", code=1).stderr
     assert "no such folder" in call("cache", "/nowhere", code=1).stderr
+
+
+@pytest.mark.formats
+@pytest.mark.parametrize("taken", ["the folder", "its database", "state"])
+def test_permissions_that_are_taken_away(taken):
+    """Nothing is kept, a warning says so once, and what is there is still used."""
+    with tempfile.TemporaryDirectory() as path:  # another user may look into it, unlike tmp_path
+        os.chmod(path, 0o755)
+        os.mkdir(cache := f"{path}/cache", 0o700)
+        child = start_child(PERMISSIONS, cache, taken, stderr=subprocess.PIPE)
+        _, said = child.communicate(timeout=60)
+        assert child.returncode == 0, said
+        assert said.count("Permission denied") == 1
+
+
+PERMISSIONS = """
+    import encodings.ascii, os, sys
+    from ZODB.utils import p64
+    from wendelin.lib.storage.blockcache import Folder, Lineage
+
+    if os.geteuid() == 0:  # which may do anything
+        os.chown(sys.argv[1], 65534, 65534)
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+
+    root = {"where": "x", "name": "x", "root_tid": p64(1), "root": b"r", "last": p64(9)}
+    lineage = Lineage(**root, root_at=lambda tid: (b"r", tid))
+    folder = Folder(sys.argv[1], 1 << 30)
+    database = folder.database(lineage, lambda _: True)
+    assert database.store(p64(1), p64(1), b"x" * 65536, 65536)
+    path, mode = {
+        "the folder": ("", 0o500), "its database": (folder.databases()[0], 0o500),
+        "state": ("state", 0),
+    }[sys.argv[2]]
+    if sys.argv[2] == "the folder":
+        os.unlink(f"{sys.argv[1]}/state")
+    os.chmod(f"{sys.argv[1]}/{path}", mode)
+    fds = len(os.listdir("/proc/self/fd"))
+    for i in range(2, 5):
+        assert database.store(p64(i), p64(1), b"x" * 65536, 65536) is None
+        assert database.find(p64(1), p64(1), 65536) is not None
+    assert len(os.listdir("/proc/self/fd")) == fds
+"""
 
 
 # ---- other databases ----
