@@ -21,6 +21,7 @@ from ZODB.DemoStorage import DemoStorage
 from ZODB.FileStorage.FileStorage import FileStorageFormatError
 from ZODB.MappingStorage import MappingStorage
 
+from wendelin.lib.adapters import neo
 from wendelin.lib.interrupt import handlers_optional
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.fsholder import lock_holder
@@ -483,11 +484,11 @@ def _resolve_neo(url: str, scheme: str) -> tuple[Factory, dict[str, Any]]:
     So each of its calls is abandoned after wait_timeout.
     """
     if scheme not in _schemes():
-        raise ValueError(
-            f"{url!r} cannot be opened: no NEO client for this Python is installed. Either install "
-            f"a neoppod that runs on Python 3 (its releases up to 1.12 do not); or run a ZEO "
-            f"gateway next to the cluster, and open zeo://HOST:PORT (see docs/cluster.md)"
-        )
+        raise _no_client(url, "no NEO client for this Python is installed")
+    with handlers_optional():
+        failure = neo.why_no_resolver(scheme)
+    if failure is not None:
+        raise _no_client(url, failure)
     base, _, query = url.partition("?")
     wait = float(WAIT)
     others = []
@@ -503,3 +504,11 @@ def _resolve_neo(url: str, scheme: str) -> tuple[Factory, dict[str, Any]]:
         f"{base}?{urlencode(others)}" if others else base, repr(url)
     )
     return lambda: limit(opened_within(wait, factory, base), base, wait), arguments
+
+
+def _no_client(url: str, why: str) -> ValueError:
+    return ValueError(
+        f"{url!r} cannot be opened: {why}. Either install a neoppod that runs on Python 3 (its "
+        f"releases up to 1.12 do not); or run a ZEO gateway next to the cluster, and open "
+        f"zeo://HOST:PORT (see docs/cluster.md)"
+    )

@@ -273,3 +273,15 @@ def test_a_server_that_hangs(neo, server, tmp_path):
     (tmp_path / "again").mkdir()
     path = resolvers.install(tmp_path / "again")
     assert "right" in check_child(HANGS, neo, str(server.pid), PYTHONPATH=path)
+
+
+def test_a_client_of_neo_for_another_python(tmp_path, monkeypatch):
+    """pip installs neoppod 1.12 on Python 3, too, and its resolver is registered."""
+    info = tmp_path / "oldneo-1.12.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: oldneo\nVersion: 1.12\n")
+    (info / "entry_points.txt").write_text("[zodburi.resolvers]\nneo = oldneo:resolve\n")
+    (tmp_path / "oldneo.py").write_text("print 'Python 2'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"oldneo 1\.12.* does not run on Python 3.*gateway"):
+        dbopen("neo://name@127.0.0.1:1")
