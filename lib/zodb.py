@@ -388,6 +388,7 @@ def zconn_hold(conn: Any, hold: Hold | None) -> Hold | None:
     file: AlignedFileStorage | ServerFile
     if is_our_client(storage):
         file = storage.server_file
+        file.follow()
     elif isinstance(storage, AlignedFileStorage):
         file = storage
     else:

@@ -69,7 +69,8 @@ class ServerFile:
         self._ask = ask
         self._last = last
         self._lock = threading.Lock()
-        self._asked = False  # protected by: _lock
+        self._connections = 1  # to the server, by now
+        self._asked = 0  # of which of them the server was asked last; protected by: _lock
         self._file: AlignedFileStorage | None = None  # protected by: _lock
         # files that threads may still read: they are closed at the end
         self._previous: list[AlignedFileStorage] = []
@@ -94,21 +95,24 @@ class ServerFile:
             return file if file.lastTransaction() >= needed else None
         except Exception:
             log.warning("%s cannot be read any more; the server is asked", file.path, exc_info=True)
-            self._asked, self._file = True, None
-            self._previous.append(file)
+            with self._lock:
+                if self._file is file:
+                    self._file = None
+                    self._previous.append(file)
             return None
 
     def _opened(self) -> AlignedFileStorage | None:
-        if self._asked:
+        if self._asked == self._connections:
             return self._file
         with self._lock:
-            if not self._asked and not self._closed:
+            while self._asked != self._connections and not self._closed:
+                connection = self._connections  # there may be another, while the server is asked
                 known, found = self._file, self._open(self._file)
                 if known is not None and found is not known:
                     self._previous.append(known)
                 if found is not None and found is not known:
                     found.hold_for(self._holds)  # before a thread looks
-                self._file, self._asked = found, True
+                self._file, self._asked = found, connection
             return self._file
 
     def _open(self, known: AlignedFileStorage | None) -> AlignedFileStorage | None:
@@ -145,6 +149,13 @@ class ServerFile:
             log.debug("%s cannot be opened here: %r", place.path, e)
         return None
 
+    def follow(self) -> None:
+        """Be up to date: after a pack of the server, what is held is held of the new file."""
+        file = self._opened()
+        if file is not None:
+            with suppress(Exception):  # at() says it
+                file.sync()
+
     def hold(self, before: bytes) -> Hold:
         """Have no revision trimmed that the state before a tid has, until Hold is let go."""
         self._opened()
@@ -158,14 +169,14 @@ class ServerFile:
 
     def renew(self) -> None:
         """Ask again when it is needed: there is a new connection."""
-        self._asked = False
+        self._connections += 1
 
     def close(self) -> None:
         """Close the file for good."""
         self._closed = True
         with self._lock:
             files = [*self._previous, *filter(None, [self._file])]
-            self._file, self._asked, self._previous = None, True, []
+            self._file, self._previous = None, []
         for file in files:
             with suppress(Exception):
                 file.close()

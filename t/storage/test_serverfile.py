@@ -9,12 +9,14 @@ import pytest
 import transaction
 from support.clients import Client
 from support.servers import ZeoServer
+from ZODB.POSException import ConflictError
 from ZODB.utils import p64
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.virtmem.stats import stats_of
 from wendelin.bigfile.zodb.handle import handles_of
 from wendelin.lib.storage import zeoclient
+from wendelin.lib.storage.serverfile import ServerFile
 from wendelin.lib.zodb import dbclose, dbopen, zconn_at
 
 BLK = 1 << 16  # [bytes]
@@ -23,7 +25,7 @@ SECTION = "<alignedfilestorage {n}>\n  path {path}\n</alignedfilestorage>\n"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    server = ZeoServer(tmp_path_factory.mktemp("zeo"), 9, section=SECTION)
+    server = ZeoServer(tmp_path_factory.mktemp("zeo"), 11, section=SECTION)
     server.start()
     yield server
     server.stop()
@@ -118,6 +120,45 @@ def test_a_pack_and_a_trim_of_the_server(root, url):
     client.conn.sync()
     assert client["A"][3] == 4
     client.close()
+
+
+def test_a_trim_after_a_pack_of_the_server(root, url):
+    """What is held in the file that was replaced is held in the new one, too."""
+    A = create(root, "auto")
+    other = dbopen(url)
+    client = Client(other)
+    client["A"][:1]
+    root._p_jar.db().pack()
+    client.conn.sync()
+    A[:] = values(1)
+    transaction.commit()
+    root._p_jar.db().storage.trim()
+    np.testing.assert_array_equal(client["A"][:], values())
+    client["A"][7] = 5
+    with pytest.raises(ConflictError):  # this compares the block with what the server has
+        client.tm.commit()
+    client.close()
+    dbclose(other)
+
+
+def test_a_connection_that_comes_while_the_server_is_asked(root, url):
+    """It may be another server, which has another file."""
+    create(root)
+    file = root._p_jar.db().storage.server_file
+    asked = []
+
+    def ask():
+        asked.append(file._ask())
+        if len(asked) == 1:
+            new.renew()
+        return asked[-1]
+
+    new = ServerFile(ask, file._last)
+    assert new.at(p64(1)) is not None
+    assert len(asked) == 2
+    assert new.at(p64(1)) is not None
+    assert len(asked) == 2
+    new.close()
 
 
 @pytest.mark.parametrize(
