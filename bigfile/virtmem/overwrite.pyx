@@ -6,7 +6,7 @@ which no area needs to show:
 
     EMPTY past the end, LOADED of ZEROS or FILERANGE ──► LOADING ──► LOADED of MEMFD ──► DIRTY
 
-Any other page is left to the caller, who copies the bytes through a mapping: a touch then loads
+Any other page is left to the caller, which copies the bytes through a mapping: a touch then loads
 what has to be looked up, tells the handle of its first change, waits for a write-out, uses the
 spool, or fails. So there is no error here, and nothing that a touch decides is decided again.
 

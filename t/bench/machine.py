@@ -106,11 +106,16 @@ def memory_cgroup(limit: int) -> Iterator[Path]:
 # ---- what it is ----
 
 
+def file_system(folder: Path) -> str:
+    """Return the kind of file system that a folder is on."""
+    mounts = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
+    at = next(p for p in (folder.resolve(), *folder.resolve().parents) if str(p) in mounts)
+    return mounts[str(at)]
+
+
 def describe(folder: Path) -> str:
     """Return one line: processor, memory, file system, kernel, and versions."""
     models = re.findall(r"^model name\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M)
-    mounts = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
-    at = next(p for p in (folder.resolve(), *folder.resolve().parents) if str(p) in mounts)
     libraries = []
     for name in ("NumPy", "ZODB", "h5py", "zarr", "tensorstore"):
         try:
@@ -119,6 +124,6 @@ def describe(folder: Path) -> str:
             continue
     return (
         f"{os.cpu_count()} CPUs ({models[0] if models else platform.machine()}), "
-        f"{psutil.virtual_memory().total / 2**30:.0f} GiB of memory, {mounts[str(at)]}, "
+        f"{psutil.virtual_memory().total / 2**30:.0f} GiB of memory, {file_system(folder)}, "
         f"Linux {platform.release()}; Python {platform.python_version()}, {', '.join(libraries)}"
     )

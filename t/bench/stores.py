@@ -103,6 +103,10 @@ class MappedStore(Store):
     """A store whose array is memory."""
 
     @abstractmethod
+    def view(self) -> np.ndarray:
+        """Return a new view of the open array."""
+
+    @abstractmethod
     def map_block(self, blk: int) -> np.ndarray:
         """Return a block of the open array, in a mapping of its own, which has no page yet."""
 
@@ -112,6 +116,7 @@ class Wendelin(MappedStore):
 
     suffix = ".fs"
     zblk_fmt: ClassVar[str] = "ZBlk0"
+    blksize: ClassVar[int] = BLKSIZE
 
     def create(self) -> None:
         import transaction
@@ -119,7 +124,7 @@ class Wendelin(MappedStore):
         from wendelin.bigarray.array_zodb import ZBigArray
 
         self.root = self._new()
-        self.array = ZBigArray((0,), "f8", blksize=BLKSIZE, zblk_fmt=self.zblk_fmt)
+        self.array = ZBigArray((0,), "f8", blksize=self.blksize, zblk_fmt=self.zblk_fmt)
         self.root["A"] = self.array
         transaction.commit()
 
@@ -138,6 +143,9 @@ class Wendelin(MappedStore):
         self.root = dbopen(f"file://{self.path}?read_only=true" if mode == "r" else self.path)
         self.array = self.root["A"]
         self.a = self.array[:]
+
+    def view(self) -> np.ndarray:
+        return self.array[:]
 
     def map_block(self, blk: int) -> np.ndarray:
         return np.frombuffer(self.array._fileh().mmap(blk, 1))
@@ -211,6 +219,9 @@ class Memmap(MappedStore):
 
     def open(self, mode: Mode) -> None:
         self.a = np.memmap(self.path, "f8", mode)
+
+    def view(self) -> np.ndarray:
+        return np.memmap(self.path, "f8", "r")
 
     def map_block(self, blk: int) -> np.ndarray:
         return np.memmap(self.path, "f8", "r", blk * BLKSIZE, (ITEMS,))
