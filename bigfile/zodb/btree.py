@@ -48,7 +48,11 @@ Key: TypeAlias = Any
 #: nodes that are to be visited, the next one last: (oid, low, high), its keys are in [low, high)
 Todo = list[tuple[bytes, Key | None, Key | None]]
 
-_TREE, _BUCKET = b"BTrees.LOBTree\nLOBTree\n", b"BTrees.LOBTree\nLOBucket\n"
+#: nodes that are read in C: (class, whether it is a tree) of a kind
+_READ = {
+    kind: tuple((f"BTrees.{kind}BTree\n{kind}{t}\n".encode(), t == "BTree") for t in types)
+    for kind, types in {"LO": ("Bucket", "BTree"), "IO": ("BTree", "Bucket")}.items()
+}
 _NONE: list[bytes] = []  # children of a bucket
 TOGETHER = 64  # nodes of one request
 DEEPEST = 64  # levels of a tree
@@ -230,12 +234,11 @@ def read_node(record: bytes, kind: str) -> Node:
     RecordError
         It is not such a node, or is damaged.
     """
-    if kind == "LO":
-        for cls, tree in ((_BUCKET, False), (_TREE, True)):
-            found = read_bucket(record, cls, tree)
-            if found is not None:
-                keys, packed, after, classes = found
-                return Node(True, keys, _NONE, packed, after, classes, inline=tree)
+    for cls, tree in _READ.get(kind, ()):
+        found = read_bucket(record, cls, tree)
+        if found is not None:
+            keys, packed, after, classes = found
+            return Node(True, keys, _NONE, packed, after, classes, inline=tree)
     name = class_of(record)
     # the pure Python classes have the same states
     of = name.removeprefix(f"BTrees.{kind}BTree.").removesuffix("Py")
@@ -438,7 +441,11 @@ def read_items(root: Ref, load_all: LoadAll, kind: str, values: str) -> Items:
     nodes: list[bytes] = []
     chained = True
     last: Node | None = None  # bucket
-    for oid, node in walk(root.oid, from_records(load_all, kind)):
+    get = from_records(load_all, kind)
+    top = get(root.oid, [])
+    if top.leaf and set(top.classes) <= {"", values}:  # most are small
+        return Items(top.oids, frozenset((root.oid,)), top.next is None)
+    for oid, node in walk(root.oid, lambda oid, todo: top if oid == root.oid else get(oid, todo)):
         for cls in node.classes:
             if cls not in ("", values):
                 raise RecordError(f"a {cls} in the place of a {values}")

@@ -195,6 +195,23 @@ cdef str name_of(const Text *text):
     return text.at[:text.size - 1].decode().replace("\n", ".")
 
 
+def read_reference(bytes record):
+    """Return (oid, class) of an object whose state is a reference; None: it is something else."""
+    cdef Pickle p
+    cdef uint8_t[OID] oid
+    cdef int cls
+    p.at = <const uint8_t *>PyBytes_AS_STRING(record)
+    p.end = p.at + PyBytes_GET_SIZE(record)
+    p.n_classes = 0
+    p.memo = 0
+    if not proto(&p) or global_(&p) != 0 or not take(&p, b'.') or not proto(&p):
+        return None
+    cls = reference(&p, oid)
+    if cls < 0 or not take(&p, b'.') or p.at != p.end:
+        return None
+    return oid[:OID], name_of(&p.classes[cls])
+
+
 def read_bucket(bytes record, bytes cls, bint tree=False):
     """Return (keys, oids one after another, oid of the next bucket, classes of the oids), or None.
 

@@ -46,6 +46,7 @@ from persistent import Persistent
 
 from wendelin.bigfile.virtmem.buffer import used_of
 from wendelin.bigfile.zodb.btree import read_items
+from wendelin.bigfile.zodb.buckets import read_reference
 from wendelin.bigfile.zodb.change import CELLS, CHUNK, Block, Change, trimmed
 from wendelin.bigfile.zodb.interfaces import PageSource, RecordSource
 from wendelin.lib.storage.fsalign import ALIGNMENT
@@ -79,10 +80,10 @@ __all__ = [
     "format_for",
     "format_name",
     "is_chunk",
-    "is_chunked",
     "is_plain",
     "is_whole",
     "load_block",
+    "table_of",
 ]
 
 _MODULE = "wendelin.bigfile.file_zodb"  # where databases have the classes
@@ -249,7 +250,7 @@ class ZBlk1(ZBlkBase):
     def load(
         cls, record: bytes, records: RecordSource, blksize: int, into: memoryview | None = None
     ) -> Block:
-        root = state_of(record)
+        root = _reference_in(record)
         if not isinstance(root, Ref):
             raise RecordError(f"a ZBlk1 with a {type(root).__name__} for its chunks")
         oids, nodes, chained = read_items(root, records.load_all, "IO", ZDATA)
@@ -480,9 +481,18 @@ def _format_of(record: memoryview | bytes) -> type[ZBlkBase] | None:
     return FORMATS.get(class_of(record).removeprefix(f"{_MODULE}."))
 
 
-def is_chunked(record: bytes) -> bool:
-    """Say whether a record is that of a block in chunks."""
-    return _format_of(record) is ZBlk1
+def table_of(record: bytes) -> Ref | None:
+    """Return the table of the chunks of a block, from its record; None: it is not in chunks."""
+    if _format_of(record) is not ZBlk1:
+        return None
+    root = _reference_in(record)
+    return root if isinstance(root, Ref) else None
+
+
+def _reference_in(record: bytes) -> Any:
+    """Return a state that should be a reference."""
+    found = read_reference(record)
+    return state_of(record) if found is None else Ref(*found)
 
 
 @lru_cache(64)  # there is one head for each writer

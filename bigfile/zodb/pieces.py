@@ -13,14 +13,15 @@ Locking: none. In any thread.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import islice
 from typing import NamedTuple
 
 from wendelin.bigfile.virtmem.abilities import FilePieces
 from wendelin.bigfile.zodb.btree import read_items
-from wendelin.bigfile.zodb.formats import ZDATA, is_chunk, is_chunked
+from wendelin.bigfile.zodb.formats import ZDATA, is_chunk, table_of
 from wendelin.bigfile.zodb.interfaces import RecordSource
 from wendelin.lib.storage.fsrecord import Located, OpenFile
-from wendelin.lib.storage.record import RecordError, Ref, state_of
+from wendelin.lib.storage.record import RecordError
 
 __all__ = ["Chunks", "locate_chunks"]
 
@@ -60,41 +61,39 @@ def locate_chunks(
     oids = [oid for oid, found in zip(oids, sizes, strict=True) if 0 < found.size <= _MOST_RECORD]
     tables = {}
     for oid, record in zip(oids, records.load_all(oids), strict=True):
-        root = state_of(record) if is_chunked(record) else None
-        if isinstance(root, Ref):
+        root = table_of(record)
+        if root is not None:
             try:
                 tables[oid] = read_items(root, records.load_all, "IO", ZDATA)
             except RecordError:
                 continue
     tables = {oid: table for oid, table in tables.items() if 0 < len(table.oids) <= _MOST}
     chunks = [chunk for table in tables.values() for chunk in table.oids.values()]
-    located = dict(zip(chunks, records.locate(chunks, wait=wait), strict=True))
+    located = iter(records.locate(chunks, wait=wait))
     found: dict[bytes, Chunks] = {}
     for oid, table in tables.items():
-        places = {start: located[chunk] for start, chunk in table.oids.items()}
-        file = _file_of(places, blksize)
-        if file is not None:
-            pieces = [
-                (start, at.offset, at.size, at.digest)
-                for start, at in places.items()
-                if at is not None and at.size
-            ]
-            parts = table.nodes.union(table.oids.values())
-            found[oid] = Chunks(FilePieces(file.fd, pieces), file, parts)
+        place = _place(table.oids, list(islice(located, len(table.oids))), blksize)
+        if place is not None:
+            found[oid] = Chunks(*place, table.nodes.union(table.oids.values()))
     return found
 
 
-def _file_of(places: dict[int, Located | None], blksize: int) -> OpenFile | None:
-    """Return the file that all chunks lie in, if they are what we write; otherwise None."""
+def _place(
+    starts: Iterable[int], places: list[Located | None], blksize: int
+) -> tuple[FilePieces, OpenFile] | None:
+    """Return where chunks lie, if that is one file, and they are what we write."""
     stop = 0
-    file: OpenFile | None = None
-    some = False
-    for start, at in places.items():
+    first = places[0]
+    pieces: list[tuple[int, int, int, bytes | None]] = []
+    for start, at in zip(starts, places, strict=True):
         # a chunk with a checksum was written by us
-        if at is None or at.digest is None or not is_chunk(at.head):
+        if at is None or first is None or at.digest is None or at.file is not first.file:
             return None
-        if start < stop or start + at.size > blksize or file not in (None, at.file):
+        if not (at.head is first.head or is_chunk(at.head)) or start < stop:
             return None
-        stop, file = start + at.size, at.file
-        some = some or at.size > 0
-    return file if some else None
+        stop = start + at.size
+        if at.size:
+            pieces.append((start, at.offset, at.size, at.digest))
+    if first is None or not pieces or stop > blksize or not is_chunk(first.head):
+        return None
+    return FilePieces(first.file.fd, pieces), first.file

@@ -4,6 +4,7 @@ from array import array
 from dataclasses import replace
 
 import pytest
+from BTrees.IOBTree import IOBTree
 from BTrees.LOBTree import LOBTree, LOBucket
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,8 @@ from ZODB.utils import p64
 
 from wendelin.bigfile.file_zodb import ZBlk0, ZBlk1
 from wendelin.bigfile.zodb import btree
-from wendelin.bigfile.zodb.buckets import read_bucket
+from wendelin.bigfile.zodb.buckets import read_bucket, read_reference
+from wendelin.bigfile.zodb.formats import ZData
 from wendelin.lib.storage.record import RecordError
 
 LO, TREE = b"BTrees.LOBTree\nLOBucket\n", b"BTrees.LOBTree\nLOBTree\n"
@@ -114,3 +116,30 @@ def test_what_is_left_to_unpickling():
     assert read_bucket(empty, LO, tree=True) is None
     assert read_bucket(empty, TREE, tree=True) is not None
     assert read_bucket(good, LO, tree=True) is None
+
+
+@given(data=st.data(), n=st.integers(1, 20))
+@settings(max_examples=100)
+def test_the_chunks_of_a_block(data, n):
+    """The record of a block in chunks, and its table, whole and damaged."""
+    block, table = ZBlk1(), IOBTree()
+    block.chunktab = table
+    for i in range(n):
+        table[131_072 * i] = chunk = ZData()
+        chunk._p_oid, chunk._p_jar = p64(100 + i), JAR
+    table._p_oid, table._p_jar = p64(2), JAR
+    block._p_oid, block._p_jar = p64(1), JAR
+    written = bytearray(ObjectWriter(block).serialize(block))
+    assert read_reference(bytes(written)) == (p64(2), "BTrees.IOBTree.IOBTree")
+    at = data.draw(st.integers(0, len(written) - 1))
+    written[at] = data.draw(st.integers(0, 255))
+    found = read_reference(bytes(written))
+    if found is not None:
+        assert btree.state_of(bytes(written)) == found
+    if n > 15:
+        return  # BTrees may have split it
+    whole = ObjectWriter(table).serialize(table)
+    assert read_bucket(whole, b"BTrees.IOBTree\nIOBTree\n", tree=True) is not None
+    node = btree.read_node(whole, "IO")
+    assert node.oids == {131_072 * i: p64(100 + i) for i in range(n)}
+    assert node == replace(btree._tree(btree.state_of(whole), "IO"), keys=node.keys)
