@@ -130,6 +130,22 @@ CURVES = {
             ("known", "open the database", ("to open, and touch a block",), "ms of CPU", False),
         ],
     ),
+    "processes": (
+        "performance.md",
+        [
+            (
+                marker,
+                title,
+                ("a copy each", "cache that has the blocks", "the server's file"),
+                unit,
+                False,
+            )
+            for marker, title, unit in (
+                ("processes-speed", "throughput of all processes", "MiB/s"),
+                ("processes-memory", "memory of all processes", "MiB"),
+            )
+        ],
+    ),
     "small": (
         "performance.md",
         [

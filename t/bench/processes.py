@@ -1,6 +1,6 @@
 """Measure processes of one machine that read one array of a ZEO server: throughput, and memory.
 
-    python t/bench/processes.py [--size MIB] [--counts 1,2,4] [--runs N] [--svg FILE]
+    python t/bench/processes.py [--size MIB] [--counts 1,2,4] [--runs N] [--into PAGE]
 
 All processes of a run read all of the array, at the same time, in one pass. Ways:
 
@@ -13,6 +13,8 @@ Throughput is of all processes together, from the time when the first one begins
 has ended. CPU is of the clients only, user and system. Memory is what they have of the array, in
 page memory and in the kernel's cache, each page divided by how many have it (PSS). All is in the
 page cache, and nothing waits for the disk. Medians of runs; ways take turns.
+
+docs/draw_charts.py draws curves from the tables.
 """
 
 import argparse
@@ -22,10 +24,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from textwrap import fill as fill_text
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import numpy as np
+import tables
 import transaction
 from machine import describe
 from support.servers import ZeoServer
@@ -36,7 +40,18 @@ from wendelin.lib.zodb import dbclose, dbopen
 MIB = 1 << 20
 STOCK = "<filestorage {n}>\n  path {path}\n</filestorage>\n"
 OURS = "<alignedfilestorage {n}>\n  path {path}\n</alignedfilestorage>\n"
-WAYS = ("copies", "first", "cache", "file")
+WAYS = {
+    "copies": "a copy each",
+    "first": "cache, empty at first",
+    "cache": "cache that has the blocks",
+    "file": "the server's file",
+}
+#: marker in the page, unit, digits behind the point; of all processes together
+TABLES = (
+    ("processes-speed", "MiB/s", 0),
+    ("processes-cpu", "s of CPU a GiB", 2),
+    ("processes-memory", "MiB", 0),
+)
 
 READER = """
 import os, sys, time
@@ -150,49 +165,12 @@ def results(folder, size, counts, runs):
     return medians
 
 
-def table(found, counts):
-    """Return the table of the page."""
-    names = {
-        "copies": "a copy each",
-        "first": "cache, empty at first",
-        "cache": "cache that has the blocks",
-        "file": "the server's file",
-    }
-    lines = [
-        "| blocks come from | processes | all together, MiB/s | clients, s of CPU a GiB "
-        "| memory, MiB |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for way in WAYS:
-        for count in counts:
-            speed, cpu, memory = found[way, count]
-            lines.append(f"| {names[way]} | {count} | {speed:.0f} | {cpu:.2f} | {memory:.0f} |")
-    return "\n".join(lines)
-
-
-def draw(found, counts, path):
-    """Draw throughput and memory against the number of processes."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    plt.rcParams |= {"svg.fonttype": "none", "svg.hashsalt": "processes"}
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3), layout="constrained")
-    for way, text, style in (
-        ("copies", "a copy each (before)", "o--"),
-        ("cache", "cache that has the blocks", "o-"),
-        ("file", "the server's file", "s-"),
-    ):
-        left.plot(counts, [found[way, n][0] for n in counts], style, label=text)
-        right.plot(counts, [found[way, n][2] for n in counts], style, label=text)
-    for ax, what in (left, "all together, MiB/s"), (right, "memory of all, MiB"):
-        ax.set(xlabel="processes of one machine", ylabel=what, xticks=counts)
-        ax.set_ylim(bottom=0)
-    right.legend()
-    figure.savefig(path, metadata={"Date": None, "Title": "Processes of one machine"})
-    text = Path(path).read_text()
-    Path(path).write_text("\n".join(line.rstrip() for line in text.splitlines()) + "\n")
+def publish(args, found, counts):
+    """Print the tables, and put them into a page."""
+    for i, (marker, unit, digits) in enumerate(TABLES):
+        head = ["processes", *(f"{name} [{unit}]" for name in WAYS.values())]
+        rows = [[str(n), *(f"{found[way, n][i]:.{digits}f}" for way in WAYS)] for n in counts]
+        tables.publish(args, marker, head, rows)
 
 
 def main():
@@ -200,16 +178,17 @@ def main():
     parser.add_argument("--size", type=int, default=256, metavar="MIB")
     parser.add_argument("--counts", default="1,2,4")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--svg", metavar="FILE")
+    tables.add_option(parser)
     args = parser.parse_args()
     counts = [int(n) for n in args.counts.split(",")]
     with tempfile.TemporaryDirectory(prefix="processes-") as folder:
         found = results(Path(folder), args.size, counts, args.runs)
-        print(describe(Path(folder)))
-    print(f"load average {os.getloadavg()[0]:.1f}\n")
-    print(table(found, counts))
-    if args.svg:
-        draw(found, counts, args.svg)
+        where = f"{args.size} MiB, medians of {args.runs} runs. {describe(Path(folder))}"
+    text = fill_text(f"{where}. Load average {os.getloadavg()[0]:.1f}.", 116)
+    publish(args, found, counts)
+    print(text)
+    if args.into:
+        tables.replace(args.into, "processes-machine", text)
 
 
 if __name__ == "__main__":
