@@ -2,6 +2,7 @@
 
 import time
 from datetime import UTC, date, datetime, timedelta
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -281,17 +282,38 @@ def test_log_has_the_rows_that_changed(tmp_path_factory, works, dtype):
 
 
 def test_log_of_any_storage_is_that_of_a_file(path):
-    """The reader of record heads gives the same as the iterator of the storage."""
+    """The reader of record heads gives the same as the iterator of the storage.
+
+    Of that, no records of other transactions are read, also where undoInfo() says nothing.
+    """
     with wendelin.open(path) as g:
         history(g)
         g.undo(last(g))
         storage = g.obj._p_jar.db().storage
         found = last_transactions(storage, 4)
 
-        class Iterated:
-            iterator = staticmethod(storage.iterator)
+        class Transaction(SimpleNamespace):
+            def __iter__(self):
+                read.append(self.tid)
+                return iter(self.records)
 
+        class Iterated:
+            lastTransaction = staticmethod(storage.lastTransaction)  # noqa: N815
+
+            def iterator(self, start=None, stop=None):
+                for t in storage.iterator(start, stop):
+                    yield Transaction(
+                        tid=t.tid, user=t.user, description=t.description, records=list(t)
+                    )
+
+        read = []
         others = last_transactions(Iterated(), 4)
+        assert read == [t.tid for t in others[::-1]]
+        every = last_transactions(Iterated(), 1000)
+        assert every[:4] == others
+        assert len(every) > 5
+        stop = others[2].tid
+        assert last_transactions(Iterated(), 2, stop) == others[2:]
         assert [(t.tid, t.note, [oid for oid, _ in t.records]) for t in found] == [
             (t.tid, t.note, [oid for oid, _ in t.records]) for t in others
         ]

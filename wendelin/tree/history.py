@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from persistent.mapping import PersistentMapping
 from transaction import TransactionManager
 from ZODB.POSException import POSKeyError, UndoError
-from ZODB.utils import tid_repr, z64
+from ZODB.utils import p64, tid_repr, u64, z64
 
 from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_zodb import ZBigArray
@@ -41,6 +41,7 @@ __all__ = ["Change", "Entry", "Place", "last_transactions", "log", "resolve", "u
 #: what of an array or a group that may change, in this order
 _WHAT = ["", "created", "changed", "names", "tags", "attributes", "rows"]
 _ROWS = 4  # ranges of rows that are shown
+_MINUTE = 32  # bits of a tid below its minutes
 _CHUNKS = ("ZData", "IOBTree", "IOBucket")  # of a ZBlk1, which is stored with them
 
 
@@ -156,18 +157,16 @@ def last_transactions(storage: Any, count: int, stop: bytes | None = None) -> li
         return [Transaction(tid, _text(u), _text(n), records) for tid, u, n, records in found]
     if not hasattr(storage, "iterator"):
         raise NotImplementedError(f"a {type(storage).__name__} cannot list its transactions")
+    begin = _begin(storage, count, stop) or _begin_by_heads(storage, count, stop)
     last: deque[Transaction] = deque(maxlen=count)
-    for txn in storage.iterator(_begin(storage, count, stop), stop):
+    for txn in storage.iterator(begin, stop):
         records = [(r.oid, class_of(bytes(r.data)) if r.data else "") for r in txn]
         last.append(Transaction(txn.tid, _text(txn.user), _text(txn.description), records))
     return list(reversed(last))
 
 
 def _begin(storage: Any, count: int, stop: bytes | None) -> bytes | None:
-    """Return the tid to begin with, of a storage that has its transactions elsewhere.
-
-    None: all are to be gone through.
-    """
+    """Return the tid to begin with, as undoInfo() has it; None: that does not say it."""
     tids: list[bytes] = []
     first = 0
     while len(tids) < count:
@@ -181,6 +180,22 @@ def _begin(storage: Any, count: int, stop: bytes | None) -> bytes | None:
         first += len(found)
         tids += [tid for tid in found if tid is not None and (stop is None or tid <= stop)]
     return tids[count - 1]
+
+
+def _begin_by_heads(storage: Any, count: int, stop: bytes | None) -> bytes | None:
+    """Return the tid to begin with, by heads of transactions: their records are not read.
+
+    None: there are no more than count. The last minute is looked at first, then longer times.
+    """
+    end = u64(storage.lastTransaction() if stop is None else stop)
+    span = 1 << _MINUTE
+    while span <= end:
+        heads = storage.iterator(p64(end - span), stop)
+        tids = deque((txn.tid for txn in heads), maxlen=count)
+        if len(tids) == count:
+            return bytes(tids[0])
+        span *= 8
+    return None
 
 
 def _tid_of(undo_id: Any) -> bytes | None:
