@@ -370,7 +370,9 @@ if __name__ == "__main__":
         A[i : i + 4 * MIB] = np.arange(i, min(N, i + 4 * MIB))
         transaction.commit()
     assert A.nbytes > LIMIT
-    cluster = LocalCluster(2, threads_per_worker=1, memory_limit=LIMIT, dashboard_address=None)
+    cluster = LocalCluster(
+        n_workers=2, threads_per_worker=1, memory_limit=LIMIT, dashboard_address=None
+    )
     with cluster, Client(cluster) as client:
         before = client.run(state)
         # a task that has the array as it is, before any chunk was read
