@@ -22,6 +22,7 @@ log = logging.getLogger("wendelin.bigfile")
 #: threads of the pager, and of an allocator: they touch no view
 _HARMLESS = {"wendelin.core", "jemalloc_bg_thd"}
 _INTERVAL = 1.0  # between looks [s]
+_UNNAMED = 0.05  # [s]
 
 _next_look = 0.0
 _said: set[str] = set()
@@ -48,6 +49,10 @@ def warn_of_blocked_threads(view: str) -> None:
         return
     _next_look = now + _INTERVAL
     names = set(blocked_threads()) - _said
+    if names:
+        # a thread of the pager has its name a moment after it was made
+        time.sleep(_UNNAMED)
+        names &= set(blocked_threads())
     if names:
         _said.update(names)
         log.warning(

@@ -119,6 +119,15 @@ def test_threads_of_the_pager_are_not_among_those_that_block_sigsegv():
     )
 
 
+def test_a_thread_of_the_pager_that_has_no_name_yet_is_no_reason_to_warn(monkeypatch, caplog):
+    looks = [["python"], []]
+    monkeypatch.setattr(blocked, "blocked_threads", lambda: looks.pop(0))
+    monkeypatch.setattr(blocked, "_next_look", 0.0)
+    blocked.warn_of_blocked_threads("A")
+    assert not looks
+    assert not caplog.records
+
+
 @local
 def test_short_blocks_are_ready(testdb):
     """The last block of most arrays is short: it cannot be mapped, and is copied."""
