@@ -555,8 +555,8 @@ class AlignedFileStorage(StorageFile):
             return self._holds.hold(self.file.fileno(), before)
 
     def holds(self, hold: Hold) -> bool:
-        """Say whether a Hold is of this storage."""
-        return hold.is_of(self._holds)
+        """Say whether a Hold is of this storage, and of its present file."""
+        return self._holds.is_open and hold.is_of(self._holds)
 
     def hold_for(self, holds: Holds) -> None:
         """Hold what is looked at, by those who have no file until now, or another one."""

@@ -21,6 +21,7 @@ from typing import Any
 
 from ZODB.FileStorage.format import TRANS_HDR_LEN
 
+from wendelin.lib.interrupt import interrupts_later
 from wendelin.lib.storage.fsscan import scan
 
 __all__ = ["FileFollower"]
@@ -93,7 +94,7 @@ class FileFollower:
         if pos == storage.end:
             self._nothing = was
             return
-        with storage.readers.write_lock(), storage.state_lock:
+        with storage.readers.write_lock(), storage.state_lock, interrupts_later():
             storage.readers.empty()  # buffers may have bytes of the previous state
             storage.index.update(found)
             storage.end = pos
@@ -109,7 +110,7 @@ class FileFollower:
         except FileNotFoundError:
             return
         self._nothing = None
-        with storage.readers.write_lock(), storage.state_lock:
+        with storage.readers.write_lock(), storage.state_lock, interrupts_later():
             storage.readers.empty()
             storage.file, old = new.file, storage.file
             storage.readers.name = open_name(new.file)

@@ -14,6 +14,7 @@ collection may release a Hold in any thread, and waits for nothing.
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import threading
 import weakref
@@ -22,6 +23,8 @@ from errno import EACCES, EAGAIN
 from struct import Struct
 
 __all__ = ["Hold", "Holds", "free_before"]
+
+log = logging.getLogger(__name__)
 
 _FLOCK = Struct("hhqqi4x")  # struct flock of Linux, 64 bit
 _MOST = (1 << 63) - 1
@@ -84,8 +87,7 @@ class Holds:
         return self._fd >= 0
 
     def __del__(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
+        self._close()
 
     def hold(self, fd: int | None, before: bytes) -> Hold:
         """Hold a state of the file that a descriptor has open; None: of that of renew()."""
@@ -97,12 +99,19 @@ class Holds:
     def renew(self, fd: int) -> None:
         """Hold the same states of another file, which has taken the place of the file."""
         with self._lock:
-            if self._fd >= 0:
-                previous, self._fd = self._fd, -1
-                os.close(previous)
+            self._close()
             if self._states:
-                self._open(fd)
-                self._hold()
+                try:
+                    self._open(fd)
+                    self._hold()
+                except OSError as e:  # the storage has the file already: the next hold() tries
+                    log.warning("states of a new file cannot be held, and may be trimmed: %s", e)
+                    self._close()
+
+    def _close(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     def _open(self, fd: int) -> None:
         self._fd = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
@@ -144,8 +153,7 @@ class Holds:
         if want is not None:  # the old lock is not given up before
             _lock(self._fd, fcntl.F_OFD_SETLKW, fcntl.F_RDLCK, want, 1)
         if want is None:
-            os.close(self._fd)
-            self._fd = -1
+            self._close()
         elif self._held is not None:
             _lock(self._fd, fcntl.F_OFD_SETLK, fcntl.F_UNLCK, self._held, 1)
         self._held = want

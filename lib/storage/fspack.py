@@ -34,6 +34,7 @@ from ZODB.utils import p64, z64
 
 from wendelin.lib.adapters.demostorage import let_pack
 from wendelin.lib.adapters.filestorage import Copier, PackBase
+from wendelin.lib.interrupt import interrupts_later
 from wendelin.lib.storage.fscopy import Source, Stretch, Target, aligned_data
 from wendelin.lib.storage.fslock import FileLock
 from wendelin.lib.storage.fsreach import Reachable
@@ -111,12 +112,13 @@ def _replace(storage: Any, old: str, end: int, index: Any) -> None:
                 os.link(path, old)
             except OSError:  # a file system may have no links: for a moment there is no file
                 os.rename(path, old)
-            os.rename(packed, path)
-            file.raw.name = path
-            file, storage.file = storage.file, file
-            lock, storage.file_lock = storage.file_lock, lock
-            storage.set_index(index, storage.changed)
-            storage.end = end
+            with interrupts_later():
+                os.rename(packed, path)
+                file.raw.name = path
+                file, storage.file = storage.file, file
+                lock, storage.file_lock = storage.file_lock, lock
+                storage.set_index(index, storage.changed)
+                storage.end = end
     except BaseException:
         with suppress(OSError):
             os.unlink(packed)

@@ -165,7 +165,7 @@ class ServerFile:
 
     def holds(self, hold: Hold) -> bool:
         """Say whether a Hold is of this server's file."""
-        return hold.is_of(self._holds)
+        return hold.is_of(self._holds) and (self._file is None or self._holds.is_open)
 
     def renew(self) -> None:
         """Ask again when it is needed: there is a new connection."""

@@ -1,6 +1,7 @@
 """lib/storage/fsfollow.py: a process reads a file while another one writes it."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -286,3 +287,41 @@ def test_a_sum_stays_while_another_process_writes(path):
     assert len(seen) > 3
     assert a.shape == (6000,)
     reader.close()
+
+
+@pytest.mark.parametrize("whose", ["reader", "writer"])
+def test_a_ctrl_c_while_a_packed_file_takes_the_place_of_the_file(
+    writer, reader, path, whose, monkeypatch
+):
+    """It comes after that: else the storage has one file, and positions in the other one."""
+    storage = (writer._p_jar if whose == "writer" else reader.root._p_jar).db().storage
+    set_index = AlignedFileStorage.set_index
+
+    def interrupted(self, *args):
+        if self is storage:
+            os.kill(os.getpid(), signal.SIGINT)
+        set_index(self, *args)
+
+    def change(i):
+        writer["A"][i * BLK] = i
+        transaction.commit()
+
+    for i in 1, 2:
+        change(i)
+    reader.A[:]  # it holds a state
+    monkeypatch.setattr(AlignedFileStorage, "set_index", interrupted)
+    if whose == "writer":
+        with pytest.raises(KeyboardInterrupt):
+            writer._p_jar.db().pack()
+    else:
+        writer._p_jar.db().pack()
+        with pytest.raises(KeyboardInterrupt):
+            reader.tm.begin()
+    monkeypatch.undo()
+    for i in 3, 4:
+        change(i)
+        reader.tm.begin()
+        assert np.array_equal(reader.A[:], writer["A"][:])
+    again = Reader(path)
+    assert np.array_equal(again.A[:], writer["A"][:])
+    again.close()

@@ -297,6 +297,22 @@ def test_an_interrupt_while_a_trim_runs_leaves_what_is_held_as_it_was(path):
         signal.signal(signal.SIGALRM, before)
 
 
+def test_a_file_that_cannot_be_held_is_held_by_the_next_transaction(path, caplog):
+    """There may be no descriptor left when a packed file takes the place of the file."""
+    write(path, (1,))
+    with opened(path) as db:
+        storage = db.storage
+        conn = db.open()
+        assert (conn.root()["A"][:] == 1).all()
+        storage._holds.renew(1 << 20)
+        assert "cannot be held" in caplog.text
+        conn.sync()
+        with db.transaction() as other:
+            other.root()["A"][:] = 2
+        assert storage.trim().revisions == 0
+        conn.close()
+
+
 def test_a_file_system_that_cannot_punch_is_named_and_nothing_changes(path, monkeypatch):
     write(path)
     before = Path(path).read_bytes()
