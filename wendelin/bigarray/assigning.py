@@ -73,7 +73,7 @@ def _assign_bytes(part: NDArray[np.uint8], values: NDArray[np.uint8]) -> None:
     while at < stop:
         done = 0
         if at % blksize == 0 and stop - at >= blksize:
-            done = overwrite(vma.fileh, at // blksize, values[at - start :]) * blksize
+            done = overwrite(vma.fileh, at // blksize, values[at - start :].data) * blksize
         if not done:  # a part of a block, or one that needs a touch
             done = min(blksize - at % blksize, stop - at)
             part[at - start : at - start + done] = values[at - start : at - start + done]
