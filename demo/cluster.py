@@ -8,7 +8,8 @@ Two append to one log: if both do so at the same time, one of them has a conflic
 So no entry is lost, and none is there twice. Each process has a Connection and a client of its own,
 and could as well run on another machine, by the same functions.
 
-<dburi> is the URL of a server: zeo://HOST:PORT. Only one process can write to a file.
+<dburi> is the URL of a server: zeo://HOST:PORT, postgres://USER@HOST:PORT/DATABASE. Only one
+process can write to a file.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import transaction
 from persistent.mapping import PersistentMapping
-from ZODB.POSException import ConflictError, POSError, ReadOnlyError
+from ZODB.POSException import ConflictError
 
 from wendelin.demo.progress import progress
 from wendelin.lib.zodb import dbclose, dbopen
@@ -140,7 +141,7 @@ def _work(function: Callable[..., None], args: tuple[Any, ...], queue: Any) -> N
     """Run in a process of its own."""
     try:
         function(*args, lambda what, n: queue.put((what, n)))
-    except (Inconsistent, POSError, OSError) as e:
+    except Exception as e:  # drivers of databases have their own
         queue.put(("error", f"{function.__name__}: {type(e).__name__}: {e}"))
     finally:
         queue.put(("ended", 1))
@@ -205,15 +206,15 @@ def main(args: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--seconds", type=_seconds, default=10, help="default: 10")
-    parser.add_argument("dburi", help="zeo://HOST:PORT")
+    parser.add_argument("dburi", help="zeo://HOST:PORT, postgres://USER@HOST:PORT/DATABASE, ...")
     options = parser.parse_args(args)
-    if not re.match(r"(zeo|neos?)://", options.dburi):
+    if not re.match(r"(?!file:|memory:|demo:|zconfig:)[a-z]+://", options.dburi):
         print(f"demo-cluster: {options.dburi!r} is not a server: zeo://HOST:PORT", file=sys.stderr)
         return 2
     try:
         counts = run(options.dburi, options.seconds)
-    except (Inconsistent, POSError, ReadOnlyError, OSError, ValueError) as e:
-        print(f"demo-cluster: {e}", file=sys.stderr)
+    except Exception as e:  # drivers of databases have their own
+        print(f"demo-cluster: {str(e).strip() or type(e).__name__}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

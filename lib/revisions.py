@@ -14,6 +14,7 @@ from wendelin.lib.adapters.connection import Asker, instance_of, past_of, under
 from wendelin.lib.storage.blockcache import Lineage
 from wendelin.lib.storage.dburl import opened_by, shown_name
 from wendelin.lib.storage.filestorage import AlignedFileStorage
+from wendelin.lib.storage.relational import RelationalInTurn
 from wendelin.lib.storage.zeokind import is_our_client
 from wendelin.lib.zodb import zconn_before, zconn_is_remote
 
@@ -33,9 +34,12 @@ def zconn_revisions(conn: Any, oids: list[bytes]) -> list[Revision | None]:
     This takes one request, and loads no record.
     """
     before = zconn_before(conn)
-    storage = under(instance_of(conn))
+    instance = instance_of(conn)
+    storage = under(instance)
     if before is None or not oids:
         return [None for _ in oids]
+    if isinstance(instance, RelationalInTurn):
+        return [None if tid is None else Revision(tid) for tid in instance.revisions(oids)]
     if isinstance(storage, AlignedFileStorage):
         located = storage.locate(oids, before) if storage.align else [None for _ in oids]
         return [

@@ -12,7 +12,7 @@ from typing import Any
 
 from ZODB.utils import p64, u64
 
-__all__ = ["records_of"]
+__all__ = ["records_of", "revisions_of"]
 
 _BEGIN = b"PGCOPY\n\xff\r\n\0"
 _HEAD = Struct("!11siI")  # _BEGIN, flags, size of what follows
@@ -58,6 +58,18 @@ def records_of(
     query = query.format(oids=asked, before=None if before is None else u64(before))
     cursor.copy_expert(f"COPY ({query}) TO STDOUT (FORMAT binary)", rows)
     return [rows.found.get(oid) for oid in oids]
+
+
+def revisions_of(
+    cursor: Any, oids: list[bytes], history: bool, before: bytes | None = None
+) -> list[bytes | None]:
+    """Return the transactions that wrote records, without these; see records_of()."""
+    query = _PAST if before is not None else _NOW if history else _NOW_WITHOUT_HISTORY
+    asked = ",".join(str(u64(oid)) for oid in oids)
+    query = query.replace("zoid, tid, state FROM", "zoid, tid FROM")
+    cursor.execute(query.format(oids=asked, before=None if before is None else u64(before)))
+    found = {p64(oid): p64(tid) for oid, tid in cursor.fetchall()}
+    return [found.get(oid) for oid in oids]
 
 
 class _Rows:

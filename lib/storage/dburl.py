@@ -32,7 +32,14 @@ from wendelin.lib.storage.zeokind import WAIT
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["opened_by", "read_only", "resolve", "shown_name", "split_demo"]
+__all__ = [
+    "opened_by",
+    "read_only",
+    "resolve",
+    "shown_name",
+    "split_demo",
+    "without_password",
+]
 
 Factory = Callable[[], Any]
 _Option = tuple[str, Callable[[str], Any]]
@@ -131,8 +138,13 @@ def shown_name(storage: Any) -> str:
         return f"demo:({shown_name(storage.base)})/({shown_name(storage.changes)})"
     url = opened_by(storage)
     if url is not None:
-        return re.sub(r"(//[^/?#@:]*):[^/?#@]*@", r"\1@", url.partition("?")[0])
+        return without_password(url.partition("?")[0])
     return str(storage.getName()) if hasattr(storage, "getName") else type(storage).__name__
+
+
+def without_password(url: str) -> str:
+    """Return a URL as messages show it."""
+    return re.sub(r"(//[^/?#@:]*):[^/?#@]*@", r"\1@", url)
 
 
 def _remembered(factory: Factory, url: str) -> Factory:

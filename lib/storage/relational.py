@@ -23,6 +23,7 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary, WeakSet
 
@@ -43,7 +44,7 @@ from wendelin.lib.adapters.relstorage import (
     sends_binary,
 )
 from wendelin.lib.storage import storthreads
-from wendelin.lib.storage.copyrows import records_of
+from wendelin.lib.storage.copyrows import records_of, revisions_of
 from wendelin.lib.storage.storthreads import OneAtATime
 
 __all__ = ["CommitUnknownError", "RelationalInTurn", "asked_in_turn", "asks_at_end", "look_again"]
@@ -265,6 +266,17 @@ class RelationalInTurn(OneAtATime):
             with self._lock:
                 self._under_way -= 1
         return self._load_in_turn(oids)
+
+    def revisions(self, oids: list[bytes]) -> list[bytes | None]:
+        """Return the transactions that wrote objects, without loading these; None: not known."""
+        before = None if self.moves else seen_before(self.asked)
+        history = keeps_history(self._instance)
+        lost = self._known and not has_state(self._instance)
+        if lost or not self._binary or is_stale(self._instance) or (before and not history):
+            return [None for _ in oids]
+        ask = partial(revisions_of, history=history, before=before)
+        found: list[bytes | None] = self._ask(lambda: ask(cursor_of(self._instance), oids))
+        return found
 
     def _load_in_turn(self, oids: list[bytes]) -> list[tuple[bytes, bytes] | None]:
         found: list[tuple[bytes, bytes] | None] = self._ask(self._load_here, oids)

@@ -175,7 +175,7 @@ class Postgres:
 def _errors_of_postgres():
     import psycopg2
 
-    return psycopg2.OperationalError, psycopg2.InterfaceError
+    return psycopg2.DatabaseError, psycopg2.InterfaceError  # the first one also for half a COPY
 
 
 Servers = {"neo": Neo, "postgres": Postgres}.get(KIND, Zeo)

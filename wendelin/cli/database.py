@@ -21,6 +21,7 @@ from ZODB.utils import z64
 
 from wendelin.cli.errors import Failure, explain
 from wendelin.cli.stored import Database
+from wendelin.lib.storage.dburl import without_password
 from wendelin.lib.storage.fsholder import lock_holder
 from wendelin.lib.storage.snapshot import Snapshot
 from wendelin.lib.storage.tags import tags_of
@@ -33,15 +34,16 @@ __all__ = ["opened", "opened_to_write", "storage_opened", "tid_time"]
 
 def _refuse(url: str, error: Exception) -> Failure:
     """Return the failure to report for a database that cannot be opened."""
+    shown = without_password(url)
     if isinstance(error, LockError):
         path = file_of(url)
         holder = lock_holder(os.path.realpath(path)) if path is not None else ""
-        return Failure(f"{url} is in use: {holder or 'another program'} has it open to write")
+        return Failure(f"{shown} is in use: {holder or 'another program'} has it open to write")
     if isinstance(error, ReadOnlyError):  # its root object could not be made
-        return Failure(f"{url} is empty")
+        return Failure(f"{shown} is empty")
     if isinstance(error, ValueError):  # because of the URL, or of bytes in the file
-        return Failure(f"{url} cannot be opened: {error}")
-    return Failure(f"{url} cannot be opened: {explain(error)}")
+        return Failure(f"{shown} cannot be opened: {error}")
+    return Failure(f"{shown} cannot be opened: {explain(error)}")
 
 
 @contextmanager
@@ -73,9 +75,9 @@ def opened(url: str, *, at: bytes | str | None = None, once: bool = False) -> It
             snapshot.load(z64)
         except POSKeyError:
             if at is None:
-                raise Failure(f"{url} is empty") from None
+                raise Failure(f"{without_password(url)} is empty") from None
             when = f"{tid_time(at)} (tid {at.hex()})"
-            raise Failure(f"{url} was empty at {when}") from None
+            raise Failure(f"{without_password(url)} was empty at {when}") from None
         yield Database(snapshot)
 
 
@@ -90,7 +92,9 @@ def _tagged(url: str, storage: Any, tag: str) -> bytes:
     tags = tags_of(storage)
     if tag not in tags:
         have = ", ".join(map(repr, tags)) or "none"
-        raise Failure(f"{tag!r} is neither {EXAMPLES}; nor a tag of {url}, which has {have}")
+        raise Failure(
+            f"{tag!r} is neither {EXAMPLES}; nor a tag of {without_password(url)}, which has {have}"
+        )
     return tags[tag]
 
 
