@@ -1,6 +1,5 @@
-import numpy as np
-from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 from wendelin.bigfile.virtmem.handle import BigFileH
 
-def overwrite(fileh: BigFileH, blk: int, data: bytes | NDArray[np.uint8]) -> int: ...
+def overwrite(fileh: BigFileH, blk: int, data: Buffer) -> int: ...
