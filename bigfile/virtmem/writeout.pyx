@@ -18,6 +18,7 @@ from wendelin.bigfile.virtmem.buffer cimport page_buffer as buffer_of
 from wendelin.bigfile.virtmem.fileh cimport (fileh_freeze, fileh_set_stored, fileh_thaw,
                                              fileh_transaction_ended)
 from wendelin.bigfile.virtmem.handle cimport BigFileH
+from wendelin.bigfile.virtmem.kernel cimport pthread_self
 from wendelin.bigfile.virtmem.page cimport DIRTY, Page, page_own
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock
 
@@ -40,6 +41,20 @@ def writeout_end(BigFileH fileh not None):
         raise RuntimeError("writeout_end() without writeout_begin()")
     with nogil:
         fileh_thaw(fileh.fileh)
+
+
+def writeout_over(BigFileH fileh not None, bint of_another=False):
+    """End all writeout_begin() of this thread, if there are any.
+
+    Also one after which an exception came, as a Ctrl-C does, before the caller could note it.
+
+    of_another: end one of another thread, too, which has begun the transaction that ends here.
+    """
+    with nogil:
+        while fileh.fileh.frozen != 0 and fileh.fileh.writer == pthread_self():
+            fileh_thaw(fileh.fileh)
+        if fileh.fileh.frozen != 0 and of_another:
+            fileh_thaw(fileh.fileh)
 
 
 def page_buffer(BigFileH fileh not None, uint64_t blk):

@@ -74,6 +74,7 @@ from wendelin.bigfile.virtmem.writeout import (
     truncated_at,
     writeout_begin,
     writeout_end,
+    writeout_over,
 )
 from wendelin.bigfile.zodb.formats import ZBlkBase
 from wendelin.bigfile.zodb.interfaces import FileOfHandle, HandleOfFile
@@ -236,9 +237,8 @@ class ZBigFileH(HandleOfFile, Follower, FirstChange):
             self._saved = None
         # a thread that waits to write joins another transaction
         transaction_ended(self)
-        if self._frozen:
-            self._frozen = False
-            writeout_end(self)
+        writeout_over(self, self._frozen)
+        self._frozen = False
 
     # ---- boundaries; see zodb_boundary.Follower ----
 

@@ -1,5 +1,7 @@
 """Transactions of arrays: failures in each phase, other threads, several Connections, hooks."""
 
+import os
+import signal
 import threading
 
 import numpy as np
@@ -13,7 +15,9 @@ from ZODB.POSException import ConflictError
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import DoomedError
+from wendelin.bigfile.virtmem import writeout
 from wendelin.bigfile.virtmem.located import invalidate_loading
+from wendelin.bigfile.zodb import handle
 from wendelin.lib.zodb_boundary import watch_of
 
 
@@ -289,3 +293,26 @@ def test_a_thread_that_a_hook_waits_for_gives_up(A):
     a[BLK] = 3
     transaction.commit()
     assert of(A)[:3] == [1, 3, FIRST[2]]
+
+
+@pytest.mark.parametrize("step", ["commit", "savepoint"])
+def test_a_ctrl_c_while_pages_are_protected(A, step, monkeypatch):
+    """The next transaction can change them, although the caller could not note that they are."""
+
+    def interrupted(fh):
+        writeout.writeout_begin(fh)
+        monkeypatch.undo()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    a = A[:]
+    before = a[0].copy()
+    a[0] = 1
+    monkeypatch.setattr(handle, "writeout_begin", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        getattr(transaction, step)()
+    transaction.abort()
+    assert A[0] == before
+    A[0] = 2
+    transaction.savepoint()
+    transaction.commit()
+    assert A[0] == 2
