@@ -1,0 +1,89 @@
+"""lib/storage/blockcache.py: the folder of a cache. Its readers: t/zodb/test_cached.py."""
+
+import fcntl
+import os
+import re
+import time
+
+import pytest
+from ZODB.utils import p64
+
+from wendelin.lib.storage import blockcache
+from wendelin.lib.storage.blockcache import Folder
+
+BLK = 1 << 17  # [bytes]
+
+
+def blocks(folder):
+    """Return the files of blocks."""
+    return [p for p in folder.glob("*/*-*") if re.fullmatch(r"[0-9a-f]{16}-[0-9a-f]{16}", p.name)]
+
+
+def lineage(**changed):
+    root = {"where": "x", "name": "x", "root_tid": p64(1), "root": b"r", "last": p64(9)}
+    return blockcache.Lineage(**(root | changed), root_at=lambda tid: (b"r", tid))
+
+
+def test_what_was_used_last_stays(tmp_path):
+    folder = Folder(str(tmp_path / "cache"), 10 * (BLK + 4096))
+    database = folder.database(lineage(), lambda _: True)
+    for i in range(8):
+        assert database.store(p64(i), p64(1), b"x" * BLK, BLK)
+    now = time.time()
+    for i, path in enumerate(sorted(blocks(tmp_path / "cache"))):
+        os.utime(path, (now, now - 1000 + i))
+    assert database.find(p64(0), p64(1), BLK)  # this is a use
+    (path,) = (tmp_path / "cache").glob(f"*/{p64(1).hex()}-*")
+    os.utime(path, (now + 3600, now + 3600))  # the clock was set back: it is as old as can be
+    for i in range(8, 13):
+        assert database.store(p64(i), p64(1), b"x" * BLK, BLK)
+    kept = [int(p.name[:16], 16) for p in sorted(blocks(tmp_path / "cache"))]
+    assert 0 in kept
+    assert 1 not in kept
+    assert kept[-5:] == [8, 9, 10, 11, 12]
+
+
+def test_leftovers_of_killed_processes(tmp_path):
+    folder = Folder(str(tmp_path / "cache"), 4 * BLK)
+    database = folder.database(lineage(), lambda _: True)
+    assert database.store(p64(1), p64(1), b"x" * BLK, BLK)
+    (path,) = blocks(tmp_path / "cache")
+    for name, age in ("~1-1", 3600), ("~2-1", 0), ("~3-1", -3600):
+        (path.parent / name).write_bytes(b"x" * 100)
+        os.utime(path.parent / name, (time.time() - age,) * 2)
+    (path.parent / f"{p64(7).hex()}@{p64(8).hex()}").symlink_to(f"{p64(7).hex()}-{p64(1).hex()}")
+    (tmp_path / "cache" / "state").write_bytes(b"torn")
+    assert database.store(p64(2), p64(1), b"x" * BLK, BLK)
+    assert {p.name for p in path.parent.glob("~*")} == {"~2-1"}
+    assert not [p for p in path.parent.iterdir() if "@" in p.name]
+    size = sum(p.stat().st_size for p in blocks(tmp_path / "cache"))
+    assert folder.clear() + 100 >= size
+    assert not blocks(tmp_path / "cache")
+
+
+def test_a_block_without_a_note_counts(tmp_path):
+    """Where there are no symbolic links, the limit is kept all the same."""
+    folder = Folder(str(tmp_path / "cache"), 4 * BLK)
+    database = folder.database(lineage(), lambda _: True)
+    (path,) = (tmp_path / "cache").glob("*/about")
+    (path.parent / "newest").mkdir()
+    for i in range(1, 9):
+        assert database.store(p64(i), p64(i), b"x" * BLK, BLK)
+        assert sum(p.stat().st_size for p in blocks(tmp_path / "cache")) <= 4 * BLK
+    assert database.newest() == (p64(8), p64(8))
+    assert not list(path.parent.glob("~*"))
+
+
+def test_a_lock_that_stays_is_not_waited_for_again_and_again(tmp_path):
+    """Its process may be stopped."""
+    folder = Folder(str(tmp_path / "cache"), 4 * BLK)
+    database = folder.database(lineage(), lambda _: True)
+    with open(tmp_path / "cache" / "state", "rb") as state:
+        fcntl.flock(state, fcntl.LOCK_EX)
+        assert database.store(p64(1), p64(1), b"x" * BLK, BLK) is None
+        with pytest.raises(TimeoutError, match="another process keeps its lock"):
+            folder.clear()
+    # it is free now, but this is not even tried
+    assert database.store(p64(1), p64(1), b"x" * BLK, BLK) is None
+    assert folder.database(lineage(), lambda _: True) is None
+    assert folder.clear() == 0
