@@ -109,8 +109,7 @@ def test_a_crash_loses_only_what_was_not_committed(path, stage):
         import os, signal
         from ZODB.Connection import TransactionMetaData
         from ZODB.utils import p64
-        from wendelin.lib.storage import fswrite
-from wendelin.lib.storage.filestorage import AlignedFileStorage
+        from wendelin.lib.storage.filestorage import AlignedFileStorage
         s = AlignedFileStorage({path!r})
         txn = TransactionMetaData()
         s.tpc_begin(txn)
@@ -149,8 +148,7 @@ def test_a_crash_on_a_full_disk_does_not_keep_it_from_being_opened(path, index):
         import os, resource, signal, sys
         from ZODB.Connection import TransactionMetaData
         from ZODB.utils import p64
-        from wendelin.lib.storage import fswrite
-from wendelin.lib.storage.filestorage import AlignedFileStorage
+        from wendelin.lib.storage.filestorage import AlignedFileStorage
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         if os.fork() == 0:
             s = AlignedFileStorage({path!r})
@@ -223,8 +221,7 @@ def test_disk_full_in_the_middle(path):
         import os, resource, signal
         from ZODB.Connection import TransactionMetaData
         from ZODB.utils import p64
-        from wendelin.lib.storage import fswrite
-from wendelin.lib.storage.filestorage import AlignedFileStorage
+        from wendelin.lib.storage.filestorage import AlignedFileStorage
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         AlignedFileStorage({path!r}).close()
         s = AlignedFileStorage({path!r})
