@@ -30,6 +30,7 @@ from wendelin.bigfile.virtmem.known cimport is_known
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_get, pagemap_next
 from wendelin.bigfile.virtmem.memory cimport memory_reach
 from wendelin.bigfile.virtmem.ram cimport pager_cond, pager_lock, pager_unlock, whole_os_pages
+from wendelin.bigfile.virtmem.spool cimport spool_clean
 
 # ---- areas ----
 
@@ -164,6 +165,7 @@ cdef void fileh_mark_stored(FileH *fileh) noexcept nogil:
                 page_drop(page)     # room on the disk is for changes
         page = next
     pager_unlock()
+    spool_clean(fileh.spool)
 
 
 cdef int fileh_discard(FileH *fileh) noexcept nogil:
@@ -180,6 +182,7 @@ cdef int fileh_discard(FileH *fileh) noexcept nogil:
         # with the lock held: changes from now on belong to another transaction
         transaction_ended_locked(fileh)
     pager_unlock()
+    spool_clean(fileh.spool)
     return err
 
 
@@ -203,6 +206,7 @@ cdef int fileh_invalidate(FileH *fileh, uint64_t blk) noexcept nogil:
         if err != 0:
             break
     pager_unlock()
+    spool_clean(fileh.spool)
     return err
 
 
@@ -272,6 +276,7 @@ cdef int fileh_set_located(FileH *fileh, Located *located, size_t n, uint64_t ep
         page_become(page, LOCATED if page.source.backing == NOTHING else LOADED,
                     page.source.backing)
     pager_unlock()
+    spool_clean(fileh.spool)
     return err
 
 
@@ -340,6 +345,7 @@ cdef int fileh_truncate(FileH *fileh, uint64_t blk) noexcept nogil:
         fileh.zero_from = min(fileh.zero_from, blk)
         drop_from(fileh, blk, False)
     pager_unlock()
+    spool_clean(fileh.spool)
     return err
 
 
@@ -350,3 +356,4 @@ cdef void fileh_untruncate(FileH *fileh) noexcept nogil:
     drop_from(fileh, fileh.zero_from, True)
     fileh.zero_from = UINT64_MAX
     pager_unlock()
+    spool_clean(fileh.spool)

@@ -256,7 +256,8 @@ cdef class BigFileH:
                 # storeblk may have touched a block that cannot be loaded
                 self.check_failures()
             if flags & WRITEOUT_MARKSTORED:
-                fileh_mark_stored(self.fileh)
+                with nogil:
+                    fileh_mark_stored(self.fileh)
                 if not self.truncated:
                     fileh_untruncate(self.fileh)
         finally:

@@ -20,7 +20,7 @@ from wendelin.bigfile.virtmem.page cimport (DIRTY, MEMFD, NOTHING, FileH, Page, 
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_free, pagemap_next
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_forget_dirty, ram_remove
 from wendelin.bigfile.virtmem.resident cimport area_drop_tables, resident_limit, resident_shared
-from wendelin.bigfile.virtmem.spool cimport spool_give
+from wendelin.bigfile.virtmem.spool cimport Spool, spool_clean, spool_give
 
 
 cdef FileH *fileh_new(size_t blksize) noexcept nogil:
@@ -45,9 +45,11 @@ cdef FileH *fileh_new(size_t blksize) noexcept nogil:
 
 cdef void fileh_unref(FileH *fileh) noexcept nogil:
     """Drop one reference; with the last one everything is freed, even changes."""
+    cdef Spool *spool = fileh.spool
     pager_lock()
     fileh_release(fileh)
     pager_unlock()
+    spool_clean(spool)
 
 
 # ---- kept areas ----

@@ -13,7 +13,9 @@ cdef struct Spool:
     int fd                  # -1: no page is in it
     long end                # of its file [bytes]
     size_t used             # slots in use
-    Slots *slots
+    size_t cleaned          # slots that threads make holes of, without the lock: it stays open
+    Slots *slots            # that are holes
+    Slots *given            # that were freed, and have their bytes yet
     Spool *next             # of another folder
 
 # protected by: the pager lock
@@ -22,5 +24,6 @@ cdef size_t spool_used      # by pages, in all spools [bytes]
 cdef Spool *spool_of(const char *folder) noexcept nogil
 cdef int spool_take(Spool *spool, size_t size, long *offset) noexcept nogil
 cdef void spool_give(Spool *spool, size_t size, long offset) noexcept nogil
+cdef void spool_clean(Spool *spool) noexcept nogil
 cdef void spool_count(long change) noexcept nogil
 cdef void spool_after_fork() noexcept nogil

@@ -6,11 +6,12 @@ whatever ends that. It is made for the first page, and closed after the last one
 A page in a spool has a slot: a range of the file that is mapped shared, as page memory is. The
 kernel writes it to the disk and drops it when memory is short, and reads it again when a thread
 touches it. The caller allocates the range (fallocate) before it is shown, so that a full disk is an
-errno and not a SIGBUS. A slot that was freed is a hole; the next page of that size gets it first.
+errno and not a SIGBUS. A slot that was freed is made a hole; the next page of that size gets it
+first. To make a hole takes as long as the disk wants, so spool_clean() does that without the lock.
 
 This module knows files and sizes. It does not know pages.
 
-Locking: all need the pager lock, except spool_of(), which takes it.
+Locking: all need the pager lock, except spool_of() and spool_clean(), which take it.
 """
 
 import os
@@ -68,18 +69,14 @@ cdef Spool *spool_new(const char *folder) noexcept nogil:
 
 cdef int spool_take(Spool *spool, size_t size, long *offset) noexcept nogil:
     """Give a page a slot, which is a hole until the caller allocates it. 0 or errno."""
-    cdef Slots *slots = spool.slots
     cdef long start = spool.end
     if spool.fd < 0:
         spool.fd = fd_high(file_open(spool.folder))
         if spool.fd < 0:
             return errno
-    while slots != NULL and slots.size != size:
-        slots = slots.next
-    if slots != NULL and slots.n != 0:
-        slots.n -= 1
-        offset[0] = slots.offsets[slots.n]
-    else:
+    # one that is not a hole yet is made one here: there may be no room for more on the disk
+    if not take(slots_of(spool.slots, size), offset) and not (
+            take(slots_of(spool.given, size), offset) and punch(spool.fd, size, offset[0])):
         if size >= <size_t>HUGE:
             start = (start + HUGE - 1) // HUGE * HUGE
         if ftruncate(spool.fd, start + size) != 0:
@@ -92,37 +89,99 @@ cdef int spool_take(Spool *spool, size_t size, long *offset) noexcept nogil:
 
 cdef int spool_failed(Spool *spool) noexcept nogil:
     cdef int err = errno
-    if spool.used == 0:
+    if is_unused(spool):
         close_file(spool)
     return err
 
 
+cdef bint is_unused(const Spool *spool) noexcept nogil:
+    return spool.used == 0 and spool.cleaned == 0
+
+
 cdef void spool_give(Spool *spool, size_t size, long offset) noexcept nogil:
-    """Take a page's slot back, and give its room on the disk back."""
+    """Take a page's slot back. The caller gives its room on the disk back: spool_clean()."""
     spool.used -= 1
-    if spool.used == 0:
-        close_file(spool)
+    if is_unused(spool) and any_slot(spool.given) == NULL:
+        close_file(spool)       # there was one slot
+    else:
+        keep_slot(&spool.given, size, offset)
+
+
+cdef void spool_clean(Spool *spool) noexcept nogil:
+    """Give the room of freed slots back to the disk. Without the pager lock."""
+    cdef Slots *slots
+    cdef size_t size
+    cdef long offset = 0
+    cdef int fd
+    cdef bint done
+    if spool == NULL or spool.fd < 0:
         return
-    while fallocate(spool.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size) != 0:
+    pager_lock()
+    while spool.fd >= 0:
+        fd = spool.fd
+        slots = any_slot(spool.given)
+        if is_unused(spool):
+            forget_file(spool)
+            pager_unlock()
+            close(fd)
+            pager_lock()
+        elif slots == NULL:
+            break
+        else:
+            size = slots.size
+            take(slots, &offset)
+            spool.cleaned += 1
+            pager_unlock()
+            done = punch(fd, size, offset)
+            pager_lock()
+            spool.cleaned -= 1
+            if done:            # else it may have bytes, and a new page is all zeros
+                keep_slot(&spool.slots, size, offset)
+    pager_unlock()
+
+
+cdef bint punch(int fd, size_t size, long offset) noexcept nogil:
+    while fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, size) != 0:
         if errno != EINTR:
-            return              # it may have bytes, and a new page is all zeros
-    keep_slot(spool, size, offset)
+            return False
+    return True
 
 
-cdef void keep_slot(Spool *spool, size_t size, long offset) noexcept nogil:
-    """Remember a slot that is free. Without memory for that, it stays a hole."""
-    cdef Slots *slots = spool.slots
-    cdef long *offsets
-    cdef size_t room
+cdef Slots *slots_of(Slots *slots, size_t size) noexcept nogil:
+    """Return those of a size; NULL: there are none."""
     while slots != NULL and slots.size != size:
         slots = slots.next
+    return slots
+
+
+cdef Slots *any_slot(Slots *slots) noexcept nogil:
+    """Return those of a size of which there is one; NULL: there is none."""
+    while slots != NULL and slots.n == 0:
+        slots = slots.next
+    return slots
+
+
+cdef bint take(Slots *slots, long *offset) noexcept nogil:
+    """Take one of some slots; False: there is none."""
+    if slots == NULL or slots.n == 0:
+        return False
+    slots.n -= 1
+    offset[0] = slots.offsets[slots.n]
+    return True
+
+
+cdef void keep_slot(Slots **list, size_t size, long offset) noexcept nogil:
+    """Remember a slot. Without memory for that, it is lost until the file is closed."""
+    cdef Slots *slots = slots_of(list[0], size)
+    cdef long *offsets
+    cdef size_t room
     if slots == NULL:
         slots = <Slots *>calloc(1, sizeof(Slots))
         if slots == NULL:
             return
         slots.size = size
-        slots.next = spool.slots
-        spool.slots = slots
+        slots.next = list[0]
+        list[0] = slots
     if slots.n == slots.room:
         room = max(2 * slots.room, <size_t>64)
         offsets = <long *>realloc(slots.offsets, room * sizeof(long))
@@ -156,15 +215,26 @@ cdef int file_open(const char *folder) noexcept nogil:
 
 cdef void close_file(Spool *spool) noexcept nogil:
     """Close the file of a spool that has no page."""
-    cdef Slots *slots
-    close(spool.fd)
+    cdef int fd = spool.fd
+    forget_file(spool)
+    close(fd)
+
+
+cdef void forget_file(Spool *spool) noexcept nogil:
     spool.fd = -1
     spool.end = 0
-    while spool.slots != NULL:
-        slots = spool.slots
-        spool.slots = slots.next
+    free_slots(spool.slots)
+    free_slots(spool.given)
+    spool.slots = spool.given = NULL
+
+
+cdef void free_slots(Slots *slots) noexcept nogil:
+    cdef Slots *next
+    while slots != NULL:
+        next = slots.next
         free(slots.offsets)
         free(slots)
+        slots = next
 
 
 cdef void spool_count(long change) noexcept nogil:
@@ -179,7 +249,7 @@ cdef void spool_after_fork() noexcept nogil:
     cdef Spool *spool = spools
     spool_used = 0
     while spool != NULL:
-        spool.used = 0
+        spool.used = spool.cleaned = 0
         if spool.fd >= 0:
             close_file(spool)
         spool = spool.next
