@@ -80,6 +80,7 @@ from wendelin.bigfile.zodb.formats import ZBlkBase
 from wendelin.bigfile.zodb.interfaces import FileOfHandle, HandleOfFile
 from wendelin.bigfile.zodb.savepoint import SavedPages, Savepoint
 from wendelin.lib.adapters.transactions import resources_of
+from wendelin.lib.interrupt import interrupts_later
 from wendelin.lib.storage.forked import is_inherited
 from wendelin.lib.storage.shared import zconn_is_shared
 from wendelin.lib.utils import override
@@ -216,12 +217,13 @@ class ZBigFileH(HandleOfFile, Follower, FirstChange):
         """Discard all changes. In a child of a fork, they are the parent's, and stay."""
         if is_inherited(self.conn):
             return
-        self._end()
-        self._finished = False
-        self.stored.clear()
-        self.watch.records.clear()
-        dropped = self.dirty_blocks() if is_shown(self) else []
-        self.dirty_discard()
+        with interrupts_later():  # it is not called again
+            self._end()
+            self._finished = False
+            self.stored.clear()
+            self.watch.records.clear()
+            dropped = self.dirty_blocks() if is_shown(self) else []
+            self.dirty_discard()
         if dropped and zconn_is_open(self.conn):
             self.show_again(dropped)
 

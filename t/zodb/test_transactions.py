@@ -316,3 +316,20 @@ def test_a_ctrl_c_while_pages_are_protected(A, step, monkeypatch):
     transaction.savepoint()
     transaction.commit()
     assert A[0] == 2
+
+
+def test_a_ctrl_c_in_an_abort_comes_after_changes_are_discarded(A, monkeypatch):
+    """The transaction is over then, and the next one would store them."""
+    a = A[:]
+    before = a[0].copy()
+    a[0] = 1
+
+    def interrupted(fh):
+        monkeypatch.undo()
+        os.kill(os.getpid(), signal.SIGINT)
+        return True
+
+    monkeypatch.setattr(handle, "is_shown", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        transaction.abort()
+    assert a[0] == before
