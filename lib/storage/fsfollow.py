@@ -119,4 +119,4 @@ class FileFollower:
             if self.db is not None:
                 self.db.invalidateCache()
             storage.newest_tid = new.newest_tid
-        old.close()
+            old.close()
