@@ -112,7 +112,7 @@ class Neo:
 
     cluster = None
     GONE = UNKNOWN = (ClientDisconnected,)
-    url = Zeo.url
+    url = staticmethod(Zeo.url)
 
     def __init__(self, folder):
         self.server = Gateway(folder, self.cluster.masters)
