@@ -77,11 +77,12 @@ def _find():
     cdef void *state
     cdef char[1000] data
     cdef int i
+    cdef list found = []
     try:
         library = library_of_xxhash()
-        found = [ctypes.cast(getattr(library, name), ctypes.c_void_p).value
-                 for name in ("XXH3_createState", "XXH3_freeState", "XXH3_64bits_reset",
-                              "XXH3_64bits_update", "XXH3_64bits_digest")]
+        for name in ("XXH3_createState", "XXH3_freeState", "XXH3_64bits_reset",
+                     "XXH3_64bits_update", "XXH3_64bits_digest"):
+            found.append(ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
     except AttributeError:
         return False
     XXH3_createState = <create_t><uintptr_t>found[0]

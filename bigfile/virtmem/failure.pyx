@@ -51,7 +51,7 @@ from wendelin.bigfile.virtmem.ram cimport (pager_lock, pager_unlock, ram_dirty, 
                                            ram_limit)
 from wendelin.bigfile.virtmem.touch cimport scraps_shown
 
-from wendelin.bigfile.virtmem.abilities import ExplainsMismatch, SeesTransactions
+from wendelin.bigfile.virtmem.abilities import ExplainsMismatch, SeesTransactions, able
 from wendelin.bigfile.virtmem.errors import (BigFileError, BlockLoadError, DoomedError, ForkError,
                                              PageMemoryError)
 from wendelin.lib.adapters import cpython as python
@@ -92,7 +92,7 @@ cdef object load_error(file, uint64_t blk, e):
 
 
 cdef object block_load_error(file, blk, str why):
-    tid = file.tid if isinstance(file, SeesTransactions) else None
+    tid = file.tid if able(file, SeesTransactions) else None
     at = f" at tid 0x{tid.hex()}" if tid is not None else ""
     return BlockLoadError(f"block {blk} of {describe(file)}{at} {why}", file, blk, tid)
 
@@ -116,7 +116,7 @@ cdef object failure(file, blk, Failure why, int err, folder=None):
         return block_load_error(file, blk, "cannot be loaded: its loader, in another thread, waits "
                                 "for a block that this thread is loading")
     if why == BROKEN_FILE and err == EBADMSG:
-        if isinstance(file, ExplainsMismatch):
+        if able(file, ExplainsMismatch):
             return load_error(file, blk, file.mismatch(blk))
         return block_load_error(file, blk, "cannot be loaded: it does not match its digest")
     if why == BROKEN_FILE and err not in (ENOMEM, ENOSPC, EFBIG):   # these are of page memory

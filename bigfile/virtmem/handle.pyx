@@ -206,6 +206,7 @@ cdef class BigFileH:
     cdef list list_dirty(self, bint stored):
         cdef uint64_t *blks
         cdef size_t i, n
+        cdef list result = []
         self.check()
         with nogil:
             fileh_freeze(self.fileh)
@@ -213,9 +214,13 @@ cdef class BigFileH:
             blks = <uint64_t *>malloc(self.fileh.ndirty * sizeof(uint64_t) + 1)
             if blks == NULL:
                 raise MemoryError
-            n = fileh_dirty_blocks(self.fileh, blks, stored)
-            result = sorted([blks[i] for i in range(n)])
-            free(blks)
+            try:
+                n = fileh_dirty_blocks(self.fileh, blks, stored)
+                for i in range(n):
+                    result.append(blks[i])
+            finally:
+                free(blks)
+            result.sort()
             return result
         finally:
             with nogil:

@@ -161,13 +161,16 @@ def show_again(BigFileH fileh not None, blks):
     blks : iterable of int
     """
     cdef int64_t until = ready_clock() + <int64_t>(fileh.ready_seconds * 0.5e9)
+    cdef list wanted = []
     cdef uint64_t blk
     cdef uint64_t *some
     cdef size_t n
     cdef int loads = READY_LOADS if fileh.maps and is_local(fileh.file) else 0
     if fileh.fileh.views == 0:
         return
-    wanted = [blk for blk in sorted(blks) if fileh_hides(fileh.fileh, blk)]
+    for blk in sorted(blks):
+        if fileh_hides(fileh.fileh, blk):
+            wanted.append(blk)
     some = <uint64_t *>malloc(LOOK_PAGES * sizeof(uint64_t))
     if some == NULL:
         raise MemoryError
@@ -179,8 +182,10 @@ def show_again(BigFileH fileh not None, blks):
                 if blk < stop:
                     some[n] = blk
                     n += 1
-            if not all([fileh_has(fileh.fileh, blk) for blk in wanted[:n]]):
-                look(fileh, wanted[0], some[n - 1] + 1)
+            for blk in wanted[:n]:
+                if not fileh_has(fileh.fileh, blk):
+                    look(fileh, wanted[0], some[n - 1] + 1)
+                    break
             with nogil:
                 fileh_show(fileh.fileh, some, n, until)
             for blk in wanted[:n]:

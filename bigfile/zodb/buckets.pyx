@@ -229,6 +229,7 @@ def read_bucket(bytes record, bytes cls, bint tree=False):
         None: the record is not of such a bucket, or is not as the head of this module says.
     """
     cdef Py_ssize_t most = PyBytes_GET_SIZE(record) // 16 + 1, n, i
+    cdef list names = [], classes = []
     cdef Pickle p
     cdef uint8_t *of
     cdef uint8_t *oids
@@ -251,10 +252,13 @@ def read_bucket(bytes record, bytes cls, bint tree=False):
         if n < 0 or p.classes[0].size != <size_t>len(cls) \
                 or memcmp(p.classes[0].at, PyBytes_AS_STRING(cls), len(cls)) != 0:
             return None
-        names = [name_of(&p.classes[i]) for i in range(p.n_classes)]
+        for i in range(p.n_classes):
+            names.append(name_of(&p.classes[i]))
+        for i in range(n):
+            classes.append(names[of[i]])
         return (array("q", PyBytes_FromStringAndSize(<char *>keys, n * sizeof(int64_t))),
                 PyBytes_FromStringAndSize(<char *>oids, n * OID),
                 next[:OID] if has_next else None,
-                tuple([names[of[i]] for i in range(n)]))
+                tuple(classes))
     finally:
         free(keys)

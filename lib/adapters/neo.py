@@ -8,7 +8,6 @@ private name: NEO's storage is opened by the resolver, as zodburi does it.
 from __future__ import annotations
 
 import sys
-from importlib.metadata import entry_points
 
 __all__ = ["why_no_resolver"]
 
@@ -21,6 +20,8 @@ def why_no_resolver(scheme: str) -> str | None:
     scheme : str
         That a package has registered for zodburi.
     """
+    from importlib.metadata import entry_points  # slow, and only opening such a URL needs it
+
     (found, *_) = entry_points(group="zodburi.resolvers", name=scheme)
     try:
         found.load()

@@ -4,6 +4,9 @@ After any failure, either the data is right, or the thread gets an exception and
 refused. Each test makes one kind of failure, in turn at every step that a fault takes.
 """
 
+import re
+from pathlib import Path
+
 import pytest
 from support.child import check_child, run_child
 
@@ -323,3 +326,15 @@ def test_a_failure_that_could_not_tell_its_transaction_refuses_it(tmp_path):
     """
     url = f"file://{tmp_path}/1.fs"
     child(_dedented(code), url, "ZBlk1", "read", WENDELIN_CORE_READY="0")  # a touch must ask
+
+
+def test_compiled_modules_have_no_list_comprehensions():
+    """Cython 3.3 releases an item twice when there is no memory to append it."""
+    root = Path(__file__).parents[2]
+    found = [
+        f"{path.name}:{number}"
+        for path in (*root.glob("bigfile/*/*.pyx"), *root.glob("lib/*/*.pyx"))
+        for number, line in enumerate(path.read_text().splitlines(), 1)
+        if re.search(r"\[.* for \w+(, \w+)* in ", line.partition("#")[0])
+    ]
+    assert not found

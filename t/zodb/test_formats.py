@@ -295,7 +295,7 @@ def test_where_bytes_end(start, data, zeros, behind):
 
 @pytest.mark.database
 def test_a_commit_maps_the_page_of_a_small_array_once(root, monkeypatch):
-    A = zeros(root)
+    A = zeros(root, "auto")
     mapped = []
     monkeypatch.setattr(ZBigFileH, "page_buffer", mapped.append)
     A[5] = 1
