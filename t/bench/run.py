@@ -20,6 +20,7 @@ from machine import Skip, describe, memory_cgroup
 from peers import installed
 from report import Report, meanings
 from stores import MIB
+from tables import add_only
 from tqdm import tqdm
 from workload import WORKS, limit
 
@@ -97,24 +98,12 @@ class Bench:
             self.report.add(side, result["values"])
 
 
-def work_names(text: str) -> list[str]:
-    """Return the works of --only, in the order of the table."""
-    names = text.split(",")
-    if unknown := set(names) - set(WORKS):
-        raise argparse.ArgumentTypeError(
-            f"no work is called {', '.join(sorted(unknown))}: there are {', '.join(WORKS)}"
-        )
-    return [name for name in WORKS if name in names]
-
-
 def main() -> None:
     """Measure, print the tables, write what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=1024, help="size of the array [MiB]")
     parser.add_argument("--runs", type=int, default=5, help="fresh processes a figure and side")
-    parser.add_argument(
-        "--only", type=work_names, default=list(WORKS), metavar="WORK,...", help="do these works"
-    )
+    add_only(parser, WORKS)
     parser.add_argument("--list", action="store_true", help="say what the figures of works mean")
     parser.add_argument("--json", type=Path, help="write all values to this file")
     parser.add_argument("--svg", type=Path, help="write a picture to this file")

@@ -33,7 +33,7 @@ import machine
 import numpy as np
 from comparison import random_blocks
 from stores import ITEMS, MIB, MappedStore, Memmap, Mode, Wendelin, steps
-from tables import add_option, markdown, replace, shown
+from tables import add_only, add_option, markdown, replace, shown
 from tqdm import tqdm
 from workload import check_sum, limit
 
@@ -298,16 +298,6 @@ def loop_xfs(folder: Path, size: int) -> Iterator[Path]:
         image.unlink()
 
 
-def work_names(text: str) -> list[str]:
-    """Return the works of --only, in the order of the table."""
-    names = text.split(",")
-    if unknown := set(names) - set(WORKS):
-        raise argparse.ArgumentTypeError(
-            f"no work is called {', '.join(sorted(unknown))}: there are {', '.join(WORKS)}"
-        )
-    return [name for name in WORKS if name in names]
-
-
 def main() -> None:
     """Measure, and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -315,7 +305,7 @@ def main() -> None:
     parser.add_argument("--xfs", action="store_true", help="also on an XFS in a file of the folder")
     parser.add_argument("--size", type=int, default=1024, help="size of the array [MiB]")
     parser.add_argument("--runs", type=int, default=5, help="pairs of processes for each row")
-    parser.add_argument("--only", type=work_names, default=list(WORKS), metavar="WORK,...")
+    add_only(parser, WORKS)
     add_option(parser)
     options = parser.parse_args()
     rows: list[list[str]] = []

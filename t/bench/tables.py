@@ -1,10 +1,12 @@
-"""Puts a table of figures into a page of docs/, between its markers; docs/draw_charts.py draws it.
+"""Options that benchmarks share, and tables of figures.
+
+A table goes into a page of docs/, between its markers; docs/draw_charts.py draws it.
 
 It knows nothing of what is measured.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -32,6 +34,23 @@ def replace(page: Path, marker: str, content: str) -> None:
 def add_option(parser: argparse.ArgumentParser) -> None:
     """Add --into."""
     parser.add_argument("--into", type=Path, metavar="PAGE", help="put the table into this page")
+
+
+def add_only(parser: argparse.ArgumentParser, works: Iterable[str]) -> None:
+    """Add --only: some of the works, in the order of the table."""
+    works = list(works)
+
+    def some(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := set(names) - set(works):
+            raise argparse.ArgumentTypeError(
+                f"no work is called {', '.join(sorted(unknown))}: there are {', '.join(works)}"
+            )
+        return [name for name in works if name in names]
+
+    parser.add_argument(
+        "--only", type=some, default=works, metavar="WORK,...", help="do these works"
+    )
 
 
 def publish(
