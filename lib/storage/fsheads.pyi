@@ -1,3 +1,4 @@
+def drop(fd: int, pos: int, size: int) -> None: ...
 def find_alike(
     fd: int,
     flags: int,
@@ -10,4 +11,6 @@ def find_alike(
     magic: bytes,
     payload: int,
     read: int,
+    nowait: int,
+    cold: set[int],
 ) -> list[tuple[int, bytes | None] | None]: ...

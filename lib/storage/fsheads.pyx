@@ -10,10 +10,18 @@ Locking: none; it reads a file with pread(2), without the GIL.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.errno cimport EINTR, errno
+from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
+
+cdef extern from "<fcntl.h>" nogil:
+    enum: POSIX_FADV_DONTNEED
+    int posix_fadvise(int fd, long offset, long size, int advice)
+
+cdef extern from "<unistd.h>" nogil:
+    enum: _SC_PAGESIZE
+    long sysconf(int name)
 
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
@@ -31,6 +39,9 @@ cdef struct Found:
     int64_t offset          # of the payload; -1: not alike, or not readable without waiting
     bint has_digest
     char[DIGEST] digest
+    int64_t tail            # where the payload ends; 0: it was not looked there
+    bint cold_head          # it was not in the page cache when it was asked for
+    bint cold_tail          # the same, of what follows the payload
 
 
 cdef inline uint64_t big64(const uint8_t *at) noexcept nogil:
@@ -70,33 +81,44 @@ cdef struct Window:         # the bytes of the file that were read last
     size_t size             # of buf [bytes]
     int64_t pos             # where it begins in the file
     ssize_t n               # [bytes] in it
+    int fd
+    int flags               # of preadv2(2)
+    int nowait              # the flag not to wait for the disk; 0: there is none
+    bint is_cold            # a read would have waited, since this was set
 
 
-cdef const uint8_t *window_at(Window *window, int fd, int flags, int64_t pos, size_t n) \
-        noexcept nogil:
+cdef const uint8_t *window_at(Window *window, int64_t pos, size_t n) noexcept nogil:
     """Return bytes [pos, pos + n) of the file; NULL: they are not there.
 
     More is read with them: mostly the head of the next record follows the end of one.
     """
     if pos < window.pos or pos + <int64_t>n > window.pos + window.n:
         window.pos = pos
-        window.n = read_at(fd, window.buf, window.size, pos, flags)
+        window.n = read_at(window.fd, window.buf, window.size, pos, window.flags | window.nowait)
+        # also when only the first bytes are there
+        if window.n < <ssize_t>n and (window.n >= 0 or errno == EAGAIN):
+            window.is_cold = True
+            if window.flags & window.nowait == 0:
+                window.n = read_at(window.fd, window.buf, window.size, pos, window.flags)
         if window.n < <ssize_t>n:
             window.n = max(window.n, 0)
             return NULL
     return window.buf + (pos - window.pos)
 
 
-cdef void look(int fd, int flags, const uint8_t *oid, int64_t pos, const Alike *like, size_t read,
-               Window *window, Found *found) noexcept nogil:
+cdef void look(const uint8_t *oid, int64_t pos, const Alike *like, size_t read, Window *window,
+               Found *found) noexcept nogil:
     """Find the payload of one record, if it is alike."""
     cdef size_t length = HEADER + like.n_before, pad, start
     cdef uint64_t size
     cdef const uint8_t *buf
     found.offset = -1
+    found.tail = found.cold_head = found.cold_tail = 0
     if pos <= 0:
         return
-    buf = window_at(window, fd, flags, pos, read)
+    window.is_cold = False
+    buf = window_at(window, pos, read)
+    found.cold_head = window.is_cold
     if buf == NULL or memcmp(buf, oid, 8) != 0 or big64(buf + 8) >= like.tid:
         return
     if buf[32] != 0 or buf[33] != 0:                    # a version
@@ -118,14 +140,38 @@ cdef void look(int fd, int flags, const uint8_t *oid, int64_t pos, const Alike *
     if start - HEADER + like.payload + like.n_end != size:
         return
     # no part of a truncated record may be shown
-    buf = window_at(window, fd, flags, pos + start + like.payload, like.n_end)
+    found.tail = pos + start + like.payload
+    window.is_cold = False
+    buf = window_at(window, found.tail, like.n_end)
+    found.cold_tail = window.is_cold
     if buf == NULL or memcmp(buf, like.end, like.n_end) != 0:
         return
     found.offset = pos + start
 
 
+def drop(int fd, int64_t pos, int64_t size):
+    """Drop bytes [pos, pos + size) from the page cache, if no process maps or has changed them."""
+    cdef int64_t os_page = sysconf(_SC_PAGESIZE), start = pos - pos % os_page
+    # whole OS pages: the kernel leaves one that is given in part
+    posix_fadvise(fd, start, (pos + size - start + os_page - 1) // os_page * os_page,
+                  POSIX_FADV_DONTNEED)
+
+
+cdef int keep_cold(const Window *window, bint is_found, bint is_cold, int64_t pos, set cold) \
+        except -1:
+    """Leave bytes at pos as cold as they were: drop them from the page cache, or remember them."""
+    if not is_found:
+        if is_cold:
+            cold.add(pos)
+    elif is_cold or (cold and pos in cold):
+        cold.discard(pos)
+        drop(window.fd, pos, window.size)
+    return 0
+
+
 def find_alike(int fd, int flags, list oids, list positions, bytes before_tid, bytes before,
-               bytes after, bytes end, bytes magic, uint64_t payload, size_t read):
+               bytes after, bytes end, bytes magic, uint64_t payload, size_t read, int nowait,
+               set cold):
     """Return, for each record, (offset of its payload, digest), or None if it is not alike.
 
     Parameters
@@ -146,6 +192,11 @@ def find_alike(int fd, int flags, list oids, list positions, bytes before_tid, b
         Its size [bytes].
     read : int
         How much of a record is read, so that the payload begins within it [bytes].
+    nowait : int
+        The flag not to wait for the disk; 0: there is none.
+    cold : set of int
+        Positions that were not in the page cache when they were asked for. When a record is found,
+        its own are dropped from it again: see OpenFile.
     """
     cdef size_t n = len(oids), i
     cdef Alike like
@@ -169,6 +220,9 @@ def find_alike(int fd, int flags, list oids, list positions, bytes before_tid, b
     window.buf = buf
     window.size = read + LONGEST_REST
     window.pos = window.n = 0
+    window.fd = fd
+    window.flags = flags
+    window.nowait = nowait
     like.tid = big64(<const uint8_t *>PyBytes_AS_STRING(before_tid))
     found = <Found *>malloc(n * sizeof(Found) + 1)
     at = <int64_t *>malloc(n * sizeof(int64_t) + 1)
@@ -183,7 +237,10 @@ def find_alike(int fd, int flags, list oids, list positions, bytes before_tid, b
             at[i] = positions[i]
         with nogil:
             for i in range(n):
-                look(fd, flags, keys[i], at[i], &like, read, &window, &found[i])
+                look(keys[i], at[i], &like, read, &window, &found[i])
+        for i in range(n):
+            keep_cold(&window, found[i].offset >= 0, found[i].cold_head, positions[i], cold)
+            keep_cold(&window, found[i].offset >= 0, found[i].cold_tail, found[i].tail, cold)
         return [None if found[i].offset < 0 else
                 (found[i].offset, found[i].digest[:DIGEST] if found[i].has_digest else None)
                 for i in range(n)]

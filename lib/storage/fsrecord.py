@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from errno import EIO, EOPNOTSUPP
 from struct import unpack_from
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ZODB.FileStorage.format import DATA_HDR, DATA_HDR_LEN
 
 from wendelin.lib.storage.fsalign import ALIGNMENT
-from wendelin.lib.storage.fsheads import find_alike
+from wendelin.lib.storage.fsheads import drop, find_alike
 from wendelin.lib.storage.record import (
     CHECKSUM_MAGIC,
     LONGEST_END,
@@ -48,11 +48,36 @@ class OpenFile:
         weakref.finalize(self, os.close, self.heads).atexit = False
         os.posix_fadvise(self.heads, 0, 0, os.POSIX_FADV_RANDOM)
         self.nowait = _nowait(self.heads)  # of preadv(2): not to wait for the disk
+        #: positions of heads that were not in the page cache when they were asked for: they do not
+        #: stay there. The kernel reads the data around a page that is there in single pages,
+        #: as no large folio fits, and a sum of a GiB takes four times the CPU
+        self.cold: set[int] = set()
         #: offsets of payloads that were read through, and match their checksums
         self.matched: set[int] = set()
         #: the last record with a pad that was found; others of the same writer are alike
         self.like: _Like | None = None
         self._mapped: mmap.mmap | None = None
+
+    def read_head(self, into: bytearray, pos: int, flags: int) -> int:
+        """Read the head of a record, as os.preadv() does. In any thread."""
+        try:
+            n = os.preadv(self.heads, [into], pos, flags | self.nowait)
+        except BlockingIOError:
+            self.cold.add(pos)
+            if flags & self.nowait:
+                raise
+            n = 0
+        if n < len(into) and not flags & self.nowait:  # the rest is not there, or the file ends
+            self.cold.add(pos)
+            n = os.preadv(self.heads, [into], pos, flags)
+        return n
+
+    def leave_cold(self, read: Iterable[tuple[int, int]]) -> None:
+        """Drop (positions, bytes) that were read, unless the page cache had them before."""
+        for pos, n in read:
+            if pos in self.cold:
+                self.cold.discard(pos)
+                drop(self.heads, pos, n)
 
     def view(self, offset: int, size: int) -> memoryview:
         """Return bytes of the file, in a mapping of all of it, without a copy. In any thread.
@@ -196,6 +221,7 @@ class HeadReader:
         self._before = before
         self._data = bytearray(DATA_HDR_LEN + ALIGNMENT + _HEAD)
         self._tail = bytearray(LONGEST_END)
+        self._read: list[tuple[int, int]] = []  # for one record
 
     def locate_all(
         self, oids: list[bytes], positions: list[int], flags: int = 0, *, wait: bool = True
@@ -251,6 +277,8 @@ class HeadReader:
             CHECKSUM_MAGIC,
             like.payload,
             len(self._data),
+            file.nowait,
+            file.cold,
         )
         others = []
         for i, place in zip(todo, places, strict=True):
@@ -276,10 +304,16 @@ class HeadReader:
         OSError
             The file cannot be read; BlockingIOError: with RWF_NOWAIT, it would have to wait.
         """
+        self._read.clear()
+        found = self._locate(oid, pos, flags)
+        self._file.leave_cold(self._read)
+        return found
+
+    def _locate(self, oid: bytes, pos: int, flags: int) -> Located | None:
         data = self._data
         current = True
         while pos:
-            n = os.preadv(self._file.heads, [data], pos, flags)
+            n = self._read_at(data, pos, flags)
             if n < DATA_HDR_LEN + 8:
                 return None
             found, tid, prev, _, version, size = unpack_from(DATA_HDR, data)
@@ -295,11 +329,15 @@ class HeadReader:
                 return self._payload(pos, n, size, flags)
         return None
 
+    def _read_at(self, into: bytearray, pos: int, flags: int) -> int:
+        self._read.append((pos, len(into)))
+        return self._file.read_head(into, pos, flags)
+
     def _end(self, at: int, length: int, pos: int, n: int, flags: int) -> bytes:
         """Return the last n bytes of a record."""
         if at + length <= n:
             return bytes(self._data[at : at + length])
-        size = os.preadv(self._file.heads, [self._tail], pos + at, flags)
+        size = self._read_at(self._tail, pos + at, flags)
         return bytes(self._tail[: min(size, length)])
 
     def _payload(self, pos: int, n: int, size: int, flags: int) -> Located | None:

@@ -1,7 +1,5 @@
 """What works need of the machine: the page cache, memory cgroups, and a description of it."""
 
-import ctypes
-import mmap
 import os
 import platform
 import re
@@ -11,14 +9,12 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-import numpy as np
 import psutil
 
 sys.path.append(str(Path(__file__).parents[1]))  # `support` is there
 
 from support import cgroup
-
-_libc = ctypes.CDLL(None, use_errno=True)
+from support.pagecache import cached_pages, evict
 
 
 class Skip(Exception):  # noqa: N818  # it is not an error
@@ -26,14 +22,6 @@ class Skip(Exception):  # noqa: N818  # it is not an error
 
 
 # ---- page cache ----
-
-
-def evict(files: Iterable[Path]) -> None:
-    """Take files out of the page cache, where the file system lets us."""
-    for path in files:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())  # dirty pages would stay
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def warm(files: Iterable[Path]) -> None:
@@ -47,22 +35,6 @@ def warm(files: Iterable[Path]) -> None:
                 pass
 
 
-def cached(path: Path) -> float:
-    """Return which part of a file is in the page cache: 0 to 1. See mincore(2)."""
-    size = path.stat().st_size
-    if size == 0:
-        return 0
-    with open(path, "rb") as file, mmap.mmap(file.fileno(), size, prot=mmap.PROT_READ) as mapping:
-        memory = np.frombuffer(mapping, np.uint8)
-        pages = np.zeros(-(-size // mmap.PAGESIZE), np.uint8)
-        addresses = [ctypes.c_void_p(a.ctypes.data) for a in (memory, pages)]
-        err = _libc.mincore(addresses[0], ctypes.c_size_t(size), addresses[1])
-        del memory
-    if err:
-        raise OSError(ctypes.get_errno(), "mincore", str(path))
-    return float(np.mean(pages & 1))
-
-
 def make_cold(files: Iterable[Path]) -> None:
     """Take files out of the page cache.
 
@@ -73,7 +45,11 @@ def make_cold(files: Iterable[Path]) -> None:
     """
     files = list(files)
     evict(files)
-    stay = [path.name for path in files if cached(path) > 0.01 and path.stat().st_size > 1 << 20]
+    stay = [
+        path.name
+        for path in files
+        if path.stat().st_size > 1 << 20 and cached_pages(path).mean() > 0.01
+    ]
     if stay:
         raise Skip(f"the file system keeps {', '.join(stay)} in the page cache")
 

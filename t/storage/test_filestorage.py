@@ -15,6 +15,7 @@ import transaction
 import ZODB.config
 from support import zodb_suite
 from support.fsbytes import Bytes, current, data_of, located, write
+from support.pagecache import cached_pages, evict
 from ZODB.blob import Blob
 from ZODB.DB import DB
 from ZODB.FileStorage import FileStorage as StockFileStorage
@@ -186,12 +187,36 @@ def test_locate_waits_for_the_disk_if_asked_to(path, monkeypatch, first):
     want[0].file.nowait = os.RWF_NOWAIT  # wherever this runs
     monkeypatch.setattr(os, "preadv", cold)
     assert db.storage.locate(oids, current(db.storage)) == want
-    assert not refused
+    refused.clear()
     expected = [None, None, *want[2:]]
     want[0].file.like = None  # else all of them are read in C
     assert db.storage.locate(oids, current(db.storage), wait=False) == expected
     assert len(refused) == 2
     db.close()
+
+
+@pytest.mark.parametrize("ahead", [False, True], ids=["touched", "ahead"])
+@pytest.mark.parametrize("alike", [False, True])
+def test_heads_that_were_not_in_the_page_cache_do_not_stay_there(path, ahead, alike):
+    """The kernel reads what is around them in large folios then."""
+    db, root = write(path, *(data_of(i, 64 if alike else 64 + i) for i in range(24)))
+    oids = [root[i]._p_oid for i in range(24)]
+    db.close()
+    storage = AlignedFileStorage(path, read_only=True)
+    evict([Path(path)])
+    before = cached_pages(Path(path))
+    if before.mean() > 0.1:
+        pytest.skip("the file system keeps it in the page cache")
+    found = {}
+    deadline = time.monotonic() + 20
+    while missing := [oid for oid in oids if found.get(oid) is None]:
+        # the kernel reads some of them meanwhile
+        places = storage.locate(missing, current(storage), wait=not ahead)
+        found.update(zip(missing, places, strict=True))
+        assert time.monotonic() < deadline
+    assert (cached_pages(Path(path)) & ~before).sum() <= 2
+    assert list(found.values()) == storage.locate(oids, current(storage))
+    storage.close()
 
 
 def test_a_file_system_that_cannot_tell_what_waits(path, monkeypatch):
