@@ -91,6 +91,21 @@ def pack(storage: Any, t: float, referencesf: Any, gc: bool | None) -> None:
             storage.packing = False
 
 
+def _rename(packed: str, path: str, old: str) -> None:
+    """Give the packed file its name; the file that has it becomes `old`."""
+    try:
+        os.link(path, old)
+    except OSError:  # a file system may have no links: for a moment there is no file
+        os.rename(path, old)
+        try:
+            os.rename(packed, path)
+        except BaseException:
+            os.rename(old, path)
+            raise
+    else:
+        os.rename(packed, path)
+
+
 def _replace(storage: Any, old: str, end: int, index: Any) -> None:
     """Replace the file by the packed one, with this index."""
     path = storage.path
@@ -108,12 +123,8 @@ def _replace(storage: Any, old: str, end: int, index: Any) -> None:
             os.remove(old)
         with storage.readers.write_lock(), storage.state_lock:
             storage.readers.empty()
-            try:
-                os.link(path, old)
-            except OSError:  # a file system may have no links: for a moment there is no file
-                os.rename(path, old)
             with interrupts_later():
-                os.rename(packed, path)
+                _rename(packed, path, old)
                 file.raw.name = path
                 file, storage.file = storage.file, file
                 lock, storage.file_lock = storage.file_lock, lock

@@ -3,6 +3,7 @@
 import pickle
 import signal
 import sys
+import threading
 import time
 from contextlib import closing
 
@@ -18,6 +19,7 @@ from ZODB.POSException import ConflictError, ConnectionStateError
 
 from wendelin import Group, ZSparse
 from wendelin.bigarray.memory import in_file
+from wendelin.sparse import files
 from wendelin.sparse.sources import rows_of
 
 pytestmark = pytest.mark.database
@@ -124,6 +126,26 @@ def test_what_is_appended(root, tmp_path):
             same(T[:], sparse.vstack([m, m], format="csr"))
     with pytest.raises(ValueError, match=r"\.npz, \.h5ad"):
         S.save(tmp_path / "x.txt")
+
+
+def test_two_save_to_one_path(tmp_path, monkeypatch):
+    """The file is that of one of them, whole; the last to end replaces it."""
+    first, second = some(100, seed=3).tocsr(), some(100, seed=4).tocsr()
+    write, seen = files._npz, []
+
+    def between(matrix, path):
+        write(matrix, path)
+        if matrix is first:
+            thread = threading.Thread(target=files.save, args=(second, str(tmp_path / "x.npz")))
+            thread.start()
+            thread.join()
+            seen.append(sparse.load_npz(tmp_path / "x.npz"))
+
+    monkeypatch.setattr(files, "_npz", between)
+    files.save(first, str(tmp_path / "x.npz"))
+    same(sparse.csr_array(seen[0]), second)
+    same(sparse.csr_array(sparse.load_npz(tmp_path / "x.npz")), first)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.npz"]
 
 
 def test_append_in_steps(root, tmp_path):

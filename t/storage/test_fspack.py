@@ -139,6 +139,41 @@ def test_there_is_a_file_at_each_moment_of_a_pack(path, monkeypatch, align, keep
     db.close()
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_a_pack_that_cannot_rename_leaves_the_file(path, monkeypatch, links):
+    """Where there are no hard links, the file is away for a moment."""
+    db = DB(AlignedFileStorage(path))
+    for x in 1, 2:
+        with db.transaction() as conn:
+            conn.root()["x"] = x
+    rename, refused = os.rename, []
+
+    def renamed(src, dst):
+        if dst == path and not refused:
+            refused.append(src)
+            raise OSError(errno.EIO, os.strerror(errno.EIO), src)
+        rename(src, dst)
+
+    def linked(src, dst):
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM), src)
+
+    monkeypatch.setattr(os, "rename", renamed)
+    if not links:
+        monkeypatch.setattr(os, "link", linked)
+    with pytest.raises(OSError, match="pack"):
+        db.pack()
+    assert refused
+    with db.transaction() as conn:
+        assert conn.root()["x"] == 2
+        conn.root()["x"] = 3
+    db.pack()
+    db.close()
+    db = DB(AlignedFileStorage(path))
+    with db.transaction() as conn:
+        assert conn.root()["x"] == 3
+    db.close()
+
+
 KILLED = """
     import os, shutil, sys
     from ZODB.DB import DB

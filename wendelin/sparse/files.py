@@ -1,7 +1,7 @@
 """Sparse matrices, written as files of SciPy and of AnnData.
 
 An .h5ad has the matrix as X, with numbers for the names of rows and columns. What is written is
-NAME.part~ until it is complete.
+NAME.PROCESS-THREAD.part~ until it is complete.
 
 It knows formats of others; of a matrix, that it has rows, and three arrays.
 """
@@ -9,6 +9,7 @@ It knows formats of others; of a matrix, that it has rows, and three arrays.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
@@ -52,7 +53,8 @@ def save(matrix: Matrix, path: str) -> None:
     writer = writers.get(os.path.splitext(path)[1].lower())
     if writer is None:
         raise ValueError(f"{path!r} has none of the suffixes of sparse matrices: .npz, .h5ad")
-    unfinished = f"{path}.part~"
+    # of this call alone: another one may save to the same path meanwhile
+    unfinished = f"{path}.{os.getpid()}-{threading.get_ident()}.part~"
     try:
         writer(matrix, unfinished)
         with open(unfinished, "rb") as file:
