@@ -14,6 +14,7 @@ from wendelin.bigfile.virtmem.kernel cimport (MADV_DONTFORK, MAP_ANONYMOUS, MAP_
 from wendelin.bigfile.virtmem.opened cimport fileh_unref
 from wendelin.bigfile.virtmem.page cimport FileH, Page, page_memory, page_own
 from wendelin.bigfile.virtmem.ram cimport Place, pager_lock, pager_unlock
+from wendelin.bigfile.virtmem.spool cimport spool_shares
 
 from wendelin.bigfile.virtmem.errors import PageMemoryError
 
@@ -34,10 +35,12 @@ cdef class PageBuffer:
     cdef Py_ssize_t size
     cdef Py_ssize_t used        # [bytes]; what follows is zeros
     cdef bint readonly
+    cdef Place shared           # where it is, in a file that can share it; fd is -1: nowhere
     cdef FileH *fileh           # owned: one reference; NULL: none
 
     def __cinit__(self):
         self.addr = NULL
+        self.shared.fd = -1
 
     def __dealloc__(self):
         if self.addr != NULL:
@@ -45,6 +48,23 @@ cdef class PageBuffer:
         if self.fileh != NULL:
             with nogil:
                 fileh_unref(self.fileh)
+
+    def shared_at(self, part):
+        """Return (descriptor, offset) of the file with this part of it; None: there is none.
+
+        Another file of that file system can share the bytes (FICLONERANGE), instead of a copy.
+        """
+        cdef Py_buffer view
+        cdef ssize_t start, n
+        if self.shared.fd < 0:
+            return None
+        PyObject_GetBuffer(part, &view, PyBUF_SIMPLE)
+        start = <char *>view.buf - <char *>self.addr
+        n = view.len
+        PyBuffer_Release(&view)
+        if start < 0 or start + n > self.used:
+            return None
+        return self.shared.fd, self.shared.offset + start
 
     def __getbuffer__(self, Py_buffer *view, int flags):
         PyBuffer_FillInfo(view, self, self.addr, self.size, self.readonly, flags)
@@ -93,11 +113,13 @@ cdef object page_buffer(FileH *fileh, uint64_t blk):
     cdef size_t used
     cdef Place memory
     cdef int flags = MAP_SHARED
+    cdef bint shares
     cdef Page *page
     pager_lock()
     page = page_own(fileh, blk)
     used = page.res.size
     memory = page_memory(page)
+    shares = page.slot >= 0 and fileh.on_spools_disk and spool_shares(fileh.spool)
     fileh.refs += 1
     pager_unlock()
     buf.fileh = fileh
@@ -118,4 +140,6 @@ cdef object page_buffer(FileH *fileh, uint64_t blk):
     buf.size = fileh.blksize
     buf.used = used
     buf.readonly = True
+    if shares:
+        buf.shared = memory
     return buf

@@ -52,7 +52,7 @@ from wendelin.bigfile.virtmem.spool cimport spool_of
 from wendelin.bigfile.virtmem.touch cimport scraps_shown
 
 from wendelin.bigfile.virtmem.abilities import (FirstChange, HasFolder, MapsAhead, MapsBlocks,
-                                                Truncates, able)
+                                                MayBeRemote, Truncates, able)
 from wendelin.bigfile.virtmem.errors import DoomedError
 from wendelin.bigfile.virtmem.spool import spool_folder
 from wendelin.lib.utils import seconds_of
@@ -112,7 +112,8 @@ cdef class BigFileH:
         self.pins = []
         self.fallback_thread = threading.get_ident()
         # only of a class that names it: a program's own file may have another kind of `folder`
-        self.spool = spool_folder(file.folder if HasFolder in type(file).__mro__ else None)
+        folder = file.folder if HasFolder in type(file).__mro__ else None
+        self.spool = spool_folder(folder)
         self.fileh = fileh_new((<BigFile>file).blksize)
         if self.fileh == NULL:
             hint = " (page memory is a file to the kernel: see ulimit -f)" if errno == EFBIG else ""
@@ -123,6 +124,9 @@ cdef class BigFileH:
         self.fileh.pyfileh = <void *>self
         if self.spool is not None:
             self.fileh.spool = spool_of(os.fsencode(self.spool))
+            self.fileh.on_spools_disk = (
+                folder is not None and able(file, MayBeRemote) and file.is_local
+                and os.stat(folder).st_dev == os.stat(self.spool).st_dev)
         self.fileh.wants_first_change = able(self, FirstChange)
         self.ready_seconds = seconds_of("WENDELIN_CORE_READY", 0.1)
         self.maps = able(file, MapsBlocks)

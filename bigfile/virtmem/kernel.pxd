@@ -43,6 +43,8 @@ cdef extern from "<fcntl.h>" nogil:
     int F_DUPFD_CLOEXEC, F_SETPIPE_SZ, O_CLOEXEC, O_RDONLY, O_RDWR, O_TMPFILE
     int O_NOFOLLOW
     int open_ "open" (const char *path, int flags, ...)
+    int sync_file_range(int fd, long offset, long nbytes, unsigned int flags)
+    unsigned int SYNC_FILE_RANGE_WRITE
     int openat(int folder, const char *path, int flags, ...)
 
 cdef extern from "<sched.h>" nogil:
@@ -61,8 +63,11 @@ cdef extern from "<sys/ioctl.h>" nogil:
     int ioctl(int fd, unsigned long request, ...)
 
 cdef extern from "<linux/fs.h>" nogil:
-    unsigned long FS_IOC_GETFLAGS, FS_IOC_SETFLAGS
+    unsigned long FS_IOC_GETFLAGS, FS_IOC_SETFLAGS, FICLONERANGE
     int FS_NOCOW_FL
+    struct file_clone_range:
+        long src_fd
+        unsigned long src_offset, src_length, dest_offset
 
 cdef extern from "<sys/vfs.h>" nogil:
     """

@@ -6,6 +6,10 @@ which no area needs to show:
 
     EMPTY past the end, LOADED of ZEROS or FILERANGE ──► LOADING ──► LOADED of MEMFD ──► DIRTY
 
+Where the database lies on a file system that lets files share bytes (reflinks), as XFS does, they
+are written to the spool. The disk begins with them at once, and a commit lets the database share
+them, instead of a copy. They take no page memory.
+
 Any other page is left to the caller, which copies the bytes through a mapping: a touch then loads
 what has to be looked up, tells the handle of its first change, waits for a write-out, uses the
 spool, or fails. So there is no error here, and nothing that a touch decides is decided again.
@@ -24,7 +28,9 @@ from wendelin.bigfile.virtmem.page cimport (DIRTY, FILERANGE, LOADED, LOADING, M
                                             page_forget, page_get, page_new, page_set_slot,
                                             page_set_stored, page_show)
 from wendelin.bigfile.virtmem.opened cimport fileh_release
-from wendelin.bigfile.virtmem.kernel cimport pthread_self
+from wendelin.bigfile.virtmem.kernel cimport (SYNC_FILE_RANGE_WRITE, pthread_self,
+                                              sync_file_range)
+from wendelin.bigfile.virtmem.spool cimport spool_give, spool_shares, spool_take
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_may_dirty
 
 cdef enum:
@@ -60,17 +66,24 @@ cdef bint page_overwrite(FileH *fileh, uint64_t blk, const char *data) noexcept 
     cdef Page *page
     cdef Backing backing
     cdef uint64_t transactions
-    cdef bint is_new, filled, reload
+    cdef bint is_new, shares, filled, reload
+    cdef long slot = -1
     pager_lock()
     page = page_get(fileh, blk)
     is_new = page == NULL and blk >= fileh.zero_from
-    if not may_change(fileh) or not ram_may_dirty(fileh.blksize, fileh.spool != NULL) \
-            or not (is_new or is_plain(page)):
+    shares = fileh.on_spools_disk and spool_shares(fileh.spool)
+    if not may_change(fileh) or not (is_new or is_plain(page)) \
+            or not (shares or ram_may_dirty(fileh.blksize, fileh.spool != NULL)):
+        pager_unlock()
+        return False
+    if shares and spool_take(fileh.spool, fileh.blksize, &slot) != 0:
         pager_unlock()
         return False
     if is_new:
         page = page_new(fileh, blk)
         if page == NULL:
+            if slot >= 0:
+                spool_give(fileh.spool, fileh.blksize, slot)
             pager_unlock()
             return False
     backing = page.backing
@@ -79,15 +92,20 @@ cdef bint page_overwrite(FileH *fileh, uint64_t blk, const char *data) noexcept 
     if not is_new:
         page_become(page, LOADING, backing)
         page.loader = pthread_self()
-        page_set_slot(page, -1, 0)
+    page_set_slot(page, slot, 0)
     page.begun = True
     pager_unlock()
     filled = page_fill(fileh, blk, data, fileh.blksize) == 0
+    if filled and slot >= 0:        # what the commit waits for begins now
+        sync_file_range(fileh.spool.fd, slot, fileh.blksize, SYNC_FILE_RANGE_WRITE)
     pager_lock()
     # A commit, an abort, a truncation or an invalidation came meanwhile: to which of the
     # transactions the bytes belong, the touch says.
     if not filled or page.reload or not may_change(fileh) or transactions != fileh.transactions:
-        if filled:
+        if slot >= 0:
+            spool_give(fileh.spool, fileh.blksize, slot)
+            page_set_slot(page, -1, 0)
+        elif filled:
             pager_unlock()
             page_unfill(fileh, blk)
             pager_lock()

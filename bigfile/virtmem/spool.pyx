@@ -1,5 +1,7 @@
 """Spools: files on a disk with the memory of changed pages for which there is no room in memory.
 
+Or of those that are stored in a file of the same file system, if that can share bytes: overwrite.
+
 A spool is a folder, and a file in it that has no name. So the file is gone with the process,
 whatever ends that. It is made for the first page, and closed after the last one.
 
@@ -22,11 +24,11 @@ from libc.stdlib cimport calloc, free, realloc
 from libc.string cimport strcmp, strdup
 
 from wendelin.bigfile.virtmem.kernel cimport (BTRFS_SUPER_MAGIC, EOPNOTSUPP, FALLOC_FL_KEEP_SIZE,
-                                              FALLOC_FL_PUNCH_HOLE, FS_IOC_GETFLAGS,
+                                              FALLOC_FL_PUNCH_HOLE, FICLONERANGE, FS_IOC_GETFLAGS,
                                               FS_IOC_SETFLAGS, FS_NOCOW_FL, O_CLOEXEC, O_RDWR,
                                               O_TMPFILE, RAMFS_MAGIC, TMPFS_MAGIC, close, fallocate,
-                                              fstatfs, ftruncate, ioctl, mkostemp, open_, snprintf,
-                                              statfs_t, statfs_, unlink)
+                                              file_clone_range, fstatfs, ftruncate, ioctl, mkostemp,
+                                              open_, snprintf, statfs_, statfs_t, unlink)
 from wendelin.bigfile.virtmem.ram cimport fd_high, pager_lock, pager_unlock
 
 cdef enum:
@@ -62,6 +64,7 @@ cdef Spool *spool_new(const char *folder) noexcept nogil:
         free(spool)
         return NULL
     spool.fd = -1
+    spool.shares = -1
     spool.next = spools
     spools = spool
     return spool
@@ -85,6 +88,33 @@ cdef int spool_take(Spool *spool, size_t size, long *offset) noexcept nogil:
         spool.end = start + size
     spool.used += 1
     return 0
+
+
+cdef bint spool_shares(Spool *spool) noexcept nogil:
+    """Say whether other files of its file system can share bytes with its file (reflinks).
+
+    Not on btrfs: the file is one whose bytes are changed in place there, and these are not shared.
+    (With one whose are, an append took as long as before.)
+    """
+    if spool.shares < 0:
+        spool.shares = can_share(spool.folder)
+    return spool.shares
+
+
+cdef bint can_share(const char *folder) noexcept nogil:
+    cdef file_clone_range range
+    cdef int to, fd = file_open(folder)
+    cdef bint shares = False
+    if fd < 0:
+        return False
+    to = open_(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0o600)
+    if to >= 0:
+        range.src_fd = fd
+        range.src_offset = range.src_length = range.dest_offset = 0
+        shares = ftruncate(fd, HUGE) == 0 and ioctl(to, FICLONERANGE, &range) == 0
+        close(to)
+    close(fd)
+    return shares
 
 
 cdef int spool_failed(Spool *spool) noexcept nogil:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-from wendelin.lib.storage.fsalign import Pieces
+from wendelin.lib.storage.fsalign import ALIGNMENT, Pieces
+from wendelin.lib.storage.fscopy import share_range
 from wendelin.lib.storage.fsscan import UNFINISHED
 from wendelin.lib.storage.fssync import begin_to_write
 
@@ -19,6 +20,14 @@ __all__ = ["Tail"]
 _BUFFER = 1 << 16  # small writes are gathered up to this [bytes]
 #: so much of a transaction goes to the disk while the rest of it is written [bytes]
 _EARLY = 8 << 20
+
+
+@runtime_checkable
+class _Shared(Protocol):
+    """Memory of which a file has the bytes, so that another one can share them."""
+
+    def shared_at(self, part: memoryview) -> tuple[int, int] | None:
+        """Return (descriptor, offset) of these bytes; None: no file has them."""
 
 
 class Tail:
@@ -101,6 +110,13 @@ class Tail:
     def _pwrite(self, pieces: Iterable[bytes | bytearray | memoryview], at: int) -> None:
         fd = self._storage.file.fileno()
         views = [memoryview(piece) for piece in pieces if piece]
+        begin = at
+        for i, view in enumerate(views):
+            if _share(view, fd, begin):
+                self._pwrite(views[:i], at)
+                self._pwrite(views[i + 1 :], begin + len(view))
+                return
+            begin += len(view)
         while views:
             done = os.pwritev(fd, views, at)
             at += done
@@ -108,3 +124,11 @@ class Tail:
                 done -= len(views.pop(0))
             if views:
                 views[0] = views[0][done:]
+
+
+def _share(view: memoryview, fd: int, at: int) -> bool:
+    """Let a file share bytes with the file that they are in, if it can; say whether it does."""
+    if at % ALIGNMENT != 0 or len(view) % ALIGNMENT != 0:
+        return False
+    place = view.obj.shared_at(view) if isinstance(view.obj, _Shared) else None
+    return place is not None and share_range(*place, fd, at, len(view))

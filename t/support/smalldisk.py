@@ -1,10 +1,13 @@
-"""A small file system, for tests of a disk that is full."""
+"""Small file systems, for tests of a disk that is full, and of one whose files share bytes."""
 
+import lzma
 import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+IMAGE = Path(__file__).parents[1] / "data" / "xfs.image.xz"
 
 
 class NoDisk(Exception):  # noqa: N818  # it is not an error
@@ -21,13 +24,36 @@ def small_disk(folder: Path, size: int) -> Iterator[Path]:
         This machine does not let us.
     """
     folder.mkdir()
+    with _mounted(["-t", "tmpfs", "-o", f"size={size}", "tmpfs"], folder):
+        yield folder
+
+
+@contextmanager
+def xfs_disk(folder: Path) -> Iterator[Path]:
+    """Make a folder, mount an XFS of 64 MiB there, and yield it.
+
+    t/data/xfs.image.xz is what `mkfs.xfs -d size=64m --unsupported` of xfsprogs 6.1 made.
+
+    Raises
+    ------
+    NoDisk
+        This machine does not let us.
+    """
+    folder.mkdir()
+    image = folder.with_suffix(".image")
+    image.write_bytes(lzma.decompress(IMAGE.read_bytes()))
+    with _mounted(["-t", "xfs", "-o", "loop,nouuid", str(image)], folder):
+        yield folder
+
+
+@contextmanager
+def _mounted(what: list[str], folder: Path) -> Iterator[None]:
     if os.geteuid() != 0:
         raise NoDisk("a file system can be mounted by root only")
-    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
-    mounted = subprocess.run(command, capture_output=True, text=True)
+    mounted = subprocess.run(["mount", *what, str(folder)], capture_output=True, text=True)
     if mounted.returncode != 0:
-        raise NoDisk(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
+        raise NoDisk(f"{what[1]} cannot be mounted here: {mounted.stderr.strip()}")
     try:
-        yield folder
+        yield
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
