@@ -119,7 +119,7 @@ cdef object page_buffer(FileH *fileh, uint64_t blk):
     page = page_own(fileh, blk)
     used = page.res.size
     memory = page_memory(page)
-    shares = page.slot >= 0 and fileh.on_spools_disk and spool_shares(fileh.spool)
+    shares = page.slot >= 0 and fileh.shares and spool_shares(fileh.spool)
     fileh.refs += 1
     pager_unlock()
     buf.fileh = fileh

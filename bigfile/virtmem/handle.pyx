@@ -52,7 +52,7 @@ from wendelin.bigfile.virtmem.spool cimport spool_of
 from wendelin.bigfile.virtmem.touch cimport scraps_shown
 
 from wendelin.bigfile.virtmem.abilities import (FirstChange, HasFolder, MapsAhead, MapsBlocks,
-                                                MayBeRemote, Truncates, able)
+                                                Truncates, able)
 from wendelin.bigfile.virtmem.errors import DoomedError
 from wendelin.bigfile.virtmem.spool import spool_folder
 from wendelin.lib.utils import seconds_of
@@ -124,9 +124,8 @@ cdef class BigFileH:
         self.fileh.pyfileh = <void *>self
         if self.spool is not None:
             self.fileh.spool = spool_of(os.fsencode(self.spool))
-            self.fileh.on_spools_disk = (
-                folder is not None and able(file, MayBeRemote) and file.is_local
-                and os.stat(folder).st_dev == os.stat(self.spool).st_dev)
+            self.fileh.shares = (folder is not None and file.shares
+                                 and os.stat(folder).st_dev == os.stat(self.spool).st_dev)
         self.fileh.wants_first_change = able(self, FirstChange)
         self.ready_seconds = seconds_of("WENDELIN_CORE_READY", 0.1)
         self.maps = able(file, MapsBlocks)

@@ -35,6 +35,7 @@ from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_may_dirt
 
 cdef enum:
     TOGETHER = 64           # pages in one call: signal handlers of Python run between calls
+    SHARED = 1 << 16        # smaller blocks are not shared: databases do not align them [bytes]
 
 
 def overwrite(BigFileH fileh not None, uint64_t blk, const unsigned char[::1] data not None):
@@ -71,7 +72,7 @@ cdef bint page_overwrite(FileH *fileh, uint64_t blk, const char *data) noexcept 
     pager_lock()
     page = page_get(fileh, blk)
     is_new = page == NULL and blk >= fileh.zero_from
-    shares = fileh.on_spools_disk and spool_shares(fileh.spool)
+    shares = fileh.shares and fileh.blksize >= <size_t>SHARED and spool_shares(fileh.spool)
     if not may_change(fileh) or not (is_new or is_plain(page)) \
             or not (shares or ram_may_dirty(fileh.blksize, fileh.spool != NULL)):
         pager_unlock()

@@ -101,7 +101,7 @@ cdef struct FileH:
     size_t blksize          # [bytes]
     Memory memory           # where its pages have their memory
     Spool *spool            # where changes have it that would pass the limit; NULL: nowhere
-    bint on_spools_disk     # its blocks are stored there, in a file of its own
+    bint shares             # its file can share what is in the spool: HasFolder
     int generation          # of the process that made it: see pager_generation
     # protected by: the GIL
     void *pyfileh           # its BigFileH, borrowed; NULL when that is gone

@@ -137,12 +137,12 @@ class ZFile(
         self.conn = conn
         self.records = Records(conn)
         self.zblk_fmt = zblk_fmt
+        self.shares = zconn_maps(conn) and format_name(zblk_fmt) != "ZBlk1"
         self.name = zconn_name(conn)
         self.table = BlockTable(self.records.load_all)
         # What pages that are, or were, in memory are made of: blk -> oid, None for a hole,
-        # _UNSURE if the table had two answers;
+        # _UNSURE if the table had two answers; and of those that are made of more.
         self.made_of = BlockMap()
-        # and of those that are made of more.
         self.parts = PartMap()
         # blocks that were changed, and of which the table was not asked before: past the end
         self._not_asked: set[int] = set()
