@@ -28,7 +28,7 @@ from wendelin.lib.adapters.connection import instance_of, join
 from wendelin.lib.adapters.transactions import Status, resources_of
 from wendelin.lib.storage.forked import of_this_process
 from wendelin.lib.storage.fsholds import Hold
-from wendelin.lib.storage.record import BytesRecord
+from wendelin.lib.storage.pad import BytesRecord
 from wendelin.lib.storage.relational import asked_in_turn, asks_at_end
 from wendelin.lib.zodb import (
     zconn_before,

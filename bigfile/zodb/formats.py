@@ -51,8 +51,8 @@ from wendelin.bigfile.zodb.change import CELLS, CHUNK, Block, Change, trimmed
 from wendelin.bigfile.zodb.interfaces import PageSource, RecordSource
 from wendelin.lib.storage.fsalign import ALIGNMENT
 from wendelin.lib.storage.fsrecord import Located
+from wendelin.lib.storage.pad import BytesRecord
 from wendelin.lib.storage.record import (
-    BytesRecord,
     RecordError,
     Ref,
     as_bytes,

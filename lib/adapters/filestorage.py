@@ -10,7 +10,7 @@ _save_index().
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ZODB.FileStorage import FileIterator, FileStorage
@@ -245,6 +245,24 @@ class StorageFile(Formatter, FileStorage):  # type: ignore[misc]  # ZODB has no 
         """Return where the transaction at a position has this data for an object; or 0."""
         return int(super()._data_find(tpos, oid, data))
 
+    def load(self, oid: bytes, version: str = "") -> tuple[bytes, bytes]:
+        """See IStorage."""
+        data, tid = super().load(oid, version)
+        return self.sent_data(data), tid
+
+    def loadBefore(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
+        """See IStorage."""
+        found = super().loadBefore(oid, tid)
+        return None if found is None else (self.sent_data(found[0]), *found[1:])
+
+    def loadSerial(self, oid: bytes, serial: bytes) -> Any:
+        """See IStorage."""
+        return self.sent_data(super().loadSerial(oid, serial))
+
+    def sent_data(self, data: bytes) -> bytes:
+        """Return a record of the file as others get it."""
+        return data
+
     def _undoDataInfo(self, oid: bytes, pos: int, tpos: int) -> tuple[bytes, int, bytes]:
         tid, pos, data = super()._undoDataInfo(oid, pos, tpos)
         return tid, pos, self.plain_data(data) if data else data
@@ -265,6 +283,21 @@ class StorageFile(Formatter, FileStorage):  # type: ignore[misc]  # ZODB has no 
         return data
 
 
+class _Sent:
+    """A file that returns all that is read of it in another form."""
+
+    def __init__(self, file: Any, sent: Callable[[bytes], bytes]) -> None:
+        self._file = file
+        self._sent = sent
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def read(self, size: int) -> bytes:
+        """Read bytes."""
+        return self._sent(self._file.read(size))
+
+
 class TransactionsOf(FileIterator):  # type: ignore[misc]  # ZODB has no type hints
     """Iterates over transactions of a file up to a position: what is behind may be anything.
 
@@ -277,10 +310,19 @@ class TransactionsOf(FileIterator):  # type: ignore[misc]  # ZODB has no type hi
         Behind the last one [bytes].
     stop : bytes, optional
         None after this tid.
+    sent : callable
+        Given what is read of the file, such as a record, returns it as others get it.
     """
 
-    def __init__(self, name: str, pos: int, end: int, stop: bytes | None) -> None:
-        self._file = open(name, "rb")  # noqa: SIM115
+    def __init__(
+        self,
+        name: str,
+        pos: int,
+        end: int,
+        stop: bytes | None = None,
+        sent: Callable[[bytes], bytes] = bytes,
+    ) -> None:
+        self._file = _Sent(open(name, "rb"), sent)  # noqa: SIM115
         self._file_name = name
         self._file_size = end
         self._pos = pos

@@ -64,7 +64,7 @@ from wendelin.lib.storage.fsscan import FIRST, LARGE, Scanned, cut_end, scan
 from wendelin.lib.storage.fssync import sync_folder, throw_away
 from wendelin.lib.storage.fstrim import TRIM, Trimmed, trim
 from wendelin.lib.storage.fswrite import Tail
-from wendelin.lib.storage.record import BytesRecord, without_pad
+from wendelin.lib.storage.pad import BytesRecord, without_hole, without_pad
 from wendelin.lib.storage.served import ASKED, answer
 from wendelin.lib.utils import override
 
@@ -371,7 +371,7 @@ class AlignedFileStorage(StorageFile):
         """See IStorage; data may be a BytesRecord."""
         if self.align and transaction is self.running:
             with self.state_lock:
-                record = Pieces(data, self._at() + DATA_HDR_LEN, self.align_from)
+                record = aligned_at(data, self._at() + DATA_HDR_LEN, self.align_from)
                 super().store(oid, oldserial, record, version, transaction)
         else:
             super().store(oid, oldserial, bytes(data), version, transaction)
@@ -388,8 +388,8 @@ class AlignedFileStorage(StorageFile):
     ) -> None:
         if self.align and transaction is self.running and data is not None:
             with self.state_lock:
-                data = aligned_at(data, self._at() + DATA_HDR_LEN, self.align_from)
-                super().restore(oid, serial, data, version, prev_txn, transaction)
+                record = aligned_at(without_pad(data), self._at() + DATA_HDR_LEN, self.align_from)
+                super().restore(oid, serial, record, version, prev_txn, transaction)
         else:
             super().restore(oid, serial, data, version, prev_txn, transaction)
 
@@ -397,7 +397,7 @@ class AlignedFileStorage(StorageFile):
     def tryToResolveConflict(
         self, oid: bytes, committed: bytes, old: bytes, new: Any, data: bytes = b""
     ) -> Any:
-        new = b"".join(new.pieces) if isinstance(new, Pieces) else new
+        new = without_hole(bytes(new)) if isinstance(new, Pieces) else new
         return super().tryToResolveConflict(oid, committed, old, new, data)
 
     def _at(self) -> int:
@@ -487,7 +487,7 @@ class AlignedFileStorage(StorageFile):
     def iterator(self, start: bytes | None = None, stop: bytes | None = None) -> Any:
         with self.state_lock:
             end = self.end
-            iterator = TransactionsOf(self.readers.name, FIRST, end, stop)
+            iterator = TransactionsOf(self.readers.name, FIRST, end, stop, self.sent_data)
         if start and end > FIRST:
             iterator.skip_to(start)
         return iterator
@@ -510,6 +510,10 @@ class AlignedFileStorage(StorageFile):
         return last_transactions(self, count, stop)
 
     # ---- where pads would be visible ----
+
+    @override
+    def sent_data(self, data: bytes) -> bytes:
+        return without_hole(data)
 
     @override
     def find_data(self, tpos: int, oid: bytes, data: bytes) -> int:

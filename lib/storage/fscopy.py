@@ -17,9 +17,10 @@ from typing import Any
 
 from ZODB.FileStorage.format import DATA_HDR_LEN
 
-from wendelin.lib.storage.fsalign import ALIGNMENT, aligned_at
+from wendelin.lib.storage.fsalign import Pieces, aligned_at, alignment
 from wendelin.lib.storage.fsreach import HEAD, LARGE, payload_of
-from wendelin.lib.storage.record import ChecksumError, check, digest_of, repadded
+from wendelin.lib.storage.pad import Hole, repadded, without_pad
+from wendelin.lib.storage.record import ChecksumError, check, digest_of
 
 __all__ = ["Source", "Stretch", "Target", "aligned_data", "copy_range", "share_range"]
 
@@ -83,17 +84,7 @@ class Stretch:
             done += n
 
 
-class Joined:
-    """Pieces that are written one after another; some may be Stretches."""
-
-    def __init__(self, *pieces: bytes | Stretch) -> None:
-        self.pieces = pieces
-
-    def __len__(self) -> int:
-        return sum(map(len, self.pieces))
-
-
-def aligned_data(data: bytes | Stretch, at: int, smallest: int) -> bytes | Joined:
+def aligned_data(data: bytes | Stretch, at: int, smallest: int) -> Pieces:
     """Return a record as it is to be at a position of the new file, behind its header.
 
     Raises
@@ -106,20 +97,20 @@ def aligned_data(data: bytes | Stretch, at: int, smallest: int) -> bytes | Joine
     at += DATA_HDR_LEN
     if isinstance(data, Stretch):
         head = data.read(0, min(HEAD, data.size))
-        found = payload_of(head, data.size)
+        found = payload_of(head, data.size, data.read)
         end = data.read(found.stop, data.size - found.stop) if found is not None else b""
         again = None
         if found is not None:
-            again = repadded(head, found, end, at, ALIGNMENT, smallest)
+            again = repadded(head, found, end, at, alignment(smallest))
         if found is None or again is None:
             data = data.all()
         else:
             payload = data.within(found.start, found.stop)
             if found.digest is not None and payload.digest() != found.digest:
                 raise ChecksumError
-            return Joined(*again, payload, end)
+            return Pieces(*again, payload, end)
     check(data)
-    return aligned_at(data, at, smallest)
+    return aligned_at(without_pad(data), at, smallest)
 
 
 class Source:
@@ -148,10 +139,12 @@ class Target:
         return getattr(self._file, name)
 
     def write(self, data: Any) -> None:
-        """Write bytes, or pieces with Stretches."""
-        for piece in data.pieces if isinstance(data, Joined) else (data,):
+        """Write bytes, or pieces with Stretches and Holes."""
+        for piece in data.pieces if isinstance(data, Pieces) else (data,):
             if isinstance(piece, Stretch):
                 self._copy(piece)
+            elif isinstance(piece, Hole):
+                self._file.seek(len(piece), os.SEEK_CUR)
             else:
                 self._file.write(piece)
 

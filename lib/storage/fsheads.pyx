@@ -13,7 +13,7 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcmp, memcpy, memset
 
 cdef extern from "<fcntl.h>" nogil:
     enum: POSIX_FADV_DONTNEED
@@ -31,17 +31,18 @@ cdef extern from "<sys/uio.h>" nogil:
 
 cdef enum:
     HEADER = 42             # of a record: oid, tid, previous, transaction, version, size [bytes]
-    HEAD = 8192             # what is read of a record, to its payload [bytes]
+    HEAD = 8192             # what is read of a record, to its payload or into a long pad [bytes]
+    LONGEST_AFTER = 16      # between a pad and the payload [bytes]
     LONGEST_REST = 16       # behind a payload [bytes]
     DIGEST = 8              # of a checksum [bytes]
+    PARTS = 3               # of a record that are read
 
 cdef struct Found:
     int64_t offset          # of the payload; -1: not alike, or not readable without waiting
     bint has_digest
     char[DIGEST] digest
-    int64_t tail            # where the payload ends; 0: it was not looked there
-    bint cold_head          # it was not in the page cache when it was asked for
-    bint cold_tail          # the same, of what follows the payload
+    int64_t[PARTS] at       # its head, what is between a long pad and the payload, and its end; 0: it
+    bint[PARTS] cold        # was not read. cold: it was not in the page cache when it was asked for
 
 
 cdef inline uint64_t big64(const uint8_t *at) noexcept nogil:
@@ -84,22 +85,30 @@ cdef struct Window:         # the bytes of the file that were read last
     int fd
     int flags               # of preadv2(2)
     int nowait              # the flag not to wait for the disk; 0: there is none
-    bint is_cold            # a read would have waited, since this was set
 
 
-cdef const uint8_t *window_at(Window *window, int64_t pos, size_t n) noexcept nogil:
+cdef ssize_t read_cold(Window *window, uint8_t *buf, size_t size, int64_t pos, size_t n,
+                       Found *found, int part) noexcept nogil:
+    """Read up to size bytes of a part of a record, n at least, if they are there."""
+    cdef ssize_t done = read_at(window.fd, buf, size, pos, window.flags | window.nowait)
+    found.at[part] = pos
+    # also when only the first bytes are there
+    if done < <ssize_t>n and (done >= 0 or errno == EAGAIN):
+        found.cold[part] = True
+        if window.flags & window.nowait == 0:
+            done = read_at(window.fd, buf, size, pos, window.flags)
+    return done
+
+
+cdef const uint8_t *window_at(Window *window, int64_t pos, size_t n, Found *found, int part) \
+        noexcept nogil:
     """Return bytes [pos, pos + n) of the file; NULL: they are not there.
 
     More is read with them: mostly the head of the next record follows the end of one.
     """
     if pos < window.pos or pos + <int64_t>n > window.pos + window.n:
         window.pos = pos
-        window.n = read_at(window.fd, window.buf, window.size, pos, window.flags | window.nowait)
-        # also when only the first bytes are there
-        if window.n < <ssize_t>n and (window.n >= 0 or errno == EAGAIN):
-            window.is_cold = True
-            if window.flags & window.nowait == 0:
-                window.n = read_at(window.fd, window.buf, window.size, pos, window.flags)
+        window.n = read_cold(window, window.buf, window.size, pos, n, found, part)
         if window.n < <ssize_t>n:
             window.n = max(window.n, 0)
             return NULL
@@ -112,13 +121,13 @@ cdef void look(const uint8_t *oid, int64_t pos, const Alike *like, size_t read, 
     cdef size_t length = HEADER + like.n_before, pad, start
     cdef uint64_t size
     cdef const uint8_t *buf
+    cdef uint8_t[LONGEST_AFTER] after
     found.offset = -1
-    found.tail = found.cold_head = found.cold_tail = 0
+    memset(found.at, 0, sizeof(found.at))
+    memset(found.cold, 0, sizeof(found.cold))
     if pos <= 0:
         return
-    window.is_cold = False
-    buf = window_at(window, pos, read)
-    found.cold_head = window.is_cold
+    buf = window_at(window, pos, read, found, 0)
     if buf == NULL or memcmp(buf, oid, 8) != 0 or big64(buf + 8) >= like.tid:
         return
     if buf[32] != 0 or buf[33] != 0:                    # a version
@@ -128,22 +137,27 @@ cdef void look(const uint8_t *oid, int64_t pos, const Alike *like, size_t read, 
         return
     pad = length + 4
     start = pad + (buf[length] | buf[length + 1] << 8 | buf[length + 2] << 16)
-    if buf[length + 3] != 0 or start + like.n_after > read:
-        return
-    if memcmp(buf + start, like.after, like.n_after) != 0:
+    if buf[length + 3] != 0:
         return
     found.has_digest = (start - pad >= like.n_magic + DIGEST and
                         memcmp(buf + pad, like.magic, like.n_magic) == 0)
     if found.has_digest:
         memcpy(found.digest, buf + pad + like.n_magic, DIGEST)
+    if start + like.n_after <= read:
+        buf += start
+    else:
+        # a long pad; no byte of the payload is read: its large page of the cache would be cut
+        if read_cold(window, after, like.n_after, pos + start, like.n_after, found, 1) \
+                != <ssize_t>like.n_after:
+            return
+        buf = after
+    if memcmp(buf, like.after, like.n_after) != 0:
+        return
     start += like.n_after
     if start - HEADER + like.payload + like.n_end != size:
         return
     # no part of a truncated record may be shown
-    found.tail = pos + start + like.payload
-    window.is_cold = False
-    buf = window_at(window, found.tail, like.n_end)
-    found.cold_tail = window.is_cold
+    buf = window_at(window, pos + start + like.payload, like.n_end, found, 2)
     if buf == NULL or memcmp(buf, like.end, like.n_end) != 0:
         return
     found.offset = pos + start
@@ -157,15 +171,18 @@ def drop(int fd, int64_t pos, int64_t size):
                   POSIX_FADV_DONTNEED)
 
 
-cdef int keep_cold(const Window *window, bint is_found, bint is_cold, int64_t pos, set cold) \
-        except -1:
-    """Leave bytes at pos as cold as they were: drop them from the page cache, or remember them."""
-    if not is_found:
-        if is_cold:
-            cold.add(pos)
-    elif is_cold or (cold and pos in cold):
-        cold.discard(pos)
-        drop(window.fd, pos, window.size)
+cdef int keep_cold(const Window *window, const Found *found, int64_t pos, set cold) except -1:
+    """Leave a record as cold as it was: drop its parts from the page cache, or remember them."""
+    cdef int part
+    cdef int64_t at
+    for part in range(PARTS):
+        at = pos if part == 0 else found.at[part]   # the window may have had the head
+        if found.offset < 0:
+            if found.cold[part]:
+                cold.add(at)
+        elif found.cold[part] or (cold and at in cold):
+            cold.discard(at)
+            drop(window.fd, at, LONGEST_AFTER if part == 1 else window.size)
     return 0
 
 
@@ -191,7 +208,7 @@ def find_alike(int fd, int flags, list oids, list positions, bytes before_tid, b
     payload : int
         Its size [bytes].
     read : int
-        How much of a record is read, so that the payload begins within it [bytes].
+        How much of a record is read, so that its checksum is in it [bytes].
     nowait : int
         The flag not to wait for the disk; 0: there is none.
     cold : set of int
@@ -205,7 +222,8 @@ def find_alike(int fd, int flags, list oids, list positions, bytes before_tid, b
     cdef const uint8_t **keys
     cdef uint8_t[HEAD + LONGEST_REST] buf
     cdef Window window
-    if (read > HEAD or <size_t>(HEADER + len(before) + 4) > read or len(end) > LONGEST_REST
+    if (read > HEAD or <size_t>(HEADER + len(before) + 4 + len(magic) + DIGEST) > read
+            or len(end) > LONGEST_REST or len(after) > LONGEST_AFTER
             or len(before_tid) != 8 or len(positions) != len(oids)):
         raise ValueError(f"read is {read}, of {len(end)} bytes at the end")
     like.before = <const uint8_t *>PyBytes_AS_STRING(before)
@@ -239,8 +257,7 @@ def find_alike(int fd, int flags, list oids, list positions, bytes before_tid, b
             for i in range(n):
                 look(keys[i], at[i], &like, read, &window, &found[i])
         for i in range(n):
-            keep_cold(&window, found[i].offset >= 0, found[i].cold_head, positions[i], cold)
-            keep_cold(&window, found[i].offset >= 0, found[i].cold_tail, found[i].tail, cold)
+            keep_cold(&window, &found[i], at[i], cold)
         return [None if found[i].offset < 0 else
                 (found[i].offset, found[i].digest[:DIGEST] if found[i].has_digest else None)
                 for i in range(n)]

@@ -42,7 +42,7 @@ def last_invalidations(storage: Any, count: int) -> list[tuple[bytes, list[bytes
         while count > 0 and pos > FIRST:
             count -= 1
             pos -= 8 + storage.read_number(pos - 8)
-        transactions = TransactionsOf(storage.readers.name, pos, storage.end, None)
+        transactions = TransactionsOf(storage.readers.name, pos, storage.end)
     return [(txn.tid, [record.oid for record in txn]) for txn in transactions]
 
 

@@ -35,11 +35,13 @@ from ZODB.utils import p64, z64
 from wendelin.lib.adapters.demostorage import let_pack
 from wendelin.lib.adapters.filestorage import Copier, PackBase
 from wendelin.lib.interrupt import interrupts_later
+from wendelin.lib.storage.fsalign import Pieces
 from wendelin.lib.storage.fscopy import Source, Stretch, Target, aligned_data
 from wendelin.lib.storage.fslock import FileLock
 from wendelin.lib.storage.fsreach import Reachable
 from wendelin.lib.storage.fssync import sync_folder
-from wendelin.lib.storage.record import ChecksumError, without_pad
+from wendelin.lib.storage.pad import without_pad
+from wendelin.lib.storage.record import ChecksumError
 from wendelin.lib.storage.tags import pack_time
 
 __all__ = ["Packer", "data_find", "pack"]
@@ -147,7 +149,7 @@ def _replace(storage: Any, old: str, end: int, index: Any) -> None:
         raise
 
 
-def data_find(formatter: Any, tpos: int, oid: bytes, data: bytes) -> int:
+def data_find(formatter: Any, tpos: int, oid: bytes, data: bytes | Pieces) -> int:
     """Return where the transaction at tpos has this data of an object, ignoring pads; or 0."""
     header = formatter.read_transaction(tpos)
     pos = tpos + header.headerlen()
@@ -157,7 +159,7 @@ def data_find(formatter: Any, tpos: int, oid: bytes, data: bytes) -> int:
         if record.oid == oid:  # the last one counts
             stored = formatter.file.read(record.plen) if record.plen else None
             # a record without data is a reference further back, and means the same
-            same = stored is None or without_pad(stored) == without_pad(data)
+            same = stored is None or without_pad(stored) == without_pad(bytes(data))
             found = pos if same else 0
         pos += record.recordlen()
     return found

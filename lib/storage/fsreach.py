@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from wendelin.lib.adapters.filestorage import Reach
-from wendelin.lib.storage.record import Payload, RecordError, find_payload
+from wendelin.lib.storage.record import Payload, Read, RecordError, find_payload
 
 __all__ = ["HEAD", "LARGE", "Reachable", "payload_of"]
 
@@ -22,10 +22,10 @@ LARGE = 1 << 14
 HEAD = 1 << 13
 
 
-def payload_of(head: bytes, size: int) -> Payload | None:
+def payload_of(head: bytes, size: int, read: Read) -> Payload | None:
     """Return where the bytes of a record are, from its beginning; None: it is of another kind."""
     try:
-        return find_payload(head, size)
+        return find_payload(head, size, read)
     except RecordError:
         return None
 
@@ -40,7 +40,12 @@ class Reachable(Reach):
             header = self.read_record(header.back)
         if header.plen >= LARGE:
             at = self.file.tell()
-            if payload_of(self.file.read(HEAD), header.plen) is not None:
+
+            def read(start: int, size: int) -> bytes:
+                self.file.seek(at + start)
+                return bytes(self.file.read(size))
+
+            if payload_of(read(0, HEAD), header.plen, read) is not None:
                 return []
             self.file.seek(at)
         return self.referencesf(self.file.read(header.plen)) if header.plen else []

@@ -19,6 +19,7 @@ from ZODB.FileStorage.format import DATA_HDR, DATA_HDR_LEN
 from wendelin.lib.storage.fsalign import ALIGNMENT
 from wendelin.lib.storage.fsheads import drop, find_alike
 from wendelin.lib.storage.record import (
+    BETWEEN,
     CHECKSUM_MAGIC,
     LONGEST_END,
     ChecksumError,
@@ -58,7 +59,7 @@ class OpenFile:
         self.like: _Like | None = None
         self._mapped: mmap.mmap | None = None
 
-    def read_head(self, into: bytearray, pos: int, flags: int) -> int:
+    def read_head(self, into: bytearray | memoryview, pos: int, flags: int) -> int:
         """Read the head of a record, as os.preadv() does. In any thread."""
         try:
             n = os.preadv(self.heads, [into], pos, flags | self.nowait)
@@ -220,7 +221,7 @@ class HeadReader:
         self._file = file
         self._before = before
         self._data = bytearray(DATA_HDR_LEN + ALIGNMENT + _HEAD)
-        self._tail = bytearray(LONGEST_END)
+        self._tail = bytearray(max(LONGEST_END, BETWEEN))
         self._read: list[tuple[int, int]] = []  # for one record
 
     def locate_all(
@@ -329,32 +330,33 @@ class HeadReader:
                 return self._payload(pos, n, size, flags)
         return None
 
-    def _read_at(self, into: bytearray, pos: int, flags: int) -> int:
+    def _read_at(self, into: bytearray | memoryview, pos: int, flags: int) -> int:
         self._read.append((pos, len(into)))
         return self._file.read_head(into, pos, flags)
 
-    def _end(self, at: int, length: int, pos: int, n: int, flags: int) -> bytes:
-        """Return the last n bytes of a record."""
-        if at + length <= n:
-            return bytes(self._data[at : at + length])
-        size = self._read_at(self._tail, pos + at, flags)
-        return bytes(self._tail[: min(size, length)])
-
     def _payload(self, pos: int, n: int, size: int, flags: int) -> Located | None:
+        pos += DATA_HDR_LEN
         head = bytes(self._data[DATA_HDR_LEN:n])
+
+        def read(at: int, length: int) -> bytes:
+            """Read a few bytes; not more, as a part of a large page of the cache would do harm."""
+            if at + length <= len(head):
+                return head[at : at + length]
+            size = self._read_at(memoryview(self._tail)[:length], pos + at, flags)
+            return bytes(self._tail[:size])
+
         try:
-            found = find_payload(head, size)
+            found = find_payload(head, size, read)
         except RecordError:
             return None
         if found is None:
             return None
         payload = found.stop - found.start
         rest = size - found.stop
-        end = self._end(DATA_HDR_LEN + found.stop, rest, pos, n, flags)
+        end = read(found.stop, rest)
         if len(end) != rest or not is_end(end):
             return None  # no part of a truncated record may be shown
         if found.begin != found.op:
-            before, after = head[: found.begin + 1], head[found.op - 1 : found.start]
-            self._file.like = _Like(before, after, end, found.state, payload)
-        at = pos + DATA_HDR_LEN + found.start
-        return Located(self._file, at, payload, head[: found.state], found.digest)
+            before = head[: found.begin + 1]
+            self._file.like = _Like(before, found.between, end, found.state, payload)
+        return Located(self._file, pos + found.start, payload, head[: found.state], found.digest)

@@ -7,13 +7,14 @@ status 'c'. It does not know the contents of records.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from wendelin.lib.storage.fsalign import ALIGNMENT, Pieces
 from wendelin.lib.storage.fscopy import share_range
 from wendelin.lib.storage.fsscan import UNFINISHED
 from wendelin.lib.storage.fssync import begin_to_write
+from wendelin.lib.storage.pad import Hole
 
 __all__ = ["Tail"]
 
@@ -71,13 +72,27 @@ class Tail:
         return data
 
     def write(self, data: bytes | Pieces) -> None:
-        """Write at the position; large pieces are not buffered."""
-        pieces = data.pieces if isinstance(data, Pieces) else (data,)
-        if len(self._buffer) + len(data) <= _BUFFER:
+        """Write at the position; large pieces are not buffered, and a Hole is not written."""
+        if not isinstance(data, Pieces):
+            self._write([data])
+            return
+        pieces: list[bytes | memoryview] = []
+        for piece in data.pieces:
+            if isinstance(piece, Hole):
+                self._write(pieces)
+                pieces = []
+                self.seek(self._position + len(piece))
+            else:
+                pieces.append(piece)
+        self._write(pieces)
+
+    def _write(self, pieces: list[bytes | memoryview]) -> None:
+        size = sum(map(len, pieces))
+        if len(self._buffer) + size <= _BUFFER:
             self._buffer += b"".join(pieces)
         else:
             self._flush(pieces)
-        self._position += len(data)
+        self._position += size
 
     def finish(self, size: int) -> None:
         """Complete the transaction in the file, of this size [bytes]; still with status 'c'."""
@@ -89,12 +104,15 @@ class Tail:
     def close(self) -> None:
         """Do nothing: the file is FileStorage's."""
 
-    def _flush(self, more: tuple[bytes | memoryview, ...] = ()) -> None:
+    def _flush(self, more: Sequence[bytes | memoryview] = ()) -> None:
         if not self._buffer and not more:
             return
         if not self.started:
             self.started = True
             self._storage.file.flush()  # of a new file: its magic
+            fd = self._storage.file.fileno()
+            if os.fstat(fd).st_size > self._storage.end:  # nothing may be where Holes will be
+                os.ftruncate(fd, self._storage.end)
             self._pwrite([self._storage.transaction_header(UNFINISHED)], self._storage.end)
         at = self._base() + self._position - len(self._buffer)
         self._pwrite([self._buffer, *more], at)

@@ -23,7 +23,7 @@ import io
 import pickletools
 import re
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import xxhash
@@ -32,29 +32,33 @@ from zodbpickle import pickle as zpickle
 from wendelin.lib.storage.inert import Global, InertError, Object, Reader, printable, shown
 
 __all__ = [
+    "BETWEEN",
+    "BINBYTES",
     "CHECKSUM",
     "CHECKSUM_MAGIC",
     "LONGEST_END",
-    "BytesRecord",
+    "POP",
+    "STOP",
     "ChecksumError",
     "Elsewhere",
     "NoClassError",
     "Payload",
+    "Read",
     "RecordError",
     "Ref",
-    "aligned",
     "as_bytes",
     "bytes_state",
     "check",
     "class_of",
     "digest_in",
     "digest_of",
+    "find_in_any",
     "find_payload",
     "inert_of",
     "is_bytes",
     "is_end",
+    "state_at",
     "state_of",
-    "without_pad",
 ]
 
 
@@ -243,6 +247,11 @@ def class_of(record: memoryview | bytes) -> str:
     return _head(record)[1]
 
 
+def state_at(record: bytes) -> int:
+    """Return where the state begins, behind the class."""
+    return _head(record)[0]
+
+
 def state_of(record: bytes) -> Any:
     """Return the state: plain values, Refs in place of objects; a Python 2 str is bytes."""
     return _load(record, 2)
@@ -267,7 +276,8 @@ def inert_of(record: bytes) -> tuple[str, Any]:
 
 # opcodes of byte strings -> size of the length that follows
 _BYTES_OPS = {ord("B"): 4, ord("C"): 1, 0x8E: 8, ord("T"): 4, ord("U"): 1}
-_BINBYTES, _POP, _STOP = b"B", b"0", b"."
+BINBYTES, POP, STOP = b"B", b"0", b"."
+BETWEEN = 6  # between a pad that was written here and the payload: POP, BINBYTES, length [bytes]
 
 
 class Payload(NamedTuple):
@@ -284,9 +294,22 @@ class Payload(NamedTuple):
     stop: int
     framed: bool  # a pad cannot be put there
     digest: bytes | None  # XXH3-64 of the payload, as it was stored; None: there is no checksum
+    opcode: bytes  # of the payload
+
+    @property
+    def between(self) -> bytes:
+        """What is between a pad and the payload: POP, and the opcode with its length."""
+        length = (self.stop - self.start).to_bytes(self.start - self.op - 1, "little")
+        return POP + self.opcode + length
 
 
-def find_payload(record: memoryview | bytes, size: int | None = None) -> Payload | None:
+#: (start, size) -> bytes of a record; fewer, or none, if they are not there
+Read = Callable[[int, int], bytes]
+
+
+def find_payload(
+    record: memoryview | bytes, size: int | None = None, read: Read | None = None
+) -> Payload | None:
     """Return where the bytes are; None if the state is not one piece of bytes.
 
     Parameters
@@ -296,15 +319,23 @@ def find_payload(record: memoryview | bytes, size: int | None = None) -> Payload
     size : int, optional
         Size of the whole record [bytes], if it is longer. Then the caller must check the bytes
         behind the payload: is_end().
+    read : Read, optional
+        `record` may end in a long pad; this reads BETWEEN bytes behind it.
     """
     state, begin, framed = _begin(record)
-    pos, end = begin, len(record)
+    op, end = begin, len(record)
     digest = None
-    found = _bytes_at(record, pos)
-    if found is not None and record[found[1] : found[1] + 1] == _POP:
-        digest = _digest_at(record, *found)
-        pos = found[1] + 1
-        found = _bytes_at(record, pos)
+    opcode = bytes(record[op : op + 1])
+    found = _bytes_at(record, op)
+    if found is not None:
+        start, stop = found
+        behind = bytes(record[stop : stop + 10])  # POP, and an opcode with the longest length
+        if read is not None and size is not None and end < stop + BETWEEN < size:
+            behind = read(stop, BETWEEN)
+        if behind[:1] == POP:
+            digest = _digest_at(record, start, stop)
+            op, opcode = stop + 1, behind[1:2]
+            found = _bytes_at(behind, 1, stop)
     if found is None:
         return None
     start, stop = found
@@ -315,7 +346,7 @@ def find_payload(record: memoryview | bytes, size: int | None = None) -> Payload
             return None
     elif not stop < size <= stop + LONGEST_END:
         return None
-    return Payload(state, begin, pos, start, stop, framed, digest)
+    return Payload(state, begin, op, start, stop, framed, digest, opcode)
 
 
 def _begin(record: memoryview | bytes) -> tuple[int, int, bool]:
@@ -356,13 +387,13 @@ LONGEST_END = 6  # of the bytes behind a payload [bytes]
 def is_end(tail: bytes) -> bool:
     """Say whether bytes are the end of a record behind a payload: [memo] STOP."""
     memo = tail[:-1]
-    return tail[-1:] == _STOP and (
+    return tail[-1:] == STOP and (
         memo in (b"", b"\x94") or (memo[:1], len(memo)) in ((b"q", 2), (b"r", 5))
     )
 
 
-def _bytes_at(record: memoryview | bytes, pos: int) -> tuple[int, int] | None:
-    """Return [start, stop) of the byte string whose opcode is at pos; None if there is none."""
+def _bytes_at(record: memoryview | bytes, pos: int, base: int = 0) -> tuple[int, int] | None:
+    """Return base + [start, stop) of the byte string at pos; None if there is none."""
     if pos >= len(record):
         return None
     size = _BYTES_OPS.get(record[pos])
@@ -371,7 +402,8 @@ def _bytes_at(record: memoryview | bytes, pos: int) -> tuple[int, int] | None:
     start = pos + 1 + size
     if start > len(record):
         return None
-    return start, start + int.from_bytes(record[pos + 1 : start], "little")
+    start, length = start + base, int.from_bytes(record[pos + 1 : start], "little")
+    return start, start + length
 
 
 def bytes_state(record: bytes, found: Payload | None = None) -> memoryview | bytes:
@@ -413,10 +445,10 @@ def is_bytes(record: bytes, found: Payload | None = None) -> bool:
     A Connection cannot load such a str that is not ASCII. For `found` see bytes_state().
     """
     found = found or find_payload(record)
-    return found is not None and record[found.op : found.op + 1] not in (b"T", b"U")
+    return found is not None and found.opcode not in (b"T", b"U")
 
 
-def _find_in_any(record: bytes) -> Payload | None:
+def find_in_any(record: bytes) -> Payload | None:
     """Return where the bytes are; None for data that is not a record: a storage takes any."""
     try:
         return find_payload(record)
@@ -432,124 +464,6 @@ def check(record: bytes) -> None:
     ChecksumError
         They do not match.
     """
-    found = _find_in_any(record)
+    found = find_in_any(record)
     if found is not None and found.digest is not None:
         bytes_state(record, found)
-
-
-def without_pad(record: bytes) -> bytes:
-    """Return a record without the pad of aligned(); its checksum stays."""
-    found = _find_in_any(record)
-    if found is None or found.begin == found.op:
-        return record
-    return record[: found.begin] + _pad(0, 1, found.digest) + record[found.op :]
-
-
-def repadded(
-    head: bytes, found: Payload, end: bytes, at: int, alignment: int, smallest: int
-) -> tuple[bytes, ...] | None:
-    """Return what is before the payload of a record, to align it at another position.
-
-    Parameters
-    ----------
-    head : bytes
-        The beginning of the record, to the payload, at least.
-    found : Payload
-        Of it.
-    end : bytes
-        What is behind the payload.
-    at, alignment, smallest : int
-        See aligned().
-
-    Returns
-    -------
-    tuple of bytes or None
-        None: the record is to be copied as it is.
-    """
-    if found.framed or head[found.op : found.op + 1] != _BINBYTES or not is_end(end):
-        return None
-    size = found.stop - found.start
-    if size < smallest or size % alignment:
-        alignment = 1
-    pad = _pad(at + found.begin + found.start - found.op, alignment, found.digest)
-    return head[: found.begin], pad, head[found.op : found.start]
-
-
-class BytesRecord:
-    """A record whose state is bytes in other memory, which are not copied.
-
-    It has a checksum of them.
-
-    Parameters
-    ----------
-    like : bytes
-        A record of the same class; its beginning is used.
-    payload : memoryview
-        The state; less than 4 GiB.
-    """
-
-    def __init__(self, like: bytes, payload: memoryview) -> None:
-        self.before = like[: _head(like)[0]] + b"\x80\x03"  # class, PROTO
-        self.op = _BINBYTES + len(payload).to_bytes(4, "little")
-        self.payload = payload
-        self.digest = digest_of([payload])
-
-    def __len__(self) -> int:
-        return sum(map(len, self.pieces(_pad(0, 1, self.digest))))
-
-    def __bytes__(self) -> bytes:
-        return b"".join(self.pieces(_pad(0, 1, self.digest)))
-
-    def pieces(self, pad: bytes) -> Pieces:
-        """Return the pieces of the record, with this pad."""
-        return self.before, pad, self.op, self.payload, _STOP
-
-
-Pieces = tuple[bytes | memoryview, ...]
-
-
-def aligned(record: bytes | BytesRecord, at: int, alignment: int, smallest: int) -> Pieces:
-    """Return a record, in pieces, with its payload at a multiple of `alignment` in a file.
-
-    This applies to records whose state is bytes, a whole number of `alignment`, and at least
-    `smallest`. Others are returned as they are. A checksum stays.
-
-    Parameters
-    ----------
-    record : bytes or BytesRecord
-    at : int
-        Where in the file the record begins.
-    alignment, smallest : int
-        Powers of two [bytes].
-    """
-    if isinstance(record, BytesRecord):
-        size = len(record.payload)
-        start = at + len(record.before) + len(record.op)
-        if size < smallest or size % alignment:
-            alignment = 1
-        return record.pieces(_pad(start, alignment, record.digest))
-    if len(record) < smallest:
-        return (record,)
-    found = _find_in_any(record)
-    # Python 2 does not know BINBYTES: add a pad only if the payload is BINBYTES, too
-    if found is None or found.framed or record[found.op : found.op + 1] != _BINBYTES:
-        return (record,)
-    size = found.stop - found.start
-    if size < smallest or size % alignment != 0:
-        return (record,)
-    view = memoryview(record)
-    pad = _pad(at + found.begin + found.start - found.op, alignment, found.digest)
-    return view[: found.begin], pad, view[found.op :]
-
-
-def _pad(start: int, alignment: int, digest: bytes | None) -> bytes:
-    """Return a pad that moves a payload at `start` to a multiple of alignment."""
-    value = b"" if digest is None else CHECKSUM_MAGIC + digest
-    size = -start % alignment
-    if size == 0 and not value:
-        return b""
-    over = 1 + 4 + 1  # BINBYTES, its length, POP
-    least = over + len(value)
-    if size < least:
-        size -= (size - least) // alignment * alignment
-    return _BINBYTES + (size - over).to_bytes(4, "little") + value.ljust(size - over, b"\0") + _POP

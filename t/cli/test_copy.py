@@ -9,7 +9,7 @@ from support.clidata import BLK, PATHS, database, filled, stock
 from ZODB.blob import Blob
 
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib.storage.record import without_pad
+from wendelin.lib.storage.pad import without_pad
 from wendelin.lib.zodb import dbstoropen
 
 pytestmark = [pytest.mark.formats, pytest.mark.once, pytest.mark.only("fs", "zeo", "neo")]

@@ -23,14 +23,15 @@ from ZODB.utils import p64, u64
 
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.fsalign import ALIGNMENT
-from wendelin.lib.storage.record import aligned, bytes_state, find_payload, without_pad
+from wendelin.lib.storage.pad import aligned, without_pad
+from wendelin.lib.storage.record import bytes_state, find_payload
 from wendelin.lib.zodb import dbclose, dbopen, zstor_2zurl
 
 MIB = 1 << 20
 
 
 def joined(record, at):
-    return b"".join(aligned(record, at, 4096, 65536))
+    return b"".join(aligned(record, at, lambda n: 1 if n < 65536 or n % 4096 else 4096))
 
 
 # ---- what is aligned ----

@@ -35,10 +35,9 @@ from ZODB.utils import p64
 
 from support.powerfail_mark import mark, mark_files
 from wendelin.bigarray.array_zodb import ZBigArray
-from wendelin.lib.storage import fstrim
+from wendelin.lib.storage import fsalign, fstrim, pad
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.fsalign import ALIGNMENT
-from wendelin.lib.storage.record import without_pad
 from wendelin.lib.storage.trimmed import HEAD
 
 BLK = 8192
@@ -70,7 +69,7 @@ WRITERS = {"aligned": aligned, "ordered": ordered, "copied": copied, "stock": st
 
 def digest(data: bytes | None) -> int | None:
     """Return a digest of a record, whatever its pad."""
-    return None if data is None else zlib.crc32(without_pad(data))
+    return None if data is None else zlib.crc32(pad.without_pad(data))
 
 
 @dataclass
@@ -437,6 +436,8 @@ STEPS = {
 def main(writer: str, blobs: str, folder: str, notes: str, seed: str) -> None:
     """Do all steps, in an order that the seed says."""
     logging.disable()  # no warnings of what is found after the last transaction
+    fsalign.HUGE = fsalign.HUGE_FROM = BLK  # there are holes before blocks, as before large ones
+    pad.HOLE_FROM = ALIGNMENT // 2
     rng = random.Random(int(seed))
     steps = [name for name, n in STEPS.items() for _ in range(n) if name != "blob" or blobs]
     rng.shuffle(steps)

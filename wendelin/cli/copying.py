@@ -36,7 +36,8 @@ from wendelin.cli.output import (
     warn,
 )
 from wendelin.lib.storage.inert import InertError, Pairs, Reader
-from wendelin.lib.storage.record import ChecksumError, RecordError, check, class_of, without_pad
+from wendelin.lib.storage.pad import without_pad
+from wendelin.lib.storage.record import ChecksumError, RecordError, check, class_of
 
 __all__ = ["copy"]
 

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 from BTrees.OOBTree import OOBTree
 from persistent import Persistent
 
-from wendelin.lib.storage.record import BytesRecord, as_bytes
+from wendelin.lib.storage.pad import BytesRecord
+from wendelin.lib.storage.record import as_bytes
 from wendelin.lib.zodb import LivePersistent, zconn_name
 from wendelin.lib.zodb_boundary import watch_of
 
