@@ -397,7 +397,7 @@ class AlignedFileStorage(StorageFile):
     def tryToResolveConflict(
         self, oid: bytes, committed: bytes, old: bytes, new: Any, data: bytes = b""
     ) -> Any:
-        new = without_hole(bytes(new)) if isinstance(new, Pieces) else new
+        new = bytes(new) if isinstance(new, Pieces) else new
         return super().tryToResolveConflict(oid, committed, old, new, data)
 
     def _at(self) -> int:

@@ -17,6 +17,7 @@ from support.fsbytes import Bytes, current, data_of, write
 from ZODB.DB import DB
 from ZODB.FileStorage import FileStorage
 from ZODB.POSException import UndoError
+from ZODB.serialize import referencesf
 from ZODB.utils import p64, u64
 
 from wendelin.bigarray.array_zodb import ZBigArray
@@ -120,9 +121,23 @@ def test_large_blocks_are_at_huge_pages_and_take_no_more_room(tmp_path):
     found = places(storage, *A.zfile.blktab.values())
     assert all(place.offset % HUGE == 0 and place.digest is not None for place in found)
     assert all(zeros_before(place, HUGE // 2) for place in found)
-    with_data = 4 * n * ALIGNMENT + SMALL
-    assert os.stat(path).st_blocks * 512 - n * blksize <= with_data
-    assert storage.getSize() - n * blksize <= n * HUGE + SMALL
+
+    def check(storage):
+        over = os.stat(storage.getName()).st_blocks * 512 - n * blksize
+        assert over <= 4 * n * ALIGNMENT + SMALL
+        assert storage.getSize() - n * blksize <= n * HUGE + SMALL
+
+    check(storage)
+    with closing(AlignedFileStorage(f"{tmp_path}/copy.fs")) as copy:
+        copy.copyTransactionsFrom(storage)
+        check(copy)
+    for stop in time.time(), time.time() + 1:  # transactions after that time, and before
+        root["x"] = stop
+        transaction.commit()
+        storage.pack(stop, referencesf)
+        check(storage)
+    found = places(storage, *A.zfile.blktab.values())
+    assert all(place.offset % HUGE == 0 for place in found)
     dbclose(root)
 
 
@@ -181,29 +196,26 @@ def test_a_conflict_is_resolved_without_a_long_pad(tmp_path, small_huge):
 # ---- transactions ----
 
 
-def test_nothing_of_an_aborted_transaction_is_in_a_hole(tmp_path, small_huge, monkeypatch):
+@pytest.mark.parametrize("stage", ["voted", "stored", "not cut"])
+def test_nothing_of_an_aborted_transaction_is_in_a_hole(tmp_path, small_huge, monkeypatch, stage):
     """Not even if the file could not be cut."""
     path = f"{tmp_path}/1.fs"
     db, root = write(path, b"x")
-    for cut in True, False:
-        if not cut:
-            monkeypatch.setattr(AlignedFileStorage, "_cut", lambda self: None)
+    with monkeypatch.context() as patch:
+        if stage == "not cut":
+            patch.setattr(AlignedFileStorage, "_cut", lambda self: None)
         root[0].data = b"secret" * 100000
         root[0]._p_changed = True
-        transaction.savepoint()
-        txn = transaction.get()
-        txn.join(Refusing())
+        transaction.get().join(Refusing() if stage == "voted" else RefusingBefore())
         with pytest.raises(ValueError, match="refused"):
             transaction.commit()
         transaction.abort()
-        monkeypatch.undo()
-        monkeypatch.setattr(fsalign, "HUGE", SMALL_HUGE)
-        monkeypatch.setattr(fsalign, "HUGE_FROM", SMALL_FROM)
-        root[1] = Bytes(data_of(1, SMALL_FROM // ALIGNMENT))
-        transaction.commit()
-        assert b"secret" not in Path(path).read_bytes()
-        place = db.storage.locate([root[1]._p_oid], current(db.storage))[0]
-        assert place.offset % SMALL_HUGE == 0
+    assert (b"secret" in Path(path).read_bytes()) == (stage == "not cut")
+    root[1] = Bytes(data_of(1, SMALL_FROM // ALIGNMENT))
+    transaction.commit()
+    assert b"secret" not in Path(path).read_bytes()
+    place = db.storage.locate([root[1]._p_oid], current(db.storage))[0]
+    assert place.offset % SMALL_HUGE == 0
     db.close()
 
 
@@ -222,6 +234,13 @@ class Refusing:
         pass
 
     commit = tpc_begin = tpc_finish = tpc_abort = abort
+
+
+class RefusingBefore(Refusing):
+    """One that refuses it after all is stored, before the storage votes."""
+
+    def commit(self, txn):
+        raise ValueError("refused")
 
 
 def test_others_read_while_large_blocks_are_written(tmp_path, small_huge):

@@ -16,6 +16,8 @@ from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.virtmem.stats import stats_of
 from wendelin.bigfile.zodb.handle import handles_of
 from wendelin.lib.storage import zeoclient
+from wendelin.lib.storage.fsalign import HUGE, HUGE_FROM
+from wendelin.lib.storage.record import bytes_state
 from wendelin.lib.storage.serverfile import ServerFile
 from wendelin.lib.zodb import dbclose, dbopen, zconn_at
 
@@ -25,7 +27,7 @@ SECTION = "<alignedfilestorage {n}>\n  path {path}\n</alignedfilestorage>\n"
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    server = ZeoServer(tmp_path_factory.mktemp("zeo"), 11, section=SECTION)
+    server = ZeoServer(tmp_path_factory.mktemp("zeo"), 12, section=SECTION)
     server.start()
     yield server
     server.stop()
@@ -87,6 +89,26 @@ def test_blocks_are_mapped_and_changes_go_to_the_server(root, url):
     assert A[7] == values()[7]
     transaction.abort()
     dbclose(other)
+
+
+def test_a_large_block_is_mapped_and_sent_without_its_pad(url):
+    root = dbopen(url)
+    root["A"] = A = ZBigArray((HUGE_FROM,), "u1", blksize=HUGE_FROM)
+    transaction.commit()
+    A[:] = 7
+    transaction.commit()
+    dbclose(root)
+    root = dbopen(url)
+    storage, block = root._p_jar.db().storage, root["A"].zfile.blktab[0]
+    (found,) = storage.server_file.at(b"\x7f" * 8).locate([block._p_oid], b"\x7f" * 8)
+    assert found.offset % HUGE == 0
+    record = storage.load(block._p_oid)[0]
+    assert len(record) < HUGE_FROM + 200
+    assert bytes_state(record) == b"\7" * HUGE_FROM
+    A = root["A"]
+    assert int(A[:].sum()) == 7 * HUGE_FROM
+    assert (of(A).mapped, of(A).loads) == (A.nbytes, 0)
+    dbclose(root)
 
 
 def test_nothing_stays_open(url, no_leaks):
