@@ -1,3 +1,4 @@
+def cold_at(fd: int, pos: int, size: int) -> bool: ...
 def drop(fd: int, pos: int, size: int) -> None: ...
 def find_alike(
     fd: int,
@@ -11,6 +12,5 @@ def find_alike(
     magic: bytes,
     payload: int,
     read: int,
-    nowait: int,
     cold: set[int],
 ) -> list[tuple[int, bytes | None] | None]: ...

@@ -10,7 +10,7 @@ Locking: none; it reads a file with pread(2), without the GIL.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from libc.errno cimport EAGAIN, EINTR, errno
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy, memset
@@ -20,8 +20,25 @@ cdef extern from "<fcntl.h>" nogil:
     int posix_fadvise(int fd, long offset, long size, int advice)
 
 cdef extern from "<unistd.h>" nogil:
+    """
+    #include <stdint.h>
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    #ifndef SYS_cachestat
+    #define SYS_cachestat 451           /* Linux 6.5, the same on all processors */
+    #endif
+    struct wc_cachestat { uint64_t cached, dirty, writeback, evicted, recently_evicted; };
+    static long wc_cachestat(int fd, uint64_t start, uint64_t size, struct wc_cachestat *found)
+    {
+        uint64_t range[2] = {start, size};
+        return syscall(SYS_cachestat, fd, range, found, 0);
+    }
+    """
     enum: _SC_PAGESIZE
     long sysconf(int name)
+    struct cachestat_t "wc_cachestat":
+        uint64_t cached
+    long cachestat "wc_cachestat" (int fd, uint64_t start, uint64_t size, cachestat_t *found)
 
 cdef extern from "<sys/uio.h>" nogil:
     struct iovec:
@@ -41,8 +58,9 @@ cdef struct Found:
     int64_t offset          # of the payload; -1: not alike, or not readable without waiting
     bint has_digest
     char[DIGEST] digest
-    int64_t[PARTS] at       # its head, what is between a long pad and the payload, and its end; 0: it
-    bint[PARTS] cold        # was not read. cold: it was not in the page cache when it was asked for
+    # of its head, of what is between a long pad and the payload, and of its end:
+    int64_t[PARTS] at       # where they are; 0: not read
+    bint[PARTS] cold        # they were not in the page cache when they were asked for
 
 
 cdef inline uint64_t big64(const uint8_t *at) noexcept nogil:
@@ -84,20 +102,23 @@ cdef struct Window:         # the bytes of the file that were read last
     ssize_t n               # [bytes] in it
     int fd
     int flags               # of preadv2(2)
-    int nowait              # the flag not to wait for the disk; 0: there is none
 
 
-cdef ssize_t read_cold(Window *window, uint8_t *buf, size_t size, int64_t pos, size_t n,
+cdef bint is_cold(int fd, int64_t pos, size_t n) noexcept nogil:
+    """Say whether some of the bytes are not in the page cache; False if the kernel does not tell."""
+    cdef int64_t os_page = sysconf(_SC_PAGESIZE)
+    cdef cachestat_t found
+    if cachestat(fd, pos, n, &found) != 0:      # it is older, or the file is another user's
+        return False
+    return <int64_t>found.cached < (pos + <int64_t>n - 1) // os_page - pos // os_page + 1
+
+
+cdef ssize_t read_part(Window *window, uint8_t *buf, size_t size, int64_t pos, size_t n,
                        Found *found, int part) noexcept nogil:
-    """Read up to size bytes of a part of a record, n at least, if they are there."""
-    cdef ssize_t done = read_at(window.fd, buf, size, pos, window.flags | window.nowait)
+    """Read up to size bytes of a part of a record, of which n are needed."""
     found.at[part] = pos
-    # also when only the first bytes are there
-    if done < <ssize_t>n and (done >= 0 or errno == EAGAIN):
-        found.cold[part] = True
-        if window.flags & window.nowait == 0:
-            done = read_at(window.fd, buf, size, pos, window.flags)
-    return done
+    found.cold[part] = is_cold(window.fd, pos, n)
+    return read_at(window.fd, buf, size, pos, window.flags)
 
 
 cdef const uint8_t *window_at(Window *window, int64_t pos, size_t n, Found *found, int part) \
@@ -108,7 +129,7 @@ cdef const uint8_t *window_at(Window *window, int64_t pos, size_t n, Found *foun
     """
     if pos < window.pos or pos + <int64_t>n > window.pos + window.n:
         window.pos = pos
-        window.n = read_cold(window, window.buf, window.size, pos, n, found, part)
+        window.n = read_part(window, window.buf, window.size, pos, n, found, part)
         if window.n < <ssize_t>n:
             window.n = max(window.n, 0)
             return NULL
@@ -147,7 +168,7 @@ cdef void look(const uint8_t *oid, int64_t pos, const Alike *like, size_t read, 
         buf += start
     else:
         # a long pad; no byte of the payload is read: its large page of the cache would be cut
-        if read_cold(window, after, like.n_after, pos + start, like.n_after, found, 1) \
+        if read_part(window, after, like.n_after, pos + start, like.n_after, found, 1) \
                 != <ssize_t>like.n_after:
             return
         buf = after
@@ -161,6 +182,11 @@ cdef void look(const uint8_t *oid, int64_t pos, const Alike *like, size_t read, 
     if buf == NULL or memcmp(buf, like.end, like.n_end) != 0:
         return
     found.offset = pos + start
+
+
+def cold_at(int fd, int64_t pos, size_t size):
+    """Say whether some of these bytes are not in the page cache; False if that is not known."""
+    return is_cold(fd, pos, size)
 
 
 def drop(int fd, int64_t pos, int64_t size):
@@ -180,15 +206,14 @@ cdef int keep_cold(const Window *window, const Found *found, int64_t pos, set co
         if found.offset < 0:
             if found.cold[part]:
                 cold.add(at)
-        elif found.cold[part] or (cold and at in cold):
+        elif found.cold[part] or cold and at in cold:
             cold.discard(at)
             drop(window.fd, at, LONGEST_AFTER if part == 1 else window.size)
     return 0
 
 
 def find_alike(int fd, int flags, list oids, list positions, bytes before_tid, bytes before,
-               bytes after, bytes end, bytes magic, uint64_t payload, size_t read, int nowait,
-               set cold):
+               bytes after, bytes end, bytes magic, uint64_t payload, size_t read, set cold):
     """Return, for each record, (offset of its payload, digest), or None if it is not alike.
 
     Parameters
@@ -209,10 +234,8 @@ def find_alike(int fd, int flags, list oids, list positions, bytes before_tid, b
         Its size [bytes].
     read : int
         How much of a record is read, so that its checksum is in it [bytes].
-    nowait : int
-        The flag not to wait for the disk; 0: there is none.
     cold : set of int
-        Positions that were not in the page cache when they were asked for. When a record is found,
+        Positions of parts that were not in the page cache when they were asked for. When a record is found,
         its own are dropped from it again: see OpenFile.
     """
     cdef size_t n = len(oids), i
@@ -240,7 +263,6 @@ def find_alike(int fd, int flags, list oids, list positions, bytes before_tid, b
     window.pos = window.n = 0
     window.fd = fd
     window.flags = flags
-    window.nowait = nowait
     like.tid = big64(<const uint8_t *>PyBytes_AS_STRING(before_tid))
     found = <Found *>malloc(n * sizeof(Found) + 1)
     at = <int64_t *>malloc(n * sizeof(int64_t) + 1)

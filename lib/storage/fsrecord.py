@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ZODB.FileStorage.format import DATA_HDR, DATA_HDR_LEN
 
 from wendelin.lib.storage.fsalign import ALIGNMENT
-from wendelin.lib.storage.fsheads import drop, find_alike
+from wendelin.lib.storage.fsheads import cold_at, drop, find_alike
 from wendelin.lib.storage.record import (
     BETWEEN,
     CHECKSUM_MAGIC,
@@ -61,17 +61,9 @@ class OpenFile:
 
     def read_head(self, into: bytearray | memoryview, pos: int, flags: int) -> int:
         """Read the head of a record, as os.preadv() does. In any thread."""
-        try:
-            n = os.preadv(self.heads, [into], pos, flags | self.nowait)
-        except BlockingIOError:
+        if cold_at(self.heads, pos, len(into)):
             self.cold.add(pos)
-            if flags & self.nowait:
-                raise
-            n = 0
-        if n < len(into) and not flags & self.nowait:  # the rest is not there, or the file ends
-            self.cold.add(pos)
-            n = os.preadv(self.heads, [into], pos, flags)
-        return n
+        return os.preadv(self.heads, [into], pos, flags)
 
     def leave_cold(self, read: Iterable[tuple[int, int]]) -> None:
         """Drop (positions, bytes) that were read, unless the page cache had them before."""
@@ -278,7 +270,6 @@ class HeadReader:
             CHECKSUM_MAGIC,
             like.payload,
             len(self._data),
-            file.nowait,
             file.cold,
         )
         others = []
