@@ -4,10 +4,11 @@ import functools
 import operator
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Set
-from typing import TYPE_CHECKING, Any, ParamSpec, SupportsIndex, TypeVar
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, SupportsIndex, TypeVar
 
-__all__ = ["inttuple", "override", "renamed", "seconds_of"]
+__all__ = ["WeakRefs", "inttuple", "override", "renamed", "seconds_of"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -25,6 +26,9 @@ else:
         return method
 
 
+_INTEGERS = {int}
+
+
 def inttuple(x: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
     """Return an integer, or a sequence of integers, as a tuple of exact Python integers.
 
@@ -40,6 +44,8 @@ def inttuple(x: SupportsIndex | Iterable[SupportsIndex]) -> tuple[int, ...]:
     >>> inttuple(3), inttuple([4, 5])
     ((3,), (4, 5))
     """
+    if type(x) is tuple and _INTEGERS.issuperset(map(type, x)):  # as arrays have it: soon said
+        return x
     n = _int(x)
     if n is not None:
         return (n,)
@@ -74,6 +80,31 @@ def seconds_of(variable: str, default: float) -> float:
     if not 0 <= seconds <= 1e9:
         raise ValueError(f"{variable} is {value!r}: it must be seconds, from 0 to 1e9")
     return seconds
+
+
+class WeakRefs(Generic[_T]):
+    """A set of weak references, for thousands of objects. In any thread.
+
+    An object has one reference for all of them, without a callback, which a WeakSet gives each
+    member. Those of objects that are gone are removed later.
+    """
+
+    _LEAST = 64
+
+    def __init__(self) -> None:
+        self._refs: set[weakref.ref[_T]] = set()
+        self._most = self._LEAST
+
+    def add(self, obj: _T) -> None:
+        """Add an object."""
+        refs = self._refs
+        refs.add(weakref.ref(obj))
+        if len(refs) > self._most:
+            refs.difference_update([ref for ref in refs.copy() if ref() is None])
+            self._most = max(self._LEAST, 2 * len(refs))
+
+    def __iter__(self) -> Iterator[_T]:
+        return iter([obj for ref in self._refs.copy() if (obj := ref()) is not None])
 
 
 def renamed(**names: str) -> Callable[[Callable[_P, _T]], Callable[_P, _T]]:

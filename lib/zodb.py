@@ -177,6 +177,9 @@ class LivePersistent(Persistent):  # type: ignore[misc]  # persistent has no typ
     def __setstate__(self, state: Any) -> None:
         # Persistent clears all attributes. If its state could not be read when it was invalidated,
         # the ghost has the attributes that it keeps.
+        if not self.__dict__:
+            super().__setstate__(state)
+            return
         volatile = self._volatile()
         try:
             super().__setstate__(state)
@@ -504,12 +507,15 @@ def zconn_read_current(conn: Any, obj: Any) -> None:
         conn.readCurrent(obj)
 
 
+_LOCAL = (FileStorage, MappingStorage, DemoStorage)
+
+
 def zconn_is_remote(conn: Any) -> bool:
     """Say whether a request to the storage of a Connection waits for a server."""
     instance = instance_of(conn)
     storage = under(instance)
     storage = instance if storage is None else storage  # which is MVCC itself
-    return not isinstance(storage, FileStorage | MappingStorage | DemoStorage)
+    return not isinstance(storage, _LOCAL)
 
 
 def zconn_maps(conn: Any) -> bool:

@@ -30,6 +30,7 @@ from wendelin.lib.storage.forked import of_this_process
 from wendelin.lib.storage.fsholds import Hold
 from wendelin.lib.storage.pad import BytesRecord
 from wendelin.lib.storage.relational import asked_in_turn, asks_at_end
+from wendelin.lib.utils import WeakRefs
 from wendelin.lib.zodb import (
     zconn_before,
     zconn_forget,
@@ -138,7 +139,7 @@ class Watch:
     """
 
     def __init__(self, conn: Connection) -> None:
-        self.followers: weakref.WeakSet[Follower] = weakref.WeakSet()
+        self.followers: WeakRefs[Follower] = WeakRefs()
         #: oid -> function that makes the record, for blocks that the running commit stores
         self.records: dict[bytes, Callable[[bytes], BytesRecord]] = {}
         of_this_process(conn.db())

@@ -166,7 +166,7 @@ cdef class BigFile:
         if type(self).__new__ is not BigFile.__new__:
             if blksize is not None:  # by the __new__() of a subclass
                 self.blksize = _blksize_of(blksize)
-        else:
+        elif hasattr(type(blksize), "__index__"):
             with suppress(TypeError, ValueError):
                 self.blksize = _blksize_of(blksize)
 

@@ -1,9 +1,9 @@
 from typing import Any, Final
-from weakref import WeakSet
 
 from typing_extensions import disjoint_base
 
 from wendelin.bigfile.virtmem.backend import BigFile
+from wendelin.lib.utils import WeakRefs
 
 WRITEOUT_STORE: Final[int]
 WRITEOUT_MARKSTORED: Final[int]
@@ -47,7 +47,7 @@ class VMA:
     def addr_stop(self) -> int: ...
     def __len__(self) -> int: ...
 
-handles: WeakSet[BigFileH]
+handles: WeakRefs[BigFileH]
 
 def check_range(fileh: BigFileH, pgoffset: int, pglen: int) -> tuple[int, int]: ...
 def keep(vma: VMA) -> None: ...

@@ -20,14 +20,13 @@ Locking: see page.pyx. Work that may take long is done without the GIL.
 
 import os
 import threading
-import weakref
 from operator import index
 
 cimport cython
 from cpython.object cimport PyObject
 from libc.errno cimport EAGAIN, EFBIG, EMFILE, ENFILE, errno
 from libc.stdint cimport INT64_MAX, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free, getenv, malloc
 from libc.string cimport strcpy, strerror
 
 from wendelin.bigfile.virtmem.backend cimport BigFile
@@ -55,18 +54,20 @@ from wendelin.bigfile.virtmem.abilities import (FirstChange, HasFolder, MapsAhea
                                                 Truncates, able)
 from wendelin.bigfile.virtmem.errors import DoomedError
 from wendelin.bigfile.virtmem.spool import spool_folder
-from wendelin.lib.utils import seconds_of
+from wendelin.lib.utils import WeakRefs, seconds_of
 
 cdef extern from "Python.h":
     void Py_XDECREF(PyObject *obj) noexcept
     int PyBuffer_FillInfo(Py_buffer *view, object exporter, void *buf, Py_ssize_t len,
                           bint readonly, int flags) except -1
 
+cdef double READY = 0.1     # [s] WENDELIN_CORE_READY
+
 WRITEOUT_STORE = 1          # dirty_writeout: give dirty pages to storeblk
 WRITEOUT_MARKSTORED = 2     # dirty_writeout: what was stored is clean
 
 #: All handles of this process: see stats.py.
-handles = weakref.WeakSet()
+handles = WeakRefs()
 
 
 @cython.no_gc_clear
@@ -127,7 +128,9 @@ cdef class BigFileH:
             self.fileh.shares = (folder is not None and file.shares
                                  and os.stat(folder).st_dev == os.stat(self.spool).st_dev)
         self.fileh.wants_first_change = able(self, FirstChange)
-        self.ready_seconds = seconds_of("WENDELIN_CORE_READY", 0.1)
+        self.ready_seconds = READY
+        if getenv("WENDELIN_CORE_READY") != NULL:   # os.environ takes long to say no
+            self.ready_seconds = seconds_of("WENDELIN_CORE_READY", READY)
         self.maps = able(file, MapsBlocks)
         self.maps_ahead = able(file, MapsAhead)
         handles.add(self)

@@ -20,7 +20,7 @@ import os
 import tempfile
 
 from libc.errno cimport EINTR, EISDIR, errno
-from libc.stdlib cimport calloc, free, realloc
+from libc.stdlib cimport calloc, free, getenv, realloc
 from libc.string cimport strcmp, strdup
 
 from wendelin.bigfile.virtmem.kernel cimport (BTRFS_SUPER_MAGIC, EOPNOTSUPP, FALLOC_FL_KEEP_SIZE,
@@ -303,17 +303,18 @@ def spool_folder(near=None):
     ValueError
         WENDELIN_CORE_SPOOL is not a folder that can be written to.
     """
-    given = os.environ.get("WENDELIN_CORE_SPOOL")
+    given = None
+    if getenv("WENDELIN_CORE_SPOOL") != NULL:   # os.environ takes long to say no
+        given = os.environ.get("WENDELIN_CORE_SPOOL")
     if given == "0":
         return None
-    temporary = tempfile.gettempdir()
-    found = folders.get((given, near, temporary))
+    found = folders.get((given, near, tempfile.tempdir))
     if found is None:
-        found = find_folder(given, near, temporary)
+        found = find_folder(given, near, tempfile.gettempdir())
         if found is not None:
             if len(folders) >= MOST_FOLDERS:
                 folders.clear()
-            folders[given, near, temporary] = found
+            folders[given, near, tempfile.tempdir] = found
     return found
 
 

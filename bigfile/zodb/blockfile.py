@@ -43,7 +43,6 @@ from typing import Any
 
 from ZODB.Connection import Connection
 from ZODB.POSException import ConflictError, ConnectionStateError, ReadOnlyHistoryError
-from ZODB.serialize import ObjectWriter
 
 from wendelin.bigfile.virtmem.abilities import (
     CountsCache,
@@ -70,10 +69,10 @@ from wendelin.bigfile.zodb.blocktable import BlockTable, Changed
 from wendelin.bigfile.zodb.cached import Found, cached_blocks, is_for_cache
 from wendelin.bigfile.zodb.change import Block, Change
 from wendelin.bigfile.zodb.formats import (
-    ZBlk0,
     ZBlk1,
     ZBlkBase,
     cell_of,
+    empty_record,
     format_for,
     format_name,
     is_plain,
@@ -144,20 +143,21 @@ class ZFile(
         # _UNSURE if the table had two answers; and of those that are made of more.
         self.made_of = BlockMap()
         self.parts = PartMap()
-        # blocks that were changed, and of which the table was not asked before: past the end
-        self._not_asked: set[int] = set()
-        #: stored blocks of the running commit that cannot be mapped: pages have less memory
-        self._short: set[int] = set()
+        # blocks that were changed, and of which the table was not asked before: past the end; here
+        # and below, not a set: an empty dict costs little, and there may be thousands of files
+        self._not_asked: dict[int, None] = {}
+        #: blocks of the running commit -> whether they cannot be mapped: pages have less memory
+        self._short: dict[int, bool] = {}
         # Files that pages may be mapped from: they stay open as long as the handle lives.
-        self.mapped_from: set[OpenFile] = set()
+        self.mapped_from: dict[OpenFile, None] = {}
         #: compare mapped blocks with their checksums before, not only copied ones
         self.verify = verifies_mapped()
-        #: of the running commit: oid -> (serial, record)
-        self._retired: dict[bytes, tuple[bytes, bytes]] = {}
+        self._retired: dict[bytes, tuple[bytes, bytes]] = {}  # by a commit: oid -> serial, record
         self.handle: weakref.ref[HandleOfFile] | None = None
         #: blocks in the cache of the machine; None: it is off
         self.cached = cached_blocks(conn, zfile.blksize, self.verify)
-        self.ahead = ReadAhead(zfile.blksize, zconn_is_remote(conn), self.find)
+        self.view = 0, 0  # the last one that was taken: its first block, and number of blocks
+        self._ahead: ReadAhead | None = None  # made when a block is loaded
 
     def __repr__(self) -> str:
         return f"<ZBigFile 0x{oid.hex() if (oid := self.zfile._p_oid) else '?'} in {self.name}>"
@@ -175,10 +175,9 @@ class ZFile(
     @property
     @override
     def tid(self) -> bytes | None:
-        try:
+        with suppress(ConnectionStateError, TypeError):
             return zconn_at(self.conn)
-        except (ConnectionStateError, TypeError):
-            return None
+        return None
 
     @property
     @override
@@ -211,7 +210,10 @@ class ZFile(
         if oid is None:
             return b""
         if self.handle is not None and (handle := self.handle()) is not None:
-            self.ahead.loading(handle, blk)
+            ahead = self._ahead or ReadAhead(self.blksize, zconn_is_remote(self.conn), self.find)
+            self._ahead = ahead
+            ahead.expect(*self.view)
+            ahead.loading(handle, blk)
         load = load_block if self.cached is None else self.cached.load
         try:
             block: Block | Found = load(oid, self.records, self.blksize, buf)
@@ -249,7 +251,7 @@ class ZFile(
         zconn_check_database(self.conn)  # here, so that the error is a short one
         oid = self._remember(blk)
         found = self._where({blk: oid}, check=True)
-        self._add_others({blk: oid} if oid is not None else {}, found)
+        self._add_others({blk: oid}, found)
         return found.get(blk)
 
     @override
@@ -273,11 +275,11 @@ class ZFile(
                     self.made_of[blk] = _UNSURE
         # Nobody has touched these: to wait for the disk, for heads all over the file, is in vain.
         where = self._where(oids, wait=False)
-        self._add_others({b: oid for b, oid in oids.items() if oid is not None}, where, wait=False)
+        self._add_others(oids, where, wait=False)
         return where
 
     def _add_others(
-        self, oids: dict[int, bytes], where: dict[int, Any], *, wait: bool = True
+        self, oids: dict[int, bytes | None], where: dict[int, Any], *, wait: bool = True
     ) -> None:
         """Add where those blocks are that do not lie in one piece of a file: see _where().
 
@@ -285,7 +287,8 @@ class ZFile(
         the cache are removed, so that they are loaded into it.
         """
         cached = self.cached
-        rest = {b: oid for b, oid in oids.items() if is_for_cache(where.get(b), self.blksize)}
+        size = self.blksize
+        rest = {b: oid for b, oid in oids.items() if oid and is_for_cache(where.get(b), size)}
         if cached is not None and rest:
             found = cached.find(list(rest.values()))
             for blk, oid in list(rest.items()):
@@ -341,7 +344,7 @@ class ZFile(
             chunks = found.get(oid)
             if chunks is not None:
                 self.parts.put(blk, chunks.parts)
-                self.mapped_from.add(chunks.file)
+                self.mapped_from[chunks.file] = None
                 where[blk] = chunks.place
         return where
 
@@ -360,7 +363,7 @@ class ZFile(
                 raise self._of_object(oid) from e
         if digest is not None and not whole and not AVAILABLE:
             return None  # loadblk() compares the bytes that it copies
-        self.mapped_from.add(file)
+        self.mapped_from[file] = None
         if digest is not None and AVAILABLE:
             return FileRange(file.fd, offset, size, digest)
         return FileRange(file.fd, offset, None if whole else size)
@@ -405,7 +408,7 @@ class ZFile(
 
     def _ask_at_last(self) -> None:
         """Look up blocks that were changed unasked: so that the table knows what they depend on."""
-        blks, self._not_asked = self._not_asked, set()
+        blks, self._not_asked = self._not_asked, {}
         root = self._table_root() if blks else None
         if root is None:
             return
@@ -431,7 +434,7 @@ class ZFile(
 
     def _drop_all(self, handle: HandleOfFile) -> set[int]:
         # Release the file: its descriptor is closed after the last page that uses it.
-        files, self.mapped_from = self.mapped_from, set()
+        files, self.mapped_from = self.mapped_from, {}
         blks = set(self.made_of.blocks())
         self._drop(blks, handle)
         files.clear()
@@ -491,7 +494,7 @@ class ZFile(
         name = format_name(self.zblk_fmt)
         cell, used = cell_of(name, self.blksize), used_of(buf)
         change = Change(self._stored(blk, zblk), buf, cell, used)
-        self._not_asked.add(blk)
+        self._not_asked[blk] = None
         if not change:
             self.made_of[blk] = None if zblk is None else zblk._p_oid
             return
@@ -500,18 +503,17 @@ class ZFile(
         cls = format_for(name, change)
         # a ZBlk1 that is not regular gets new chunks, and stays
         usable = change.old is None or change.old.regular or cls is ZBlk1
-        if zblk is not None and type(zblk) is cls and usable:
+        if zblk is not None:
             zconn_read_current(self.conn, self.zfile)
-        else:
+        if zblk is None or type(zblk) is not cls or not usable:
             if zblk is not None:
-                zconn_read_current(self.conn, self.zfile)
                 self._retire(zblk)
             zblk = self.blktab[blk] = cls()
             # in this order: the Connection would find them in the reverse one
             self.conn.add(zblk)
         handle.watch.records.update(zblk.store_from(handle, blk, change))
         handle.stored[blk] = zblk
-        (self._short.add if used < self.blksize else self._short.discard)(blk)
+        self._short[blk] = used < self.blksize
 
     def _stored(self, blk: int, zblk: ZBlkBase | None) -> Block | None:
         """Return a block as it is in the database; None if it is not there.
@@ -564,8 +566,7 @@ class ZFile(
         if zblk._p_serial == _NEW and zblk._p_changed is not None:
             return  # it is not in the database
         serial = self.records.tid(oid) if zblk._p_changed is None else zblk._p_serial
-        empty = ZBlk0()
-        self._retired[oid] = (bytes(serial), ObjectWriter().serialize(empty))
+        self._retired[oid] = bytes(serial), empty_record()
         zblk._p_deactivate()
 
     def store_retired(self, txn: Any) -> None:
@@ -591,7 +592,7 @@ class ZFile(
             self.parts.put(blk, zblk.parts() | before if same else zblk.parts())
             zblk.release()
         handle.stored.clear()
-        whole = {blk: oid for blk, oid in oids.items() if blk not in self._short}
+        whole = {blk: oid for blk, oid in oids.items() if not self._short.get(blk)}
         self._short.clear()
         if whole:
             set_located(handle, self._where(whole), epoch)

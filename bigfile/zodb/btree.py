@@ -109,6 +109,8 @@ class Node(AnyNode):
 
     def without_classes(self) -> Node:
         """Return a bucket in less memory."""
+        if not self.classes:
+            return self
         return Node(self.leaf, self.keys, self.children, self.packed, self.next, (), self.inline)
 
     @property
@@ -220,6 +222,12 @@ def _tree(state: object, kind: str) -> Node:
     return Node(False, list(keys), [c.oid for c in children], b"", _next(state, kind))
 
 
+@cache
+def _empty(kind: str) -> Node:
+    """Return an empty tree, one object for all: there may be thousands."""
+    return Node(True, array("q"), _NONE, b"", None, (), inline=True)
+
+
 def read_node(record: bytes, kind: str) -> Node:
     """Return a node of a BTree.
 
@@ -238,6 +246,8 @@ def read_node(record: bytes, kind: str) -> Node:
         found = read_bucket(record, cls, tree)
         if found is not None:
             keys, packed, after, classes = found
+            if tree and not packed:
+                return _empty(kind)
             return Node(True, keys, _NONE, packed, after, classes, inline=tree)
     name = class_of(record)
     # the pure Python classes have the same states

@@ -41,11 +41,13 @@ class ZBigFile(LivePersistent):
 
     __module__ = "wendelin.bigfile.file_zodb"  # where databases have it
 
+    _v_handles: list[weakref.ref[ZBigFileH]] | None = None
+
     def __init__(self, blksize: int) -> None:
         self.__setstate__((BigFile(blksize).blksize, LOBTree()))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        keeps = name in ("blksize", "blktab") or name.startswith(("_v_", "_p_"))
+        keeps = name.startswith(("_v_", "_p_")) or name in ("blksize", "blktab")
         if not keeps and type(self).__getstate__ is ZBigFile.__getstate__:
             raise AttributeError(
                 f"a ZBigFile cannot keep {name!r}: a database has only its blocks and their size. "
@@ -66,7 +68,9 @@ class ZBigFile(LivePersistent):
             and types[1] in (LOBTree, LOBTreePy)
         ):
             raise RecordError(f"a damaged ZBigFile: {state!r:.200} is not (blksize, LOBTree)")
-        self.blksize, self.blktab = int(state[0]), state[1]
+        put = super().__setattr__
+        put("blksize", int(state[0]))
+        put("blktab", state[1])
 
     def lives(self) -> bool:
         """Say whether there are handles of it."""

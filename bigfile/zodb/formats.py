@@ -37,12 +37,13 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from BTrees.IOBTree import IOBTree, IOBTreePy
 from persistent import Persistent
+from ZODB.serialize import ObjectWriter
 
 from wendelin.bigfile.virtmem.buffer import used_of
 from wendelin.bigfile.zodb.btree import read_items
@@ -77,6 +78,7 @@ __all__ = [
     "cell_of",
     "check_format",
     "class_name",
+    "empty_record",
     "format_for",
     "format_name",
     "is_chunk",
@@ -212,6 +214,12 @@ class ZBlk0(_Bytes, ZBlkBase):
         if few is not None:  # of one of thousands of small arrays, for one
             return {self._p_oid: lambda like: BytesRecord(like, memoryview(few))}
         return {self._p_oid: lambda like: BytesRecord(like, _state(page.page_buffer(blk)))}
+
+
+@cache
+def empty_record() -> bytes:
+    """Return the record of a block object that another one replaces."""
+    return bytes(ObjectWriter().serialize(ZBlk0()))
 
 
 class ZData(_Bytes):

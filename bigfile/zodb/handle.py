@@ -94,7 +94,9 @@ log = logging.getLogger(__name__)
 
 def handles_of(zfile: Any) -> list[ZBigFileH]:
     """Return the handles of a ZBigFile, which may be a ghost."""
-    refs: list[weakref.ref[ZBigFileH]] = getattr(zfile, "_v_handles", None) or []
+    refs: list[weakref.ref[ZBigFileH]] | None = getattr(zfile, "_v_handles", None)
+    if not refs:
+        return []
     return [handle for ref in refs if (handle := ref()) is not None]
 
 
@@ -134,10 +136,6 @@ class ZBigFileH(HandleOfFile, Follower, FirstChange):
     def is_of_database(self) -> bool:
         """Say whether pages show the state of its Connection, without changes."""
         return self.joined is None and not self._finished
-
-    def expect(self, pgoffset: int, pglen: int) -> None:
-        """Called when a view of these pages is taken."""
-        self.file.ahead.expect(pgoffset, pglen)
 
     @override
     def show_again(self, blks: Iterable[int]) -> None:

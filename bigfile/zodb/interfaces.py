@@ -15,7 +15,6 @@ from wendelin.bigfile.virtmem.handle import BigFileH
 
 if TYPE_CHECKING:
     from wendelin.bigfile.zodb.formats import ZBlkBase
-    from wendelin.bigfile.zodb.prefetch import ReadAhead
     from wendelin.lib.storage.fsrecord import Located, Stat
     from wendelin.lib.zodb_boundary import Changes, Watch
 
@@ -117,9 +116,8 @@ class FileOfHandle(Protocol):
     def is_local(self) -> bool:
         """Say whether blocks can be mapped from a file of this machine."""
 
-    @property
-    def ahead(self) -> ReadAhead:
-        """Loads ahead of a reader."""
+    #: first block, and number of blocks, of the last view that was taken
+    view: tuple[int, int]
 
     def follow(self, changes: Changes, handle: Any) -> None:
         """Bring the handle's pages to the new state: see zodb_boundary.Follower."""

@@ -59,7 +59,7 @@ from wendelin.lib.storage.fslock import FileLock
 from wendelin.lib.storage.fslog import Entry, last_invalidations, last_transactions
 from wendelin.lib.storage.fsmagic import check_magic, is_of_python2, set_of_python3
 from wendelin.lib.storage.fspack import Packer, data_find, pack
-from wendelin.lib.storage.fsrecord import HeadReader, Located, OpenFile, Stat, stat
+from wendelin.lib.storage.fsrecord import HeadReader, Located, OpenFile, Stat, load_small, stat
 from wendelin.lib.storage.fsscan import FIRST, LARGE, Scanned, cut_end, scan
 from wendelin.lib.storage.fssync import sync_folder, throw_away
 from wendelin.lib.storage.fstrim import TRIM, Trimmed, trim
@@ -309,14 +309,15 @@ class AlignedFileStorage(StorageFile):
             flags = 0 if wait else file.nowait
             return reader.locate_all(oids, positions(self.index, oids), flags, wait=wait)
 
-    def stat(self, oids: Iterable[bytes], before: bytes) -> list[Stat | None]:
-        """Return tids and sizes of objects' records; None for those that do not exist.
+    @override
+    def loadBefore(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
+        with self.readers.get() as file:  # no commit or pack ends meanwhile
+            pos = self.index.get(oid)
+            found = load_small(file.fileno(), oid, pos, tid) if pos else None
+        return super().loadBefore(oid, tid) if found is None else (*found, None)
 
-        Parameters
-        ----------
-        oids, before
-            See locate().
-        """
+    def stat(self, oids: Iterable[bytes], before: bytes) -> list[Stat | None]:
+        """Return tids and sizes of records, None for those that do not exist; see locate()."""
         with self.readers.get() as file:  # no commit or pack ends meanwhile
             return [stat(file.fileno(), oid, self.index.get(oid, 0), before) for oid in oids]
 

@@ -29,7 +29,7 @@ from wendelin.lib.storage.record import (
     is_end,
 )
 
-__all__ = ["HeadReader", "Located", "OpenFile", "Stat", "stat"]
+__all__ = ["HeadReader", "Located", "OpenFile", "Stat", "load_small", "stat"]
 
 _HEAD = 512  # at most, before the pad and the payload [bytes]
 #: of a payload that is read through, at a time: it is still in the processor's cache [bytes]
@@ -189,6 +189,23 @@ def stat(fd: int, oid: bytes, pos: int, before: bytes) -> Stat | None:
             return Stat(tid, size or 8)  # 0: the position of a record that an undo brought back
         pos = _before(prev, pos)
     return None
+
+
+_SMALL = 4096  # what is read of a record at once [bytes]
+
+
+def load_small(fd: int, oid: bytes, pos: int, before: bytes) -> tuple[bytes, bytes] | None:
+    """Return the state and the tid of an object, whose last record is at pos, by one system call.
+
+    None: it is longer, or not before this tid, or not plain: FileStorage says what it is.
+    """
+    data = os.pread(fd, _SMALL, pos)
+    if len(data) < DATA_HDR_LEN or data[:8] != oid:
+        return None
+    _, tid, prev, _, version, size = unpack_from(DATA_HDR, data)
+    if tid >= before or prev >= pos or version or not 0 < size <= len(data) - DATA_HDR_LEN:
+        return None
+    return data[DATA_HDR_LEN : DATA_HDR_LEN + size], tid
 
 
 def _before(earlier: int, pos: int) -> int:

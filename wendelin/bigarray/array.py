@@ -32,7 +32,7 @@ from wendelin.bigarray.saving import Saving
 from wendelin.bigfile.virtmem.abilities import Truncates, able
 from wendelin.bigfile.virtmem.blocked import warn_of_blocked_threads
 from wendelin.bigfile.virtmem.handle import VMA, BigFileH, check_range, keep, ram_stat
-from wendelin.bigfile.virtmem.pins import pin
+from wendelin.bigfile.virtmem.pins import pin, ready
 from wendelin.bigfile.virtmem.stats import stats_of
 from wendelin.bigfile.zodb.prefetch import prefetch
 from wendelin.lib.calc import mul
@@ -43,6 +43,7 @@ __all__ = ["BigArray"]
 
 Order = Literal["C", "F"]
 Rows = list[tuple[int, int]]  # [lo, hi) for each axis
+_ALL = slice(None)
 
 
 def _raise_pending() -> None:
@@ -81,8 +82,9 @@ class BigArray(Saving, NDArrayLike):
     _shape: tuple[int, ...]
     _order: Order
     _stridev: tuple[int, ...]
-    _v_fileh: BigFileH | None
-    _v_vma: weakref.ref[VMA] | None
+    # found here by an array that has none, before __getattr__() is asked
+    _v_fileh: BigFileH | None = None
+    _v_vma: weakref.ref[VMA] | None = None
 
     @renamed(dtype_="dtype")
     def __init__(
@@ -117,7 +119,7 @@ class BigArray(Saving, NDArrayLike):
     @staticmethod
     def _check_shape(shape: Any) -> tuple[int, ...]:
         result = inttuple(shape)
-        if any(n < 0 for n in result):
+        if min(result, default=0) < 0:
             raise ValueError(f"shape is {result}: negative dimensions are not allowed")
         return result
 
@@ -185,7 +187,7 @@ class BigArray(Saving, NDArrayLike):
         return to_html(self._overview())
 
     def _overview(self) -> Overview:
-        fileh = getattr(self, "_v_fileh", None)
+        fileh = self._v_fileh
         return Overview(
             type(self).__name__,
             self._shape,
@@ -252,27 +254,28 @@ class BigArray(Saving, NDArrayLike):
     def _map(self, start: int, stop: int) -> tuple[VMA, int]:
         """Return (VMA, offset of byte `start` in it) that has bytes [start, stop) of the file."""
         fileh = self._fileh()
-        first, n = pages_of(start, stop, fileh.blksize)
+        blksize = fileh.blksize
+        first, n = pages_of(start, stop, blksize)
         self._expect(fileh, first, n)
-        ref = getattr(self, "_v_vma", None)
-        vma: VMA | None = ref() if ref is not None else None
+        ref = self._v_vma
+        vma = ref() if ref is not None else None
         if vma is not None and vma.fileh is fileh:
-            have, _ = vma.filerange()
-            if have * fileh.blksize <= start and stop <= have * fileh.blksize + len(vma):
-                return vma, start - have * fileh.blksize
+            have = vma.filerange()[0] * blksize
+            if have <= start and stop <= have + len(vma):
+                return vma, start - have
         # All of the array, if there is address space: then views share one mapping, and NumPy
         # sees where they overlap.
         try:
             vma = self._mmap(fileh, 0, max(stop, self.nbytes))
         except (MemoryError, OverflowError):
             try:
-                vma = self._mmap(fileh, first * fileh.blksize, stop)
+                vma = self._mmap(fileh, first * blksize, stop)
             except (MemoryError, OverflowError) as e:
                 raise MemoryError(
                     f"{stop - start} bytes of {self!r} do not fit into the address space: work in "
                     f"smaller parts, as in A[i:j] ({e})"
                 ) from e
-        return vma, start - vma.filerange()[0] * fileh.blksize
+        return vma, start - vma.filerange()[0] * blksize
 
     def _expect(self, fileh: BigFileH, first: int, n: int) -> None:
         """Called when a view of these pages is taken; for subclasses."""
@@ -286,14 +289,13 @@ class BigArray(Saving, NDArrayLike):
 
     def _span(self, rows: Rows) -> tuple[int, int]:
         """Return the range of bytes that rows [lo, hi) of the axes lie in; empty: (0, 0)."""
-        if any(lo == hi for lo, hi in rows):
-            return 0, 0
-        ends = zip(rows, self._stridev, strict=True)
         start = stop = 0
-        for (lo, hi), stride in ends:
+        for (lo, hi), stride in zip(rows, self._stridev, strict=True):
+            if lo == hi:
+                return 0, 0
             start += lo * stride
             stop += (hi - 1) * stride
-        return start, stop + self.itemsize
+        return start, stop + self._dtype.itemsize
 
     def _mapped(self, rows: Rows, limited: bool | None = None) -> NDArray[Any]:
         """Return rows [lo, hi) of the axes as an ndarray; nothing is loaded.
@@ -303,8 +305,7 @@ class BigArray(Saving, NDArrayLike):
         shape = [hi - lo for lo, hi in rows]
         start, stop = self._span(rows)
         vma, offset = self._map(start, stop) if start != stop else (None, 0)
-        runs = self._runs(rows, vma.fileh) if vma is not None and limited is not None else []
-        if vma is not None and runs and not make_ready(vma, runs, bool(limited)):
+        if vma is not None and not self._is_ready(vma, rows, start, stop, limited):
             warn_of_blocked_threads(repr(self))
         try:
             if vma is None:
@@ -312,10 +313,21 @@ class BigArray(Saving, NDArrayLike):
             # the stride of an axis of length 1 has no meaning, and may be too large for NumPy
             strides = [min(stride, sys.maxsize) for stride in self._stridev]
             mapped = np.ndarray(shape, self._dtype, vma, offset, strides)  # type: ignore[arg-type]
-            mapped.flags.writeable = not self._is_frozen()
+            if self._is_frozen():
+                mapped.flags.writeable = False
             return mapped
         except ValueError as e:
             raise MemoryError(f"{self!r} has a shape that NumPy cannot have: {e}") from e
+
+    def _is_ready(self, vma: VMA, rows: Rows, start: int, stop: int, limited: bool | None) -> bool:
+        """Show rows, which lie in bytes [start, stop), as _mapped() does; False: not all are."""
+        if limited is None:
+            return True
+        blksize = vma.fileh.blksize
+        first = start // blksize
+        if first == (stop - 1) // blksize:  # of a small array, of which there are many
+            return ready(vma, first, 1, limited)
+        return make_ready(vma, self._runs(rows, vma.fileh), limited)
 
     def _all(self) -> Rows:
         return [(0, n) for n in self._shape]
@@ -341,6 +353,8 @@ class BigArray(Saving, NDArrayLike):
         MemoryError
             It does not fit into the address space: work in smaller parts.
         """
+        if idx is ... or (isinstance(idx, slice) and idx == _ALL and self._shape):
+            return self._mapped(self._all(), limited=True)
         rows, rest = self._split(idx)
         return self._mapped(rows, limited=True)[rest]
 

@@ -120,6 +120,7 @@ class ZBigArray(BigArray, LivePersistent):
     _kept = ("_v_fileh", "_v_vma", "_v_loaded")
 
     zfile: ZBigFile
+    _v_fileh: ZBigFileH | None = None
     _p_changed: bool | None
     _zblk_fmt: str | None = None
     _attrs: MutableMapping[str, Any] | None = None
@@ -278,7 +279,7 @@ class ZBigArray(BigArray, LivePersistent):
 
     def lives(self) -> bool:
         """Say whether there are views, or changes that are not committed. See LivePersistent."""
-        fileh: ZBigFileH | None = getattr(self, "_v_fileh", None)
+        fileh = self._v_fileh
         return fileh is not None and fileh.isused()
 
     def _fileh(self) -> ZBigFileH:
@@ -300,7 +301,7 @@ class ZBigArray(BigArray, LivePersistent):
                 f"conn.add(A)"
             )
         zconn_check_database(conn)
-        fileh: ZBigFileH | None = getattr(self, "_v_fileh", None)
+        fileh = self._v_fileh
         # an array whose creation was aborted may be added elsewhere
         if fileh is None or fileh.conn is not conn:
             if self.zfile._p_jar is None:
@@ -311,8 +312,7 @@ class ZBigArray(BigArray, LivePersistent):
         return fileh
 
     def _expect(self, fileh: BigFileH, first: int, n: int) -> None:
-        assert isinstance(fileh, ZBigFileH)
-        fileh.expect(first, n)
+        fileh.file.view = first, n
 
     def _drop(self, start: int, stop: int) -> None:
         # No data can have been touched before it belongs to a Connection.
