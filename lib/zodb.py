@@ -371,16 +371,23 @@ def zconn_at(conn: Any) -> bytes:
     return bytes(p64(u64(before) - 1))
 
 
-def zconn_locate(conn: Any, oids: Iterable[bytes], *, wait: bool = True) -> list[Located | None]:
+def zconn_locate(
+    conn: Any,
+    oids: Iterable[bytes],
+    *,
+    wait: bool = True,
+    small: dict[bytes, bytes] | None = None,
+) -> list[Located | None]:
     """Return where the bytes of objects lie in a file, as a Connection sees them.
 
     None for objects whose bytes are not in a file: all of them, if the storage is not an
     AlignedFileStorage. With wait=False, also None for those that would have to wait for the disk.
+    `small` gets records of small objects that are not bytes: they were read on the way.
     """
     storage, before = _mapped_of(conn)
     if before is None or storage is None:
         return [None for _ in oids]
-    return storage.locate(oids, before, wait=wait)
+    return storage.locate(oids, before, wait=wait, small=small)
 
 
 def zconn_hold(conn: Any, hold: Hold | None) -> Hold | None:

@@ -47,7 +47,6 @@ from ZODB.POSException import ConflictError, ConnectionStateError, ReadOnlyHisto
 from wendelin.bigfile.virtmem.abilities import (
     CountsCache,
     ExplainsMismatch,
-    FilePieces,
     FileRange,
     HasFolder,
     MapsAhead,
@@ -143,9 +142,8 @@ class ZFile(
         # _UNSURE if the table had two answers; and of those that are made of more.
         self.made_of = BlockMap()
         self.parts = PartMap()
-        # blocks that were changed, and of which the table was not asked before: past the end; here
-        # and below, not a set: an empty dict costs little, and there may be thousands of files
-        self._not_asked: dict[int, None] = {}
+        # blocks that were changed, and of which the table was not asked before: past the end
+        self._not_asked: dict[int, None] = {}  # not a set, which takes memory if it is empty
         #: blocks of the running commit -> whether they cannot be mapped: pages have less memory
         self._short: dict[int, bool] = {}
         # Files that pages may be mapped from: they stay open as long as the handle lives.
@@ -250,8 +248,9 @@ class ZFile(
     def mapblk(self, blk: int) -> Any:
         zconn_check_database(self.conn)  # here, so that the error is a short one
         oid = self._remember(blk)
-        found = self._where({blk: oid}, check=True)
-        self._add_others({blk: oid}, found)
+        small: dict[bytes, bytes] = {}
+        found = self._where({blk: oid}, small, check=True)
+        self._add_others({blk: oid}, found, small)
         return found.get(blk)
 
     @override
@@ -274,20 +273,25 @@ class ZFile(
                 if self.made_of.setdefault(blk, oid) != oid:
                     self.made_of[blk] = _UNSURE
         # Nobody has touched these: to wait for the disk, for heads all over the file, is in vain.
-        where = self._where(oids, wait=False)
-        self._add_others(oids, where, wait=False)
+        small: dict[bytes, bytes] = {}
+        where = self._where(oids, small, wait=False)
+        self._add_others(oids, where, small, wait=False)
         return where
 
     def _add_others(
-        self, oids: dict[int, bytes | None], where: dict[int, Any], *, wait: bool = True
+        self,
+        oids: dict[int, bytes | None],
+        where: dict[int, Any],
+        small: dict[bytes, bytes],
+        *,
+        wait: bool = True,
     ) -> None:
-        """Add where those blocks are that do not lie in one piece of a file: see _where().
+        """Add where those blocks are that do not lie in one piece of a local file: see _where().
 
         They are in the cache, if there is one, or in chunks that can be mapped. Others that are for
         the cache are removed, so that they are loaded into it.
         """
-        cached = self.cached
-        size = self.blksize
+        cached, size = self.cached, self.blksize
         rest = {b: oid for b, oid in oids.items() if oid and is_for_cache(where.get(b), size)}
         if cached is not None and rest:
             found = cached.find(list(rest.values()))
@@ -297,24 +301,34 @@ class ZFile(
                     self.parts.put(blk, found[oid].parts)
                     where[blk] = found[oid].file
         rest = {blk: oid for blk, oid in rest.items() if blk not in where}
-        for blk, pieces in self._in_chunks(rest, wait=wait).items():
-            if cached is None or pieces.is_mapped:
-                where[blk] = pieces
+        if not rest or not self.is_local or self.verify or not AVAILABLE:
+            return
+        chunks = locate_chunks(rest.values(), self.records, size, small, wait=wait)
+        for blk, oid in rest.items():
+            if oid in chunks and (cached is None or chunks[oid].place.is_mapped):
+                where[blk], file, parts = chunks[oid]
+                self.mapped_from[file] = None
+                self.parts.put(blk, parts)
 
     def _remember(self, blk: int) -> bytes | None:
         self.made_of[blk] = oid = self.lookup(blk)
         return oid
 
     def _where(
-        self, oids: dict[int, bytes | None], *, wait: bool = True, check: bool = False
+        self,
+        oids: dict[int, bytes | None],
+        small: dict[bytes, bytes] | None = None,
+        *,
+        wait: bool = True,
+        check: bool = False,
     ) -> dict[int, Any]:
         """Return {block: result of mapblk} for blocks and their objects, without None.
 
         Parameters
         ----------
         oids
-        wait : bool
-            False: without those that would have to wait for the disk.
+        small, wait
+            See zconn_locate().
         check : bool
             If self.verify, compare those that are to be mapped with their checksums. False: leave
             these out, unless they were compared before.
@@ -322,7 +336,7 @@ class ZFile(
         where: dict[int, Any] = {blk: HOLE for blk, oid in oids.items() if oid is None}
         stored = {blk: oid for blk, oid in oids.items() if oid is not None}
         if stored:
-            located = zconn_locate(self.conn, stored.values(), wait=wait)
+            located = zconn_locate(self.conn, stored.values(), wait=wait, small=small)
             head, plain = b"", False  # those of neighbours are mostly one object
             for (blk, oid), found in zip(stored.items(), located, strict=True):
                 if found is None or found.size > self.blksize:
@@ -332,20 +346,6 @@ class ZFile(
                 place = self._place(oid, found, check) if plain else None
                 if place is not None:
                     where[blk] = place
-        return where
-
-    def _in_chunks(self, oids: dict[int, bytes], *, wait: bool = True) -> dict[int, FilePieces]:
-        """Return {block: where its chunks lie}, for those blocks that lie so in a local file."""
-        if not oids or not self.is_local or self.verify or not AVAILABLE:
-            return {}
-        found = locate_chunks(oids.values(), self.records, self.blksize, wait=wait)
-        where: dict[int, FilePieces] = {}
-        for blk, oid in oids.items():
-            chunks = found.get(oid)
-            if chunks is not None:
-                self.parts.put(blk, chunks.parts)
-                self.mapped_from[chunks.file] = None
-                where[blk] = chunks.place
         return where
 
     def _place(self, oid: bytes, found: Located, check: bool) -> Any:

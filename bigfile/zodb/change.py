@@ -5,6 +5,8 @@ This module knows the stored and the new bytes of a block, but not how they are 
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -55,7 +57,7 @@ class Change:
     new : memoryview
         The block [blksize bytes].
     cell : int
-        Chunks end at its multiples, and are no longer [CHUNKs].
+        A chunk that changes ends at its multiples, and is no longer [CHUNKs].
     used : int, optional
         How much of the block is looked at: what follows is zeros, as is known [bytes].
     """
@@ -133,21 +135,55 @@ class Change:
     def layout(self) -> Layout:
         """The chunks that the block gets, and those that are stored for this."""
         old = self.old.chunks if self.old is not None and self.old.parts else None
-        most = self.cell * CHUNK
-        if old is None or any(stop - start > most - start % most for start, stop in old):
+        if old is None or (self.cell == 1 and any(b - a > CHUNK - a % CHUNK for a, b in old)):
             return Layout(True, [], [], self._runs(self.used))
         changed: list[tuple[int, int]] = []
         removed: list[int] = []
+        added: list[tuple[int, int]] = []
         free = np.ones(len(self.used), np.bool_)
         for start, stop in old:
-            pages = slice(start // CHUNK, -(-stop // CHUNK))
-            free[pages] = False
-            if self.changed[pages].any():
-                if self.used[pages].any():
-                    changed.append((start, pages.stop * CHUNK))
-                else:
-                    removed.append(start)
-        return Layout(False, changed, removed, self._runs(self.changed & self.used & free))
+            first, end = start // CHUNK, -(-stop // CHUNK)
+            free[first:end] = False
+            if self.changed[first:end].any():
+                for a, b in self._cut(first, end):
+                    if self.used[a:b].any():
+                        (changed if a == first else added).append((a * CHUNK, b * CHUNK))
+                    elif a == first:
+                        removed.append(start)
+        added += self._runs(self.changed & self.used & free)
+        return Layout(False, changed, removed, sorted(added))
+
+    @cached_property
+    def _bounds(self) -> list[int]:
+        """Where chunks end, ascending [CHUNKs].
+
+        A quarter of the block that changes is halved, and its half, down to cells. So a cell that
+        changes in a block that is one piece leaves five other pieces, not 15, to a reader, which
+        maps each of them; and what changes next is a quarter at most.
+        """
+        n = len(self.used)
+        cells = np.logical_or.reduceat(self.changed, np.arange(0, n, self.cell))
+        size = 1 << (len(cells) - 1).bit_length()
+        most = size // 4
+        bounds: list[int] = []
+        todo = [(0, size)]
+        while todo:
+            first, size = todo.pop()
+            if size > 1 and (size > most or cells[first : first + size].any()):
+                size //= 2
+                todo += [(first + size, size), (first, size)]
+            else:
+                bounds.append(min((first + size) * self.cell, n))
+        return bounds
+
+    def _cut(self, start: int, stop: int) -> Iterator[tuple[int, int]]:
+        """Yield the chunks for the range of pages [start, stop) [CHUNKs]."""
+        bounds = self._bounds
+        for bound in bounds[bisect_right(bounds, start) :]:
+            yield start, min(stop, bound)
+            start = bound
+            if start >= stop:
+                return
 
     def _runs(self, pages: NDArray[np.bool_]) -> list[tuple[int, int]]:
         """Return the chunks for some pages: (start, stop) [bytes]."""
@@ -155,13 +191,11 @@ class Change:
         end = int(np.flatnonzero(self.used)[-1]) if self.used.any() else -1
         partial = len(trimmed(self._new[end * CHUNK : (end + 1) * CHUNK])) < CHUNK - 8
         runs = []
-        for start, stop in cut:
-            while start < stop:
-                to = min(stop, start - start % self.cell + self.cell)
-                if partial and start < end < to:
-                    to = end
-                runs.append((start * CHUNK, to * CHUNK))
-                start = to
+        for start, stop in (piece for run in cut for piece in self._cut(*run)):
+            if partial and start < end < stop:
+                runs.append((start * CHUNK, end * CHUNK))
+                start = end
+            runs.append((start * CHUNK, stop * CHUNK))
         return runs
 
     @staticmethod

@@ -30,10 +30,13 @@ class RecordSource(Protocol):
     def load_all(self, oids: list[bytes]) -> list[bytes]:
         """Return records, in one request."""
 
-    def locate(self, oids: list[bytes], *, wait: bool = True) -> list[Located | None]:
+    def locate(
+        self, oids: list[bytes], *, wait: bool = True, small: dict[bytes, bytes] | None = None
+    ) -> list[Located | None]:
         """Return where in a file the bytes of objects lie; None for objects that must be loaded.
 
-        With wait=False, also None for those that would have to wait for the disk.
+        With wait=False, also None for those that would have to wait for the disk. `small` gets
+        records of small objects that are not bytes: they were read on the way.
         """
 
     def stat(self, oids: list[bytes]) -> list[Stat]:

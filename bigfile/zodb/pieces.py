@@ -13,6 +13,7 @@ Locking: none. In any thread.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from itertools import islice
 from typing import NamedTuple
 
@@ -41,7 +42,12 @@ class Chunks(NamedTuple):
 
 
 def locate_chunks(
-    oids: Iterable[bytes], records: RecordSource, blksize: int, *, wait: bool = True
+    oids: Iterable[bytes],
+    records: RecordSource,
+    blksize: int,
+    known: dict[bytes, bytes],
+    *,
+    wait: bool = True,
 ) -> dict[bytes, Chunks]:
     """Return {block object: its chunks} for those blocks that lie in one file, in a few chunks.
 
@@ -53,20 +59,27 @@ def locate_chunks(
     records : RecordSource
     blksize : int
         [bytes]
+    known : dict of bytes
+        Records of small objects, by their oids. It gets those of tables.
     wait : bool
         False: without blocks whose chunks would have to wait for the disk.
     """
     oids = list(oids)
-    sizes = records.stat(oids)
-    oids = [oid for oid, found in zip(oids, sizes, strict=True) if 0 < found.size <= _MOST_RECORD]
+    others = [oid for oid in oids if oid not in known]
+    if others:
+        sizes = zip(others, records.stat(others), strict=True)
+        others = [oid for oid, found in sizes if 0 < found.size <= _MOST_RECORD]
+        known.update(zip(others, records.load_all(others), strict=True))
+    roots = {oid: root for oid in oids if oid in known and (root := table_of(known[oid]))}
+    records.locate([root.oid for root in roots.values()], wait=wait, small=known)
+
+    def load_all(oids: list[bytes]) -> list[bytes]:
+        return [known[oid] if oid in known else records.load(oid) for oid in oids]
+
     tables = {}
-    for oid, record in zip(oids, records.load_all(oids), strict=True):
-        root = table_of(record)
-        if root is not None:
-            try:
-                tables[oid] = read_items(root, records.load_all, "IO", ZDATA)
-            except RecordError:
-                continue
+    for oid, root in roots.items():
+        with suppress(RecordError):
+            tables[oid] = read_items(root, load_all, "IO", ZDATA)
     tables = {oid: table for oid, table in tables.items() if 0 < len(table.oids) <= _MOST}
     chunks = [chunk for table in tables.values() for chunk in table.oids.values()]
     located = iter(records.locate(chunks, wait=wait))

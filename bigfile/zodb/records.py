@@ -35,8 +35,10 @@ class Records(RecordSource):
         return zconn_load_all(self.conn, oids)
 
     @override
-    def locate(self, oids: list[bytes], *, wait: bool = True) -> list[Located | None]:
-        return zconn_locate(self.conn, oids, wait=wait)
+    def locate(
+        self, oids: list[bytes], *, wait: bool = True, small: dict[bytes, bytes] | None = None
+    ) -> list[Located | None]:
+        return zconn_locate(self.conn, oids, wait=wait, small=small)
 
     @override
     def stat(self, oids: list[bytes]) -> list[Stat]:

@@ -286,7 +286,12 @@ class AlignedFileStorage(StorageFile):
     # ---- where records are ----
 
     def locate(
-        self, oids: Iterable[bytes], before: bytes, *, wait: bool = True
+        self,
+        oids: Iterable[bytes],
+        before: bytes,
+        *,
+        wait: bool = True,
+        small: dict[bytes, bytes] | None = None,
     ) -> list[Located | None]:
         """Return where the bytes of objects lie in the file; None for those that do not.
 
@@ -297,6 +302,8 @@ class AlignedFileStorage(StorageFile):
             The last revision of each object before this tid is taken.
         wait : bool
             False: return None instead of waiting for the disk.
+        small : dict, optional
+            It gets records of small objects that are not bytes: they were read on the way.
         """
         oids = list(oids)
         if not self.align:
@@ -307,7 +314,8 @@ class AlignedFileStorage(StorageFile):
                 return [None] * len(oids)
             reader = HeadReader(file, before)
             flags = 0 if wait else file.nowait
-            return reader.locate_all(oids, positions(self.index, oids), flags, wait=wait)
+            at = positions(self.index, oids)
+            return reader.locate_all(oids, at, flags, wait=wait, small=small)
 
     @override
     def loadBefore(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
@@ -498,15 +506,9 @@ class AlignedFileStorage(StorageFile):
         return last_invalidations(self, count)
 
     def last_transactions(self, count: int, stop: bytes | None = None) -> list[Entry]:
-        """Return (tid, user, description, records) of the last transactions, the newest one first.
+        """Return (tid, user, description, records) of the last ones up to a tid, the newest first.
 
         A record is (oid, name of its class); "" if the object was removed. Only heads are read.
-
-        Parameters
-        ----------
-        count : int
-        stop : bytes, optional
-            No transaction after this tid.
         """
         return last_transactions(self, count, stop)
 

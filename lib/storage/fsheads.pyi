@@ -1,16 +1,14 @@
 def cold_at(fd: int, pos: int, size: int) -> bool: ...
 def drop(fd: int, pos: int, size: int) -> None: ...
-def find_alike(
+def read_heads(
     fd: int,
     flags: int,
     oids: list[bytes],
     positions: list[int],
     before_tid: bytes,
-    before: bytes,
-    after: bytes,
-    end: bytes,
+    likes: list[tuple[bytes, bytes, bytes]],
     magic: bytes,
-    payload: int,
     read: int,
+    stop: bool,
     cold: set[int],
-) -> list[tuple[int, bytes | None] | None]: ...
+) -> list[tuple[int, int, bytes | None, int] | bytes | None]: ...

@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ZODB.FileStorage.format import DATA_HDR, DATA_HDR_LEN
 
 from wendelin.lib.storage.fsalign import ALIGNMENT
-from wendelin.lib.storage.fsheads import cold_at, drop, find_alike
+from wendelin.lib.storage.fsheads import cold_at, drop, read_heads
 from wendelin.lib.storage.record import (
     BETWEEN,
     CHECKSUM_MAGIC,
@@ -55,8 +55,8 @@ class OpenFile:
         self.cold: set[int] = set()
         #: offsets of payloads that were read through, and match their checksums
         self.matched: set[int] = set()
-        #: the last record with a pad that was found; others of the same writer are alike
-        self.like: _Like | None = None
+        #: records with pads that were found, the last ones: others of their classes are alike
+        self.likes: tuple[_Like, ...] = ()
         self._mapped: mmap.mmap | None = None
 
     def read_head(self, into: bytearray | memoryview, pos: int, flags: int) -> int:
@@ -208,19 +208,29 @@ def load_small(fd: int, oid: bytes, pos: int, before: bytes) -> tuple[bytes, byt
     return data[DATA_HDR_LEN : DATA_HDR_LEN + size], tid
 
 
+def _is_bytes(record: bytes) -> bool:
+    """Say whether the state of a record is one piece of bytes, or it is not known."""
+    try:
+        return find_payload(record) is not None
+    except RecordError:
+        return True
+
+
 def _before(earlier: int, pos: int) -> int:
     """Return where an earlier record of an object is; 0 if there is none."""
     return earlier if earlier < pos else 0
 
 
 class _Like(NamedTuple):
-    """What records of one writer have in common: all but oids, places, pads."""
+    """What records of one class and writer have in common: all but oids, places, pads, sizes."""
 
     before: bytes  # the bytes of a record before the length of the pad
-    after: bytes  # between the pad and the payload
+    after: bytes  # between the pad and the length of the payload
     end: bytes  # behind the payload
-    state: int  # where the state begins
-    payload: int  # its size [bytes]
+    head: bytes  # the bytes before the state
+
+
+_LIKES = 8  # that are kept of a file, which has a few
 
 
 class HeadReader:
@@ -234,7 +244,13 @@ class HeadReader:
         self._read: list[tuple[int, int]] = []  # for one record
 
     def locate_all(
-        self, oids: list[bytes], positions: list[int], flags: int = 0, *, wait: bool = True
+        self,
+        oids: list[bytes],
+        positions: list[int],
+        flags: int = 0,
+        *,
+        wait: bool = True,
+        small: dict[bytes, bytes] | None = None,
     ) -> list[Located | None]:
         """Return where the bytes of objects lie; see locate().
 
@@ -246,56 +262,59 @@ class HeadReader:
         flags
         wait : bool
             False: None instead of an OSError.
+        small : dict, optional
+            It gets the records of small objects that are not bytes.
         """
         found: list[Located | None] = [None] * len(oids)
         todo = list(range(len(oids)))
-        tried: set[_Like] = set()
+        stop = True  # at one that may be like others that follow
         while todo:
-            like = self._file.like
-            if like is not None and like not in tried:
-                tried.add(like)
-                todo = self._locate_alike(like, oids, positions, flags, todo, found)
-                continue
-            i = todo.pop(0)
-            try:
-                found[i] = self.locate(oids[i], positions[i], flags)
-            except OSError:
-                if wait:
-                    raise  # else the kernel reads it now, or a touch gets the error
+            heads = self._heads([oids[i] for i in todo], [positions[i] for i in todo], flags, stop)
+            others = []
+            for i, head in zip(todo, heads, strict=False):
+                if isinstance(head, Located):
+                    found[i] = head
+                elif head is None or _is_bytes(head):
+                    others.append(i)
+                elif small is not None:
+                    small[oids[i]] = head
+            todo = todo[len(heads) :]
+            for n, i in enumerate(others, 1):
+                known = self._file.likes
+                try:
+                    found[i] = self.locate(oids[i], positions[i], flags)
+                except OSError:
+                    if wait:
+                        raise  # else the kernel reads it now, or a touch gets the error
+                stop = self._file.likes is not known
+                if stop:
+                    todo = others[n:] + todo
+                    break
         return found
 
-    def _locate_alike(
-        self,
-        like: _Like,
-        oids: list[bytes],
-        positions: list[int],
-        flags: int,
-        todo: list[int],
-        found: list[Located | None],
-    ) -> list[int]:
-        """Find records that are like another one; return those that are not."""
-        file, head = self._file, like.before[: like.state]
-        places = find_alike(
+    def _heads(
+        self, oids: list[bytes], positions: list[int], flags: int, stop: bool
+    ) -> list[Located | bytes | None]:
+        """Return what read_heads() finds."""
+        file, likes = self._file, self._file.likes
+        heads = read_heads(
             file.heads,
             flags,
-            [oids[i] for i in todo],
-            [positions[i] for i in todo],
+            oids,
+            positions,
             self._before,
-            like.before,
-            like.after,
-            like.end,
+            [like[:3] for like in likes],
             CHECKSUM_MAGIC,
-            like.payload,
             len(self._data),
+            stop,
             file.cold,
         )
-        others = []
-        for i, place in zip(todo, places, strict=True):
-            if place is None:
-                others.append(i)
-            else:
-                found[i] = Located(file, place[0], like.payload, head, place[1])
-        return others
+        return [
+            Located(file, head[0], head[1], likes[head[3]].head, head[2])
+            if isinstance(head, tuple)
+            else head
+            for head in heads
+        ]
 
     def locate(self, oid: bytes, pos: int, flags: int = 0) -> Located | None:
         """Return where the bytes of an object lie.
@@ -364,7 +383,8 @@ class HeadReader:
         end = read(found.stop, rest)
         if len(end) != rest or not is_end(end):
             return None  # no part of a truncated record may be shown
-        if found.begin != found.op:
-            before = head[: found.begin + 1]
-            self._file.like = _Like(before, found.between, end, found.state, payload)
+        if found.begin != found.op and found.between[1:-4] == b"B":
+            like = _Like(head[: found.begin + 1], found.between[:-4], end, head[: found.state])
+            if like not in self._file.likes:
+                self._file.likes = (*self._file.likes, like)[-_LIKES:]
         return Located(self._file, pos + found.start, payload, head[: found.state], found.digest)

@@ -190,7 +190,7 @@ def test_locate_waits_for_the_disk_if_asked_to(path, monkeypatch, first):
     assert db.storage.locate(oids, current(db.storage)) == want
     assert not refused
     expected = [None, None, *want[2:]]
-    want[0].file.like = None  # else all of them are read in C
+    want[0].file.likes = ()  # else all of them are read in C
     assert db.storage.locate(oids, current(db.storage), wait=False) == expected
     assert len(refused) == 2
     db.close()
