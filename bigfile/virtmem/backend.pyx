@@ -8,19 +8,32 @@ Locking: none.
 from contextlib import suppress
 from operator import index
 
+from libc.stdint cimport uint8_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from wendelin.bigfile.virtmem.kernel cimport _SC_PAGESIZE, sysconf
 from wendelin.bigfile.virtmem.mapping cimport Piece, Pieces
 from wendelin.bigfile.virtmem.page cimport FILERANGE, NOTHING, ZEROS, Source
 
-from wendelin.bigfile.virtmem.abilities import FilePieces, FileRange, NamedFile
+from wendelin.bigfile.virtmem.abilities import MOST_MAPPED, FilePieces, FileRange, NamedFile
 from wendelin.bigfile.virtmem.checksum import AVAILABLE
 
 #: What mapblk returns for a block that reads as zeros.
 HOLE = type("Hole", (), {"__repr__": lambda self: "HOLE", "__slots__": ()})()
 
-cdef size_t os_page = sysconf(_SC_PAGESIZE)
+cdef size_t os_page = sysconf(_SC_PAGESIZE), most_mapped = MOST_MAPPED
+
+cdef uint64_t number(bytes digest) except? 0:
+    """Return a digest, the highest byte first, as a number."""
+    cdef const uint8_t *at = digest
+    cdef uint64_t value = 0
+    cdef int i
+    if len(digest) != 8:
+        raise ValueError(f"{digest!r} is not a digest")
+    for i in range(8):
+        value = value << 8 | at[i]
+    return value
+
 
 cdef int source_from(found, size_t blksize, Source *source) except -1:
     """Return the Source of a result of mapblk."""
@@ -40,7 +53,7 @@ cdef int source_from(found, size_t blksize, Source *source) except -1:
         if not AVAILABLE:
             raise ValueError(f"mapblk returned {found}: digests cannot be compared here")
         source.checked = True
-        source.digest = int.from_bytes(digest, "big")
+        source.digest = number(digest)
     mapped = size is None or (source.checked and size == blksize and offset % os_page == 0)
     source.backing = FILERANGE if mapped else NOTHING
     source.offset = offset
@@ -56,7 +69,7 @@ cdef int source_from(found, size_t blksize, Source *source) except -1:
 
 cdef int source_of_pieces(found, size_t blksize, Source *source) except -1:
     """As source_from(), of a FilePieces."""
-    cdef size_t n = len(found.pieces), stop = 0
+    cdef size_t n = len(found.pieces), stop = 0, all_of = 0
     cdef Pieces *pieces
     cdef Piece *piece
     pieces = <Pieces *>malloc(sizeof(Pieces) + n * sizeof(Piece))
@@ -73,7 +86,8 @@ cdef int source_of_pieces(found, size_t blksize, Source *source) except -1:
             if piece.checked:
                 if not AVAILABLE:
                     raise ValueError(f"mapblk returned {found}: digests cannot be compared here")
-                piece.digest = int.from_bytes(digest, "big")
+                piece.digest = number(digest)
+            all_of |= piece.start | <size_t>piece.offset | piece.size
             if piece.start < stop or piece.size == 0 or piece.size > blksize - piece.start \
                     or piece.offset < 0 or piece.start > blksize:
                 raise ValueError(f"mapblk returned {found}: these are not pieces of a block of "
@@ -85,7 +99,7 @@ cdef int source_of_pieces(found, size_t blksize, Source *source) except -1:
     except BaseException:
         free(pieces)
         raise
-    source.backing = FILERANGE if found.is_mapped else NOTHING
+    source.backing = FILERANGE if n <= most_mapped and all_of % os_page == 0 else NOTHING
     source.offset = 0
     source.size = stop
     source.pieces = pieces

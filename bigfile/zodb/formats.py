@@ -17,16 +17,18 @@ Formats
                 takes an object a chunk. Written as ZBlk1, chunks have 4 KiB
     auto        not a format, but the choice between them, at each commit, for each block:
     format_for.
-                Its chunks are runs of bytes that were changed together, at most a 16th of the block
+                Its chunks are runs of bytes that were changed together, at most a 16th of the
+                block, or were not, at most a quarter
 
 Chunks of auto
 --------------
 A block is cut into CELLS cells. Each contiguous piece that a commit adds to a cell becomes a chunk.
 A block that would be one chunk of a page is one object.
-The page in which an append ends is a chunk of its own, as the next append changes it. A changed
-chunk is stored again with the same bounds. So an append of any size is a few objects. The change of
-a byte in a block that is one object makes CELLS chunks of it; each later change stores one cell. A
-change that fills a block, or covers most of it, stores it as one object.
+The page in which an append ends is a chunk of its own, as the next append changes it. So an append
+of any size is a few objects. The change of a byte in a block that is one object makes six chunks of
+it: three quarters, and of the other one an eighth and two cells. A chunk that is larger than a cell
+is cut in this way when it changes, and others are stored again with the same bounds. A change that
+fills a block, or covers most of it, stores it as one object.
 
 The states are fixed: see docs/formats.md. This module knows pickles and blocks; it does not know
 the number of a block, nor its file.

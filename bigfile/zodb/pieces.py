@@ -2,8 +2,8 @@
 
     block object ──► its table of chunks ──► chunks ──► Located: where their bytes lie
 
-A commit of a small change writes 16 chunks of a block the first time, and one from then on. Each of
-them is aligned in the file as a whole block is.
+A commit of a small change writes six chunks of a block the first time, and one to four from then
+on. Each of them is aligned in the file as a whole block is.
 
 This module knows formats, and records. It does not know pages, nor the block table.
 
@@ -95,18 +95,20 @@ def _place(
     starts: Iterable[int], places: list[Located | None], blksize: int
 ) -> tuple[FilePieces, OpenFile] | None:
     """Return where chunks lie, if that is one file, and they are what we write."""
-    stop = 0
     first = places[0]
+    if first is None or not is_chunk(first.head):
+        return None
+    file, head, stop = first.file, first.head, 0
     pieces: list[tuple[int, int, int, bytes | None]] = []
     for start, at in zip(starts, places, strict=True):
         # a chunk with a checksum was written by us
-        if at is None or first is None or at.digest is None or at.file is not first.file:
+        if at is None or at.digest is None or at.file is not file or start < stop:
             return None
-        if not (at.head is first.head or is_chunk(at.head)) or start < stop:
+        if at.head is not head and not is_chunk(at.head):
             return None
         stop = start + at.size
         if at.size:
             pieces.append((start, at.offset, at.size, at.digest))
-    if first is None or not pieces or stop > blksize or not is_chunk(first.head):
+    if not pieces or stop > blksize:
         return None
-    return FilePieces(first.file.fd, pieces), first.file
+    return FilePieces(file.fd, pieces), file

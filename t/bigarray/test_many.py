@@ -58,3 +58,54 @@ def test_thousands_of_arrays_at_few_descriptors(tmp_path):
         timeout=600,
         WENDELIN_CORE_RAM="256M",
     )
+
+
+@pytest.mark.database
+@pytest.mark.only("fs")
+def test_a_view_of_a_small_array_is_little_work(tmp_path):
+    """Python calls of a view, and what it keeps for the garbage collector to look at."""
+    check_child(
+        """
+        import cProfile, gc, pstats, sys
+        import transaction
+        from BTrees.IOBTree import IOBTree
+        from wendelin.bigarray.array_zodb import ZBigArray
+        from wendelin.lib.zodb import dbopen
+        N = 50
+        root = dbopen(sys.argv[1])
+        root["arrays"] = arrays = IOBTree()
+        for i in range(2 * N):
+            arrays[i] = ZBigArray((100,), "f8")
+        transaction.commit()
+        root._p_jar.cacheMinimize()
+        keep = [arrays[i][:] for i in range(N)]   # what the first ones make once
+        some = [arrays[i] for i in range(N, 2 * N)]
+        for A in some:
+            A._p_activate()
+            A.zfile._p_activate()
+
+        def calls(function):
+            profile = cProfile.Profile()
+            gc.collect()
+            gc.disable()
+            before = len(gc.get_objects())
+            result = profile.runcall(function)
+            n = len(gc.get_objects()) - before
+            gc.enable()
+            keep.append(result)
+            return pstats.Stats(profile).total_calls / N, n / N
+
+        first, objects = calls(lambda: [A[:] for A in some])
+        assert first < 200, first                 # it was 255
+        assert objects < 21, objects              # it was 35
+        again, objects = calls(lambda: [A[:] for A in some])
+        assert again < 30, again                  # it was 60
+        assert objects < 1.1, objects
+        transaction.commit()
+        for view in keep[-1]:
+            view[3] = 7
+        transaction.commit()
+        assert all(A[3] == 7 for A in some)
+        """,
+        str(tmp_path / "x.fs"),
+    )

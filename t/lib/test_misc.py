@@ -13,7 +13,7 @@ from support import ROOT
 
 import wendelin
 from wendelin.lib.calc import mul
-from wendelin.lib.utils import inttuple
+from wendelin.lib.utils import WeakRefs, inttuple
 from wendelin.lib.xnumpy import structured
 
 # ---- calc ----
@@ -76,6 +76,23 @@ def test_no_inttuple(x, bad):
     with pytest.raises(TypeError) as e:
         inttuple(x)
     assert bad in str(e.value)
+
+
+class Member:
+    pass
+
+
+def test_weak_refs_keep_nothing_alive_and_no_more_than_twice_what_lives():
+    refs, live = WeakRefs(), []
+    for i in range(1000):
+        member = Member()
+        refs.add(member)
+        refs.add(member)
+        if i % 100 == 0:
+            live.append(member)
+    del member
+    assert set(refs) == set(live)
+    assert len(refs._refs) <= 2 * WeakRefs._LEAST
 
 
 # ---- xnumpy ----

@@ -167,6 +167,36 @@ def test_locate_sees_the_revision_that_is_asked_for(path):
     db.close()
 
 
+def test_what_is_loaded_is_what_filestorage_loads(path, monkeypatch):
+    """A small record is read by one system call."""
+    db, root = write(path, *(data_of(i) for i in range(2)))
+    tids = [db.storage.lastTransaction()]
+    for i in range(3):
+        root["small"] = i
+        root[0].data = b"x" * (3000 * i)
+        root[0]._p_changed = True
+        transaction.commit()
+        tids.append(db.storage.lastTransaction())
+    db.undo(db.undoInfo()[0]["id"])
+    transaction.commit()
+    tids.append(db.storage.lastTransaction())
+    storage, seen = db.storage, set()
+    for oid in (root._p_oid, root[0]._p_oid, root[1]._p_oid):
+        for tid in (*tids, current(storage)):
+            found = storage.loadBefore(oid, tid)
+            assert found == StockFileStorage.loadBefore(storage, oid, tid)
+            seen.add(found and (len(found[0]) > 4000, found[2] is None))
+    assert seen == {None, (True, True), (True, False), (False, True), (False, False)}
+    for oid in p64(999), b"short":
+        with pytest.raises((KeyError, TypeError)):
+            storage.loadBefore(oid, current(storage))
+    monkeypatch.delattr(StockFileStorage, "loadBefore")
+    root["small"] = 3
+    transaction.commit()
+    assert storage.loadBefore(root._p_oid, current(storage))[2] is None
+    db.close()
+
+
 @pytest.mark.parametrize("first", [AlignedFileStorage, StockFileStorage])
 def test_locate_waits_for_the_disk_if_asked_to(path, monkeypatch, first):
     """A touch waits for what is not in the kernel's cache; looking ahead leaves it out."""

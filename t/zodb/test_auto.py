@@ -9,6 +9,7 @@ import transaction
 from BTrees.IOBTree import IOBTree
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.mapped import maps
 from transaction import TransactionManager
 from ZODB.POSException import ConflictError
 
@@ -19,6 +20,8 @@ from wendelin.bigfile.virtmem.stats import stats_of
 from wendelin.bigfile.zodb.change import CELLS
 from wendelin.bigfile.zodb.formats import load_block
 from wendelin.bigfile.zodb.records import Records
+from wendelin.lib.storage import fsrecord
+from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.zodb import dbclose, dbopen
 
 BLK = 1 << 20  # [bytes]
@@ -337,6 +340,53 @@ def test_they_are_mapped(changed):
     assert (A[:] == values).all()
     assert copied(A) == (NBLK - 1, 1)
     transaction.abort()
+
+
+def test_few_mappings_for_a_block_that_is_changed_in_one_place(path):
+    root = dbopen(path)
+    A = new(root)
+    values = random(NBLK * BLK)
+    A.append(values)
+    transaction.commit()
+    A[:][::BLK] = values[::BLK] = 1
+    transaction.commit()
+    dbclose(root)
+    root = dbopen(path)
+    view = root["A"][:]
+    assert (view == values).all()
+    assert maps(path) == 6 * NBLK
+    del view
+    dbclose(root)
+
+
+def test_to_find_chunks_each_head_is_read_once(changed, monkeypatch):
+    """And no record is loaded besides: they are small, and read on the way."""
+    root, values = changed
+    asked, loaded = [], []
+    read_heads, load = fsrecord.read_heads, AlignedFileStorage.loadBefore
+
+    def counted(fd, flags, oids, *args):
+        result = read_heads(fd, flags, oids, *args)
+        asked.extend(oids[: len(result)])
+        return result
+
+    def noted(self, oid, tid):
+        loaded.append(oid)
+        return load(self, oid, tid)
+
+    A = root["A"]
+    zfile, blktab = A.zfile, A.zfile.blktab
+    assert zfile.blksize == BLK
+    monkeypatch.setattr(fsrecord, "read_heads", counted)
+    monkeypatch.setattr(AlignedFileStorage, "loadBefore", noted)
+    view = A[:]
+    assert loaded == [blktab._p_oid]
+    chunks = [chunk._p_oid for zblk in blktab.values() for chunk in zblk.chunktab.values()]
+    tables = [zblk.chunktab._p_oid for zblk in blktab.values()]
+    blocks = [zblk._p_oid for zblk in blktab.values()]
+    assert sorted(set(asked)) == sorted(blocks + tables + chunks)
+    assert len(asked) <= len(set(asked)) + 1  # the first chunk says what the others are like
+    assert (view == values).all()
 
 
 def test_a_change_of_another_client_is_seen(changed):
