@@ -125,13 +125,13 @@ class HasFolder(Protocol):
     Only a class that names this Protocol as a base has this ability.
     """
 
-    #: whole blocks are stored in a file of the folder, and mapped from there, so that it can share
-    #: their bytes with another file, where the file system can (reflinks)
-    shares: bool
-
     @property
     def folder(self) -> str | None:
         """The folder; None: it is not on this machine, or not known."""
+
+    @property
+    def shares(self) -> bool:
+        """Say whether a file of the folder has whole blocks, and can share bytes (reflinks)."""
 
 
 @runtime_checkable

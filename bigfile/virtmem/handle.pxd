@@ -19,6 +19,7 @@ cdef class BigFileH:
     cdef readonly double ready_seconds   # limit of the time for a view
     cdef bint maps              # file is a MapsBlocks
     cdef bint maps_ahead        # file is a MapsAhead
+    cdef bint shares_known      # fileh.shares says whether its file shares bytes with the spool
     cdef bint truncated         # the file has yet to be told of `fileh.zero_from`
 
     cdef int check(self) except -1

@@ -113,8 +113,7 @@ cdef class BigFileH:
         self.pins = []
         self.fallback_thread = threading.get_ident()
         # only of a class that names it: a program's own file may have another kind of `folder`
-        folder = file.folder if HasFolder in type(file).__mro__ else None
-        self.spool = spool_folder(folder)
+        self.spool = spool_folder(file.folder if HasFolder in type(file).__mro__ else None)
         self.fileh = fileh_new((<BigFile>file).blksize)
         if self.fileh == NULL:
             hint = " (page memory is a file to the kernel: see ulimit -f)" if errno == EFBIG else ""
@@ -125,8 +124,6 @@ cdef class BigFileH:
         self.fileh.pyfileh = <void *>self
         if self.spool is not None:
             self.fileh.spool = spool_of(os.fsencode(self.spool))
-            self.fileh.shares = (folder is not None and file.shares
-                                 and os.stat(folder).st_dev == os.stat(self.spool).st_dev)
         self.fileh.wants_first_change = able(self, FirstChange)
         self.ready_seconds = READY
         if getenv("WENDELIN_CORE_READY") != NULL:   # os.environ takes long to say no

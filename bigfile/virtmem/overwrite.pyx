@@ -19,6 +19,8 @@ This module changes pages as loading and touch do. It runs no Python.
 Locking: see page.pyx. Called without the pager lock.
 """
 
+import os
+
 from libc.stdint cimport INT64_MAX, uint64_t
 
 from wendelin.bigfile.virtmem.handle cimport BigFileH
@@ -32,6 +34,8 @@ from wendelin.bigfile.virtmem.kernel cimport (SYNC_FILE_RANGE_WRITE, pthread_sel
                                               sync_file_range)
 from wendelin.bigfile.virtmem.spool cimport spool_give, spool_shares, spool_take
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_may_dirty
+
+from wendelin.bigfile.virtmem.abilities import HasFolder
 
 cdef enum:
     TOGETHER = 64           # pages in one call: signal handlers of Python run between calls
@@ -49,12 +53,22 @@ def overwrite(BigFileH fileh not None, uint64_t blk, const unsigned char[::1] da
     fileh.check()
     if (blk + n) * fileh.fileh.blksize > <uint64_t>INT64_MAX:
         raise OverflowError(f"blocks [{blk}, {blk + n}) end past the last byte of a file")
+    if not fileh.shares_known:
+        fileh.fileh.shares = can_share(fileh)
+        fileh.shares_known = True
     with nogil:
         n = min(n, <uint64_t>TOGETHER)
         while done < n and page_overwrite(fileh.fileh, blk + done, at):
             at += fileh.fileh.blksize
             done += 1
     return done
+
+
+cdef bint can_share(BigFileH fileh) except -1:
+    """Say whether the file of a handle stores blocks where its spool is, and shares their bytes."""
+    folder = fileh.file.folder if HasFolder in type(fileh.file).__mro__ else None
+    return (folder is not None and fileh.spool is not None and fileh.file.shares
+            and os.stat(folder).st_dev == os.stat(fileh.spool).st_dev)
 
 
 cdef bint may_change(const FileH *fileh) noexcept nogil:

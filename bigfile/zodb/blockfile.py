@@ -105,6 +105,8 @@ __all__ = ["ZFile"]
 
 log = logging.getLogger(__name__)
 
+_Oids = dict[int, bytes | None]  # of blocks; None: holes
+_Records = dict[bytes, bytes]  # of objects
 _MOST = 1 << 63  # no block is there
 _NEW = b"\0" * 8  # _p_serial of an object that is not in the database yet
 _OF_NOTHING = digest_of([])
@@ -135,7 +137,6 @@ class ZFile(
         self.conn = conn
         self.records = Records(conn)
         self.zblk_fmt = zblk_fmt
-        self.shares = zconn_maps(conn) and format_name(zblk_fmt) != "ZBlk1"
         self.name = zconn_name(conn)
         self.table = BlockTable(self.records.load_all)
         # What pages that are, or were, in memory are made of: blk -> oid, None for a hole,
@@ -169,6 +170,11 @@ class ZFile(
     @override
     def folder(self) -> str | None:
         return zconn_folder(self.conn)
+
+    @property
+    @override
+    def shares(self) -> bool:
+        return zconn_maps(self.conn) and format_name(self.zblk_fmt) != "ZBlk1"
 
     @property
     @override
@@ -279,12 +285,7 @@ class ZFile(
         return where
 
     def _add_others(
-        self,
-        oids: dict[int, bytes | None],
-        where: dict[int, Any],
-        small: dict[bytes, bytes],
-        *,
-        wait: bool = True,
+        self, oids: _Oids, where: dict[int, Any], small: _Records, *, wait: bool = True
     ) -> None:
         """Add where those blocks are that do not lie in one piece of a local file: see _where().
 
@@ -315,12 +316,7 @@ class ZFile(
         return oid
 
     def _where(
-        self,
-        oids: dict[int, bytes | None],
-        small: dict[bytes, bytes] | None = None,
-        *,
-        wait: bool = True,
-        check: bool = False,
+        self, oids: _Oids, small: _Records | None = None, *, wait: bool = True, check: bool = False
     ) -> dict[int, Any]:
         """Return {block: result of mapblk} for blocks and their objects, without None.
 

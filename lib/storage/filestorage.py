@@ -72,6 +72,8 @@ __all__ = ["AlignedFileStorage"]
 
 log = logging.getLogger(__name__)
 
+_Records = dict[bytes, bytes] | None  # of objects
+
 
 class AlignedFileStorage(StorageFile):
     """A FileStorage that aligns large byte strings in its file, and says where they are.
@@ -286,12 +288,7 @@ class AlignedFileStorage(StorageFile):
     # ---- where records are ----
 
     def locate(
-        self,
-        oids: Iterable[bytes],
-        before: bytes,
-        *,
-        wait: bool = True,
-        small: dict[bytes, bytes] | None = None,
+        self, oids: Iterable[bytes], before: bytes, *, wait: bool = True, small: _Records = None
     ) -> list[Located | None]:
         """Return where the bytes of objects lie in the file; None for those that do not.
 

@@ -138,9 +138,11 @@ cdef bint is_cold(int fd, int64_t pos, size_t n) noexcept nogil:
 
 cdef ssize_t read_part(const Question *ask, uint8_t *buf, size_t size, int64_t pos, size_t n,
                        Found *found, int part) noexcept nogil:
-    """Read up to size bytes of a part of a record, of which n are needed."""
+    """Read a part of a record: the n bytes that are needed, or up to size, if these are there."""
+    if is_cold(ask.fd, pos, size):
+        size = n
+        found.cold[part] |= is_cold(ask.fd, pos, n)
     found.at[part] = pos
-    found.cold[part] |= is_cold(ask.fd, pos, n)
     return read_at(ask.fd, buf, size, pos, ask.flags)
 
 

@@ -334,7 +334,8 @@ class HeadReader:
         """
         self._read.clear()
         found = self._locate(oid, pos, flags)
-        self._file.leave_cold(self._read)
+        if found is not None:  # else some of it may be on its way from the disk
+            self._file.leave_cold(self._read)
         return found
 
     def _locate(self, oid: bytes, pos: int, flags: int) -> Located | None:

@@ -49,7 +49,7 @@ def places(storage, *objects):
         assert None not in found, oid
     one = []
     for oid in oids:
-        found[0].file.like = None
+        found[0].file.likes = ()
         one += storage.locate([oid], current(storage))
     assert [(f.offset, f.size, f.digest, f.head) for f in one] == [
         (f.offset, f.size, f.digest, f.head) for f in found
@@ -400,8 +400,8 @@ def test_what_is_damaged_is_not_located(tmp_path, small_huge, what):
             byte = file.read(1)
             file.seek(at)
             file.write(bytes([byte[0] ^ 8]))
-    for like in place.file.like, None:
-        place.file.like = like
+    for likes in place.file.likes, ():
+        place.file.likes = likes
         now = db.storage.locate([oids[0], oids[victim]], current(db.storage))
         assert now == [found[0], None]
     db.close()
@@ -410,7 +410,7 @@ def test_what_is_damaged_is_not_located(tmp_path, small_huge, what):
 def test_no_byte_of_a_payload_is_read_to_find_it(tmp_path, small_huge, monkeypatch):
     db, root = write(f"{tmp_path}/1.fs", *(data_of(i, 64) for i in range(3)))
     found = places(db.storage, *(root[i] for i in range(3)))
-    found[0].file.like = None
+    found[0].file.likes = ()
     preadv, reads = os.preadv, []
 
     def counted(fd, buffers, offset, flags=0):
