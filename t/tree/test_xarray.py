@@ -153,6 +153,26 @@ def test_chunks_are_whole_blocks(tmp_path):
     assert list(chunks.values()) == [52]
 
 
+def test_chunks_have_room_in_workers(tmp_path, monkeypatch):
+    pytest.importorskip("dask", reason="Dask is not installed: tox -e docs")
+    from wendelin.bigarray import dask
+
+    monkeypatch.setattr(dask, "chunk_limit", lambda: 9 << 20)
+    with wendelin.open(tmp_path / "x.fs") as g:
+        A = g.create_array("x", (10_000, 5000), "f8", attrs={DIMENSIONS: ["t", "c"]})
+        g.create_array("y", (10_000,), "f4", attrs={DIMENSIONS: ["t"]})
+        transaction.commit()
+        chosen = dask.from_array(A).chunks
+    ds = opened(f"{tmp_path}/x.fs")
+    assert chosen[0][0] == 4 * 52
+    for chunks in "auto", {"t": "auto", "c": -1}, {"t": "auto"}:
+        assert ds.chunk(chunks).x.chunks == chosen
+    assert ds.chunk("auto").y.chunks == ((10_000,),)
+    assert ds.chunk({"c": 1000}).x.chunks == ((10_000,), (1000,) * 5)
+    with dask.dask.config.set({"array.chunk-size": "4MiB"}):  # the caller wants less
+        assert ds.chunk("auto").x.chunks[0][0] == 2 * 52
+
+
 def test_groups_that_others_made(tmp_path):
     """Dimensions without names are told apart by their lengths; other objects are left out."""
     with wendelin.open(tmp_path / "x.fs") as g:

@@ -37,6 +37,7 @@ from wendelin.lib.storage.shared import share, zconn_now
 
 __all__ = [
     "batches",
+    "chosen_chunks",
     "from_array",
     "in_memory",
     "in_transaction",
@@ -78,21 +79,42 @@ def from_array(A: ZBigArray, chunks: Any = "auto") -> dask.array.Array:
         No URL names the database: see wendelin.lib.zodb.zstor_2zurl().
     """
     source = _Source(A)
-    sizes = normalize_chunks(chunks, A.shape, _limit(A, chunks), A.dtype, source.chunks)
+    sizes = chosen_chunks(chunks, A.shape, A.dtype, source.chunks, A._fileh().blksize)
     # to Dask, equal names mean equal arrays with equal chunks
     name = f"ZBigArray-{dask.base.tokenize(source.token, sizes)}"
     meta = np.empty((0,) * A.ndim, A.dtype)
     return dask.array.from_array(source, sizes, name=name, asarray=False, fancy=False, meta=meta)
 
 
-def _limit(A: ZBigArray, chunks: Any) -> int | None:
+def chosen_chunks(
+    chunks: Any, shape: tuple[int, ...], dtype: np.dtype[Any], blocks: tuple[int, ...], least: int
+) -> tuple[tuple[int, ...], ...]:
+    """Return the chunks of a Dask array, with a choice where the caller says "auto".
+
+    Parameters
+    ----------
+    chunks : int, tuple, 'auto', ...
+        See dask.array.from_array().
+    shape, dtype
+        Of the array.
+    blocks : tuple of int
+        Shape of a block: what is chosen is a multiple of it.
+    least : int
+        Chosen even if the workers have less room [bytes].
+    """
+    sizes: tuple[tuple[int, ...], ...]
+    sizes = normalize_chunks(chunks, shape, _limit(chunks, least), dtype, blocks)
+    return sizes
+
+
+def _limit(chunks: Any, least: int) -> int | None:
     """Return the largest size of chunks that Dask chooses; None: the caller says it, as '64MiB'."""
     given = chunks.values() if isinstance(chunks, dict) else chunks
     for size in given if isinstance(given, Iterable) and not isinstance(given, str) else [given]:
         if isinstance(size, str) and size != "auto":
             return None
     preferred: int = dask.utils.parse_bytes(dask.config.get("array.chunk-size"))
-    return min(preferred, max(chunk_limit(), A._fileh().blksize))
+    return min(preferred, max(chunk_limit(), least))
 
 
 class _Source:

@@ -11,6 +11,7 @@ This module knows arrays, references and xarray's interface for engines.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -76,6 +77,9 @@ class _Variable(xarray.Variable):  # type: ignore[misc]
 
     xarray names Dask arrays by the text that was opened. That may mean another state a moment
     later, and Dask takes arrays of one name for equal.
+
+    Chunks that are "auto" are those of wendelin.bigarray.dask.from_array(). open_dataset() chooses
+    them itself, and tells us the result: there is no room for ours.
     """
 
     __slots__ = ()
@@ -92,13 +96,30 @@ class _Variable(xarray.Variable):  # type: ignore[misc]
 
         options = dict(from_array_kwargs or {})
         options.pop("name", None)
-        result = super().chunk(chunks or {}, *args, from_array_kwargs=options, **kw)
+        chunks = self._chosen(chunks or {})
+        result = super().chunk(chunks, *args, from_array_kwargs=options, **kw)
         data = result.data
         if hasattr(data, "map_blocks"):
             data = data.map_blocks(
                 in_memory, dtype=data.dtype, meta=np.empty((0,) * data.ndim, data.dtype)
             )
         return result.copy(deep=False, data=data).to_base_variable()
+
+    def _chosen(self, chunks: Any) -> Any:
+        """Return chunks without "auto"."""
+        asked = chunks
+        if isinstance(chunks, Mapping):
+            asked = tuple(chunks.get(dim, -1) for dim in self.dims)
+        if "auto" not in (asked if isinstance(asked, tuple | list) else [asked]):
+            return chunks
+        from wendelin.bigarray.dask import chosen_chunks
+
+        preferred = self.encoding.get("preferred_chunks", {})
+        blocks = tuple(preferred.get(dim, n) for dim, n in self.sizes.items())
+        # Dask cannot know the size of objects, such as dates of other calendars
+        dtype = np.dtype(float) if self.dtype.hasobject else self.dtype
+        least = math.prod(blocks) * dtype.itemsize if preferred else 1
+        return chosen_chunks(asked, self.shape, dtype, blocks, least)
 
 
 class _Store(AbstractDataStore):  # type: ignore[misc]
