@@ -26,8 +26,9 @@ Other databases
 ---------------
 A folder is of one database, by Lineage. It is looked for again when the storage cannot say what has
 changed: another server may be there. Then the newest block of the folder is loaded from the
-database, and compared. So a copy of a database that went its own way is found out, too, even with
-the same tids: it differs from some transaction on, and in the newest one at the latest. Where the
+database, and compared. So a copy of a database that went its own way is found out: by the tid, and
+where the clock was set back, by the bytes. Then the copy may have the same tids and, in its newest
+transaction, the same bytes: all blocks of transactions whose tids are close are compared. Where the
 storage knows the checksum of a block, that must be the one that is kept.
 
 This module knows a Connection and the cache. It does not know block numbers.
@@ -63,7 +64,8 @@ __all__ = ["CachedBlocks", "Found", "cached_blocks", "is_for_cache"]
 
 log = logging.getLogger(__name__)
 
-_PROBES = 4  # blocks that are compared until one is in the database
+_PROBES = 4  # transactions that are compared until one is in the database
+_MOST_COMPARED = 16  # blocks of transactions whose tids are close
 _MOST_KNOWN = 1 << 16  # revisions
 _AT_ONCE_GONE = 10.0  # a block that is kept, and gone within this time, is not kept again [s]
 
@@ -185,29 +187,37 @@ class CachedBlocks:
         return self._database
 
     def _has(self, database: Database) -> bool:
-        """Say whether our database has what is kept in a folder, by the newest block there.
+        """Say whether our database has what is kept in a folder, by the newest blocks there.
 
-        A revision may have been packed away: then it is of no use, and another one is compared.
+        A revision may have been packed away: then it is of no use, and others are compared.
         """
         for _ in range(_PROBES):
             newest = database.newest()
-            if newest is None:
+            if len(newest) > _MOST_COMPARED:
+                return False
+            has = [self._has_block(database, oid, tid) for oid, tid in newest]
+            if False in has:
+                return False
+            if True in has or not has:
                 return True
-            oid, tid = newest
-            entry = database.find(oid, tid, touch=False)
-            if entry is None:
-                continue
-            records = _Noted(zconn_past(self._conn, tid))
-            try:
-                block = load_block(oid, records, entry.blksize)
-            except TransientError:
-                raise
-            except Exception:
-                records.tids.clear()
-            if records.tids.get(oid) == tid:
-                return digest_of([block.data]) == entry.digest
-            database.throw_away(oid, tid)
         return False
+
+    def _has_block(self, database: Database, oid: bytes, tid: bytes) -> bool | None:
+        """Say whether our database has a block as it is in a folder; None: it is not there."""
+        entry = database.find(oid, tid, touch=False)
+        if entry is None:
+            return None
+        records = _Noted(zconn_past(self._conn, tid))
+        try:
+            block = load_block(oid, records, entry.blksize)
+        except TransientError:
+            raise
+        except Exception:
+            records.tids.clear()
+        if records.tids.get(oid) == tid:
+            return bool(digest_of([block.data]) == entry.digest)
+        database.throw_away(oid, tid)
+        return None
 
     # ---- what is there ----
 

@@ -10,6 +10,7 @@ not used for longest.
     DIR/DATABASE/OID-TID            a block; the oids of its parts; a trailer
     DIR/DATABASE/OID@BEFORE         a symbolic link to the revision of the state before a tid
     DIR/DATABASE/newest             a symbolic link to the block of the last transaction
+    DIR/DATABASE/close              is there if tids do not all come from a clock
     DIR/DATABASE/~PID-N             a file that is being written
 
 The files themselves are in cachefile.

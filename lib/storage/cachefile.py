@@ -31,6 +31,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from errno import EEXIST, EMLINK, EOPNOTSUPP, EPERM
+from itertools import pairwise
 from struct import Struct
 from typing import NamedTuple, Protocol
 
@@ -46,6 +47,10 @@ NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}")  #: of a block: oid, tid
 TOUCH = 1.0  #: a file that is used again within this time need not be touched [s]
 
 _READ = 1 << 20  # that is compared at a time [bytes]
+#: Tids are times, in units of 14 ns, and no database has two transactions within 15 us. Where the
+#: clock was set back, each tid is the previous one and 1. Only then a database that was restored
+#: from a backup may have the tids of transactions that were lost.
+_CLOSE = 1 << 10
 _MAGIC = b"wcBLOCK1"
 #: magic, boot, bytes that are not cut zeros, block size, number of parts, latest, XXH3-64 of these
 #: bytes, and of parts and trailer
@@ -120,7 +125,7 @@ class Database:
 
     def __init__(self, folder: Room, path: str) -> None:
         self._folder = folder
-        self._newest = ""  # the tid in `newest`, or an earlier one
+        self._newest = ""  # the block in `newest`, or an earlier one
         self.fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW)
         weakref.finalize(self, os.close, self.fd).atexit = False
 
@@ -250,28 +255,47 @@ class Database:
                 raise
             os.rename(temporary, name, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
-    def newest(self) -> tuple[bytes, bytes] | None:
-        """Return oid and tid of a block of the last transaction that there is; None: no block."""
+    def newest(self) -> list[tuple[bytes, bytes]]:
+        """Return oids and tids of blocks that another database does not have; see _CLOSE.
+
+        If it has the same tid as one here, it has the same transaction, and all before: so this is
+        a block of the last transaction that there is. Where tids are close, it is each block of the
+        last ones that are. It is empty if there is no block.
+        """
         with suppress(OSError):
             name = os.readlink("newest", dir_fd=self.fd)
-            if NAME.fullmatch(name) and os.access(name, os.F_OK, dir_fd=self.fd):
-                return _named(name)
-        names = filter(NAME.fullmatch, os.listdir(self.fd))
-        return _named(max(names, key=lambda name: name[17:], default=""))
+            found = NAME.fullmatch(name) and os.access(name, os.F_OK, dir_fd=self.fd)
+            if found and not os.access("close", os.F_OK, dir_fd=self.fd):
+                return [_named(name)]
+        names = sorted(filter(NAME.fullmatch, os.listdir(self.fd)), key=_tid_of, reverse=True)
+        last = names[:1]
+        for later, name in pairwise(names):
+            if not _are_close(name, later):
+                break
+            last.append(name)
+        one = len(set(map(_tid_of, last))) < 2
+        return [_named(name) for name in (last[:1] if one else last)]
 
     def _note_newest(self, name: str, temporary: str) -> None:
-        if name[17:] <= self._newest:
+        self._note_close(name)
+        if _tid_of(name) <= _tid_of(self._newest):
             return
         with suppress(OSError):
-            self._newest = os.readlink("newest", dir_fd=self.fd)[17:]
-        if name[17:] > self._newest:
-            self._newest = name[17:]
+            self._newest = os.readlink("newest", dir_fd=self.fd)
+            self._note_close(name)
+        if _tid_of(name) > _tid_of(self._newest):
+            self._newest = name
             try:
                 os.symlink(name, f"{temporary}-n", dir_fd=self.fd)
                 os.rename(f"{temporary}-n", "newest", src_dir_fd=self.fd, dst_dir_fd=self.fd)
             except OSError:  # the block is there, and counts; without a note all names are read
                 self._remove("newest")
                 self._remove(f"{temporary}-n")
+
+    def _note_close(self, name: str) -> None:
+        before = self._newest
+        if before and _tid_of(before) != _tid_of(name) and _are_close(before, name):
+            os.close(os.open("close", os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=self.fd))
 
     def revision(self, oid: bytes, before: bytes) -> bytes | None:
         """Return which revision of an object the state before a tid has, as see() has noted."""
@@ -287,8 +311,16 @@ class Database:
             os.symlink(f"{oid.hex()}-{tid.hex()}", f"{oid.hex()}@{before.hex()}", dir_fd=self.fd)
 
 
-def _named(name: str) -> tuple[bytes, bytes] | None:
-    return (bytes.fromhex(name[:16]), bytes.fromhex(name[17:])) if name else None
+def _named(name: str) -> tuple[bytes, bytes]:
+    return bytes.fromhex(name[:16]), bytes.fromhex(_tid_of(name))
+
+
+def _tid_of(name: str) -> str:
+    return name[17:]
+
+
+def _are_close(a: str, b: str) -> bool:
+    return abs(int(_tid_of(a), 16) - int(_tid_of(b), 16)) <= _CLOSE
 
 
 def _write(fd: int, data: memoryview | bytes, at: int) -> None:

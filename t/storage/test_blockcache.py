@@ -6,7 +6,7 @@ import re
 import time
 
 import pytest
-from ZODB.utils import p64
+from ZODB.utils import p64, u64
 
 from wendelin.lib.storage import blockcache
 from wendelin.lib.storage.blockcache import Folder
@@ -68,10 +68,33 @@ def test_a_block_without_a_note_counts(tmp_path):
     (path,) = (tmp_path / "cache").glob("*/about")
     (path.parent / "newest").mkdir()
     for i in range(1, 9):
-        assert database.store(p64(i), p64(i), b"x" * BLK, BLK)
+        assert database.store(p64(i), p64(i << 20), b"x" * BLK, BLK)
         assert sum(p.stat().st_size for p in blocks(tmp_path / "cache")) <= 4 * BLK
-    assert database.newest() == (p64(8), p64(8))
+    assert database.newest() == [(p64(8), p64(8 << 20))]
     assert not list(path.parent.glob("~*"))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_blocks_of_tids_that_are_close_are_compared(tmp_path, order):
+    """The clock was set back: tids say less, and another database may have some of them."""
+    folder = Folder(str(tmp_path / "cache"), 100 * BLK)
+    database = folder.database(lineage(), lambda _: True)
+
+    def store(*revisions):
+        for oid, tid in revisions[::order]:
+            assert database.store(p64(oid), p64(tid), b"x" * BLK, BLK)
+
+    def newest():
+        return sorted((u64(oid), u64(tid)) for oid, tid in database.newest())
+
+    assert newest() == []
+    store((1, 1 << 30), (2, 2 << 30), (3, 2 << 30))
+    assert newest() in ([(2, 2 << 30)], [(3, 2 << 30)])
+    close = [(1, 3 << 30), (2, (3 << 30) + 1), (3, (3 << 30) + 1), (4, (3 << 30) + 9)]
+    store(*close)
+    assert newest() == close
+    store((1, 4 << 30))
+    assert newest() == [(1, 4 << 30)]
 
 
 def test_a_lock_that_stays_is_not_waited_for_again_and_again(tmp_path):
