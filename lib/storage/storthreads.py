@@ -86,6 +86,10 @@ class OneAtATime:
     def __len__(self) -> int:
         return int(self._ask(self.asked.__len__))
 
+    def sortKey(self) -> str:
+        """Return a name, at any time: RelStorage's log asks for it in the middle of a call."""
+        return str(self.asked.sortKey())
+
     def tpc_finish(self, transaction: Any, f: Callable[[bytes], Any] | None = None) -> Any:
         """Finish the transaction; f, which is called meanwhile, may ask the storage."""
         if f is None:

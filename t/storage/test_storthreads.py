@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import transaction
-from support.child import check_child
+from support.child import check_child, run_child
 from support.clients import BLK, FIRST, Client, fill
 from ZODB.DB import DB
 from ZODB.DemoStorage import DemoStorage
@@ -248,6 +248,27 @@ REFERENCE = """
 @pytest.mark.slow
 def test_references_go_to_other_processes(url):
     assert check_child(REFERENCE, url).split() == ["4089", "8178"]
+
+
+SLOW = """
+import sys, transaction
+from wendelin.bigarray.array_zodb import ZBigArray
+from wendelin.lib.zodb import dbclose, dbopen
+root = dbopen(sys.argv[1])
+root["A"] = A = ZBigArray((100,), "u1")
+transaction.commit()
+A[:] = 1
+transaction.commit()
+dbclose(root)
+"""
+
+
+def test_a_log_names_the_connection_in_the_middle_of_a_commit(url):
+    """RelStorage does so if a step takes ten seconds; here, if it takes none."""
+    done = run_child(SLOW, url, RS_PERF_LOG_WARNING_MIN="0")
+    assert done.returncode == 0, done.stderr
+    assert "Function tpc_finish" in done.stderr
+    assert "Logging error" not in done.stderr
 
 
 class Alone:
