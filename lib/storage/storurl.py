@@ -39,7 +39,8 @@ def zstor_2zurl(storage: Any) -> str:
     storage : storage
         A FileStorage, an AlignedFileStorage; a client of ZEO, with its TLS if it was opened by a
         URL; a DemoStorage of these; and any other that was opened by a URL with dbopen() or
-        dbstoropen(), such as NEO's. Or the instance that a DB or a Connection has of it.
+        dbstoropen(), such as NEO's. Or the instance that a DB or a Connection has of it, but not
+        one of a RelStorage: take conn.db().storage.
 
     Raises
     ------

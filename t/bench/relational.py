@@ -52,16 +52,23 @@ def oids_of(array):
 
 
 class Measured:
-    """What a piece of work takes: seconds, and CPU seconds of this process and of the server."""
+    """What a piece of work takes: seconds, and CPU seconds of this process and of the server.
 
-    def __init__(self, server):
-        self.server = psutil.Process(server)
+    Parameters
+    ----------
+    servers : int
+        Processes of the server, which may have children.
+    """
+
+    def __init__(self, *servers):
+        self.servers = [psutil.Process(pid) for pid in servers]
 
     def _of_server(self):
         total = 0.0
-        for process in [self.server, *self.server.children()]:
-            times = process.cpu_times()
-            total += times.user + times.system
+        for server in self.servers:
+            for process in [server, *server.children()]:
+                times = process.cpu_times()
+                total += times.user + times.system
         return total
 
     def __enter__(self):

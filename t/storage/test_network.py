@@ -35,6 +35,7 @@ from wendelin.lib.zodb import dbclose, dbopen, dbstoropen, zconn_load_all, zstor
 pytestmark = pytest.mark.formats
 
 served = pytest.mark.skipif(not storages.kind().has_server, reason="a file has one client")
+by_zeo = pytest.mark.only("zeo", "neo")  # a gateway is a ZEO server
 
 
 @served
@@ -101,7 +102,7 @@ def test_other_storages_are_asked_for_many_objects_at_once(tmp_path):
     server.stop()
 
 
-@served
+@by_zeo
 def test_chunks_are_asked_for_at_once(testdb):
     root = testdb.open()
     A = fill(root, "ZBlk1")
@@ -126,7 +127,7 @@ def test_chunks_are_asked_for_at_once(testdb):
         zconn_load_all(conn, [oids[0], b"\x77" * 8])
 
 
-@served
+@by_zeo
 def test_large_objects_are_not_in_the_cache_of_zeo(testdb):
     root = testdb.open()
     root["large"] = large = PersistentMapping(data=b"x" * (2 << 20))
@@ -165,7 +166,7 @@ def test_an_object_that_is_large_now_and_then(testdb, monkeypatch):
     assert not any(data and len(data) > 2 << 20 for data in kept), "it is kept in vain"
 
 
-@served
+@by_zeo
 def test_which_objects_have_changed(testdb):
     """An object that is not there counts as changed."""
     root = testdb.open()
@@ -290,7 +291,7 @@ def test_tls_to_a_server_without(testdb):
         dbopen(f"{testdb.url}&wait_timeout=2&server_hostname=localhost")
 
 
-@served
+@by_zeo
 def test_a_call_ends_when_its_storage_is_closed(testdb):
     """So does a call on its way to the connection's thread, when that thread ends."""
     storage = dbstoropen(testdb.url)

@@ -41,7 +41,8 @@ def test_another_process_opens_the_same_database(testdb):
     transaction.commit()
     conn = root._p_jar
     url = zstor_2zurl(conn.db().storage)
-    assert url == zstor_2zurl(conn._storage) == zstor_2zurl(conn._normal_storage)
+    if storages.kind() is not storages.PostgresDatabase:  # whose instances do not know it
+        assert url == zstor_2zurl(conn._storage) == zstor_2zurl(conn._normal_storage)
     assert check_child(READ, read_only(url)) == "something\n"
     if not storages.kind().has_server:
         testdb.close(root)  # a file has one writer

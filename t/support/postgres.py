@@ -72,19 +72,21 @@ class PostgresServer(Process):
     ----------
     folder : Path
         Empty, and its parents can be read by all.
+    fsync : bool
+        Sync what is committed. What a killed process has written is in the kernel: only a crash of
+        that needs it.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, fsync=False):
         self.folder = Path(folder)
         self.data = self.folder / "data"
         self.before = _as_user(self.folder)
         self.bin = self._programs()
         self.port = free_port()
-        # what a killed process has written is in the kernel: only a crash of that needs fsync
         settings = {
             "listen_addresses": HOST,
             "unix_socket_directories": "",
-            "fsync": "off",
+            "fsync": "on" if fsync else "off",
             "max_connections": "300",
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
@@ -120,11 +122,16 @@ class PostgresServer(Process):
         )
         if done.returncode:
             raise NotStarted(f"initdb: {done.stdout}{done.stderr}")
-        self.start()
-        self.execute("CREATE DATABASE empty")
+        import psycopg2
         from relstorage.adapters.postgresql import PostgreSQLAdapter
         from relstorage.storage import RelStorage
 
+        self.start()
+        # pglz, the default, takes ten times the work; a server may be built without lz4
+        with suppress(psycopg2.errors.InvalidParameterValue):
+            self.execute("ALTER SYSTEM SET default_toast_compression = 'lz4'")
+            self.execute("SELECT pg_reload_conf()")
+        self.execute("CREATE DATABASE empty")
         RelStorage(PostgreSQLAdapter(self._dsn("empty"))).close()
 
     def start(self):
