@@ -12,9 +12,9 @@
 
 A run is a fresh client process for each work: the sum of an array in blocks of 2 MiB, which the
 server has in memory; a commit of new blocks; appends of 100 numbers, one commit each. Engines take
-turns. Figures are medians. CPU time is that of the client, and of all processes of the server. All
-of them sync what they commit, as they do by default. The store is what files take on the disk after
-the array was written, without PostgreSQL's log.
+turns. Figures are medians. CPU time is that of the client, and of all processes of the server. The
+storages sync what they commit, but RelStorage on SQLite does not. The store is what files take on
+the disk after the array was written, without PostgreSQL's log.
 """
 
 import argparse
