@@ -64,11 +64,12 @@ def create(url: str) -> None:
         transaction.commit()
 
 
-def ingest(url: str, until: float, report: Report) -> None:
-    """Append to the signal, and store its length and sum, until a time."""
+def ingest(url: str, seconds: float, report: Report) -> None:
+    """Append to the signal, and store its length and sum, for some seconds."""
     rng = np.random.default_rng()
     with opened(url) as root:
         state = root[NAME]
+        until = time.time() + seconds  # from now on, as processes may start slowly
         while time.time() < until:
             values = rng.integers(-1000, 1000, STEP)
             state["signal"].append(values)
@@ -78,8 +79,8 @@ def ingest(url: str, until: float, report: Report) -> None:
             report("ingested", len(values))
 
 
-def compute(url: str, until: float, report: Report) -> None:
-    """Compare the signal with its stored length and sum, until a time.
+def compute(url: str, seconds: float, report: Report) -> None:
+    """Compare the signal with its stored length and sum, for some seconds.
 
     Raises
     ------
@@ -87,6 +88,7 @@ def compute(url: str, until: float, report: Report) -> None:
         They are not of one state.
     """
     with opened(url) as root:
+        until = time.time() + seconds
         while time.time() < until:
             transaction.begin()
             state = root[NAME]
@@ -100,10 +102,11 @@ def compute(url: str, until: float, report: Report) -> None:
             report("computed", 1)
 
 
-def append(url: str, who: int, until: float, report: Report) -> None:
-    """Append numbered entries to the log, until a time; try again after conflicts."""
+def append(url: str, who: int, seconds: float, report: Report) -> None:
+    """Append numbered entries to the log, for some seconds; try again after conflicts."""
     with opened(url) as root:
         seq = 0
+        until = time.time() + seconds
         while time.time() < until:
             transaction.begin()
             root[NAME]["log"].append(np.array([(who, seq)], ENTRY))
@@ -156,10 +159,9 @@ def run(url: str, seconds: float) -> dict[str, int]:
         A process failed, or saw an inconsistent state.
     """
     create(url)
-    until = time.time() + seconds
-    works: list[tuple[Callable[..., None], tuple[Any, ...]]] = [(ingest, (url, until))]
-    works += [(compute, (url, until))] * COMPUTERS
-    works += [(append, (url, who, until)) for who in range(APPENDERS)]
+    works: list[tuple[Callable[..., None], tuple[Any, ...]]] = [(ingest, (url, seconds))]
+    works += [(compute, (url, seconds))] * COMPUTERS
+    works += [(append, (url, who, seconds)) for who in range(APPENDERS)]
     context = multiprocessing.get_context("spawn")  # a Connection does not survive a fork
     queue = context.Queue()
     processes = [context.Process(target=_work, args=(*work, queue), daemon=True) for work in works]
