@@ -1,9 +1,9 @@
 """The pager: files mapped in memory, page faults that load them, pages that were changed.
 
-From the ground up: kernel, ram, pagemap, checksum, mapping and trace; readahead, deadlock and page;
-loading, ahead, touch, ready and fileh; failure, buffer, backend (BigFile), handle (BigFileH, VMA),
-located, writeout and pins; interpreter, signals, trampoline and pagefault. Python only: errors,
-stats, blocked.
+From the ground up: kernel, ram, threads, frames, pagemap, checksum, mapping and trace; readahead,
+deadlock, places and page; loading, ahead, touch, ready and fileh; failure, buffer, backend
+(BigFile), handle (BigFileH, VMA), located, writeout and pins; interpreter, signals, trampoline and
+pagefault. Python only: errors, stats, blocked.
 
 This package knows files that load and store blocks of bytes. It knows nothing of databases.
 """

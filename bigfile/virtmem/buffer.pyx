@@ -8,11 +8,13 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport uint64_t
 
+from wendelin.bigfile.virtmem.frames cimport Frame, frame_hide, frame_show
 from wendelin.bigfile.virtmem.kernel cimport (MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED,
                                               MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
                                               PROT_READ, PROT_WRITE, madvise, mmap, munmap)
 from wendelin.bigfile.virtmem.opened cimport fileh_unref
-from wendelin.bigfile.virtmem.page cimport FileH, Page, page_memory, page_own
+from wendelin.bigfile.virtmem.page cimport FileH, Page, page_own, pager_generation
+from wendelin.bigfile.virtmem.places cimport page_memory
 from wendelin.bigfile.virtmem.ram cimport Place, pager_lock, pager_unlock
 from wendelin.bigfile.virtmem.spool cimport spool_shares
 
@@ -27,26 +29,34 @@ cdef extern from "Python.h":
 cdef class PageBuffer:
     """One block of memory that loadblk fills, or storeblk reads.
 
-    It owns its mapping. A traceback or a logger may keep it: then it keeps memory of its own
-    (loading), or a read-only mapping of the page (storing), but never a page that was given to
-    another block: for this it holds the handle.
+    A traceback or a logger may keep it: then it keeps memory of its own
+    (loading), or shows the page (storing), but never one that was given to another block: for this
+    it holds the handle and the frame. If the page gives its memory back, it shows zeros.
     """
     cdef void *addr
+    cdef bint owned             # a mapping of its own
     cdef Py_ssize_t size
     cdef Py_ssize_t used        # [bytes]; what follows is zeros
     cdef bint readonly
     cdef Place shared           # where it is, in a file that can share it; fd is -1: nowhere
     cdef FileH *fileh           # owned: one reference; NULL: none
+    cdef Frame *frame           # that it shows; NULL: none
 
     def __cinit__(self):
         self.addr = NULL
         self.shared.fd = -1
 
     def __dealloc__(self):
-        if self.addr != NULL:
+        # after a fork, the page is the parent's, and other memory may be there
+        cdef bint inherited = self.fileh != NULL and self.fileh.generation != pager_generation
+        if self.owned and not inherited:
             munmap(self.addr, self.size)
-        if self.fileh != NULL:
-            with nogil:
+        with nogil:
+            if self.frame != NULL and not inherited:
+                pager_lock()
+                frame_hide(self.frame)
+                pager_unlock()
+            if self.fileh != NULL:
                 fileh_unref(self.fileh)
 
     def shared_at(self, part):
@@ -78,6 +88,7 @@ cdef object scratch_buffer(size_t size):
     if addr == MAP_FAILED:
         raise PageMemoryError(f"no memory for a block of {size} bytes to be loaded into")
     buf.addr = addr
+    buf.owned = True
     buf.size = buf.used = size
     return buf
 
@@ -121,8 +132,16 @@ cdef object page_buffer(FileH *fileh, uint64_t blk):
     memory = page_memory(page)
     shares = page.slot >= 0 and fileh.shares and spool_shares(fileh.spool)
     fileh.refs += 1
+    if page.frame != NULL:
+        buf.frame = page.frame
+        buf.addr = frame_show(page.frame)
     pager_unlock()
     buf.fileh = fileh
+    buf.size = fileh.blksize
+    buf.used = used
+    buf.readonly = True
+    if buf.addr != NULL:
+        return buf
     if used != fileh.blksize:       # what has no page memory must not get it by being read
         addr = mmap(NULL, fileh.blksize, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
                     -1, 0)
@@ -131,15 +150,13 @@ cdef object page_buffer(FileH *fileh, uint64_t blk):
     # write(2), which then does not fault: its faults, of 16 OS pages each, cost half as much.
     if addr != MAP_FAILED:
         buf.addr = addr
-        buf.size = fileh.blksize
+        buf.owned = used != fileh.blksize
         addr = mmap(addr, used, PROT_READ, flags, memory.fd, memory.offset)
     if addr == MAP_FAILED:
         raise PageMemoryError(f"no mapping for block {blk} to be stored from")
     madvise(addr, used, MADV_DONTFORK)
     buf.addr = addr
-    buf.size = fileh.blksize
-    buf.used = used
-    buf.readonly = True
+    buf.owned = True
     if shares:
         buf.shared = memory
     return buf

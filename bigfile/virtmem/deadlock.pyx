@@ -22,18 +22,14 @@ from libc.stdint cimport uint64_t
 from libc.stdio cimport snprintf
 from libc.string cimport strlen
 
-from wendelin.bigfile.virtmem.kernel cimport (CLOCK_REALTIME, O_CLOEXEC, O_RDONLY,
-                                              PTHREAD_CREATE_DETACHED, SIG_SETMASK, clock_gettime,
+from wendelin.bigfile.virtmem.kernel cimport (CLOCK_REALTIME, O_CLOEXEC, O_RDONLY, clock_gettime,
                                               close, getpid, gettid, open_, pthread_atfork,
-                                              pthread_attr_destroy, pthread_attr_init,
-                                              pthread_attr_setdetachstate, pthread_attr_t,
                                               pthread_cond_broadcast, pthread_cond_init,
                                               pthread_cond_t, pthread_cond_timedwait,
-                                              pthread_create, pthread_equal, pthread_setname_np,
-                                              pthread_mutex_init, pthread_mutex_lock,
+                                              pthread_equal, pthread_mutex_init, pthread_mutex_lock,
                                               pthread_mutex_t, pthread_mutex_unlock, pthread_self,
-                                              pthread_sigmask, pthread_t, read, sigfillset,
-                                              sigset_t, timespec, write as write_fd)
+                                              pthread_t, read, timespec, write as write_fd)
+from wendelin.bigfile.virtmem.threads cimport thread_start
 
 #: After how long the watchdog says that a thread waits for the GIL [s].
 SECONDS = 5.0
@@ -182,19 +178,7 @@ def set_seconds(double seconds):
 cdef void start() noexcept nogil:
     """Start the watchdog, if the system has a thread to give. With the mutex held."""
     global watching
-    cdef pthread_t thread
-    cdef pthread_attr_t attr
-    cdef sigset_t all_signals, mask
-    if pthread_attr_init(&attr) != 0:
-        return
-    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED)
-    sigfillset(&all_signals)
-    pthread_sigmask(SIG_SETMASK, &all_signals, &mask)   # the thread inherits it
-    watching = pthread_create(&thread, &attr, watch, NULL) == 0
-    if watching:
-        pthread_setname_np(thread, b"wendelin.core")     # it is none of those in blocked.py
-    pthread_sigmask(SIG_SETMASK, &mask, NULL)
-    pthread_attr_destroy(&attr)
+    watching = thread_start(watch, NULL)
 
 
 cdef void *watch(void *arg) noexcept nogil:

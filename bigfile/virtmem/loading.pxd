@@ -4,7 +4,8 @@ from libc.stdint cimport uint64_t
 
 from wendelin.bigfile.virtmem.page cimport Failed, Failure, FileH, Page, Purpose
 
-cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) noexcept nogil
+cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size,
+                   bint to_store) noexcept nogil
 cdef void page_unfill(FileH *fileh, uint64_t blk) noexcept nogil
 cdef bint may_load(const Page *page) noexcept nogil
 cdef bint load_begins(FileH *fileh, uint64_t blk, uint64_t load) noexcept nogil

@@ -17,8 +17,10 @@ meanwhile: look up everything again after it.
 from libc.errno cimport EAGAIN, EDQUOT, EFAULT, EFBIG, ENOENT, ENOMEM, ENOSPC
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free
+from libc.string cimport memcpy, memset
 
 from wendelin.bigfile.virtmem.checksum cimport checksum_compare
+from wendelin.bigfile.virtmem.frames cimport Frame, frame_give, frame_take
 from wendelin.bigfile.virtmem.kernel cimport (EOPNOTSUPP, _SC_PAGESIZE, close,
                                               pthread_cond_broadcast, pthread_self, sysconf,
                                               volatile_char)
@@ -32,29 +34,42 @@ from wendelin.bigfile.virtmem.page cimport (AHEAD, BROKEN_FILE, CIRCULAR_LOAD, D
                                             NO_MEMORY, SPOOL_FAILED, TOUCH_IN_LOAD, ZEROS, Backing,
                                             Failed, Failure, FileH, Page, Purpose, Source, op_fail,
                                             op_load, op_wait, page_become, page_drop, page_forget,
-                                            page_get, page_memory, page_needs, page_new, page_own,
-                                            page_peek, page_set_slot, page_set_source, page_show,
-                                            source_open)
-from wendelin.bigfile.virtmem.ram cimport (Place, pager_cond, pager_lock, pager_unlock, ram_alloc,
-                                           ram_copy, ram_counted, ram_free, ram_hold, ram_largest,
-                                           ram_may_dirty, ram_reserve, ram_unreserve, ram_write)
+                                            page_get, page_needs, page_new, page_own, page_peek,
+                                            page_set_source, page_show, source_open)
+from wendelin.bigfile.virtmem.places cimport (page_give_memory, page_memory, page_set_frame,
+                                              page_set_slot)
+from wendelin.bigfile.virtmem.ram cimport (Place, os_page, pager_cond, pager_lock, pager_unlock,
+                                           ram_alloc, ram_copy, ram_counted, ram_free, ram_hold,
+                                           ram_largest, ram_may_dirty, ram_reserve, ram_unreserve,
+                                           ram_write)
 from wendelin.bigfile.virtmem.spool cimport spool_give, spool_take
 from wendelin.bigfile.virtmem.deadlock cimport (wait_for_load, wait_over, waits_circular,
                                                 waits_loaded)
 
-cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) noexcept nogil:
+cdef char[4096] zeros       # never written
+
+
+cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size,
+                   bint to_store) noexcept nogil:
     """Copy a block of size <= blksize bytes into page memory; the rest is zeros. 0 or errno.
+
+    to_store: not a block of the file, but one that it is about to get.
 
     op_load calls it, without the pager lock and the GIL, for the page that it loads: the memory
     stays reserved until that page is LOADED. The data may be in another array.
     """
     cdef Place memory
+    cdef Frame *frame = NULL
     cdef size_t needs = 0
     cdef int err, _attempt
     size = without_zeros(fileh, blk, data, size)
-    err = reserve(fileh, blk, size, &memory, &needs)
+    err = reserve(fileh, blk, size, to_store, &memory, &needs, &frame)
     if err != 0:
         return err
+    if frame != NULL and frame.mapped and frame.whole:
+        memcpy(frame.addr, data, size)
+        memset(frame.addr + size, 0, needs - size)
+        return 0
     # The kernel does not call us for pages that are not shown: it returns EFAULT. A touch shows
     # them, and most likely they still are at the second try.
     for _attempt in range(8):
@@ -62,11 +77,7 @@ cdef int page_fill(FileH *fileh, uint64_t blk, const char *data, size_t size) no
         if err != EFAULT:
             break
         touch_bytes(data, size)
-    if err == 0 and size < needs:
-        err = ram_alloc(memory, size, needs)
-    if err != 0:
-        page_unfill(fileh, blk)
-    return err
+    return filled(fileh, blk, err, size, memory, needs, frame)
 
 
 cdef size_t without_zeros(FileH *fileh, uint64_t blk, const char *data, size_t size) noexcept nogil:
@@ -89,8 +100,11 @@ cdef int page_copy(FileH *fileh, uint64_t blk, const Source *source) noexcept no
     ENOENT: the file of a named source is gone.
     """
     cdef Place memory
+    cdef Frame *frame = NULL
     cdef size_t needs = 0
-    cdef int fd, err = reserve(fileh, blk, source.size, &memory, &needs)
+    cdef size_t size
+    cdef int fd, err = reserve(fileh, blk, source.size, False, &memory, &needs,
+                               &frame if source.pieces == NULL else NULL)
     if err != 0:
         return err
     if source.pieces != NULL:
@@ -106,8 +120,26 @@ cdef int page_copy(FileH *fileh, uint64_t blk, const Source *source) noexcept no
             err = ram_copy(memory, source.size, source.fd, source.offset)
         if err == 0 and source.checked:
             err = checksum_compare(memory.fd, memory.offset, source.size, source.digest)
-        if err == 0 and source.size < needs:
-            err = ram_alloc(memory, source.size, needs)
+    size = needs if source.pieces != NULL else source.size
+    return filled(fileh, blk, err, size, memory, needs, frame)
+
+
+cdef int filled(FileH *fileh, uint64_t blk, int err, size_t size, Place memory, size_t needs,
+                Frame *frame) noexcept nogil:
+    """Let zeros follow the first bytes of a page; or, with an errno, undo it. 0 or errno."""
+    cdef Place rest
+    cdef size_t n
+    if err == 0 and frame != NULL:
+        rest.fd = memory.fd
+        rest.offset = memory.offset + <long>size
+        while size < needs and err == 0:        # less than an OS page, see reserve()
+            n = min(needs - size, sizeof(zeros))
+            err = ram_write(rest, zeros, n)
+            rest.offset += <long>n
+            size += n
+        frame.whole = err == 0
+    elif err == 0 and size < needs:
+        err = ram_alloc(memory, size, needs)
     if err != 0:
         page_unfill(fileh, blk)
     return err
@@ -135,9 +167,13 @@ cdef int copy_pieces(const Source *source, Place memory, size_t needs) noexcept 
     return ram_alloc(memory, done, needs) if done < needs else 0
 
 
-cdef int reserve(FileH *fileh, uint64_t blk, size_t size, Place *memory, size_t *needs) \
-        noexcept nogil:
-    """Reserve memory for a LOADING page, of which the file has size bytes. 0 or errno."""
+cdef int reserve(FileH *fileh, uint64_t blk, size_t size, bint to_store, Place *memory,
+                 size_t *needs, Frame **frame) noexcept nogil:
+    """Reserve memory for a LOADING page, which is about to get size bytes. 0 or errno.
+
+    It gets a frame if these are its whole block, but for a part of the last OS page, as a frame has
+    bytes of another block. frame: NULL: not all of them are written.
+    """
     cdef Page *page
     cdef int err = 0
     pager_lock()
@@ -147,6 +183,9 @@ cdef int reserve(FileH *fileh, uint64_t blk, size_t size, Place *memory, size_t 
         err = memory_reach(&fileh.memory, blk)
         if err == 0:
             err = ram_reserve(page.res.size)
+        if err == 0 and frame != NULL and needs[0] == fileh.blksize and needs[0] - size < os_page:
+            frame[0] = frame_take(needs[0], to_store)
+            page_set_frame(page, frame[0])
     memory[0] = page_memory(page)
     pager_unlock()
     if page.slot >= 0:
@@ -158,14 +197,10 @@ cdef int reserve(FileH *fileh, uint64_t blk, size_t size, Place *memory, size_t 
 cdef void page_unfill(FileH *fileh, uint64_t blk) noexcept nogil:
     """Undo page_fill."""
     cdef Page *page
-    cdef Place memory
     pager_lock()
     page = page_own(fileh, blk)
-    memory = page_memory(page)
-    pager_unlock()
-    ram_free(memory, page.res.size)     # it is LOADING, by this thread
-    pager_lock()
     ram_unreserve(ram_counted(&page.res))
+    page_give_memory(page)
     pager_unlock()
 
 
@@ -368,13 +403,13 @@ cdef int page_bring_in(Page *page, long slot) noexcept nogil:
     page_set_slot(page, slot, 0)
     pager_unlock()
     if backing == ZEROS:
-        err = page_fill(fileh, blk, NULL, 0)
+        err = page_fill(fileh, blk, NULL, 0, False)
     else:
         err = page_copy(fileh, blk, &page.source)
     pager_lock()
     reload = page.reload
     if reload or err != 0:
-        if slot >= 0:
+        if page.slot >= 0:          # a copy that failed has given it
             spool_give(fileh.spool, fileh.blksize, slot)
             page_set_slot(page, -1, 0)
         elif err == 0:
@@ -403,6 +438,7 @@ cdef int page_move(Page *page, long slot) noexcept nogil:
     cdef uint64_t blk = page.blk
     cdef Place old = page_memory(page)
     cdef Place new
+    cdef Frame *frame
     cdef size_t size = page.res.size, needs = page_needs(page, size)
     cdef bint reload
     cdef int err
@@ -411,6 +447,7 @@ cdef int page_move(Page *page, long slot) noexcept nogil:
     page_become(page, LOADING, NOTHING)
     page.loader = pthread_self()
     page.begun = True
+    frame = page_set_frame(page, NULL)
     page_set_slot(page, slot, needs)
     new = page_memory(page)
     pager_unlock()
@@ -422,6 +459,7 @@ cdef int page_move(Page *page, long slot) noexcept nogil:
     if reload or err != 0:
         spool_give(fileh.spool, fileh.blksize, slot)
         page_set_slot(page, -1, size)
+        page_set_frame(page, frame)
         page_become(page, LOADED, MEMFD)
         if reload:
             page_drop(page)
@@ -429,7 +467,10 @@ cdef int page_move(Page *page, long slot) noexcept nogil:
     else:
         page_become(page, LOADED, MEMFD)
         page_show(page, False)
-        ram_free(old, size)             # no area shows it any more
+        if frame != NULL:               # no area shows its memory any more
+            frame_give(frame)
+        else:
+            ram_free(old, size)
         ram_unreserve(size)
     load_over(fileh, blk)
     fileh_release(fileh)

@@ -26,6 +26,7 @@ cdef struct Pieces:         # ascending, not overlapping; zeros are between them
 
 cdef struct Origin:         # where the bytes are that an area maps
     Place place
+    bint framed             # it is that of a frame
     const Pieces *pieces    # of that file; NULL: all of them are at that place
 
 cdef struct Area:
@@ -42,7 +43,8 @@ cdef struct Area:
     Area *next
     # protected by: the pager lock
     # [pglen] of Kind, with flags: SHOWN, it was not NONE since a reset; STAYS, it must stay shown;
-    # ELSEWHERE, it is RO or RW, but not of the page's own place; PIECED, it is a FILE of pieces
+    # ELSEWHERE, it is RO or RW, but not of the page's own place; FRAMED, and of a frame; PIECED, it
+    # is a FILE of pieces
     uint8_t *kinds
     uint64_t stays          # pages that have STAYS
     uint64_t maps           # kernel mappings it consists of, estimated from above

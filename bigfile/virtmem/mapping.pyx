@@ -46,6 +46,8 @@ cdef enum:
     STAYS = 0x40
     ELSEWHERE = 0x20
     PIECED = 0x10
+    FRAMED = 0x08
+    PLACES = ELSEWHERE | FRAMED
     PIECES = 33             # mappings that a block of pieces takes at most
     INHERITED_SHOWN = 64    # blocks; more than these stay shown
     FEW_KINDS = 4096        # pages of an area
@@ -215,7 +217,7 @@ cdef void area_unmap(Area *area) noexcept nogil:
 
 cdef Kind area_kind(Area *area, uint64_t page) noexcept nogil:
     """Return the Kind of a page [0, pglen) of an area."""
-    return <Kind>(area.kinds[page] & ~<int>(SHOWN | STAYS | ELSEWHERE | PIECED))
+    return <Kind>(area.kinds[page] & ~<int>(SHOWN | STAYS | PLACES | PIECED))
 
 
 cdef bint area_was_shown(Area *area, uint64_t page) noexcept nogil:
@@ -288,10 +290,12 @@ cdef bint is_mapped(Area *area, uint64_t page) noexcept nogil:
     return kind == NONE or in_memory(kind)
 
 
-cdef bint is_own(const Area *area, uint64_t page, Origin at) noexcept nogil:
-    """Say whether a place is the one that a page has if it is not ELSEWHERE."""
+cdef int place_of(const Area *area, uint64_t page, Kind kind, Origin at) noexcept nogil:
+    """Return the flags of PLACES for a page that is going to be shown."""
     cdef Place own = memory_at(area.memory, area.pgoffset + page)
-    return at.place.fd == own.fd and at.place.offset == own.offset
+    if not in_memory(kind) or at.place.fd == own.fd and at.place.offset == own.offset:
+        return 0
+    return PLACES if at.framed else ELSEWHERE
 
 
 cdef int prot_of(Kind kind) noexcept nogil:
@@ -361,21 +365,21 @@ cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, Origin at) 
     global areas_maps, areas_shown_bytes, sink_fd
     cdef int err
     cdef uint64_t i, before, shown = 0
-    cdef bint elsewhere = in_memory(kind) and not is_own(area, page, at)
+    cdef int place = place_of(area, page, kind, at)
     cdef bint pieced = kind == FILE and at.pieces != NULL
     if kind != NONE:
         keep_budgets()
         if kind == SINK and sink_fd < 0:
             sink_fd = ram_open()
     if n == 1 and area_kind(area, page) == kind and kind != FILE \
-            and elsewhere == (area.kinds[page] & ELSEWHERE != 0):
+            and place == area.kinds[page] & PLACES:
         return 0
-    err = show_fixed(area, page, n, kind, at, elsewhere)
+    err = show_fixed(area, page, n, kind, at, place)
     if err == ENOMEM and give_back(False):
-        err = show_fixed(area, page, n, kind, at, elsewhere)
+        err = show_fixed(area, page, n, kind, at, place)
     if err == ENOMEM:
         reset_all()
-        err = show_fixed(area, page, n, kind, at, elsewhere)
+        err = show_fixed(area, page, n, kind, at, place)
         spare_map()
     if err != 0 and (not pieced or reset_range(area, page, 1) == 0):
         return err
@@ -389,7 +393,7 @@ cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, Origin at) 
         else:
             shown += not area.kinds[i] & SHOWN
             area.kinds[i] = (kind | SHOWN | (area.kinds[i] & STAYS) | (PIECED if pieced else 0)
-                             | (ELSEWHERE if elsewhere else 0))
+                             | place)
     area.maps += edges(area, page, n) - before
     areas_maps += edges(area, page, n) - before
     area.shown += shown
@@ -397,12 +401,12 @@ cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, Origin at) 
     return err
 
 
-cdef int show_fixed(Area *area, uint64_t page, uint64_t n, Kind kind, Origin at, bint elsewhere) \
+cdef int show_fixed(Area *area, uint64_t page, uint64_t n, Kind kind, Origin at, int place) \
         noexcept nogil:
     cdef void *addr = area.start + page * area.blksize
     cdef size_t size = area_bytes(area, page, n)
     if n == 1 and is_mapped(area, page) and (in_memory(kind) or kind == NONE) \
-            and elsewhere == (area.kinds[page] & ELSEWHERE != 0):
+            and place == area.kinds[page] & PLACES:
         if mprotect(addr, size, prot_of(kind)) != 0:
             return errno
         return 0
@@ -589,6 +593,7 @@ def max_map_count() -> int:
 
 NOWHERE.place.fd = -1
 NOWHERE.place.offset = 0
+NOWHERE.framed = False
 NOWHERE.pieces = NULL
 # The other half is for the program: malloc, libraries, thread stacks.
 maps_budget = max_map_count() // 2

@@ -6,7 +6,8 @@ base + p*blksize: so all mappings of a handle alias by construction, and a page 
 it is mapped, by punching a hole. The window of a handle that is released is used again, after its
 memory was given back. Pages beyond the window, and all pages of a handle for which there was none,
 are in a memfd of the handle's own. (There are a few files because the kernel lets one thread at a
-time write to a file.)
+time write to a file.) Pages that get a whole block at once, and changes that are larger than
+memory, have theirs elsewhere: places.
 
 A child of a fork makes files of its own: its parent's pages stay the parent's.
 

@@ -18,9 +18,10 @@ from wendelin.bigfile.virtmem.memory cimport memory_close, memory_open
 from wendelin.bigfile.virtmem.page cimport (DIRTY, MEMFD, NOTHING, FileH, Page, page_free,
                                             page_set_backing, pager_generation)
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_free, pagemap_next
+from wendelin.bigfile.virtmem.places cimport page_give_memory
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_forget_dirty, ram_remove
 from wendelin.bigfile.virtmem.resident cimport area_drop_tables, resident_limit, resident_shared
-from wendelin.bigfile.virtmem.spool cimport Spool, spool_clean, spool_give
+from wendelin.bigfile.virtmem.spool cimport Spool, spool_clean
 
 
 cdef FileH *fileh_new(size_t blksize) noexcept nogil:
@@ -132,14 +133,14 @@ cdef void fileh_release(FileH *fileh) noexcept nogil:
         if is_known(page):
             continue
         if not inherited:
-            used |= page.backing == MEMFD
+            used |= page.backing == MEMFD and page.frame == NULL
             if page.state == DIRTY:
                 ram_forget_dirty(&page.res)
             elif page.backing == MEMFD:
                 ram_remove(&page.res)
-            if page.slot >= 0:
+            if page.slot >= 0 or page.frame != NULL:
                 page_set_backing(page, NOTHING)
-                spool_give(fileh.spool, fileh.blksize, page.slot)
+                page_give_memory(page)
         page_free(page)
     pagemap_free(&fileh.pages)
     known_free(&fileh.known)

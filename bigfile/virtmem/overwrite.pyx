@@ -27,8 +27,9 @@ from wendelin.bigfile.virtmem.handle cimport BigFileH
 from wendelin.bigfile.virtmem.loading cimport load_over, page_fill, page_unfill
 from wendelin.bigfile.virtmem.page cimport (DIRTY, FILERANGE, LOADED, LOADING, MEMFD, ZEROS,
                                             Backing, FileH, Page, page_become, page_drop,
-                                            page_forget, page_get, page_new, page_set_slot,
+                                            page_forget, page_get, page_new,
                                             page_set_stored, page_show)
+from wendelin.bigfile.virtmem.places cimport page_set_slot
 from wendelin.bigfile.virtmem.opened cimport fileh_release
 from wendelin.bigfile.virtmem.kernel cimport (SYNC_FILE_RANGE_WRITE, pthread_self,
                                               sync_file_range)
@@ -110,14 +111,14 @@ cdef bint page_overwrite(FileH *fileh, uint64_t blk, const char *data) noexcept 
     page_set_slot(page, slot, 0)
     page.begun = True
     pager_unlock()
-    filled = page_fill(fileh, blk, data, fileh.blksize) == 0
+    filled = page_fill(fileh, blk, data, fileh.blksize, True) == 0
     if filled and slot >= 0:        # what the commit waits for begins now
         sync_file_range(fileh.spool.fd, slot, fileh.blksize, SYNC_FILE_RANGE_WRITE)
     pager_lock()
     # A commit, an abort, a truncation or an invalidation came meanwhile: to which of the
     # transactions the bytes belong, the touch says.
     if not filled or page.reload or not may_change(fileh) or transactions != fileh.transactions:
-        if slot >= 0:
+        if page.slot >= 0:          # a copy that failed has given it
             spool_give(fileh.spool, fileh.blksize, slot)
             page_set_slot(page, -1, 0)
         elif filled:

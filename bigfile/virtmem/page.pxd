@@ -2,12 +2,13 @@
 
 from libc.stdint cimport uint64_t
 
+from wendelin.bigfile.virtmem.frames cimport Frame
 from wendelin.bigfile.virtmem.kernel cimport pthread_t
 from wendelin.bigfile.virtmem.mapping cimport Area, Kind, Origin, Pieces
 from wendelin.bigfile.virtmem.pagemap cimport PageMap
 from wendelin.bigfile.virtmem.known cimport Pool
 from wendelin.bigfile.virtmem.memory cimport Memory
-from wendelin.bigfile.virtmem.ram cimport Place, Resident
+from wendelin.bigfile.virtmem.ram cimport Resident
 from wendelin.bigfile.virtmem.spool cimport Spool
 
 cdef enum State:
@@ -20,7 +21,7 @@ cdef enum Backing:
     NOTHING
     ZEROS
     FILERANGE
-    MEMFD                   # page memory: in a memory file, or a slot of the spool
+    MEMFD                   # page memory: see places
 
 cdef enum Failure:          # why a touch cannot be served, other than by a failed load
     NO_FAILURE
@@ -83,7 +84,8 @@ cdef struct Page:
     bint reload             # LOADING: the block has changed meanwhile
     bint ahead              # it is posted to be read ahead
     bint stored             # DIRTY: stored since its last change
-    long slot               # of the spool, where its memory is [bytes]; -1: in the memory file
+    long slot               # of the spool, where its memory is [bytes]; -1: not there
+    Frame *frame            # that has its memory; NULL: none
     unsigned int pins       # number of pins, which keep it shown: see ready.pyx
     Source source           # where it is, or is again after reclaim, if it has an fd
     Page *list_prev         # DIRTY, LOADING: neighbours in the handle's list of these
@@ -154,10 +156,8 @@ cdef Page *page_own(FileH *fileh, uint64_t blk) noexcept nogil
 cdef bint fileh_know(FileH *fileh, uint64_t blk, const Source *source) noexcept nogil
 cdef void fileh_unknow(FileH *fileh, uint64_t blk) noexcept nogil
 cdef void page_protect(Page *page, Kind most) noexcept nogil
-cdef void page_set_slot(Page *page, long slot, size_t size) noexcept nogil
 cdef Origin page_shown_from(const Page *page) noexcept nogil
 cdef Kind page_kind(const Page *page) noexcept nogil
-cdef Place page_memory(const Page *page) noexcept nogil
 cdef void page_set_source(Page *page, const Source *source) noexcept nogil
 cdef size_t page_needs(const Page *page, size_t size) noexcept nogil
 cdef int page_reach(Page *page, Area *area, uint64_t i) noexcept nogil

@@ -98,12 +98,11 @@ from wendelin.bigfile.virtmem.mapping cimport (FILE, NONE, NOWHERE, RO, RW, ZERO
 from wendelin.bigfile.virtmem.pagemap cimport pagemap_del, pagemap_get, pagemap_set
 from wendelin.bigfile.virtmem.known cimport (Known, is_known, is_known_hole, known_add, known_at,
                                              known_del, known_hole)
-from wendelin.bigfile.virtmem.memory cimport memory_at
-from wendelin.bigfile.virtmem.ram cimport (OFF, Place, Resident, ram_add, ram_counted, ram_free,
-                                           ram_grow, ram_make_clean,
-                                           ram_make_dirty, ram_pin, ram_remove, ram_set_ops,
-                                           ram_unreserve, whole_os_pages)
-from wendelin.bigfile.virtmem.spool cimport spool_count, spool_give
+from wendelin.bigfile.virtmem.places cimport page_give_memory, page_memory
+from wendelin.bigfile.virtmem.ram cimport (OFF, Resident, ram_add, ram_counted, ram_grow,
+                                           ram_make_clean, ram_make_dirty, ram_pin, ram_remove,
+                                           ram_set_ops, ram_unreserve, whole_os_pages)
+from wendelin.bigfile.virtmem.spool cimport spool_count
 from wendelin.bigfile.virtmem.trace cimport trace_page
 
 cdef void page_set_ops(void (*load)(FileH *, uint64_t, Source *, Purpose, Failed *) noexcept nogil,
@@ -361,28 +360,6 @@ cdef Page *page_new(FileH *fileh, uint64_t blk) noexcept nogil:
     return page
 
 
-cdef Place page_memory(const Page *page) noexcept nogil:
-    """Return where the bytes of a page are, or will be, in page memory.
-
-    Only here it is known. It is so from the time that the page's memory is reserved until it is
-    freed. The thread that loads the page, and one that has frozen the handle for a DIRTY page, may
-    use it without the pager lock.
-    """
-    cdef Place place
-    if page.slot < 0:
-        return memory_at(&page.fileh.memory, page.blk)
-    place.fd = page.fileh.spool.fd
-    place.offset = page.slot
-    return place
-
-
-cdef void page_set_slot(Page *page, long slot, size_t size) noexcept nogil:
-    """Let a page whose backing is not MEMFD get size bytes of it, in the spool; -1: in memory."""
-    page.slot = slot
-    page.res.spooled = slot >= 0
-    page.res.size = size
-
-
 cdef void page_set_source(Page *page, const Source *source) noexcept nogil:
     """Set where the block is. The pieces of the source are the page's from now on."""
     if page.source.pieces != source.pieces:
@@ -399,6 +376,7 @@ cdef Origin page_shown_from(const Page *page) noexcept nogil:
     """Return what an area maps to show a LOADED or DIRTY page; see page_kind()."""
     cdef Origin origin
     origin.pieces = NULL
+    origin.framed = page.backing == MEMFD and page.frame != NULL
     if page.backing == MEMFD:
         origin.place = page_memory(page)
     else:
@@ -543,11 +521,7 @@ cdef void page_free_memory(Page *page) noexcept nogil:
     if page.backing == MEMFD:
         ram_remove(&page.res)
         page_set_backing(page, NOTHING)
-        if page.slot < 0:
-            ram_free(page_memory(page), page.res.size)
-        else:
-            spool_give(page.fileh.spool, page.fileh.blksize, page.slot)
-            page_set_slot(page, -1, 0)
+        page_give_memory(page)
 
 
 cdef void page_forget(Page *page) noexcept nogil:

@@ -48,14 +48,13 @@ from libc.string cimport memset, strlen
 from wendelin.bigfile.virtmem.kernel cimport (CLOCK_MONOTONIC, CLOCK_PROCESS_CPUTIME_ID,
                                               PTHREAD_CANCEL_DISABLE, PTHREAD_CANCEL_ENABLE,
                                               SA_NODEFER, SA_SIGINFO, SI_TKILL, SIG_DFL, SIG_IGN,
-                                              SIG_SETMASK, SIGBUS, SIGSEGV, clock_nanosleep,
-                                              pthread_atfork, pthread_cancel, pthread_create,
-                                              pthread_join, pthread_mutex_init, pthread_mutex_lock,
-                                              pthread_mutex_t, pthread_mutex_unlock,
-                                              pthread_setcancelstate, pthread_setname_np,
-                                              pthread_sigmask, pthread_t, raise_, set_errno,
-                                              sigaction, sigaction_t, sigemptyset, sigfillset,
-                                              siginfo_t, sigset_t, timespec, write as write_fd)
+                                              SIGBUS, SIGSEGV, clock_nanosleep, pthread_atfork,
+                                              pthread_cancel, pthread_join, pthread_mutex_init,
+                                              pthread_mutex_lock, pthread_mutex_t,
+                                              pthread_mutex_unlock, pthread_setcancelstate,
+                                              pthread_t, raise_, set_errno, sigaction, sigaction_t,
+                                              sigemptyset, siginfo_t, timespec, write as write_fd)
+from wendelin.bigfile.virtmem.threads cimport thread_start
 from wendelin.bigfile.virtmem.touch cimport page_broken, page_touch
 from wendelin.bigfile.virtmem.handle cimport virtmem_set_on_map
 
@@ -210,16 +209,9 @@ cdef void on_map() noexcept nogil:
 cdef void start_guard() noexcept nogil:
     """Start the guard, if the system has a thread to give."""
     global guarded
-    cdef sigset_t all_signals, mask
-    sigfillset(&all_signals)
-    pthread_sigmask(SIG_SETMASK, &all_signals, &mask)       # the thread inherits it
     pthread_mutex_lock(&mutex)
-    if not guarded:
-        guarded = pthread_create(&guard, NULL, watch, NULL) == 0
-        if guarded:
-            pthread_setname_np(guard, b"wendelin.core")  # none of those in blocked.py
+    guarded = guarded or thread_start(watch, &guard)
     pthread_mutex_unlock(&mutex)
-    pthread_sigmask(SIG_SETMASK, &mask, NULL)
 
 
 cdef void *watch(void *arg) noexcept nogil:

@@ -48,9 +48,11 @@ cdef size_t ram_clean       # [bytes] in HOT, COLD and PINNED
 cdef size_t ram_pinned      # [bytes] in PINNED
 cdef size_t ram_dirty       # [bytes]
 cdef size_t ram_loading     # [bytes] reserved by pages that are being loaded
+cdef size_t ram_spare       # [bytes] of no page, kept for the next ones: see frames
 
 cdef void ram_set_ops(void (*cool)(Resident *) noexcept nogil,
                       void (*evict)(Resident *) noexcept nogil) noexcept nogil
+cdef void ram_set_trim(void (*trim)(size_t) noexcept nogil) noexcept nogil
 cdef int ram_open() noexcept nogil
 cdef int fd_high(int fd) noexcept nogil
 cdef int ram_alloc(Place memory, size_t start, size_t stop) noexcept nogil

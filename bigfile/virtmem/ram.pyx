@@ -24,10 +24,11 @@ COLD has a quarter of the clean pages while memory is short, and is empty otherw
 which a program needs in memory, are in a third queue, from which no page is freed.
 
 Dirty pages that would pass the limit are in a spool, if there is one (spool). They count nowhere
-here.
+here. Memory that no page has, and the next ones get, is ram_spare (frames). It gives way when it
+would pass the limit together with pages.
 
 This module knows sizes and queues. It does not know pages: ram_set_ops() gets the functions that
-protect or drop one.
+protect or drop one, and ram_set_trim() the one that gives spare memory back.
 
 Locking: all functions except ram_open, ram_alloc, ram_write, ram_copy and ram_free need the pager
 lock.
@@ -64,6 +65,7 @@ cdef struct Ring:
 cdef Ring hot, cold, pinned
 cdef void (*op_cool)(Resident *) noexcept nogil
 cdef void (*op_evict)(Resident *) noexcept nogil
+cdef void (*op_trim)(size_t) noexcept nogil
 
 
 cdef void ram_set_ops(void (*cool)(Resident *) noexcept nogil,
@@ -75,6 +77,15 @@ cdef void ram_set_ops(void (*cool)(Resident *) noexcept nogil,
     global op_cool, op_evict
     op_cool = cool
     op_evict = evict
+
+
+cdef void ram_set_trim(void (*trim)(size_t) noexcept nogil) noexcept nogil:
+    """Set the function that gives back spare memory, so many bytes at least: see frames.
+
+    It is called with the pager lock held.
+    """
+    global op_trim
+    op_trim = trim
 
 
 # ---- memory ----
@@ -327,7 +338,15 @@ cdef int ram_reserve(size_t size) noexcept nogil:
         if hot.pages + cold.pages <= FEW or not evict_one():
             break
     ram_loading += size
+    trim_spare()
     return 0
+
+
+cdef void trim_spare() noexcept nogil:
+    """Give back spare memory that would pass the limit, together with pages."""
+    cdef size_t total = ram_clean + ram_dirty + ram_loading + ram_spare
+    if ram_spare != 0 and total > ram_limit:
+        op_trim(total - ram_limit)
 
 
 cdef void ram_hold(Resident *res) noexcept nogil:
@@ -377,13 +396,14 @@ cdef size_t ram_reclaim_all() noexcept nogil:
     cdef size_t n = 0
     while evict_one():
         n += 1
+    op_trim(ram_spare)
     return n
 
 
 cdef void ram_after_fork() noexcept nogil:
     """In the child of a fork nothing is resident: page memory is the parent's."""
-    global ram_clean, ram_dirty, ram_loading, ram_pinned
-    ram_clean = ram_dirty = ram_loading = ram_pinned = 0
+    global ram_clean, ram_dirty, ram_loading, ram_pinned, ram_spare
+    ram_clean = ram_dirty = ram_loading = ram_pinned = ram_spare = 0
     ring_init(&hot)
     ring_init(&cold)
     ring_init(&pinned)

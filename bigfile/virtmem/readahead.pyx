@@ -10,7 +10,7 @@ All of this is advice: a range that is not mapped any more is an error that is i
 block cannot be read, its reader gets the error.
 
 This module knows addresses; readahead_set_op() gets the function that loads a block. It runs no
-Python, and its threads take no signals.
+Python.
 
 Locking: its own mutex, a leaf; not held while the kernel works, or a block is loaded.
 """
@@ -19,18 +19,14 @@ from libc.stdint cimport uint64_t
 from libc.string cimport memmove
 
 from wendelin.bigfile.virtmem.kernel cimport (CLOCK_REALTIME, CPU_COUNT, MADV_POPULATE_READ,
-                                              PTHREAD_CREATE_DETACHED, SIG_SETMASK, _SC_PAGESIZE,
-                                              clock_gettime, cpu_set_t, madvise, mincore,
-                                              pthread_atfork, pthread_attr_destroy,
-                                              pthread_attr_init, pthread_attr_setdetachstate,
-                                              pthread_attr_t, pthread_cond_broadcast,
+                                              _SC_PAGESIZE, clock_gettime, cpu_set_t, madvise,
+                                              mincore, pthread_atfork, pthread_cond_broadcast,
                                               pthread_cond_init, pthread_cond_t,
-                                              pthread_cond_timedwait, pthread_create,
-                                              pthread_mutex_init, pthread_mutex_lock,
-                                              pthread_mutex_t, pthread_mutex_unlock,
-                                              pthread_setname_np, pthread_sigmask, pthread_t,
-                                              sched_getaffinity, sigfillset, sigset_t, sysconf,
+                                              pthread_cond_timedwait, pthread_mutex_init,
+                                              pthread_mutex_lock, pthread_mutex_t,
+                                              pthread_mutex_unlock, sched_getaffinity, sysconf,
                                               timespec)
+from wendelin.bigfile.virtmem.threads cimport thread_start
 
 cdef enum:
     QUEUE = 4 * AHEAD_PAGES
@@ -71,7 +67,7 @@ cdef void readahead_post(Ahead *items, size_t n) noexcept nogil:
     if idle != 0:
         pthread_cond_broadcast(&posted)
     elif running < THREADS:
-        running += start()
+        running += thread_start(run, NULL)
     if running == 0:                            # the system has no threads to give
         taken = 0
         used = 0
@@ -105,25 +101,6 @@ cdef bint in_cache(void *addr, size_t size) noexcept nogil:
     if mincore(addr, os_page, &first) != 0:
         return True
     return first & 1 and (mincore(<char *>addr + size - os_page, os_page, &last) != 0 or last & 1)
-
-
-cdef bint start() noexcept nogil:
-    """Start a thread; False: the system has none to give."""
-    cdef pthread_t thread
-    cdef pthread_attr_t attr
-    cdef sigset_t all_signals, mask
-    cdef int err
-    if pthread_attr_init(&attr) != 0:
-        return False
-    pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED)
-    sigfillset(&all_signals)
-    pthread_sigmask(SIG_SETMASK, &all_signals, &mask)   # the thread inherits it
-    err = pthread_create(&thread, &attr, run, NULL)
-    if err == 0:
-        pthread_setname_np(thread, b"wendelin.core")     # it is none of those in blocked.py
-    pthread_sigmask(SIG_SETMASK, &mask, NULL)
-    pthread_attr_destroy(&attr)
-    return err == 0
 
 
 cdef void *run(void *arg) noexcept nogil:

@@ -22,6 +22,7 @@ import threading
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport strtoull
 
+from wendelin.bigfile.virtmem.frames cimport frames_drop_tables
 from wendelin.bigfile.virtmem.kernel cimport (_SC_PAGESIZE, CLOCK_MONOTONIC, MADV_DONTNEED,
                                               O_CLOEXEC, O_RDONLY, clock_nanosleep, close, madvise,
                                               open_, read, sysconf, timespec)
@@ -68,6 +69,7 @@ cdef void drop_all() noexcept nogil:
     pager_lock()
     for i in range(live.used):
         area_drop_tables(live.areas[i])
+    frames_drop_tables()
     pager_unlock()
 
 

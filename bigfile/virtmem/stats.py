@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from wendelin.bigfile.virtmem.abilities import CountsCache, able
+from wendelin.bigfile.virtmem.frames import spare
 from wendelin.bigfile.virtmem.handle import BigFileH, counts, handles, ram_stat
 from wendelin.bigfile.virtmem.mapping import mappings
 from wendelin.bigfile.virtmem.spool import spooled
@@ -39,6 +40,7 @@ class Stats(NamedTuple):
     limit: int  #: of page memory, WENDELIN_CORE_RAM
     clean: int  #: page memory that can be given back
     dirty: int  #: page memory of changes
+    spare: int  #: page memory of no block, kept for the next ones; given back after some seconds
     spooled: int  #: changes that are in files of WENDELIN_CORE_SPOOL, and not in page memory
     mappings: int  #: mappings of the kernel, about; see vm.max_map_count
     handles: list[HandleStats]  #: all open files
@@ -50,7 +52,7 @@ def stats() -> Stats:
     Cheap enough to be called every second. Different connections to one file have different
     handles.
     """
-    return Stats(*ram_stat(), spooled(), mappings(), sorted(map(stats_of, list(handles))))
+    return Stats(*ram_stat(), spare(), spooled(), mappings(), sorted(map(stats_of, list(handles))))
 
 
 def stats_of(handle: BigFileH) -> HandleStats:

@@ -19,6 +19,7 @@ from libc.errno cimport EAGAIN, EDQUOT, EIO, ENOMEM
 from libc.stdint cimport uint64_t
 
 from wendelin.bigfile.virtmem.ahead cimport load_ahead, show_ahead, written_ahead
+from wendelin.bigfile.virtmem.frames cimport frames_after_fork, frames_before_fork
 from wendelin.bigfile.virtmem.kernel cimport (MADV_POPULATE_READ, MADV_POPULATE_WRITE, madvise,
                                               pthread_atfork, pthread_cond_init, pthread_self)
 from wendelin.bigfile.virtmem.loading cimport (fail, may_load, own_load, page_load, page_make_room,
@@ -294,6 +295,7 @@ cdef bint page_broken(const char *addr, bint write) noexcept nogil:
 # the parent's: see mapping.pyx.
 
 cdef void before_fork() noexcept nogil:
+    frames_before_fork()
     pager_lock()
     areas_before_fork()
 
@@ -324,6 +326,7 @@ cdef void after_fork_in_child() noexcept nogil:
     areas_after_fork()
     ram_after_fork()
     memory_after_fork()
+    frames_after_fork()
     spool_after_fork()
     pthread_cond_init(&pager_cond, NULL)    # its waiters stayed in the parent
     pager_unlock()

@@ -271,7 +271,7 @@ cdef int load_from_file(BigFileH pyfileh, uint64_t blk, Source *source, bint *ma
             source.backing = ZEROS
             return 0
         with nogil:
-            err = page_fill(fileh, blk, <const char *>view.buf, view.len)
+            err = page_fill(fileh, blk, <const char *>view.buf, view.len, False)
         if err != 0:
             raise PageMemoryError(f"no page memory for it: {no_memory(fileh.blksize, err)}")
         source.backing = MEMFD

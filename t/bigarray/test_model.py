@@ -14,6 +14,7 @@ from support import storages
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import ram_reclaim
+from wendelin.bigfile.virtmem.frames import set_smallest
 from wendelin.lib.zodb import dbclose, dbopen
 
 BLK = 4096
@@ -40,9 +41,12 @@ class Model(RuleBasedStateMachine):
         dbclose(self.root)
         self.database.stop()
         shutil.rmtree(self.folder)
+        set_smallest(256 << 10)
 
-    @initialize(dtype=st.sampled_from(["u1", "V3", "<i8"]))
-    def create(self, dtype):
+    @initialize(dtype=st.sampled_from(["u1", "V3", "<i8"]), frames=st.booleans())
+    def create(self, dtype, frames):
+        if frames:
+            set_smallest(BLK)
         self.dtype = np.dtype(dtype)
         self.root["A"] = ZBigArray((0,), dtype, blksize=BLK)
         transaction.commit()

@@ -62,7 +62,7 @@ def test_a_process_and_its_child(started, call):
     found = call("stats", "--json", child).json
     assert 4096 in {handle["dirty"] for handle in found["handles"]}
     text = call("stats", parent).stdout
-    assert "changed, limit" in text
+    assert "spare, limit" in text
     assert "faults" in text
     assert "RAMFile" in text
 

@@ -104,13 +104,15 @@ def test_a_write_out_leaves_it_to_a_touch(tmp_path):
 
 
 CHILD = """
-import random, sys, threading, time
+import os, random, sys, threading, time
 import numpy as np
 from support.ramfile import RAMFile
 from wendelin.bigfile import *
+from wendelin.bigfile.virtmem.frames import set_smallest
 from wendelin.bigfile.virtmem.overwrite import overwrite
 BOTH = WRITEOUT_STORE | WRITEOUT_MARKSTORED
 B = 1 << 16
+set_smallest(int(os.environ.get("SMALLEST", B)))
 def view(fileh, n=64): return np.frombuffer(fileh.mmap(0, n), "u1").reshape(n, -1)
 """
 
@@ -148,7 +150,8 @@ assert stats().spooled == B, stats()
     )
 
 
-def test_a_race_with_write_out_discard_and_truncation():
+@pytest.mark.parametrize("smallest", ["65536", "65537"])
+def test_a_race_with_write_out_discard_and_truncation(smallest):
     """A page has the bytes of one overwrite, or of the file: never a part, and never none."""
     check_child(
         CHILD
@@ -192,5 +195,6 @@ for i in range(64):
     assert row.count(row[0]) == B, i
     assert row == file.blocks.get(i, bytes(B)), i
 assert counts[0] > 50, counts
-"""
+""",
+        SMALLEST=smallest,
     )

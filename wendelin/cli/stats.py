@@ -39,7 +39,8 @@ def stats(pid: int, as_json: bool) -> None:
         return
     say(
         f"page memory: {size_text(found['clean'])} clean, {size_text(found['dirty'])} changed, "
-        f"limit {size_text(found['limit'])}; {size_text(found['spooled'])} of changes on disk; "
+        f"{size_text(found['spare'])} spare, limit {size_text(found['limit'])}; "
+        f"{size_text(found['spooled'])} of changes on disk; "
         f"{found['mappings']} mappings"
     )
     columns = (*_SIZES, *_COUNTS)
