@@ -16,7 +16,7 @@ from wendelin.bigfile.virtmem.opened cimport fileh_unref
 from wendelin.bigfile.virtmem.page cimport FileH, Page, page_own, pager_generation
 from wendelin.bigfile.virtmem.places cimport page_memory
 from wendelin.bigfile.virtmem.ram cimport Place, pager_lock, pager_unlock
-from wendelin.bigfile.virtmem.spool cimport spool_shares
+from wendelin.bigfile.virtmem.spool cimport Spool, spool_hide, spool_shares, spool_show
 
 from wendelin.bigfile.virtmem.errors import PageMemoryError
 
@@ -29,9 +29,9 @@ cdef extern from "Python.h":
 cdef class PageBuffer:
     """One block of memory that loadblk fills, or storeblk reads.
 
-    A traceback or a logger may keep it: then it keeps memory of its own
-    (loading), or shows the page (storing), but never one that was given to another block: for this
-    it holds the handle and the frame. If the page gives its memory back, it shows zeros.
+    A traceback or a logger may keep it: then it keeps memory of its own (loading), or shows the
+    page (storing), but never one that was given to another block: for this it holds the handle, and
+    the frame, or slots of the spool. If the page gives its memory back, it shows zeros.
     """
     cdef void *addr
     cdef bint owned             # a mapping of its own
@@ -41,6 +41,7 @@ cdef class PageBuffer:
     cdef Place shared           # where it is, in a file that can share it; fd is -1: nowhere
     cdef FileH *fileh           # owned: one reference; NULL: none
     cdef Frame *frame           # that it shows; NULL: none
+    cdef Spool *spool           # a slot of which it shows; NULL: none
 
     def __cinit__(self):
         self.addr = NULL
@@ -55,6 +56,10 @@ cdef class PageBuffer:
             if self.frame != NULL and not inherited:
                 pager_lock()
                 frame_hide(self.frame)
+                pager_unlock()
+            if self.spool != NULL and not inherited:
+                pager_lock()
+                spool_hide(self.spool)
                 pager_unlock()
             if self.fileh != NULL:
                 fileh_unref(self.fileh)
@@ -135,6 +140,9 @@ cdef object page_buffer(FileH *fileh, uint64_t blk):
     if page.frame != NULL:
         buf.frame = page.frame
         buf.addr = frame_show(page.frame)
+    elif page.slot >= 0:
+        buf.spool = fileh.spool
+        spool_show(fileh.spool)
     pager_unlock()
     buf.fileh = fileh
     buf.size = fileh.blksize

@@ -16,8 +16,8 @@ own place (memory), as all bytes of a frame are written before an area shows it.
     USED      a page has it, and ram counts it as that page's memory
     SPARE     it has its memory, and the bytes of its last page, which nobody sees. SPARE_MOST, and
               an eighth of the limit, at most: ram_spare. They go when memory is short
-              (ram_reserve), at a fork, and when none was taken for SECONDS: a thread looks after
-              them, which ends with the last one
+              (ram_reserve), at a fork, and as far as none of them was taken for SECONDS: a thread
+              looks after them, which ends with the last one
     HOLE      without memory
 
 A frame whose bytes a buffer shows (see buffer) is not used again before that is gone: it never
@@ -34,15 +34,15 @@ This module knows sizes. It does not know pages.
 Locking: all need the pager lock, except frames_before_fork(), which takes it.
 """
 
-from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, realloc
 
 from wendelin.bigfile.virtmem.kernel cimport (CLOCK_REALTIME, MADV_DONTFORK, MADV_DONTNEED,
-                                              MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_READ,
-                                              PROT_WRITE, clock_gettime, close, madvise, mmap,
-                                              pthread_cond_broadcast, pthread_cond_init,
-                                              pthread_cond_t, pthread_cond_timedwait, pthread_join,
-                                              pthread_t, timespec)
+                                              MAP_FAILED, MAP_NORESERVE, MAP_SHARED, PROT_NONE,
+                                              PROT_READ, PROT_WRITE, clock_gettime, close, madvise,
+                                              mmap, mprotect, munmap, pthread_cond_broadcast,
+                                              pthread_cond_init, pthread_cond_t,
+                                              pthread_cond_timedwait, pthread_join, pthread_t,
+                                              timespec)
 from wendelin.bigfile.virtmem.ram cimport (pager_lock, pager_mutex, pager_unlock, ram_free,
                                            ram_limit, ram_open, ram_set_trim, ram_spare)
 from wendelin.bigfile.virtmem.threads cimport thread_start
@@ -53,7 +53,8 @@ cdef enum:
     SMALLEST = 256 << 10
     LARGEST = 64 << 20
     SPARE_MOST = 256 << 20
-    CHUNK = 256 << 20
+    CHUNK = 64 << 20
+    MOST = 1 << 14          # that pages have: more would use up the mappings of the kernel
     FILES = 4               # as the kernel lets one thread at a time write to a file
     SECONDS = 2             # without use: then spare frames are given back, within twice of that
 
@@ -74,7 +75,8 @@ cdef size_t smallest = SMALLEST
 cdef Size *sizes
 cdef File[FILES] files
 cdef size_t next_file       # for the next new frame
-cdef uint64_t taken         # how often a spare frame was
+cdef size_t lowest          # what was spare at the least, since the thread looked [bytes]
+cdef size_t frames_used     # that pages have
 # the thread that looks after spare frames
 cdef pthread_cond_t stopped
 cdef pthread_t thread
@@ -90,10 +92,10 @@ cdef Frame *frame_take(size_t size, bint to_store) noexcept nogil:
 
     to_store: the page is written through the mapping, if the frame is whole, and soon stored.
     """
-    global ram_spare, taken
+    global ram_spare, lowest, frames_used
     cdef Size *of
     cdef Frame *frame
-    if size < smallest or size > <size_t>LARGEST:
+    if size < smallest or size > <size_t>LARGEST or frames_used >= <size_t>MOST:
         return NULL
     of = size_of(size)
     if of == NULL:
@@ -102,7 +104,7 @@ cdef Frame *frame_take(size_t size, bint to_store) noexcept nogil:
     if frame != NULL:
         of.spare = frame.next
         ram_spare -= size
-        taken += 1
+        lowest = min(lowest, ram_spare)
     elif of.holes != NULL:
         frame = of.holes
         of.holes = frame.next
@@ -116,16 +118,19 @@ cdef Frame *frame_take(size_t size, bint to_store) noexcept nogil:
         madvise(frame.addr, size, MADV_DONTNEED)
         frame.mapped = False
     frame.used = True
+    frames_used += 1
     return frame
 
 
 cdef void frame_give(Frame *frame) noexcept nogil:
     """A page has no use for its frame any more. No area shows it."""
-    global ram_spare
+    global ram_spare, frames_used
     cdef Size *of = size_of(frame.size)
     frame.used = False
-    if frame.whole and frame.buffers == 0 and looked_after() \
-            and ram_spare + frame.size <= min(<size_t>SPARE_MOST, ram_limit // 8):
+    frames_used -= 1
+    if frame.whole and frame.buffers == 0 \
+            and ram_spare + frame.size <= min(<size_t>SPARE_MOST, ram_limit // 8) \
+            and looked_after():
         frame.next = of.spare
         of.spare = frame
         ram_spare += frame.size
@@ -209,9 +214,13 @@ cdef char *mapped_at(File *file, long offset) noexcept nogil:
             return NULL
         file.chunks = chunks
         while file.n_chunks <= i:
-            addr = mmap(NULL, CHUNK, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file.fd,
+            # not accessible at first: else the kernel allocates all of it after mlockall(2)
+            addr = mmap(NULL, CHUNK, PROT_NONE, MAP_SHARED | MAP_NORESERVE, file.fd,
                         file.n_chunks * <size_t>CHUNK)
             if addr == MAP_FAILED:
+                return NULL
+            if mprotect(addr, CHUNK, PROT_READ | PROT_WRITE) != 0:
+                munmap(addr, CHUNK)
                 return NULL
             madvise(addr, CHUNK, MADV_DONTFORK)
             chunks[file.n_chunks] = <char *>addr
@@ -274,21 +283,21 @@ cdef bint looked_after() noexcept nogil:
 
 cdef void *look(void *arg) noexcept nogil:
     """The thread: give spare frames back when none was taken for SECONDS."""
-    global ram_spare, ended
+    global ram_spare, lowest, ended
     cdef timespec until
-    cdef uint64_t before
     cdef Frame *frame
-    cdef size_t n = 0
-    cdef bint used = True
+    cdef size_t n = 0, unused
     pager_lock()
-    while not stop and (used or ram_spare != 0):
-        before = taken
+    while True:
+        lowest = ram_spare
         clock_gettime(CLOCK_REALTIME, &until)
         until.tv_sec += SECONDS
         while not stop and pthread_cond_timedwait(&stopped, &pager_mutex, &until) == 0:
             pass
-        used = taken != before
-        while not used and not stop:
+        if stop or ram_spare == 0 and lowest == 0:
+            break
+        unused = min(lowest, ram_spare)
+        while unused != 0 and not stop:
             frame = take_spare(&n)
             if frame == NULL:
                 break
@@ -297,6 +306,7 @@ cdef void *look(void *arg) noexcept nogil:
             pager_lock()
             keep_hole(size_of(n), frame)
             ram_spare -= n
+            unused -= min(unused, n)
     ended = True
     pager_unlock()
     return NULL
@@ -321,8 +331,9 @@ cdef void frames_before_fork() noexcept nogil:
 
 cdef void frames_after_fork() noexcept nogil:
     """In the child of a fork: the files, and the frames in them, are the parent's."""
-    global sizes, started, stop
+    global sizes, started, stop, frames_used
     cdef size_t i
+    frames_used = 0
     sizes = NULL                # and ram_spare is 0: ram_after_fork()
     started = stop = False
     pthread_cond_init(&stopped, NULL)

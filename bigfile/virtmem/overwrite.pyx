@@ -33,7 +33,7 @@ from wendelin.bigfile.virtmem.places cimport page_set_slot
 from wendelin.bigfile.virtmem.opened cimport fileh_release
 from wendelin.bigfile.virtmem.kernel cimport (SYNC_FILE_RANGE_WRITE, pthread_self,
                                               sync_file_range)
-from wendelin.bigfile.virtmem.spool cimport spool_give, spool_shares, spool_take
+from wendelin.bigfile.virtmem.spool cimport spool_clean, spool_give, spool_shares, spool_take
 from wendelin.bigfile.virtmem.ram cimport pager_lock, pager_unlock, ram_may_dirty
 
 from wendelin.bigfile.virtmem.abilities import HasFolder
@@ -68,8 +68,12 @@ def overwrite(BigFileH fileh not None, uint64_t blk, const unsigned char[::1] da
 cdef bint can_share(BigFileH fileh) except -1:
     """Say whether the file of a handle stores blocks where its spool is, and shares their bytes."""
     folder = fileh.file.folder if HasFolder in type(fileh.file).__mro__ else None
-    return (folder is not None and fileh.spool is not None and fileh.file.shares
-            and os.stat(folder).st_dev == os.stat(fileh.spool).st_dev)
+    if folder is None or fileh.spool is None or not fileh.file.shares:
+        return False
+    try:
+        return os.stat(folder).st_dev == os.stat(fileh.spool).st_dev
+    except OSError:                 # one was moved, or removed
+        return False
 
 
 cdef bint may_change(const FileH *fileh) noexcept nogil:
@@ -139,6 +143,10 @@ cdef bint page_overwrite(FileH *fileh, uint64_t blk, const char *data) noexcept 
         page_set_stored(page, False)
         page_show(page, False)
     load_over(fileh, blk)
+    pager_unlock()
+    if slot >= 0 and not filled:
+        spool_clean(fileh.spool)    # it may be that disk which is full
+    pager_lock()
     fileh_release(fileh)
     pager_unlock()
     return filled

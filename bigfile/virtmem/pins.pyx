@@ -66,10 +66,10 @@ def ready(VMA vma not None, pgoffset, pglen, bint limited=True):
     cdef Area *area = vma.area
     cdef uint64_t start = pgoffset - area.pgoffset, end = start + <uint64_t>pglen
     cdef int64_t until
+    fileh.check()
     if pglen == 1 and area_kind(area, start) != NONE:
         return True
     until = ready_clock() + <int64_t>(fileh.ready_seconds * 1e9) if limited else INT64_MAX
-    fileh.check()
     if limited and end - start > READY_PAGES:
         return False
     try:

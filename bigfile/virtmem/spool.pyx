@@ -77,8 +77,9 @@ cdef int spool_take(Spool *spool, size_t size, long *offset) noexcept nogil:
         spool.fd = fd_high(file_open(spool.folder))
         if spool.fd < 0:
             return errno
-    # one that is not a hole yet is made one here: there may be no room for more on the disk
-    if not take(slots_of(spool.slots, size), offset) and not (
+    # One that is not a hole yet is made one here: there may be no room for more on the disk. While
+    # a buffer shows a slot, none is used again: no buffer shows another block.
+    if spool.shown != 0 or not take(slots_of(spool.slots, size), offset) and not (
             take(slots_of(spool.given, size), offset) and punch(spool.fd, size, offset[0])):
         if size >= <size_t>HUGE:
             start = (start + HUGE - 1) // HUGE * HUGE
@@ -98,15 +99,16 @@ cdef bint spool_shares(Spool *spool) noexcept nogil:
     """
     if spool.shares < 0:
         spool.shares = can_share(spool.folder)
-    return spool.shares
+    return spool.shares == 1
 
 
-cdef bint can_share(const char *folder) noexcept nogil:
+cdef int can_share(const char *folder) noexcept nogil:
+    """1 or 0; -1: it cannot be found out now."""
     cdef file_clone_range range
     cdef int to, fd = file_open(folder)
     cdef bint shares = False
     if fd < 0:
-        return False
+        return -1
     to = open_(folder, O_TMPFILE | O_RDWR | O_CLOEXEC, 0o600)
     if to >= 0:
         range.src_fd = fd
@@ -125,7 +127,18 @@ cdef int spool_failed(Spool *spool) noexcept nogil:
 
 
 cdef bint is_unused(const Spool *spool) noexcept nogil:
-    return spool.used == 0 and spool.cleaned == 0
+    return spool.used == 0 and spool.cleaned == 0 and spool.shown == 0
+
+
+cdef void spool_show(Spool *spool) noexcept nogil:
+    """A buffer shows a slot, until spool_hide()."""
+    spool.shown += 1
+
+
+cdef void spool_hide(Spool *spool) noexcept nogil:
+    spool.shown -= 1
+    if spool.fd >= 0 and is_unused(spool):
+        close_file(spool)
 
 
 cdef void spool_give(Spool *spool, size_t size, long offset) noexcept nogil:
@@ -279,7 +292,7 @@ cdef void spool_after_fork() noexcept nogil:
     cdef Spool *spool = spools
     spool_used = 0
     while spool != NULL:
-        spool.used = spool.cleaned = 0
+        spool.used = spool.cleaned = spool.shown = 0
         if spool.fd >= 0:
             close_file(spool)
         spool = spool.next

@@ -1,3 +1,5 @@
+MOST_READ: int
+
 def cold_at(fd: int, pos: int, size: int) -> bool: ...
 def drop(fd: int, pos: int, size: int) -> None: ...
 def read_heads(
@@ -10,5 +12,5 @@ def read_heads(
     magic: bytes,
     read: int,
     stop: bool,
-    cold: set[int],
+    cold: set[int] | None,
 ) -> list[tuple[int, int, bytes | None, int] | bytes | None]: ...

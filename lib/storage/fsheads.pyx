@@ -57,6 +57,9 @@ cdef enum:
     LIKES = 8
     SPARE = 1 << 16         # [bytes]
 
+#: how much of a record can be read at once [bytes]
+MOST_READ = HEAD
+
 cdef enum Kind:
     OTHER                   # or not readable without waiting
     ALIKE
@@ -100,6 +103,7 @@ cdef struct Alike:
 
 cdef struct Question:
     int fd
+    bint tells              # the kernel says what is in the page cache
     int flags               # of preadv2
     size_t read             # how much of a record is read, so that its checksum is in it [bytes]
     uint64_t tid            # revisions before this one
@@ -139,7 +143,7 @@ cdef bint is_cold(int fd, int64_t pos, size_t n) noexcept nogil:
 cdef ssize_t read_part(const Question *ask, uint8_t *buf, size_t size, int64_t pos, size_t n,
                        Found *found, int part) noexcept nogil:
     """Read a part of a record: the n bytes that are needed, or up to size, if these are there."""
-    if is_cold(ask.fd, pos, size):
+    if ask.tells and is_cold(ask.fd, pos, size):
         size = n
         found.cold[part] |= is_cold(ask.fd, pos, n)
     found.at[part] = pos
@@ -294,7 +298,7 @@ def read_heads(int fd, int flags, list oids, list positions, bytes before_tid, l
         How much of a record is read, so that its checksum is in it [bytes].
     stop : bool
         The first None is the last result: for those that follow, there may be more likes then.
-    cold : set of int
+    cold : set of int, or None
         Positions of parts that were not in the page cache when they were asked for. When a record
         is found, its own are dropped from it again: see OpenFile.
     """
@@ -311,6 +315,7 @@ def read_heads(int fd, int flags, list oids, list positions, bytes before_tid, l
         raise ValueError(f"read is {read}")
     likes = likes[-LIKES:]
     ask.fd = fd
+    ask.tells = cold is not None
     ask.flags = flags
     ask.read = read
     ask.tid = big64(<const uint8_t *>PyBytes_AS_STRING(before_tid))
@@ -352,7 +357,8 @@ def read_heads(int fd, int flags, list oids, list positions, bytes before_tid, l
                     break
         result = []
         for i in range(n):
-            keep_cold(&ask, &window, &found[i], at[i], cold)
+            if cold is not None:
+                keep_cold(&ask, &window, &found[i], at[i], cold)
             if found[i].kind == ALIKE:
                 result.append((found[i].offset, found[i].size,
                                found[i].digest[:DIGEST] if found[i].has_digest else None,

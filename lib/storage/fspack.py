@@ -105,7 +105,11 @@ def _rename(packed: str, path: str, old: str) -> None:
             os.rename(old, path)
             raise
     else:
-        os.rename(packed, path)
+        try:
+            os.rename(packed, path)
+        except BaseException:
+            os.unlink(old)
+            raise
 
 
 def _replace(storage: Any, old: str, end: int, index: Any) -> None:

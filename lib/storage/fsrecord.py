@@ -17,7 +17,7 @@ from typing import NamedTuple
 from ZODB.FileStorage.format import DATA_HDR, DATA_HDR_LEN
 
 from wendelin.lib.storage.fsalign import ALIGNMENT
-from wendelin.lib.storage.fsheads import cold_at, drop, read_heads
+from wendelin.lib.storage.fsheads import MOST_READ, cold_at, drop, read_heads
 from wendelin.lib.storage.record import (
     BETWEEN,
     CHECKSUM_MAGIC,
@@ -51,8 +51,9 @@ class OpenFile:
         self.nowait = _nowait(self.heads)  # of preadv(2): not to wait for the disk
         #: positions of heads that were not in the page cache when they were asked for: they do not
         #: stay there. The kernel reads the data around a page that is there in single pages,
-        #: as no large folio fits, and a sum of a GiB takes four times the CPU
-        self.cold: set[int] = set()
+        #: as no large folio fits, and a sum of a GiB takes four times the CPU.
+        #: None: nobody knows, as byte 0, which was just read, is said not to be there (overlayfs)
+        self.cold: set[int] | None = None if cold_at(self.heads, 0, 1) else set()
         #: offsets of payloads that were read through, and match their checksums
         self.matched: set[int] = set()
         #: records with pads that were found, the last ones: others of their classes are alike
@@ -61,14 +62,15 @@ class OpenFile:
 
     def read_head(self, into: bytearray | memoryview, pos: int, flags: int) -> int:
         """Read the head of a record, as os.preadv() does. In any thread."""
-        if cold_at(self.heads, pos, len(into)):
+        # not all of it: the file may end before, and has no pages there
+        if self.cold is not None and cold_at(self.heads, pos, min(len(into), DATA_HDR_LEN)):
             self.cold.add(pos)
         return os.preadv(self.heads, [into], pos, flags)
 
     def leave_cold(self, read: Iterable[tuple[int, int]]) -> None:
         """Drop (positions, bytes) that were read, unless the page cache had them before."""
         for pos, n in read:
-            if pos in self.cold:
+            if self.cold is not None and pos in self.cold:
                 self.cold.discard(pos)
                 drop(self.heads, pos, n)
 
@@ -239,7 +241,7 @@ class HeadReader:
     def __init__(self, file: OpenFile, before: bytes) -> None:
         self._file = file
         self._before = before
-        self._data = bytearray(DATA_HDR_LEN + ALIGNMENT + _HEAD)
+        self._data = bytearray(min(DATA_HDR_LEN + ALIGNMENT + _HEAD, MOST_READ))
         self._tail = bytearray(max(LONGEST_END, BETWEEN))
         self._read: list[tuple[int, int]] = []  # for one record
 

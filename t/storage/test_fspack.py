@@ -163,6 +163,7 @@ def test_a_pack_that_cannot_rename_leaves_the_file(path, monkeypatch, links):
     with pytest.raises(OSError, match="pack"):
         db.pack()
     assert refused
+    assert not os.path.exists(f"{path}.old")
     with db.transaction() as conn:
         assert conn.root()["x"] == 2
         conn.root()["x"] = 3

@@ -164,7 +164,7 @@ class StoredArray(BigArray):
         return self._handle
 
     def _expect(self, fileh: BigFileH, first: int, n: int) -> None:
-        fileh.file.ahead.expect(first, n)
+        fileh.file.view = first, n
 
 
 def _axis(n: object) -> int:
