@@ -28,8 +28,13 @@ A folder is of one database, by Lineage. It is looked for again when the storage
 changed: another server may be there. Then the newest block of the folder is loaded from the
 database, and compared. So a copy of a database that went its own way is found out: by the tid, and
 where the clock was set back, by the bytes. Then the copy may have the same tids and, in its newest
-transaction, the same bytes: all blocks of transactions whose tids are close are compared. Where the
-storage knows the checksum of a block, that must be the one that is kept.
+transaction, the same bytes: all blocks of transactions whose tids are close are compared. If these
+are many, some are, and the others are thrown away. Where the storage knows the checksum of a block,
+that must be the one that is kept.
+
+Aliases have no bytes to compare. If the database does not have a block that is kept, all aliases
+are removed, and where tids are close there are none. So an alias may be wrong only if transactions
+were lost of which no block is kept, and another one has the same tid.
 
 This module knows a Connection and the cache. It does not know block numbers.
 
@@ -193,11 +198,17 @@ class CachedBlocks:
         """
         for _ in range(_PROBES):
             newest = database.newest()
-            if len(newest) > _MOST_COMPARED:
-                return False
-            has = [self._has_block(database, oid, tid) for oid, tid in newest]
+            compared, others = newest[:_MOST_COMPARED], newest[_MOST_COMPARED:]
+            has = [self._has_block(database, oid, tid) for oid, tid in compared]
             if False in has:
                 return False
+            missing = [of for of, there in zip(compared, has, strict=True) if there is None]
+            if missing:  # aliases first: without these blocks nobody would doubt them
+                database.forget_states()
+            if True in has:  # to load the others again takes no longer than to compare them
+                missing += others
+            for oid, tid in missing:
+                database.throw_away(oid, tid)
             if True in has or not has:
                 return True
         return False
@@ -216,7 +227,6 @@ class CachedBlocks:
             records.tids.clear()
         if records.tids.get(oid) == tid:
             return bool(digest_of([block.data]) == entry.digest)
-        database.throw_away(oid, tid)
         return None
 
     # ---- what is there ----

@@ -10,7 +10,8 @@ not used for longest.
     DIR/DATABASE/OID-TID            a block; the oids of its parts; a trailer
     DIR/DATABASE/OID@BEFORE         a symbolic link to the revision of the state before a tid
     DIR/DATABASE/newest             a symbolic link to the block of the last transaction
-    DIR/DATABASE/close              is there if tids do not all come from a clock
+    DIR/DATABASE/close              is there if tids do not all come from a clock; then the links
+                                    OID@BEFORE are not used
     DIR/DATABASE/~PID-N             a file that is being written
 
 The files themselves are in cachefile.
@@ -42,7 +43,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from wendelin.lib.sizes import parse_size
-from wendelin.lib.storage.cachefile import NAME, TOUCH, Database
+from wendelin.lib.storage.cachefile import ALIAS, NAME, TOUCH, Database
 
 __all__ = ["Checked", "Folder", "Lineage", "Usage", "cache_folder"]
 
@@ -54,7 +55,6 @@ _TEMPORARY = 600  # a file that is being written is not older [s]
 
 _MAGIC = b"wcCACHE1"
 _STATE = Struct("<8s16sQ")  # magic, boot, total [bytes]
-_ALIAS = re.compile(r"[0-9a-f]{16}@[0-9a-f]{16}")
 _FOLDER = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}")
 
 
@@ -258,7 +258,7 @@ class Folder:
                     if not -TOUCH <= now - of.st_mtime < _TEMPORARY:
                         os.unlink(path)
                         continue
-                elif _ALIAS.fullmatch(entry):
+                elif ALIAS.fullmatch(entry):
                     aliases.append(path)
                     continue
                 else:
@@ -282,7 +282,7 @@ class Folder:
         for database in self.databases():
             with suppress(FileNotFoundError):
                 for name in os.listdir(f"{self.path}/{database}"):
-                    if name[0] == "~" or NAME.fullmatch(name) or _ALIAS.fullmatch(name):
+                    if name[0] == "~" or NAME.fullmatch(name) or ALIAS.fullmatch(name):
                         yield f"{self.path}/{database}/{name}", name
 
     # ---- databases ----

@@ -35,15 +35,16 @@ from itertools import pairwise
 from struct import Struct
 from typing import NamedTuple, Protocol
 
-from ZODB.utils import z64
+from ZODB.utils import u64, z64
 
 from wendelin.lib.storage.record import digest_of
 
-__all__ = ["NAME", "TOUCH", "Database", "Entry", "Room"]
+__all__ = ["ALIAS", "NAME", "TOUCH", "Database", "Entry", "Room"]
 
 log = logging.getLogger("wendelin.cache")
 
 NAME = re.compile(r"[0-9a-f]{16}-[0-9a-f]{16}")  #: of a block: oid, tid
+ALIAS = re.compile(r"[0-9a-f]{16}@[0-9a-f]{16}")  #: oid, and the state before a tid
 TOUCH = 1.0  #: a file that is used again within this time need not be touched [s]
 
 _READ = 1 << 20  # that is compared at a time [bytes]
@@ -216,6 +217,7 @@ class Database:
                 return None
             _write(fds[0], data, 0)
             _write(fds[0], entry.pack(), blksize)
+            self._note_close(name)  # before others see it: without the note it may not be there
             self._name(temporary, name)
             self._note_newest(name, temporary)
             self._remove(temporary)  # its other name stays
@@ -265,24 +267,18 @@ class Database:
         with suppress(OSError):
             name = os.readlink("newest", dir_fd=self.fd)
             found = NAME.fullmatch(name) and os.access(name, os.F_OK, dir_fd=self.fd)
-            if found and not os.access("close", os.F_OK, dir_fd=self.fd):
+            if found and not self._is_close():
                 return [_named(name)]
         names = sorted(filter(NAME.fullmatch, os.listdir(self.fd)), key=_tid_of, reverse=True)
         last = names[:1]
         for later, name in pairwise(names):
-            if not _are_close(name, later):
+            if not _are_close(_tid_of(name), _tid_of(later)):
                 break
             last.append(name)
         one = len(set(map(_tid_of, last))) < 2
         return [_named(name) for name in (last[:1] if one else last)]
 
     def _note_newest(self, name: str, temporary: str) -> None:
-        self._note_close(name)
-        if _tid_of(name) <= _tid_of(self._newest):
-            return
-        with suppress(OSError):
-            self._newest = os.readlink("newest", dir_fd=self.fd)
-            self._note_close(name)
         if _tid_of(name) > _tid_of(self._newest):
             self._newest = name
             try:
@@ -293,13 +289,32 @@ class Database:
                 self._remove(f"{temporary}-n")
 
     def _note_close(self, name: str) -> None:
-        before = self._newest
-        if before and _tid_of(before) != _tid_of(name) and _are_close(before, name):
-            os.close(os.open("close", os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=self.fd))
+        """Note if a block's tid is close to that of the newest one; OSError: it cannot be noted."""
+        known = [self._newest]
+        if _tid_of(name) > _tid_of(self._newest):
+            with suppress(OSError):
+                self._newest = os.readlink("newest", dir_fd=self.fd)
+                known.append(self._newest)
+        tids = {_tid_of(of) for of in filter(NAME.fullmatch, known)} - {_tid_of(name)}
+        if any(_are_close(tid, _tid_of(name)) for tid in tids):
+            self._make_close()
+
+    def _make_close(self) -> None:
+        os.close(os.open("close", os.O_WRONLY | os.O_CREAT, 0o600, dir_fd=self.fd))
+
+    def _is_close(self) -> bool:
+        return os.access("close", os.F_OK, dir_fd=self.fd)
+
+    # ---- aliases ----
+
+    # A state is named by a tid. Where tids are close (see _CLOSE), a database that was restored may
+    # have another state of that name, and an alias has no bytes that could be compared.
 
     def revision(self, oid: bytes, before: bytes) -> bytes | None:
         """Return which revision of an object the state before a tid has, as see() has noted."""
         with suppress(OSError):
+            if self._is_close():
+                return None
             target = os.readlink(f"{oid.hex()}@{before.hex()}", dir_fd=self.fd)
             if NAME.fullmatch(target) and target.startswith(oid.hex()):
                 return bytes.fromhex(target[17:])
@@ -308,7 +323,16 @@ class Database:
     def see(self, oid: bytes, before: bytes, tid: bytes) -> None:
         """Note which revision of an object the state before a tid has. That never changes."""
         with suppress(OSError):
-            os.symlink(f"{oid.hex()}-{tid.hex()}", f"{oid.hex()}@{before.hex()}", dir_fd=self.fd)
+            if 0 < u64(before) - 1 - u64(tid) <= _CLOSE:  # transactions of which no block is here
+                self._make_close()
+            if not self._is_close():
+                alias = f"{oid.hex()}@{before.hex()}"
+                os.symlink(f"{oid.hex()}-{tid.hex()}", alias, dir_fd=self.fd)
+
+    def forget_states(self) -> None:
+        """Remove what see() has noted: the database may have other states of these names."""
+        for name in filter(ALIAS.fullmatch, os.listdir(self.fd)):
+            self._remove(name)
 
 
 def _named(name: str) -> tuple[bytes, bytes]:
@@ -320,7 +344,7 @@ def _tid_of(name: str) -> str:
 
 
 def _are_close(a: str, b: str) -> bool:
-    return abs(int(_tid_of(a), 16) - int(_tid_of(b), 16)) <= _CLOSE
+    return abs(int(a, 16) - int(b, 16)) <= _CLOSE
 
 
 def _write(fd: int, data: memoryview | bytes, at: int) -> None:

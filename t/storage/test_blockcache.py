@@ -1,5 +1,6 @@
 """lib/storage/blockcache.py: the folder of a cache. Its readers: t/zodb/test_cached.py."""
 
+import errno
 import fcntl
 import os
 import re
@@ -95,6 +96,54 @@ def test_blocks_of_tids_that_are_close_are_compared(tmp_path, order):
     assert newest() == close
     store((1, 4 << 30))
     assert newest() == [(1, 4 << 30)]
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_tids_that_are_close_cannot_be_noted(tmp_path, monkeypatch, links):
+    """The disk is full just then: a block without the note would not be compared."""
+    folder = Folder(str(tmp_path / "cache"), 100 * BLK)
+    database = folder.database(lineage(), lambda _: True)
+    assert database.store(p64(1), p64(1 << 30), b"x" * BLK, BLK)
+    (kept,) = blocks(tmp_path / "cache")
+    before = (tmp_path / "cache" / "state").read_bytes()
+
+    def full(path, *args, **kwargs):
+        if path == "close":
+            raise OSError(errno.ENOSPC, "no space")
+        return os_open(path, *args, **kwargs)
+
+    def no_link(*args, **kwargs):
+        raise OSError(errno.EPERM, "no links")
+
+    os_open = os.open
+    with monkeypatch.context() as m:
+        m.setattr(os, "open", full)
+        if not links:
+            m.setattr(os, "link", no_link)
+        assert database.store(p64(2), p64((1 << 30) + 1), b"x" * BLK, BLK) is None
+    assert blocks(tmp_path / "cache") == [kept]
+    assert (tmp_path / "cache" / "state").read_bytes() == before  # what is counted
+    assert {p.name for p in kept.parent.iterdir()} == {"about", "newest", kept.name}
+
+
+@pytest.mark.parametrize("note", ["blocks", "state"])
+def test_states_are_not_noted_where_tids_are_close(tmp_path, note):
+    """Another database may have another state of that name, and nothing to compare it with."""
+    folder = Folder(str(tmp_path / "cache"), 100 * BLK)
+    database = folder.database(lineage(), lambda _: True)
+    first, last = p64(1 << 30), p64((4 << 30) + 1)
+    assert database.store(p64(1), first, b"x" * BLK, BLK)
+    database.see(p64(1), last, first)
+    assert database.revision(p64(1), last) == first
+    if note == "blocks":
+        assert database.store(p64(2), p64(4 << 30), b"x" * BLK, BLK)
+        assert database.store(p64(3), p64((4 << 30) - 1), b"x" * BLK, BLK)
+    else:  # the block of the last transaction has not been read
+        database.see(p64(3), last, p64((4 << 30) - 1))
+    assert database.revision(p64(1), last) is None
+    database.see(p64(5), last, first)
+    (folder,) = {p.parent for p in (tmp_path / "cache").glob("*/*")}
+    assert [p.name for p in folder.glob("*@*")] == [f"{p64(1).hex()}@{last.hex()}"]
 
 
 def test_a_lock_that_stays_is_not_waited_for_again_and_again(tmp_path):
