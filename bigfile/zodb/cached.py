@@ -174,6 +174,8 @@ class CachedBlocks:
             self._looked = False
 
     def _open(self) -> Database | None:
+        if self._database is not None and not self._database.is_there():
+            self._looked, self._database = False, None
         if not self._looked and not self._folder.is_left_out:
             self._looked, self._database = True, None
             try:

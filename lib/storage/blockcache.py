@@ -55,6 +55,7 @@ _TEMPORARY = 600  # a file that is being written is not older [s]
 
 _MAGIC = b"wcCACHE1"
 _STATE = Struct("<8s16sQ")  # magic, boot, total [bytes]
+_NOTES = "about", "close", "newest"  # without the first, nobody looks at the others
 _FOLDER = re.compile(r"[0-9a-f]{16}-[0-9a-f]{8}")
 
 
@@ -275,7 +276,20 @@ class Folder:
             if not os.path.exists(path):
                 with suppress(OSError):
                     os.unlink(path)
+        self._remove_empty(now)
         return total
+
+    def _remove_empty(self, now: float) -> None:
+        """Remove folders of databases that have no blocks, if that has been so for a while."""
+        for database in self.databases():
+            path = f"{self.path}/{database}"
+            with suppress(OSError):
+                fresh = -TOUCH <= now - os.stat(path).st_mtime < _TEMPORARY
+                if not fresh and set(os.listdir(path)) <= set(_NOTES):
+                    for name in _NOTES:
+                        with suppress(FileNotFoundError):
+                            os.unlink(f"{path}/{name}")
+                    os.rmdir(path)
 
     def _entries(self) -> Iterator[tuple[str, str]]:
         """Yield path and name of each file of ours: blocks, aliases, temporary ones."""

@@ -146,6 +146,22 @@ def test_states_are_not_noted_where_tids_are_close(tmp_path, note):
     assert [p.name for p in folder.glob("*@*")] == [f"{p64(1).hex()}@{last.hex()}"]
 
 
+def test_folders_without_blocks_are_removed(tmp_path):
+    folder = Folder(str(tmp_path / "cache"), 100 * BLK)
+    for where in "abc":
+        database = folder.database(lineage(where=where), lambda _: True)
+        assert database.store(p64(1), p64(1 << 30), b"x" * BLK, BLK)
+        assert database.store(p64(2), p64((1 << 30) + 1), b"x" * BLK, BLK)
+        database.see(p64(1), p64(9 << 30), p64(1 << 30))
+    folder.clear()
+    assert len(folder.databases()) == 3  # a process may use them just now
+    for name, age in zip(folder.databases()[:2], (3600, -3600), strict=True):
+        os.utime(f"{folder.path}/{name}", (time.time() - age,) * 2)
+    folder.clear()
+    assert len(folder.databases()) == 1
+    assert folder.database(lineage(where="a"), lambda _: True).is_there()
+
+
 def test_a_lock_that_stays_is_not_waited_for_again_and_again(tmp_path):
     """Its process may be stopped."""
     folder = Folder(str(tmp_path / "cache"), 4 * BLK)

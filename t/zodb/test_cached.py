@@ -259,6 +259,17 @@ def test_a_block_is_removed(testdb, fmt, folder, when, on_touch):
         np.testing.assert_array_equal(A[:], data)
 
 
+def test_the_folder_of_a_database_is_removed(testdb, folder):
+    """Another process has found no block there for a while."""
+    data = values()
+    create(testdb.open(), "ZBlk1", data)
+    with opened(testdb.url) as reader:
+        assert reader["A"][0] == data[0]
+        shutil.rmtree(blocks(folder)[0].parent)
+        np.testing.assert_array_equal(reader["A"][:], data)
+    assert len(blocks(folder)) >= N - 1
+
+
 @contextmanager
 def open_again(testdb):
     """Open a database anew, to write."""
