@@ -70,7 +70,6 @@ from wendelin.bigfile.zodb.change import Block, Change
 from wendelin.bigfile.zodb.formats import (
     ZBlk1,
     ZBlkBase,
-    cell_of,
     empty_record,
     format_for,
     format_name,
@@ -488,8 +487,8 @@ class ZFile(
                 f"block {blk} of {self!r} was changed through two of its handles", zblk
             )
         name = format_name(self.zblk_fmt)
-        cell, used = cell_of(name, self.blksize), used_of(buf)
-        change = Change(self._stored(blk, zblk), buf, cell, used)
+        used = used_of(buf)
+        change = Change(self._stored(blk, zblk), buf, name != "auto", used)
         self._not_asked[blk] = None
         if not change:
             self.made_of[blk] = None if zblk is None else zblk._p_oid

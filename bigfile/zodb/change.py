@@ -56,17 +56,17 @@ class Change:
         The stored block; None if there is none.
     new : memoryview
         The block [blksize bytes].
-    cell : int
-        A chunk that changes ends at its multiples, and is no longer [CHUNKs].
+    by_page : bool
+        Whether each chunk is one CHUNK, as of ZBlk1; else they are those of auto.
     used : int, optional
         How much of the block is looked at: what follows is zeros, as is known [bytes].
     """
 
     def __init__(
-        self, old: Block | None, new: memoryview, cell: int = 1, used: int | None = None
+        self, old: Block | None, new: memoryview, by_page: bool, used: int | None = None
     ) -> None:
         self.old = old
-        self.cell = cell
+        self._by_page = by_page
         self._new = new
         self._used = new if used is None else new[:used]
         data = memoryview(old.data if old is not None else b"")[: len(new)]
@@ -131,11 +131,16 @@ class Change:
         """Whether nothing changed before the CHUNK in which the stored bytes end."""
         return not self.changed[: len(self._old) // CHUNK].any()
 
+    @property
+    def cell(self) -> int:
+        """The size of the cells of the block: a chunk that auto divides ends at theirs [CHUNKs]."""
+        return max(1, len(self._new) // CHUNK // CELLS)
+
     @cached_property
     def layout(self) -> Layout:
         """The chunks that the block gets, and those that are stored for this."""
         old = self.old.chunks if self.old is not None and self.old.parts else None
-        if old is None or (self.cell == 1 and any(b - a > CHUNK - a % CHUNK for a, b in old)):
+        if old is None or (self._by_page and any(stop - start > CHUNK for start, stop in old)):
             return Layout(True, [], [], self._runs(self.used))
         changed: list[tuple[int, int]] = []
         removed: list[int] = []
@@ -157,14 +162,17 @@ class Change:
     def _bounds(self) -> list[int]:
         """Where chunks end, ascending [CHUNKs].
 
-        A quarter of the block that changes is halved, and its half, down to cells. So a cell that
-        changes in a block that is one piece leaves five other pieces, not 15, to a reader, which
-        maps each of them; and what changes next is a quarter at most.
+        Those of auto: a quarter of the block that changes is halved, and its half, down to cells.
+        So a cell that changes in a block that is one piece leaves five other pieces, not 15, to a
+        reader, which maps each of them; and what changes next is a quarter at most. (Of a block
+        that is not a power of two cells, what is halved may be less than a quarter.)
         """
         n = len(self.used)
+        if self._by_page:
+            return list(range(1, n + 1))
         cells = np.logical_or.reduceat(self.changed, np.arange(0, n, self.cell))
         size = 1 << (len(cells) - 1).bit_length()
-        most = size // 4
+        most = -(-len(cells) // 4)
         bounds: list[int] = []
         todo = [(0, size)]
         while todo:

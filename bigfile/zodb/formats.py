@@ -14,7 +14,8 @@ Formats
     ZBlk0       one object, whose state is the block's bytes. Read, and mapped, as a whole; the
                 change of a byte stores a block
     ZBlk1       an IOBTree of chunks, ZData objects. The change of a byte stores a chunk; to read it
-                takes an object a chunk. Written as ZBlk1, chunks have 4 KiB
+                takes an object a chunk. Written as ZBlk1, chunks have 4 KiB: the first change of a
+                block of larger ones, or of a ZBlk0, stores all of it
     auto        not a format, but the choice between them, at each commit, for each block:
     format_for.
                 Its chunks are runs of bytes that were changed together, at most a 16th of the
@@ -22,11 +23,12 @@ Formats
 
 Chunks of auto
 --------------
-A block is cut into CELLS cells. Each contiguous piece that a commit adds to a cell becomes a chunk.
-A block that would be one chunk of a page is one object.
-The page in which an append ends is a chunk of its own, as the next append changes it. So an append
-of any size is a few objects. The change of a byte in a block that is one object makes six chunks of
-it: three quarters, and of the other one an eighth and two cells. A chunk that is larger than a cell
+A block is cut into cells: a CELLS-th of it, rounded down to whole pages, and one page at least.
+Each contiguous piece that a commit adds to a cell becomes a chunk. A block that would be one chunk
+of a page is one object. The page in which an append ends is a chunk of its own, as the next append
+changes it. So an append of any size is a few objects. The change of a byte in a block that is one
+object makes six chunks of it: three quarters, and of the other one an eighth and two cells; more of
+them, none larger, of a block that is not a power of two cells. A chunk that is larger than a cell
 is cut in this way when it changes, and others are stored again with the same bounds. A change that
 fills a block, or covers most of it, stores it as one object.
 
@@ -77,7 +79,6 @@ __all__ = [
     "ZBlk1",
     "ZBlkBase",
     "ZData",
-    "cell_of",
     "check_format",
     "class_name",
     "empty_record",
@@ -438,11 +439,6 @@ def format_name(name: str | None) -> str:
         name = os.environ.get("WENDELIN_CORE_ZBLK_FMT", "auto")
         check_format(name, "WENDELIN_CORE_ZBLK_FMT")
     return name
-
-
-def cell_of(name: str, blksize: int) -> int:
-    """Return the size of the cells into which a format cuts a block [CHUNKs]; see Change."""
-    return max(1, blksize // CHUNK // CELLS) if name == "auto" else 1
 
 
 def format_for(name: str, change: Change) -> type[ZBlkBase]:

@@ -1,4 +1,4 @@
-"""How many bytes the default format stores for appends, a bulk load and scattered changes."""
+"""How many bytes the default format stores for appends, a bulk load and small changes."""
 
 import os
 from contextlib import contextmanager
@@ -125,6 +125,42 @@ def test_scattered_changes_store_a_block_at_first_and_a_quarter_at_most_from_the
     assert kinds(A) == ["ZBlk0"] * 4
 
 
+# cells of 1, 2 and 32 pages; and blocks that are not whole quarters
+SIZES = [20 << 10, 32 << 10, 64 << 10, 68 << 10, 124 << 10, 132 << 10, 2 << 20]
+
+
+@pytest.mark.parametrize("blksize", SIZES)
+@pytest.mark.parametrize(
+    ("before", "fmt"),
+    [(before, fmt) for before in ("ZBlk0", "auto", "auto in chunks") for fmt in ("auto", "ZBlk1")]
+    + [("ZBlk1", "ZBlk1")],
+)
+def test_of_a_full_block_the_second_small_change_stores_a_piece(root, before, fmt, blksize):
+    """And the third one, near it, the smallest piece. So with ZBlk1, whose pieces are pages."""
+    A = new(root, blksize, blksize, zblk_fmt=before.split()[0])
+    data = random(blksize)
+
+    def change(at):
+        data[at] ^= 1
+        A[at] = data[at]
+
+    stored(root, lambda: A.__setitem__(slice(None), data))
+    if before == "auto in chunks":
+        stored(root, lambda: change(1))
+        assert kinds(A) == ["ZBlk1"]
+    A._fileh().file.zblk_fmt = fmt
+    stored(root, lambda: change(2))
+    pages = blksize // 4096
+    cell = max(1, pages // CELLS) if fmt == "auto" else 1
+    quarter = -(-pages // cell // 4) * cell if fmt == "auto" else 1
+    middle, last = blksize // 2, blksize - 1
+    for at, most in (middle, quarter), (middle + 1, cell), (last, quarter), (3, cell):
+        grown = stored(root, lambda at=at: change(at))
+        assert 4096 < grown <= 1.2 * most * 4096
+        assert kinds(A) == ["ZBlk1"]
+    assert np.array_equal(dbread(root), data)
+
+
 @pytest.mark.slow
 def test_many_small_changes_do_not_leave_a_block_in_many_pieces(root):
     A = new(root, BLK)
@@ -197,12 +233,12 @@ def old_bytes(zblk):
     return bytes(data)
 
 
-PAGES = 32
+PAGES = [32, 16, 17]  # in a block
 small = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 changes = st.lists(
     st.lists(
         st.tuples(
-            st.integers(0, 2 * PAGES * 4096 - 1),
+            st.integers(0, 2 * max(PAGES) * 4096 - 1),
             st.sampled_from([1, 100, 4096, 5000, 30_000, 70_000, 140_000]),
             st.integers(0, 3),
         ),
@@ -214,11 +250,17 @@ changes = st.lists(
 )
 
 
-@given(changes, st.lists(st.sampled_from(["auto", "ZBlk1", "ZBlk0"]), min_size=8, max_size=8))
+@given(
+    changes,
+    st.lists(st.sampled_from(["auto", "ZBlk1", "ZBlk0"]), min_size=8, max_size=8),
+    st.sampled_from(PAGES),
+)
 @small
-def test_any_changes_are_read_back_here_and_by_earlier_versions(tmp_path_factory, commits, fmts):
+def test_any_changes_are_read_back_here_and_by_earlier_versions(
+    tmp_path_factory, commits, fmts, pages
+):
     path = str(tmp_path_factory.mktemp("auto") / "1.fs")
-    blksize = PAGES * 4096
+    blksize = pages * 4096
     expected = np.zeros(2 * blksize, "u1")
     root = dbopen(path)
     try:
@@ -226,6 +268,7 @@ def test_any_changes_are_read_back_here_and_by_earlier_versions(tmp_path_factory
         for commit, fmt in zip(commits, fmts, strict=False):
             A._fileh().file.zblk_fmt = fmt
             for start, size, value in commit:
+                start %= len(expected)
                 expected[start : start + size] = value
                 A[start : start + size] = value
             transaction.commit()
