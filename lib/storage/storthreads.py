@@ -77,6 +77,7 @@ class OneAtATime:
         self.asked = storage
         self._turn = threading.RLock()
         self._busy = False  # protected by: _turn
+        self._sort_key: str | None = None
         directlyProvides(self, providedBy(storage))
 
     def __getattr__(self, name: str) -> Any:
@@ -88,7 +89,9 @@ class OneAtATime:
 
     def sortKey(self) -> str:
         """Return a name, at any time: RelStorage's log asks for it in the middle of a call."""
-        return str(self.asked.sortKey())
+        if self._sort_key is None:
+            self._sort_key = str(self._ask(self.asked.sortKey))
+        return self._sort_key
 
     def tpc_finish(self, transaction: Any, f: Callable[[bytes], Any] | None = None) -> Any:
         """Finish the transaction; f, which is called meanwhile, may ask the storage."""

@@ -124,8 +124,8 @@ def test_a_column_reads_no_heads_of_other_blocks(tmp_path):
     cold()
     before = cached()
     column = A[:, 5]
-    assert all(column[i, 0] for i in range(N))
     assert cached() - before <= 5 * N, (cached() - before, N * WIDE)
+    assert all(column[i, 0] for i in range(N))  # around these, the kernel reads as it is set to
     del column
     dbclose(root)
     # nor does a copy, whose blocks are whole, read others
