@@ -2,6 +2,7 @@ from typing import Any, Final, Self
 
 from typing_extensions import disjoint_base
 
+from wendelin.bigfile.virtmem.abilities import MOST_MAPPED as MOST_MAPPED
 from wendelin.bigfile.virtmem.checksum import AVAILABLE as AVAILABLE
 from wendelin.bigfile.virtmem.handle import BigFileH
 
