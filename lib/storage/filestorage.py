@@ -307,8 +307,6 @@ class AlignedFileStorage(StorageFile):
             return [None] * len(oids)
         with self.readers.get() as current:  # no commit or pack ends meanwhile
             file = self._open_file(current)
-            if file is None:
-                return [None] * len(oids)
             reader = HeadReader(file, before)
             flags = 0 if wait else file.nowait
             at = positions(self.index, oids)
@@ -335,12 +333,11 @@ class AlignedFileStorage(StorageFile):
         # a client of a server has no other way to ask
         return answer(self, oid, serial) if oid in ASKED else super().loadSerial(oid, serial)
 
-    def _open_file(self, current: Any) -> OpenFile | None:
+    def _open_file(self, current: Any) -> OpenFile:
         opened = self._opened() if self._opened is not None else None
         if opened is None:
-            opened = OpenFile(self.readers.name)
-            if not os.path.sameopenfile(opened.fd, current.fileno()):
-                return None  # the file was moved
+            # this very file, also if it was moved
+            opened = OpenFile(f"/proc/self/fd/{current.fileno()}")
             self._opened = weakref.ref(opened)
         self._kept = opened
         return opened

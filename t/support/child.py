@@ -1,6 +1,7 @@
 """Python code in a child process, for tests that can crash, hang, or take much memory."""
 
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -17,10 +18,21 @@ def start_child(code: str, *args: str, stdout=None, stderr=None, **env: str) -> 
 
 
 def run_child(code: str, *args: str, timeout: float = TIMEOUT, **env: str):
-    """Run Python code; return the CompletedProcess, output as text."""
-    return subprocess.run(
-        _command(code, args), **_options(env), capture_output=True, timeout=timeout
-    )
+    """Run Python code; return the CompletedProcess, output as text.
+
+    If it does not end in time, its own children end with it: one that lives on keeps what it has
+    inherited open, such as the connection to a server, which then waits for its transaction.
+    """
+    command, pipe = _command(code, args), subprocess.PIPE
+    with subprocess.Popen(
+        command, **_options(env), stdout=pipe, stderr=pipe, start_new_session=True
+    ) as child:
+        try:
+            out, err = child.communicate(timeout=timeout)
+        except BaseException:  # the time is over, or Ctrl-C, which does not reach another session
+            os.killpg(child.pid, signal.SIGKILL)
+            raise
+    return subprocess.CompletedProcess(command, child.returncode, out, err)
 
 
 def _command(code, args):

@@ -1,4 +1,4 @@
-"""Small file systems, for tests of a disk that is full, and of one whose files share bytes."""
+"""File systems for tests: one that is full, one whose files share bytes, and one over another."""
 
 import lzma
 import os
@@ -43,6 +43,24 @@ def xfs_disk(folder: Path) -> Iterator[Path]:
     image = folder.with_suffix(".image")
     image.write_bytes(lzma.decompress(IMAGE.read_bytes()))
     with _mounted(["-t", "xfs", "-o", "loop,nouuid", str(image)], folder):
+        yield folder
+
+
+@contextmanager
+def overlay(folder: Path) -> Iterator[Path]:
+    """Make a folder, mount an overlayfs there, as containers have one, and yield it.
+
+    Raises
+    ------
+    NoDisk
+        This machine does not let us.
+    """
+    layers = [folder.with_suffix(f".{name}") for name in ("lower", "upper", "work")]
+    for new in (folder, *layers):
+        new.mkdir()
+    lower, upper, work = layers
+    what = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    with _mounted(["-t", "overlay", "-o", what, "overlay"], folder):
         yield folder
 
 

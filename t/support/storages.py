@@ -167,11 +167,14 @@ class PostgresDatabase:
             atexit.register(cls.stop_server)
             cls.server.create()
         cls.used += 1
-        cls.server.execute(f"CREATE DATABASE test{cls.used} TEMPLATE empty")
-        self.url = cls.server.url(f"test{cls.used}")
+        self.name = f"test{cls.used}"
+        cls.server.execute(f"CREATE DATABASE {self.name} TEMPLATE empty")
+        self.url = cls.server.url(self.name)
 
     def stop(self) -> None:
-        """Let the server go on, for other tests."""
+        """Drop the database, and let the server go on, for other tests."""
+        if self.server is not None and self.server.answers():
+            self.server.execute(f"DROP DATABASE {self.name} WITH (FORCE)")
 
     @classmethod
     def stop_server(cls) -> None:

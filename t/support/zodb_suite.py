@@ -13,13 +13,16 @@ from wendelin.lib.storage.filestorage import AlignedFileStorage
 
 # root may write what is read-only: these tests fail with FileStorage, too
 NOT_FOR_ROOT = ["blob_transaction.txt"]
+# expects old bytes out of Python's buffer of a file, if it is not flushed: we read without one
+NOT_FOR_US = ["testFlushNeededAfterTruncate"]
 
 
 def tests(suite):
+    left = NOT_FOR_US + (NOT_FOR_ROOT if os.geteuid() == 0 else [])
     for test in suite:
         if isinstance(test, unittest.TestSuite):
             yield from tests(test)
-        elif os.geteuid() != 0 or not any(name in str(test) for name in NOT_FOR_ROOT):
+        elif not any(name in str(test) for name in left):
             yield test
 
 

@@ -16,6 +16,7 @@ from ZODB.FileStorage import FileStorage as StockFileStorage
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile.virtmem.stats import stats
+from wendelin.bigfile.virtmem.writeout import page_buffer
 from wendelin.lib.storage import fswrite
 from wendelin.lib.zodb import dbclose, dbopen
 
@@ -218,6 +219,48 @@ def test_a_spool_on_another_disk_is_not_used_for_them(disk, tmp_path, monkeypatc
     assert not shared
     dbclose(root)
     check(disk, numbers(4 * N))
+
+
+@pytest.mark.parametrize("saved", [False, True], ids=["abort", "savepoint"])
+def test_a_buffer_that_is_kept_shows_no_other_block(disk, saved):
+    """Not even when its block is gone, and another one could get its place in the spool."""
+    root, A = opened(disk)
+    A.append(numbers(4 * N))
+    kept = np.frombuffer(page_buffer(A._fileh(), 1), "f8")
+    assert (kept == numbers(N, N)).all()
+    transaction.savepoint() if saved else transaction.abort()
+    for _ in range(3):
+        A.append(-numbers(6 * N))
+        assert stats().spooled >= 4 * BLK
+        assert (kept >= 0).all()  # as it was, or a hole
+        transaction.abort()
+    A.append(-numbers(2 * N))
+    transaction.commit()
+    assert (kept >= 0).all()
+    dbclose(root)
+    check(disk, -numbers(2 * N))
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["after the first block", "before"])
+def test_the_folder_is_moved(disk, shared, first):
+    """What is written then has page memory, and nothing fails."""
+    (disk / "a").mkdir()
+    root, A = opened(disk / "a")
+    if first:
+        A.append(numbers(3 * N))
+        transaction.commit()
+        assert shared == [(BLK, True)] * 3
+    (disk / "a").rename(disk / "b")
+    A.append(numbers(3 * N, len(A)))
+    transaction.commit()
+    assert len(shared) == (3 if first else 0)
+    (disk / "b").rename(disk / "a")
+    A.append(numbers(3 * N, len(A)))
+    transaction.commit()
+    assert shared == ([(BLK, True)] * 6 if first else [])
+    n = len(A)
+    dbclose(root)
+    check(disk / "a", numbers(n))
 
 
 def test_a_pack_and_a_restart(disk):
