@@ -272,7 +272,7 @@ def test_heads_stay_on_a_file_system_that_cannot_tell_what_is_cached(tmp_path, m
 
 @pytest.mark.parametrize("size", [10, 10_000, 10 * MIB])
 def test_nothing_of_a_transaction_that_is_aborted_is_read(path, size):
-    """Whoever has read while it was voted, or its bytes, reads what is committed next."""
+    """A reader that read meanwhile gets what is committed next."""
     storage = AlignedFileStorage(path)
     oid = storage.new_oid()
 
