@@ -35,6 +35,8 @@ cdef extern from "<errno.h>" nogil:
     void set_errno "wc_set_errno"(int err)
 
 cdef extern from "<fcntl.h>" nogil:
+    int posix_fadvise(int fd, long offset, long length, int advice)
+    int POSIX_FADV_NOREUSE
     int fallocate(int fd, int mode, long offset, long length)
     int fcntl(int fd, int cmd, ...)
     int FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE

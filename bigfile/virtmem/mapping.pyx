@@ -38,7 +38,7 @@ from wendelin.bigfile.virtmem.kernel cimport (MADV_DONTFORK, MADV_DONTNEED, MADV
                                               MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE, madvise,
                                               mmap, mprotect, munmap)
 from wendelin.bigfile.virtmem.memory cimport Memory, memory_at, memory_map, memory_put
-from wendelin.bigfile.virtmem.ram cimport Place, ram_limit, ram_open, whole_os_pages
+from wendelin.bigfile.virtmem.ram cimport Place, ram_limit, ram_open, ram_read_once, whole_os_pages
 
 cdef enum:
     HUGE = 1 << 21          # [bytes] of the kernel's huge page
@@ -371,6 +371,8 @@ cdef int area_show(Area *area, uint64_t page, uint64_t n, Kind kind, Origin at) 
         keep_budgets()
         if kind == SINK and sink_fd < 0:
             sink_fd = ram_open()
+        elif kind == FILE:
+            ram_read_once(at.place.fd, area.stop - area.start)
     if n == 1 and area_kind(area, page) == kind and kind != FILE \
             and place == area.kinds[page] & PLACES:
         return 0
@@ -416,8 +418,7 @@ cdef int show_fixed(Area *area, uint64_t page, uint64_t n, Kind kind, Origin at,
 cdef int area_reset(Area *area) noexcept nogil:
     """Show all of an area as NONE, in one mapping, even pages with STAYS. 0 or errno."""
     cdef int err = reset_range(area, 0, area.pglen)
-    if err == 0:
-        area.scrap = False
+    area.scrap = area.scrap and err != 0
     return err
 
 

@@ -43,6 +43,7 @@ cdef inline void pager_unlock() noexcept nogil:
 
 # protected by: the pager lock
 cdef size_t ram_limit       # of all pages [bytes]
+cdef size_t ram_memory      # that this process may use [bytes]
 cdef size_t ram_largest     # of one page [bytes]
 cdef size_t ram_clean       # [bytes] in HOT, COLD and PINNED
 cdef size_t ram_pinned      # [bytes] in PINNED
@@ -74,5 +75,6 @@ cdef void ram_make_dirty(Resident *res) noexcept nogil
 cdef void ram_make_clean(Resident *res) noexcept nogil
 cdef void ram_forget_dirty(Resident *res) noexcept nogil
 cdef int ram_grow(Resident *res, Place memory, size_t size) noexcept nogil
+cdef void ram_read_once(int fd, size_t shown) noexcept nogil
 cdef size_t ram_reclaim_all() noexcept nogil
 cdef void ram_after_fork() noexcept nogil

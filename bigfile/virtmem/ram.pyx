@@ -39,9 +39,10 @@ from libc.stdint cimport INT64_MAX
 
 from wendelin.bigfile.virtmem.kernel cimport (FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE,
                                               F_DUPFD_CLOEXEC, F_SETPIPE_SZ, MFD_CLOEXEC, O_CLOEXEC,
-                                              _SC_PAGESIZE, close, fallocate, fcntl, ftruncate,
-                                              memfd_create, pipe2, pthread_cond_init,
-                                              pthread_mutex_init, pwrite, splice, sysconf)
+                                              POSIX_FADV_NOREUSE, _SC_PAGESIZE, close, fallocate,
+                                              fcntl, ftruncate, memfd_create, pipe2, posix_fadvise,
+                                              pthread_cond_init, pthread_mutex_init, pwrite, splice,
+                                              sysconf)
 
 from wendelin.lib.memlimit import memory_limit
 from wendelin.lib.memlimit import ram_limit as configured_ram_limit
@@ -391,6 +392,16 @@ def ram_set_limit(nbytes):
         pager_unlock()
 
 
+cdef void ram_read_once(int fd, size_t shown) noexcept nogil:
+    """Let the kernel keep nothing of a file that was read, if more is shown than there is memory.
+
+    Else it asks for each page whether a program has used it, before it takes its memory for the
+    next one. That costs more than to read it: a pass takes twice the time.
+    """
+    if shown > ram_memory // 4 * 3:
+        posix_fadvise(fd, 0, 0, POSIX_FADV_NOREUSE)     # since Linux 6.3
+
+
 cdef size_t ram_reclaim_all() noexcept nogil:
     """Drop every clean page; return how many."""
     cdef size_t n = 0
@@ -422,4 +433,5 @@ os_page = sysconf(_SC_PAGESIZE)
 pthread_mutex_init(&pager_mutex, NULL)
 pthread_cond_init(&pager_cond, NULL)
 ram_limit = configured_ram_limit()
-ram_largest = max(ram_limit, <size_t>memory_limit() // 2)
+ram_memory = memory_limit()
+ram_largest = max(ram_limit, ram_memory // 2)

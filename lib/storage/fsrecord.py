@@ -194,20 +194,41 @@ def stat(fd: int, oid: bytes, pos: int, before: bytes) -> Stat | None:
 
 
 _SMALL = 4096  # what is read of a record at once [bytes]
+_TABLE = b"BTrees.LOBTree"  # in the class of the nodes of block tables
 
 
 def load_small(fd: int, oid: bytes, pos: int, before: bytes) -> tuple[bytes, bytes] | None:
     """Return the state and the tid of an object, whose last record is at pos, by one system call.
 
-    None: it is longer, or not before this tid, or not plain: FileStorage says what it is.
+    None: it is longer, or not before this tid, or not plain: FileStorage says what it is. A node of
+    a block table lies between blocks: if it was not in the page cache, it does not stay there.
     """
-    data = os.pread(fd, _SMALL, pos)
+    data, cold = _read_small(fd, pos)
     if len(data) < DATA_HDR_LEN or data[:8] != oid:
         return None
     _, tid, prev, _, version, size = unpack_from(DATA_HDR, data)
     if tid >= before or prev >= pos or version or not 0 < size <= len(data) - DATA_HDR_LEN:
         return None
-    return data[DATA_HDR_LEN : DATA_HDR_LEN + size], tid
+    state = data[DATA_HDR_LEN : DATA_HDR_LEN + size]
+    if cold and _TABLE in state[:64]:
+        drop(fd, pos, _SMALL)
+    return state, tid
+
+
+def _read_small(fd: int, pos: int) -> tuple[bytes, bool]:
+    """Return bytes of the file, and whether the page cache had none of them."""
+    data = bytearray(_SMALL)
+    try:
+        if os.preadv(fd, [data], pos, os.RWF_NOWAIT) == _SMALL:
+            return bytes(data), False
+        cold = False  # the page cache has a part, or the file ends
+    except BlockingIOError:
+        cold = True
+    except OSError as e:
+        if e.errno != EOPNOTSUPP:
+            raise
+        cold = False
+    return os.pread(fd, _SMALL, pos), cold
 
 
 def _is_bytes(record: bytes) -> bool:

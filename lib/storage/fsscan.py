@@ -35,6 +35,7 @@ from ZODB.FileStorage.FileStorage import CorruptedTransactionError
 from ZODB.FileStorage.format import DATA_HDR, DATA_HDR_LEN, TRANS_HDR, TRANS_HDR_LEN
 from ZODB.POSException import StorageSystemError
 
+from wendelin.lib.storage.fsheads import cold_at, drop
 from wendelin.lib.storage.fssync import sync_folder
 
 __all__ = ["FIRST", "LARGE", "UNFINISHED", "Scanned", "cut_end", "scan"]
@@ -50,6 +51,7 @@ UNFINISHED = 1 << 62
 
 _LAST = b"\xff" * 8  # a tid above all others
 _WINDOW = 1 << 13  # read at a time [bytes]
+_FAR = 1 << 16  # from a piece to the next one, so that what is between is large [bytes]
 _PIECE = 1 << 20  # read at a time where there is no transaction [bytes]
 
 
@@ -71,17 +73,28 @@ class _Transaction(NamedTuple):
 
 
 class _Window:
-    """Small pieces of a file, mostly one after another."""
+    """Small pieces of a file, mostly one after another.
+
+    A piece between large records does not stay in the page cache, if it was not there: see
+    fsrecord.OpenFile.
+    """
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._at = 0
         self._data = b""
+        self._cold = False  # the page cache had not all of it
+        # not overlayfs: byte 0, which was just read, is said not to be there
+        self._tells = bool(os.pread(fd, 1, 0)) and not cold_at(fd, 0, 1)
 
     def __call__(self, pos: int, size: int) -> bytes:
         start = pos - self._at
         if not 0 <= start <= len(self._data) - size:
-            self._at, self._data, start = pos, os.pread(self._fd, max(size, _WINDOW), pos), 0
+            if self._cold and start > _FAR:
+                drop(self._fd, self._at, len(self._data))
+            size_read = max(size, _WINDOW)
+            self._cold = self._tells and cold_at(self._fd, pos, size_read)
+            self._at, self._data, start = pos, os.pread(self._fd, size_read, pos), 0
         return self._data[start : start + size]
 
     def number(self, pos: int) -> int:

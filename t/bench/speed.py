@@ -94,6 +94,20 @@ def first_pass(store: MappedStore) -> Times:
     return timed(lambda: sum_all(store))
 
 
+def written(store: MappedStore) -> Times:
+    """The page cache has what a program has just written, and was not read from the disk."""
+    store.create()
+    try:
+        for values in steps(store.size):
+            store.append(values)
+        store.close()
+        store.open("r")
+        return timed(lambda: sum_all(store))
+    finally:
+        store.close()
+        store.remove()
+
+
 def cold(store: MappedStore) -> Times:
     machine.make_cold(store.files())
     store.open("r")
@@ -175,6 +189,7 @@ class Work:
 
 WORKS = {
     "first": Work("first pass, warm", first_pass, "0.7"),
+    "written": Work("first pass, just written", written, "0.7"),
     "large": Work("first pass, warm, blocks of 32 MiB", first_pass, "0.9", "large"),
     "half": Work("first pass, warm, half of it", first_pass, "0.75", part=0.5),
     "readers": Work("four readers at once", readers, "0.7"),
@@ -184,13 +199,16 @@ WORKS = {
     "ingest": Work("ingest, 64 MiB a commit", ingest, "0.6; XFS: 0.9"),
 }
 
+#: works that make their data themselves
+NEW = "written", "ingest"
+
 
 # ---- processes ----
 
 
 def store_of(name: str, side: str, folder: str, size: str) -> MappedStore:
     n = WORKS[name].size(int(size) * MIB)
-    data = "new" if name == "ingest" else f"data{n // MIB}"
+    data = "new" if name in NEW else f"data{n // MIB}"
     return SIDES[side](Path(folder) / data, n)
 
 
@@ -243,7 +261,7 @@ class Bench:
     def measure(self, runs: int) -> None:
         """Make the data, and do all works, in turn."""
         for name in tqdm(self.works, desc=f"{self.label}: data", unit="work"):
-            if name != "ingest":
+            if name not in NEW:
                 for side in (WORKS[name].side, "memmap"):
                     self.process("make", name, side)
         rounds = [(run, name, cpus) for run in range(runs) for name in self.works for cpus in CPUS]

@@ -232,3 +232,4 @@ class Memmap(MappedStore):
     def close(self) -> None:
         if self.fd >= 0:
             os.close(self.fd)
+            self.fd = -1

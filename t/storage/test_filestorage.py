@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import transaction
 import ZODB.config
+from BTrees.LOBTree import LOBTree
 from support import zodb_suite
 from support.fsbytes import Bytes, current, data_of, located, write
 from support.pagecache import cached_pages, evict
@@ -251,6 +252,46 @@ def test_heads_that_were_not_in_the_page_cache_do_not_stay_there(path, ahead, al
     assert (cached_pages(Path(path)) & ~before).sum() <= 2
     assert list(found.values()) == storage.locate(oids, current(storage))
     storage.close()
+
+
+def test_an_index_that_is_made_anew_leaves_nothing_in_the_page_cache(path):
+    """Of the parts of records that lie between large ones."""
+    db, _ = write(path, *(data_of(i, 64 + i) for i in range(24)))
+    db.close()
+    os.remove(f"{path}.index")
+    evict([Path(path)])
+    before = cached_pages(Path(path))
+    if before.mean() > 0.1:
+        pytest.skip("the file system keeps it in the page cache")
+    AlignedFileStorage(path, read_only=True).close()
+    assert (cached_pages(Path(path)) & ~before).sum() <= 24  # at the beginning, and at the end
+
+
+def test_a_node_of_a_block_table_does_not_stay_in_the_page_cache(path):
+    """It lies between blocks; but it stays there if it was, and other objects do."""
+    db, root = write(path, data_of(0, 64))
+    conn = root._p_jar
+    conn.root()["table"], conn.root()["other"] = LOBTree({1: None}), Bytes(b"x" * 100)
+    transaction.commit()
+    nodes = [conn.root()[name]._p_oid for name in ("table", "other")]
+    places = [db.storage.index[oid] // ALIGNMENT for oid in nodes]
+    conn.root()["more"] = Bytes(data_of(1, 64))
+    transaction.commit()
+    db.close()
+    for cold in True, False:
+        storage = AlignedFileStorage(path, read_only=True)
+        evict([Path(path)])
+        if cached_pages(Path(path)).mean() > 0.1:
+            pytest.skip("the file system keeps it in the page cache")
+        if not cold:
+            with open(path, "rb") as file:
+                file.read()
+        for oid, place, stays in zip(nodes, places, (not cold, True), strict=True):
+            storage.loadBefore(oid, current(storage))
+            assert cached_pages(Path(path))[place] == stays
+            if cold:
+                evict([Path(path)])
+        storage.close()
 
 
 @pytest.mark.once
