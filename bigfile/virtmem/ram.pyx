@@ -393,10 +393,11 @@ def ram_set_limit(nbytes):
 
 
 cdef void ram_read_once(int fd, size_t shown) noexcept nogil:
-    """Let the kernel keep nothing of a file that was read, if more is shown than there is memory.
+    """Let the kernel not ask which pages of a file were used, if a view has more than the memory.
 
-    Else it asks for each page whether a program has used it, before it takes its memory for the
-    next one. That costs more than to read it: a pass takes twice the time.
+    It asks for each page that page tables have, before it takes its memory for the next one. That
+    costs more than to read it: a pass takes twice the time. It is so for all that is mapped by this
+    descriptor, until it is closed: then pages that are used again go as early as others.
     """
     if shown > ram_memory // 4 * 3:
         posix_fadvise(fd, 0, 0, POSIX_FADV_NOREUSE)     # since Linux 6.3

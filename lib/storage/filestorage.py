@@ -126,6 +126,7 @@ class AlignedFileStorage(StorageFile):
         self._stop = options.get("stop")
         self._saving = threading.Lock()
         self._holds = Holds()
+        self._dropped: set[int] = set()  # for load_small()
         self._open(file_name, options)
         self._take_file()
         self._python2 = is_of_python2(self.file.fileno())
@@ -316,7 +317,7 @@ class AlignedFileStorage(StorageFile):
     def loadBefore(self, oid: bytes, tid: bytes) -> tuple[bytes, bytes, bytes | None] | None:
         with self.readers.get() as file:  # no commit or pack ends meanwhile
             pos = self.index.get(oid)
-            found = load_small(file.fileno(), oid, pos, tid) if pos else None
+            found = load_small(file.fileno(), oid, pos, tid, self._dropped) if pos else None
         return super().loadBefore(oid, tid) if found is None else (*found, None)
 
     def stat(self, oids: Iterable[bytes], before: bytes) -> list[Stat | None]:
@@ -346,6 +347,7 @@ class AlignedFileStorage(StorageFile):
     def set_index(self, index: Any, changed: Any) -> None:
         super().set_index(index, changed)
         self._opened = self._kept = self._index_end = None
+        self._dropped.clear()
         if self._holds.is_open:
             self._holds.renew(self.file.fileno())
 

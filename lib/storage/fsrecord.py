@@ -195,40 +195,35 @@ def stat(fd: int, oid: bytes, pos: int, before: bytes) -> Stat | None:
 
 _SMALL = 4096  # what is read of a record at once [bytes]
 _TABLE = b"BTrees.LOBTree"  # in the class of the nodes of block tables
+_BLOCKS = 1 << 16  # what is before a node in its transaction, if there are blocks [bytes]
+_MOST_DROPPED = 1 << 14
 
 
-def load_small(fd: int, oid: bytes, pos: int, before: bytes) -> tuple[bytes, bytes] | None:
+def load_small(
+    fd: int, oid: bytes, pos: int, before: bytes, dropped: set[int]
+) -> tuple[bytes, bytes] | None:
     """Return the state and the tid of an object, whose last record is at pos, by one system call.
 
-    None: it is longer, or not before this tid, or not plain: FileStorage says what it is. A node of
-    a block table lies between blocks: if it was not in the page cache, it does not stay there.
+    None: it is longer, or not before this tid, or not plain: FileStorage says what it is.
+
+    A node of a block table lies between blocks. If these are not in the page cache, it does not
+    stay there, but for the second time it is read: see OpenFile.cold. dropped has positions of
+    nodes that did not stay.
     """
-    data, cold = _read_small(fd, pos)
+    data = os.pread(fd, _SMALL, pos)
     if len(data) < DATA_HDR_LEN or data[:8] != oid:
         return None
-    _, tid, prev, _, version, size = unpack_from(DATA_HDR, data)
+    _, tid, prev, begin, version, size = unpack_from(DATA_HDR, data)
     if tid >= before or prev >= pos or version or not 0 < size <= len(data) - DATA_HDR_LEN:
         return None
     state = data[DATA_HDR_LEN : DATA_HDR_LEN + size]
-    if cold and _TABLE in state[:64]:
-        drop(fd, pos, _SMALL)
+    if pos - begin > _BLOCKS and _TABLE in state[:64] and pos not in dropped:
+        if len(dropped) >= _MOST_DROPPED:
+            dropped.clear()
+        if cold_at(fd, pos - _BLOCKS, _BLOCKS - ALIGNMENT):
+            dropped.add(pos)
+            drop(fd, pos, len(data))
     return state, tid
-
-
-def _read_small(fd: int, pos: int) -> tuple[bytes, bool]:
-    """Return bytes of the file, and whether the page cache had none of them."""
-    data = bytearray(_SMALL)
-    try:
-        if os.preadv(fd, [data], pos, os.RWF_NOWAIT) == _SMALL:
-            return bytes(data), False
-        cold = False  # the page cache has a part, or the file ends
-    except BlockingIOError:
-        cold = True
-    except OSError as e:
-        if e.errno != EOPNOTSUPP:
-            raise
-        cold = False
-    return os.pread(fd, _SMALL, pos), cold
 
 
 def _is_bytes(record: bytes) -> bool:

@@ -75,8 +75,8 @@ class _Transaction(NamedTuple):
 class _Window:
     """Small pieces of a file, mostly one after another.
 
-    A piece between large records does not stay in the page cache, if it was not there: see
-    fsrecord.OpenFile.
+    A piece between large records does not stay in the page cache, if a part of it was not there:
+    see fsrecord.OpenFile.cold.
     """
 
     def __init__(self, fd: int) -> None:

@@ -20,7 +20,7 @@ time.sleep(60)                      # with the pipes of the output
 def test_nothing_outlives_a_child_that_does_not_end(tmp_path):
     path = tmp_path / "locked"
     with pytest.raises(subprocess.TimeoutExpired):
-        run_child(FORKED, str(path), timeout=3)
+        run_child(FORKED, str(path), timeout=10)
     assert path.read_text() == "xx"
     with open(path) as file:
         for _ in range(100):

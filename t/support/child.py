@@ -30,7 +30,8 @@ def run_child(code: str, *args: str, timeout: float = TIMEOUT, **env: str):
         try:
             out, err = child.communicate(timeout=timeout)
         except BaseException:  # the time is over, or Ctrl-C, which does not reach another session
-            os.killpg(child.pid, signal.SIGKILL)
+            if child.returncode is None:
+                os.killpg(child.pid, signal.SIGKILL)
             raise
     return subprocess.CompletedProcess(command, child.returncode, out, err)
 

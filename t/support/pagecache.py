@@ -7,7 +7,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+
+from wendelin.lib.storage.fsheads import cold_at
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -18,6 +21,19 @@ def evict(files: Iterable[Path]) -> None:
         with open(path, "rb") as file:
             os.fsync(file.fileno())  # dirty pages would stay
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def skip_if_unknown(folder: Path) -> None:
+    """Skip the test if the kernel does not say what is in the page cache, or keeps all there."""
+    path = folder / "in-the-page-cache"
+    path.write_bytes(bytes(1 << 20))
+    with open(path, "rb") as file:
+        evict([path])
+        cold = cold_at(file.fileno(), 0, 4096)
+        file.read()
+        if not cold or cold_at(file.fileno(), 0, 4096):
+            pytest.skip("cachestat(2) of Linux 6.5 is not there, or not for this file system")
+    path.unlink()
 
 
 def cached_pages(path: Path) -> NDArray[np.bool_]:

@@ -1,8 +1,11 @@
 """A view of more than the memory: each byte of its file is read once."""
 
+import platform
+
 import pytest
 from support.cgroup import NoCgroup, memory_cgroup
 from support.child import check_child
+from support.pagecache import skip_if_unknown
 
 PASS = """
 import resource, sys
@@ -29,6 +32,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_majflt - before)
 @pytest.mark.slow
 def test_a_pass_waits_for_few_pages(tmp_path):
     """What the kernel has read ahead is not given away for what was read before."""
+    if tuple(map(int, platform.release().split(".")[:2])) < (6, 3):
+        pytest.skip("POSIX_FADV_NOREUSE does nothing before Linux 6.3")
+    skip_if_unknown(tmp_path)
     path = tmp_path / "file"
     with open(path, "wb") as file:
         file.truncate(400 * ((2 << 20) + 4096))
