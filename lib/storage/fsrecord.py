@@ -195,7 +195,7 @@ def stat(fd: int, oid: bytes, pos: int, before: bytes) -> Stat | None:
 
 _SMALL = 4096  # what is read of a record at once [bytes]
 _TABLE = b"BTrees.LOBTree"  # in the class of the nodes of block tables
-_BLOCKS = 1 << 16  # what is before a node in its transaction, if there are blocks [bytes]
+_BLOCKS = 1 << 16  # what is before a node, if there are blocks [bytes]
 _MOST_DROPPED = 1 << 14
 
 
@@ -217,13 +217,22 @@ def load_small(
     if tid >= before or prev >= pos or version or not 0 < size <= len(data) - DATA_HDR_LEN:
         return None
     state = data[DATA_HDR_LEN : DATA_HDR_LEN + size]
-    if pos - begin > _BLOCKS and _TABLE in state[:64] and pos not in dropped:
+    if _TABLE in state[:64] and pos not in dropped and _follows_blocks(fd, pos, begin):
         if len(dropped) >= _MOST_DROPPED:
             dropped.clear()
-        if cold_at(fd, pos - _BLOCKS, _BLOCKS - ALIGNMENT):
-            dropped.add(pos)
-            drop(fd, pos, len(data))
+        dropped.add(pos)
+        drop(fd, pos, len(data))
     return state, tid
+
+
+def _follows_blocks(fd: int, pos: int, begin: int) -> bool:
+    """Say whether blocks that are not in the page cache are before a record.
+
+    In its transaction, which begins there, or in the one before: its length is at its end, too.
+    """
+    if pos < _BLOCKS or not cold_at(fd, pos - _BLOCKS, _BLOCKS - ALIGNMENT):
+        return False
+    return pos - begin > _BLOCKS or int.from_bytes(os.pread(fd, 8, begin - 8), "big") > _BLOCKS
 
 
 def _is_bytes(record: bytes) -> bool:
