@@ -174,17 +174,21 @@ class File(RAMFile):
         other.a[0] = 1
         other.self = [other]
         class Touching:
-            def __del__(self): a[max(0, blk - 1) * BLK if blk else -1]
+            # not of a block of `a` that its own thread may be loading
+            def __del__(self): b[blk * BLK]
         t = Touching()
         t.t = t
         del other, t
         gc.collect()
         buf[:] = bytes([blk]) * BLK
-fileh = File().fileh_open()
-a = view(fileh, 0, 64)
+class Other(RAMFile):
+    def loadblk(self, blk, buf): buf[:] = bytes([blk]) * BLK
+fileh, other = File().fileh_open(), Other().fileh_open()
+a, b = view(fileh, 0, 64), view(other, 0, 64)
 a[-1] = 63
 run(*[lambda: np.testing.assert_array_equal(a[::BLK], np.arange(64))] * 3)
 assert sorted(fileh.file.loads) == list(range(64))
+np.testing.assert_array_equal(b[::BLK], np.arange(64))
 """)
 
 
