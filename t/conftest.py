@@ -107,7 +107,7 @@ class TestDatabase:
 
     def close(self, root):
         """Close a root that open() has returned."""
-        self.roots.remove(root)
+        self.roots = [other for other in self.roots if other is not root]  # equal ones stay
         dbclose(root)
 
     def stop(self):
