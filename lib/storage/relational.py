@@ -168,26 +168,21 @@ class RelationalInTurn(OneAtATime):
 
     def sync(self, *args: Any, **kw: Any) -> Any:
         """Called at a boundary: what was seen is over."""
-        self._let_go()
-        return self._ask(self.asked.sync, *args, **kw)
+        return self._ask(self._over, self.asked.sync, *args, **kw)
 
     def afterCompletion(self) -> Any:
         """Called at the end of a transaction: what was seen is over."""
-        self._let_go()
-        ask = getattr(self.asked, "afterCompletion", None)
-        return None if ask is None else self._ask(ask)
+        return self._ask(self._over, getattr(self.asked, "afterCompletion", lambda: None))
 
     def poll_invalidations(self) -> Any:
         """Called at a boundary: return what has changed, and see a new state."""
-        self._let_go()
-        changed = self._ask(self.asked.poll_invalidations)
+        changed = self._ask(self._over, self.asked.poll_invalidations)
         self._known = self.moves
         return changed
 
     def tpc_abort(self, transaction: Any) -> Any:
         """Abort the transaction."""
-        self._let_go()
-        return self._ask(self.asked.tpc_abort, transaction)
+        return self._ask(self._over, self.asked.tpc_abort, transaction)
 
     def tpc_finish(self, transaction: Any, f: Callable[[bytes], Any] | None = None) -> Any:
         """Finish the transaction.
@@ -197,7 +192,7 @@ class RelationalInTurn(OneAtATime):
         CommitUnknownError
             The database did not answer: the transaction is there as a whole, or not at all.
         """
-        self._let_go()
+        self._ask(self._let_go)  # the poll that follows sees another state
         try:
             return super().tpc_finish(transaction, f)
         except (TransientError, POSError):
@@ -213,14 +208,18 @@ class RelationalInTurn(OneAtATime):
 
     def release(self) -> Any:
         """Called when the Connection ends, or is given back."""
-        self._let_go()
         try:
-            return self._ask(self.asked.release)
+            return self._ask(self._over, self.asked.release)
         finally:
             self._idle.leave(self, self._instance)
 
+    def _over(self, method: Callable[..., Any], *args: Any, **kw: Any) -> Any:
+        """Call what ends a state. In turn: else _export() gives the next state the old snapshot."""
+        self._let_go()
+        return method(*args, **kw)
+
     def _let_go(self) -> None:
-        """Forget what other connections see: it is over."""
+        """Forget what other connections see: it is over. In turn."""
         self._known = False
         with self._lock:
             others, self._others, self._snapshot = self._others, [], None

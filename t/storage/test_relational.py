@@ -117,6 +117,40 @@ def test_several_threads_load_at_a_time_the_same_state(blocks, monkeypatch):
 
 
 @with_postgres
+def test_a_snapshot_that_is_asked_for_while_a_transaction_ends(blocks, monkeypatch):
+    """It is of that transaction: nobody loads by it in the next one."""
+    root, oids = blocks
+    storage = instance(root)
+    asked, ends = threading.Event(), threading.Event()
+    cursor_of, let_go = relational.cursor_of, storage._let_go
+
+    def slow(*args):
+        if not asked.is_set():
+            asked.set()
+            ends.wait(1)  # as it should not
+        return cursor_of(*args)
+
+    def noted():
+        ends.set()
+        let_go()
+
+    monkeypatch.setattr(relational, "cursor_of", slow)
+    monkeypatch.setattr(storage, "_let_go", noted)
+    other = Client(root)
+    other["A"][:] = 77
+    other.tm.commit()
+    other.close()
+    with ThreadPoolExecutor(1) as pool:
+        loading = pool.submit(storage._load_there, oids)
+        assert asked.wait(30)
+        changed = storage.poll_invalidations()  # the last call of a boundary
+        loading.exception(30)  # it may have been too late for its snapshot
+    assert storage._snapshot is None
+    assert not storage._others
+    assert set(oids) <= set(changed)
+
+
+@with_postgres
 def test_another_connection_that_fails_is_not_needed(blocks, monkeypatch):
     root, oids = blocks
     ours = instance(root)
