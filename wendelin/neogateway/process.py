@@ -5,6 +5,7 @@ It knows processes and ports, but not the work of a server.
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -113,8 +114,10 @@ class Process:
         return self.log.read_text(errors="replace")[-4000:]
 
     def send(self, number: int) -> None:
-        """Send a signal: SIGSTOP makes it hang, SIGCONT go on."""
+        """Send a signal: SIGSTOP makes it hang, SIGCONT go on. It hangs when this returns."""
         self._started.send_signal(number)
+        if number == signal.SIGSTOP and self.alive():
+            os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def kill(self) -> None:
         """Kill it."""
