@@ -232,7 +232,10 @@ def _follows_blocks(fd: int, pos: int, begin: int) -> bool:
     """
     if pos < _BLOCKS or not cold_at(fd, pos - _BLOCKS, _BLOCKS - ALIGNMENT):
         return False
-    return pos - begin > _BLOCKS or int.from_bytes(os.pread(fd, 8, begin - 8), "big") > _BLOCKS
+    if pos - begin > _BLOCKS:
+        return True
+    # nothing is before the first transaction, and a damaged record may say anything
+    return 8 <= begin < pos and int.from_bytes(os.pread(fd, 8, begin - 8), "big") > _BLOCKS
 
 
 def _is_bytes(record: bytes) -> bool:

@@ -3,6 +3,7 @@
 import errno
 import os
 import pickle
+import struct
 import subprocess
 import sys
 import time
@@ -22,10 +23,12 @@ from ZODB.blob import Blob
 from ZODB.Connection import TransactionMetaData
 from ZODB.DB import DB
 from ZODB.FileStorage import FileStorage as StockFileStorage
+from ZODB.FileStorage.format import DATA_HDR
 from ZODB.utils import p64, u64, z64
 
 from wendelin.lib.storage.filestorage import AlignedFileStorage
 from wendelin.lib.storage.fsalign import ALIGNMENT
+from wendelin.lib.storage.fsrecord import load_small
 from wendelin.lib.storage.pad import aligned, without_pad
 from wendelin.lib.storage.record import bytes_state, find_payload
 from wendelin.lib.zodb import dbclose, dbopen, zstor_2zurl
@@ -299,6 +302,18 @@ def test_a_node_of_a_block_table_does_not_stay_in_the_page_cache(path):
         assert stays(name) == (name in ("other", "alone"))
     assert stays("table")
     storage.close()
+
+
+@pytest.mark.parametrize("begin", [0, 4, 7, 65536, 65540, (1 << 63) + 1, (1 << 64) - 1])
+def test_a_node_whose_transaction_begins_anywhere_is_read(tmp_path, begin):
+    """In the first transaction, and as a damaged record may say."""
+    pos, state = 65536, b"cBTrees.LOBTree\nLOBucket\n"
+    header = struct.pack(DATA_HDR, p64(9), p64(5), 0, begin, 0, len(state))
+    path = tmp_path / "x.fs"
+    path.write_bytes(bytes(pos) + header + state)
+    evict([path])
+    with open(path, "rb") as file:
+        assert load_small(file.fileno(), p64(9), pos, p64(6), set()) == (state, p64(5))
 
 
 @pytest.mark.once
