@@ -12,6 +12,7 @@ import selectors
 import socket
 import threading
 from collections import deque
+from contextlib import suppress
 
 HOST = "127.0.0.1"
 ROOM = 64 << 20  # in a line without a bandwidth [bytes]
@@ -46,7 +47,8 @@ class Proxy:
         self.stalled = False
         self._alarms = {}  # direction -> (passed, call)
         self._lines = set()  # that still have, or get, something to pass on
-        self._server = None
+        self._listening = None  # the socket; None: new connections are refused
+        self._tasks = set()  # that make a connection
         # epoll counts milliseconds, which is much for a latency
         self._loop = asyncio.SelectorEventLoop(selectors.SelectSelector())
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -81,6 +83,7 @@ class Proxy:
         if self._loop.is_closed():
             return
         self.cut()
+        asyncio.run_coroutine_threadsafe(self._made(), self._loop).result(30)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -95,23 +98,20 @@ class Proxy:
 
     def _in_loop(self, act):
         if threading.current_thread() is self._thread:
-            coroutine = act()
-            if coroutine is not None:
-                raise RuntimeError("this waits for the network: not in a call of after()")
+            act()
             return
 
         async def run():
-            coroutine = act()
-            if coroutine is not None:
-                await coroutine
+            act()
             await asyncio.sleep(0)  # closed transports call connection_lost()
 
         asyncio.run_coroutine_threadsafe(run(), self._loop).result(30)
 
     def _cut(self):
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listening is not None:
+            self._loop.remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
         for line in list(self._lines):
             line.drop()
 
@@ -126,14 +126,35 @@ class Proxy:
         self.stalled = False
         for line in list(self._lines):
             line.flush()
-        return self._listen() if self._server is None else None
+        if self._listening is None:
+            self._listen()
 
-    async def _listen(self):
+    def _listen(self):
         sock = socket.create_server((HOST, self.port), backlog=1000)
         # the client is to keep what the network has not passed on
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 256 << 10)
+        sock.setblocking(False)
         self.port = sock.getsockname()[1]
-        self._server = await self._loop.create_server(lambda: _ClientEnd(self), sock=sock)
+        self._listening = sock
+        self._loop.add_reader(sock, self._accept, sock)
+
+    # asyncio's Server leaves a connection open that it accepts just before it is closed
+    def _accept(self, listening):
+        with suppress(BlockingIOError):
+            sock, _ = listening.accept()
+            sock.setblocking(False)
+            self.make(self._loop.connect_accepted_socket(lambda: _ClientEnd(self, listening), sock))
+
+    def make(self, connection):
+        """Have a coroutine that makes a connection run."""
+        task = self._loop.create_task(connection)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _made(self):
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        await asyncio.sleep(0)  # as in _in_loop()
 
     def pass_on(self, direction, data, write):
         """Write data, or the part of it that comes before a call; return what is left."""
@@ -257,9 +278,16 @@ class _End(asyncio.Protocol):
 class _ClientEnd(_End):
     direction = TO_SERVER
 
+    def __init__(self, proxy, listening):
+        super().__init__(proxy)
+        self.listening = listening
+
     def connection_made(self, transport):
         super().connection_made(transport)
-        self.connecting = self.proxy._loop.create_task(self.connect())
+        if self.proxy._listening is not self.listening:  # it was cut meanwhile
+            self.line.drop()
+        else:
+            self.proxy.make(self.connect())
 
     async def connect(self):
         try:
