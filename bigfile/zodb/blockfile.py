@@ -68,6 +68,7 @@ from wendelin.bigfile.zodb.blocktable import BlockTable, Changed
 from wendelin.bigfile.zodb.cached import Found, cached_blocks, is_for_cache
 from wendelin.bigfile.zodb.change import Block, Change
 from wendelin.bigfile.zodb.formats import (
+    TidOf,
     ZBlk1,
     ZBlkBase,
     empty_record,
@@ -80,7 +81,7 @@ from wendelin.bigfile.zodb.formats import (
 from wendelin.bigfile.zodb.interfaces import FileInDatabase, HandleOfFile
 from wendelin.bigfile.zodb.pieces import locate_chunks
 from wendelin.bigfile.zodb.prefetch import ReadAhead
-from wendelin.bigfile.zodb.records import Records
+from wendelin.bigfile.zodb.records import NotedRecords, Records
 from wendelin.bigfile.zodb.verify import verifies_mapped
 from wendelin.lib.adapters.connection import instance_of
 from wendelin.lib.storage.fsrecord import Located, OpenFile
@@ -223,15 +224,15 @@ class ZFile(
         except RecordError:
             # During a boundary, some of its objects may be old, and some new. Try again: then it
             # is damaged, or it has changed, and is loaded again.
-            block = self._load_block(oid)
+            block = self._load_block(oid, self.records)
         if block.parts:
             self.parts.put(blk, block.parts)
         return block.file if isinstance(block, Found) else block.data
 
-    def _load_block(self, oid: bytes) -> Block:
+    def _load_block(self, oid: bytes, records: Records) -> Block:
         """Return a block object; an error of its checksum names the object and the transaction."""
         try:
-            return load_block(oid, self.records, self.blksize)
+            return load_block(oid, records, self.blksize)
         except ChecksumError as e:
             raise self._of_object(oid) from e
 
@@ -488,7 +489,8 @@ class ZFile(
             )
         name = format_name(self.zblk_fmt)
         used = used_of(buf)
-        change = Change(self._stored(blk, zblk), buf, name != "auto", used)
+        records = NotedRecords(self.conn)
+        change = Change(self._stored(blk, zblk, records), buf, name != "auto", used)
         self._not_asked[blk] = None
         if not change:
             self.made_of[blk] = None if zblk is None else zblk._p_oid
@@ -502,15 +504,16 @@ class ZFile(
             zconn_read_current(self.conn, self.zfile)
         if zblk is None or type(zblk) is not cls or not usable:
             if zblk is not None:
-                self._retire(zblk)
+                self._retire(zblk, records.tid)
             zblk = self.blktab[blk] = cls()
             # in this order: the Connection would find them in the reverse one
             self.conn.add(zblk)
-        handle.watch.records.update(zblk.store_from(handle, blk, change))
+        made = cls.store_from(zblk, handle, blk, change, records.tid)
+        handle.watch.records.update(made)
         handle.stored[blk] = zblk
         self._short[blk] = used < self.blksize
 
-    def _stored(self, blk: int, zblk: ZBlkBase | None) -> Block | None:
+    def _stored(self, blk: int, zblk: ZBlkBase | None, records: Records) -> Block | None:
         """Return a block as it is in the database; None if it is not there.
 
         Mostly its object is a ghost, and stays one: access to an attribute without _p_ would load
@@ -528,7 +531,7 @@ class ZFile(
         if zblk is None or (zblk._p_serial == _NEW and zblk._p_changed is not None):
             return None
         try:
-            return self._load_block(zblk._p_oid)
+            return self._load_block(zblk._p_oid, records)
         except ChecksumError as e:
             if AVAILABLE:
                 return None
@@ -555,12 +558,12 @@ class ZFile(
     # declares that it has read the ZBigFile. One that puts another object in a block's place also
     # stores the old one, empty.
 
-    def _retire(self, zblk: ZBlkBase) -> None:
+    def _retire(self, zblk: ZBlkBase, tid_of: TidOf) -> None:
         """Note that another object is going to replace one in the table."""
         oid = zblk._p_oid
         if zblk._p_serial == _NEW and zblk._p_changed is not None:
             return  # it is not in the database
-        serial = self.records.tid(oid) if zblk._p_changed is None else zblk._p_serial
+        serial = tid_of(oid) if zblk._p_changed is None else zblk._p_serial
         self._retired[oid] = bytes(serial), empty_record()
         zblk._p_deactivate()
 

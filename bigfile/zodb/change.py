@@ -79,7 +79,8 @@ class Change:
             return True
         if n <= CHUNK:
             return bytes(self._new[:n]) != self._old.tobytes()
-        return not np.array_equal(np.frombuffer(self._new, np.uint8)[:n], self._old)
+        # not numpy.array_equal(): it makes an array of as many bools as there are bytes
+        return bool(self.changed.any())
 
     @cached_property
     def end(self) -> int:

@@ -54,6 +54,7 @@ from wendelin.bigfile.zodb.btree import read_items
 from wendelin.bigfile.zodb.buckets import read_reference
 from wendelin.bigfile.zodb.change import CELLS, CHUNK, Block, Change, trimmed
 from wendelin.bigfile.zodb.interfaces import PageSource, RecordSource
+from wendelin.lib.adapters.connection import set_changed
 from wendelin.lib.storage.fsalign import ALIGNMENT
 from wendelin.lib.storage.fsrecord import Located
 from wendelin.lib.storage.pad import BytesRecord
@@ -75,6 +76,7 @@ __all__ = [
     "FORMATS",
     "ZDATA",
     "Maker",
+    "TidOf",
     "ZBlk0",
     "ZBlk1",
     "ZBlkBase",
@@ -97,6 +99,8 @@ ZDATA = f"{_MODULE}.ZData"  #: the class of a chunk, in a database
 
 #: makes the record of an object from its pickle without bytes
 Maker = Callable[[bytes], BytesRecord]
+#: (oid) -> transaction that wrote the object
+TidOf = Callable[[bytes], bytes]
 
 
 def _state(buf: memoryview) -> memoryview:
@@ -145,10 +149,22 @@ class ZBlkBase(Persistent):  # type: ignore[misc]  # persistent has no type hint
         """
 
     @abstractmethod
-    def store_from(self, page: PageSource, blk: int, change: Change) -> dict[bytes, Maker]:
+    def store_from(
+        self, page: PageSource, blk: int, change: Change, tid_of: TidOf
+    ) -> dict[bytes, Maker]:
         """Mark the object as changed, and those of its parts that the change is in.
 
-        Called in the thread of the Connection that has the object.
+        Called in the thread of the Connection that has the object, as a function of the class: to
+        look it up in a ghost would load that.
+
+        Parameters
+        ----------
+        page : PageSource
+        blk : int
+        change : Change
+            What changes in the block.
+        tid_of : callable
+            (oid) -> the transaction that wrote an object, as the Connection sees it.
 
         Returns
         -------
@@ -177,16 +193,17 @@ class _Bytes(Persistent):  # type: ignore[misc]  # persistent has no type hints
     _p_changed: Any  # by Persistent
     _v_data: bytes
 
-    def set_changed(self) -> None:
-        """Mark the object as changed, to be pickled without bytes."""
-        self._p_changed = True  # this loads a ghost
-        self._v_data = b""
-
     def __getstate__(self) -> bytes:
         return getattr(self, "_v_data", b"")
 
     def __setstate__(self, state: Any) -> None:
         self._v_data = as_bytes(state)
+
+
+def _set_changed(obj: _Bytes, tid_of: TidOf) -> None:
+    """Mark an object as changed, to be pickled without bytes; see ZBlkBase.store_from()."""
+    set_changed(obj, tid_of)
+    obj._v_data = b""
 
 
 class ZBlk0(_Bytes, ZBlkBase):
@@ -211,8 +228,10 @@ class ZBlk0(_Bytes, ZBlkBase):
         )
 
     @override
-    def store_from(self, page: PageSource, blk: int, change: Change) -> dict[bytes, Maker]:
-        self.set_changed()
+    def store_from(
+        self, page: PageSource, blk: int, change: Change, tid_of: TidOf
+    ) -> dict[bytes, Maker]:
+        _set_changed(self, tid_of)
         few = change.copied()
         if few is not None:  # of one of thousands of small arrays, for one
             return {self._p_oid: lambda like: BytesRecord(like, memoryview(few))}
@@ -292,7 +311,9 @@ class ZBlk1(ZBlkBase):
         )
 
     @override
-    def store_from(self, page: PageSource, blk: int, change: Change) -> dict[bytes, Maker]:
+    def store_from(
+        self, page: PageSource, blk: int, change: Change, tid_of: TidOf
+    ) -> dict[bytes, Maker]:
         layout = change.layout
         if layout.anew:
             self.chunktab = IOBTree()
@@ -306,7 +327,7 @@ class ZBlk1(ZBlkBase):
             if chunk is None:
                 chunk = self.chunktab[start] = ZData()
                 self._p_jar.add(chunk)  # so they are stored in their order
-            chunk.set_changed()
+            _set_changed(chunk, tid_of)
             records[chunk._p_oid] = source.chunk(start, stop)
         return records
 

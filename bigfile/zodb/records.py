@@ -10,9 +10,9 @@ from typing import Any
 from wendelin.bigfile.zodb.interfaces import RecordSource
 from wendelin.lib.storage.fsrecord import Located, Stat
 from wendelin.lib.utils import override
-from wendelin.lib.zodb import zconn_load_all, zconn_locate, zconn_stat, zconn_tid
+from wendelin.lib.zodb import zconn_load_revisions, zconn_locate, zconn_stat, zconn_tid
 
-__all__ = ["Records"]
+__all__ = ["NotedRecords", "Records"]
 
 
 class Records(RecordSource):
@@ -32,7 +32,7 @@ class Records(RecordSource):
 
     @override
     def load_all(self, oids: list[bytes]) -> list[bytes]:
-        return zconn_load_all(self.conn, oids)
+        return [record for record, _ in zconn_load_revisions(self.conn, oids)]
 
     @override
     def locate(
@@ -47,3 +47,21 @@ class Records(RecordSource):
     def tid(self, oid: bytes) -> bytes:
         """Return the transaction that wrote an object; see zconn_tid()."""
         return zconn_tid(self.conn, oid)
+
+
+class NotedRecords(Records):
+    """Records of a Connection. It notes which transaction wrote each of those that it read."""
+
+    def __init__(self, conn: Any) -> None:
+        super().__init__(conn)
+        self._tids: dict[bytes, bytes] = {}
+
+    @override
+    def load_all(self, oids: list[bytes]) -> list[bytes]:
+        found = zconn_load_revisions(self.conn, oids)
+        self._tids.update((oid, tid) for oid, (_, tid) in zip(oids, found, strict=True))
+        return [record for record, _ in found]
+
+    @override
+    def tid(self, oid: bytes) -> bytes:
+        return self._tids.get(oid) or super().tid(oid)

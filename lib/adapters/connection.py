@@ -6,6 +6,7 @@ itself makes where it knows MVCC. ZODB has no public name for that, nor for what
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from ZODB.interfaces import IMVCCStorage
@@ -27,6 +28,7 @@ __all__ = [
     "past_of",
     "saved_of",
     "seen_before",
+    "set_changed",
     "set_instance",
     "under",
 ]
@@ -105,6 +107,35 @@ def join(conn: Any) -> None:
 def has_joined(conn: Any) -> bool:
     """Say whether a Connection has joined a transaction."""
     return not conn._needs_to_join
+
+
+def set_changed(obj: Any, tid_of: Callable[[bytes], bytes]) -> None:
+    """Mark an object, whose whole state is about to be replaced, as changed.
+
+    A ghost is not loaded: it becomes an object without a state, of the transaction that wrote it.
+
+    Parameters
+    ----------
+    obj : Persistent
+    tid_of : callable
+        (oid) -> the transaction that wrote a ghost, as its Connection sees it.
+    """
+    conn = obj._p_jar
+    if obj._p_changed is not None or (
+        conn._savepoint_storage is not None and obj._p_oid in conn._savepoint_storage.index
+    ):
+        obj._p_changed = True
+        return
+    tid = tid_of(obj._p_oid)
+
+    def setstate(ghost: Any) -> None:
+        ghost._p_serial = tid
+
+    conn.setstate = setstate  # what Persistent calls for the state of a ghost
+    try:
+        obj._p_changed = True
+    finally:
+        del conn.setstate
 
 
 def changed_objects(conn: Any) -> list[Any]:

@@ -23,10 +23,11 @@ def server(tmp_path_factory):
     server = ZeoServer(tmp_path_factory.mktemp("zeo"))
     server.start()
     root = dbopen(server.url)
-    root["A"] = A = ZBigArray((N, BLK), np.uint8, blksize=BLK, zblk_fmt="ZBlk0")
-    transaction.commit()
-    A[:] = np.arange(1, N + 1, dtype=np.uint8)[:, None]
-    transaction.commit()
+    for name, zblk_fmt in ("A", "ZBlk0"), ("B", "auto"):
+        root[name] = a = ZBigArray((N, BLK), np.uint8, blksize=BLK, zblk_fmt=zblk_fmt)
+        transaction.commit()
+        a[:] = np.arange(1, N + 1, dtype=np.uint8)[:, None]
+        transaction.commit()
     dbclose(root)
     yield server
     server.stop()
@@ -34,13 +35,14 @@ def server(tmp_path_factory):
 
 @pytest.fixture
 def fetched(server):
-    """Return a function that calls another one with A, and returns how many blocks were sent."""
+    """Return a function that calls one with an array, and returns how many blocks were sent."""
     proxy = Proxy(server.port)
-    root = dbopen(f"zeo://{HOST}:{proxy.port}")
+    # so small that it keeps no block
+    root = dbopen(f"zeo://{HOST}:{proxy.port}?cache_size=1MB")
 
-    def fetched(act):
+    def fetched(act, name="A"):
         before = proxy.passed[TO_CLIENT]
-        act(root["A"])
+        act(root[name])
         last = -1
         while last != proxy.passed[TO_CLIENT]:  # threads may still load
             last = proxy.passed[TO_CLIENT]
@@ -77,3 +79,16 @@ def test_a_part_is_read_to_its_end_and_no_further(fetched):
 
 def test_view_after_view_fetches_each_block_once(fetched):
     assert fetched(lambda A: [A[row : row + 4].sum() for row in range(0, N, 4)]) == N
+
+
+@pytest.mark.parametrize("name", ["A", "B"])
+def test_a_commit_fetches_what_it_changes_to_compare_it_and_for_nothing_else(name, fetched):
+    """Its objects are not loaded once more: in one piece, cut into pieces, and of such pieces."""
+
+    def change(a):
+        with transaction.manager:
+            a[7, BLK // 2] ^= 1
+
+    for _ in range(3):
+        assert fetched(lambda a: a[7, 0], name) <= 1  # the page
+        assert fetched(change, name) == 1

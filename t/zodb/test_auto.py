@@ -300,7 +300,7 @@ def test_chunks_of_any_size_and_place_are_read_and_changed(root):
     zblk.chunktab = IOBTree()
     for start, stop in (0, 100), (4096, 300_000), (300_001, 300_002), (400_000, BLK):
         zblk.chunktab[start] = chunk = ZData()
-        chunk.set_changed()
+        chunk._p_changed = True
         chunk._v_data = data[start:stop] = random(stop - start, start)
         chunk._v_data = chunk._v_data.tobytes()
     transaction.commit()

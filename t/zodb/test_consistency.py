@@ -19,6 +19,7 @@ from ZODB.POSException import ConflictError
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import DoomedError, ram_reclaim
+from wendelin.bigfile.file_zodb import ZBlk1
 
 
 @pytest.fixture
@@ -42,6 +43,21 @@ def drops(A):
     invalidate_page = handle.invalidate_page
     handle.invalidate_page = lambda blk: (result.append(blk), invalidate_page(blk))
     return result
+
+
+def test_a_commit_loads_no_objects_of_bytes(A):
+    """They get new bytes. A block in chunks is loaded, and its table."""
+    conn, now = A._p_jar, FIRST.copy()
+    for k in range(3):
+        conn.cacheMinimize()
+        in_chunks = sum(type(zblk) is ZBlk1 for zblk in A.zfile.blktab.values())
+        conn.getTransferCounts(clear=True)
+        for start in range(0, 2 * BLK, 4096):
+            A[start] = now[start] = k
+        transaction.commit()
+        loads, _ = conn.getTransferCounts()
+        assert loads <= 2 * in_chunks
+        assert np.array_equal(in_database(A), now)
 
 
 # ---- Connections and their managers ----
@@ -174,7 +190,7 @@ def change_chunk(root, blk, start, data):
     with TransactionManager() as txn:
         conn = root._p_jar.db().open(txn._manager)
         chunk = conn.root()["A"].zfile.blktab[blk].chunktab[start]
-        chunk.set_changed()
+        chunk._p_changed = True
         chunk._v_data = data
     conn.close()
 

@@ -245,7 +245,7 @@ def test_a_foreign_object_of_bytes_is_not_mapped(root, A, monkeypatch):
 def test_a_block_that_is_too_long_is_refused(root, A):
     A.zfile.blktab[0] = zblk = ZBlk0()
     root._p_jar.add(zblk)
-    zblk.set_changed()
+    zblk._p_changed = True
     zblk._v_data = b"1" * (BLK + 1)
     transaction.commit()
     with pytest.raises(BlockLoadError, match=f"{BLK + 1} bytes, more than the block size"):
