@@ -34,7 +34,7 @@ from persistent.mapping import PersistentMapping
 from support.neocluster import Gateway, NeoCluster
 from support.pagetables import put_between
 from support.proxy import Proxy
-from support.servers import HOST, ZeoServer, free_port
+from support.servers import HOST, ZeoServer, free_ports
 from tqdm import tqdm
 from workload import Table
 from ZEO.ClientStorage import ClientStorage
@@ -259,7 +259,7 @@ def measure_nodes(size, runs, bar):
     for n in 1, 2, 3:
         with ExitStack() as stack:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="net-")))
-            ports = [free_port() for _ in range(n)]
+            ports = free_ports(n)
             proxies = [stack.enter_context(proxied(p, 0, BANDWIDTH)) for p in ports]
             server = stack.enter_context(neo(folder, n, 0, ports, proxies))
             fill_database(server.url, size)

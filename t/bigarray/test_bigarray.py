@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from support.child import check_child
 from support.ramfile import RAMFile
+from support.threads import wait_for_pool
 
 from wendelin.bigarray import BigArray
 from wendelin.bigarray.array_ram import RAMArray
@@ -472,19 +473,13 @@ def test_prefetch_loads_and_keeps_errors_to_itself():
 
 
 def test_prefetch_of_any_size_returns_at_once_and_ends_with_the_array():
-    from wendelin.lib import pool
-
     file = Signalling()
     A = BigArray((1 << 50,), "u1", file.fileh_open())
     A.prefetch()
     assert file.asked.acquire(timeout=60)
     fileh = weakref.ref(A._fileh())
     del A
-    done = threading.Barrier(pool.THREADS + 1)
-    for _ in range(2):  # first behind the jobs that run, then behind the jobs that these leave
-        for _ in range(pool.THREADS):
-            pool.submit(done.wait, 60)
-        done.wait(60)
+    wait_for_pool()
     gc.collect()
     assert fileh() is None
     with pytest.raises(OverflowError, match=r"2\*\*63"):

@@ -148,7 +148,7 @@ def test_an_import_does_not_go_on_over_what_was_changed(call, url, tmp_path, lar
 @pytest.mark.parametrize("suffix", ["npy", "csv", "zarr", "h5"])
 def test_an_export_goes_on_after_a_kill(url, tmp_path, large, suffix):
     pytest.importorskip({"h5": "h5py", "zarr": "zarr"}.get(suffix, "numpy"))
-    n = 4 * MIB if suffix in ("npy", "zarr") else MIB
+    n = MIB if suffix == "csv" else 4 * MIB  # so that it does not end before it is killed
     values = np.load(large, mmap_mode="r")[:n]
     with database(url) as root:
         root["x"] = A = ZBigArray((n,), "i8", blksize=64 * 1024)

@@ -7,6 +7,7 @@ import pytest
 import transaction
 from support.proxy import TO_CLIENT, Proxy
 from support.servers import HOST, ZeoServer
+from support.threads import wait_for_pool
 
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.lib.zodb import dbclose, dbopen
@@ -43,8 +44,9 @@ def fetched(server):
     def fetched(act, name="A"):
         before = proxy.passed[TO_CLIENT]
         act(root[name])
+        wait_for_pool()  # it may still load
         last = -1
-        while last != proxy.passed[TO_CLIENT]:  # threads may still load
+        while last != proxy.passed[TO_CLIENT]:
             last = proxy.passed[TO_CLIENT]
             time.sleep(0.15)
         blocks, rest = divmod(last - before, BLK)

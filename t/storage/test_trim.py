@@ -270,9 +270,9 @@ def test_an_interrupt_while_a_trim_runs_leaves_what_is_held_as_it_was(path):
         raise InterruptedError
 
     def wait(act):
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         with open(path, "r+b") as trims, pytest.raises(InterruptedError):
             assert free_before(trims.fileno(), states[0]) == states[0]
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
             act()
 
     def free():

@@ -10,7 +10,7 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from support.servers import HOST, NotStarted, Process, answers, free_port, wait_until
+from support.servers import HOST, NotStarted, Process, answers, free_ports, wait_until
 from wendelin.neogateway import gateway
 from wendelin.neogateway.environment import NoPython2, environment, find_python2, folder
 
@@ -51,7 +51,7 @@ class NeoCluster:
     def __init__(self, folder, storages=2, replicas=1, storage_ports=None):
         self.folder, self.replicas = Path(folder), replicas
         self.bin = environment()
-        self.master_port, self.admin_port = free_port(), free_port()
+        self.master_port, self.admin_port, *ports = free_ports(2 + storages)
         self.masters = f"{HOST}:{self.master_port}"
         common = ["-c", NAME, "-m", self.masters]
         self.master = self._process(
@@ -61,7 +61,7 @@ class NeoCluster:
             *("-b", self.masters, "-r", replicas, "-p", self.PARTITIONS, "-A", storages),
         )
         self.admin = self._process("admin", "neoadmin", *common, "-b", f"{HOST}:{self.admin_port}")
-        self.storage_ports = storage_ports or [free_port() for _ in range(storages)]
+        self.storage_ports = storage_ports or ports
         self.storages = [
             self._process(
                 f"storage{i}",

@@ -82,7 +82,6 @@ class PostgresServer(Process):
         self.data = self.folder / "data"
         self.before = _as_user(self.folder)
         self.bin = self._programs()
-        self.port = free_port()
         settings = {
             "listen_addresses": HOST,
             "unix_socket_directories": "",
@@ -91,7 +90,7 @@ class PostgresServer(Process):
         }
         options = [f"--{name}={value}" for name, value in settings.items()]
         super().__init__(
-            [*self.before, self.bin / "postgres", "-D", self.data, "-p", self.port, *options],
+            [*self.before, self.bin / "postgres", "-D", self.data, *options],
             self.folder.with_name(f"{self.folder.name}.log"),
         )
 
@@ -122,6 +121,9 @@ class PostgresServer(Process):
         )
         if done.returncode:
             raise NotStarted(f"initdb: {done.stdout}{done.stderr}")
+        self.port = free_port()  # now: initdb takes seconds
+        with open(self.data / "postgresql.conf", "a") as conf:
+            conf.write(f"port = {self.port}\n")
         import psycopg2
         from relstorage.adapters.postgresql import PostgreSQLAdapter
         from relstorage.storage import RelStorage

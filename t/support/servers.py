@@ -7,9 +7,26 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
-from wendelin.neogateway.process import HOST, NotStarted, Process, answers, free_port, wait_until
+from wendelin.neogateway.process import (
+    HOST,
+    NotStarted,
+    Process,
+    answers,
+    free_port,
+    free_ports,
+    wait_until,
+)
 
-__all__ = ["HOST", "NotStarted", "Process", "ZeoServer", "answers", "free_port", "wait_until"]
+__all__ = [
+    "HOST",
+    "NotStarted",
+    "Process",
+    "ZeoServer",
+    "answers",
+    "free_port",
+    "free_ports",
+    "wait_until",
+]
 
 
 class ZeoServer(Process):

@@ -148,8 +148,10 @@ class Thread(threading.Thread):
         mine = [own.write] * 6 + [own.check] * 6 + [own.commit] * 4 + [own.read, own.append]
         mine += [own.abort, own.rollback, own.prefetch, own.resize, own.check_all]
         mine += [self.transfer] * 4 + [self.sum, self.reopen, self.minimize, self.reclaim]
-        while time.monotonic() < self.until:
-            act = self.rng.choice(mine)
+        todo = list(dict.fromkeys(mine))  # each at least once: a slow server does not do many
+        self.rng.shuffle(todo)
+        while todo or time.monotonic() < self.until:
+            act = todo.pop() if todo else self.rng.choice(mine)
             act()
             self.seen[act.__name__] += 1
         own.abort()

@@ -1,6 +1,8 @@
-"""Another thread of a test: what it does, returns and raises."""
+"""Other threads: one of a test, what it does, returns and raises; and those of the pool."""
 
 import threading
+
+from wendelin.lib import pool
 
 #: for what a thread has to do [s]
 SECONDS = 30
@@ -39,3 +41,12 @@ def in_thread(act):
     thread = Running(act)
     thread.start()
     return thread
+
+
+def wait_for_pool():
+    """Wait until the pool has done what it has to do now, and what that leaves to it."""
+    done = threading.Barrier(pool.THREADS + 1)
+    for _ in range(2):
+        for _ in range(pool.THREADS):
+            pool.submit(done.wait, 60)
+        done.wait(60)

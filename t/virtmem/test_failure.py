@@ -211,10 +211,11 @@ def run(f):
     _thread.start_new_thread(f, ())
     time.sleep(0.5)
 run(lambda: a[0])           # and no bytecode after it that looks for exceptions
-got = []
+got, ended = [], threading.Event()
 def reads():
-    got.append(threading.get_ident()); got.append(b[0]); bytecodes()
+    got.append(threading.get_ident()); got.append(b[0]); bytecodes(); ended.set()
 run(reads)
+ended.wait(30)
 assert got[1:] == [ord("1")], got
 """)
 

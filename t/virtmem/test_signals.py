@@ -126,7 +126,9 @@ def handler(signum, frame):
     calls.append(signum)
     raise TimeLimit
 signal.signal(signal.SIGALRM, handler)
-hangs = threading.Event().wait
+def hangs():
+    begin()
+    threading.Event().wait()
 def limited(f, error):
     try: f(); bytecodes()
     except error: pass
@@ -142,14 +144,15 @@ if WHERE == "change":
 else:
     file.during = hangs
     touch = lambda: a[0]
-signal.setitimer(signal.ITIMER_REAL, 0.05 if EARLY else 0.4)
+begin = lambda: signal.setitimer(signal.ITIMER_REAL, 0.05 if EARLY else 0.4)
 limited(touch, TimeLimit)
 assert calls == [signal.SIGALRM]
 file.during, fileh.during = (None, hangs) if WHERE == "change" else (hangs, None)
 fileh.invalidate_page(0)
 if WHERE == "change": a[0]
 signal.signal(signal.SIGINT, signal.default_int_handler)
-threading.Timer(0.05 if EARLY else 0.4, os.kill, (os.getpid(), signal.SIGINT)).start()
+interrupt = threading.Timer(0.05 if EARLY else 0.4, os.kill, (os.getpid(), signal.SIGINT))
+begin = interrupt.start
 limited(touch, KeyboardInterrupt)
 all_is_well()
 """.replace("WHERE", repr(where)).replace("EARLY", repr(early))

@@ -54,6 +54,12 @@ READER = """
 """
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    """Threads of this process keep what they load, though the disk may be slow."""
+    monkeypatch.setattr(blockcache, "LOCK_WAIT", 5)
+
+
 def values(seed=0, n=N):
     return np.random.default_rng(seed).integers(1, 255, n * BLK, "u1")
 

@@ -11,10 +11,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
-__all__ = ["HOST", "NotStarted", "Process", "answers", "free_port", "wait_until"]
+__all__ = ["HOST", "NotStarted", "Process", "answers", "free_port", "free_ports", "wait_until"]
 
 HOST = "127.0.0.1"
 START = 60  # a server may take to start, on a loaded machine [s]
@@ -26,10 +26,16 @@ class NotStarted(Exception):  # noqa: N818  # says what happened
 
 def free_port() -> int:
     """Return a port that was free just now."""
-    with socket.socket() as s:
-        s.bind((HOST, 0))
-        port: int = s.getsockname()[1]
-        return port
+    return free_ports(1)[0]
+
+
+def free_ports(n: int) -> list[int]:
+    """Return ports that were free just now, no two of them equal."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(n)]
+        for s in sockets:
+            s.bind((HOST, 0))
+        return [s.getsockname()[1] for s in sockets]
 
 
 def answers(port: int, host: str = HOST) -> bool:
@@ -128,7 +134,8 @@ class Process:
         if self.popen is None:
             return
         if self.popen.poll() is None:
-            self.popen.send_signal(signal.SIGCONT)
+            if number != signal.SIGKILL:  # which ends one that hangs, too
+                self.popen.send_signal(signal.SIGCONT)
             self.popen.send_signal(number)
         try:
             self.popen.wait(20)
