@@ -6,7 +6,9 @@ sure that a page is in memory, and stays there.
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint64_t
+from libc.string cimport memcmp
 
 from wendelin.bigfile.virtmem.frames cimport Frame, frame_hide, frame_show
 from wendelin.bigfile.virtmem.kernel cimport (MADV_DONTFORK, MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED,
@@ -120,6 +122,52 @@ def end_of(buf):
             n -= sizeof(uint64_t)
     PyBuffer_Release(&view)
     return n
+
+
+# Not by NumPy: it copies bytes at odd addresses to buffers of its own, and NumPy 2.4 crashes where
+# there is no memory for these.
+
+def filled(buf, Py_ssize_t size):
+    """Return a byte for each `size` bytes, the last of which may be fewer: 0 if all are zeros."""
+    cdef Py_buffer view
+    cdef const unsigned char *at
+    cdef unsigned char *out
+    cdef Py_ssize_t i, n
+    PyObject_GetBuffer(buf, &view, PyBUF_SIMPLE)
+    try:
+        n = (view.len + size - 1) // size
+        result = PyBytes_FromStringAndSize(NULL, n)
+        out = <unsigned char *>PyBytes_AS_STRING(result)
+        for i in range(n):
+            at = <const unsigned char *>view.buf + i * size
+            out[i] = at[0] != 0 or memcmp(at, at + 1, min(size, view.len - i * size) - 1) != 0
+        return result
+    finally:
+        PyBuffer_Release(&view)
+
+
+def differing(a, b, Py_ssize_t size):
+    """Return a byte for each `size` bytes of two buffers of one length: 1 if they differ."""
+    cdef Py_buffer one, other
+    cdef unsigned char *out
+    cdef Py_ssize_t i, n
+    PyObject_GetBuffer(a, &one, PyBUF_SIMPLE)
+    try:
+        PyObject_GetBuffer(b, &other, PyBUF_SIMPLE)
+        try:
+            if one.len != other.len:
+                raise ValueError(f"{one.len} and {other.len} bytes are compared")
+            n = (one.len + size - 1) // size
+            result = PyBytes_FromStringAndSize(NULL, n)
+            out = <unsigned char *>PyBytes_AS_STRING(result)
+            for i in range(n):
+                out[i] = memcmp(<char *>one.buf + i * size, <char *>other.buf + i * size,
+                                min(size, one.len - i * size)) != 0
+            return result
+        finally:
+            PyBuffer_Release(&other)
+    finally:
+        PyBuffer_Release(&one)
 
 
 cdef object page_buffer(FileH *fileh, uint64_t blk):

@@ -8,12 +8,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from wendelin.bigfile.virtmem.buffer import end_of
+from wendelin.bigfile.virtmem.buffer import differing, end_of, filled
 
 __all__ = ["CELLS", "CHUNK", "Block", "Change", "Layout", "trimmed"]
 
@@ -70,17 +70,11 @@ class Change:
         self._new = new
         self._used = new if used is None else new[:used]
         data = memoryview(old.data if old is not None else b"")[: len(new)]
-        self._old = np.frombuffer(trimmed(data), np.uint8)
+        self._old = trimmed(data)
 
     def __bool__(self) -> bool:
         """Say whether anything changed."""
-        n = len(self._old)
-        if self.end > n:
-            return True
-        if n <= CHUNK:
-            return bytes(self._new[:n]) != self._old.tobytes()
-        # not numpy.array_equal(): it makes an array of as many bools as there are bytes
-        return bool(self.changed.any())
+        return self.end > len(self._old) or 1 in self._differing
 
     @cached_property
     def end(self) -> int:
@@ -99,23 +93,25 @@ class Change:
     @cached_property
     def used(self) -> NDArray[np.bool_]:
         """Chunks, of CHUNK bytes each, that are not all zeros now."""
-        n = -(-len(self._used) // CHUNK)
+        found = np.frombuffer(filled(self._used, CHUNK), np.bool_)
         result = np.zeros(len(self._new) // CHUNK, np.bool_)
-        result[:n] = self._words(self._new[: n * CHUNK]).any(axis=1)
+        result[: len(found)] = found
         return result
 
     @cached_property
     def changed(self) -> NDArray[np.bool_]:
         """Chunks that have changed."""
         result = self.used.copy()  # past the end of the stored bytes there were zeros
-        n = len(self._old) // CHUNK
-        whole = self._old[: n * CHUNK]
-        result[:n] = (self._words(self._new[: n * CHUNK]) != self._words(whole)).any(axis=1)
-        rest = self._old[n * CHUNK :]
-        if len(rest):
-            last = np.frombuffer(self._new[n * CHUNK :][:CHUNK], np.uint8)
-            result[n] = last[len(rest) :].any() or not np.array_equal(last[: len(rest)], rest)
+        n = len(self._differing)
+        result[:n] = np.frombuffer(self._differing, np.bool_)
+        if end_of(self._new[len(self._old) : n * CHUNK]):
+            result[n - 1] = True
         return result
+
+    @cached_property
+    def _differing(self) -> bytes:
+        """1 for each chunk of which the stored bytes have changed."""
+        return differing(self._new[: len(self._old)], self._old, CHUNK)
 
     @cached_property
     def was_full(self) -> bool:
@@ -206,10 +202,6 @@ class Change:
                 start = end
             runs.append((start * CHUNK, stop * CHUNK))
         return runs
-
-    @staticmethod
-    def _words(data: Any) -> NDArray[np.uint64]:
-        return np.frombuffer(data, np.uint64).reshape(-1, CHUNK // 8)
 
 
 def trimmed(buf: memoryview | bytes) -> memoryview:

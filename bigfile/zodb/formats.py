@@ -327,6 +327,13 @@ class ZBlk1(ZBlkBase):
             if chunk is None:
                 chunk = self.chunktab[start] = ZData()
                 self._p_jar.add(chunk)  # so they are stored in their order
+            elif type(chunk) is not ZData:
+                # a damaged reference elsewhere, which was loaded first, gives it its class
+                cls = f"{type(chunk).__module__}.{type(chunk).__qualname__}"
+                raise RecordError(
+                    f"chunk {chunk._p_oid.hex()} cannot be changed: another object of the database "
+                    f"refers to it as a {cls}, and it would be stored as one"
+                )
             _set_changed(chunk, tid_of)
             records[chunk._p_oid] = source.chunk(start, stop)
         return records

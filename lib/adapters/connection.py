@@ -127,15 +127,21 @@ def set_changed(obj: Any, tid_of: Callable[[bytes], bytes]) -> None:
         obj._p_changed = True
         return
     tid = tid_of(obj._p_oid)
+    load, others = conn.setstate, vars(conn).get("setstate")
 
     def setstate(ghost: Any) -> None:
-        ghost._p_serial = tid
+        if ghost is obj:
+            ghost._p_serial = tid
+        else:  # a finalizer, or a signal's handler, looks at another one
+            load(ghost)
 
     conn.setstate = setstate  # what Persistent calls for the state of a ghost
     try:
         obj._p_changed = True
     finally:
         del conn.setstate
+        if others is not None:  # an application has its own
+            conn.setstate = others
 
 
 def changed_objects(conn: Any) -> list[Any]:

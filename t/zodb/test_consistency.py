@@ -11,6 +11,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 import transaction
+from BTrees.OOBTree import OOBTree
 from support.clients import BLK, FIRST, Client, Manager, N, changed, fill, in_database, stored
 from support.threads import pending
 from transaction import TransactionManager
@@ -58,6 +59,29 @@ def test_a_commit_loads_no_objects_of_bytes(A):
         loads, _ = conn.getTransferCounts()
         assert loads <= 2 * in_chunks
         assert np.array_equal(in_database(A), now)
+
+
+def test_other_objects_are_loaded_while_a_block_is_marked(A):
+    """A finalizer, or a signal's handler, may look at them then; an application has its hooks."""
+    conn = A._p_jar
+    conn.root()["T"] = T = OOBTree({"a": 1})
+    transaction.commit()
+    seen, register, setstate = [], conn.register, conn.setstate
+
+    def look(obj):
+        T._p_deactivate()
+        seen.append(len(T))
+        register(obj)
+
+    def hook(obj):
+        setstate(obj)
+
+    conn.register, conn.setstate = look, hook
+    conn.cacheMinimize()
+    A[0], A[BLK] = 1, 2
+    transaction.commit()
+    assert set(seen) == {1}
+    assert conn.setstate is hook
 
 
 # ---- Connections and their managers ----

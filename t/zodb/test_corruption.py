@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import transaction
 from BTrees.LOBTree import LOBucket
+from persistent.mapping import PersistentMapping
 from support import TESTS, corruption, corruption_trials
 from support.clients import BLK, FIRST, Client, N, fill
 from support.plain_zodb import Ref, decode, encode
@@ -289,6 +290,26 @@ def test_refused_by_name(root, client, records, fmt, what, where):
     if "chunk" not in what:
         client.tm.begin()
         assert np.array_equal(B[:], FIRST)
+
+
+def test_a_chunk_that_another_object_says_is_something_else_is_not_stored_as_that(root, records):
+    """ZODB gives an object the class of the reference that it has loaded first."""
+    A = fill(root, "ZBlk1")
+    root["o"] = PersistentMapping()
+    transaction.commit()
+    oid = oid_of(A, "table", 0, "chunks", 0)
+    cls, state = records.get(root["o"]._p_oid)
+    state["data"]["x"] = Ref(oid, PersistentMapping)
+    records.put_state(root["o"]._p_oid, state, cls)
+    client = Client(root)
+    assert client["o"]["x"]._p_oid == oid
+    client["A"][0] ^= 1
+    with pytest.raises(RecordError, match=f"{oid.hex()} cannot be changed.*PersistentMapping"):
+        client.tm.commit()
+    client.close()
+    transaction.begin()
+    assert np.array_equal(A[:], FIRST)
+    assert records.get(oid)[0] is ZData
 
 
 def test_blocks_that_are_not_damaged_are_read_and_changed(root, client, records, fmt):

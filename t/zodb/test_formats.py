@@ -27,7 +27,7 @@ from zodbpickle.pickle import Pickler
 from wendelin.bigarray.array_zodb import ZBigArray
 from wendelin.bigfile import BlockLoadError
 from wendelin.bigfile.file_zodb import ZBlk0, ZBlk1
-from wendelin.bigfile.virtmem.buffer import end_of
+from wendelin.bigfile.virtmem.buffer import differing, end_of, filled
 from wendelin.bigfile.zodb.handle import ZBigFileH
 from wendelin.lib.storage.record import Ref, bytes_state, class_of, state_of
 from wendelin.lib.zodb import dbclose, dbopen
@@ -291,6 +291,25 @@ def test_where_bytes_end(start, data, zeros, behind):
     buf = b"\1" * start + data + bytes(zeros) + behind
     part = memoryview(buf)[start : len(buf) - len(behind)]
     assert end_of(part) == len(bytes(part).rstrip(b"\0"))
+
+
+@given(
+    start=st.integers(0, 9),
+    values=st.binary(max_size=200).map(lambda data: bytes(b & 1 for b in data)),
+    flips=st.sets(st.integers(0, 199), max_size=3),
+    size=st.integers(1, 40),
+)
+def test_which_chunks_are_filled_and_which_differ(start, values, flips, size):
+    """At any address, with a last chunk that is shorter."""
+    other = bytes(v ^ (i in flips) for i, v in enumerate(values))
+    a = memoryview(b"\1" * start + values + b"\1")[start:-1]
+    b = memoryview(b"\2" * (start + 1) + other)[start + 1 :]
+    chunks = range(0, len(values), size)
+    assert list(filled(a, size)) == [any(values[i : i + size]) for i in chunks]
+    expected = [values[i : i + size] != other[i : i + size] for i in chunks]
+    assert list(differing(a, b, size)) == expected
+    with pytest.raises(ValueError, match="bytes are compared"):
+        differing(a, b"1" * (len(a) + 1), size)
 
 
 @pytest.mark.database
