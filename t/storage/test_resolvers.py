@@ -232,7 +232,7 @@ HANGS = """
             raise AssertionError(what)
         transaction.abort()
 
-    root = dbopen(url + "?wait_timeout=1.5")
+    root = dbopen(url + "?wait_timeout=0.8")
     assert root["m"]["x"] == 1
     root["m"]["x"] = 2
     os.kill(pid, signal.SIGSTOP)
