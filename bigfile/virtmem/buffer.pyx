@@ -125,7 +125,7 @@ def end_of(buf):
 
 
 # Not by NumPy: it copies bytes at odd addresses to buffers of its own, and NumPy 2.4 crashes where
-# there is no memory for these.
+# there is no memory for these. Without the GIL: a page may be in the spool, on a disk.
 
 def filled(buf, Py_ssize_t size):
     """Return a byte for each `size` bytes, the last of which may be fewer: 0 if all are zeros."""
@@ -138,9 +138,10 @@ def filled(buf, Py_ssize_t size):
         n = (view.len + size - 1) // size
         result = PyBytes_FromStringAndSize(NULL, n)
         out = <unsigned char *>PyBytes_AS_STRING(result)
-        for i in range(n):
-            at = <const unsigned char *>view.buf + i * size
-            out[i] = at[0] != 0 or memcmp(at, at + 1, min(size, view.len - i * size) - 1) != 0
+        with nogil:
+            for i in range(n):
+                at = <const unsigned char *>view.buf + i * size
+                out[i] = at[0] != 0 or memcmp(at, at + 1, min(size, view.len - i * size) - 1) != 0
         return result
     finally:
         PyBuffer_Release(&view)
@@ -160,9 +161,10 @@ def differing(a, b, Py_ssize_t size):
             n = (one.len + size - 1) // size
             result = PyBytes_FromStringAndSize(NULL, n)
             out = <unsigned char *>PyBytes_AS_STRING(result)
-            for i in range(n):
-                out[i] = memcmp(<char *>one.buf + i * size, <char *>other.buf + i * size,
-                                min(size, one.len - i * size)) != 0
+            with nogil:
+                for i in range(n):
+                    out[i] = memcmp(<char *>one.buf + i * size, <char *>other.buf + i * size,
+                                    min(size, one.len - i * size)) != 0
             return result
         finally:
             PyBuffer_Release(&other)
