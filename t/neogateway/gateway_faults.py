@@ -4,8 +4,8 @@
 
 WENDELIN_CORE_GATEWAY_FAULTS names the fault. "broken": answers of storage nodes cannot be read, and
 nodes cannot be asked. "late": answers come some time after they were made. "busy": the gateway
-needs time to take what others have committed. On SIGUSR1, this program prints what is under way:
-"LEFT []" if nothing is.
+needs time to take what others have committed. "interrupted": NEO's thread waits as it hands an
+answer to the loop. On SIGUSR1, this program prints what is under way: "LEFT []" if nothing is.
 """
 
 from __future__ import absolute_import, print_function
@@ -16,6 +16,7 @@ import signal
 import sys
 import threading
 import time
+from collections import deque
 
 sys.path.insert(0, os.environ["WENDELIN_CORE_GATEWAY_FOLDER"])
 
@@ -57,6 +58,12 @@ def invalidate_late(*args, **kw):
     return gateway.invalidate(*args, **kw)
 
 
+class Interrupted(deque):
+    def append(self, item):
+        time.sleep(0.001)
+        deque.append(self, item)
+
+
 faults = os.environ["WENDELIN_CORE_GATEWAY_FAULTS"]
 if faults == "broken":
     connection_of_gateway, gateway.asked.connection = gateway.asked.connection, connection
@@ -66,6 +73,8 @@ elif faults == "late":
     put_of_gateway, gateway.LoadReply.put = gateway.LoadReply.put, put_late
 elif faults == "busy":
     gateway.StorageServer.StorageServer.invalidate = invalidate_late
+elif faults == "interrupted":
+    gateway.answers = Interrupted()
 
 
 def say_what_is_left(*_):

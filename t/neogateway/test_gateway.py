@@ -75,6 +75,19 @@ def test_records_are_loaded_in_spite_of_broken_answers(testdb, faulty, zblk_fmt)
     faulty.check_nothing_is_left()
 
 
+@pytest.mark.parametrize("faulty", ["interrupted"], indirect=True)
+def test_no_answer_is_forgotten(testdb, faulty):
+    """One that came as the loop had just taken all would have been, and all that came after it."""
+    root = testdb.open()
+    oids = objects(root, 30)
+    storage = dbstoropen(f"{faulty.url}?wait_timeout=20")
+    for oid in oids:
+        assert storage.loadBefore(oid, NEWEST)
+    assert all(storage.load_all(oids, NEWEST))
+    storage.close()
+    faulty.check_nothing_is_left()
+
+
 @pytest.mark.parametrize("faulty", ["late"], indirect=True)
 def test_a_record_invalidated_while_it_is_loaded_is_not_taken_for_the_newest(testdb, faulty):
     """A client keeps what it was given, until it is told of a newer revision."""

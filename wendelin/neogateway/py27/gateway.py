@@ -422,7 +422,7 @@ class LoadReply(server.Delay):
             self.reply(result)
 
 
-#: (load, packet), for the loop: one call for many, as each wakes it up
+#: (load, packet), for the loop: one call for many, as each wakes it up; changed with: putting
 answers = deque()
 putting = threading.Lock()
 
@@ -436,8 +436,10 @@ def take_answers():
                 load.answered(packet)
             except Exception:
                 logging.exception("a client was not answered")
-            # removed last: until then, a thread that adds another one need not call
-            answers.popleft()
+            # Removed last: until then, a thread that adds another one need not call. And not
+            # between its look and its append: nobody would take that, nor what comes after it.
+            with putting:
+                answers.popleft()
         asked.go_on()
 
 
