@@ -269,8 +269,12 @@ def test_a_server_gets_another_certificate(tls, tmp_path):
     pem.write_bytes(b"".join(p.bytes() for p in other.cert_chain_pems))
     other.private_key_pem.write_to_path(key)
     tls.start()
-    with pytest.raises(ClientDisconnected, match="its certificate is not accepted"):
-        transaction.begin()
+    said = []
+    while not any("its certificate is not accepted" in s for s in said):
+        assert len(said) < 10, said  # it tries to connect each second or two
+        with pytest.raises(ClientDisconnected) as e:
+            transaction.begin()
+        said.append(str(e.value))
     tls.stop()
     pem.write_bytes(right)
     key.write_bytes(right_key)
