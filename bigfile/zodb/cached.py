@@ -56,14 +56,13 @@ from wendelin.bigfile.virtmem.abilities import FilePieces, FileRange, NamedFile
 from wendelin.bigfile.zodb.change import Block
 from wendelin.bigfile.zodb.formats import load_block
 from wendelin.bigfile.zodb.interfaces import RecordSource
-from wendelin.bigfile.zodb.records import Records
+from wendelin.bigfile.zodb.records import NotedRecords
 from wendelin.lib.revisions import Revision, zconn_lineage, zconn_past, zconn_revisions
 from wendelin.lib.storage.blockcache import Folder, cache_folder
 from wendelin.lib.storage.cachefile import Database, Entry
 from wendelin.lib.storage.fsalign import ALIGNMENT, SMALLEST
 from wendelin.lib.storage.record import digest_of
-from wendelin.lib.utils import override
-from wendelin.lib.zodb import zconn_before, zconn_load_revisions
+from wendelin.lib.zodb import zconn_before
 
 __all__ = ["CachedBlocks", "Found", "cached_blocks", "is_for_cache"]
 
@@ -106,20 +105,6 @@ class Found(NamedTuple):
 def _found(database: Database, oid: bytes, tid: bytes, entry: Entry) -> Found:
     file = NamedFile(database.fd, oid, tid, entry.size, entry.digest)
     return Found(file, frozenset(entry.oids()))
-
-
-class _Noted(Records):
-    """Records, and the transactions that wrote them."""
-
-    def __init__(self, conn: Any) -> None:
-        super().__init__(conn)
-        self.tids: dict[bytes, bytes] = {}
-
-    @override
-    def load_all(self, oids: list[bytes]) -> list[bytes]:
-        found = zconn_load_revisions(self.conn, oids)
-        self.tids.update((oid, tid) for oid, (_, tid) in zip(oids, found, strict=True))
-        return [record for record, _ in found]
 
 
 def cached_blocks(conn: Any, blksize: int, verify: bool) -> CachedBlocks | None:
@@ -220,7 +205,7 @@ class CachedBlocks:
         entry = database.find(oid, tid, touch=False)
         if entry is None:
             return None
-        records = _Noted(zconn_past(self._conn, tid))
+        records = NotedRecords(zconn_past(self._conn, tid))
         try:
             block = load_block(oid, records, entry.blksize)
         except TransientError:
@@ -304,7 +289,7 @@ class CachedBlocks:
         """
         self.misses += 1
         before = zconn_before(self._conn)
-        noted = _Noted(self._conn)
+        noted = NotedRecords(self._conn)
         block = load_block(oid, noted, blksize, into)
         tid = noted.tids.get(oid)
         database = self._open()

@@ -50,18 +50,18 @@ class Records(RecordSource):
 
 
 class NotedRecords(Records):
-    """Records of a Connection. It notes which transaction wrote each of those that it read."""
+    """Records of a Connection; `tids` has the transactions that wrote those that were read."""
 
     def __init__(self, conn: Any) -> None:
         super().__init__(conn)
-        self._tids: dict[bytes, bytes] = {}
+        self.tids: dict[bytes, bytes] = {}
 
     @override
     def load_all(self, oids: list[bytes]) -> list[bytes]:
         found = zconn_load_revisions(self.conn, oids)
-        self._tids.update((oid, tid) for oid, (_, tid) in zip(oids, found, strict=True))
+        self.tids.update((oid, tid) for oid, (_, tid) in zip(oids, found, strict=True))
         return [record for record, _ in found]
 
     @override
     def tid(self, oid: bytes) -> bytes:
-        return self._tids.get(oid) or super().tid(oid)
+        return self.tids.get(oid) or super().tid(oid)
